@@ -1,0 +1,58 @@
+"""Fine-tune, run and score Microsoft's Aurora from xarray.
+
+``import xaurora`` registers ``ds.aurora``; everything heavy is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from xaurora import accessor as _accessor  # noqa: F401  (registers ds.aurora)
+from xaurora.errors import XauroraError
+
+if TYPE_CHECKING:
+    from xaurora.evaluation.baselines import persistence
+    from xaurora.evaluation.climatology import build as climatology
+    from xaurora.heads import HeadOptions
+    from xaurora.opening import open
+    from xaurora.synthesis import synthetic
+    from xaurora.tuned import TunedAurora, load
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "open": ("xaurora.opening", "open"),
+    "synthetic": ("xaurora.synthesis", "synthetic"),
+    "load": ("xaurora.tuned", "load"),
+    "TunedAurora": ("xaurora.tuned", "TunedAurora"),
+    "HeadOptions": ("xaurora.heads", "HeadOptions"),
+    "climatology": ("xaurora.evaluation.climatology", "build"),
+    "persistence": ("xaurora.evaluation.baselines", "persistence"),
+}
+
+__all__ = [
+    "HeadOptions",
+    "TunedAurora",
+    "XauroraError",
+    "__version__",
+    "climatology",
+    "load",
+    "open",
+    "persistence",
+    "synthetic",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        import importlib
+
+        module, attribute = _LAZY[name]
+        value = getattr(importlib.import_module(module), attribute)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'xaurora' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -1,0 +1,401 @@
+"""``ds.aurora``: every method a few lines that delegate."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+if TYPE_CHECKING:
+    from aurora import Batch
+
+    from xaurora.checking import Report
+    from xaurora.tuned import TunedAurora
+
+
+@xr.register_dataset_accessor("aurora")
+class AuroraAccessor:
+    """Aurora for a Dataset: of fields, of a forecast, or of scores.
+
+    The accessor keeps nothing: it would be lost by ``sel`` and travel with every pickle.
+    """
+
+    def __init__(self, ds: xr.Dataset) -> None:
+        self._ds = ds
+
+    def __repr__(self) -> str:
+        from xaurora.checking import describe
+
+        return describe(self._ds)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+    # --- fields ---
+
+    def check(self, target: str | None = None, model: Any = "small") -> Report:
+        """Every problem at once, each with the line that mends it. Reads a few frames (all of a small Dataset in memory).
+
+        Parameters
+        ----------
+        target : str, optional
+            Also look at this variable as something to learn, for example ``"tp"``.
+        model : str or model
+            For which model the data are meant.
+
+        Returns
+        -------
+        Report
+            ``.ok``, ``.problems`` (code, message, fix), ``.notes``; ``str()`` is readable.
+        """
+        from xaurora import bridge, checking
+
+        return checking.check(self._ds, target, bridge.needs_for(model))
+
+    def to_batch(self, time: Any = None, *, model: Any = "small") -> Batch:
+        """An :class:`aurora.Batch` of one or several init times. Reads their frames.
+
+        Parameters
+        ----------
+        time : optional
+            A time, or several; by default the latest that has a frame six hours before it.
+        model : str or model
+            Which variables, levels and patches it is made for; ``"tiny"`` takes what is there.
+
+        Returns
+        -------
+        aurora.Batch
+            ``surf_vars`` ``(b, 2, h, w)``, ``static_vars`` ``(h, w)``, ``atmos_vars`` ``(b, 2, c, h, w)``, SI units, float32, times in
+            UTC. Rows and columns that patches do not reach are left out, and said in the log.
+
+        Raises
+        ------
+        XauroraError
+            What :meth:`check` would list; a time without its history; NaN in a field.
+        """
+        from xaurora import bridge
+
+        return bridge.to_batch(self._ds, time, model)
+
+    def from_batch(self, batch: Batch) -> xr.Dataset:
+        """A Batch in this Dataset's own names, units, order, dtype and attributes.
+
+        Parameters
+        ----------
+        batch : aurora.Batch
+            Made by :meth:`to_batch`, or what a model made of it.
+
+        Returns
+        -------
+        Dataset
+            One entry along time for every distinct time in the Batch, history included.
+
+        Raises
+        ------
+        GridError
+            The Batch has another grid.
+        """
+        from xaurora import bridge
+
+        return bridge.from_batch(self._ds, batch)
+
+    def accumulate(self, name: str = "tp", period: str = "6h") -> xr.DataArray:
+        """Totals over a period that ends at each time; NaN where an hour is missing. Lazy.
+
+        Parameters
+        ----------
+        name : str
+            The variable.
+        period : str
+            Such as ``"6h"`` or ``"24h"``.
+
+        Raises
+        ------
+        AccumulationError
+            Nothing says what the values sum up, or the period cannot be made of them.
+        """
+        from xaurora import bridge
+
+        return bridge.accumulate(self._ds, name, period)
+
+    def statistics(self, names: Sequence[str] | None = None, *, progress: bool = True) -> xr.Dataset:
+        """Mean, standard deviation, extremes and count, canonical units, in one pass over the data.
+
+        Parameters
+        ----------
+        names : sequence of str, optional
+            Variables in the data's own names; by default all that change over time.
+        progress : bool
+            Whether to show a bar.
+        """
+        from xaurora import conventions, normalisation
+
+        return normalisation.summary(self._ds, conventions.standardise(self._ds), names, progress=progress)
+
+    def finetune(
+        self,
+        target: str = "tp",
+        *,
+        model: Any = "small",
+        weights: str | Path | None = None,
+        strategy: str = "frozen",
+        head: Any = "auto",
+        train: Any = None,
+        validation: Any = None,
+        halo: int = 0,
+        out: str | Path | None = None,
+        epochs: int | None = None,
+        steps: int | None = None,
+        batch_size: int = 1,
+        learning_rate: float | None = None,
+        base_loss: float = 1.0,
+        precision: str = "auto",
+        activation_checkpointing: bool | str = "auto",
+        seed: int = 0,
+        progress: bool = True,
+    ) -> TunedAurora:
+        """Fine-tune an Aurora so that it also predicts six-hour precipitation.
+
+        Parameters
+        ----------
+        target : str
+            What to learn; its hourly totals are summed over six hours.
+        model : str or model
+            ``"tiny"`` (made here, random), ``"small"``, ``"base"``, ``"finetuned"``, a :class:`~xaurora.tuned.TunedAurora` or its path, or an
+            :class:`aurora.Aurora`, which is copied.
+        weights : path, optional
+            Local checkpoint of the named model; by default it is fetched.
+        strategy : {"frozen", "full"}
+            What trains: the head alone, or everything.
+        head : str or HeadOptions
+            What is predicted: ``"censored_normal"``, ``"deterministic"``, or ``"auto"``.
+        train, validation : optional
+            A slice, a year, or a pair such as ``("2016", "2023")``; by default the last fifth validates, with a gap between.
+        halo : int
+            Grid points at the edges of a region that are computed and not trained on (see ``docs/regions.md``).
+        out : path, optional
+            Where ``best/``, ``last/`` and ``log.jsonl`` go; by default ``runs/<target>-<time>``.
+        epochs, steps : int, optional
+            How long; ``steps`` takes precedence, ten epochs where neither is given.
+        batch_size : int
+            Samples a step.
+        learning_rate : float, optional
+            For all parameters; by default 1e-3 for new ones and 5e-5 for pretrained ones.
+        base_loss : float
+            Weight of Aurora's own loss on its own variables, for strategies that move the base; 0 turns it off.
+        precision : {"auto", "32", "bf16"}
+            Of the backbone; ``"auto"`` is bf16 on a GPU that has it.
+        activation_checkpointing : bool or "auto"
+            Recompute instead of store; ``"auto"`` is on for a GPU when the base trains.
+        seed : int
+            Of initial weights and sample order.
+        progress : bool
+            Whether to show a bar with loss and rate.
+
+        Returns
+        -------
+        TunedAurora
+            The best by validation CRPS in mm; it is also what ``predict`` takes next in this session.
+
+        Raises
+        ------
+        XauroraError
+            What :meth:`check` would list; an unknown option; too few samples for a split.
+
+        References
+        ----------
+        Bodnar et al. (2025), A foundation model for the Earth system, doi:10.1038/s41586-025-09005-y. Lehmann et al. (2025),
+        arXiv:2506.19088, for heads on a frozen backbone.
+        """
+        from xaurora import config, finetuning
+
+        options = config.TrainingOptions(
+            epochs=epochs,
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            base_loss=base_loss,
+            precision=precision,
+            activation_checkpointing=activation_checkpointing,
+            seed=seed,
+            progress=progress,
+        )
+        return finetuning.finetune(
+            self._ds,
+            target,
+            model=model,
+            weights=weights,
+            strategy=strategy,
+            head=head,
+            train=train,
+            validation=validation,
+            halo=halo,
+            out=out,
+            options=options,
+        )
+
+    def predict(
+        self,
+        lead: Any = "6h",
+        *,
+        model: Any = None,
+        weights: str | Path | None = None,
+        time: Any = None,
+        variables: Sequence[str] | None = None,
+        quantiles: Sequence[float] = (),
+        thresholds_mm: Sequence[float] = (),
+        halo: int | None = None,
+        store: str | Path | None = None,
+        precision: str = "auto",
+        progress: bool = True,
+    ) -> xr.Dataset:
+        """Forecast.
+
+        Parameters
+        ----------
+        lead : str, timedelta, or a list of them
+            A multiple of six hours: ``"24h"`` gives every six hours up to it, a list just those.
+        model : str or model, optional
+            As in :meth:`finetune`; by default the model tuned last in this session.
+        weights : path, optional
+            Local checkpoint of the named model.
+        time : optional
+            Init times: one, several, or a slice; by default all that have a frame six hours before them.
+        variables : sequence of str, optional
+            Just these, in the data's own names; by default all of the model's, and the target.
+        quantiles : sequence of float
+            Adds ``tp_quantile``.
+        thresholds_mm : sequence of float
+            Adds ``tp_probability``, the probability of more than so many mm.
+        halo : int, optional
+            Grid points trimmed from the edges of a region; by default what the model was tuned with.
+        store : path, optional
+            A Zarr store that is written one init time after another; an interrupted run goes on where it stopped.
+        precision : {"auto", "32", "bf16"}
+            Of the backbone.
+        progress : bool
+            Whether to show a bar.
+
+        Returns
+        -------
+        Dataset
+            Dims ``(init_time, lead_time[, level], latitude, longitude)`` with ``valid_time``; the data's own names, units, latitude
+            order and longitude convention. ``tp`` is the mean, in metres over six hours; the head's parameters stand beside it.
+
+        Raises
+        ------
+        XauroraError
+            A lead that is no positive multiple of six hours, an init time without its history, no model, and what :meth:`check`
+            would list.
+        """
+        from xaurora import prediction
+
+        return prediction.predict(
+            self._ds,
+            lead,
+            model=model,
+            weights=weights,
+            time=time,
+            variables=variables,
+            quantiles=quantiles,
+            thresholds_mm=thresholds_mm,
+            halo=halo,
+            store=store,
+            precision=precision,
+            progress=progress,
+        )
+
+    # --- a forecast, and its scores ---
+
+    def evaluate(
+        self,
+        truth: xr.Dataset,
+        *,
+        climatology: xr.Dataset | None = None,
+        metrics: Sequence[str] | None = None,
+        regions: Any = None,
+        skipna: bool = False,
+    ) -> xr.Dataset:
+        """Score this forecast as WeatherBench2 does. Computes.
+
+        Parameters
+        ----------
+        truth : Dataset
+            Fields of the same variables on the same grid, in any naming.
+        climatology : Dataset, optional
+            In WeatherBench2's layout (``hour``, ``dayofyear``); ACC needs it.
+        metrics : sequence of str, optional
+            Among ``rmse``, ``mse``, ``mae``, ``bias``, ``acc``, ``crps``; by default all that can be computed.
+        regions : optional
+            Names of WeatherBench2's regions, ``"domain"``, or a dict of boxes ``{"alps": (south, north, west, east)}``; by default the
+            whole domain and all regions that lie in it.
+        skipna : bool
+            Leave missing values out instead of passing them on.
+
+        Returns
+        -------
+        Dataset
+            Dims ``(metric, region, lead_time[, level])``, units as in the forecast, CRPS of precipitation in its units.
+
+        Raises
+        ------
+        XauroraError
+            This is no forecast; truth and forecast share no time, variable or grid.
+        """
+        from xaurora.evaluation import evaluate
+
+        return evaluate(self._ds, truth, climatology=climatology, metrics=metrics, regions=regions, skipna=skipna)
+
+    def to_weatherbench2(self) -> xr.Dataset:
+        """This forecast in WeatherBench2's names and layout: ``time``, ``prediction_timedelta``, SI units. Lazy."""
+        from xaurora.evaluation import to_weatherbench2
+
+        return to_weatherbench2(self._ds)
+
+    def plot(
+        self,
+        name: str = "tp",
+        *,
+        init_time: Any = None,
+        lead: Any = None,
+        truth: xr.Dataset | None = None,
+        level: float | None = None,
+        ax: Any = None,
+    ) -> Any:
+        """A map of this forecast, or with ``truth`` a triptych of forecast, truth and difference.
+
+        Parameters
+        ----------
+        name : str
+            Variable.
+        init_time, lead : optional
+            Which ones; by default the first.
+        truth : Dataset, optional
+            Fields to compare with.
+        level : float, optional
+            hPa.
+        ax : matplotlib axes, optional
+            To draw into; three of them for a triptych.
+        """
+        from xaurora import plots
+
+        return plots.forecast(self._ds, name, init_time=init_time, lead=lead, truth=truth, level=level, ax=ax)
+
+    def scorecard(
+        self, path: str | Path | None = None, *, baseline: xr.Dataset | dict[str, xr.Dataset] | None = None
+    ) -> Any:
+        """Scores as a table and a page.
+
+        Parameters
+        ----------
+        path : path, optional
+            ``.html`` or ``.png``; by default nothing is written, and the card shows itself in a notebook.
+        baseline : Dataset or dict of Dataset, optional
+            Scores of another forecast (of :func:`xaurora.persistence`, say), to compare with.
+        """
+        from xaurora.evaluation import scorecard
+
+        return scorecard.build(self._ds, path, baseline=baseline)

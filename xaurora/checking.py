@@ -1,0 +1,301 @@
+"""``ds.aurora.check()``: every problem at once, each with the line that mends it, and what is legal but unwise."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from xaurora import conventions, precipitation, recognition, requirements, variables
+from xaurora import grid as grids
+from xaurora.conventions import Fields
+from xaurora.errors import MissingValuesError, TargetError, TimeError, UnitsError, XauroraError
+from xaurora.recognition import Recognition
+from xaurora.variables import TIMESTEP_HOURS
+
+_LOOKED_AT = 8  # frames of a large Dataset that are read in the search for NaN and for wrong units
+_SMALL = 256 * 1024**2  # bytes; a Dataset in memory up to this size is read whole
+
+
+class Problem(NamedTuple):
+    """One problem: a stable code, what is wrong, and what to type."""
+
+    code: str
+    message: str
+    fix: str
+
+
+@dataclass
+class Report:
+    """What :meth:`check <xaurora.accessor.AuroraAccessor.check>` found.
+
+    Attributes
+    ----------
+    problems : list of Problem
+        What keeps the data from being used.
+    notes : list of str
+        What was converted, and what is legal but unwise.
+    """
+
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no problem."""
+        return not self.problems
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        lines = ["No problem found." if self.ok else f"{len(self.problems)} problem(s):"]
+        for problem in self.problems:
+            lines.append(f"  ✗ {problem.message}")
+            if problem.fix:
+                lines.append(f"    → {problem.fix}")
+        if self.notes:
+            lines.append("Notes:")
+            lines += [f"  · {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def check(
+    ds: xr.Dataset, target: str | None = None, needs: Callable[[Fields], requirements.Needs] | None = None
+) -> Report:
+    """Look for everything that would go wrong. Reads a few frames, or all of a small Dataset in memory.
+
+    Parameters
+    ----------
+    ds : Dataset
+    target : str, optional
+        Also look at this variable as something to learn.
+    needs : callable, optional
+        What the model needs, given the fields.
+    """
+    found = recognition.recognise(ds)
+    notes = list(found.notes)
+    if found.unrecognised:
+        notes.append(f"Not recognised, and left alone: {', '.join(found.unrecognised)}.")
+    errors = list(found.problems)
+
+    def attempt(step: Callable[[], Any]) -> Any:
+        try:
+            return step()
+        except XauroraError as error:
+            errors.append(error)
+            return None
+
+    if found.times is not None:
+        attempt(lambda: _check_times(found, notes))
+    fields = (
+        attempt(lambda: conventions.standardise(ds, _without_problems(found)))
+        if found.grid is not None and found.times is not None and found.axes.get("time")
+        else None
+    )
+    if fields is not None:
+        wanted = attempt(lambda: needs(fields)) if needs is not None else None
+        if wanted is not None:
+            attempt(lambda: requirements.check_variables(fields, wanted))
+            attempt(lambda: requirements.levels_for(fields, wanted)) if wanted.atmos and all(
+                n in fields.atmos for n in wanted.atmos
+            ) else None
+            crop = attempt(lambda: grids.crop_to_patches(fields.layout.grid, wanted.patch_size, wanted.merges))
+            if crop is not None and crop.left_out:
+                notes.append(f"Left out, because patches do not reach there: {crop.left_out}.")
+            notes += requirements.notes_for(fields, wanted)
+        errors += _check_values(ds, fields, wanted, notes)
+        rain = [item for key, item in found.fields.items() if item.variable.accumulated]
+        if target is not None:
+            attempt(lambda: _check_target(fields, target, notes))
+        else:
+            for item in rain:
+                da = fields.surface[item.variable.name]
+                attempt(functools.partial(precipitation.accumulate, da, TIMESTEP_HOURS, name=item.source))
+    return Report([Problem(e.code, e.message, e.fix) for e in errors], notes)
+
+
+def _without_problems(found: Recognition) -> Recognition:
+    """The same findings with the problems set aside, so that what is sound can be looked at further."""
+    return Recognition(found.axes, found.fields, found.grid, found.levels, found.times)
+
+
+def _check_times(found: Recognition, notes: list[str]) -> None:
+    times = found.times
+    if times is None or len(times) < 2:
+        raise TimeError(
+            "there is only one time, and Aurora needs two frames six hours apart.", fix="open at least two times"
+        )
+    steps = np.diff(times) / precipitation.HOUR
+    spacing = precipitation.spacing_hours(times)
+    there = set(times.tolist())
+    if not any((t + np.timedelta64(6, "h")).item() in there for t in times):
+        raise TimeError(
+            f"times come every {spacing:g} hours, and no two are six hours apart.", fix="open 6-hourly or hourly data"
+        )
+    gaps = int((steps > max(spacing, 6)).sum())
+    if gaps:
+        where = times[np.flatnonzero(steps > max(spacing, 6))[0]]
+        notes.append(
+            f"{gaps} gap(s) in time, the first after {where.astype('datetime64[m]')}; samples across them are skipped, not bridged."
+        )
+
+
+def _check_target(fields: Fields, target: str, notes: list[str]) -> None:
+    known = variables.find(target)
+    by_source = {item.source: key for key, item in fields.layout.fields.items()}
+    key = by_source.get(target) or (("surface", known.name) if known else None)
+    if key is None or key not in fields.layout.fields:
+        raise TargetError(
+            f"the target {target!r} is not in the data; recognised are {sorted(by_source)}.",
+            fix="add it: xaurora.open('states.nc', 'tp.nc')",
+        )
+    item = fields.layout.fields[key]
+    if item.variable.accumulated:
+        da = fields.surface[item.variable.name]
+        period = precipitation.period_of(item.source, da.attrs, fields.times)
+        precipitation.accumulate(da, 6, name=item.source)
+        notes.append(
+            f"'{item.source}' holds {period}-hour totals" + ("; they are summed over 6 hours." if period != 6 else ".")
+        )
+
+
+def _check_values(
+    ds: xr.Dataset, fields: Fields, wanted: requirements.Needs | None, notes: list[str]
+) -> list[XauroraError]:
+    errors: list[XauroraError] = []
+    count = len(fields.times)
+    in_memory = all(v._in_memory for v in ds.variables.values())
+    whole = in_memory and ds.nbytes <= _SMALL
+    looked = np.arange(count) if whole else np.unique(np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(int))
+    if not whole and count > _LOOKED_AT:
+        notes.append(f"{len(looked)} of {count} times were read in the search for missing values and wrong units.")
+    for (kind, name), item in fields.layout.fields.items():
+        part = getattr(fields, kind)
+        if wanted is not None and name not in getattr(wanted, kind) and not item.variable.accumulated:
+            continue
+        da = part[name].isel(time=looked) if "time" in part[name].dims else part[name]
+        missing, first, total = 0, None, 0.0
+        for i in range(da.sizes.get("time", 1)):
+            values = da.isel(time=i).values if "time" in da.dims else da.values
+            bad = int((~np.isfinite(values)).sum())
+            if bad and first is None and "time" in da.dims:
+                first = da["time"].values[i]
+            missing += bad
+            total += bad == 0
+        if missing and not item.variable.accumulated:
+            dim = fields.layout.axes["longitude"].dim
+            errors.append(
+                MissingValuesError(
+                    f"'{item.source}' has {missing} missing value(s)"
+                    + (f", the first at {first.astype('datetime64[m]')}" if first is not None else "")
+                    + ", and Aurora takes none.",
+                    fix=f"ds['{item.source}'] = ds['{item.source}'].interpolate_na('{dim}', fill_value='extrapolate')",
+                )
+            )
+        elif missing:
+            notes.append(f"'{item.source}' has {missing} missing value(s); they are left out of training and scores.")
+        try:
+            _refuse_implausible_field(fields, kind, name)
+        except UnitsError as error:
+            errors.append(error)
+    return errors
+
+
+def refuse_implausible(fields: Fields) -> None:
+    """Raise :class:`UnitsError` for a field whose values contradict its units. Reads one frame of each variable."""
+    for kind, name in fields.layout.fields:
+        _refuse_implausible_field(fields, kind, name)
+
+
+def _refuse_implausible_field(fields: Fields, kind: str, name: str) -> None:
+    item = fields.layout.fields[kind, name]
+    da = getattr(fields, kind)[name]
+    frame = da.isel(time=0).values if "time" in da.dims else da.values
+    finite = frame[np.isfinite(frame)]
+    if not finite.size:
+        return
+    mean, (low, high) = float(finite.mean(dtype=np.float64)), item.variable.plausible
+    units = item.attrs.get("units", item.variable.units)
+    if (kind, name) == ("atmos", "z"):
+        expected = _standard_geopotential(np.asarray(fields.levels))
+        low, high = float(expected.mean() * 0.5 - 8000), float(expected.mean() * 1.5 + 8000)
+    if not low <= mean <= high:
+        raise UnitsError(
+            f"'{item.source}' says {units!r}, but its mean is {mean:.4g} {item.variable.units} after conversion, and {low:.4g} to {high:.4g} is possible for {item.variable.long_name.lower()}.",
+            fix=f"ds['{item.source}'].attrs['units'] = '...' with the units that the values are in, one of {', '.join(variables.accepted_units(item.variable.units))}",
+        )
+    if item.variable.accumulated and float(finite.max()) > 2.0:
+        raise UnitsError(
+            f"'{item.source}' says {units!r}, but holds {float(finite.max()):.3g} m in one period; the values are probably in mm.",
+            fix=f"ds['{item.source}'].attrs['units'] = 'mm'",
+        )
+
+
+def _standard_geopotential(levels: np.ndarray) -> np.ndarray:
+    """m2 s-2 at pressure levels in hPa; ICAO standard atmosphere, troposphere's formula, good to 10 % above it."""
+    return variables.GRAVITY * 44_330.8 * (1.0 - (levels / 1013.25) ** 0.190263)
+
+
+def describe(ds: xr.Dataset) -> str:
+    """One screen of what was recognised as what. Lazy."""
+    if recognition.is_forecast(ds):
+        return _describe_forecast(ds)
+    found = recognition.recognise(ds)
+    lines = ["xaurora: what was recognised"]
+    if found.grid is not None:
+        grid = found.grid
+        where = "global" if grid.wraps and np.ptp(grid.latitude) > 170 else "region"
+        lines.append(
+            f"  grid       {where}, {grid.shape[0]} × {grid.shape[1]} at {grid.spacing[0]:.4g}° × {grid.spacing[1]:.4g}°, "
+            f"{grid.latitude[-1]:g} to {grid.latitude[0]:g}°N, {grid.longitude[0]:g} to {grid.longitude[-1]:g}°E"
+            + (", across Greenwich" if grid.crosses_greenwich else "")
+        )
+    if found.times is not None and len(found.times):
+        times = found.times
+        every = f" every {precipitation.spacing_hours(times):g} h" if len(times) > 1 else ""
+        lines.append(
+            f"  times      {len(times)}{every}, {times[0].astype('datetime64[m]')} to {times[-1].astype('datetime64[m]')} UTC"
+        )
+    if found.levels:
+        used = [v for v in found.levels if v in variables.LEVELS]
+        lines.append(
+            f"  levels     {', '.join(f'{v:g}' for v in found.levels)} hPa ({len(used)} of Aurora's {len(variables.LEVELS)})"
+        )
+    for kind, label in (("surface", "surface"), ("atmos", "aloft"), ("static", "static")):
+        items = [found.fields[kind, n] for n in variables.order(kind, tuple(n for k, n in found.fields if k == kind))]  # type: ignore[arg-type]
+        for i, item in enumerate(items):
+            unit = item.attrs.get("units", "no units")
+            change = f" → {item.variable.units}" if item.converted else ""
+            lines.append(
+                f"  {label if i == 0 else '':<10} {item.variable.name:<5} {item.source} [{unit}{change}] {item.variable.long_name}"
+            )
+    if found.unrecognised:
+        lines.append(f"  left alone {', '.join(found.unrecognised)}")
+    if found.problems:
+        lines.append(f"  {len(found.problems)} problem(s): ds.aurora.check() lists them with their mends")
+    return "\n".join(lines)
+
+
+def _describe_forecast(ds: xr.Dataset) -> str:
+    init = "init_time" if "init_time" in ds.dims else "time"
+    lead = "lead_time" if "lead_time" in ds.dims else "prediction_timedelta"
+    hours = (
+        [f"{v / precipitation.HOUR:g}" for v in ds[lead].values[:8]]
+        if np.issubdtype(ds[lead].dtype, np.timedelta64)
+        else ["?"]
+    )
+    lines = [
+        "xaurora: a forecast",
+        f"  init times {ds.sizes[init]}, {str(ds[init].values[0])[:16]} to {str(ds[init].values[-1])[:16]} UTC",
+        f"  lead times {ds.sizes[lead]}: {', '.join(hours)}{' …' if ds.sizes[lead] > 8 else ''} h",
+        f"  variables  {', '.join(map(str, ds.data_vars))}",
+        "  next       evaluate(truth), plot(), to_weatherbench2()",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,305 @@
+"""The command line: the same verbs and option names, files or Zarr stores in and out."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from xaurora.errors import OptionError, XauroraError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Fine-tune, run and score Microsoft's Aurora, with precipitation as a new variable.",
+)
+
+Files = Annotated[
+    list[str],
+    typer.Argument(
+        help="NetCDF, GRIB or Zarr of ERA5: surface, pressure levels and statics in any mixture; globs.",
+        show_default=False,
+    ),
+]
+Model = Annotated[str, typer.Option(help="tiny, small, base, finetuned, or the folder of a tuned model.")]
+Weights = Annotated[Path | None, typer.Option(help="Local checkpoint of the named model; fetched otherwise.")]
+Precision = Annotated[str, typer.Option(help="auto, 32 or bf16, of the backbone.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no notes.")]
+
+
+def _readable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Bad input ends with one readable line and exit status 2."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        logging.basicConfig(
+            level=logging.WARNING if kwargs.get("quiet") else logging.INFO,
+            format="xaurora: %(message)s",
+            stream=sys.stderr,
+        )
+        for noisy in ("lightning_fabric", "lightning.fabric", "httpx", "fsspec", "matplotlib"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        try:
+            return function(*args, **kwargs)
+        except XauroraError as error:
+            line = f"xaurora: {error.message}" + (f" To mend it: {error.fix}" if error.fix else "")
+            typer.echo(" ".join(line.split()), err=True)
+            raise typer.Exit(2) from None
+
+    return run
+
+
+def _open(paths: list[str]) -> Any:
+    import xaurora
+
+    return xaurora.open(*paths)
+
+
+def _period(text: str | None) -> Any:
+    """``2016:2023`` → a pair; ``2024`` → that year."""
+    if text is None:
+        return None
+    start, found, end = text.partition(":")
+    return (start or None, end or None) if found else text
+
+
+def _write(ds: Any, out: Path) -> None:
+    """NetCDF or Zarr by the ending, complete or not at all."""
+    from xaurora import storage
+
+    if out.suffix == ".zarr":
+        storage.replace_folder(out, lambda folder: ds.to_zarr(folder, mode="w", consolidated=False))
+    elif out.suffix in (".nc", ".nc4"):
+        storage.replace_file(out, lambda path: ds.to_netcdf(path, engine="netcdf4"))
+    else:
+        raise OptionError(f"'{out}' ends neither in .nc nor in .zarr.", fix="--out result.nc")
+    typer.echo(f"Wrote {out}.")
+
+
+def _check_out(out: Path | None, endings: tuple[str, ...]) -> None:
+    """Refuse a wrong ending before hours of work, not after."""
+    if out is not None and out.suffix not in endings:
+        raise OptionError(f"'{out}' ends in none of {', '.join(endings)}.", fix=f"--out result{endings[0]}")
+
+
+@app.command()
+@_readable
+def check(
+    files: Files,
+    target: Annotated[str | None, typer.Option(help="Also look at this variable as something to learn.")] = None,
+    model: Model = "small",
+) -> None:
+    """List every problem of the data, each with the line that mends it. Exit status 1 if there is one."""
+    ds = _open(files)
+    typer.echo(repr(ds.aurora))
+    report = ds.aurora.check(target, model)
+    typer.echo(str(report))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+@_readable
+def stats(
+    files: Files,
+    names: Annotated[list[str] | None, typer.Option(help="Variables; all by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help=".nc or .zarr")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Mean, standard deviation, extremes and count of the variables, in SI units."""
+    _check_out(out, (".nc", ".nc4", ".zarr"))
+    result = _open(files).aurora.statistics(names, progress=not quiet)
+    for name in result.data_vars:
+        da = result[name]
+        for level in da["level"].values if "level" in da.dims else [None]:
+            row = da if level is None else da.sel(level=level)
+            values = ", ".join(
+                f"{s} {float(row.sel(statistic=s)):.6g}"
+                for s in result["statistic"].values
+                if float(row.sel(statistic=s)) == float(row.sel(statistic=s))
+            )
+            typer.echo(f"{name}{'' if level is None else f' {level:g} hPa'} [{da.attrs.get('units', '')}]: {values}")
+    if out is not None:
+        _write(result, out)
+
+
+@app.command()
+@_readable
+def finetune(
+    files: Files,
+    target: Annotated[str, typer.Option(help="What to learn.")] = "tp",
+    model: Model = "small",
+    weights: Weights = None,
+    strategy: Annotated[str, typer.Option(help="frozen (head alone) or full.")] = "frozen",
+    head: Annotated[str, typer.Option(help="auto, censored_normal or deterministic.")] = "auto",
+    train: Annotated[str | None, typer.Option(help="2016:2023, or one year or date.")] = None,
+    validation: Annotated[str | None, typer.Option(help="As --train; by default the last fifth.")] = None,
+    halo: Annotated[int, typer.Option(help="Grid points at a region's edges that are not trained on.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<target>-<time> by default.")] = None,
+    epochs: Annotated[int | None, typer.Option()] = None,
+    steps: Annotated[int | None, typer.Option()] = None,
+    batch_size: Annotated[int, typer.Option()] = 1,
+    learning_rate: Annotated[float | None, typer.Option()] = None,
+    base_loss: Annotated[float, typer.Option(help="Weight of Aurora's own loss where the base trains.")] = 1.0,
+    precision: Precision = "auto",
+    seed: Annotated[int, typer.Option()] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune an Aurora so that it also predicts six-hour precipitation."""
+    tuned = _open(files).aurora.finetune(
+        target,
+        model=model,
+        weights=weights,
+        strategy=strategy,
+        head=head,
+        train=_period(train),
+        validation=_period(validation),
+        halo=halo,
+        out=out,
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        base_loss=base_loss,
+        precision=precision,
+        seed=seed,
+        progress=not quiet,
+    )
+    typer.echo(tuned.summary())
+    typer.echo(f"Saved in {tuned.path}.")
+
+
+@app.command()
+@_readable
+def predict(
+    files: Files,
+    model: Annotated[str | None, typer.Option(help="Folder of a tuned model, or tiny, small, base, finetuned.")] = None,
+    lead: Annotated[
+        list[str] | None, typer.Option(help="24h gives every six hours up to it; several give just those.")
+    ] = None,
+    weights: Weights = None,
+    time: Annotated[list[str] | None, typer.Option(help="Init times; all by default.")] = None,
+    variables: Annotated[list[str] | None, typer.Option(help="Just these.")] = None,
+    quantiles: Annotated[list[float] | None, typer.Option(help="Such as 0.9.")] = None,
+    thresholds_mm: Annotated[list[float] | None, typer.Option(help="Probability of more than so many mm.")] = None,
+    halo: Annotated[int | None, typer.Option(help="Grid points trimmed from a region's edges.")] = None,
+    out: Annotated[Path | None, typer.Option(help="forecast.nc or forecast.zarr")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="A Zarr store, written init time by init time; goes on where it stopped.")
+    ] = None,
+    precision: Precision = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Forecast, with a tuned model or an untuned one."""
+    _check_out(out, (".nc", ".nc4", ".zarr"))
+    if out is None and store is None:
+        raise OptionError("nowhere to write the forecast to.", fix="--out forecast.nc, or --store forecast.zarr")
+    leads = lead or ["6h"]
+    forecast = _open(files).aurora.predict(
+        leads[0] if len(leads) == 1 else leads,
+        model=model,
+        weights=weights,
+        time=time or None,
+        variables=variables or None,
+        quantiles=quantiles or (),
+        thresholds_mm=thresholds_mm or (),
+        halo=halo,
+        store=store,
+        precision=precision,
+        progress=not quiet,
+    )
+    typer.echo(repr(forecast.aurora))
+    if out is not None:
+        _write(forecast, out)
+    else:
+        typer.echo(f"Wrote {store}.")
+
+
+@app.command()
+@_readable
+def evaluate(
+    forecast: Annotated[str, typer.Argument(help="A forecast, in this layout or WeatherBench2's.", show_default=False)],
+    files: Annotated[list[str] | None, typer.Argument(help="The truth.", show_default=False)] = None,
+    truth: Annotated[list[str] | None, typer.Option(help="The truth, as an option.")] = None,
+    climatology: Annotated[Path | None, typer.Option(help="In WeatherBench2's layout, for ACC.")] = None,
+    metrics: Annotated[list[str] | None, typer.Option(help="rmse, mse, mae, bias, acc, crps.")] = None,
+    regions: Annotated[list[str] | None, typer.Option(help="Such as europe.")] = None,
+    skipna: Annotated[bool, typer.Option(help="Leave missing values out.")] = False,
+    out: Annotated[Path | None, typer.Option(help="scores.nc or scores.zarr")] = None,
+) -> None:
+    """Score a forecast against fields, as WeatherBench2 does."""
+    _check_out(out, (".nc", ".nc4", ".zarr"))
+    paths = [*(files or []), *(truth or [])]
+    if not paths:
+        raise OptionError("no truth was given.", fix="xaurora evaluate forecast.nc era5/*.nc")
+    normals = _open([str(climatology)]) if climatology is not None else None
+    scores = _open([forecast]).aurora.evaluate(
+        _open(paths), climatology=normals, metrics=metrics or None, regions=regions or None, skipna=skipna
+    )
+    typer.echo(_table(scores))
+    if out is not None:
+        _write(scores, out)
+
+
+def _table(scores: Any) -> str:
+    """Scores as text, rain in mm."""
+    from xaurora.evaluation import scorecard
+
+    card = scorecard.build(scores)
+    head = f"{'region':<22}{'variable':<22}{'metric':<12}" + "".join(f"{f'{lead:g} h':>12}" for lead in card.leads)
+    lines = [head]
+    for row in card.rows:
+        label = f"{row.metric.upper()}{' ' + row.units if row.units else ''}"
+        lines.append(f"{row.region:<22}{row.label:<22}{label:<12}" + "".join(f"{v:>12.4g}" for v in row.values))
+    return "\n".join([*lines, *card.notes])
+
+
+@app.command()
+@_readable
+def scorecard(
+    scores: Annotated[Path, typer.Argument(help="What evaluate wrote.", show_default=False)],
+    baseline: Annotated[list[str] | None, typer.Option(help="name=scores.nc of another forecast; several.")] = None,
+    out: Annotated[Path, typer.Option(help="scorecard.html or scorecard.png")] = Path("scorecard.html"),
+) -> None:
+    """Scores as a page or a picture, beside those of baselines."""
+    _check_out(out, (".html", ".png"))
+    others = {}
+    for entry in baseline or []:
+        name, found, path = entry.partition("=")
+        if not found:
+            name, path = Path(entry).stem, entry
+        others[name] = _scores(path)
+    _scores(str(scores)).aurora.scorecard(out, baseline=others or None)
+    typer.echo(f"Wrote {out}.")
+
+
+def _scores(path: str) -> Any:
+    from xaurora import opening
+
+    return opening._read(opening._expand([path])[0], None, None)[0]
+
+
+@app.command()
+@_readable
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for data, model, forecast, scores and pictures.")] = Path(
+        "xaurora-demo"
+    ),
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 300,
+    quiet: Quiet = False,
+) -> None:
+    """The main job offline on synthetic data whose best possible score is known."""
+    from xaurora.demonstration import run
+
+    typer.echo(run(out, steps=steps, progress=not quiet))
+
+
+def main() -> None:
+    """Entry point of the ``xaurora`` command."""
+    app()

@@ -1,0 +1,173 @@
+"""``xaurora demo``: the main job, offline, on synthetic data whose best possible score is known."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xaurora import plots, storage, synthesis
+from xaurora.errors import SaveError
+from xaurora.evaluation import aggregation, baselines, climatology, evaluate
+from xaurora.grid import latitude_weights
+
+LEADS = ("6h", "12h", "18h", "24h")
+_TIMES = 600
+_SCORED = 40  # init times
+
+
+def exact_scores(ds: xr.Dataset, init_times: np.ndarray) -> dict[str, xr.Dataset]:
+    """CRPS, by lead, of the forecasters that know the law with and without the state, as ``evaluate`` lays scores out.
+
+    Parameters
+    ----------
+    ds : Dataset
+        From :func:`xaurora.synthetic`.
+    init_times : ndarray of datetime64
+        The forecast's.
+    """
+    weights = np.repeat(latitude_weights(ds["latitude"].values)[:, None], ds.sizes["longitude"], axis=1)
+    out = {}
+    for name, scorer in (("perfect forecaster", synthesis.perfect_crps), ("climatology", synthesis.climatology_crps)):
+        values = []
+        for lead in baselines.durations(LEADS):
+            hours = int(lead / np.timedelta64(1, "h"))
+            score = scorer(ds, hours).sel(init_time=init_times).values
+            values.append(aggregation.area_mean(score, weights, skipna=False).mean())
+        tp = (("metric", "region", "lead_time"), np.array(values)[None, None], {"units": "m"})
+        out[name] = xr.Dataset(
+            {"tp": tp}, {"metric": ["crps"], "region": ["global"], "lead_time": baselines.durations(LEADS)}
+        )
+    return out
+
+
+def run(out: Path, *, steps: int = 300, progress: bool = True) -> str:
+    """Make data, train ``tiny``, forecast, score, draw. Returns the verdict in words.
+
+    Parameters
+    ----------
+    out : path
+        Folder for everything.
+    steps : int
+        Training steps of four samples.
+    progress : bool
+        Whether to show bars.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    began = time.monotonic()
+    with storage.named_failures(out):
+        if out.exists() and not out.is_dir():
+            raise SaveError(f"'{out}' is a file.", fix="--out another-folder")
+        out.mkdir(parents=True, exist_ok=True)
+    ds = synthesis.synthetic(times=_TIMES)
+    with storage.named_failures(out):
+        storage.replace_file(out / "fields.nc", lambda path: ds.to_netcdf(path, engine="netcdf4"))
+    tuned = ds.aurora.finetune(
+        "tp", model="tiny", strategy="full", steps=steps, batch_size=4, out=out / "run", progress=progress
+    )
+    count = tuned.config["training"]["validation_samples"]
+    last = ds["time"].values[-1] - baselines.durations(LEADS)[-1]
+    held_out = [t for t in ds["time"].values[-count - 1 :] if t <= last][:_SCORED]
+    forecast = ds.aurora.predict(
+        LEADS[-1], model=tuned, time=held_out, thresholds_mm=(1.0,), variables=["t2m", "msl", "tp"], progress=progress
+    )
+    storage.replace_file(out / "forecast.nc", lambda path: forecast.to_netcdf(path, engine="netcdf4"))
+
+    past = ds.sel(time=slice(None, tuned.config["training"]["end"]))
+    normals = climatology.build(past, ["t2m", "msl", "tp"])
+    scores = evaluate(forecast, ds, climatology=normals, regions=["global"])
+    persistence = baselines.persistence(ds, ["t2m", "msl", "tp"], LEADS).sel(init_time=forecast["init_time"])
+    rivals = {
+        "persistence": evaluate(persistence, ds, climatology=normals, regions=["global"]),
+        "climatology": evaluate(baselines.climatology_forecast(normals, forecast), ds, regions=["global"]),
+    }
+    exact = exact_scores(ds, forecast["init_time"].values)
+    for name in ("climatology", "persistence"):
+        rivals[name] = _with_crps(
+            rivals[name],
+            exact["climatology"]["tp"] if name == "climatology" else rivals[name]["tp"].sel(metric=["mae"]),
+        )
+    perfect = (
+        exact["perfect forecaster"]
+        .reindex(metric=scores["metric"].values)
+        .assign_attrs({k: scores.attrs[k] for k in ("grid", "fields_scored") if k in scores.attrs})
+    )
+    rivals["perfect forecaster"] = perfect
+    storage.replace_file(out / "scores.nc", lambda path: scores.to_netcdf(path, engine="netcdf4"))
+    card = scores.aurora.scorecard(out / "scorecard.html", baseline=rivals)
+    card.save(out / "scorecard.png")
+    _pictures(out, ds, forecast, {"this forecast": scores, **rivals}, tuned.history)
+    return _verdict(out, tuned, scores, rivals, time.monotonic() - began)
+
+
+def _with_crps(scores: xr.Dataset, crps: xr.DataArray) -> xr.Dataset:
+    """Scores with a CRPS of precipitation: for a single-valued forecast it is the absolute error."""
+    wide = scores.reindex(metric=[*scores["metric"].values, "crps"])
+    values = wide["tp"].values.copy()
+    values[-1] = crps.values[0]
+    return wide.assign(tp=(wide["tp"].dims, values, wide["tp"].attrs))
+
+
+def _pictures(
+    out: Path, ds: xr.Dataset, forecast: xr.Dataset, scores: dict[str, xr.Dataset], history: list[dict[str, Any]]
+) -> None:
+    import matplotlib.pyplot as plt
+
+    def save(name: str, axes: Any) -> None:
+        figure = np.ravel(axes)[0].figure
+        storage.replace_file(out / name, lambda path: figure.savefig(path, dpi=130, format="png"))
+        plt.close(figure)
+
+    save("forecast-6h.png", forecast.aurora.plot("tp", truth=ds))
+    save("forecast-24h.png", forecast.aurora.plot("tp", lead="24h", truth=ds))
+    chance = forecast["tp_probability"].isel(init_time=0, lead_time=0, threshold=0)
+    save(
+        "probability-of-1mm-6h.png",
+        plots.field(chance, title="probability of more than 1 mm in the first 6 hours", rain=False, limits=(0.0, 1.0)),
+    )
+    save("learning.png", plots.learning_curve(history))
+    save("crps-by-lead.png", plots.lead_curve(scores, "tp", "crps"))
+
+
+def _verdict(out: Path, tuned: Any, scores: xr.Dataset, rivals: dict[str, xr.Dataset], seconds: float) -> str:
+    def crps(which: xr.Dataset, lead: int) -> float:
+        return float(which["tp"].sel(metric="crps", region="global").isel(lead_time=lead)) * 1e3
+
+    lines = [
+        "",
+        f"Trained a tiny Aurora on {tuned.config['training']['samples']} synthetic samples and forecast {scores.attrs['number_of_init_times']} times it had not seen.",
+        "",
+    ]
+    lines.append(f"{'CRPS of tp in mm (smaller is better)':<40}" + "".join(f"{lead:>8}" for lead in LEADS))
+    for name, which in (("this forecast", scores), *rivals.items()):
+        lines.append(f"  {name:<38}" + "".join(f"{crps(which, i):>8.3f}" for i in range(len(LEADS))))
+    gains = [
+        (crps(rivals["climatology"], i) - crps(scores, i))
+        / (crps(rivals["climatology"], i) - crps(rivals["perfect forecaster"], i))
+        for i in range(len(LEADS))
+    ]
+    lines.append(f"  {'share of what can be gained':<38}" + "".join(f"{g:>8.0%}" for g in gains))
+    first = gains[0]
+    if first >= 0.7:
+        words = "That is a good forecast: most of what the state tells about the rain six hours on was learnt."
+    elif first >= 0.3:
+        words = (
+            "That is a fair forecast: part of what the state tells about the rain was learnt; more steps would help."
+        )
+    elif first > 0.0:
+        words = "That is a weak forecast, little better than the climatology; train for more steps."
+    else:
+        words = "That is no better than the climatology; train for more steps."
+    lines += [
+        "",
+        words,
+        f"(A perfect forecaster knows the law of the rain and the state; nobody can do better.) {seconds:.0f} s in all.",
+        "",
+        f"Look at {out / 'scorecard.html'} and the pictures beside it. Go on with: xaurora predict {out / 'fields.nc'} --model {out / 'run'} --out next.nc",
+    ]
+    return "\n".join(lines)

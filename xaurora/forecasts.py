@@ -1,0 +1,272 @@
+"""A forecast as a Dataset in the user's own form, and as a Zarr store that grows init time by init time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xaurora import conventions, precipitation, storage
+from xaurora.conventions import Fields
+from xaurora.errors import SaveError
+from xaurora.progress import watched
+from xaurora.recognition import Field
+from xaurora.variables import BY_KEY, TIMESTEP_HOURS
+
+logger = logging.getLogger("xaurora")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to put out for every init time."""
+
+    steps: list[int]
+    surface: list[str]
+    atmos: list[str]
+    rain: bool
+    quantiles: tuple[float, ...]
+    thresholds: tuple[float, ...]
+
+
+def rain_field(fields: Fields) -> Field:
+    """The user's own form of tp, or metres where the data have none."""
+    if ("surface", "tp") in fields.layout.fields:
+        return fields.layout.fields["surface", "tp"]
+    variable = BY_KEY["surface", "tp"]
+    return Field(variable, "tp", 1.0, 0.0, np.dtype("float32"), (), {"units": "m", "long_name": variable.long_name})
+
+
+class Writer:
+    """Turns canonical arrays into the user's own form."""
+
+    def __init__(
+        self,
+        fields: Fields,
+        cut: Fields,
+        trim: tuple[slice, slice],
+        request: Request,
+        head: Any,
+        times: list[np.datetime64],
+        attrs: dict[str, Any],
+    ) -> None:
+        self.fields, self.cut, self.request, self.attrs = fields, cut, request, attrs
+        self.times = np.array(times, dtype="datetime64[ns]")
+        self.head = head
+        layout = cut.layout
+        self.grid = layout.grid.take(*trim)
+        self.rows, self.columns = (
+            np.argsort(self.grid.rows, kind="stable"),
+            np.argsort(self.grid.columns, kind="stable"),
+        )
+        self.leads = np.array(request.steps) * np.timedelta64(TIMESTEP_HOURS, "h").astype("timedelta64[ns]")
+
+    def coords(self) -> dict[str, Any]:
+        source, axes = self.cut.layout.source, self.cut.layout.axes
+        lat = source[axes["latitude"].name].isel({axes["latitude"].dim: np.sort(self.grid.rows)})
+        lon = source[axes["longitude"].name].isel({axes["longitude"].dim: np.sort(self.grid.columns)})
+        out: dict[str, Any] = {
+            "init_time": (
+                "init_time",
+                self.times,
+                {"standard_name": "forecast_reference_time", "long_name": "initialisation time"},
+            ),
+            "lead_time": ("lead_time", self.leads, {"standard_name": "forecast_period", "long_name": "lead time"}),
+            "valid_time": (
+                ("init_time", "lead_time"),
+                self.times[:, None] + self.leads[None],
+                {"standard_name": "time", "long_name": "valid time"},
+            ),
+            "latitude": ("latitude", lat.values, {**lat.attrs, "units": "degrees_north", "standard_name": "latitude"}),
+            "longitude": (
+                "longitude",
+                lon.values,
+                {**lon.attrs, "units": "degrees_east", "standard_name": "longitude"},
+            ),
+        }
+        if self.request.atmos:
+            out["level"] = (
+                "level",
+                np.array(self.cut.levels),
+                {"units": "hPa", "standard_name": "air_pressure", "positive": "down"},
+            )
+        if self.request.quantiles:
+            out["quantile"] = ("quantile", np.array(self.request.quantiles))
+        if self.request.thresholds:
+            out["threshold"] = ("threshold", np.array(self.request.thresholds), {"units": "mm"})
+        return out
+
+    def variables(self, block: dict[str, np.ndarray]) -> dict[str, tuple[tuple[str, ...], np.ndarray, dict[str, Any]]]:
+        """One init time's arrays by the user's names, dims ``(lead_time, ..., latitude, longitude)``."""
+        out: dict[str, Any] = {}
+        here = ("latitude", "longitude")
+
+        def turned(values: np.ndarray) -> np.ndarray:
+            return values[..., self.rows, :][..., self.columns]
+
+        for name in self.request.surface:
+            item = self.fields.layout.fields["surface", name]
+            out[item.source] = (
+                ("lead_time", *here),
+                conventions.to_user_values(turned(block[f"surface/{name}"]), item),
+                _clean(item.attrs),
+            )
+        for name in self.request.atmos:
+            item = self.fields.layout.fields["atmos", name]
+            out[item.source] = (
+                ("lead_time", "level", *here),
+                conventions.to_user_values(turned(block[f"atmos/{name}"]), item),
+                _clean(item.attrs),
+            )
+        if self.request.rain:
+            out |= self._rain(block, turned)
+        return out
+
+    def _rain(self, block: dict[str, np.ndarray], turned: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
+        item, family = rain_field(self.fields), self.head.options.family
+        name, here = item.source, ("latitude", "longitude")
+        law = {"distribution": family, "epsilon_m": self.head.options.epsilon}
+        methods = {"cell_methods": precipitation.cell_methods(TIMESTEP_HOURS)}
+        mean_is = (
+            "the median-like single value of a deterministic head"
+            if family == "deterministic"
+            else "the mean of the distribution"
+        )
+        attrs = {
+            **_clean(item.attrs),
+            **methods,
+            **law,
+            "comment": f"total over the 6 hours that end at valid_time; {mean_is}",
+        }
+        out: dict[str, Any] = {
+            name: (("lead_time", *here), conventions.to_user_values(turned(block["rain/mean"]), item), attrs)
+        }
+        for key in block:
+            kind, _, parameter = key.partition("/")
+            if kind == "rain" and parameter != "mean":
+                described = {
+                    "units": "1",
+                    "long_name": f"{parameter} of z = log1p(tp / {self.head.options.epsilon:g} m)",
+                    **law,
+                }
+                out[f"{name}_{parameter}"] = (("lead_time", *here), turned(block[key]), described)
+        if self.request.quantiles:
+            stacked = np.stack([turned(block[f"quantile/{q}"]) for q in self.request.quantiles], axis=1)
+            out[f"{name}_quantile"] = (
+                ("lead_time", "quantile", *here),
+                conventions.to_user_values(stacked, item),
+                {**_clean(item.attrs), **methods},
+            )
+        if self.request.thresholds:
+            stacked = np.stack([turned(block[f"probability/{t}"]) for t in self.request.thresholds], axis=1)
+            out[f"{name}_probability"] = (
+                ("lead_time", "threshold", *here),
+                stacked,
+                {"units": "1", "long_name": "probability of more than the threshold in 6 hours"},
+            )
+        return out
+
+    def dataset(self, blocks: list[dict[str, np.ndarray]]) -> xr.Dataset:
+        """All init times."""
+        parts = [self.variables(block) for block in blocks]
+        data = {
+            name: (("init_time", *dims), np.stack([p[name][1] for p in parts]), attrs)
+            for name, (dims, _, attrs) in parts[0].items()
+        }
+        return xr.Dataset(data, self.coords(), self.attrs)
+
+
+def _clean(attrs: dict[str, Any]) -> dict[str, Any]:
+    """Attributes that still hold for a forecast: those of GRIB messages do not."""
+    return {k: v for k, v in attrs.items() if not k.startswith("GRIB_")}
+
+
+# --- a store, one init time after another ------------------------------------------------------------------------------
+
+_REQUEST, _DONE = "xaurora_request", "xaurora_complete"
+
+
+def to_store(
+    path: Path, writer: Writer, run: Callable[[np.datetime64], dict[str, np.ndarray]], progress: bool
+) -> xr.Dataset:
+    """Write init time after init time; what an interrupted run has finished is not run again."""
+    import zarr
+
+    coords = xr.Dataset(coords=writer.coords())
+    signature = hashlib.sha256(
+        json.dumps(
+            [
+                writer.attrs["xaurora_weights"],
+                writer.request.__dict__,
+                [str(t) for t in writer.times],
+                coords["latitude"].values.tolist(),
+                coords["longitude"].values.tolist(),
+                writer.cut.levels,
+            ],
+            default=str,
+        ).encode()
+    ).hexdigest()
+    done = 0
+    if path.exists():
+        done = _resume(path, signature)
+        if done:
+            logger.info("%s: %d of %d init times are there already.", path, done, len(writer.times))
+    for i in watched(range(done, len(writer.times)), "predict", shown=progress):
+        parts = writer.variables(run(writer.times[i]))
+        with storage.named_failures(path):
+            if not path.exists():
+                _create(path, parts, coords, {**writer.attrs, _REQUEST: signature, _DONE: 0})
+            block = xr.Dataset(
+                {name: (("init_time", *dims), values[None]) for name, (dims, values, _) in parts.items()}
+            )
+            block.to_zarr(path, region={"init_time": slice(i, i + 1)}, consolidated=False)
+            # Set after the data: a kill between the two costs one init time, and never leaves a hole.
+            zarr.open_group(path, mode="r+", use_consolidated=False).attrs[_DONE] = i + 1
+    return xr.open_dataset(path, engine="zarr", chunks={}, consolidated=False, decode_timedelta=True)
+
+
+def _resume(path: Path, signature: str) -> int:
+    import zarr
+
+    try:
+        attrs = dict(zarr.open_group(path, mode="r", use_consolidated=False).attrs)
+    except (OSError, ValueError, KeyError, TypeError):
+        attrs = {}
+    if _REQUEST not in attrs:
+        raise SaveError(
+            f"'{path}' is there and is no forecast store; it is not overwritten.", fix="choose another store="
+        )
+    if attrs[_REQUEST] != signature:
+        raise SaveError(
+            f"'{path}' holds another forecast (other weights, init times, leads, variables or region).",
+            fix="choose another store=, or remove it to start again",
+        )
+    return int(str(attrs[_DONE]))
+
+
+def _create(path: Path, parts: dict[str, Any], coords: xr.Dataset, attrs: dict[str, Any]) -> None:
+    """An empty store of the right shape, in its place in one step."""
+    import dask.array
+
+    count = coords.sizes["init_time"]
+    data = {}
+    for name, (dims, values, own) in parts.items():
+        empty = dask.array.full((count, *values.shape), np.nan, dtype=values.dtype, chunks=(1, *values.shape))
+        data[name] = (("init_time", *dims), empty, own)
+    template = xr.Dataset(data, coords.coords, attrs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
+    try:
+        template.to_zarr(staged, mode="w", compute=False, consolidated=False)
+        staged.chmod(0o755)
+        staged.rename(path)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)

@@ -1,0 +1,326 @@
+"""Building and loading Aurora, its backbone output, regional masks and coordinates."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from aurora import Aurora, AuroraPretrained, AuroraSmallPretrained, Batch
+from aurora.model.swin3d import Swin3DTransformerBlock
+from einops import rearrange
+
+from xaurora.batch import plain
+from xaurora.config import check_precision
+from xaurora.errors import CheckpointError, WeightsUnavailableError
+from xaurora.grid import Grid
+from xaurora.requirements import MODELS, Needs, unknown_model
+from xaurora.tiny import TinyAurora
+
+_CLASSES: dict[str, type[Aurora]] = {"small": AuroraSmallPretrained, "base": AuroraPretrained, "finetuned": Aurora}
+
+
+# --- building and loading ---------------------------------------------------------------------------------------------
+
+
+def needs_of_instance(base: Aurora, name: str = "given") -> Needs:
+    """What a live model takes: its variables and patches; levels as the data have them, or the tiny's own."""
+    return Needs(
+        model=name,
+        surface=tuple(base.surf_vars),
+        static=tuple(base.static_vars),
+        atmos=tuple(base.atmos_vars),
+        levels=base.levels if isinstance(base, TinyAurora) else None,
+        fewest_levels=len(base.levels or ()) if isinstance(base, TinyAurora) else 1,
+        patch_size=base.patch_size,
+        merges=base.backbone.num_encoder_layers - 1,
+    )
+
+
+def load_pretrained(name: str, weights: str | Path | None = None) -> Aurora:
+    """A named pretrained Aurora with its weights.
+
+    Parameters
+    ----------
+    name : {"small", "base", "finetuned"}
+    weights : path, optional
+        A local checkpoint (``.ckpt``, ``.pt`` or ``.safetensors``); by default the published one is fetched from its hub.
+
+    Raises
+    ------
+    OptionError
+        Unknown name.
+    WeightsUnavailableError
+        The published checkpoint cannot be reached.
+    CheckpointError
+        The file belongs to another model, or is no checkpoint.
+    """
+    if name not in _CLASSES:
+        raise unknown_model(name)
+    cls = _CLASSES[name]
+    path = Path(weights) if weights is not None else _fetch(cls, name)
+    state = read_state(path)
+    model = cls()
+    load_state(model, state, path)
+    return model
+
+
+def _fetch(cls: type[Aurora], name: str) -> Path:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    where = {
+        "repo_id": cls.default_checkpoint_repo,
+        "filename": cls.default_checkpoint_name,
+        "revision": cls.default_checkpoint_revision,
+    }
+    cached = try_to_load_from_cache(**where)
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        return Path(hf_hub_download(**where))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, RuntimeError) as error:
+        raise WeightsUnavailableError(
+            f"the checkpoint of model {name!r} ({cls.default_checkpoint_name}) is not on this machine and its hub cannot be reached ({type(error).__name__}).",
+            fix=f"fetch it where there is a network (hf download {cls.default_checkpoint_repo} {cls.default_checkpoint_name}) and give the file: "
+            "weights='path/to/file.ckpt'; or model='tiny', which needs none",
+        ) from None
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a checkpoint file; never unpickles code.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing, damaged, or no checkpoint.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint file '{path}'.", fix="weights='path/to/file.ckpt'")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"'{path}' could not be read as a checkpoint: {str(error).splitlines()[0]}",
+            fix="check that the download is complete",
+        ) from error
+    except Exception as error:  # safetensors raises a class of its own that derives from Exception alone
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise CheckpointError(f"'{path}' is damaged: {error}", fix="fetch or save it again") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise CheckpointError(f"'{path}' holds no state dict (name → tensor).", fix="give a checkpoint of Aurora")
+    return state
+
+
+def load_state(model: Aurora, state: dict[str, torch.Tensor], path: Path | str) -> None:
+    """Load weights loudly.
+
+    Upstream's ``load_checkpoint_local(strict=False)`` swallows everything, even a file in which no key fits.
+
+    Raises
+    ------
+    CheckpointError
+        Names or shapes differ; they are named, and the model is left as it was.
+    """
+    try:
+        state = model._adapt_checkpoint(dict(state))
+        embedding = next((v for k, v in state.items() if k.startswith("encoder.surf_token_embeds.weights.")), None)
+        if embedding is not None and embedding.ndim == 5 and embedding.shape[2] < model.max_history_size:
+            model.adapt_checkpoint_max_history_size(state)
+    except (KeyError, AssertionError, RuntimeError, IndexError, ValueError):
+        pass  # a file of another model; the comparison below says what is wrong with it
+    expected = model.state_dict()
+    compare_keys(expected, state, f"checkpoint '{path}'", type(model).__name__)
+    model.load_state_dict(state)
+
+
+def compare_keys(
+    expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], what: str, model: str
+) -> None:
+    """Raise :class:`CheckpointError` with the names that differ."""
+    missing = sorted(set(expected) - set(found))
+    unexpected = sorted(set(found) - set(expected))
+    shapes = sorted(k for k in set(expected) & set(found) if expected[k].shape != found[k].shape)
+    if not (missing or unexpected or shapes):
+        return
+
+    def some(names: list[str]) -> str:
+        return ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "")
+
+    parts = []
+    if missing:
+        parts.append(f"missing: {some(missing)}")
+    if unexpected:
+        parts.append(f"unexpected: {some(unexpected)}")
+    if shapes:
+        parts.append(
+            "of another shape: "
+            + some([f"{k} {tuple(found[k].shape)} instead of {tuple(expected[k].shape)}" for k in shapes])
+        )
+    raise CheckpointError(
+        f"the {what} is not of this model ({model}); {'; '.join(parts)}.",
+        fix=f"give a checkpoint of {model}, or choose the model it belongs to: model=... ({', '.join(MODELS)})",
+    )
+
+
+def state_hash(model: torch.nn.Module) -> str:
+    """SHA-256 over names, shapes and values of all tensors, ``sha256:…``."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(
+            np.ascontiguousarray(
+                tensor.detach().cpu().view(torch.uint8).numpy() if tensor.ndim else tensor.detach().cpu().numpy()
+            ).tobytes()
+        )
+    return f"sha256:{digest.hexdigest()}"
+
+
+def set_precision(base: Aurora, precision: str, device: torch.device) -> None:
+    """Autocast the backbone, as upstream does; encoder, decoder and head stay in float32."""
+    check_precision(precision)
+    capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    use = capable if precision == "auto" else precision == "bf16"
+    base.autocast_backbone = use
+    base.autocast_dtype = torch.bfloat16
+
+
+# --- position: regions and Greenwich ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def placed(base: Aurora, grid: Grid) -> Iterator[None]:
+    """Run Aurora on a region as if it lay in the globe; a global grid changes nothing.
+
+    Two traps of microsoft-aurora 2.0.1 are taken care of, both by hooks that are gone afterwards:
+
+    - ``compute_3d_shifted_window_mask`` joins the left and right edges (``swin3d.py``; the layers never pass ``warped``), so that
+      in a region the western edge would attend to the eastern one.
+    - ``Metadata`` cannot hold longitudes that cross Greenwich (``batch.py``), and position encodings use longitude as a number:
+      −15° is not 345° to the model. The encoder gets the true ones on a shallow copy, which skips the check.
+
+    Keep the backward pass inside as well: with activation checkpointing the blocks run again there.
+    """
+    handles: list[Any] = []
+    if not grid.wraps:
+        blocks = [m for m in base.modules() if isinstance(m, Swin3DTransformerBlock)]
+        handles += [block.register_forward_pre_hook(_unwrapped, with_kwargs=True) for block in blocks]
+    if grid.crosses_greenwich:
+        longitude = torch.from_numpy(grid.true_longitude.copy())
+
+        def true_longitude(
+            module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            batch = copy.copy(args[0])
+            batch.metadata = copy.copy(batch.metadata)
+            batch.metadata.lon = longitude.to(batch.metadata.lon)
+            return (batch, *args[1:]), kwargs
+
+        handles.append(base.encoder.register_forward_pre_hook(true_longitude, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _unwrapped(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, {**kwargs, "warped": False}
+
+
+# --- the head beside the decoder --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass  # not frozen: Fabric rebuilds what a module returns field by field
+class Step:
+    """What one step gives: the base's prediction, and the head's raw output ``(b, n, h, w)``, float32."""
+
+    prediction: Batch
+    raw: torch.Tensor | None
+
+
+class AuroraWithHead(torch.nn.Module):
+    """Aurora with a head that reads the latents beside its decoder.
+
+    The head hangs on a forward hook, not inside the decoder: the base's variables come out bit for bit as without it, its
+    state-dict keys do not change, and any Aurora can carry it.
+
+    Parameters
+    ----------
+    base : aurora.Aurora
+    head : torch.nn.Module, optional
+        Maps latents ``(b, c, hp, wp, d)`` to ``(b, n, h, w)``.
+    """
+
+    def __init__(self, base: Aurora, head: torch.nn.Module | None = None) -> None:
+        super().__init__()
+        self.base = base
+        self.head = head
+        self._raw: torch.Tensor | None = None
+        self._handle: Any = None
+
+    def forward(self, batch: Batch) -> Step:
+        """One six-hour step. The hook is there only while it runs, so that the base stays a stock Aurora."""
+        handle = (
+            self.base.decoder.register_forward_hook(self._beside, with_kwargs=True) if self.head is not None else None
+        )
+        try:
+            prediction = self.base(plain(batch))
+        finally:
+            if handle is not None:
+                handle.remove()
+        raw, self._raw = self._raw, None
+        return Step(prediction, raw)
+
+    def _beside(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        levels, height, width = kwargs["patch_res"]
+        latents = rearrange(args[0], "b (c h w) d -> b c h w d", c=levels, h=height, w=width)
+        # The head and its score stay in float32: bfloat16 would cost up to 1.7 % in z.
+        with torch.autocast(device_type=latents.device.type, enabled=False):
+            self._raw = self.head(latents.float())  # type: ignore[misc]
+
+
+def latent_size(base: Aurora) -> tuple[int, int]:
+    """Latent levels, and their width as the decoder reads them (twice the embedding: the last skip is concatenated)."""
+    return base.encoder.latent_levels, 2 * base.encoder.embed_dim
+
+
+@contextlib.contextmanager
+def recomputed(base: Aurora) -> Iterator[None]:
+    """Activation checkpointing: blocks, encoder and decoder run again in the backward pass instead of being stored.
+
+    Upstream's ``configure_activation_checkpointing`` nests wrappers around backbone, layers and blocks, so that the forward pass
+    runs several times over, and it renames parameters. This wraps each once and leaves no trace.
+    """
+    from torch.utils.checkpoint import checkpoint
+
+    modules = [m for m in base.modules() if isinstance(m, Swin3DTransformerBlock)]
+    modules += [base.encoder, base.decoder]
+
+    def wrap(forward: Any) -> Any:
+        def again(*args: Any, **kwargs: Any) -> Any:
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+        return again
+
+    for module in modules:
+        module.forward = wrap(module.forward)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward

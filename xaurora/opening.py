@@ -1,0 +1,356 @@
+"""``xaurora.open``: surface, pressure-level and static files of many makes as one lazy Dataset."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xaurora import conventions, precipitation, recognition
+from xaurora.errors import CoordinateError, MissingExtraError, SourceError
+from xaurora.variables import TIMESTEP_HOURS
+
+logger = logging.getLogger("xaurora")
+
+_GRIB = (".grib", ".grib2", ".grb", ".grb2")
+_PathLike = str | os.PathLike[str]
+
+
+def open(
+    *paths: _PathLike | Sequence[_PathLike],
+    engine: str | None = None,
+    chunks: Any = None,
+) -> xr.Dataset:
+    """Open files of ERA5, or of a forecast, as one Dataset.
+
+    Lazy: reads coordinates, and one grid point of GRIB forecasts to find which of their steps are there.
+
+    Parameters
+    ----------
+    *paths : str or path
+        NetCDF, GRIB or Zarr; globs and URLs; surface, pressure-level and static files in any mixture.
+    engine : str, optional
+        Passed to :func:`xarray.open_dataset`; by default the file's ending decides.
+    chunks : optional
+        Passed to xarray: ``{}`` for dask with the file's own chunks. Files that continue one another in time always use dask.
+
+    Returns
+    -------
+    Dataset
+        In the files' own names. A surface ``z`` beside a pressure-level ``z`` is called ``geopotential_at_surface``; hourly
+        precipitation is accumulated over six hours before it meets 6-hourly states; only times that all files share are kept.
+
+    Raises
+    ------
+    SourceError
+        A file is missing, cannot be read, or does not fit the others.
+    MissingExtraError
+        GRIB without ``xaurora[grib]``, a cloud URL without ``xaurora[cloud]``.
+
+    Examples
+    --------
+    >>> xaurora.open("era5/*.nc")  # doctest: +SKIP
+    >>> xaurora.open("surface.nc", "pressure_levels.nc", "static.nc", chunks={})  # doctest: +SKIP
+    """
+    files = _expand(paths)
+    pieces: list[xr.Dataset] = []
+    for file in files:
+        pieces.extend(_read(file, engine, chunks))
+    pieces = [piece for piece in pieces if piece.data_vars]
+    if not pieces:
+        raise SourceError("none of the files holds a variable.", fix="look at them with xr.open_dataset(path)")
+    if any(recognition.is_forecast(piece) for piece in pieces):
+        if len(pieces) > 1:
+            raise SourceError(
+                "one of the files is a forecast, which is opened alone.",
+                fix="xaurora.open(forecast), xaurora.open(fields)",
+            )
+        return pieces[0]
+    return _combine(pieces)
+
+
+def _expand(paths: Sequence[Any]) -> list[str]:
+    flat: list[str] = []
+    for path in paths:
+        flat.extend(map(os.fspath, [path] if isinstance(path, str | os.PathLike) else path))
+    if not flat:
+        raise SourceError("no path was given.", fix="xaurora.open('era5/*.nc')")
+    files: list[str] = []
+    for path in flat:
+        if "://" in path or Path(path).exists():
+            files.append(path)
+        elif found := sorted(glob.glob(os.path.expanduser(path))):
+            files.extend(found)
+        else:
+            raise SourceError(
+                f"no file matches '{path}' (looked in {Path.cwd()}).", fix="give an existing path or glob"
+            )
+    return list(dict.fromkeys(files))
+
+
+def _read(path: str, engine: str | None, chunks: Any) -> list[xr.Dataset]:
+    suffix = Path(path.rstrip("/")).suffix.lower()
+    if engine == "cfgrib" or (engine is None and suffix in _GRIB):
+        return _read_grib(path, chunks)
+    if path.startswith(("gs://", "gcs://")):
+        try:
+            import gcsfs  # noqa: F401
+        except ImportError:
+            raise MissingExtraError(
+                f"'{path}' is on Google Cloud Storage.", fix="pip install 'xaurora[cloud]'"
+            ) from None
+    if engine is None and (
+        suffix == ".zarr" or (Path(path) / "zarr.json").exists() or (Path(path) / ".zgroup").exists()
+    ):
+        engine = "zarr"
+    try:
+        return [xr.open_dataset(path, engine=engine, chunks=chunks, decode_timedelta=True)]
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise SourceError(
+            f"'{path}' could not be opened: {error}", fix="give engine=..., or check that the download is complete"
+        ) from error
+
+
+def _read_grib(path: str, chunks: Any) -> list[xr.Dataset]:
+    try:
+        import cfgrib
+    except (ImportError, RuntimeError):
+        raise MissingExtraError(f"'{path}' is GRIB.", fix="pip install 'xaurora[grib]'") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # cfgrib merges with xarray's defaults of the time and says so for every file
+        try:
+            # No index file: the folder of the data may be read-only, and a stale index is a trap.
+            pieces = cfgrib.open_datasets(path, backend_kwargs={"indexpath": ""}, decode_timedelta=True)
+        except Exception as error:
+            raise SourceError(
+                f"'{path}' could not be read as GRIB: {error}", fix="check that the download is complete"
+            ) from error
+    pieces = [_flatten_steps(piece) for piece in pieces]
+    return [piece if chunks is None else piece.chunk(chunks) for piece in pieces]
+
+
+def _flatten_steps(ds: xr.Dataset) -> xr.Dataset:
+    """GRIB's (time, step) with a 2-D ``valid_time`` → one time axis of valid times."""
+    if not {"time", "step"} <= set(ds.dims) or ds["valid_time"].ndim != 2:
+        return ds
+    valid = ds["valid_time"].values.ravel()
+    flat = ds.drop_vars("valid_time").stack(_flat=("time", "step")).reset_index("_flat", drop=True)
+    attrs = {"standard_name": "time", "long_name": "time"}
+    flat = (
+        flat.drop_vars([c for c in ("time", "step") if c in flat.coords])
+        .rename(_flat="time")
+        .assign_coords(time=("time", valid, attrs))
+    )
+    # Steps that the file lacks come as NaN throughout; one grid point tells.
+    probe = next(iter(flat.data_vars.values()))
+    point = probe.isel({d: 0 for d in probe.dims if d != "time"})
+    flat = flat.isel(time=np.flatnonzero(np.isfinite(point.values))).sortby("time")
+    if flat.indexes["time"].has_duplicates:
+        raise SourceError(
+            "several forecasts of this GRIB file hold for the same time.",
+            fix="keep one, for example ds.isel(step=slice(0, 12)), before opening it here",
+        )
+    leading = [d for d in probe.dims if d not in ("time", "step")]
+    return flat.transpose("time", *leading)
+
+
+# --- putting pieces together ------------------------------------------------------------------------------------------
+
+
+def _combine(pieces: list[xr.Dataset]) -> xr.Dataset:
+    found = [recognition.recognise(piece) for piece in pieces]
+    for each in found:
+        if each.grid is None:
+            raise next((p for p in each.problems if isinstance(p, CoordinateError)), each.problems[0])
+    dynamic = [i for i, r in enumerate(found) if _is_dynamic(pieces[i], r)]
+    if not dynamic:
+        return pieces[0] if len(pieces) == 1 else _merge_statics(pieces[0], found[0], pieces[1:], found[1:])
+    reference = found[dynamic[0]]
+    lead = pieces[dynamic[0]]
+    same_names = [_rename_axes(pieces[i], found[i], reference) for i in dynamic]
+    same_names = _rename_surface_geopotential(same_names, [pieces[i] for i in range(len(pieces)) if i not in dynamic])
+    aligned = [_same_grid(piece, lead, reference) for piece in same_names]
+    time_dim = reference.axes["time"].dim
+    groups = _concatenate(aligned, time_dim)
+    merged = _meet(groups, time_dim)
+    statics = [i for i in range(len(pieces)) if i not in dynamic]
+    return _merge_statics(merged, reference, [pieces[i] for i in statics], [found[i] for i in statics])
+
+
+def _is_dynamic(piece: xr.Dataset, found: recognition.Recognition) -> bool:
+    if found.times is None:
+        return False
+    return len(found.times) > 1 or any(kind != "static" for kind, _ in found.fields)
+
+
+def _rename_axes(piece: xr.Dataset, found: recognition.Recognition, reference: recognition.Recognition) -> xr.Dataset:
+    renames: dict[str, str] = {}
+    for axis, there in reference.axes.items():
+        here = found.axes.get(axis)
+        if here is None or axis == "number":
+            continue
+        if here.dim != there.dim:
+            renames[here.dim] = there.dim
+        if here.name != there.name and here.name != here.dim:
+            renames[here.name] = there.name
+    renames = {old: new for old, new in renames.items() if old in piece.dims or old in piece.coords}
+    clash = [new for new in renames.values() if new in piece.coords and new not in renames]
+    return piece.drop_vars(clash).rename(renames) if renames else piece
+
+
+def _rename_surface_geopotential(pieces: list[xr.Dataset], statics: list[xr.Dataset]) -> list[xr.Dataset]:
+    """Give the surface ``z`` its own name where a pressure-level ``z`` stands beside it."""
+    ranks = {piece["z"].ndim for piece in (*pieces, *statics) if "z" in piece}
+    if len(ranks) < 2:
+        return pieces
+    deep = max(ranks)
+    return [p.rename(z="geopotential_at_surface") if "z" in p and p["z"].ndim < deep else p for p in pieces]
+
+
+def _same_grid(piece: xr.Dataset, lead: xr.Dataset, reference: recognition.Recognition) -> xr.Dataset:
+    """Check that grids agree up to rounding, and give every piece the first one's coordinates so that none is joined apart."""
+    coords = {}
+    for axis in ("latitude", "longitude"):
+        name, dim = reference.axes[axis].name, reference.axes[axis].dim
+        here, there = piece[name].values, lead[name].values
+        if here.shape != there.shape or not np.allclose(here, there, rtol=0, atol=1e-3):
+            raise SourceError(
+                f"the files have different {axis}s: {here.shape[0]} from {here[0]:g} to {here[-1]:g}, and {there.shape[0]} from {there[0]:g} to {there[-1]:g}.",
+                fix=f"cut them to one box first, for example ds.sel({dim}=slice(...))",
+            )
+        coords[name] = lead[name]
+    return piece.assign_coords(coords)
+
+
+def _concatenate(pieces: list[xr.Dataset], time_dim: str) -> list[xr.Dataset]:
+    """Join files that continue one another in time, variable set by variable set."""
+    by_names: dict[frozenset[str], list[xr.Dataset]] = {}
+    for piece in pieces:
+        by_names.setdefault(frozenset(map(str, piece.data_vars)), []).append(piece)
+    groups = []
+    for names, members in by_names.items():
+        if len(members) > 1:
+            # Without dask, concatenating would read everything.
+            members = [conventions.as_dask(m, time_dim) for m in members]
+            joined = xr.concat(
+                members,
+                time_dim,
+                data_vars="minimal",
+                coords="minimal",
+                compat="override",
+                join="override",
+                combine_attrs="override",
+            )
+            joined = joined.sortby(time_dim)
+            if joined.indexes[time_dim].has_duplicates:
+                raise SourceError(f"several files hold {sorted(names)} for the same time.", fix="leave one of them out")
+            groups.append(joined)
+        else:
+            groups.append(members[0])
+    seen: dict[str, int] = {}
+    for i, group in enumerate(groups):
+        for name in map(str, group.data_vars):
+            if name in seen:
+                raise SourceError(
+                    f"'{name}' is in several files that hold different variables.",
+                    fix=f"drop it from one: xr.open_dataset(path).drop_vars('{name}')",
+                )
+            seen[name] = i
+    return groups
+
+
+def _meet(groups: list[xr.Dataset], time_dim: str) -> xr.Dataset:
+    """Merge groups on the times they share; totals are accumulated first where the states come less often."""
+    if len(groups) == 1:
+        return groups[0]
+    times = [group[time_dim].values for group in groups]
+    steps = [precipitation.spacing_hours(t) if len(t) > 1 else float("inf") for t in times]
+    rain = [_rain(group) for group in groups]
+    state_step = max((step for step, names in zip(steps, rain, strict=True) if not names), default=0.0)
+    out = []
+    for group, step, names in zip(groups, steps, rain, strict=True):
+        finer = names and step < state_step != float("inf")
+        out.append(_accumulated(group, names, time_dim) if finer else group)
+    common = out[0][time_dim].values
+    for group in out[1:]:
+        common = np.intersect1d(common, group[time_dim].values)
+    if not len(common):
+        spans = "; ".join(
+            f"{t[0].astype('datetime64[m]')} to {t[-1].astype('datetime64[m]')} every {s:g} h"
+            for t, s in zip(times, steps, strict=True)
+        )
+        raise SourceError(f"the files share no time: {spans}.", fix="download them for the same period")
+    for group in out:
+        if (lost := group.sizes[time_dim] - len(common)) > 0 and group.sizes[time_dim] > 0:
+            logger.info(
+                "%s: %d time(s) left out that the other files lack.", ", ".join(sorted(map(str, group.data_vars))), lost
+            )
+    cut = [group.sel({time_dim: common}) for group in out]
+    return xr.merge(cut, compat="override", join="override", combine_attrs="override")
+
+
+def _rain(group: xr.Dataset) -> list[str]:
+    fields = recognition.recognise(group).fields
+    return [item.source for item in fields.values() if item.variable.accumulated]
+
+
+def _accumulated(group: xr.Dataset, names: list[str], time_dim: str) -> xr.Dataset:
+    """Six-hour totals at the times that have all their hours."""
+    lazy = conventions.as_dask(group, time_dim)
+    totals = {name: precipitation.accumulate(lazy[name], TIMESTEP_HOURS, name=name, dim=time_dim) for name in names}
+    times = group[time_dim].values
+    periods = {precipitation.period_of(name, group[name].attrs, times) for name in names}
+    whole = np.ones(len(times), bool)
+    for part in range(TIMESTEP_HOURS // min(periods)):
+        whole &= np.isin(times - part * min(periods) * precipitation.HOUR, times)
+    logger.info("%s: accumulated over %d hours.", ", ".join(names), TIMESTEP_HOURS)
+    return lazy.assign(totals).isel({time_dim: np.flatnonzero(whole)})
+
+
+def _merge_statics(
+    main: xr.Dataset,
+    reference: recognition.Recognition,
+    statics: list[xr.Dataset],
+    found: list[recognition.Recognition],
+) -> xr.Dataset:
+    for piece, each in zip(statics, found, strict=True):
+        time = each.axes.get("time")
+        if time is not None and time.dim in piece.dims:
+            piece = piece.isel({time.dim: 0}, drop=True)
+        piece = _rename_axes(piece, each, reference).reset_coords(drop=True)
+        piece = _cut_to(piece, main, reference)
+        if "z" in piece and "z" in main:
+            piece = piece.rename(z="geopotential_at_surface")
+        fresh = [str(name) for name in piece.data_vars if name not in main]
+        if known := [str(name) for name in piece.data_vars if name in main]:
+            logger.info("%s: already in the other files; theirs are kept.", ", ".join(known))
+        main = main.assign({name: piece[name] for name in fresh})
+    return main
+
+
+def _cut_to(piece: xr.Dataset, main: xr.Dataset, reference: recognition.Recognition) -> xr.Dataset:
+    """The part of a (usually global) static file that lies under the data, whatever its longitude convention."""
+    index: dict[str, np.ndarray] = {}
+    coords: dict[str, Any] = {}
+    for axis in ("latitude", "longitude"):
+        name, dim = reference.axes[axis].name, reference.axes[axis].dim
+        have, want = piece[name].values.astype(np.float64), main[name].values.astype(np.float64)
+        distance = np.abs(have[None, :] - want[:, None])
+        if axis == "longitude":
+            distance = np.minimum(distance % 360.0, 360.0 - distance % 360.0)
+        nearest = distance.argmin(axis=1)
+        step = np.abs(np.diff(want)).min() if len(want) > 1 else 1.0
+        if distance[np.arange(len(want)), nearest].max() > 0.01 * step:
+            raise SourceError(
+                f"the static fields {sorted(map(str, piece.data_vars))} do not cover the {axis}s of the data, or lie on another grid.",
+                fix="take static fields of the same grid, or regrid them (soil type by nearest neighbour)",
+            )
+        index[dim], coords[name] = nearest, main[name]
+    return piece.isel(index).assign_coords(coords)

@@ -1,0 +1,136 @@
+"""Accumulated precipitation: which period a value stands for, sums over longer periods, negative noise.
+
+ERA5 ``tp`` from the CDS is the total of the hour that *ends* at its time. A six-hour total at 12 UTC is therefore the sum of
+the hours labelled 07 to 12, and one at 00 UTC needs the day before. What a value stands for cannot be read off the values
+alone, so that it must be said by the data (``cell_methods``, or a name such as ``total_precipitation_6hr``) or follow from
+hourly spacing; all else is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xaurora.errors import AccumulationError, TimeError
+from xaurora.variables import TIMESTEP_HOURS
+
+HOUR = np.timedelta64(1, "h")
+_CELL_METHODS = re.compile(r"time:\s*sum\s*\(\s*interval:\s*(\d+)\s*(?:h|hr|hrs|hour|hours)\s*\)")
+_NAME = re.compile(r"(?:_|^tp_?)(\d+)_?(?:h|hr|hour)s?$")
+
+
+def cell_methods(hours: int) -> str:
+    """The CF attribute of a total over ``hours``."""
+    return f"time: sum (interval: {hours} hour{'s' if hours != 1 else ''})"
+
+
+def declared_hours(name: str, attrs: dict[str, Any]) -> int | None:
+    """The period that attributes or name state, in hours; None when they say nothing.
+
+    Examples
+    --------
+    >>> declared_hours("total_precipitation_6hr", {}), declared_hours("tp", {})
+    (6, None)
+    >>> declared_hours("tp", {"cell_methods": "time: sum (interval: 6 hours)"})
+    6
+    """
+    if match := _CELL_METHODS.search(str(attrs.get("cell_methods", ""))):
+        return int(match.group(1))
+    if match := _NAME.search(name):
+        return int(match.group(1))
+    return None
+
+
+def spacing_hours(times: np.ndarray) -> float:
+    """The commonest step between times, in hours.
+
+    Raises
+    ------
+    TimeError
+        There are fewer than two times.
+    """
+    if len(times) < 2:
+        raise TimeError(f"there is {len(times)} time, and at least two are needed.", fix="open more than one time")
+    steps = np.diff(times.astype("datetime64[ns]")) / HOUR
+    values, counts = np.unique(steps, return_counts=True)
+    return float(values[np.argmax(counts)])
+
+
+def period_of(name: str, attrs: dict[str, Any], times: np.ndarray) -> int:
+    """Hours that each value of an accumulated variable stands for.
+
+    Raises
+    ------
+    AccumulationError
+        Nothing says it: above all 1-hour totals downloaded at 00, 06, 12 and 18 UTC look just like 6-hour ones.
+    """
+    if (declared := declared_hours(name, attrs)) is not None:
+        return declared
+    spacing = spacing_hours(times)
+    if spacing == 1:
+        return 1
+    raise AccumulationError(
+        f"'{name}' comes every {spacing:g} hours, and nothing says how many hours each value sums up. ERA5 from the CDS gives "
+        f"1-hour totals, of which a {TIMESTEP_HOURS}-hour total cannot be made unless all hours are there.",
+        fix=f"download '{name}' for every hour; or, if these are totals over {TIMESTEP_HOURS} hours, "
+        f"ds['{name}'].attrs['cell_methods'] = '{cell_methods(TIMESTEP_HOURS)}'",
+    )
+
+
+def accumulate(da: xr.DataArray, hours: int, *, name: str | None = None, dim: str = "time") -> xr.DataArray:
+    """Totals over ``hours`` that end at each time; NaN where one of the parts is missing. Lazy.
+
+    Parameters
+    ----------
+    da : DataArray
+        Totals over shorter periods, each ending at its time.
+    hours : int
+        Length of the new period.
+    name : str, optional
+        Name for messages.
+    dim : str
+        The time dimension.
+
+    Returns
+    -------
+    DataArray
+        Same times, units and dtype; ``cell_methods`` says what it is.
+
+    Raises
+    ------
+    AccumulationError
+        The period of the parts is unknown, longer than ``hours``, or does not divide it, or parts would overlap.
+    """
+    label = name or str(da.name)
+    times = da[dim].values.astype("datetime64[ns]")
+    period = period_of(label, da.attrs, times)
+    attrs = {**da.attrs, "cell_methods": cell_methods(hours)}
+    if period == hours:
+        return da.assign_attrs(attrs)
+    if hours % period:
+        raise AccumulationError(
+            f"'{label}' holds {period}-hour totals, of which no {hours}-hour totals can be made.",
+            fix=f"download hourly '{label}', or choose a period that {period} hours divide"
+            if period < hours
+            else f"download hourly '{label}'",
+        )
+    if len(times) > 1 and (spacing := spacing_hours(times)) > period:
+        raise AccumulationError(
+            f"'{label}' holds {period}-hour totals every {spacing:g} hours: the hours between are missing, and no {hours}-hour total can be made.",
+            fix=f"download '{label}' for every {period} hour(s)",
+        )
+    total: Any = None
+    for part in range(hours // period):
+        # Looking each part up by its time keeps a gap a gap: a rolling window would bridge it.
+        shifted = da.reindex({dim: times - part * period * HOUR}).variable.astype(np.float64)
+        total = shifted if total is None else total + shifted
+    return xr.DataArray(total.astype(da.dtype), dims=da.dims, coords=da.coords, name=da.name, attrs=attrs)
+
+
+def target_totals(da: xr.DataArray, *, name: str) -> xr.DataArray:
+    """Six-hour totals in canonical form, negative noise of packing clipped to zero. Lazy."""
+    totals = accumulate(da, TIMESTEP_HOURS, name=name)
+    return totals.clip(min=0.0, keep_attrs=True)

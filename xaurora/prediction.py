@@ -1,0 +1,276 @@
+"""Init times in, forecast Dataset or Zarr store out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from aurora import Aurora
+
+from xaurora import batch as batches
+from xaurora import bridge, config, conventions, normalisation, requirements, rollout, tuned
+from xaurora import grid as grids
+from xaurora import model as models
+from xaurora.conventions import Fields
+from xaurora.errors import LeadTimeError, MissingVariableError, NoModelError, OptionError
+from xaurora.forecasts import Request, Writer, rain_field, to_store
+from xaurora.progress import watched
+from xaurora.requirements import Needs
+from xaurora.tiny import build_tiny
+from xaurora.tuned import TunedAurora
+from xaurora.variables import TIMESTEP_HOURS
+
+logger = logging.getLogger("xaurora")
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def lead_steps(lead: Any) -> list[int]:
+    """Rollout steps of ``lead=``: all up to a single value, just those of a list.
+
+    Raises
+    ------
+    LeadTimeError
+        A lead is no positive multiple of six hours.
+
+    Examples
+    --------
+    >>> lead_steps("24h"), lead_steps(["6h", "1 day"])
+    ([1, 2, 3, 4], [1, 4])
+    """
+    several = isinstance(lead, list | tuple | np.ndarray)
+    values = list(lead) if several else [lead]
+    steps = []
+    for value in values:
+        try:
+            hours = bridge.hours_of(value)
+        except LeadTimeError:
+            hours = -1
+        if hours <= 0 or hours % TIMESTEP_HOURS:
+            raise LeadTimeError(
+                f"lead={value!r} is no positive multiple of {TIMESTEP_HOURS} hours, which is Aurora's time step.",
+                fix="lead='6h', '24h' or ['6h', '24h']",
+            )
+        steps.append(hours // TIMESTEP_HOURS)
+    if not steps:
+        raise LeadTimeError("lead=[] names no lead time.", fix="lead='24h'")
+    return sorted(set(steps)) if several else list(range(1, steps[0] + 1))
+
+
+def predict(
+    ds: xr.Dataset,
+    lead: Any = "6h",
+    *,
+    model: Any = None,
+    weights: str | Path | None = None,
+    time: Any = None,
+    variables: Sequence[str] | None = None,
+    quantiles: Sequence[float] = (),
+    thresholds_mm: Sequence[float] = (),
+    halo: int | None = None,
+    store: str | Path | None = None,
+    precision: str = "auto",
+    progress: bool = True,
+) -> xr.Dataset:
+    """Forecast. See :meth:`xaurora.accessor.AuroraAccessor.predict`."""
+    steps = lead_steps(lead)
+    config.check_precision(precision)
+    _check_levels("quantiles", quantiles, 0.0, 1.0)
+    _check_levels("thresholds_mm", thresholds_mm, 0.0, 2000.0)
+    if model is None:
+        model = _last_tuned()
+    elif isinstance(model, str | Path) and model not in requirements.MODELS and Path(model).is_dir():
+        model = tuned.load(model, weights=weights)
+        weights = None
+    needs = bridge.needs_for(model)
+    fields = conventions.standardise(ds)
+    wanted = needs(fields)
+    cut, crop = requirements.fit(fields, wanted)
+    times = batches.resolve_times(cut.times, time)
+    halo = config.check_halo(halo if halo is not None else (model.halo if isinstance(model, TunedAurora) else 0))
+    trim = grids.trim(cut.layout.grid, halo)
+    request = _request(fields, wanted, model, steps, variables, quantiles, thresholds_mm)
+    if crop.left_out:
+        logger.warning("Left out, because patches of %d do not reach there: %s.", wanted.patch_size, crop.left_out)
+
+    module = _module(model, weights, wanted, cut, progress)
+    writer = Writer(fields, cut, trim, request, module.head, times, _provenance(model, module, cut, halo))
+    device = torch.device(
+        "cuda" if torch.cuda.is_available() and not isinstance(model, Aurora) else next(module.parameters()).device
+    )
+    with _inference(module, cut.layout.grid, precision, device):
+        if store is not None:
+            return to_store(Path(store), writer, lambda t: _one(module, cut, t, request, trim), progress)
+        blocks = [_one(module, cut, t, request, trim) for t in watched(times, "predict", shown=progress)]
+    return writer.dataset(blocks)
+
+
+def _check_levels(name: str, values: Sequence[float], low: float, high: float) -> None:
+    for value in values:
+        if not (isinstance(value, int | float) and low < value < high) and not (name == "thresholds_mm" and value == 0):
+            raise OptionError(
+                f"{name}={list(values)!r}: {value!r} does not lie between {low:g} and {high:g}.",
+                fix=f"{name}={[0.1, 0.5, 0.9] if name == 'quantiles' else [0.1, 1, 10]}",
+            )
+
+
+def _last_tuned() -> TunedAurora:
+    model = tuned.last()
+    if model is None:
+        raise NoModelError(
+            "no model was named, and none was tuned in this session.",
+            fix="model='runs/...' for a tuned model, model='small' for the untuned base (without tp), or ds.aurora.finetune(target='tp') first",
+        )
+    logger.info("predict: using the model tuned last (%s).", model.path)
+    return model
+
+
+def _request(
+    fields: Fields,
+    needs: Needs,
+    model: Any,
+    steps: list[int],
+    names: Sequence[str] | None,
+    quantiles: Sequence[float],
+    thresholds: Sequence[float],
+) -> Request:
+    has_rain = isinstance(model, TunedAurora)
+    if (quantiles or thresholds) and not has_rain:
+        raise OptionError(
+            "quantiles and thresholds_mm need a model with a head for tp, and this one has none.",
+            fix="ds.aurora.finetune(target='tp') first",
+        )
+    surface, atmos, rain = list(needs.surface), list(needs.atmos), has_rain
+    if names is not None:
+        if isinstance(names, str):
+            names = [names]
+        sources = {fields.layout.fields["surface", n].source: ("surface", n) for n in needs.surface}
+        sources |= {fields.layout.fields["atmos", n].source: ("atmos", n) for n in needs.atmos}
+        if has_rain:
+            sources[rain_field(fields).source] = ("rain", "tp")
+        canonical = {
+            n: key for key in sources.values() for n in [key[1]] if [k[1] for k in sources.values()].count(n) == 1
+        }
+        lookup = {**canonical, **sources}
+        if unknown := [n for n in names if n not in lookup]:
+            raise MissingVariableError(
+                f"variables={list(names)}: {unknown} cannot be forecast; this model gives {sorted(sources)}.",
+                fix=f"variables={sorted(sources)[:2]}",
+            )
+        keys = [lookup[n] for n in names]
+        surface = [n for n in surface if ("surface", n) in keys]
+        atmos = [n for n in atmos if ("atmos", n) in keys]
+        rain = ("rain", "tp") in keys
+    return Request(steps, surface, atmos, rain, tuple(map(float, quantiles)), tuple(map(float, thresholds)))
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def _module(model: Any, weights: Any, needs: Needs, cut: Fields, progress: bool) -> models.AuroraWithHead:
+    if isinstance(model, TunedAurora):
+        if weights is not None:
+            raise OptionError(
+                "weights= belongs to a named model, and a tuned model has its own.",
+                fix="xaurora.load(path, weights='file.ckpt') if its base has to be given",
+            )
+        return model.model
+    if isinstance(model, Aurora):
+        return models.AuroraWithHead(model)
+    if model == "tiny":
+        if weights is not None:
+            raise OptionError(
+                "weights= belongs to a pretrained model, and 'tiny' is made here.",
+                fix="model='small', weights='file.ckpt'",
+            )
+        logger.warning("model='tiny' has random weights: this shows that the data fit, and is no forecast.")
+        times = cut.times[np.unique(np.linspace(0, len(cut.times) - 1, min(len(cut.times), 40)).astype(int))]
+        return models.AuroraWithHead(
+            build_tiny(needs, *normalisation.statistics_of(cut, list(times), progress=progress))
+        )
+    return models.AuroraWithHead(models.load_pretrained(model, weights))
+
+
+@contextlib.contextmanager
+def _inference(module: models.AuroraWithHead, grid: grids.Grid, precision: str, device: torch.device) -> Iterator[None]:
+    """Evaluation mode, on the device, in place; all of it is undone afterwards."""
+    base = module.base
+    before = (
+        module.training,
+        base.training,
+        next(base.parameters()).device,
+        base.autocast_backbone,
+        base.autocast_dtype,
+    )
+    module.eval().to(device)
+    if precision != "auto" or device.type == "cuda":
+        models.set_precision(base, precision, device)
+    try:
+        with torch.inference_mode(), models.placed(base, grid):
+            yield
+    finally:
+        module.train(before[0])
+        base.train(before[1])
+        module.to(before[2])
+        base.autocast_backbone, base.autocast_dtype = before[3], before[4]
+
+
+def _one(
+    module: models.AuroraWithHead, cut: Fields, init: np.datetime64, request: Request, trim: tuple[slice, slice]
+) -> dict[str, np.ndarray]:
+    """The forecast from one init time: canonical arrays ``(lead, [level,] h, w)`` by name, halo trimmed."""
+    head: Any = module.head
+    out: dict[str, list[np.ndarray]] = {}
+
+    def keep(key: str, values: torch.Tensor) -> None:
+        out.setdefault(key, []).append(values.float().cpu().numpy()[..., trim[0], trim[1]])
+
+    for i, step in enumerate(rollout.steps(module, batches.to_batch(cut, [init]), request.steps[-1])):
+        if i + 1 not in request.steps:
+            continue
+        for name in request.surface:
+            keep(f"surface/{name}", step.prediction.surf_vars[name][0, 0])
+        for name in request.atmos:
+            keep(f"atmos/{name}", step.prediction.atmos_vars[name][0, 0])
+        if request.rain:
+            params = head.parameters_of(step.raw)
+            keep("rain/mean", head.mean(params)[0])
+            if head.options.family != "deterministic":
+                for name, values in params.items():
+                    keep(f"rain/{name}", values[0])
+            for q in request.quantiles:
+                keep(f"quantile/{q}", head.quantile(params, q)[0])
+            for threshold in request.thresholds:
+                keep(f"probability/{threshold}", head.probability_above(params, threshold * 1e-3)[0])
+    return {key: np.stack(values) for key, values in out.items()}
+
+
+def _provenance(model: Any, module: models.AuroraWithHead, cut: Fields, halo: int) -> dict[str, Any]:
+    name = (
+        model
+        if isinstance(model, str)
+        else model.config["base"]["name"]
+        if isinstance(model, TunedAurora)
+        else type(model).__name__
+    )
+    out = {
+        "title": "Forecast by Aurora with xaurora",
+        "Conventions": "CF-1.11",
+        "xaurora_base": str(name),
+        "xaurora_weights": models.state_hash(module),
+        "xaurora_versions": json.dumps(tuned.versions()),
+        "xaurora_input": f"{cut.times[0].astype('datetime64[m]')} to {cut.times[-1].astype('datetime64[m]')}",
+        "xaurora_halo": halo,
+    }
+    if isinstance(model, TunedAurora):
+        out["xaurora_strategy"] = model.config["strategy"]
+        out["xaurora_base_weights"] = model.config["base"]["hash"]
+    return out

@@ -1,0 +1,35 @@
+"""Progress bars: often redrawn on a terminal, a line now and then in a log file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+
+def bar(*, total: int, label: str, unit: str, shown: bool) -> Any:
+    """A bar to be moved on by hand."""
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc=label, unit=unit, disable=not shown, mininterval=_interval())
+
+
+def watched(items: Iterable[Any], label: str, *, unit: str = "time", shown: bool = True) -> Iterable[Any]:
+    """Iterate with a bar that goes away at the end."""
+    if not shown:
+        return items
+    from tqdm.auto import tqdm
+
+    return tqdm(items, desc=label, unit=unit, leave=False, mininterval=_interval())
+
+
+def say(text: str, *, shown: bool = True) -> None:
+    """A line beside a bar."""
+    if shown:
+        from tqdm.auto import tqdm
+
+        tqdm.write(text, file=sys.stderr)
+
+
+def _interval() -> float:
+    return 0.2 if sys.stderr.isatty() else 10.0

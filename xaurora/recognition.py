@@ -1,0 +1,363 @@
+"""Finding axes and variables in a Dataset: CF attributes first, the table of names second.
+
+Nothing is guessed silently: what is ambiguous raises, what was converted is noted. Lazy: only coordinates are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xaurora import grid as grids
+from xaurora import variables
+from xaurora.errors import (
+    AmbiguousVariableError,
+    CoordinateError,
+    EnsembleError,
+    GridError,
+    KindError,
+    LevelError,
+    TimeError,
+    UnitsError,
+    XauroraError,
+)
+
+NAMES = {
+    "time": ("time", "valid_time", "forecast_time", "date", "datetime"),
+    "latitude": ("latitude", "lat", "nav_lat", "y"),
+    "longitude": ("longitude", "lon", "nav_lon", "x"),
+    "level": ("level", "pressure_level", "isobaricInhPa", "plev", "lev", "pressure", "isobaric", "levels"),
+    "number": ("number", "realization", "member", "ensemble", "ens"),
+}
+LEVEL_UNITS = {"hPa": 1.0, "millibar": 1.0, "mbar": 1.0, "mb": 1.0, "Pa": 0.01}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis as the data have it: the coordinate's name, and the dimension it runs along."""
+
+    name: str
+    dim: str
+
+
+@dataclass(frozen=True)
+class Field:
+    """One recognised variable: ``canonical = scale · value + offset``."""
+
+    variable: variables.Variable
+    source: str
+    scale: float
+    offset: float
+    dtype: np.dtype
+    dims: tuple[str, ...]
+    attrs: dict[str, Any]
+
+    @property
+    def converted(self) -> bool:
+        """Whether values differ between the user's form and the canonical one (but for the dtype)."""
+        return (self.scale, self.offset) != (1.0, 0.0)
+
+
+@dataclass
+class Recognition:
+    """What was found in a Dataset, what is wrong with it, and what is worth knowing."""
+
+    axes: dict[str, Axis] = field(default_factory=dict)
+    fields: dict[tuple[str, str], Field] = field(default_factory=dict)
+    grid: grids.Grid | None = None
+    levels: tuple[float, ...] = ()
+    times: np.ndarray | None = None
+    problems: list[XauroraError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unrecognised: list[str] = field(default_factory=list)
+
+    def attempt(self, step: Callable[[], None]) -> None:
+        """Run one step and keep its error instead of raising it, so that all problems are seen at once."""
+        try:
+            step()
+        except XauroraError as error:
+            self.problems.append(error)
+
+    def raise_first(self) -> None:
+        """Raise the first problem, and say how many more there are."""
+        if not self.problems:
+            return
+        first = self.problems[0]
+        if len(self.problems) > 1:
+            more = f" ({len(self.problems) - 1} more: ds.aurora.check() lists them)"
+            raise type(first)(first.message + more, fix=first.fix)
+        raise first
+
+
+def is_forecast(ds: xr.Dataset) -> bool:
+    """Whether a Dataset is a forecast in this package's layout or in WeatherBench2's."""
+    return {"init_time", "lead_time"} <= set(ds.dims) or {"time", "prediction_timedelta"} <= set(ds.dims)
+
+
+def recognise(ds: xr.Dataset) -> Recognition:
+    """Find axes and variables, and collect every problem instead of stopping at the first. Lazy: reads coordinates only."""
+    found = Recognition()
+    if is_forecast(ds):
+        found.problems.append(
+            KindError(
+                "this Dataset is a forecast (it has lead times), and fields with a time axis are expected here.",
+                fix="call this on the fields that the forecast was made from; a forecast has evaluate(), plot() and to_weatherbench2()",
+            )
+        )
+        return found
+    _find_axes(ds, found)
+    found.attempt(lambda: _check_members(ds, found))
+    found.attempt(lambda: _read_grid(ds, found))
+    found.attempt(lambda: _read_levels(ds, found))
+    found.attempt(lambda: _read_times(ds, found))
+    _find_fields(ds, found)
+    _note_expver(ds, found)
+    return found
+
+
+# --- axes -------------------------------------------------------------------------------------------------------------
+
+
+def _find_axes(ds: xr.Dataset, found: Recognition) -> None:
+    import cf_xarray  # noqa: F401  (registers ds.cf; imported late because it costs 0.1 s)
+
+    by_cf: dict[str, list[Hashable]] = {}
+    for key, cf_keys in {
+        "latitude": ("latitude",),
+        "longitude": ("longitude",),
+        "level": ("vertical",),
+        "time": ("time",),
+    }.items():
+        for cf_key in cf_keys:
+            by_cf.setdefault(key, []).extend(ds.cf.coordinates.get(cf_key, []))
+    for axis, names in NAMES.items():
+        candidates = [n for n in (*by_cf.get(axis, []), *names) if n in ds.coords or n in ds.dims]
+        if axis == "level":
+            candidates = [n for n in candidates if _is_pressure(ds, str(n))]
+        if axis == "time":
+            candidates = [n for n in candidates if n in ds.dims or (n in ds.coords and ds[n].ndim == 1)]
+        # A coordinate along its own dimension is meant more than one that merely stands there.
+        candidates.sort(key=lambda n: n not in ds.dims)
+        if candidates:
+            name = str(candidates[0])
+            dim = str(ds[name].dims[0]) if name in ds.coords and ds[name].ndim == 1 else name
+            found.axes[axis] = Axis(name, dim)
+
+
+def _is_pressure(ds: xr.Dataset, name: str) -> bool:
+    if name not in ds.coords:
+        return False
+    attrs = ds[name].attrs
+    if attrs.get("standard_name") == "air_pressure":
+        return True
+    units = variables.normalise_units(attrs.get("units", ""))
+    return units in LEVEL_UNITS or (units == "" and name in NAMES["level"])
+
+
+def _check_members(ds: xr.Dataset, found: Recognition) -> None:
+    axis = found.axes.get("number")
+    if axis is not None and ds.sizes.get(axis.dim, 1) > 1:
+        raise EnsembleError(
+            f"the data hold {ds.sizes[axis.dim]} ensemble members along '{axis.dim}', and one is expected.",
+            fix=f"ds.isel({axis.dim}=0), or ds.mean('{axis.dim}')",
+        )
+    if ds.sizes.get("expver", 1) > 1:
+        raise CoordinateError(
+            "final and preliminary ERA5 (expver 1 and 5) stand beside each other along 'expver', each half empty.",
+            fix="ds = ds.sel(expver=1).combine_first(ds.sel(expver=5))",
+        )
+
+
+def _read_grid(ds: xr.Dataset, found: Recognition) -> None:
+    for axis in ("latitude", "longitude"):
+        if axis not in found.axes:
+            raise CoordinateError(
+                f"no {axis} was found among the coordinates {sorted(map(str, ds.coords))}.",
+                fix=f"ds.rename({{'name_in_your_data': '{axis}'}}), or ds['name_in_your_data'].attrs['units'] = 'degrees_{'north' if axis == 'latitude' else 'east'}'",
+            )
+        name = found.axes[axis].name
+        if name not in ds.coords:
+            raise CoordinateError(
+                f"the dimension '{name}' has no {axis} values.",
+                fix=f"ds.assign_coords({name}=...) with degrees {'north' if axis == 'latitude' else 'east'}",
+            )
+        if ds[name].ndim != 1:
+            raise GridError(
+                f"{axis} is {ds[name].ndim}-dimensional, which is a curvilinear or rotated grid (or a point); Aurora takes regular latitude–longitude grids.",
+                fix="regrid first, for example with xesmf: xe.Regridder(ds, xe.util.grid_global(0.25, 0.25), 'bilinear')(ds)",
+            )
+    found.grid = grids.from_axes(ds[found.axes["latitude"].name].values, ds[found.axes["longitude"].name].values)
+
+
+def _read_levels(ds: xr.Dataset, found: Recognition) -> None:
+    axis = found.axes.get("level")
+    if axis is None:
+        return
+    values = np.atleast_1d(ds[axis.name].values).astype(np.float64)
+    units = variables.normalise_units(ds[axis.name].attrs.get("units", ""))
+    if units not in LEVEL_UNITS:
+        units = "Pa" if values.max() > 1100 else "hPa"  # no level of Aurora's is above 1000 hPa
+        found.notes.append(f"'{axis.name}' has no units; taken as {units} by its values.")
+    levels = tuple(float(np.round(v * LEVEL_UNITS[units], 4)) for v in values)
+    doubled = sorted({level for level in levels if levels.count(level) > 1})
+    if doubled:
+        raise LevelError(f"level(s) {doubled} hPa are there more than once.", fix=f"ds.drop_duplicates('{axis.dim}')")
+    found.levels = levels
+
+
+def _read_times(ds: xr.Dataset, found: Recognition) -> None:
+    axis = found.axes.get("time")
+    if axis is None or axis.dim not in ds.dims:
+        raise TimeError(
+            f"no time axis was found among the dimensions {sorted(map(str, ds.dims))}; Aurora needs two frames six hours apart.",
+            fix="ds.expand_dims('time'), or open all files together: xaurora.open('era5/*.nc')",
+        )
+    coordinate = ds[axis.name] if axis.name in ds.coords else None
+    valid = ds.coords.get("valid_time")
+    if valid is not None and valid.dims == (axis.dim,):
+        coordinate = valid  # GRIB: `time` is the base time, `valid_time` is when the field holds
+    if coordinate is None:
+        raise TimeError(
+            f"the dimension '{axis.dim}' has no times.", fix=f"ds.assign_coords({axis.dim}=pd.date_range(...))"
+        )
+    values = coordinate.values
+    if values.dtype == object and len(values) and hasattr(values[0], "timetuple"):
+        if getattr(values[0], "calendar", "") not in ("standard", "gregorian", "proleptic_gregorian"):
+            raise TimeError(
+                f"times are in the calendar {getattr(values[0], 'calendar', '?')!r}, and ERA5's is the standard one.",
+                fix=f"ds.convert_calendar('standard', dim='{axis.dim}', use_cftime=False)",
+            )
+        values = np.array([np.datetime64(v.isoformat(), "ns") for v in values])
+    if not np.issubdtype(values.dtype, np.datetime64):
+        raise TimeError(
+            f"'{axis.name}' holds {values.dtype}, not times.",
+            fix="xr.decode_cf(ds), or open the file without decode_times=False",
+        )
+    values = values.astype("datetime64[ns]")
+    if np.isnat(values).any():
+        raise TimeError(
+            f"{int(np.isnat(values).sum())} time(s) are missing (NaT).",
+            fix=f"ds.dropna('{axis.dim}', subset=['{axis.name}'])",
+        )
+    unique, counts = np.unique(values, return_counts=True)
+    if (counts > 1).any():
+        raise TimeError(
+            f"{int((counts > 1).sum())} time(s) are there more than once, the first {unique[counts > 1][0].astype('datetime64[m]')}.",
+            fix=f"ds.drop_duplicates('{axis.dim}')",
+        )
+    if (np.diff(values) < np.timedelta64(0, "ns")).any():
+        raise TimeError("times are not in order.", fix=f"ds.sortby('{axis.name}')")
+    found.times = values
+
+
+def _note_expver(ds: xr.Dataset, found: Recognition) -> None:
+    if "expver" in ds.coords and ds["expver"].ndim == 1 and "expver" not in ds.dims:
+        values = {str(v).lstrip("0") for v in np.unique(ds["expver"].values.astype(str))}
+        if len(values) > 1 and "5" in values:
+            found.notes.append(
+                "Preliminary ERA5T (expver 5) stands among final ERA5 (expver 1); it may still be revised."
+            )
+        elif values == {"5"}:
+            found.notes.append("All of this is preliminary ERA5T (expver 5); it may still be revised.")
+
+
+# --- variables --------------------------------------------------------------------------------------------------------
+
+
+def _find_fields(ds: xr.Dataset, found: Recognition) -> None:
+    for name in map(str, ds.data_vars):
+        kind = _kind(ds[name], found)
+        variable = _match(ds[name], name, kind) if kind else None
+        if variable is None:
+            found.unrecognised.append(name)
+            continue
+        found.attempt(lambda name=name, variable=variable: _add_field(ds[name], name, variable, found))  # type: ignore[misc]
+
+
+def _kind(da: xr.DataArray, found: Recognition) -> str | None:
+    """``"flat"`` for fields without levels, ``"atmos"`` with; None for what is no field."""
+    axes = {axis: found.axes[axis].dim for axis in ("latitude", "longitude", "level", "time") if axis in found.axes}
+    dims = {str(d) for d in da.dims if da.sizes[d] > 1 or d in axes.values()}
+    if not {axes.get("latitude"), axes.get("longitude")} <= dims:
+        return None
+    number = found.axes.get("number")
+    extra = dims - set(axes.values()) - ({number.dim} if number else set()) - {"expver"}
+    if extra:
+        return None
+    return "atmos" if axes.get("level") in dims else "flat"
+
+
+def _match(da: xr.DataArray, name: str, kind: str) -> variables.Variable | None:
+    pool = [v for v in variables.TABLE if (v.kind == "atmos") == (kind == "atmos")]
+    short = str(da.attrs.get("GRIB_shortName", ""))
+    by_name = [v for v in pool if name in (v.name, v.weatherbench2, *v.aliases)]
+    if short and (by_short := [v for v in pool if short in (v.name, *v.aliases)]):
+        return by_short[0]
+    standard = da.attrs.get("standard_name", "")
+    by_standard = [v for v in pool if standard and standard in v.standard_names]
+    if by_standard and by_name and by_standard[0] is not by_name[0] and by_name[0].standard_names:
+        return by_standard[0]  # CF attributes speak before names do
+    if by_name:
+        return by_name[0]
+    return by_standard[0] if len(by_standard) == 1 else None
+
+
+def _add_field(da: xr.DataArray, name: str, variable: variables.Variable, found: Recognition) -> None:
+    key = (variable.kind, variable.name)
+    if key in found.fields:
+        raise AmbiguousVariableError(
+            f"'{found.fields[key].source}' and '{name}' are both {variable.long_name.lower()} ({variable.name}).",
+            fix=f"ds.drop_vars('{name}'), or the other one",
+        )
+    if "scale_factor" in da.attrs or "add_offset" in da.attrs:
+        raise UnitsError(f"'{name}' is packed (scale_factor, add_offset) and was not decoded.", fix="xr.decode_cf(ds)")
+    if not (np.issubdtype(da.dtype, np.number) or da.dtype == bool):
+        raise UnitsError(
+            f"'{name}' holds {da.dtype}, not numbers.", fix=f"ds['{name}'] = ds['{name}'].astype('float32')"
+        )
+    scale, offset = _conversion(da, name, variable, found)
+    if (scale, offset) != (1.0, 0.0):
+        found.notes.append(f"'{name}' is converted from {da.attrs['units']} to {variable.units}.")
+    found.fields[key] = Field(variable, name, scale, offset, da.dtype, tuple(map(str, da.dims)), dict(da.attrs))
+
+
+def _conversion(da: xr.DataArray, name: str, variable: variables.Variable, found: Recognition) -> tuple[float, float]:
+    expected = variables.accepted_units(variable.units)
+    if "units" not in da.attrs:
+        if name == variable.weatherbench2 or variable.units in ("1", "category"):
+            if variable.units not in ("1", "category"):
+                found.notes.append(
+                    f"'{name}' has no units; taken as {variable.units}, as WeatherBench2 and ARCO-ERA5 define it."
+                )
+            return 1.0, 0.0
+        raise UnitsError(
+            f"'{name}' ({variable.long_name.lower()}) has no units; one of {', '.join(expected)} is expected.",
+            fix=f"ds['{name}'].attrs['units'] = '{variable.units}'",
+        )
+    units = da.attrs["units"]
+    if variable.accumulated and "s-1" in variables.normalise_units(units):
+        raise UnitsError(
+            f"'{name}' is a rate ({units}), and an amount in {', '.join(expected)} is expected.",
+            fix=f"multiply by the period in seconds: ds['{name}'] = (ds['{name}'] * 3600).assign_attrs(units='kg m-2') for hourly means",
+        )
+    found_conversion = variables.conversion(units, variable.units)
+    if found_conversion is None:
+        raise UnitsError(
+            f"'{name}' ({variable.long_name.lower()}) is in {units!r}; one of {', '.join(expected)} is expected.",
+            fix=f"ds['{name}'].attrs['units'] = '{variable.units}', after converting the values if they need it",
+        )
+    if (
+        variable.name == "z"
+        and variable.kind == "atmos"
+        and name == "geopotential"
+        and variables.normalise_units(units) == "m"
+    ):
+        raise UnitsError(
+            "'geopotential' in metres is a contradiction: geopotential height is in m.",
+            fix="ds.rename(geopotential='geopotential_height') if it is the height",
+        )
+    return found_conversion

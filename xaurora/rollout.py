@@ -1,0 +1,59 @@
+"""The one stepping function that training and prediction share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from aurora import Batch
+from aurora.rollout import _advance_batch
+
+from xaurora.batch import plain
+from xaurora.model import AuroraWithHead, Step
+
+
+def prepare(model: AuroraWithHead, batch: Batch) -> Batch:
+    """Bring a Batch to the model's device and dtype, as upstream's ``rollout`` does before its first step."""
+    batch = model.base.batch_transform_hook(plain(batch))
+    parameter = next(model.base.parameters())
+    return batch.type(parameter.dtype).crop(model.base.patch_size).to(parameter.device)
+
+
+def steps(model: AuroraWithHead, batch: Batch, count: int) -> Iterator[Step]:
+    """Six-hour steps, each from the state that the last one left.
+
+    Parameters
+    ----------
+    model : AuroraWithHead
+        Inside :func:`xaurora.model.placed` for the batch's grid.
+    batch : aurora.Batch
+        Init time and history.
+    count : int
+        Number of steps.
+
+    Yields
+    ------
+    Step
+        The prediction (a Batch with one time) and the head's raw parameters, ``(b, n, h, w)`` float32, or None without head.
+
+    Notes
+    -----
+    The same operations in the same order as ``aurora.rollout`` (microsoft-aurora 2.0.1, ``aurora/rollout.py``), so that the
+    base variables are equal to the bit.
+    """
+    batch = prepare(model, batch)
+    for i in range(count):
+        step = model(batch)
+        yield step
+        if i + 1 < count:
+            batch = advance(model, batch, step.prediction)
+
+
+def advance(model: AuroraWithHead, batch: Batch, prediction: Batch) -> Batch:
+    """Slide the history window: drop the oldest frame, add the prediction."""
+    return _advance_batch(batch, model.base.apply_rollout_input_clipping(prediction))
+
+
+def detach(batch: Batch) -> Batch:
+    """Stop gradients."""
+    return batch._fmap(torch.Tensor.detach)

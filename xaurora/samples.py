@@ -1,0 +1,284 @@
+"""Which times make a sample, how they split, and reading them."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from aurora import Batch
+
+from xaurora import batch as batches
+from xaurora import precipitation
+from xaurora.conventions import Fields
+from xaurora.errors import OptionError, SplitError
+from xaurora.variables import TIMESTEP_HOURS
+
+logger = logging.getLogger("xaurora")
+
+STEP = batches.STEP
+FEWEST_FOR_SPLIT = 5
+"""The last fifth of fewer samples is less than one of them."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """Init times that make a sample, and why others do not."""
+
+    init_times: np.ndarray
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        text = f"{len(self.init_times)} samples"
+        left = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items() if count)
+        return f"{text} ({left})" if left else text
+
+
+def index(times: np.ndarray, target_times: np.ndarray) -> Index:
+    """Init times whose history, next state and target are all there; a gap is skipped and counted, never bridged.
+
+    Parameters
+    ----------
+    times : ndarray of datetime64, ``(time,)``
+        States.
+    target_times : ndarray of datetime64
+        Times that have a whole six-hour total.
+    """
+    states, targets = set(times.tolist()), set(target_times.tolist())
+    kept, skipped = (
+        [],
+        {
+            "without the frame six hours before": 0,
+            "without the state six hours after": 0,
+            "without a whole six-hour total": 0,
+        },
+    )
+    for t in times:
+        if (t - STEP).item() not in states:
+            skipped["without the frame six hours before"] += 1
+        elif (t + STEP).item() not in states:
+            skipped["without the state six hours after"] += 1
+        elif (t + STEP).item() not in targets:
+            skipped["without a whole six-hour total"] += 1
+        else:
+            kept.append(t)
+    return Index(np.array(kept, dtype="datetime64[ns]"), {k: v for k, v in skipped.items() if v})
+
+
+def whole_totals(times: np.ndarray, period: int) -> np.ndarray:
+    """Times at which all parts of a six-hour total are there."""
+    whole = np.ones(len(times), bool)
+    for part in range(TIMESTEP_HOURS // period if period <= TIMESTEP_HOURS else 1):
+        whole &= np.isin(times - part * period * precipitation.HOUR, times)
+    return times[whole]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Init times to train on and to validate with.
+
+    Parameters
+    ----------
+    train, validation : ndarray of datetime64
+    same : bool
+        Whether the two are the same samples, because the data are too short for a gap.
+    dropped : int
+        Samples left out because their window crosses the split.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    same: bool = False
+    dropped: int = 0
+
+
+def split(samples: Index, train: Any = None, validation: Any = None) -> Split:
+    """Split in time, so that no sample's window (history to target) touches the other part.
+
+    Parameters
+    ----------
+    samples : Index
+    train, validation : optional
+        A slice, a year, or a pair ``("2016", "2023")``, ends included. By default the last fifth validates.
+
+    Raises
+    ------
+    SplitError
+        Too few samples, an empty part, or parts that overlap.
+    """
+    times = samples.init_times
+    if not len(times):
+        why = (
+            "; ".join(f"{count} times {reason}" for reason, count in samples.skipped.items())
+            or "the data hold no times"
+        )
+        raise SplitError(
+            f"no time makes a sample: a sample is a frame, the one {TIMESTEP_HOURS} hours before, and the state and rain {TIMESTEP_HOURS} hours after ({why}).",
+            fix="open a longer, gap-free stretch of 6-hourly states with hourly tp",
+        )
+    if train is None and validation is None:
+        return _default_split(times)
+    bounds = {
+        name: _bounds(name, value)
+        for name, value in (("train", train), ("validation", validation))
+        if value is not None
+    }
+    chosen = {name: times[_inside(times, *b)] for name, b in bounds.items()}
+    if "train" not in chosen:
+        start, end = bounds["validation"]
+        chosen["train"] = times[(times + STEP < start) | (times - STEP > end)]
+    if "validation" not in chosen:
+        start, end = bounds["train"]
+        chosen["validation"] = times[(times - STEP > end) | (times + STEP < start)]
+    for name, part in chosen.items():
+        if not len(part):
+            raise SplitError(
+                f"{name}={(train if name == 'train' else validation)!r} leaves no sample; samples run from {_name(times[0])} to {_name(times[-1])}.",
+                fix=f"{name}=('{str(times[0])[:10]}', '{str(times[-1])[:10]}') or a part of it",
+            )
+    if len(shared := np.intersect1d(_frames(chosen["train"]), _frames(chosen["validation"]))):
+        raise SplitError(
+            f"training and validation share {len(shared)} time(s) in their samples' windows, the first {_name(shared[0])}; scores would be too good.",
+            fix="leave a gap of 12 hours between train and validation",
+        )
+    return Split(
+        chosen["train"], chosen["validation"], dropped=len(times) - len(chosen["train"]) - len(chosen["validation"])
+    )
+
+
+def _default_split(times: np.ndarray) -> Split:
+    if len(times) < FEWEST_FOR_SPLIT:
+        raise SplitError(
+            f"there are {len(times)} sample(s), and a split into training and validation needs at least {FEWEST_FOR_SPLIT}.",
+            fix="open a longer stretch of data",
+        )
+    count = -(-len(times) // 5)
+    validation = times[-count:]
+    train = times[times + STEP < validation[0] - STEP]
+    if not len(train):
+        logger.warning(
+            "The %d samples span too short a time for a validation part whose windows do not cross into training; all of them train, and "
+            "the same ones are scored: the scores say how well the data are fitted, not how good a forecast is.",
+            len(times),
+        )
+        return Split(times, times, same=True)
+    return Split(train, validation, dropped=len(times) - len(train) - count)
+
+
+def _bounds(name: str, value: Any) -> tuple[np.datetime64, np.datetime64]:
+    import pandas as pd
+
+    if isinstance(value, slice):
+        pair = (value.start, value.stop)
+    elif isinstance(value, tuple | list):
+        if len(value) != 2:
+            raise OptionError(f"{name}={value!r} is not a pair of start and end.", fix=f"{name}=('2016', '2023')")
+        pair = (value[0], value[1])
+    else:
+        pair = (value, value)
+    try:
+        start = pd.Timestamp.min if pair[0] is None else pd.Period(str(pair[0])).start_time
+        end = pd.Timestamp.max if pair[1] is None else pd.Period(str(pair[1])).end_time
+    except ValueError:
+        raise OptionError(
+            f"{name}={value!r} is no slice, year or pair of dates.", fix=f"{name}=('2016', '2023')"
+        ) from None
+    return start.to_datetime64().astype("datetime64[ns]"), end.to_datetime64().astype("datetime64[ns]")
+
+
+def _inside(times: np.ndarray, start: np.datetime64, end: np.datetime64) -> np.ndarray:
+    return np.asarray((times - STEP >= start) & (times + STEP <= end))
+
+
+def _frames(times: np.ndarray) -> np.ndarray:
+    return np.unique(np.concatenate([times - STEP, times, times + STEP]))
+
+
+def _name(time: np.datetime64) -> str:
+    return str(time.astype("datetime64[m]"))
+
+
+@dataclass
+class Sample:
+    """What one training step reads: input, the next state, and the target.
+
+    ``target`` is ``(b, h, w)``, metres, float32, NaN where there is no truth; ``next_state`` holds canonical arrays
+    ``(b, h, w)`` and ``(b, c, h, w)`` by kind and name, or None when it is not scored.
+    """
+
+    batch: Batch
+    target: torch.Tensor
+    next_state: dict[str, dict[str, torch.Tensor]] | None
+    init_times: list[np.datetime64]
+
+
+class Loader:
+    """Reads samples, keeping frames it has read while they fit a budget of memory.
+
+    Parameters
+    ----------
+    fields : Fields
+        Cut to the model (:func:`xaurora.requirements.fit`).
+    target : DataArray
+        Six-hour totals ``(time, h, w)``, metres, on the same grid.
+    with_next_state : bool
+        Whether the base's own variables are scored too.
+    budget : int
+        Bytes of frames to keep.
+    """
+
+    def __init__(
+        self, fields: Fields, target: xr.DataArray, *, with_next_state: bool, budget: int = 2 * 1024**3
+    ) -> None:
+        self.fields, self.target, self.with_next_state, self.budget = fields, target, with_next_state, budget
+        self.still = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in batches.statics(fields).items()}
+        self._frames: OrderedDict[int, dict[str, dict[str, np.ndarray]]] = OrderedDict()
+        self._targets: dict[int, np.ndarray] = {}
+        self._held = 0
+        self._target_index = {
+            int(t): i for i, t in enumerate(target["time"].values.astype("datetime64[ns]").astype(np.int64))
+        }
+
+    def _frame(self, time: np.datetime64) -> dict[str, dict[str, np.ndarray]]:
+        key = int(time.astype(np.int64))
+        if key in self._frames:
+            self._frames.move_to_end(key)
+            return self._frames[key]
+        values = batches.frame(self.fields, time)
+        self._frames[key] = values
+        self._held += _size(values)
+        while self._held > self.budget and len(self._frames) > 3:
+            _, oldest = self._frames.popitem(last=False)
+            self._held -= _size(oldest)
+        return values
+
+    def target_at(self, time: np.datetime64) -> np.ndarray:
+        """Six-hour total that ends at ``time``, ``(h, w)``, metres, float32."""
+        key = int(time.astype(np.int64))
+        if key not in self._targets:
+            self._targets[key] = self.target.isel(time=self._target_index[key]).values.astype(np.float32)
+        return self._targets[key]
+
+    def read(self, init_times: Sequence[np.datetime64]) -> Sample:
+        """One batch."""
+        needed = {t for init in init_times for t in (init - STEP, init)}
+        frames = {t: self._frame(t) for t in sorted(needed)}
+        batch = batches.assemble(frames, self.still, init_times, self.fields.layout.grid, self.fields.levels)
+        target = torch.from_numpy(np.stack([self.target_at(t + STEP) for t in init_times]))
+        following = None
+        if self.with_next_state:
+            nexts = [self._frame(t + STEP) for t in init_times]
+            following = {
+                kind: {name: torch.from_numpy(np.stack([n[kind][name] for n in nexts])) for name in nexts[0][kind]}
+                for kind in ("surface", "atmos")
+            }
+        return Sample(batch, target, following, list(init_times))
+
+
+def _size(frame: dict[str, dict[str, np.ndarray]]) -> int:
+    return sum(v.nbytes for part in frame.values() for v in part.values())

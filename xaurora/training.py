@@ -1,0 +1,289 @@
+"""The training loop, on Lightning Fabric: steps, validation, the best and the last kept."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from aurora import Aurora, Batch
+from aurora.normalisation import scales as aurora_scales
+
+from xaurora import config, rollout, samples, storage
+from xaurora import grid as grids
+from xaurora import model as models
+from xaurora.errors import TrainingError
+from xaurora.progress import bar, say
+from xaurora.tiny import TinyAurora
+from xaurora.tuned import TunedAurora
+
+# Weights of the loss on Aurora's own variables: Bodnar et al. (2025), supplement D.1; other variables weigh 1.
+_SURFACE_SHARE, _ATMOS_SHARE = 0.25, 1.0
+_WEIGHTS = {
+    "surface": {"2t": 3.0, "msl": 1.5, "10u": 0.77, "10v": 0.66},
+    "atmos": {"z": 2.8, "q": 0.78, "t": 1.7, "u": 0.87, "v": 0.6},
+}
+_MOST_VALIDATED = 100  # samples of a validation during training; the last one scores all
+
+
+def fit(
+    result: TunedAurora,
+    loader: samples.Loader,
+    groups: list[dict[str, Any]],
+    train: np.ndarray,
+    validation: np.ndarray,
+    grid: grids.Grid,
+    trim: tuple[slice, slice],
+    options: config.TrainingOptions,
+    folder: Path,
+    moves_base: bool,
+) -> None:
+    from lightning_fabric import Fabric
+
+    # Precision and checkpointing are set on the base itself, as upstream does: only the backbone is autocast.
+    fabric = Fabric(accelerator="auto", devices=1)
+    module, head = result.model, result.head
+    total = options.total_steps(len(train))
+    warmup = options.warmup_steps(total)
+    optimizer: Any = torch.optim.AdamW(groups, weight_decay=options.weight_decay, betas=(0.9, 0.95))
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    runner, optimizer = fabric.setup(module, optimizer)
+    area = torch.from_numpy(grids.latitude_weights(grid.latitude)).float().to(fabric.device)[:, None]
+    models.set_precision(module.base, options.precision, fabric.device)
+    checkpointing = options.activation_checkpointing
+    recompute = moves_base and fabric.device.type == "cuda" if checkpointing == "auto" else bool(checkpointing)
+    rng = np.random.default_rng(options.seed)
+    every = max(total // options.validations, 1)
+    best = math.inf
+    interim = validation[
+        np.unique(np.linspace(0, len(validation) - 1, min(len(validation), _MOST_VALIDATED)).astype(int))
+    ]
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(models.placed(module.base, grid))
+        if recompute:
+            stack.enter_context(models.recomputed(module.base))
+        log = stack.enter_context(_Log(folder))
+        meter = stack.enter_context(bar(total=total, label="finetune", unit="step", shown=options.progress))
+        smooth = math.nan
+        for step, init_times in enumerate(_order(train, options.batch_size, total, rng)):
+            runner.train()
+            sample = loader.read(init_times)
+            loss, parts = _loss(
+                runner, module, head, sample, area, trim, options.base_loss if moves_base else 0.0, fabric.device
+            )
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the loss became {value} at step {step}, at init time(s) {', '.join(str(t.astype('datetime64[m]')) for t in init_times)}."
+                    + (f" The best state so far is in '{folder / 'best'}'." if math.isfinite(best) else ""),
+                    fix="a smaller learning_rate, or look at that time's fields: ds.aurora.check()",
+                )
+            fabric.backward(loss)
+            fabric.clip_gradients(runner, optimizer, max_norm=options.clip, error_if_nonfinite=False)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            current = float(schedule.get_last_lr()[0])
+            schedule.step()
+            smooth = value if math.isnan(smooth) else 0.95 * smooth + 0.05 * value
+            entry: dict[str, Any] = {"step": step + 1, "loss": value, **parts, "learning_rate": current}
+            meter.update(1)
+            meter.set_postfix_str(
+                f"loss {smooth:.4f} rate {current:.1e}" + (f" best {best:.4f} mm" if math.isfinite(best) else ""),
+                refresh=False,
+            )
+            if (step + 1) % every == 0 or step + 1 == total:
+                scores = _validate(module, head, loader, interim, area, trim, options.batch_size, fabric.device)
+                entry.update(scores)
+                if scores["validation_crps_mm"] < best:
+                    best = scores["validation_crps_mm"]
+                    result.config["scores"] = {**scores, "step": step + 1}
+                    result.history.append(entry)
+                    result.save(folder / "best")
+                    result.history.pop()
+            result.history.append(entry)
+            log.write(entry)
+        last = TunedAurora(
+            module,
+            result.needs,
+            {**result.config, "scores": {k: v for k, v in entry.items() if k.startswith("validation")}},
+            result.history,
+        )
+        last.save(folder / "last")
+        _back_to_best(result, folder)
+        final = _validate(module, head, loader, validation, area, trim, options.batch_size, fabric.device)
+    result.config["scores"] = {**final, "step": result.config["scores"]["step"]}
+    module.to("cpu")
+    models.set_precision(module.base, "32", torch.device("cpu"))
+    module.eval()
+    module.requires_grad_(False)
+    result.save(folder / "best")
+    say(
+        f"Best at step {result.config['scores']['step']}: CRPS {final['validation_crps_mm']:.4f} mm, climatology "
+        f"{final['validation_climatology_crps_mm']:.4f} mm; saved in {folder / 'best'}",
+        shown=options.progress,
+    )
+
+
+def _back_to_best(result: TunedAurora, folder: Path) -> None:
+    best = folder / "best"
+    state = models.read_state(best / "head.safetensors")
+    result.head.load_state_dict(state)
+    if (best / "model.safetensors").exists():
+        result.model.base.load_state_dict(models.read_state(best / "model.safetensors"))
+
+
+def _order(times: np.ndarray, batch_size: int, total: int, rng: np.random.Generator) -> Iterator[list[np.datetime64]]:
+    """Batches of init times, reshuffled each epoch; the last batch of an epoch may be smaller."""
+    done = 0
+    while True:
+        shuffled = times[rng.permutation(len(times))]
+        for start in range(0, len(shuffled), batch_size):
+            if done == total:
+                return
+            done += 1
+            yield list(shuffled[start : start + batch_size])
+
+
+def _loss(
+    runner: Any,
+    module: models.AuroraWithHead,
+    head: Any,
+    sample: samples.Sample,
+    area: torch.Tensor,
+    trim: tuple[slice, slice],
+    base_loss: float,
+    device: torch.device,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    step = runner(rollout.prepare(module, sample.batch))
+    params = head.parameters_of(step.raw)
+    score = _mean(
+        head.loss(params, sample.target.to(device).nan_to_num().clamp(min=0.0)), sample.target.to(device), area, trim
+    )
+    parts = {"head_loss": float(score.detach())}
+    if base_loss and sample.next_state is not None:
+        state = base_variables_loss(module.base, step.prediction, sample.next_state, area, trim)
+        parts["base_loss"] = float(state.detach())
+        score = score + base_loss * state
+    return score, parts
+
+
+def _mean(values: torch.Tensor, target: torch.Tensor, area: torch.Tensor, trim: tuple[slice, slice]) -> torch.Tensor:
+    """Area mean over the points that have truth, halo left out."""
+    weight = (torch.isfinite(target) * area)[..., trim[0], trim[1]]
+    inside = values[..., trim[0], trim[1]]
+    return (torch.where(weight > 0, inside, torch.zeros_like(inside)) * weight).sum() / weight.sum().clamp(min=1e-12)
+
+
+def base_variables_loss(
+    base: Aurora,
+    prediction: Batch,
+    truth: dict[str, dict[str, torch.Tensor]],
+    area: torch.Tensor,
+    trim: tuple[slice, slice],
+) -> torch.Tensor:
+    """Aurora's own loss: weighted, latitude-weighted mean absolute error of normalised variables.
+
+    References
+    ----------
+    Bodnar et al. (2025), doi:10.1038/s41586-025-09005-y, supplement D.1.
+    """
+    total: Any = 0.0
+    weight = area / area.mean()
+    predicted = {"surface": prediction.surf_vars, "atmos": prediction.atmos_vars}
+    for kind, share in (("surface", _SURFACE_SHARE), ("atmos", _ATMOS_SHARE)):
+        for name, values in truth[kind].items():
+            scale = _scales(base, kind, name, prediction.metadata.atmos_levels).to(area.device)
+            error = (predicted[kind][name][:, 0] - values.to(area.device)).abs() / scale
+            total = total + share * _WEIGHTS[kind].get(name, 1.0) * (error * weight)[..., trim[0], trim[1]].mean()
+    return total / (len(truth["surface"]) + len(truth["atmos"]))
+
+
+def _scales(base: Aurora, kind: str, name: str, levels: tuple[int | float, ...]) -> torch.Tensor:
+    if kind == "surface":
+        return torch.tensor(base.surf_stats[name][1] if name in base.surf_stats else aurora_scales[name])
+    if isinstance(base, TinyAurora):
+        return torch.tensor([base.atmos_stats[name][f"{float(level):g}"][1] for level in levels])[:, None, None]
+    return torch.tensor([aurora_scales[f"{name}_{level}"] for level in levels])[:, None, None]
+
+
+@torch.no_grad()
+def _validate(
+    module: models.AuroraWithHead,
+    head: Any,
+    loader: samples.Loader,
+    init_times: np.ndarray,
+    area: torch.Tensor,
+    trim: tuple[slice, slice],
+    batch_size: int,
+    device: torch.device,
+) -> dict[str, float]:
+    """CRPS and RMSE in mm on held-out samples, beside the CRPS of their climatology: all their values at each point as an ensemble."""
+    module.eval()
+    crps = squares = bias = weight = 0.0
+    truths = []
+    for start in range(0, len(init_times), batch_size):
+        sample = loader.read(list(init_times[start : start + batch_size]))
+        step = module(rollout.prepare(module, sample.batch))
+        params = head.parameters_of(step.raw)
+        target = sample.target.to(device)
+        y = target.nan_to_num().clamp(min=0.0)
+        share = float(torch.isfinite(target).sum())
+        crps += share * float(_mean(head.crps(params, y).float(), target, area, trim)) * 1e3
+        error = head.mean(params) - y
+        squares += share * float(_mean(error**2, target, area, trim)) * 1e6
+        bias += share * float(_mean(error, target, area, trim)) * 1e3
+        weight += share
+        truths.append(target.cpu().numpy()[..., trim[0], trim[1]])
+    climate = _climatology_crps(np.concatenate(truths), area.cpu().numpy()[trim[0]])
+    return {
+        "validation_crps_mm": crps / weight,
+        "validation_rmse_mm": math.sqrt(squares / weight),
+        "validation_bias_mm": bias / weight,
+        "validation_climatology_crps_mm": climate,
+    }
+
+
+def _climatology_crps(truth: np.ndarray, area: np.ndarray) -> float:
+    """CRPS in mm of the samples' own distribution at each point."""
+    y = np.where(np.isfinite(truth), np.maximum(truth, 0.0), np.nan) * 1e3
+    count = y.shape[0]
+    ranked = np.sort(y, axis=0)
+    factors = (2 * np.arange(1, count + 1) - count - 1).reshape(-1, 1, 1)
+    # Mean over the observations of E|X−y| is E|X−X'|, so that ½E|X−X'| remains.
+    score = np.nansum(factors * ranked, axis=0) / count**2
+    return float((score * area).sum() / (area.sum() * score.shape[1]))
+
+
+class _Log:
+    """``log.jsonl`` in the run's folder, one line a step; the file appears with the first line."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "log.jsonl"
+        self._file: Any = None
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def write(self, entry: dict[str, Any]) -> None:
+        with storage.named_failures(self.path):
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("w", encoding="utf-8")
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            self._file.close()

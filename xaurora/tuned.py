@@ -1,0 +1,360 @@
+"""``TunedAurora``: the artefact of fine-tuning; save, load, provenance, model card.
+
+On disk a folder with ``config.json``, ``head.safetensors``, ``model.safetensors`` where the base moved or was made here,
+``normalisation.json``, ``history.json`` and ``README.md``. Never a pickle.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from xaurora import storage, strategies
+from xaurora.errors import CheckpointError, OptionError
+from xaurora.heads import CensoredNormalHead, DeterministicHead, from_config
+from xaurora.model import (
+    AuroraWithHead,
+    compare_keys,
+    load_pretrained,
+    read_state,
+    state_hash,
+)
+from xaurora.requirements import Needs
+from xaurora.tiny import TinyAurora, build_tiny
+
+FORMAT = 1
+
+
+@dataclass
+class TunedAurora:
+    """A fine-tuned Aurora.
+
+    Parameters
+    ----------
+    model : AuroraWithHead
+        Base and head.
+    needs : Needs
+        Variables, levels and patches that it takes.
+    config : dict
+        Everything else that is written to ``config.json``: base, strategy, target, training data, scores, versions.
+    history : list of dict
+        One entry per logged step: ``step``, ``loss``, ``learning_rate``, and at validations ``validation_crps_mm`` and others.
+    path : Path, optional
+        Where it was saved to or loaded from.
+    """
+
+    model: AuroraWithHead
+    needs: Needs
+    config: dict[str, Any]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    path: Path | None = None
+
+    @property
+    def head(self) -> CensoredNormalHead | DeterministicHead:
+        """The head that predicts the target."""
+        head = self.model.head
+        if not isinstance(head, CensoredNormalHead | DeterministicHead):
+            raise OptionError("this model has no head of this package.", fix="ds.aurora.finetune(target='tp')")
+        return head
+
+    @property
+    def target(self) -> str:
+        """Canonical name of the variable that was learnt."""
+        return str(self.config["target"])
+
+    @property
+    def halo(self) -> int:
+        """Grid points at the edges of a region that were computed and not trained on."""
+        return int(self.config.get("halo", 0))
+
+    @property
+    def hash(self) -> str:
+        """Hash of all weights."""
+        return state_hash(self.model)
+
+    def summary(self) -> str:
+        """What was trained, on what, and how well, as text."""
+        config = self.config
+        lines = [
+            f"TunedAurora: {config['target']} by a {config['head']['options']['family']} head on Aurora {config['base']['name']!r}, strategy {config['strategy']!r}",
+            f"  trained  {config['training']['samples']} samples, {config['training']['start']} to {config['training']['end']}, {config['training']['steps']} steps",
+        ]
+        scores = config.get("scores", {})
+        if scores:
+            lines.append(
+                "  scores   " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if isinstance(v, int | float))
+            )
+        if config["training"].get("validated_on_training_samples"):
+            lines.append(
+                "           (on the training samples themselves: how well they are fitted, not how good a forecast is)"
+            )
+        lines += ["", strategies.render([strategies.Part(**part) for part in config["parameters"]])]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.summary()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the artefact; an older one at ``path`` stays whole until the new one is complete.
+
+        Raises
+        ------
+        SaveError
+            Writing failed (a full disk, no permission); nothing was changed.
+        """
+        path = Path(path)
+        if path.exists() and any(path.iterdir() if path.is_dir() else [path]) and not (path / "config.json").exists():
+            raise storage.SaveError(
+                f"'{path}' is there and is no tuned model; it is not overwritten.", fix="choose another folder"
+            )
+        storage.replace_folder(path, self._write)
+        self.path = path
+        return path
+
+    def _write(self, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in self.head.state_dict().items()}, folder / "head.safetensors"
+        )
+        if self.config["base"]["saved"]:
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in self.model.base.state_dict().items()},
+                folder / "model.safetensors",
+            )
+        base = self.model.base
+        own = {"surface": base.surf_stats, "atmos": base.atmos_stats} if isinstance(base, TinyAurora) else {}
+        _dump(
+            folder / "normalisation.json", {"base": own or "Aurora's own", "target": self.config["target_statistics"]}
+        )
+        _dump(folder / "history.json", self.history)
+        files = {p.name: _hash_file(p) for p in sorted(folder.glob("*")) if p.suffix in (".safetensors", ".json")}
+        _dump(folder / "config.json", {**self.config, "format": FORMAT, "needs": asdict(self.needs), "files": files})
+        (folder / "README.md").write_text(model_card(self), encoding="utf-8")
+
+
+def load(path: str | Path, *, weights: str | Path | None = None, base: Any = None) -> TunedAurora:
+    """Load a tuned model.
+
+    Parameters
+    ----------
+    path : path
+        Its folder, or the folder of a run, whose best model is then taken.
+    weights : path, optional
+        Local checkpoint of the pretrained base, where the artefact holds the head alone.
+    base : aurora.Aurora, optional
+        The base itself, where it was neither a named one nor saved.
+
+    Raises
+    ------
+    CheckpointError
+        No tuned model there, a damaged file, or a base with other weights than the one that was tuned.
+    WeightsUnavailableError
+        The pretrained base is not on this machine and cannot be fetched.
+    """
+    folder = _folder(Path(path))
+    config = _read_json(folder / "config.json")
+    if config.get("format") != FORMAT:
+        raise CheckpointError(
+            f"'{folder}' has format {config.get('format')!r}, and this version reads format {FORMAT}.",
+            fix="install the version of xaurora that wrote it",
+        )
+    for name, expected in config["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"'{folder}' lacks its file '{name}'.", fix="copy the whole folder again")
+        if _hash_file(file) != expected:
+            raise CheckpointError(
+                f"'{file}' is damaged: it is not the file that was saved (its SHA-256 differs).",
+                fix="copy the whole folder again",
+            )
+    needs = _needs(config["needs"])
+    model_base = _base(config, folder, needs, weights, base)
+    head = from_config(config["head"])
+    state = read_state(folder / "head.safetensors")
+    compare_keys(head.state_dict(), state, f"head in '{folder}'", type(head).__name__)
+    head.load_state_dict(state)
+    model = AuroraWithHead(model_base, head).eval()
+    history = _read_json(folder / "history.json")
+    meta = {k: v for k, v in config.items() if k not in ("format", "needs", "files")}
+    return TunedAurora(model, needs, meta, history, folder)
+
+
+def _folder(path: Path) -> Path:
+    for candidate in (path, path / "best"):
+        storage.recover(candidate)
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise CheckpointError(
+        f"there is no tuned model in '{path}' (no config.json there or in its folder 'best').",
+        fix="give the folder that finetune(out=...) or tuned.save(...) wrote",
+    )
+
+
+def _base(config: dict[str, Any], folder: Path, needs: Needs, weights: str | Path | None, given: Any) -> Any:
+    info = config["base"]
+    if info["saved"]:
+        stats = _read_json(folder / "normalisation.json")["base"]
+        state = read_state(folder / "model.safetensors")
+        if info["name"] == "tiny":
+            surface = {k: (float(v[0]), float(v[1])) for k, v in stats["surface"].items()}
+            atmos = {k: {lv: (float(p[0]), float(p[1])) for lv, p in by.items()} for k, by in stats["atmos"].items()}
+            model = build_tiny(needs, surface, atmos)
+        elif given is not None:
+            model = given
+        elif info["name"] == "given":
+            raise CheckpointError(
+                f"'{folder}' was tuned from a model that was given as an object of class {info['class']}.",
+                fix="xaurora.load(path, base=a model of that class)",
+            )
+        else:
+            from xaurora.model import _CLASSES
+
+            model = _CLASSES[info["name"]]()
+        compare_keys(model.state_dict(), state, f"weights in '{folder}'", type(model).__name__)
+        model.load_state_dict(state)
+        return model
+    if given is not None:
+        model = given
+    elif info["name"] == "given":
+        raise CheckpointError(
+            f"'{folder}' holds the head alone, tuned on a model that was given as an object.",
+            fix="xaurora.load(path, base=that model)",
+        )
+    else:
+        model = load_pretrained(info["name"], weights)
+    found = state_hash(model)
+    if found != info["hash"]:
+        raise CheckpointError(
+            f"the base model has other weights than the one that '{folder}' was tuned on (expected {info['hash'][:19]}…, found {found[:19]}…).",
+            fix="give the checkpoint it was tuned on: xaurora.load(path, weights='file.ckpt')",
+        )
+    return model
+
+
+def _needs(config: dict[str, Any]) -> Needs:
+    lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    return Needs(**lists)
+
+
+def describe_base(base: Any, name: str, *, saved: bool, original_hash: str) -> dict[str, Any]:
+    """The base's part of the config."""
+    return {
+        "name": name,
+        "class": f"{type(base).__module__}.{type(base).__qualname__}",
+        "hash": original_hash,
+        "saved": saved,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that results depend on."""
+    names = ("xaurora", "microsoft-aurora", "torch", "xarray", "numpy")
+    out = {}
+    for name in names:
+        try:
+            out[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            out[name] = "unknown"
+    return out
+
+
+def now() -> str:
+    """The present in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def model_card(tuned: TunedAurora) -> str:
+    """``README.md`` of the artefact."""
+    config, training = tuned.config, tuned.config["training"]
+    variables = ", ".join(
+        (
+            *tuned.needs.surface,
+            *(f"{v} aloft" for v in tuned.needs.atmos),
+            *(f"{v} (static)" for v in tuned.needs.static),
+        )
+    )
+    levels = (
+        "all that the data have"
+        if tuned.needs.levels is None
+        else ", ".join(f"{v:g}" for v in tuned.needs.levels) + " hPa"
+    )
+    scores = (
+        "\n".join(f"| {k} | {v:.6g} |" for k, v in config.get("scores", {}).items() if isinstance(v, int | float))
+        or "| none | |"
+    )
+    warning = (
+        "\n\nThese are scores on the training samples themselves: how well they are fitted, not how good a forecast is."
+        if training.get("validated_on_training_samples")
+        else ""
+    )
+    return f"""# Aurora, fine-tuned for {config["target"]}
+
+Six-hour accumulated total precipitation as a new variable of Aurora {config["base"]["name"]!r}, made with xaurora.
+
+```python
+import xaurora
+
+tuned = xaurora.load("this folder")
+forecast = ds.aurora.predict("24h", model=tuned)
+```
+
+| | |
+|---|---|
+| base | {config["base"]["name"]} ({config["base"]["class"]}), {config["base"]["hash"]} |
+| strategy | {config["strategy"]} |
+| head | {config["head"]["options"]} |
+| inputs | {variables} |
+| levels | {levels} |
+| trained on | {training["samples"]} samples from {training["start"]} to {training["end"]} |
+| region | {training["region"]} |
+| steps | {training["steps"]} of batch size {training["batch_size"]}, seed {training["seed"]} |
+| made | {config["made"]} with {", ".join(f"{k} {v}" for k, v in config["versions"].items())} |
+
+## Scores on the validation samples
+
+| score | value |
+|---|---|
+{scores}{warning}
+
+## Parameters
+
+```
+{strategies.render([strategies.Part(**part) for part in config["parameters"]])}
+```
+"""
+
+
+def _dump(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, allow_nan=True, default=float) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"'{path}' is missing or damaged: {error}", fix="copy the whole folder again") from error
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+_last: TunedAurora | None = None
+
+
+def remember(tuned: TunedAurora) -> None:
+    """Keep the model that was tuned last in this session, for ``predict(model=None)``."""
+    global _last
+    _last = tuned
+
+
+def last() -> TunedAurora | None:
+    """The model that was tuned last in this session."""
+    return _last

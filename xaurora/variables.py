@@ -1,0 +1,235 @@
+"""The one table of variables, their names in the wild, and their units.
+
+Canonical names are Aurora's short names (``2t``, ``10u``, ``z``, ...), canonical units are SI. Everything that recognises,
+converts or labels a variable reads this table; nothing else in the package holds a name or a unit of its own.
+
+Sources: the parameter database of ECMWF (GRIB short names, units), the CDS' NetCDF names, the schemas of ARCO-ERA5 and
+WeatherBench2 (long names), CF standard names version 86.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["surface", "static", "atmos"]
+
+GRAVITY = 9.80665  # m s-2, standard acceleration of gravity (WMO, CGPM 1901)
+TIMESTEP_HOURS = 6  # h, the time step of every Aurora that is supported here
+LEVELS = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)  # hPa, Aurora's pressure levels
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One quantity.
+
+    Parameters
+    ----------
+    name : str
+        Canonical name, Aurora's own where Aurora knows the variable.
+    kind : {"surface", "static", "atmos"}
+        ``(time, lat, lon)``, ``(lat, lon)`` or ``(time, level, lat, lon)``.
+    units : str
+        Canonical units.
+    long_name : str
+        For labels.
+    weatherbench2 : str
+        Name in WeatherBench2 and ARCO-ERA5.
+    aliases : tuple of str
+        Other names of a variable in a file, CDS and GRIB.
+    standard_names : tuple of str
+        CF standard names, as far as they single the quantity out among those of its kind.
+    accumulated : bool
+        Whether values are sums over a period that ends at the time.
+    nonnegative : bool
+        Whether negative values are noise of packing.
+    plausible : tuple of float
+        Range of a field's mean, canonical units; beyond it the units cannot be what they are said to be.
+    """
+
+    name: str
+    kind: Kind
+    units: str
+    long_name: str
+    weatherbench2: str
+    aliases: tuple[str, ...] = ()
+    standard_names: tuple[str, ...] = ()
+    accumulated: bool = False
+    nonnegative: bool = False
+    plausible: tuple[float, float] = (float("-inf"), float("inf"))
+
+
+_INF = float("inf")
+
+# fmt: off
+TABLE: tuple[Variable, ...] = (
+    # Aurora's own
+    Variable("2t", "surface", "K", "2 metre temperature", "2m_temperature", ("t2m", "VAR_2T", "t_2m", "tas"), ("air_temperature",), plausible=(180.0, 340.0)),
+    Variable("10u", "surface", "m s-1", "10 metre U wind component", "10m_u_component_of_wind", ("u10", "VAR_10U", "uas"), plausible=(-120.0, 120.0)),
+    Variable("10v", "surface", "m s-1", "10 metre V wind component", "10m_v_component_of_wind", ("v10", "VAR_10V", "vas"), plausible=(-120.0, 120.0)),
+    Variable("msl", "surface", "Pa", "Mean sea level pressure", "mean_sea_level_pressure", ("mslp", "psl", "prmsl"), ("air_pressure_at_mean_sea_level", "air_pressure_at_sea_level"), plausible=(85_000.0, 110_000.0)),
+    Variable("lsm", "static", "1", "Land-sea mask", "land_sea_mask", ("land_sea_mask",), ("land_binary_mask", "land_area_fraction"), plausible=(0.0, 1.0)),
+    Variable("z", "static", "m2 s-2", "Geopotential at the surface", "geopotential_at_surface", ("z_surface", "z_sfc", "zs", "phis", "orography", "orog"), ("surface_geopotential", "geopotential", "surface_altitude"), plausible=(-5_000.0, 90_000.0)),
+    Variable("slt", "static", "category", "Soil type", "soil_type", ("soil_type",), ("soil_type",), plausible=(0.0, 8.0)),
+    Variable("z", "atmos", "m2 s-2", "Geopotential", "geopotential", ("zg", "gh", "geopotential_height"), ("geopotential", "geopotential_height")),
+    Variable("u", "atmos", "m s-1", "U component of wind", "u_component_of_wind", ("ua",), ("eastward_wind",), plausible=(-200.0, 200.0)),
+    Variable("v", "atmos", "m s-1", "V component of wind", "v_component_of_wind", ("va",), ("northward_wind",), plausible=(-200.0, 200.0)),
+    Variable("t", "atmos", "K", "Temperature", "temperature", ("ta",), ("air_temperature",), plausible=(150.0, 340.0)),
+    Variable("q", "atmos", "kg kg-1", "Specific humidity", "specific_humidity", ("hus",), ("specific_humidity",), plausible=(-1e-3, 0.06)),
+    # what a model made here may take as well
+    Variable("2d", "surface", "K", "2 metre dewpoint temperature", "2m_dewpoint_temperature", ("d2m", "VAR_2D"), ("dew_point_temperature",), plausible=(150.0, 320.0)),
+    Variable("sp", "surface", "Pa", "Surface pressure", "surface_pressure", ("ps",), ("surface_air_pressure",), plausible=(45_000.0, 110_000.0)),
+    Variable("skt", "surface", "K", "Skin temperature", "skin_temperature", (), ("surface_temperature",), plausible=(180.0, 350.0)),
+    Variable("sst", "surface", "K", "Sea surface temperature", "sea_surface_temperature", (), ("sea_surface_temperature",), plausible=(260.0, 320.0)),
+    Variable("tcw", "surface", "kg m-2", "Total column water", "total_column_water", (), (), plausible=(0.0, 120.0)),
+    Variable("tcwv", "surface", "kg m-2", "Total column water vapour", "total_column_water_vapour", (), ("atmosphere_mass_content_of_water_vapor",), plausible=(0.0, 120.0)),
+    Variable("tcc", "surface", "1", "Total cloud cover", "total_cloud_cover", (), ("cloud_area_fraction",), plausible=(-0.01, 1.01)),
+    Variable("100u", "surface", "m s-1", "100 metre U wind component", "100m_u_component_of_wind", ("u100",), plausible=(-150.0, 150.0)),
+    Variable("100v", "surface", "m s-1", "100 metre V wind component", "100m_v_component_of_wind", ("v100",), plausible=(-150.0, 150.0)),
+    # targets
+    Variable("tp", "surface", "m", "Total precipitation", "total_precipitation_6hr", ("total_precipitation", "total_precipitation_1hr", "precipitation"), ("lwe_thickness_of_precipitation_amount", "precipitation_amount"), accumulated=True, nonnegative=True, plausible=(-1e-4, 0.5)),
+)
+# fmt: on
+
+SURFACE = ("2t", "10u", "10v", "msl")
+"""Surface variables of the pretrained Auroras, in their order."""
+STATIC = ("lsm", "z", "slt")
+"""Static variables of the pretrained Auroras, in their order."""
+ATMOS = ("z", "u", "v", "t", "q")
+"""Atmospheric variables of the pretrained Auroras, in their order."""
+
+BY_KEY: dict[tuple[str, str], Variable] = {(v.kind, v.name): v for v in TABLE}
+_ORDER = {key: i for i, key in enumerate(BY_KEY)}
+
+
+def order(kind: Kind, names: set[str] | tuple[str, ...]) -> tuple[str, ...]:
+    """Names of one kind in the order of the table, which is Aurora's."""
+    return tuple(sorted(names, key=lambda name: _ORDER[kind, name]))
+
+
+def find(name: str) -> Variable | None:
+    """The surface or atmospheric variable of a canonical name, or one of its names in files; None if unknown."""
+    for variable in TABLE:
+        if variable.kind != "static" and name in (variable.name, variable.weatherbench2, *variable.aliases):
+            return variable
+    return None
+
+
+# Affine conversions to the canonical unit: canonical = scale · value + offset.
+_SAME = (1.0, 0.0)
+_FRACTION = {"1": _SAME, "": _SAME, "(0-1)": _SAME, "dimensionless": _SAME, "fraction": _SAME, "%": (0.01, 0.0), "percent": (0.01, 0.0)}  # fmt: skip
+_CONVERSIONS: dict[str, dict[str, tuple[float, float]]] = {
+    "K": {
+        "K": _SAME,
+        "kelvin": _SAME,
+        "degK": _SAME,
+        "degC": (1.0, 273.15),  # K, definition of the degree Celsius
+        "C": (1.0, 273.15),
+        "celsius": (1.0, 273.15),
+        "degF": (5.0 / 9.0, 273.15 - 32.0 * 5.0 / 9.0),
+    },
+    "m s-1": {
+        "m s-1": _SAME,
+        "km h-1": (1.0 / 3.6, 0.0),
+        "kt": (1852.0 / 3600.0, 0.0),  # international knot
+        "knots": (1852.0 / 3600.0, 0.0),
+    },
+    "Pa": {
+        "Pa": _SAME,
+        "hPa": (100.0, 0.0),
+        "mbar": (100.0, 0.0),
+        "mb": (100.0, 0.0),
+        "millibar": (100.0, 0.0),
+        "kPa": (1000.0, 0.0),
+    },
+    "m2 s-2": {
+        "m2 s-2": _SAME,
+        "J kg-1": _SAME,
+        "m": (GRAVITY, 0.0),
+        "gpm": (GRAVITY, 0.0),
+        "gpdm": (10.0 * GRAVITY, 0.0),
+        "dam": (10.0 * GRAVITY, 0.0),
+    },
+    "kg kg-1": {"kg kg-1": _SAME, "1": _SAME, "dimensionless": _SAME, "g kg-1": (1e-3, 0.0)},
+    "kg m-2": {"kg m-2": _SAME, "mm": _SAME},
+    "m": {
+        "m": _SAME,
+        "mm": (1e-3, 0.0),
+        "cm": (1e-2, 0.0),
+        "kg m-2": (1e-3, 0.0),  # 1 kg m-2 of water is 1 mm at 1000 kg m-3
+    },
+    "1": _FRACTION,
+}
+
+_WORDS = {
+    "°C": "degC",
+    "°F": "degF",
+    "degree_Celsius": "degC",
+    "degrees_Celsius": "degC",
+    "deg_C": "degC",
+    "degreesC": "degC",
+    "degree_C": "degC",
+    "Celsius": "celsius",
+    "Kelvin": "kelvin",
+    "degrees_Kelvin": "kelvin",
+    "pascal": "Pa",
+    "pascals": "Pa",
+    "Pascal": "Pa",
+    "hectopascal": "hPa",
+    "hectopascals": "hPa",
+    "millibars": "millibar",
+    "metre": "m",
+    "metres": "m",
+    "meter": "m",
+    "meters": "m",
+    "m of water equivalent": "m",
+    "mm of water equivalent": "mm",
+    "geopotential metre": "gpm",
+    "geopotential meter": "gpm",
+    "knot": "kt",
+}
+
+
+def normalise_units(units: str) -> str:
+    """Write a unit string in one way: ``m**2/s**2``, ``m^2 s^-2`` and ``m2.s-2`` all become ``m2 s-2``.
+
+    Examples
+    --------
+    >>> normalise_units("m**2 s**-2"), normalise_units("m/s"), normalise_units("kg kg**-1"), normalise_units("°C")
+    ('m2 s-2', 'm s-1', 'kg kg-1', 'degC')
+    """
+    text = str(units).strip()
+    if text in _WORDS:
+        return _WORDS[text]
+    text = (
+        text.replace("**", "").replace("^", "").replace("·", " ").replace("⁻", "-").replace("¹", "1").replace("²", "2")
+    )
+    if re.fullmatch(r"\(\s*0\s*-\s*1\s*\)|0\s*-\s*1", text):
+        return "(0-1)"
+    numerator, *denominators = text.split("/")
+    # "m.s-1" is UDUNITS' product; a dot between digits would be a number.
+    parts = re.split(r"[\s*]+|(?<=[A-Za-z])\.|(?<=\d)\.(?=[A-Za-z])", numerator.strip())
+    for denominator in denominators:
+        for factor in denominator.split():
+            base, power = re.fullmatch(r"([^\d-]*)(-?\d*)", factor).groups() if re.fullmatch(r"([^\d-]*)(-?\d*)", factor) else (factor, "")  # type: ignore[union-attr] # fmt: skip
+            parts.append(f"{base}-{power or 1}")
+    return " ".join(_WORDS.get(part, part) for part in parts if part)
+
+
+def conversion(units: str, canonical: str) -> tuple[float, float] | None:
+    """Scale and offset from ``units`` to ``canonical``; None when there is no such conversion.
+
+    Examples
+    --------
+    >>> conversion("hPa", "Pa"), conversion("m", "Pa")
+    ((100.0, 0.0), None)
+    """
+    if canonical == "category":
+        return _SAME  # a code has no unit; files write anything here
+    return _CONVERSIONS[canonical].get(normalise_units(units))
+
+
+def accepted_units(canonical: str) -> tuple[str, ...]:
+    """Units that convert to ``canonical``, for messages."""
+    return tuple(unit for unit in _CONVERSIONS.get(canonical, {}) if unit)
