@@ -123,7 +123,8 @@ def check(
 
 def _without_problems(found: Recognition) -> Recognition:
     """The same findings with the problems set aside, so that what is sound can be looked at further."""
-    return Recognition(found.axes, found.fields, found.grid, found.levels, found.times)
+    sound = {key: item for key, item in found.fields.items() if key[0] != "atmos" or found.levels}
+    return Recognition(found.axes, sound, found.grid, found.levels, found.times)
 
 
 def _check_times(found: Recognition, notes: list[str]) -> None:

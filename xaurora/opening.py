@@ -106,16 +106,24 @@ def _read(path: str, engine: str | None, chunks: Any) -> list[xr.Dataset]:
             raise MissingExtraError(
                 f"'{path}' is on Google Cloud Storage.", fix="pip install 'xaurora[cloud]'"
             ) from None
-    if engine is None and (
-        suffix == ".zarr" or (Path(path) / "zarr.json").exists() or (Path(path) / ".zgroup").exists()
-    ):
+    if engine is None and (suffix == ".zarr" or any((Path(path) / name).exists() for name in ("zarr.json", ".zgroup"))):
         engine = "zarr"
+    options: dict[str, Any] = {"engine": engine, "chunks": chunks, "decode_timedelta": True}
+    if engine == "zarr" and "://" not in path:
+        options["consolidated"] = _is_consolidated(Path(path))
     try:
-        return [xr.open_dataset(path, engine=engine, chunks=chunks, decode_timedelta=True)]
+        return [xr.open_dataset(path, **options)]
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise SourceError(
             f"'{path}' could not be opened: {error}", fix="give engine=..., or check that the download is complete"
         ) from error
+
+
+def _is_consolidated(path: Path) -> bool:
+    """Whether a store says so: xarray warns where it has to find out that it is not."""
+    if (path / "zarr.json").is_file():
+        return "consolidated_metadata" in (path / "zarr.json").read_text(encoding="utf-8")
+    return (path / ".zmetadata").is_file()
 
 
 def _read_grib(path: str, chunks: Any) -> list[xr.Dataset]:

@@ -28,8 +28,8 @@ from xaurora.errors import (
 
 NAMES = {
     "time": ("time", "valid_time", "forecast_time", "date", "datetime"),
-    "latitude": ("latitude", "lat", "nav_lat", "y"),
-    "longitude": ("longitude", "lon", "nav_lon", "x"),
+    "latitude": ("latitude", "lat", "nav_lat"),
+    "longitude": ("longitude", "lon", "nav_lon"),
     "level": ("level", "pressure_level", "isobaricInhPa", "plev", "lev", "pressure", "isobaric", "levels"),
     "number": ("number", "realization", "member", "ensemble", "ens"),
 }

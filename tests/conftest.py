@@ -1,0 +1,83 @@
+"""Fixtures: real data where it is, synthetic fields, and small Auroras whose blocks are awake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import pytest
+import torch
+import xarray as xr
+from aurora import Aurora
+
+import xaurora
+from xaurora.tiny import randomise_modulation
+
+matplotlib.use("Agg")
+torch.set_num_threads(2)
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Real ERA5 and IMERG beside the repository."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip("the real data are not beside this checkout (../shared/data)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Path:
+    """Figures of the real WeatherBench2 beside the repository."""
+    folder = SHARED / "oracle"
+    if not folder.is_dir():
+        pytest.skip("the WeatherBench2 figures are not beside this checkout (../shared/oracle)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def norway(data: Path) -> xr.Dataset:
+    folder = data / "era5_norway_2025-06"
+    return xaurora.open(folder / "pressure_levels.nc", folder / "surface.nc").load()
+
+
+@pytest.fixture(scope="session")
+def europe(data: Path) -> xr.Dataset:
+    return xaurora.open(str(data / "era5_europe_2020-01-01" / "*.nc"), data / "era5_static" / "static.nc").load()
+
+
+@pytest.fixture(scope="session")
+def fields() -> xr.Dataset:
+    """A small globe with rain, every six hours."""
+    return xaurora.synthetic(shape=(16, 32), times=40)
+
+
+def make_aurora(*, seed: int = 0, **options: object) -> Aurora:
+    """A small three-stage Aurora with random weights and awake blocks; its latitude and longitude encodings are the real ones."""
+    torch.manual_seed(seed)
+    config: dict = {
+        "encoder_depths": (2, 2, 2),
+        "decoder_depths": (2, 2, 2),
+        "encoder_num_heads": (2, 4, 8),
+        "decoder_num_heads": (8, 4, 2),
+        "embed_dim": 32,
+        "num_heads": 2,
+        "use_lora": False,
+    }
+    model = Aurora(**{**config, **options})
+    randomise_modulation(model, std=0.5)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def aurora_model() -> Aurora:
+    return make_aurora()
+
+
+@pytest.fixture(scope="session")
+def tuned(fields: xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> xaurora.TunedAurora:
+    """A tiny Aurora after a few steps."""
+    out = tmp_path_factory.mktemp("run")
+    return fields.aurora.finetune("tp", model="tiny", strategy="full", steps=12, batch_size=2, out=out / "tuned", progress=False)

@@ -1,0 +1,105 @@
+"""Many files, one Dataset."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import xaurora
+from xaurora import errors
+
+
+def test_norway_in_either_order(data) -> None:
+    folder = data / "era5_norway_2025-06"
+    a = xaurora.open(folder / "pressure_levels.nc", folder / "surface.nc")
+    b = xaurora.open(folder / "surface.nc", folder / "pressure_levels.nc")
+    assert set(a.data_vars) == set(b.data_vars)
+    assert a["z"].ndim == 4
+    assert b["geopotential_at_surface"].ndim == 3
+    xr.testing.assert_identical(a["t2m"].load(), b["t2m"].load())
+    assert not any(bool(a[v].isnull().any()) for v in a)
+
+
+def test_europe_with_global_statics(europe: xr.Dataset, data) -> None:
+    static = xr.open_dataset(data / "era5_static" / "static.nc")
+    assert europe.sizes["latitude"] == 41
+    want = static["lsm"].isel(valid_time=0).sel(latitude=europe["latitude"].astype(float), longitude=europe["longitude"].astype(float))
+    np.testing.assert_array_equal(europe["lsm"].values, want.values)
+
+
+def _split(fields: xr.Dataset, tmp_path, *, first_hour: int = -6) -> tuple[str, str]:
+    """6-hourly states and hourly rain in different files."""
+    states = fields.drop_vars("tp")
+    hours = fields["time"].values[0] + np.arange(first_hour, 12 * 6) * np.timedelta64(1, "h")
+    rain = np.random.default_rng(1).random((len(hours), *fields["msl"].shape[1:])).astype("float32") * 1e-3
+    tp = xr.Dataset({"tp": (("time", "latitude", "longitude"), rain, {"units": "m"})}, {"time": hours, "latitude": fields["latitude"], "longitude": fields["longitude"]})
+    states.to_netcdf(tmp_path / "states.nc")
+    tp.to_netcdf(tmp_path / "tp.nc")
+    return str(tmp_path / "states.nc"), str(tmp_path / "tp.nc")
+
+
+def test_six_hourly_states_and_hourly_rain(fields: xr.Dataset, tmp_path) -> None:
+    states, rain = _split(fields, tmp_path)
+    ds = xaurora.open(states, rain)
+    assert ds["time"].values[0] == fields["time"].values[0]
+    assert ds.sizes["time"] == 12
+    assert not bool(ds["tp"].isnull().any())
+    hourly = xr.open_dataset(rain)["tp"]
+    t = ds["time"].values[3]
+    np.testing.assert_allclose(ds["tp"].sel(time=t).values, hourly.sel(time=slice(t - np.timedelta64(5, "h"), t)).sum("time").values, rtol=1e-5)
+    assert ds.aurora.check("tp").ok
+
+
+def test_rain_that_starts_with_the_states_loses_the_first_one(fields: xr.Dataset, tmp_path) -> None:
+    ds = xaurora.open(*_split(fields, tmp_path, first_hour=0))
+    assert ds["time"].values[0] == fields["time"].values[1]
+    assert not bool(ds["tp"].isnull().any())
+
+
+def test_files_that_continue_one_another(fields: xr.Dataset, tmp_path) -> None:
+    fields.isel(time=slice(20, None)).to_netcdf(tmp_path / "b.nc")
+    fields.isel(time=slice(0, 20)).to_netcdf(tmp_path / "a.nc")
+    ds = xaurora.open(str(tmp_path / "*.nc"))
+    xr.testing.assert_equal(ds["tp"].load(), fields["tp"])
+    with pytest.raises(errors.SourceError, match="for the same time"):
+        fields.isel(time=slice(19, 25)).to_netcdf(tmp_path / "c.nc")
+        xaurora.open(str(tmp_path / "*.nc"))
+
+
+def test_zarr_and_chunks(fields: xr.Dataset, tmp_path) -> None:
+    fields.to_zarr(tmp_path / "fields.zarr", consolidated=False)
+    lazy = xaurora.open(tmp_path / "fields.zarr", chunks={})
+    assert lazy["t2m"].chunks is not None
+    xr.testing.assert_equal(lazy["t2m"].load(), fields["t2m"])
+
+
+def test_what_does_not_fit(fields: xr.Dataset, tmp_path) -> None:
+    with pytest.raises(errors.SourceError, match="no file matches"):
+        xaurora.open(tmp_path / "nothing*.nc")
+    with pytest.raises(errors.SourceError, match="no path"):
+        xaurora.open()
+    (tmp_path / "broken.nc").write_bytes(b"not a file")
+    with pytest.raises(errors.SourceError, match="could not be opened"):
+        xaurora.open(tmp_path / "broken.nc")
+    fields[["t2m"]].to_netcdf(tmp_path / "a.nc")
+    fields[["msl"]].isel(latitude=slice(0, 8)).to_netcdf(tmp_path / "b.nc")
+    with pytest.raises(errors.SourceError, match="different latitudes"):
+        xaurora.open(tmp_path / "a.nc", tmp_path / "b.nc")
+    later = fields[["msl"]].assign_coords(time=fields["time"] + np.timedelta64(1000, "D"))
+    later.to_netcdf(tmp_path / "c.nc")
+    with pytest.raises(errors.SourceError, match="share no time"):
+        xaurora.open(tmp_path / "a.nc", tmp_path / "c.nc")
+    fields[["t2m", "msl"]].to_netcdf(tmp_path / "d.nc")
+    with pytest.raises(errors.SourceError, match="in several files"):
+        xaurora.open(tmp_path / "a.nc", tmp_path / "d.nc")
+
+
+def test_grib_without_the_extra(tmp_path, monkeypatch) -> None:
+    import sys
+
+    (tmp_path / "a.grib").write_bytes(b"GRIB")
+    monkeypatch.setitem(sys.modules, "cfgrib", None)
+    with pytest.raises(errors.MissingExtraError, match="is GRIB") as error:
+        xaurora.open(tmp_path / "a.grib")
+    assert "xaurora[grib]" in error.value.fix
