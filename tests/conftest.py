@@ -80,4 +80,6 @@ def aurora_model() -> Aurora:
 def tuned(fields: xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> xaurora.TunedAurora:
     """A tiny Aurora after a few steps."""
     out = tmp_path_factory.mktemp("run")
-    return fields.aurora.finetune("tp", model="tiny", strategy="full", steps=12, batch_size=2, out=out / "tuned", progress=False)
+    return fields.aurora.finetune(
+        "tp", model="tiny", strategy="full", steps=12, batch_size=2, out=out / "tuned", progress=False
+    )

@@ -52,7 +52,15 @@ def layouts(draw: st.DrawFn) -> Made:
         lat = lat[::-1]
     if draw(st.booleans()):
         lat, lon = lat.astype("float32"), lon.astype("float32")
-    dims = draw(st.sampled_from([("time", "level", "latitude", "longitude"), ("valid_time", "pressure_level", "lat", "lon"), ("time", "isobaricInhPa", "latitude", "longitude")]))
+    dims = draw(
+        st.sampled_from(
+            [
+                ("time", "level", "latitude", "longitude"),
+                ("valid_time", "pressure_level", "lat", "lon"),
+                ("time", "isobaricInhPa", "latitude", "longitude"),
+            ]
+        )
+    )
     time_dim, level_dim, lat_dim, lon_dim = dims
     levels = np.array(draw(st.permutations([1000.0, 850.0, 500.0, 775.0]))[: draw(st.integers(3, 4))])
     if not {1000.0, 850.0, 500.0} <= set(levels):
@@ -70,10 +78,17 @@ def layouts(draw: st.DrawFn) -> Made:
             canonical = centre + spread * rng.standard_normal([sizes[d] for d in order])
             source = aliases[pick % len(aliases)]
             data[source] = (list(order), ((canonical - offset) / scale).astype(dtype), {"units": unit, "note": name})
-            scales[kind, name], names[kind, name] = (scale if (scale, offset) != (1.0, 0.0) or dtype != "float32" else 0.0), source
+            scales[kind, name], names[kind, name] = (
+                (scale if (scale, offset) != (1.0, 0.0) or dtype != "float32" else 0.0),
+                source,
+            )
     with_time = draw(st.booleans())
     static_order = [time_dim, lat_dim, lon_dim] if with_time else [lat_dim, lon_dim]
-    for name, source, unit in (("lsm", "lsm", "(0 - 1)"), ("z", "geopotential_at_surface", "m**2 s**-2"), ("slt", "slt", "1")):
+    for name, source, unit in (
+        ("lsm", "lsm", "(0 - 1)"),
+        ("z", "geopotential_at_surface", "m**2 s**-2"),
+        ("slt", "slt", "1"),
+    ):
         flat = rng.integers(0, 2, (rows, columns)).astype(dtype)
         values = np.broadcast_to(flat, (3, rows, columns)).copy() if with_time else flat
         data[source] = (static_order, values, {"units": unit})

@@ -99,7 +99,15 @@ def test_weatherbench2_and_cds_names_give_the_same_batch(fields: xr.Dataset) -> 
 
 
 def test_packed_integers(fields: xr.Dataset, tmp_path) -> None:
-    packing = {n: {"dtype": "int16", "scale_factor": float(np.ptp(fields[n].values)) / 60000 or 1.0, "add_offset": float(fields[n].mean()), "_FillValue": -32767} for n in ("t2m", "msl", "t")}
+    packing = {
+        n: {
+            "dtype": "int16",
+            "scale_factor": float(np.ptp(fields[n].values)) / 60000 or 1.0,
+            "add_offset": float(fields[n].mean()),
+            "_FillValue": -32767,
+        }
+        for n in ("t2m", "msl", "t")
+    }
     fields.to_netcdf(tmp_path / "packed.nc", encoding=packing)
     ds = xaurora.open(tmp_path / "packed.nc")
     batch = ds.aurora.to_batch()
@@ -112,7 +120,14 @@ def test_packed_integers(fields: xr.Dataset, tmp_path) -> None:
 
 
 def test_levels_in_pascal_and_more_than_aurora_uses(fields: xr.Dataset) -> None:
-    more = xr.concat([fields, fields.isel(level=[0]).assign_coords(level=[775.0])], "level", data_vars="minimal", coords="minimal", compat="override", join="outer")
+    more = xr.concat(
+        [fields, fields.isel(level=[0]).assign_coords(level=[775.0])],
+        "level",
+        data_vars="minimal",
+        coords="minimal",
+        compat="override",
+        join="outer",
+    )
     more = more.assign_coords(level=("level", more["level"].values * 100.0, {"units": "Pa"}))
     batch = more.aurora.to_batch()
     assert batch.metadata.atmos_levels == (500, 700, 850)

@@ -22,7 +22,9 @@ def _axis(start: float, step: float, count: int) -> np.ndarray:
     st.booleans(),
     st.sampled_from(["as it runs", "0-360", "180"]),
 )
-def test_a_region_has_the_same_place_however_it_is_written(step: float, first: int, count: int, flip: bool, single: bool, convention: str) -> None:
+def test_a_region_has_the_same_place_however_it_is_written(
+    step: float, first: int, count: int, flip: bool, single: bool, convention: str
+) -> None:
     lon = first * step + np.arange(count) * step
     there = {"as it runs": lon, "0-360": lon % 360, "180": (lon + 180) % 360 - 180}[convention]
     lat = _axis(90.0 - 20 * step, -step, 8)
@@ -39,7 +41,9 @@ def test_a_region_has_the_same_place_however_it_is_written(step: float, first: i
     np.testing.assert_allclose(np.cos(np.deg2rad(found.longitude)), np.cos(np.deg2rad(lon)), atol=1e-5)
 
 
-@pytest.mark.parametrize(("rows", "columns", "step"), [(721, 1440, 0.25), (720, 1440, 0.25), (451, 900, 0.4), (181, 360, 1.0)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "step"), [(721, 1440, 0.25), (720, 1440, 0.25), (451, 900, 0.4), (181, 360, 1.0)]
+)
 def test_a_globe_wraps_and_starts_at_greenwich(rows: int, columns: int, step: float) -> None:
     lat, lon = _axis(90, -step, rows), _axis(-180, step, columns)
     found = grid.from_axes(lat, lon.astype("float32"))

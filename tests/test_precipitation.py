@@ -15,7 +15,9 @@ from xaurora import errors, precipitation
 def _rain(hours: int, step: int = 1, **attrs: str) -> xr.DataArray:
     time = np.datetime64("2020-01-01T00", "ns") + np.arange(hours) * np.timedelta64(step, "h")
     values = np.random.default_rng(0).random((hours, 2, 3)).astype("float32") * 1e-3
-    return xr.DataArray(values, dims=("time", "latitude", "longitude"), coords={"time": time}, name="tp", attrs={"units": "m", **attrs})
+    return xr.DataArray(
+        values, dims=("time", "latitude", "longitude"), coords={"time": time}, name="tp", attrs={"units": "m", **attrs}
+    )
 
 
 def test_europe_equals_a_hand_made_sum(europe: xr.Dataset) -> None:
@@ -81,7 +83,10 @@ def test_yukon_grib_equals_netcdf(data) -> None:
     grib, flat = xaurora.open(folder / "surface.grib"), xaurora.open(folder / "accumulated.nc")
     a = grib.aurora.accumulate("tp").transpose("time", "latitude", "longitude")
     b = flat.aurora.accumulate("tp").transpose("valid_time", "latitude", "longitude")
-    np.testing.assert_array_equal(grib["tp"].transpose("time", "latitude", "longitude").values, flat["tp"].transpose("valid_time", "latitude", "longitude").values)
+    np.testing.assert_array_equal(
+        grib["tp"].transpose("time", "latitude", "longitude").values,
+        flat["tp"].transpose("valid_time", "latitude", "longitude").values,
+    )
     np.testing.assert_array_equal(a.values, b.values)
     np.testing.assert_array_equal(a["time"].values, b["valid_time"].values)
 

@@ -22,7 +22,13 @@ def _first(ds: xr.Dataset, kind: type[Exception], match: str) -> errors.XauroraE
 
 def test_norway(norway: xr.Dataset) -> None:
     text = repr(norway.aurora)
-    for part in ("region, 61 × 61 at 0.25°", "28 every 6 h", "1000, 925, 850, 700 hPa", "geopotential_at_surface", "2t    t2m [K]"):
+    for part in (
+        "region, 61 × 61 at 0.25°",
+        "28 every 6 h",
+        "1000, 925, 850, 700 hPa",
+        "geopotential_at_surface",
+        "2t    t2m [K]",
+    ):
         assert part in text
     assert norway.aurora._repr_html_().startswith("<pre>")
     assert norway.aurora.check().ok
@@ -58,7 +64,9 @@ def test_no_axis(fields: xr.Dataset, axis: str) -> None:
 def test_curvilinear(fields: xr.Dataset) -> None:
     lat2, lon2 = np.meshgrid(fields["latitude"], fields["longitude"], indexing="ij")
     ds = fields.rename(latitude="y", longitude="x").drop_vars(["y", "x"])
-    ds = ds.assign_coords(latitude=(("y", "x"), lat2, {"units": "degrees_north"}), longitude=(("y", "x"), lon2, {"units": "degrees_east"}))
+    ds = ds.assign_coords(
+        latitude=(("y", "x"), lat2, {"units": "degrees_north"}), longitude=(("y", "x"), lon2, {"units": "degrees_east"})
+    )
     _first(ds, errors.GridError, "curvilinear")
 
 
@@ -72,7 +80,9 @@ def test_units(fields: xr.Dataset) -> None:
     def with_units(name: str, units: str | None) -> xr.Dataset:
         ds = fields.copy()
         ds[name] = fields[name].copy()
-        ds[name].attrs = {k: v for k, v in fields[name].attrs.items() if k != "units"} | ({} if units is None else {"units": units})
+        ds[name].attrs = {k: v for k, v in fields[name].attrs.items() if k != "units"} | (
+            {} if units is None else {"units": units}
+        )
         return ds
 
     _first(with_units("t2m", "furlong"), errors.UnitsError, "is in 'furlong'")
@@ -155,7 +165,10 @@ def test_nan(fields: xr.Dataset) -> None:
     with pytest.raises(errors.MissingValuesError, match="'msl' has 1 missing") as error:
         ds.aurora.to_batch(ds["time"].values[7])
     assert "interpolate_na" in error.value.fix
-    for verb in (lambda: ds.aurora.predict(model="tiny", progress=False), lambda: ds.aurora.finetune(model="tiny", progress=False)):
+    for verb in (
+        lambda: ds.aurora.predict(model="tiny", progress=False),
+        lambda: ds.aurora.finetune(model="tiny", progress=False),
+    ):
         with pytest.raises(errors.MissingValuesError, match="msl"):
             verb()
 

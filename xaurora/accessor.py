@@ -51,7 +51,11 @@ class AuroraAccessor:
         Report
             ``.ok``, ``.problems`` (code, message, fix), ``.notes``; ``str()`` is readable.
         """
-        from xaurora import bridge, checking
+        from xaurora import checking, requirements
+
+        if isinstance(model, str) and model in requirements.MODELS:  # needs no torch
+            return checking.check(self._ds, target, lambda fields: requirements.needs_of(model, fields))
+        from xaurora import bridge
 
         return checking.check(self._ds, target, bridge.needs_for(model))
 
@@ -117,9 +121,9 @@ class AuroraAccessor:
         AccumulationError
             Nothing says what the values sum up, or the period cannot be made of them.
         """
-        from xaurora import bridge
+        from xaurora import precipitation
 
-        return bridge.accumulate(self._ds, name, period)
+        return precipitation.accumulate_in(self._ds, name, period)
 
     def statistics(self, names: Sequence[str] | None = None, *, progress: bool = True) -> xr.Dataset:
         """Mean, standard deviation, extremes and count, canonical units, in one pass over the data.

@@ -12,11 +12,11 @@ import xarray as xr
 from aurora import Aurora, Batch
 
 from xaurora import batch as batches
-from xaurora import conventions, precipitation, recognition, requirements, tuned
+from xaurora import conventions, requirements, tuned
 from xaurora import grid as grids
 from xaurora import model as models
 from xaurora.conventions import Fields
-from xaurora.errors import KindError, LeadTimeError, MissingVariableError
+from xaurora.errors import MissingVariableError
 from xaurora.requirements import Needs
 from xaurora.tuned import TunedAurora
 
@@ -102,39 +102,3 @@ def _placeholder_column(grid: grids.Grid, longitude: np.ndarray, width: int) -> 
         if columns.stop - columns.start == width:
             return int(columns.start)
     return 0
-
-
-def accumulate(ds: xr.Dataset, name: str, period: str) -> xr.DataArray:
-    """See :meth:`xaurora.accessor.AuroraAccessor.accumulate`."""
-    hours = hours_of(period)
-    found = recognition.recognise(ds)
-    if name not in ds:
-        raise MissingVariableError(
-            f"'{name}' is not in the data, which hold {sorted(map(str, ds.data_vars))}.",
-            fix="ds.aurora lists what was recognised",
-        )
-    if recognition.is_forecast(ds):
-        raise KindError(
-            "this Dataset is a forecast; totals over its lead times are not available here.",
-            fix=f"fc['{name}'].sum('lead_time')",
-        )
-    found.raise_first()
-    items = {item.source: item for item in found.fields.values()}
-    if name not in items or not items[name].variable.accumulated:
-        raise MissingVariableError(
-            f"'{name}' is not an accumulated variable.", fix=f"ds['{name}'].resample(time='{hours}h').mean() for a mean"
-        )
-    return precipitation.accumulate(ds[name], hours, name=name, dim=found.axes["time"].dim)
-
-
-def hours_of(value: Any) -> int:
-    import pandas as pd
-
-    try:
-        delta = pd.Timedelta(value)
-        hours = delta / pd.Timedelta(hours=1)
-    except (ValueError, TypeError):
-        hours = float("nan")
-    if not (np.isfinite(hours) and hours > 0 and float(hours).is_integer()):
-        raise LeadTimeError(f"{value!r} is no positive whole number of hours.", fix="'6h', '24h' or '5 days'")
-    return int(hours)

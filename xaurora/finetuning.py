@@ -66,6 +66,8 @@ def finetune(
     found.raise_first()
     fields = conventions.standardise(ds, found)
     source, totals, period = _target(fields, target)
+    if isinstance(model, str | Path) and model not in requirements.MODELS and Path(model).is_dir():
+        model, weights = tuned.load(model, weights=weights), None
     name, base = _resolve_model(model)
     needs = requirements.needs_of(name, fields) if base is None else _needs_of(model, base)
     cut, crop = requirements.fit(fields, needs)
@@ -189,9 +191,6 @@ def _resolve_model(model: Any) -> tuple[str, Aurora | None]:
         return "given", copy.deepcopy(model)
     if isinstance(model, str) and model in requirements.MODELS:
         return model, None
-    if isinstance(model, str | Path) and Path(model).is_dir():
-        loaded = tuned.load(model)
-        return str(loaded.config["base"]["name"]), loaded.model.base
     raise requirements.unknown_model(model)
 
 

@@ -127,7 +127,7 @@ def from_axes(latitude: np.ndarray, longitude: np.ndarray) -> Grid:
     wrapped[wrapped > 360.0 - 1e-4] = 0.0  # −1e-7 is Greenwich, not the last column of the globe
     order = np.argsort(wrapped, kind="stable")
     steps = np.diff(np.append(wrapped[order], wrapped[order[0]] + 360.0))
-    typical = float(np.median(steps))
+    typical = float(np.median(np.sort(steps)[:-1]))  # without the widest: a region's way around the globe
     doubled = np.flatnonzero(steps < 0.01 * typical)
     if len(doubled):
         here, there = lon[order[doubled[0]]], lon[order[(doubled[0] + 1) % len(lon)]]

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xaurora.errors import AccumulationError, TimeError
+from xaurora import recognition
+from xaurora.errors import AccumulationError, KindError, LeadTimeError, MissingVariableError, TimeError
 from xaurora.variables import TIMESTEP_HOURS
 
 HOUR = np.timedelta64(1, "h")
@@ -134,3 +135,39 @@ def target_totals(da: xr.DataArray, *, name: str) -> xr.DataArray:
     """Six-hour totals in canonical form, negative noise of packing clipped to zero. Lazy."""
     totals = accumulate(da, TIMESTEP_HOURS, name=name)
     return totals.clip(min=0.0, keep_attrs=True)
+
+
+def accumulate_in(ds: xr.Dataset, name: str, period: str) -> xr.DataArray:
+    """See :meth:`xaurora.accessor.AuroraAccessor.accumulate`."""
+    hours = hours_of(period)
+    found = recognition.recognise(ds)
+    if name not in ds:
+        raise MissingVariableError(
+            f"'{name}' is not in the data, which hold {sorted(map(str, ds.data_vars))}.",
+            fix="ds.aurora lists what was recognised",
+        )
+    if recognition.is_forecast(ds):
+        raise KindError(
+            "this Dataset is a forecast; totals over its lead times are not available here.",
+            fix=f"fc['{name}'].sum('lead_time')",
+        )
+    found.raise_first()
+    items = {item.source: item for item in found.fields.values()}
+    if name not in items or not items[name].variable.accumulated:
+        raise MissingVariableError(
+            f"'{name}' is not an accumulated variable.", fix=f"ds['{name}'].resample(time='{hours}h').mean() for a mean"
+        )
+    return accumulate(ds[name], hours, name=name, dim=found.axes["time"].dim)
+
+
+def hours_of(value: Any) -> int:
+    import pandas as pd
+
+    try:
+        delta = pd.Timedelta(value)
+        hours = delta / pd.Timedelta(hours=1)
+    except (ValueError, TypeError):
+        hours = float("nan")
+    if not (np.isfinite(hours) and hours > 0 and float(hours).is_integer()):
+        raise LeadTimeError(f"{value!r} is no positive whole number of hours.", fix="'6h', '24h' or '5 days'")
+    return int(hours)

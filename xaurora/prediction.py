@@ -15,7 +15,7 @@ import xarray as xr
 from aurora import Aurora
 
 from xaurora import batch as batches
-from xaurora import bridge, config, conventions, normalisation, requirements, rollout, tuned
+from xaurora import bridge, config, conventions, normalisation, precipitation, requirements, rollout, tuned
 from xaurora import grid as grids
 from xaurora import model as models
 from xaurora.conventions import Fields
@@ -51,7 +51,7 @@ def lead_steps(lead: Any) -> list[int]:
     steps = []
     for value in values:
         try:
-            hours = bridge.hours_of(value)
+            hours = precipitation.hours_of(value)
         except LeadTimeError:
             hours = -1
         if hours <= 0 or hours % TIMESTEP_HOURS:

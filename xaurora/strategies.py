@@ -65,6 +65,7 @@ def apply(
     head = model.head
     if head is None:
         raise OptionError("the model has no head, so that there is nothing to learn tp with.", fix="head='auto'")
+    head.requires_grad_(True)
     model.base.requires_grad_(strategy == "full")
     if strategy == "full" and not trains_base_outputs:
         model.base.decoder.requires_grad_(False)

@@ -127,7 +127,8 @@ def fit(
     module.to("cpu")
     models.set_precision(module.base, "32", torch.device("cpu"))
     module.eval()
-    module.requires_grad_(False)
+    # As they were made: Torch picks other kernels for parameters without gradient, and forecasts would differ in the last bit.
+    module.requires_grad_(True)
     result.save(folder / "best")
     say(
         f"Best at step {result.config['scores']['step']}: CRPS {final['validation_crps_mm']:.4f} mm, climatology "

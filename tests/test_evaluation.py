@@ -1,0 +1,295 @@
+"""Scores against the figures of the real WeatherBench2, and by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import xaurora
+from xaurora import distributions, errors
+from xaurora.evaluation import aggregation, baselines, climatology, evaluate, metrics, regions, statistics
+
+
+def _set(oracle: Path, name: str) -> dict[str, xr.Dataset]:
+    return {
+        f: xr.open_dataset(oracle / name / f"{f}.nc", decode_timedelta=True)
+        for f in ("forecast", "truth", "climatology", "weatherbench2")
+    }
+
+
+@pytest.mark.parametrize("which", ["global_deterministic", "regional_deterministic"])
+def test_agrees_with_weatherbench2(oracle: Path, which: str) -> None:
+    case = _set(oracle, which)
+    expected = case["weatherbench2"]
+    scores = case["forecast"].aurora.evaluate(
+        case["truth"], climatology=case["climatology"], regions=list(map(str, expected["region"].values))
+    )
+    compared = 0
+    for name in scores.data_vars:
+        for metric in ("rmse", "mse", "mae", "bias", "acc"):
+            got, want = scores[name].sel(metric=metric), expected[name].sel(metric=metric)
+            want = want.transpose(*got.dims)
+            # relative 1e-6; for the bias, which passes through zero, of its largest value
+            scale = np.abs(want) if metric != "bias" else np.abs(want).max()
+            assert float((np.abs(got - want) / scale).max()) < 1e-6, (name, metric)
+            compared += got.size
+    assert compared > 300
+    assert scores["geopotential"].dims == ("metric", "region", "lead_time", "level")
+
+
+def test_ensembles_agree_with_weatherbench2(oracle: Path) -> None:
+    case = _set(oracle, "global_ensemble")
+    scores = case["forecast"].aurora.evaluate(case["truth"], climatology=case["climatology"])
+    for name in scores.data_vars:
+        for metric in ("crps", "rmse", "mae", "acc"):
+            got = scores[name].sel(metric=metric)
+            want = case["weatherbench2"][name].sel(metric=metric, region=got["region"]).transpose(*got.dims)
+            # the deterministic scores are those of the ensemble mean, which WeatherBench2 takes in float32: 1e-5
+            assert float((np.abs(got - want) / np.abs(want)).max()) < (1e-6 if metric == "crps" else 1e-5), (
+                name,
+                metric,
+            )
+
+
+def test_default_regions_of_a_globe(oracle: Path) -> None:
+    case = _set(oracle, "global_deterministic")
+    scores = case["forecast"].aurora.evaluate(case["truth"], metrics=["rmse"])
+    assert set(map(str, scores["region"].values)) == set(map(str, case["weatherbench2"]["region"].values))
+    assert list(scores["metric"].values) == ["rmse"]
+
+
+# --- by hand ---
+
+
+def _small() -> tuple[xr.Dataset, xr.Dataset]:
+    lat, lon = np.array([50.0, 49.0, 48.0]), np.array([10.0, 11.0])
+    time = np.datetime64("2020-01-01T00", "ns") + np.arange(4) * np.timedelta64(6, "h")
+    truth = xr.Dataset(
+        {"t2m": (("time", "latitude", "longitude"), np.arange(24.0).reshape(4, 3, 2), {"units": "K"})},
+        {"time": time, "latitude": lat, "longitude": lon},
+    )
+    forecast = xr.Dataset(
+        {
+            "t2m": (
+                ("init_time", "lead_time", "latitude", "longitude"),
+                truth["t2m"].values[1:3][:, None] + np.array([1.0, -2.0])[:, None, None, None],
+                {"units": "K"},
+            )
+        },
+        {
+            "init_time": time[:2],
+            "lead_time": [np.timedelta64(6, "h").astype("timedelta64[ns]")],
+            "latitude": lat,
+            "longitude": lon,
+        },
+    )
+    return forecast, truth
+
+
+def test_metrics_by_hand() -> None:
+    forecast, truth = _small()
+    scores = evaluate(forecast, truth)["t2m"].sel(region="domain").isel(lead_time=0)
+    # errors are +1 everywhere at the first init time, −2 at the second
+    for metric, expected in {"mse": 2.5, "rmse": np.sqrt(2.5), "mae": 1.5, "bias": -0.5}.items():
+        assert float(scores.sel(metric=metric)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_units_orders_and_names_do_not_matter() -> None:
+    forecast, truth = _small()
+    celsius = truth.isel(latitude=slice(None, None, -1)).rename(t2m="2m_temperature", latitude="lat", longitude="lon")
+    celsius["2m_temperature"] = (celsius["2m_temperature"] - 273.15).assign_attrs(units="degC")
+    xr.testing.assert_allclose(evaluate(forecast, celsius), evaluate(forecast, truth))
+    wb2 = forecast.rename(init_time="time", lead_time="prediction_timedelta", t2m="2m_temperature").drop_attrs()
+    again = evaluate(wb2, truth)
+    np.testing.assert_allclose(again["2m_temperature"].values, evaluate(forecast, truth)["t2m"].values)
+
+
+def test_missing_truth_passes_on_unless_skipped(caplog) -> None:
+    forecast, truth = _small()
+    holes = truth.copy(deep=True)
+    holes["t2m"][1, 0, 0] = np.nan
+    assert bool(evaluate(forecast, holes)["t2m"].isnull().all())
+    skipped = evaluate(forecast, holes, skipna=True)["t2m"].sel(metric="mae", region="domain")
+    assert float(skipped.isel(lead_time=0)) == pytest.approx(1.5)
+    late = forecast.assign_coords(init_time=forecast["init_time"] + np.timedelta64(12, "h"))
+    scores = evaluate(late, truth)
+    assert scores.attrs["fields_scored"] == 1
+    assert scores.attrs["fields_without_truth"] == 1
+    assert "1 of 2 forecast fields have no truth" in caplog.text
+
+
+def test_crps_from_parameters_is_in_the_forecasts_units(fields: xr.Dataset, tuned) -> None:
+    forecast = fields.aurora.predict("6h", model=tuned, time=fields["time"].values[30:32], progress=False)
+    scores = forecast.aurora.evaluate(fields, regions=["global"], metrics="crps")
+    y = fields["tp"].sel(time=forecast["valid_time"].values.ravel()).values.astype("float64")
+    mu, sigma = forecast["tp_mu"].values[:, 0].astype("float64"), forecast["tp_sigma"].values[:, 0].astype("float64")
+    by_hand = distributions.censored_normal_crps(mu, sigma, y, forecast["tp"].attrs["epsilon_m"])
+    from xaurora.grid import latitude_weights
+
+    w = latitude_weights(fields["latitude"].values)[:, None] * np.ones((1, 32))
+    expected = (by_hand * w).sum() / w.sum() / 2
+    assert float(scores["tp"].sel(metric="crps", region="global").isel(lead_time=0)) == pytest.approx(
+        expected, rel=1e-9
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=5), st.booleans())
+def test_means_add_up_over_chunks(sizes: list[int], skipna: bool) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((sum(sizes), 3))
+    if skipna:
+        values[0, 1] = np.nan
+    whole, parts, start = aggregation.Means(skipna=skipna), aggregation.Means(skipna=skipna), 0
+    for v in values:
+        whole.add("error", 0, {"global": v})
+    for size in sizes:
+        chunk = aggregation.Means(skipna=skipna)
+        for v in values[start : start + size]:
+            chunk.add("error", 0, {"global": v})
+        parts, start = parts.merge(chunk), start + size
+    np.testing.assert_allclose(parts.mean("error", "global", 0), whole.mean("error", "global", 0), rtol=1e-12)
+    np.testing.assert_allclose(
+        whole.mean("error", "global", 0), np.nanmean(values, axis=0) if skipna else values.mean(axis=0), rtol=1e-12
+    )
+    assert whole.mean("error", "europe", 0) is None
+
+
+def test_anomaly_correlation_by_hand() -> None:
+    w = np.ones((1, 3))
+    f, y = np.array([[1.0, 2.0, 3.0]]), np.array([[2.0, 4.0, 6.0]])
+    assert metrics.anomaly_correlation(f, y, w, skipna=False) == pytest.approx(1.0)
+    assert metrics.anomaly_correlation(f, -y, w, skipna=False) == pytest.approx(-1.0)
+    assert statistics.error(f, y).tolist() == [[-1.0, -2.0, -3.0]]
+
+
+# --- regions ---
+
+
+def test_boxes_and_masks() -> None:
+    lat, lon = np.arange(60.0, 29.0, -1.0), np.arange(350.0, 380.0) % 360
+    found = regions.weights(
+        lat, lon, {"alps": (44, 48, 5, 16), "greenwich": (40, 50, -5, 5), "mask": np.ones((31, 30))}
+    )
+    assert (found["alps"] > 0).sum() == 5 * 12
+    assert (found["greenwich"] > 0).sum() == 11 * 11
+    assert (found["mask"] > 0).all()
+    for wanted, match in (
+        (["atlantis"], "there is no region 'atlantis'"),
+        ({"odd": (1, 2, 3)}, "neither a box"),
+        ({"upside": (50, 40, 0, 5)}, "is not below north"),
+        (["ausnz"], "holds no grid point"),
+        (["domain_land"], "needs a land-sea mask"),
+    ):
+        with pytest.raises(errors.RegionError, match=match):
+            regions.weights(lat, lon, wanted)
+
+
+# --- baselines ---
+
+
+def test_persistence_repeats_the_field(fields: xr.Dataset) -> None:
+    forecast = xaurora.persistence(fields, ["t2m", "tp", "z"], ["6h", "24h"])
+    assert forecast["z"].dims == ("init_time", "lead_time", "level", "latitude", "longitude")
+    np.testing.assert_array_equal(forecast["t2m"].values[3, 1], fields["t2m"].values[3])
+    scores = forecast.aurora.evaluate(fields, regions="global", metrics=["mae"])
+    by_hand = np.abs(fields["t2m"].values[1:].astype(float) - fields["t2m"].values[:-1]).mean(axis=(0, 2))
+    from xaurora.grid import latitude_weights
+
+    w = latitude_weights(fields["latitude"].values)
+    assert float(scores["t2m"].isel(lead_time=0, metric=0, region=0)) == pytest.approx(
+        (by_hand * w).sum() / w.sum(), rel=1e-6
+    )
+
+
+def test_persistence_of_hourly_rain(europe: xr.Dataset) -> None:
+    forecast = xaurora.persistence(europe, "tp", "6h")
+    assert str(forecast["init_time"].values[0])[:13] == "2020-01-01T05"
+    np.testing.assert_allclose(forecast["tp"].values[0, 0], europe["tp"].values[:6].sum(axis=0), rtol=1e-6)
+
+
+def test_climatology_is_a_weighted_mean(fields: xr.Dataset) -> None:
+    normals = xaurora.climatology(fields, ["t2m", "t"])
+    assert normals["t"].dims == ("hour", "dayofyear", "level", "latitude", "longitude")
+    assert list(normals["hour"].values) == [0, 6, 12, 18]
+    noon = fields["t2m"].isel(time=fields["time"].dt.hour == 12)
+    days = noon["time"].dt.dayofyear.values
+    weight = 1 - np.abs(days - 5) / 31
+    expected = (noon.values * weight[:, None, None]).sum(axis=0) / weight.sum()
+    np.testing.assert_allclose(normals["t2m"].sel(hour=12, dayofyear=5).values, expected, rtol=1e-5)
+    assert 366 in normals["dayofyear"].values  # the year is a circle
+    assert 200 not in normals["dayofyear"].values
+    with pytest.raises(errors.OptionError, match="window_days=60"):
+        climatology.build(fields, window_days=60)
+
+
+def test_climatology_as_a_forecast_has_no_anomaly_to_correlate(fields: xr.Dataset) -> None:
+    normals = xaurora.climatology(fields, ["t2m"])
+    like = xaurora.persistence(fields, ["t2m"], ["6h"])
+    forecast = baselines.climatology_forecast(normals, like)
+    np.testing.assert_array_equal(forecast["t2m"].values[0, 0], normals["t2m"].sel(hour=6, dayofyear=1).values)
+    scores = forecast.aurora.evaluate(fields, climatology=normals, regions="global")
+    assert np.isnan(float(scores["t2m"].sel(metric="acc").isel(lead_time=0, region=0)))
+    summer = like.assign_coords(init_time=like["init_time"] + np.timedelta64(180, "D"))
+    with pytest.raises(errors.TruthError, match="lacks hours or days"):
+        baselines.climatology_forecast(normals, summer)
+
+
+# --- what does not fit ---
+
+
+def test_what_cannot_be_scored(fields: xr.Dataset, tuned) -> None:
+    forecast = fields.aurora.predict("6h", model=tuned, time=fields["time"].values[30], progress=False)
+    for call, kind, match in (
+        (lambda: forecast.aurora.evaluate(forecast), errors.KindError, "itself a forecast"),
+        (
+            lambda: forecast.aurora.evaluate(fields.assign_coords(time=fields["time"] + np.timedelta64(900, "D"))),
+            errors.TruthError,
+            "no valid time",
+        ),
+        (
+            lambda: forecast.aurora.evaluate(fields.isel(latitude=slice(0, 8))),
+            errors.TruthError,
+            "no grid points at the forecast's latitudes",
+        ),
+        (
+            lambda: forecast.aurora.evaluate(fields[["lsm", "tp"]].rename(tp="rain").drop_attrs(deep=True)),
+            errors.TruthError,
+            "share no variable",
+        ),
+        (lambda: forecast.aurora.evaluate(fields, metrics=["rsme"]), errors.OptionError, "there is no metric"),
+        (lambda: forecast.aurora.evaluate(fields, metrics=["acc"]), errors.OptionError, "acc needs a climatology"),
+        (lambda: forecast.aurora.evaluate(fields, climatology=fields), errors.TruthError, "dims hour and dayofyear"),
+        (lambda: forecast.drop_vars("tp_mu").aurora.evaluate(fields), errors.TruthError, "tp_mu"),
+        (lambda: fields.aurora.scorecard(), errors.KindError, "scores have the dims"),
+        (lambda: xaurora.persistence(fields, "hail"), errors.MissingVariableError, "hail"),
+        (lambda: xaurora.persistence(fields, "tp", "soon"), errors.LeadTimeError, "no positive duration"),
+    ):
+        with pytest.raises(kind, match=match):
+            call()
+    odd = forecast.copy()
+    odd["tp"] = odd["tp"].assign_attrs(distribution="pareto")
+    with pytest.raises(errors.TruthError, match="pareto"):
+        odd.aurora.evaluate(fields)
+    hourly = fields.copy()
+    hourly["tp"] = fields["tp"].copy()
+    hourly["tp"].attrs.pop("cell_methods")
+    with pytest.raises(errors.AccumulationError, match="1-hour totals"):
+        forecast.aurora.evaluate(hourly)
+
+
+def test_to_weatherbench2(fields: xr.Dataset, tuned) -> None:
+    forecast = fields.aurora.predict("12h", model=tuned, time=fields["time"].values[30:32], progress=False)
+    out = forecast.aurora.to_weatherbench2()
+    assert {"time", "prediction_timedelta", "latitude", "longitude", "level"} == set(out.dims)
+    assert out["total_precipitation_6hr"].attrs["units"] == "m"
+    assert {"2m_temperature", "geopotential", "total_precipitation_6hr"} <= set(out.data_vars)
+    assert (np.diff(out["latitude"]) > 0).all()
+    again = out.aurora.evaluate(fields, regions="global", metrics=["rmse"])
+    first = forecast.aurora.evaluate(fields, regions="global", metrics=["rmse"])
+    np.testing.assert_allclose(again["2m_temperature"].values, first["t2m"].values, rtol=1e-10)

@@ -1,0 +1,124 @@
+"""Pictures and scorecards: what is drawn is what was computed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import xarray as xr
+
+import xaurora
+from xaurora import errors, plots
+from xaurora.evaluation import scorecard
+
+
+@pytest.fixture(scope="module")
+def forecast(fields: xr.Dataset, tuned) -> xr.Dataset:
+    return fields.aurora.predict(
+        "12h", model=tuned, time=fields["time"].values[30:33], thresholds_mm=[1.0], progress=False
+    )
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def test_a_map_of_rain_is_in_mm(forecast: xr.Dataset) -> None:
+    ax = forecast.aurora.plot("tp")
+    mesh = ax.collections[0]
+    np.testing.assert_allclose(
+        np.asarray(mesh.get_array()).ravel(), forecast["tp"].values[0, 0].ravel() * 1e3, rtol=1e-6
+    )
+    assert ax.figure.axes[1].get_ylabel() == "mm"
+    assert "+ 6 h" in ax.get_title()
+    assert forecast.aurora.plot("t", level=700.0, lead="12h").get_title().endswith("12 h")
+
+
+def test_a_triptych_shows_the_difference(forecast: xr.Dataset, fields: xr.Dataset) -> None:
+    axes = forecast.aurora.plot("tp", truth=fields, init_time=forecast["init_time"].values[1], lead="12h")
+    f, y, d = (np.asarray(a.collections[0].get_array()).reshape(16, 32) for a in axes)
+    np.testing.assert_allclose(d, f - y, atol=1e-9)
+    np.testing.assert_allclose(y, fields["tp"].sel(time=forecast["valid_time"].values[1, 1]).values * 1e3, rtol=1e-6)
+    axes = forecast.aurora.plot("z", truth=fields)
+    assert len(axes) == 3
+    _, mine = plt.subplots(1, 3)
+    assert forecast.aurora.plot("t2m", truth=fields, ax=mine) is mine
+
+
+def test_maps_go_on_across_greenwich() -> None:
+    da = xr.DataArray(
+        np.zeros((3, 4)),
+        dims=("latitude", "longitude"),
+        coords={"latitude": [50.0, 49, 48], "longitude": [358.0, 359, 0, 1]},
+        attrs={"units": "K"},
+    )
+    ax = plots.field(da)
+    low, high = ax.get_xlim()
+    assert high - low < 6
+    with pytest.raises(errors.OptionError, match="needs two dims"):
+        plots.field(da.expand_dims(time=2))
+
+
+def test_curves(tuned, forecast: xr.Dataset, fields: xr.Dataset) -> None:
+    ax = plots.learning_curve(tuned.history)
+    assert ax.get_xlabel() == "step"
+    scores = forecast.aurora.evaluate(fields)
+    ax = plots.lead_curve({"mine": scores}, "tp", "rmse")
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), scores["tp"].sel(metric="rmse", region="global").values * 1e3)
+    assert ax.get_ylabel() == "RMSE of tp in mm"
+    assert plots.lead_curve({"mine": scores}, "t", "rmse", level=850.0).lines
+
+
+def test_what_cannot_be_drawn(forecast: xr.Dataset, fields: xr.Dataset) -> None:
+    for call, kind in (
+        (lambda: forecast.aurora.plot("hail"), errors.MissingVariableError),
+        (lambda: forecast.aurora.plot("tp", lead="3h"), errors.LeadTimeError),
+        (lambda: forecast.aurora.plot("tp", init_time="1999-01-01"), errors.InitTimeError),
+        (lambda: forecast.aurora.plot("tp_mu", truth=fields), errors.MissingVariableError),
+    ):
+        with pytest.raises(kind):
+            call()
+
+
+def test_the_scorecard_says_what_the_scores_say(forecast: xr.Dataset, fields: xr.Dataset, tmp_path: Path) -> None:
+    normals = xaurora.climatology(fields, ["t2m", "tp"])
+    scores = forecast.aurora.evaluate(fields, climatology=normals, regions=["global", "tropics"])
+    other = (
+        xaurora.persistence(fields, ["t2m", "tp"], ["6h", "12h"])
+        .sel(init_time=forecast["init_time"])
+        .aurora.evaluate(fields, climatology=normals, regions=["global", "tropics"])
+    )
+    card = scores.aurora.scorecard(tmp_path / "card.html", baseline={"persistence": other})
+    page = (tmp_path / "card.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "http" not in page  # opens from disk, no network
+    rmse = float(scores["tp"].sel(metric="rmse", region="global").isel(lead_time=0)) * 1e3
+    assert f"{rmse:.4g}" in page
+    row = next(r for r in card.rows if (r.label, r.metric, r.region) == ("tp", "rmse", "global"))
+    against = float(other["tp"].sel(metric="rmse", region="global").isel(lead_time=0)) * 1e3
+    assert row.relative("persistence")[0] == pytest.approx(rmse / against - 1)
+    assert f"{rmse / against - 1:+.1%}" in page
+    assert len(re.findall("<h2>", page)) == 2
+    card.save(tmp_path / "card.png")
+    assert (tmp_path / "card.png").read_bytes()[:4] == b"\x89PNG"
+    assert card._repr_html_() == card.html
+    with pytest.raises(errors.OptionError, match="is neither"):
+        card.save(tmp_path / "card.docx")
+
+
+def test_grids_that_differ_are_said(forecast: xr.Dataset, fields: xr.Dataset) -> None:
+    scores = forecast.aurora.evaluate(fields)
+    card = scorecard.build(scores, baseline=scores.assign_attrs(grid="1 × 1", fields_scored=1))
+    assert "not comparable" in " ".join(card.notes)
+
+
+def test_colours() -> None:
+    assert scorecard._colour(-0.3) != scorecard._colour(0.3)
+    assert scorecard._colour(float("nan")) == "#ffffff"
+    assert scorecard._ink("#ffffff") == "#111111"
+    assert scorecard._ink("#2166ac") == "#ffffff"

@@ -1,0 +1,74 @@
+"""Synthetic data: their law, and the score of the forecaster that knows it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import xaurora
+from xaurora import errors, synthesis
+from xaurora.distributions import ensemble_crps
+
+
+@pytest.mark.parametrize("rain", synthesis.LAWS)
+def test_the_perfect_score_equals_that_of_samples_from_the_law(rain: str) -> None:
+    ds = xaurora.synthetic(times=40, rain=rain)
+    law, rng = synthesis.law_of(rain), np.random.default_rng(1)
+    mean, spread = synthesis._next_wetness(ds, 1)
+    m, y = mean.values[:-1], ds["tp"].values[1:]
+    members = np.stack([law.sample(m + spread * rng.standard_normal(m.shape), rng) for _ in range(40)])
+    sampled = ensemble_crps(members, y).mean()
+    # 80 000 points of 40 members: the sampled score is good to about half a per cent
+    assert float(synthesis.perfect_crps(ds).mean()) == pytest.approx(sampled, rel=0.01)
+
+
+def test_the_state_tells_more_than_nothing_and_fades() -> None:
+    ds = xaurora.synthetic(times=60)
+    near, far = (float(synthesis.perfect_crps(ds, h).mean()) for h in (6, 48))
+    nothing = float(synthesis.climatology_crps(ds).mean())
+    assert near < far < nothing
+
+
+def test_the_law_by_hand() -> None:
+    law = synthesis.Law()
+    rng = np.random.default_rng(0)
+    for w in (-1.0, 0.5, 2.0):
+        draws = law.sample(np.full(200_000, w), rng)
+        for y in (1e-6, 1e-4, 2e-3, 1e-2):
+            assert law.cdf_given(np.float64(w), np.float64(y)) == pytest.approx((draws <= y).mean(), abs=0.005)
+    assert synthesis.Law(drizzle=False).sample(np.full(10_000, -2.0), rng).max() > 0
+
+
+def test_half_of_the_wet_is_drizzle_and_none_without(fields: xr.Dataset) -> None:
+    tp = fields["tp"].values * 1e3
+    share = ((tp > 0.001) & (tp < 0.1)).sum() / (tp > 0.001).sum()
+    assert 0.2 < share < 0.6
+    dry = xaurora.synthetic(shape=(16, 32), times=40, rain="drizzle-free")["tp"].values * 1e3
+    assert ((dry > 0.001) & (dry < 0.05)).mean() < 0.001
+
+
+def test_seeds_and_wetness(fields: xr.Dataset) -> None:
+    xr.testing.assert_identical(xaurora.synthetic(shape=(16, 32), times=40), fields)
+    assert not xaurora.synthetic(shape=(16, 32), times=40, seed=1)["tp"].equals(fields["tp"])
+    w = synthesis.wetness(xaurora.synthetic(times=200))
+    assert float(w.std()) == pytest.approx(1.5, rel=0.05)
+    # drifts two columns a step
+    ahead = float(
+        xr.corr(
+            w.isel(time=slice(1, None)).drop_vars("time"),
+            w.roll(longitude=2).isel(time=slice(None, -1)).drop_vars("time"),
+        )
+    )
+    assert ahead == pytest.approx(0.9, abs=0.02)
+
+
+def test_is_what_aurora_takes(fields: xr.Dataset) -> None:
+    assert fields.aurora.check("tp").ok
+    assert fields.aurora.check("tp", model="tiny").ok
+
+
+@pytest.mark.parametrize("options", [{"times": 0}, {"shape": (2, 64)}, {"levels": ()}, {"rain": "frogs"}])
+def test_bad_options(options: dict) -> None:
+    with pytest.raises(errors.OptionError):
+        xaurora.synthetic(**options)

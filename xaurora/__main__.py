@@ -1,0 +1,5 @@
+"""``python -m xaurora``."""
+
+from xaurora.cli import main
+
+main()
