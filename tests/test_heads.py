@@ -40,6 +40,7 @@ def test_nothing_the_trunk_can_say_breaks_the_score(family: str, values: list[fl
     assert torch.isfinite(loss).all()
     assert (loss >= 0).all()
     assert torch.isfinite(raw.grad).all()
+    params = {name: value.detach() for name, value in params.items()}
     mean = float(head.mean(params))
     assert 0 <= mean <= 1.1 * heads.WETTEST  # m; the top of the bound and no more
     crps = float(head.crps(params, torch.full((1, 1, 1), y)))
