@@ -184,3 +184,10 @@ def test_gap_is_noted(fields: xr.Dataset) -> None:
     report = fields.isel(time=[0, 1, 2, 5, 6, 7]).aurora.check()
     assert report.ok
     assert any("1 gap(s)" in note for note in report.notes)
+
+
+def test_a_standard_name_beside_the_variable_itself_is_something_else(fields: xr.Dataset) -> None:
+    ds = fields.assign(t_canopy=fields["t2m"].assign_attrs(standard_name="air_temperature"))
+    found = recognition.recognise(ds)
+    assert found.fields["surface", "2t"].source == "t2m"
+    assert found.unrecognised == ["t_canopy"]

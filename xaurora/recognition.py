@@ -5,6 +5,7 @@ Nothing is guessed silently: what is ambiguous raises, what was converted is not
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -269,13 +270,23 @@ def _note_expver(ds: xr.Dataset, found: Recognition) -> None:
 
 
 def _find_fields(ds: xr.Dataset, found: Recognition) -> None:
+    by_standard_name_alone = []
     for name in map(str, ds.data_vars):
         kind = _kind(ds[name], found)
-        variable = _match(ds[name], name, kind) if kind else None
+        variable, sure = _match(ds[name], name, kind) if kind else (None, False)
         if variable is None:
             found.unrecognised.append(name)
-            continue
-        found.attempt(lambda name=name, variable=variable: _add_field(ds[name], name, variable, found))  # type: ignore[misc]
+        elif sure:
+            found.attempt(functools.partial(_add_field, ds[name], name, variable, found))
+        else:
+            by_standard_name_alone.append((name, variable))
+    for name, variable in by_standard_name_alone:
+        # A standard name does not say at which height. One that is
+        # not there under its own name is welcome; beside that, it is something else.
+        if (variable.kind, variable.name) in found.fields:
+            found.unrecognised.append(name)
+        else:
+            found.attempt(functools.partial(_add_field, ds[name], name, variable, found))
 
 
 def _kind(da: xr.DataArray, found: Recognition) -> str | None:
@@ -291,19 +302,20 @@ def _kind(da: xr.DataArray, found: Recognition) -> str | None:
     return "atmos" if axes.get("level") in dims else "flat"
 
 
-def _match(da: xr.DataArray, name: str, kind: str) -> variables.Variable | None:
+def _match(da: xr.DataArray, name: str, kind: str) -> tuple[variables.Variable | None, bool]:
+    """The variable, and whether a name or a GRIB code says so, not a standard name alone."""
     pool = [v for v in variables.TABLE if (v.kind == "atmos") == (kind == "atmos")]
     short = str(da.attrs.get("GRIB_shortName", ""))
     by_name = [v for v in pool if name in (v.name, v.weatherbench2, *v.aliases)]
     if short and (by_short := [v for v in pool if short in (v.name, *v.aliases)]):
-        return by_short[0]
+        return by_short[0], True
     standard = da.attrs.get("standard_name", "")
     by_standard = [v for v in pool if standard and standard in v.standard_names]
     if by_standard and by_name and by_standard[0] is not by_name[0] and by_name[0].standard_names:
-        return by_standard[0]  # CF attributes speak before names do
+        return by_standard[0], True  # CF attributes speak before names do
     if by_name:
-        return by_name[0]
-    return by_standard[0] if len(by_standard) == 1 else None
+        return by_name[0], True
+    return (by_standard[0], False) if len(by_standard) == 1 else (None, False)
 
 
 def _add_field(da: xr.DataArray, name: str, variable: variables.Variable, found: Recognition) -> None:
