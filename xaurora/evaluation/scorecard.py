@@ -14,7 +14,8 @@ import xarray as xr
 from xaurora import storage, variables
 from xaurora.errors import KindError, OptionError
 
-_LOWER_IS_BETTER = ("rmse", "mse", "mae", "crps", "bias")
+_SHOWN = ("rmse", "mae", "bias", "acc", "crps")
+"""Metrics of the card; mse says the same as rmse."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,21 @@ class Row:
     others: dict[str, np.ndarray]
 
     def relative(self, name: str) -> np.ndarray:
-        """Relative difference to a baseline; negative is better, whatever the metric."""
+        """Relative difference to a baseline, ``(lead,)``; negative is better.
+
+        Of ACC it is that of ``1 − ACC``, what is missing to a perfect pattern. A bias has none: a baseline's may be zero.
+        """
         other = self.others[name]
-        if self.metric == "bias":
-            a, b = np.abs(self.values), np.abs(other)
-        elif self.metric == "acc":
-            a, b = 1.0 - self.values, 1.0 - other
-        else:
-            a, b = self.values, other
+        a, b = (1.0 - self.values, 1.0 - other) if self.metric == "acc" else (self.values, other)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return (a - b) / b
+            return np.full(len(a), np.nan) if self.metric == "bias" else (a - b) / b
+
+    def difference(self, name: str, i: int) -> str:
+        """The difference to a baseline in words: per cent, or points of ACC."""
+        relative = self.relative(name)[i]
+        if not np.isfinite(relative):
+            return ""
+        return f"{self.values[i] - self.others[name][i]:+.2f}" if self.metric == "acc" else f"{relative:+.1%}"
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,7 @@ def build(
     for region in map(str, scores["region"].values):
         for name in map(str, scores.data_vars):
             for level in scores[name]["level"].values if "level" in scores[name].dims else [None]:
-                for metric in map(str, scores["metric"].values):
+                for metric in (m for m in map(str, scores["metric"].values) if m in _SHOWN):
                     row = _row(scores, others, region, name, level, metric)
                     if row is not None:
                         rows.append(row)
@@ -168,8 +174,6 @@ def _row(
         units, factor = "mm", 1e3 * scale[0]
     if metric == "acc":
         units, factor = "", 1.0
-    if metric == "mse":
-        units, factor = f"{units}²", factor**2
     beside = {}
     for label, other in others.items():
         values = np.full(len(scores["lead_time"]), np.nan)
@@ -258,8 +262,8 @@ def _cell(card: Scorecard, row: Row, i: int) -> str:
             for name in card.baselines
             if np.isfinite(row.others[name][i])
         ]
-        if np.isfinite(relative):
-            lines.append(f"{relative:+.1%}")
+        if difference := row.difference(card.baselines[0], i):
+            lines.append(difference)
         small = "".join(f"<small>{line}</small>" for line in lines)
     return f"<td style='background:{background};color:{_ink(background)}'>{_number(row.values[i])}{small}</td>"
 
@@ -276,7 +280,8 @@ def _figure(card: Scorecard) -> Any:
         for x in range(len(card.leads)):
             background = _colour(relative[x])
             ax.add_patch(plt.Rectangle((x, y), 1, 1, facecolor=background, edgecolor="white", linewidth=1.5))
-            text = _number(row.values[x]) + (f"  ({relative[x]:+.0%})" if np.isfinite(relative[x]) else "")
+            difference = row.difference(card.baselines[0], x) if card.baselines else ""
+            text = _number(row.values[x]) + (f"  ({difference})" if difference else "")
             ax.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=9, color=_ink(background))
     ax.set_xticks(np.arange(len(card.leads)) + 0.5, [f"{lead:g} h" for lead in card.leads])
     several = len({row.region for row in card.rows}) > 1
