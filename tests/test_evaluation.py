@@ -174,11 +174,21 @@ def test_anomaly_correlation_by_hand() -> None:
 def test_boxes_and_masks() -> None:
     lat, lon = np.arange(60.0, 29.0, -1.0), np.arange(350.0, 380.0) % 360
     found = regions.weights(
-        lat, lon, {"alps": (44, 48, 5, 16), "greenwich": (40, 50, -5, 5), "mask": np.ones((31, 30))}
+        lat,
+        lon,
+        {
+            "alps": (44, 48, 5, 16),
+            "greenwich": (40, 50, -5, 5),
+            "mask": xr.DataArray(
+                lat[::-1, None] > np.zeros((1, 30)) + 45, dims=("lat", "lon"), coords={"lat": lat[::-1], "lon": lon}
+            ),
+        },
     )
     assert (found["alps"] > 0).sum() == 5 * 12
     assert (found["greenwich"] > 0).sum() == 11 * 11
-    assert (found["mask"] > 0).all()
+    assert (found["mask"] > 0).sum() == 15 * 30
+    assert (found["mask"][:15] > 0).all()
+    assert (regions.weights(lat, lon, (44, 48, 5, 16))["box"] > 0).sum() == 5 * 12
     for wanted, match in (
         (["atlantis"], "there is no region 'atlantis'"),
         ({"odd": (1, 2, 3)}, "neither a box"),
@@ -265,7 +275,7 @@ def test_what_cannot_be_scored(fields: xr.Dataset, tuned) -> None:
         (lambda: forecast.aurora.evaluate(fields, metrics=["rsme"]), errors.OptionError, "there is no metric"),
         (lambda: forecast.aurora.evaluate(fields, metrics=["acc"]), errors.OptionError, "acc needs a climatology"),
         (lambda: forecast.aurora.evaluate(fields, climatology=fields), errors.TruthError, "dims hour and dayofyear"),
-        (lambda: forecast.drop_vars("tp_mu").aurora.evaluate(fields), errors.TruthError, "tp_mu"),
+        (lambda: forecast.drop_vars("tp_mu").aurora.evaluate(fields, metrics=["crps"]), errors.TruthError, "tp_mu"),
         (lambda: fields.aurora.scorecard(), errors.KindError, "scores have the dims"),
         (lambda: xaurora.persistence(fields, "hail"), errors.MissingVariableError, "hail"),
         (lambda: xaurora.persistence(fields, "tp", "soon"), errors.LeadTimeError, "no positive duration"),
@@ -290,6 +300,7 @@ def test_to_weatherbench2(fields: xr.Dataset, tuned) -> None:
     assert out["total_precipitation_6hr"].attrs["units"] == "m"
     assert {"2m_temperature", "geopotential", "total_precipitation_6hr"} <= set(out.data_vars)
     assert (np.diff(out["latitude"]) > 0).all()
+    assert "crps" not in out.aurora.evaluate(fields, regions="global")["metric"].values
     again = out.aurora.evaluate(fields, regions="global", metrics=["rmse"])
     first = forecast.aurora.evaluate(fields, regions="global", metrics=["rmse"])
     np.testing.assert_allclose(again["2m_temperature"].values, first["t2m"].values, rtol=1e-10)

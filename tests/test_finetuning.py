@@ -284,9 +284,10 @@ def test_a_region_with_a_halo_is_not_trained_on_its_edges(fields: xr.Dataset, tm
     changed["tp"][:, :, -3:] = 0.2  # an absurd edge, inside the halo
     a, b = (
         ds.aurora.finetune("tp", model="tiny", strategy="full", halo=4, steps=1, out=tmp_path / str(i), progress=False)
-        for i, ds in enumerate((region, region))
+        for i, ds in enumerate((region, changed))
     )
     assert a.history[0]["head_loss"] == b.history[0]["head_loss"]
+    assert a.config["target_statistics"] == b.config["target_statistics"]
     assert a.halo == 4
     t = region["time"].values[4]
     assert region.aurora.predict("6h", model=a, time=t, progress=False).sizes["longitude"] == 16

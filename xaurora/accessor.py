@@ -107,7 +107,7 @@ class AuroraAccessor:
         return bridge.from_batch(self._ds, batch)
 
     def accumulate(self, name: str = "tp", period: str = "6h") -> xr.DataArray:
-        """Totals over a period that ends at each time; NaN where an hour is missing. Lazy.
+        """Totals over a period that ends at each time, or of a forecast at each lead time; NaN where a part is missing. Lazy.
 
         Parameters
         ----------
@@ -187,7 +187,7 @@ class AuroraAccessor:
         batch_size : int
             Samples a step.
         learning_rate : float, optional
-            For all parameters; by default 1e-3 for new ones and 5e-5 for pretrained ones.
+            For all parameters; by default 1e-3 for new ones and 5e-5 for pretrained ones (2e-3 for all of a tiny model).
         base_loss : float
             Weight of Aurora's own loss on its own variables, for strategies that move the base; 0 turns it off.
         precision : {"auto", "32", "bf16"}
@@ -287,7 +287,7 @@ class AuroraAccessor:
         -------
         Dataset
             Dims ``(init_time, lead_time[, level], latitude, longitude)`` with ``valid_time``; the data's own names, units, latitude
-            order and longitude convention. ``tp`` is the mean, in metres over six hours; the head's parameters stand beside it.
+            order and longitude convention. ``tp`` is the mean total over six hours; the head's parameters stand beside it.
 
         Raises
         ------
@@ -334,8 +334,9 @@ class AuroraAccessor:
         metrics : sequence of str, optional
             Among ``rmse``, ``mse``, ``mae``, ``bias``, ``acc``, ``crps``; by default all that can be computed.
         regions : optional
-            Names of WeatherBench2's regions, ``"domain"``, or a dict of boxes ``{"alps": (south, north, west, east)}``; by default the
-            whole domain and all regions that lie in it.
+            Names of WeatherBench2's regions, ``"domain"``, a box ``(south, north, west, east)``, a DataArray mask, or a dict of boxes and
+            masks; by default WeatherBench2's regions for a globe, the whole ``domain`` for a region, and their land where the truth
+            has a land-sea mask.
         skipna : bool
             Leave missing values out instead of passing them on.
 

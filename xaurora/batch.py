@@ -108,12 +108,21 @@ def resolve_times(times: np.ndarray, wanted: Any) -> list[np.datetime64]:
             low = _time(wanted.start) if wanted.start is not None else None
             high = _time(wanted.stop, end=True) if wanted.stop is not None else None
             chosen = [t for t in chosen if (low is None or t >= low) and (high is None or t <= high)]
+        if isinstance(wanted, slice) and not chosen:
+            raise InitTimeError(
+                f"no init time with its history lies in {wanted!r}; the data run from {_name(times[0])} to {_name(times[-1])}.",
+                fix="time=None forecasts from every time that has its history",
+            )
         if not chosen:
             raise InitTimeError(
-                f"none of the {len(times)} time(s) has another one {TIMESTEP_HOURS} hours before it{' in the slice' if isinstance(wanted, slice) else ''}; Aurora needs both.",
+                f"none of the {len(times)} time(s) has another one {TIMESTEP_HOURS} hours before it; Aurora needs both.",
                 fix=f"open at least two times {TIMESTEP_HOURS} hours apart",
             )
         return chosen
+    if not np.size(wanted):
+        raise InitTimeError(
+            "time=[] names no init time.", fix="time=None forecasts from every time that has its history"
+        )
     out = []
     for value in (
         [wanted] if isinstance(wanted, str | datetime | np.datetime64) or np.ndim(wanted) == 0 else list(wanted)
@@ -191,7 +200,7 @@ def _missing(fields: Fields, kind: str, name: str, values: np.ndarray, when: str
     dim = fields.layout.axes["longitude"].dim
     return MissingValuesError(
         f"'{source}' has {count} missing value(s){when} in the part that Aurora reads, and Aurora takes none.",
-        fix=f"fill them, for example ds['{source}'] = ds['{source}'].interpolate_na('{dim}', fill_value='extrapolate'), or drop the time",
+        fix=f"fill them, for example ds['{source}'] = ds['{source}'].interpolate_na('{dim}', fill_value='extrapolate').fillna(ds['{source}'].mean()), or drop the time",
     )
 
 

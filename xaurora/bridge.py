@@ -16,7 +16,7 @@ from xaurora import conventions, requirements, tuned
 from xaurora import grid as grids
 from xaurora import model as models
 from xaurora.conventions import Fields
-from xaurora.errors import MissingVariableError
+from xaurora.errors import KindError, MissingVariableError
 from xaurora.requirements import Needs
 from xaurora.tuned import TunedAurora
 
@@ -37,7 +37,7 @@ def needs_for(model: Any) -> Callable[[Fields], Needs]:
         return lambda fields: models.needs_of_instance(model)
     if isinstance(model, str) and model in requirements.MODELS:
         return lambda fields: requirements.needs_of(model, fields)
-    if isinstance(model, str | Path) and Path(model).is_dir():
+    if isinstance(model, str | Path) and str(model) and Path(model).is_dir():
         loaded = tuned.load(model)
         return lambda fields: loaded.needs
     raise requirements.unknown_model(model)
@@ -58,6 +58,11 @@ def to_batch(ds: xr.Dataset, time: Any, model: Any) -> Batch:
 
 def from_batch(ds: xr.Dataset, batch: Batch) -> xr.Dataset:
     """See :meth:`xaurora.accessor.AuroraAccessor.from_batch`."""
+    if not isinstance(batch, Batch):
+        raise KindError(
+            f"an aurora.Batch is expected, and this is {type(batch).__name__}.",
+            fix="ds.aurora.from_batch(ds.aurora.to_batch())",
+        )
     fields = conventions.standardise(ds)
     levels = [float(v) for v in batch.metadata.atmos_levels]
     unknown = [n for n in batch.surf_vars if n not in fields.surface] + [
@@ -97,7 +102,7 @@ def _placeholder_column(grid: grids.Grid, longitude: np.ndarray, width: int) -> 
     """Where a Batch starts whose metadata hold placeholders: they count from the region's first kept column."""
     if longitude[0] != 0.0:
         return int(np.abs(grid.true_longitude - longitude[0]).argmin())
-    for patch in (4, 3, 10):
+    for patch in (4, 3, 10, 2, 5, 6, 8):
         columns = grids._whole_patches(grid.first_column, grid.shape[1], patch)
         if columns.stop - columns.start == width:
             return int(columns.start)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +15,10 @@ from xaurora import conventions, precipitation, recognition, requirements, varia
 from xaurora import grid as grids
 from xaurora.conventions import Fields
 from xaurora.errors import MissingValuesError, TargetError, TimeError, UnitsError, XauroraError
-from xaurora.recognition import Recognition
+from xaurora.recognition import Field, Recognition
 from xaurora.variables import TIMESTEP_HOURS
+
+logger = logging.getLogger("xaurora")
 
 _LOOKED_AT = 8  # frames of a large Dataset that are read in the search for NaN and for wrong units
 _SMALL = 256 * 1024**2  # bytes; a Dataset in memory up to this size is read whole
@@ -102,7 +105,8 @@ def check(
     if fields is not None:
         wanted = attempt(lambda: needs(fields)) if needs is not None else None
         if wanted is not None:
-            attempt(lambda: requirements.check_variables(fields, wanted))
+            readable = wanted if found.levels else replace(wanted, atmos=())  # a level problem was named already
+            attempt(lambda: requirements.check_variables(fields, readable))
             attempt(lambda: requirements.levels_for(fields, wanted)) if wanted.atmos and all(
                 n in fields.atmos for n in wanted.atmos
             ) else None
@@ -110,14 +114,16 @@ def check(
             if crop is not None and crop.left_out:
                 notes.append(f"Left out, because patches do not reach there: {crop.left_out}.")
             notes += requirements.notes_for(fields, wanted)
-        errors += _check_values(ds, fields, wanted, notes)
+        if not any(error.code == "coordinate" for error in errors):
+            errors += _check_values(ds, fields, wanted, notes)
         rain = [item for key, item in found.fields.items() if item.variable.accumulated]
         if target is not None:
-            attempt(lambda: _check_target(fields, target, notes))
+            known = variables.find(target)
+            if not any(error.about and known and error.about[1] == known.name for error in errors):
+                attempt(lambda: _check_target(fields, target, notes))
         else:
             for item in rain:
-                da = fields.surface[item.variable.name]
-                attempt(functools.partial(precipitation.accumulate, da, TIMESTEP_HOURS, name=item.source))
+                attempt(functools.partial(_check_rain, fields, item))
     return Report([Problem(e.code, e.message, e.fix) for e in errors], notes)
 
 
@@ -158,13 +164,23 @@ def _check_target(fields: Fields, target: str, notes: list[str]) -> None:
             fix="add it: xaurora.open('states.nc', 'tp.nc')",
         )
     item = fields.layout.fields[key]
-    if item.variable.accumulated:
-        da = fields.surface[item.variable.name]
-        period = precipitation.period_of(item.source, da.attrs, fields.times)
-        precipitation.accumulate(da, 6, name=item.source)
-        notes.append(
-            f"'{item.source}' holds {period}-hour totals" + ("; they are summed over 6 hours." if period != 6 else ".")
+    if not item.variable.accumulated:
+        raise TargetError(
+            f"{target!r} ({item.variable.long_name.lower()}) is not precipitation, which is what can be learnt.",
+            fix="check(target='tp')",
         )
+    period = _check_rain(fields, item)
+    notes.append(
+        f"'{item.source}' holds {period}-hour totals" + ("; they are summed over 6 hours." if period != 6 else ".")
+    )
+
+
+def _check_rain(fields: Fields, item: Field) -> int:
+    """Hours of the totals, which must lead to six-hour ones."""
+    da = fields.surface[item.variable.name]
+    period = precipitation.period_for(item.source, da.attrs, fields.times, TIMESTEP_HOURS)
+    precipitation.refuse_running_totals(da, name=item.source)
+    return period
 
 
 def _check_values(
@@ -197,7 +213,7 @@ def _check_values(
                     f"'{item.source}' has {missing} missing value(s)"
                     + (f", the first at {first.astype('datetime64[m]')}" if first is not None else "")
                     + ", and Aurora takes none.",
-                    fix=f"ds['{item.source}'] = ds['{item.source}'].interpolate_na('{dim}', fill_value='extrapolate')",
+                    fix=f"ds['{item.source}'] = ds['{item.source}'].interpolate_na('{dim}', fill_value='extrapolate').fillna(ds['{item.source}'].mean())",
                 )
             )
         elif missing:
@@ -213,6 +229,14 @@ def refuse_implausible(fields: Fields) -> None:
     """Raise :class:`UnitsError` for a field whose values contradict its units. Reads one frame of each variable."""
     for kind, name in fields.layout.fields:
         _refuse_implausible_field(fields, kind, name)
+
+
+def warn_implausible(fields: Fields) -> None:
+    """Log what :func:`refuse_implausible` would raise: a forecast is made, but the units look wrong."""
+    try:
+        refuse_implausible(fields)
+    except UnitsError as error:
+        logger.warning("%s", error)
 
 
 def _refuse_implausible_field(fields: Fields, kind: str, name: str) -> None:
@@ -252,7 +276,7 @@ def describe(ds: xr.Dataset) -> str:
     lines = ["xaurora: what was recognised"]
     if found.grid is not None:
         grid = found.grid
-        where = "global" if grid.wraps and np.ptp(grid.latitude) > 170 else "region"
+        where = "global" if grid.is_global else "region"
         lines.append(
             f"  grid       {where}, {grid.shape[0]} × {grid.shape[1]} at {grid.spacing[0]:.4g}° × {grid.spacing[1]:.4g}°, "
             f"{grid.latitude[-1]:g} to {grid.latitude[0]:g}°N, {grid.longitude[0]:g} to {grid.longitude[-1]:g}°E"

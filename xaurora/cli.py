@@ -74,6 +74,8 @@ def _write(ds: Any, out: Path) -> None:
     from xaurora import storage
 
     if out.suffix == ".zarr":
+        if out.exists():
+            raise OptionError(f"'{out}' is there already.", fix="another --out, or remove it first")
         storage.replace_folder(out, lambda folder: ds.to_zarr(folder, mode="w", consolidated=False))
     elif out.suffix in (".nc", ".nc4"):
         storage.replace_file(out, lambda path: ds.to_netcdf(path, engine="netcdf4"))
@@ -148,6 +150,9 @@ def finetune(
     learning_rate: Annotated[float | None, typer.Option()] = None,
     base_loss: Annotated[float, typer.Option(help="Weight of Aurora's own loss where the base trains.")] = 1.0,
     precision: Precision = "auto",
+    activation_checkpointing: Annotated[
+        str, typer.Option(help="auto, on or off: recompute instead of store.")
+    ] = "auto",
     seed: Annotated[int, typer.Option()] = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -168,6 +173,7 @@ def finetune(
         learning_rate=learning_rate,
         base_loss=base_loss,
         precision=precision,
+        activation_checkpointing={"on": True, "off": False}.get(activation_checkpointing, activation_checkpointing),
         seed=seed,
         progress=not quiet,
     )

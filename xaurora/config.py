@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ class TrainingOptions:
     batch_size : int
         Samples a step.
     learning_rate : float, optional
-        Peak rate for all parameters; by default 1e-3 for new ones and 5e-5 for pretrained ones.
+        Peak rate for all parameters; by default 1e-3 for new ones and 5e-5 for pretrained ones (2e-3 for all of a tiny model).
     warmup : int, optional
         Steps of linear warm-up; by default a twentieth of all, at most 1000.
     clip : float
@@ -70,18 +71,20 @@ class TrainingOptions:
             ("seed", 0),
         ):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or int(value) != value or value < least):
+            if (value is None and name not in ("epochs", "steps", "warmup")) or (
+                value is not None and not _whole(value, least)
+            ):
                 raise OptionError(
                     f"{name}={value!r} is no whole number of at least {least}.", fix=f"{name}={max(least, 1)}"
                 )
         for name, low in (("learning_rate", 0.0), ("clip", 0.0)):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > low):
+            if (value is None and name == "clip") or (value is not None and not (_number(value) and value > low)):
                 raise OptionError(
                     f"{name}={value!r} is not positive.", fix=f"{name}={5e-5 if name == 'learning_rate' else 1.0}"
                 )
         for name in ("base_loss", "weight_decay"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+            if not (_number(getattr(self, name)) and getattr(self, name) >= 0):
                 raise OptionError(f"{name}={getattr(self, name)!r} is negative.", fix=f"{name}=0 turns it off")
         check_precision(self.precision)
         if self.activation_checkpointing not in (True, False, "auto"):
@@ -99,6 +102,14 @@ class TrainingOptions:
     def warmup_steps(self, total: int) -> int:
         """Steps of warm-up."""
         return min(self.warmup if self.warmup is not None else min(total // 20, 1000), max(total - 1, 0))
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(float(value))
+
+
+def _whole(value: Any, least: int) -> bool:
+    return _number(value) and float(value).is_integer() and value >= least
 
 
 def check_precision(precision: Any) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import xarray as xr
 from xaurora import grid as grids
 from xaurora import precipitation, variables
 from xaurora.errors import AmbiguousVariableError, CoordinateError, TimeError
+from xaurora.lazy import as_dask
 from xaurora.recognition import LEVEL_UNITS, Axis, Field, Recognition, recognise
 
 logger = logging.getLogger("xaurora")
@@ -37,6 +38,8 @@ class Layout:
         hPa, all that the data have, in their order.
     source : Dataset
         Coordinates and attributes of the data, without the fields.
+    times : ndarray of datetime64
+        When each frame of the data holds.
     """
 
     axes: dict[str, Axis]
@@ -44,6 +47,7 @@ class Layout:
     grid: grids.Grid
     levels: tuple[float, ...]
     source: xr.Dataset
+    times: np.ndarray
 
     def user_name(self, name: str) -> str:
         """The user's name of a canonical surface or atmospheric variable."""
@@ -86,19 +90,13 @@ class Fields:
         out = self.atmos[list(atmos)]
         if wanted != list(range(len(self.levels))):
             out = out.isel(level=wanted)
-        layout = Layout(
-            self.layout.axes,
-            self.layout.fields,
-            self.layout.grid,
-            tuple(self.levels[i] for i in wanted),
-            self.layout.source,
-        )
+        layout = replace(self.layout, levels=tuple(self.levels[i] for i in wanted))
         return Fields(self.surface[list(surface)], self.static[list(static)], out, layout)
 
     def crop(self, crop: grids.Crop) -> Fields:
         """Just the kept rows and columns."""
         at = {"latitude": crop.rows, "longitude": crop.columns}
-        layout = Layout(self.layout.axes, self.layout.fields, crop.grid, self.layout.levels, self.layout.source)
+        layout = replace(self.layout, grid=crop.grid)
         return Fields(self.surface.isel(at), self.static.isel(at), self.atmos.isel(at), layout)
 
 
@@ -120,7 +118,7 @@ def standardise(ds: xr.Dataset, found: Recognition | None = None) -> Fields:
             "the data have no horizontal grid or no times.", fix="ds.aurora.check() says what is missing"
         )
     coords_only = ds.drop_vars(list(ds.data_vars))
-    layout = Layout(found.axes, found.fields, found.grid, found.levels, coords_only)
+    layout = Layout(found.axes, found.fields, found.grid, found.levels, coords_only, found.times)
     for note in found.notes:
         logger.info(note)
     parts: dict[str, dict[str, xr.DataArray]] = {"surface": {}, "static": {}, "atmos": {}}
@@ -179,13 +177,6 @@ def _statement(item: Field) -> dict[str, Any]:
     return {} if hours is None else {"cell_methods": precipitation.cell_methods(hours)}
 
 
-def as_dask(data: Any, dim: str) -> Any:
-    """Lazy data of a file as dask, one step of ``dim`` a chunk; what is in memory or dask already stays as it is."""
-    arrays = data.variables.values() if isinstance(data, xr.Dataset) else [data.variable]
-    lazy = [v for v in arrays if v.chunks is None and not v._in_memory and v.ndim]
-    return data.chunk({dim: 1} if dim in data.dims else {}) if lazy else data
-
-
 def _still(da: xr.DataArray, dim: str, item: Field) -> xr.DataArray:
     """The first frame of a static field, after a look at the last one."""
     first = da.isel({dim: 0})
@@ -234,20 +225,16 @@ def restore(fields: Fields, levels: Iterable[float] | None = None) -> xr.Dataset
     }
     time_dim = axes["time"].dim
     times = fields.times
-    known = source[axes["time"].name].values if axes["time"].name in source.coords else np.array([])
     coords = source.isel({d: i for d, i in index.items() if d in source.dims})
-    known_ns = (
-        known.astype("datetime64[ns]") if np.issubdtype(known.dtype, np.datetime64) else np.array([], "datetime64[ns]")
-    )
-    position = {t: i for i, t in enumerate(known_ns)}
+    position = {t: i for i, t in enumerate(layout.times)}
     if all(t in position for t in times):
         coords = coords.isel({time_dim: [position[t] for t in times]})
     else:
-        stale = [c for c in coords.coords if time_dim in coords[c].dims and c != axes["time"].name]
-        attrs, encoding = source[axes["time"].name].attrs, source[axes["time"].name].encoding
-        coords = coords.drop_vars([*stale, axes["time"].name])
-        coords = coords.assign_coords({axes["time"].name: (time_dim, times, attrs)})
-        coords[axes["time"].name].encoding = {k: v for k, v in encoding.items() if k in ("units", "calendar", "dtype")}
+        name = axes["time"].name
+        stale = [c for c in coords.coords if time_dim in coords[c].dims]
+        attrs, encoding = source[name].attrs, source[name].encoding
+        coords = coords.drop_vars(stale).assign_coords({name: (time_dim, times, attrs)})
+        coords[name].encoding = {k: v for k, v in encoding.items() if k in ("units", "calendar", "dtype")}
     if "level" in axes and axes["level"].dim in coords.dims:
         all_levels = [float(v) for v in _all_levels(layout)]
         coords = coords.isel({axes["level"].dim: [all_levels.index(level) for level in all_levels if level in wanted]})

@@ -21,13 +21,16 @@ class XauroraError(Exception):
     Attributes
     ----------
     code : str
-        Short, stable name of the kind of problem, as it stands in a :class:`~xaurora.conventions.Report`.
+        Short, stable name of the kind of problem, as it stands in a :class:`~xaurora.checking.Report`.
+    about : tuple of str, optional
+        Kind and canonical name of the variable that it concerns.
     """
 
     code = "error"
 
     def __init__(self, message: str, *, fix: str = "") -> None:
         self.message = message
+        self.about: tuple[str, str] | None = None
         self.fix = fix
         super().__init__(message, fix)
 

@@ -14,6 +14,7 @@ import torch
 import xarray as xr
 from aurora import Aurora
 
+from xaurora import batch as batches
 from xaurora import (
     checking,
     config,
@@ -36,7 +37,7 @@ from xaurora.errors import OptionError, SplitError, TargetError
 from xaurora.progress import say, watched
 from xaurora.tiny import build_tiny
 from xaurora.tuned import TunedAurora
-from xaurora.variables import find
+from xaurora.variables import TIMESTEP_HOURS, find
 
 logger = logging.getLogger("xaurora")
 
@@ -66,9 +67,14 @@ def finetune(
     found.raise_first()
     fields = conventions.standardise(ds, found)
     source, totals, period = _target(fields, target)
-    if isinstance(model, str | Path) and model not in requirements.MODELS and Path(model).is_dir():
+    if isinstance(model, str | Path) and model not in requirements.MODELS and str(model) and Path(model).is_dir():
         model, weights = tuned.load(model, weights=weights), None
     name, base = _resolve_model(model)
+    if base is not None and weights is not None:
+        raise OptionError(
+            "weights= belongs to a named model, and one with weights was given.",
+            fix="model='small', weights='file.ckpt'",
+        )
     needs = requirements.needs_of(name, fields) if base is None else _needs_of(model, base)
     cut, crop = requirements.fit(fields, needs)
     checking.refuse_implausible(fields)
@@ -81,8 +87,8 @@ def finetune(
     chosen = samples.index(cut.times, samples.whole_totals(fields.times, period))
     logger.info("%s", chosen)
     parts = samples.split(chosen, train, validation)
-    chosen_train, rain = _drop_without_truth(totals, parts.train, options.progress)
-    chosen_validation, _ = _drop_without_truth(totals, parts.validation, False)
+    chosen_train, rain = _drop_without_truth(totals, parts.train, trim, options.progress)
+    chosen_validation, _ = _drop_without_truth(totals, parts.validation, trim, False)
     if rain.clipped:
         logger.info(
             "%d negative amounts of %s were set to zero, %.3g mm in all.",
@@ -91,6 +97,7 @@ def finetune(
             rain.clipped_amount * 1e3,
         )
 
+    _refuse_missing(cut, np.union1d(chosen_train, chosen_validation))
     if base is None:
         base = _make_base(name, weights, needs, cut, chosen_train, options)
     original_hash = models.state_hash(base)
@@ -103,10 +110,12 @@ def finetune(
     )
 
     meta: dict[str, Any] = {
-        "target": target if target in ("tp",) else "tp",
+        "target": "tp",
         "strategy": strategy,
         "head": {**rain_head.config(), "family": head_options.family},
-        "base": tuned.describe_base(base, name, saved=moves_base or name == "tiny", original_hash=original_hash),
+        "base": tuned.describe_base(
+            base, name, saved=moves_base or name == "tiny" or _holds_its_base(model), original_hash=original_hash
+        ),
         "halo": halo,
         "target_statistics": {
             "mean_m": rain.amounts.mean,
@@ -133,7 +142,14 @@ def finetune(
         "versions": tuned.versions(),
         "made": tuned.now(),
     }
+    if not grid.is_global and not moves_base and name != "tiny":
+        logger.warning(
+            "The data are regional and the backbone stays frozen: a pretrained Aurora was made for the globe, and sees here what it never saw. "
+            "Better give it the globe, or strategy='full'; docs/regions.md says more."
+        )
     same = " (the same ones)" if parts.same else ""
+    if chosen.skipped:
+        say(str(chosen), shown=options.progress)
     say(
         f"{len(chosen_train)} training samples, {len(chosen_validation)} to validate{same}; to {folder}",
         shown=options.progress,
@@ -150,8 +166,16 @@ def finetune(
 
 
 def _out_folder(out: str | Path | None, target: str) -> Path:
+    if out is not None and not isinstance(out, str | Path):
+        raise OptionError(f"out={out!r} is no path.", fix="out='runs/tp'")
     if out is not None:
         folder = Path(out)
+        for part in ("best", "last"):
+            if (folder / part).exists() and not (folder / part / "config.json").exists():
+                raise OptionError(
+                    f"'{folder / part}' is there and is no tuned model; it would be overwritten.",
+                    fix="choose another out=",
+                )
         if folder.exists() and not folder.is_dir():
             raise OptionError(f"out='{folder}' is a file.", fix="out='runs/tp'")
         return folder
@@ -161,6 +185,8 @@ def _out_folder(out: str | Path | None, target: str) -> Path:
 
 def _target(fields: Fields, target: str) -> tuple[str, xr.DataArray, int]:
     """The target's name in the data, its six-hour totals, and the period of its values."""
+    if not isinstance(target, str):
+        raise TargetError(f"target={target!r} is no name of a variable.", fix="target='tp'")
     known = find(target)
     by_source = {item.source: key for key, item in fields.layout.fields.items()}
     key = by_source.get(target) or (("surface", known.name) if known is not None else None)
@@ -179,8 +205,9 @@ def _target(fields: Fields, target: str) -> tuple[str, xr.DataArray, int]:
             fix="target='tp'",
         )
     da = fields.surface[item.variable.name]
-    period = precipitation.period_of(item.source, da.attrs, fields.times)
-    return item.source, precipitation.accumulate(da, 6, name=item.source), period
+    period = precipitation.period_for(item.source, da.attrs, fields.times, TIMESTEP_HOURS)
+    precipitation.refuse_running_totals(da, name=item.source)
+    return item.source, precipitation.accumulate(da, TIMESTEP_HOURS, name=item.source), period
 
 
 def _resolve_model(model: Any) -> tuple[str, Aurora | None]:
@@ -194,8 +221,27 @@ def _resolve_model(model: Any) -> tuple[str, Aurora | None]:
     raise requirements.unknown_model(model)
 
 
+def _holds_its_base(model: Any) -> bool:
+    """Whether the base is that of an earlier tuning, which stands in no published checkpoint."""
+    return isinstance(model, TunedAurora) and bool(model.config["base"]["saved"])
+
+
 def _needs_of(model: Any, base: Aurora) -> requirements.Needs:
     return model.needs if isinstance(model, TunedAurora) else models.needs_of_instance(base)
+
+
+_SCANNED = 4 * 1024**3  # bytes of frames
+
+
+def _refuse_missing(cut: Fields, init_times: np.ndarray) -> None:
+    """Find NaN before anything is written: in all frames up to 4 GiB, else in as many of them evenly spaced."""
+    frames = np.unique(np.concatenate([init_times - STEP, init_times, init_times + STEP]))
+    rows, columns = cut.layout.grid.shape
+    size = 4 * rows * columns * (len(cut.surface) + len(cut.atmos) * len(cut.levels))
+    count = min(len(frames), max(_SCANNED // size, 20))
+    for t in frames[np.unique(np.linspace(0, len(frames) - 1, count).astype(int))]:
+        batches.frame(cut, t)
+    batches.statics(cut)
 
 
 def _make_base(
@@ -235,14 +281,14 @@ def _make_head(
 
 
 def _drop_without_truth(
-    totals: xr.DataArray, init_times: np.ndarray, progress: bool
+    totals: xr.DataArray, init_times: np.ndarray, trim: tuple[slice, slice], progress: bool
 ) -> tuple[np.ndarray, normalisation.RainMoments]:
-    """Init times whose target has values, and the climatology of those targets. Reads them once."""
+    """Init times whose target has values inside the halo, and the climatology of those targets. Reads them once."""
     rain = normalisation.RainMoments()
     position = {t: i for i, t in enumerate(totals["time"].values.astype("datetime64[ns]"))}
     kept = []
     for t in watched(init_times, "target", shown=progress):
-        values = totals.isel(time=position[t + STEP]).values
+        values = totals.isel(time=position[t + STEP]).values[trim]
         values = values[np.isfinite(values)]
         if values.size:
             rain.add(values)
@@ -261,6 +307,6 @@ def _drop_without_truth(
 
 
 def _describe_region(grid: grids.Grid) -> str:
-    if grid.wraps and np.ptp(grid.latitude) > 170:
+    if grid.is_global:
         return f"global, {grid.shape[0]} × {grid.shape[1]}"
     return f"{grid.latitude[-1]:g} to {grid.latitude[0]:g}°N, {grid.longitude[0]:g} to {grid.longitude[-1]:g}°E, {grid.shape[0]} × {grid.shape[1]}"

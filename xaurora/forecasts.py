@@ -69,6 +69,22 @@ class Writer:
         )
         self.leads = np.array(request.steps) * np.timedelta64(TIMESTEP_HOURS, "h").astype("timedelta64[ns]")
 
+    def signature(self, coords: xr.Dataset) -> str:
+        """A hash of all that a stored forecast depends on: weights, input, request, grid, names, units."""
+        layout = self.fields.layout
+        form = [[key, item.source, item.scale, item.offset, str(item.dtype)] for key, item in layout.fields.items()]
+        attrs = {k: v for k, v in self.attrs.items() if k != "xaurora_versions"}
+        parts = [
+            attrs,
+            self.request.__dict__,
+            [str(t) for t in self.times],
+            coords["latitude"].values.tolist(),
+            coords["longitude"].values.tolist(),
+            self.cut.levels,
+            form,
+        ]
+        return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()
+
     def coords(self) -> dict[str, Any]:
         source, axes = self.cut.layout.source, self.cut.layout.axes
         lat = source[axes["latitude"].name].isel({axes["latitude"].dim: np.sort(self.grid.rows)})
@@ -201,19 +217,7 @@ def to_store(
     import zarr
 
     coords = xr.Dataset(coords=writer.coords())
-    signature = hashlib.sha256(
-        json.dumps(
-            [
-                writer.attrs["xaurora_weights"],
-                writer.request.__dict__,
-                [str(t) for t in writer.times],
-                coords["latitude"].values.tolist(),
-                coords["longitude"].values.tolist(),
-                writer.cut.levels,
-            ],
-            default=str,
-        ).encode()
-    ).hexdigest()
+    signature = writer.signature(coords)
     done = 0
     if path.exists():
         done = _resume(path, signature)

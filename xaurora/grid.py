@@ -53,6 +53,14 @@ class Grid:
         return len(self.latitude), len(self.longitude)
 
     @property
+    def is_global(self) -> bool:
+        """Whether it covers the globe, but for the rows that patches may lose at the south pole."""
+        reach = 1.5 * self.spacing[0]
+        return (
+            self.wraps and 90.0 - self.latitude[0] <= reach and self.latitude[-1] + 90.0 <= reach + 3 * self.spacing[0]
+        )
+
+    @property
     def true_longitude(self) -> np.ndarray:
         """Longitudes in [0, 360), ``(w,)``; they jump back where the domain crosses Greenwich."""
         return self.longitude % 360.0
@@ -122,6 +130,9 @@ def from_axes(latitude: np.ndarray, longitude: np.ndarray) -> Grid:
     rows = np.argsort(-lat, kind="stable")
     lat = lat[rows]
     lat_spacing = _spacing("latitude", -lat)
+    rows_to_pole = round(180.0 / lat_spacing)
+    if abs(180.0 / lat_spacing - rows_to_pole) < 0.05 * rows_to_pole / len(lat):
+        lat_spacing = 180.0 / rows_to_pole  # free of float32 rounding, which adds up on the way to the pole
 
     wrapped = np.mod(lon, 360.0)
     wrapped[wrapped > 360.0 - 1e-4] = 0.0  # −1e-7 is Greenwich, not the last column of the globe

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import hashlib
+import json
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,10 +20,11 @@ from einops import rearrange
 
 from xaurora.batch import plain
 from xaurora.config import check_precision
-from xaurora.errors import CheckpointError, WeightsUnavailableError
+from xaurora.errors import CheckpointError, OptionError, WeightsUnavailableError
 from xaurora.grid import Grid
 from xaurora.requirements import MODELS, Needs, unknown_model
 from xaurora.tiny import TinyAurora
+from xaurora.variables import TIMESTEP_HOURS
 
 _CLASSES: dict[str, type[Aurora]] = {"small": AuroraSmallPretrained, "base": AuroraPretrained, "finetuned": Aurora}
 
@@ -31,7 +33,21 @@ _CLASSES: dict[str, type[Aurora]] = {"small": AuroraSmallPretrained, "base": Aur
 
 
 def needs_of_instance(base: Aurora, name: str = "given") -> Needs:
-    """What a live model takes: its variables and patches; levels as the data have them, or the tiny's own."""
+    """What a live model takes: its variables and patches; levels as the data have them, or the tiny's own.
+
+    Raises
+    ------
+    OptionError
+        Its time step is not six hours, or it takes lead times as an argument.
+    """
+    hours = base.timestep.total_seconds() / 3600.0
+    if hours != TIMESTEP_HOURS or base.variable_lead_time:
+        raise OptionError(
+            f"{type(base).__name__} makes steps of {hours:g} hours"
+            + (" and takes lead times" if base.variable_lead_time else "")
+            + f", and steps of {TIMESTEP_HOURS} hours are what is supported.",
+            fix="model='small' or 'base'",
+        )
     return Needs(
         model=name,
         surface=tuple(base.surf_vars),
@@ -112,7 +128,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise CheckpointError(
-            f"'{path}' could not be read as a checkpoint: {str(error).splitlines()[0]}",
+            f"'{path}' could not be read as a checkpoint: {type(error).__name__}",
             fix="check that the download is complete",
         ) from error
     except Exception as error:  # safetensors raises a class of its own that derives from Exception alone
@@ -177,9 +193,17 @@ def compare_keys(
     )
 
 
+def module_parts(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The model and its direct parts."""
+    return [model, *model.children()]
+
+
 def state_hash(model: torch.nn.Module) -> str:
-    """SHA-256 over names, shapes and values of all tensors, ``sha256:…``."""
+    """SHA-256 over names, shapes and values of all tensors, and a tiny model's statistics: ``sha256:…``."""
     digest = hashlib.sha256()
+    for part in module_parts(model):
+        if isinstance(part, TinyAurora):
+            digest.update(json.dumps([part.surf_stats, part.atmos_stats], sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(
@@ -191,7 +215,7 @@ def state_hash(model: torch.nn.Module) -> str:
 
 
 def set_precision(base: Aurora, precision: str, device: torch.device) -> None:
-    """Autocast the backbone, as upstream does; encoder, decoder and head stay in float32."""
+    """Autocast the backbone alone, where upstream does it; encoder, decoder and head stay in float32. ``auto`` is bf16 on a GPU that has it."""
     check_precision(precision)
     capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
     use = capable if precision == "auto" else precision == "bf16"

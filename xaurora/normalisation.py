@@ -136,7 +136,7 @@ def _finite(values: np.ndarray, fields: Fields, kind: str, name: str, time: np.d
         source = fields.layout.fields[kind, name].source
         raise MissingValuesError(
             f"'{source}' has {int((~np.isfinite(values)).sum())} missing value(s) at {time.astype('datetime64[m]')}, and Aurora takes none.",
-            fix=f"fill them, for example ds['{source}'] = ds['{source}'].interpolate_na('{fields.layout.axes['longitude'].dim}', fill_value='extrapolate'), or drop the time",
+            fix=f"fill them, for example ds['{source}'] = ds['{source}'].interpolate_na('{fields.layout.axes['longitude'].dim}', fill_value='extrapolate').fillna(ds['{source}'].mean()), or drop the time",
         )
     return values
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xaurora import conventions, precipitation, recognition
-from xaurora.errors import CoordinateError, MissingExtraError, SourceError
+from xaurora import precipitation, recognition, variables
+from xaurora.errors import CoordinateError, MissingExtraError, SourceError, TimeError
+from xaurora.lazy import as_dask
 from xaurora.variables import TIMESTEP_HOURS
 
 logger = logging.getLogger("xaurora")
@@ -79,7 +80,10 @@ def open(
 def _expand(paths: Sequence[Any]) -> list[str]:
     flat: list[str] = []
     for path in paths:
-        flat.extend(map(os.fspath, [path] if isinstance(path, str | os.PathLike) else path))
+        several = [path] if isinstance(path, str | os.PathLike) else path
+        if not isinstance(several, Sequence) or not all(isinstance(p, str | os.PathLike) for p in several):
+            raise SourceError(f"{path!r} is no path.", fix="xaurora.open('era5/*.nc')")
+        flat.extend(map(os.fspath, several))
     if not flat:
         raise SourceError("no path was given.", fix="xaurora.open('era5/*.nc')")
     files: list[str] = []
@@ -177,13 +181,23 @@ def _combine(pieces: list[xr.Dataset]) -> xr.Dataset:
     for each in found:
         if each.grid is None:
             raise next((p for p in each.problems if isinstance(p, CoordinateError)), each.problems[0])
+        moving = [key for key in each.fields if key[0] != "static"]
+        if (
+            moving
+            and each.times is None
+            and (bad := [p for p in each.problems if isinstance(p, TimeError)])
+            and each.axes.get("time")
+        ):
+            raise bad[0]  # or these fields would pass for statics
     dynamic = [i for i, r in enumerate(found) if _is_dynamic(pieces[i], r)]
     if not dynamic:
         return pieces[0] if len(pieces) == 1 else _merge_statics(pieces[0], found[0], pieces[1:], found[1:])
+    dynamic.sort(key=lambda i: not found[i].levels)  # the first one sets the order of the levels, so it must have them
     reference = found[dynamic[0]]
-    lead = pieces[dynamic[0]]
     same_names = [_rename_axes(pieces[i], found[i], reference) for i in dynamic]
     same_names = _rename_surface_geopotential(same_names, [pieces[i] for i in range(len(pieces)) if i not in dynamic])
+    same_names = _stack_levels(same_names, reference)
+    lead = same_names[0]
     aligned = [_same_grid(piece, lead, reference) for piece in same_names]
     time_dim = reference.axes["time"].dim
     groups = _concatenate(aligned, time_dim)
@@ -195,7 +209,7 @@ def _combine(pieces: list[xr.Dataset]) -> xr.Dataset:
 def _is_dynamic(piece: xr.Dataset, found: recognition.Recognition) -> bool:
     if found.times is None:
         return False
-    return len(found.times) > 1 or any(kind != "static" for kind, _ in found.fields)
+    return any(kind != "static" for kind, _ in found.fields) or (not found.fields and len(found.times) > 1)
 
 
 def _rename_axes(piece: xr.Dataset, found: recognition.Recognition, reference: recognition.Recognition) -> xr.Dataset:
@@ -222,19 +236,74 @@ def _rename_surface_geopotential(pieces: list[xr.Dataset], statics: list[xr.Data
     return [p.rename(z="geopotential_at_surface") if "z" in p and p["z"].ndim < deep else p for p in pieces]
 
 
-def _same_grid(piece: xr.Dataset, lead: xr.Dataset, reference: recognition.Recognition) -> xr.Dataset:
-    """Check that grids agree up to rounding, and give every piece the first one's coordinates so that none is joined apart."""
-    coords = {}
-    for axis in ("latitude", "longitude"):
-        name, dim = reference.axes[axis].name, reference.axes[axis].dim
-        here, there = piece[name].values, lead[name].values
-        if here.shape != there.shape or not np.allclose(here, there, rtol=0, atol=1e-3):
-            raise SourceError(
-                f"the files have different {axis}s: {here.shape[0]} from {here[0]:g} to {here[-1]:g}, and {there.shape[0]} from {there[0]:g} to {there[-1]:g}.",
-                fix=f"cut them to one box first, for example ds.sel({dim}=slice(...))",
+def _stack_levels(pieces: list[xr.Dataset], reference: recognition.Recognition) -> list[xr.Dataset]:
+    """Join files that hold the same variables and times on different levels."""
+    axis, time = reference.axes.get("level"), reference.axes["time"]
+    if axis is None or axis.dim != axis.name:
+        return pieces
+    groups: dict[Any, list[xr.Dataset]] = {}
+    for i, piece in enumerate(pieces):
+        key: Any = i
+        if axis.dim in piece.dims and time.dim in piece.dims:
+            key = (frozenset(map(str, piece.data_vars)), tuple(piece[time.name].values.tolist()))
+        groups.setdefault(key, []).append(piece)
+    out = []
+    for members in groups.values():
+        levels = [v for m in members for v in m[axis.name].values.tolist()] if len(members) > 1 else []
+        if len(members) > 1 and len(set(levels)) == len(levels):
+            lazy = [as_dask(m, time.dim) for m in members]
+            out.append(
+                xr.concat(
+                    lazy,
+                    axis.dim,
+                    data_vars="minimal",
+                    coords="minimal",
+                    compat="override",
+                    join="override",
+                    combine_attrs="override",
+                )
             )
-        coords[name] = lead[name]
-    return piece.assign_coords(coords)
+        else:
+            out.extend(members)
+    return out
+
+
+def _same_grid(piece: xr.Dataset, lead: xr.Dataset, reference: recognition.Recognition) -> xr.Dataset:
+    """The piece in the first one's order of latitude, longitude and level, with its coordinates, so that none is joined apart.
+
+    Raises
+    ------
+    SourceError
+        The grids or levels are not the same.
+    """
+    for axis in ("latitude", "longitude", "level"):
+        if (
+            axis not in reference.axes
+            or reference.axes[axis].dim not in piece.dims
+            or reference.axes[axis].dim not in lead.dims
+        ):
+            continue
+        name, dim = reference.axes[axis].name, reference.axes[axis].dim
+        here, there = piece[name].values.astype(np.float64), lead[name].values.astype(np.float64)
+        if axis == "level" and piece[name].attrs.get("units") != lead[name].attrs.get("units"):
+            here = here * _to_hpa(piece[name]) / _to_hpa(lead[name])
+        distance = np.abs(here[None, :] - there[:, None])
+        if axis == "longitude":
+            distance = np.minimum(distance % 360.0, 360.0 - distance % 360.0)
+        nearest = distance.argmin(axis=1)
+        if here.shape != there.shape or distance[np.arange(len(there)), nearest].max() > 1e-3:
+            raise SourceError(
+                f"the files have different {axis}s: {len(here)} from {here[0]:g} to {here[-1]:g}, and {len(there)} from {there[0]:g} to {there[-1]:g}.",
+                fix=f"cut them to the same first, for example ds.sel({dim}=...)",
+            )
+        if not np.array_equal(nearest, np.arange(len(there))):
+            piece = piece.isel({dim: nearest})
+        piece = piece.assign_coords({name: lead[name]})
+    return piece
+
+
+def _to_hpa(level: xr.DataArray) -> float:
+    return recognition.LEVEL_UNITS.get(variables.normalise_units(level.attrs.get("units", "")), 1.0)
 
 
 def _concatenate(pieces: list[xr.Dataset], time_dim: str) -> list[xr.Dataset]:
@@ -246,7 +315,14 @@ def _concatenate(pieces: list[xr.Dataset], time_dim: str) -> list[xr.Dataset]:
     for names, members in by_names.items():
         if len(members) > 1:
             # Without dask, concatenating would read everything.
-            members = [conventions.as_dask(m, time_dim) for m in members]
+            for name in names:
+                units = sorted({str(m[name].attrs.get("units", "none")) for m in members})
+                if len(units) > 1:
+                    raise SourceError(
+                        f"'{name}' has different units in different files: {', '.join(units)}.",
+                        fix="convert one of them first",
+                    )
+            members = [as_dask(m, time_dim) for m in members]
             joined = xr.concat(
                 members,
                 time_dim,
@@ -311,7 +387,7 @@ def _rain(group: xr.Dataset) -> list[str]:
 
 def _accumulated(group: xr.Dataset, names: list[str], time_dim: str) -> xr.Dataset:
     """Six-hour totals at the times that have all their hours."""
-    lazy = conventions.as_dask(group, time_dim)
+    lazy = as_dask(group, time_dim)
     totals = {name: precipitation.accumulate(lazy[name], TIMESTEP_HOURS, name=name, dim=time_dim) for name in names}
     times = group[time_dim].values
     periods = {precipitation.period_of(name, group[name].attrs, times) for name in names}

@@ -94,7 +94,7 @@ def field(
     ax.set_xlabel("longitude")
     ax.set_ylabel("latitude")
     ax.set_title(title, fontsize=10)
-    ax.figure.colorbar(mesh, ax=ax, label=units, shrink=0.85, extend=extend)
+    ax.figure.colorbar(mesh, ax=ax, label="" if units == "1" else units, shrink=0.85, extend=extend)
     return ax
 
 
@@ -279,6 +279,9 @@ def lead_curve(
         if _is_rain(da):
             values, units = values * _to_mm(units), "mm"
         ax.plot(ds["lead_time"].values / np.timedelta64(1, "h"), values, "o-", label=label)
+    leads: Any = np.unique(np.concatenate([line.get_xdata() for line in ax.lines])) if ax.lines else []
+    if len(leads) <= 12:
+        ax.set_xticks(leads)
     ax.set_xlabel("lead time in h")
     ax.set_ylabel(f"{metric.upper()} of {name}" + (f" in {units}" if units and metric != "acc" else ""))
     ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))

@@ -15,7 +15,8 @@ import numpy as np
 import xarray as xr
 
 from xaurora import recognition
-from xaurora.errors import AccumulationError, KindError, LeadTimeError, MissingVariableError, TimeError
+from xaurora.errors import AccumulationError, LeadTimeError, MissingVariableError, TimeError
+from xaurora.lazy import as_dask
 from xaurora.variables import TIMESTEP_HOURS
 
 HOUR = np.timedelta64(1, "h")
@@ -81,6 +82,60 @@ def period_of(name: str, attrs: dict[str, Any], times: np.ndarray) -> int:
     )
 
 
+def period_for(label: str, attrs: dict[str, Any], times: np.ndarray, hours: int) -> int:
+    """Hours that each value stands for, of which totals over ``hours`` can be made.
+
+    Raises
+    ------
+    AccumulationError
+        They cannot.
+    """
+    period = period_of(label, attrs, times)
+    if period == hours:
+        return period
+    if hours % period:
+        raise AccumulationError(
+            f"'{label}' holds {period}-hour totals, of which no {hours}-hour totals can be made.",
+            fix=f"download hourly '{label}', or choose a period that {period} hours divide"
+            if period < hours
+            else f"download hourly '{label}'",
+        )
+    if len(times) > 1 and (spacing := spacing_hours(times)) > period:
+        raise AccumulationError(
+            f"'{label}' holds {period}-hour totals every {spacing:g} hours: the hours between are missing, and no {hours}-hour total can be made.",
+            fix=f"download '{label}' for every {period} hour(s)",
+        )
+    return period
+
+
+_LOOKED_AT = 48  # frames
+_RAIN = 1e-4  # m; what counts as rain in the search for running totals
+
+
+def refuse_running_totals(da: xr.DataArray, *, name: str) -> None:
+    """Raise for hourly values that run on from a base time, as ERA5-Land's do. Reads the first two days.
+
+    Hourly rain rises and falls; a running total stays or grows until it starts again, once or twice a day.
+
+    Raises
+    ------
+    AccumulationError
+        More than 85 % of the wet values do not fall within the next hour, of at least 200.
+    """
+    times = da["time"].values.astype("datetime64[ns]")
+    if len(times) < 13 or declared_hours(name, da.attrs) is not None or spacing_hours(times) != 1:
+        return
+    values = da.isel(time=slice(0, _LOOKED_AT)).values
+    now, then = values[:-1], values[1:]
+    wet = now > _RAIN
+    if wet.sum() >= 200 and (then[wet] >= now[wet] * (1 - 1e-3)).mean() > 0.85:
+        raise AccumulationError(
+            f"'{name}' grows from hour to hour and starts again once or twice a day: these are totals since a base time, as ERA5-Land and forecasts have them, "
+            "not hourly ones.",
+            fix=f"take differences first: ds['{name}'] = ds['{name}'].diff('time').where(lambda d: d >= 0, ds['{name}']), and look at the first hour after each base time",
+        )
+
+
 def accumulate(da: xr.DataArray, hours: int, *, name: str | None = None, dim: str = "time") -> xr.DataArray:
     """Totals over ``hours`` that end at each time; NaN where one of the parts is missing. Lazy.
 
@@ -107,22 +162,11 @@ def accumulate(da: xr.DataArray, hours: int, *, name: str | None = None, dim: st
     """
     label = name or str(da.name)
     times = da[dim].values.astype("datetime64[ns]")
-    period = period_of(label, da.attrs, times)
+    period = period_for(label, da.attrs, times, hours)
     attrs = {**da.attrs, "cell_methods": cell_methods(hours)}
     if period == hours:
         return da.assign_attrs(attrs)
-    if hours % period:
-        raise AccumulationError(
-            f"'{label}' holds {period}-hour totals, of which no {hours}-hour totals can be made.",
-            fix=f"download hourly '{label}', or choose a period that {period} hours divide"
-            if period < hours
-            else f"download hourly '{label}'",
-        )
-    if len(times) > 1 and (spacing := spacing_hours(times)) > period:
-        raise AccumulationError(
-            f"'{label}' holds {period}-hour totals every {spacing:g} hours: the hours between are missing, and no {hours}-hour total can be made.",
-            fix=f"download '{label}' for every {period} hour(s)",
-        )
+    da = as_dask(da, dim)
     total: Any = None
     for part in range(hours // period):
         # Looking each part up by its time keeps a gap a gap: a rolling window would bridge it.
@@ -141,16 +185,13 @@ def accumulate_in(ds: xr.Dataset, name: str, period: str) -> xr.DataArray:
     """See :meth:`xaurora.accessor.AuroraAccessor.accumulate`."""
     hours = hours_of(period)
     found = recognition.recognise(ds)
-    if name not in ds:
+    if not isinstance(name, str) or name not in ds:
         raise MissingVariableError(
             f"'{name}' is not in the data, which hold {sorted(map(str, ds.data_vars))}.",
             fix="ds.aurora lists what was recognised",
         )
     if recognition.is_forecast(ds):
-        raise KindError(
-            "this Dataset is a forecast; totals over its lead times are not available here.",
-            fix=f"fc['{name}'].sum('lead_time')",
-        )
+        return _over_leads(ds[name], name, hours)
     found.raise_first()
     items = {item.source: item for item in found.fields.values()}
     if name not in items or not items[name].variable.accumulated:
@@ -158,6 +199,29 @@ def accumulate_in(ds: xr.Dataset, name: str, period: str) -> xr.DataArray:
             f"'{name}' is not an accumulated variable.", fix=f"ds['{name}'].resample(time='{hours}h').mean() for a mean"
         )
     return accumulate(ds[name], hours, name=name, dim=found.axes["time"].dim)
+
+
+def _over_leads(da: xr.DataArray, name: str, hours: int) -> xr.DataArray:
+    """Sums over lead times that end at each lead; NaN where a part is missing."""
+    lead = "lead_time" if "lead_time" in da.dims else "prediction_timedelta"
+    period = declared_hours(name, da.attrs)
+    if period is None or hours % period or "quantile" in da.dims or not da.attrs.get("units"):
+        raise AccumulationError(
+            f"'{name}' of the forecast holds {f'{period}-hour totals' if period else 'no totals that say their period'}, of which no {hours}-hour ones can be made (quantiles do not add up).",
+            fix=f"a multiple of {period or TIMESTEP_HOURS} hours of a total or its mean: fc.aurora.accumulate('tp', '24h')",
+        )
+    total: Any = None
+    for part in range(hours // period):
+        shifted = da.reindex({lead: da[lead].values - part * period * HOUR}).variable.astype(np.float64)
+        total = shifted if total is None else total + shifted
+    keep = {k: v for k, v in da.attrs.items() if k not in ("distribution", "epsilon_m")}
+    return xr.DataArray(
+        total.astype(da.dtype),
+        dims=da.dims,
+        coords=da.coords,
+        name=da.name,
+        attrs={**keep, "cell_methods": cell_methods(hours)},
+    )
 
 
 def hours_of(value: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ import xarray as xr
 from aurora import Aurora
 
 from xaurora import batch as batches
-from xaurora import bridge, config, conventions, normalisation, precipitation, requirements, rollout, tuned
+from xaurora import bridge, checking, config, conventions, normalisation, precipitation, requirements, rollout, tuned
 from xaurora import grid as grids
 from xaurora import model as models
 from xaurora.conventions import Fields
@@ -46,8 +47,12 @@ def lead_steps(lead: Any) -> list[int]:
     >>> lead_steps("24h"), lead_steps(["6h", "1 day"])
     ([1, 2, 3, 4], [1, 4])
     """
-    several = isinstance(lead, list | tuple | np.ndarray)
-    values = list(lead) if several else [lead]
+    import pandas as pd
+
+    several = isinstance(lead, list | tuple | np.ndarray | pd.Index) or (
+        isinstance(lead, xr.DataArray) and lead.ndim == 1
+    )
+    values = list(lead.values if isinstance(lead, xr.DataArray) else lead) if several else [lead]
     steps = []
     for value in values:
         try:
@@ -83,11 +88,17 @@ def predict(
     """Forecast. See :meth:`xaurora.accessor.AuroraAccessor.predict`."""
     steps = lead_steps(lead)
     config.check_precision(precision)
+    quantiles, thresholds_mm = _several(quantiles), _several(thresholds_mm)
+    if isinstance(model, Aurora) and weights is not None:
+        raise OptionError(
+            "weights= belongs to a named model, and one with weights was given.",
+            fix="model='small', weights='file.ckpt'",
+        )
     _check_levels("quantiles", quantiles, 0.0, 1.0)
     _check_levels("thresholds_mm", thresholds_mm, 0.0, 2000.0)
     if model is None:
         model = _last_tuned()
-    elif isinstance(model, str | Path) and model not in requirements.MODELS and Path(model).is_dir():
+    elif isinstance(model, str | Path) and model not in requirements.MODELS and str(model) and Path(model).is_dir():
         model = tuned.load(model, weights=weights)
         weights = None
     needs = bridge.needs_for(model)
@@ -98,11 +109,17 @@ def predict(
     halo = config.check_halo(halo if halo is not None else (model.halo if isinstance(model, TunedAurora) else 0))
     trim = grids.trim(cut.layout.grid, halo)
     request = _request(fields, wanted, model, steps, variables, quantiles, thresholds_mm)
+    checking.warn_implausible(fields)
+    if not cut.layout.grid.is_global and steps[-1] > 1 and wanted.model != "tiny":
+        logger.warning(
+            "A region is rolled out over %d steps without knowing what lies outside: errors grow inwards from its edges (docs/regions.md).",
+            steps[-1],
+        )
     if crop.left_out:
         logger.warning("Left out, because patches of %d do not reach there: %s.", wanted.patch_size, crop.left_out)
 
     module = _module(model, weights, wanted, cut, progress)
-    writer = Writer(fields, cut, trim, request, module.head, times, _provenance(model, module, cut, halo))
+    writer = Writer(fields, cut, trim, request, module.head, times, _provenance(model, module, cut, halo, precision))
     device = torch.device(
         "cuda" if torch.cuda.is_available() and not isinstance(model, Aurora) else next(module.parameters()).device
     )
@@ -111,6 +128,11 @@ def predict(
             return to_store(Path(store), writer, lambda t: _one(module, cut, t, request, trim), progress)
         blocks = [_one(module, cut, t, request, trim) for t in watched(times, "predict", shown=progress)]
     return writer.dataset(blocks)
+
+
+def _several(values: Any) -> list[float]:
+    """One number, or several, as a list of Python's."""
+    return [v.item() if isinstance(v, np.generic) else v for v in ([values] if np.ndim(values) == 0 else values)]
 
 
 def _check_levels(name: str, values: Sequence[float], low: float, high: float) -> None:
@@ -169,7 +191,18 @@ def _request(
         surface = [n for n in surface if ("surface", n) in keys]
         atmos = [n for n in atmos if ("atmos", n) in keys]
         rain = ("rain", "tp") in keys
+        if not keys:
+            raise OptionError("variables=[] names no variable.", fix=f"variables={sorted(sources)[:2]}")
+        if (quantiles or thresholds) and not rain:
+            raise OptionError(
+                "quantiles and thresholds_mm are those of tp, which is not among variables.",
+                fix=f"variables={[*names, _tp_name(fields)]}",
+            )
     return Request(steps, surface, atmos, rain, tuple(map(float, quantiles)), tuple(map(float, thresholds)))
+
+
+def _tp_name(fields: Fields) -> str:
+    return rain_field(fields).source
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
@@ -211,7 +244,7 @@ def _inference(module: models.AuroraWithHead, grid: grids.Grid, precision: str, 
         base.autocast_dtype,
     )
     module.eval().to(device)
-    if precision != "auto" or device.type == "cuda":
+    if precision != "auto":  # else the model's own setting holds, as in upstream's rollout
         models.set_precision(base, precision, device)
     try:
         with torch.inference_mode(), models.placed(base, grid):
@@ -253,7 +286,7 @@ def _one(
     return {key: np.stack(values) for key, values in out.items()}
 
 
-def _provenance(model: Any, module: models.AuroraWithHead, cut: Fields, halo: int) -> dict[str, Any]:
+def _provenance(model: Any, module: models.AuroraWithHead, cut: Fields, halo: int, precision: str) -> dict[str, Any]:
     name = (
         model
         if isinstance(model, str)
@@ -261,6 +294,10 @@ def _provenance(model: Any, module: models.AuroraWithHead, cut: Fields, halo: in
         if isinstance(model, TunedAurora)
         else type(model).__name__
     )
+    first = batches.frame(cut, cut.times[0])
+    digest = hashlib.sha256(
+        b"".join(np.ascontiguousarray(v).tobytes() for part in first.values() for v in part.values())
+    ).hexdigest()
     out = {
         "title": "Forecast by Aurora with xaurora",
         "Conventions": "CF-1.11",
@@ -268,7 +305,9 @@ def _provenance(model: Any, module: models.AuroraWithHead, cut: Fields, halo: in
         "xaurora_weights": models.state_hash(module),
         "xaurora_versions": json.dumps(tuned.versions()),
         "xaurora_input": f"{cut.times[0].astype('datetime64[m]')} to {cut.times[-1].astype('datetime64[m]')}",
+        "xaurora_input_hash": f"sha256:{digest}",
         "xaurora_halo": halo,
+        "xaurora_precision": precision,
     }
     if isinstance(model, TunedAurora):
         out["xaurora_strategy"] = model.config["strategy"]

@@ -76,11 +76,12 @@ class Recognition:
     notes: list[str] = field(default_factory=list)
     unrecognised: list[str] = field(default_factory=list)
 
-    def attempt(self, step: Callable[[], None]) -> None:
+    def attempt(self, step: Callable[[], None], about: tuple[str, str] | None = None) -> None:
         """Run one step and keep its error instead of raising it, so that all problems are seen at once."""
         try:
             step()
         except XauroraError as error:
+            error.about = about
             self.problems.append(error)
 
     def raise_first(self) -> None:
@@ -95,8 +96,10 @@ class Recognition:
 
 
 def is_forecast(ds: xr.Dataset) -> bool:
-    """Whether a Dataset is a forecast in this package's layout or in WeatherBench2's."""
-    return {"init_time", "lead_time"} <= set(ds.dims) or {"time", "prediction_timedelta"} <= set(ds.dims)
+    """Whether a Dataset is a forecast in this package's layout or in WeatherBench2's, or one time of it."""
+    return any(
+        pair <= set(ds.dims) | set(ds.coords) for pair in ({"init_time", "lead_time"}, {"time", "prediction_timedelta"})
+    )
 
 
 def recognise(ds: xr.Dataset) -> Recognition:
@@ -186,9 +189,14 @@ def _read_grid(ds: xr.Dataset, found: Recognition) -> None:
                 f"the dimension '{name}' has no {axis} values.",
                 fix=f"ds.assign_coords({name}=...) with degrees {'north' if axis == 'latitude' else 'east'}",
             )
+        if ds[name].ndim == 0:
+            raise GridError(
+                f"{axis} is a single value, so that this is a point or a line; a region is needed.",
+                fix=f"select a box: ds.sel({name}=slice(...)), or ds.isel({name}=[...])",
+            )
         if ds[name].ndim != 1:
             raise GridError(
-                f"{axis} is {ds[name].ndim}-dimensional, which is a curvilinear or rotated grid (or a point); Aurora takes regular latitude–longitude grids.",
+                f"{axis} is {ds[name].ndim}-dimensional, which is a curvilinear or rotated grid; Aurora takes regular latitude–longitude grids.",
                 fix="regrid first, for example with xesmf: xe.Regridder(ds, xe.util.grid_global(0.25, 0.25), 'bilinear')(ds)",
             )
     found.grid = grids.from_axes(ds[found.axes["latitude"].name].values, ds[found.axes["longitude"].name].values)
@@ -215,7 +223,7 @@ def _read_times(ds: xr.Dataset, found: Recognition) -> None:
     if axis is None or axis.dim not in ds.dims:
         raise TimeError(
             f"no time axis was found among the dimensions {sorted(map(str, ds.dims))}; Aurora needs two frames six hours apart.",
-            fix="ds.expand_dims('time'), or open all files together: xaurora.open('era5/*.nc')",
+            fix="open all times together: xaurora.open('era5/*.nc'); or name the axis: ds.rename({'name_in_your_data': 'time'})",
         )
     coordinate = ds[axis.name] if axis.name in ds.coords else None
     valid = ds.coords.get("valid_time")
@@ -225,7 +233,14 @@ def _read_times(ds: xr.Dataset, found: Recognition) -> None:
         raise TimeError(
             f"the dimension '{axis.dim}' has no times.", fix=f"ds.assign_coords({axis.dim}=pd.date_range(...))"
         )
-    values = coordinate.values
+    if getattr(coordinate.dtype, "tz", None) is not None:  # aware times: `values` would drop the zone, and warn
+        values = coordinate.to_index().tz_convert("UTC").tz_localize(None).to_numpy()
+    else:
+        values = coordinate.values
+    if values.dtype == object and len(values) and getattr(values[0], "tzinfo", None) is not None:
+        import pandas as pd
+
+        values = pd.DatetimeIndex(values).tz_convert("UTC").tz_localize(None).to_numpy()
     if values.dtype == object and len(values) and hasattr(values[0], "timetuple"):
         if getattr(values[0], "calendar", "") not in ("standard", "gregorian", "proleptic_gregorian"):
             raise TimeError(
@@ -271,22 +286,61 @@ def _note_expver(ds: xr.Dataset, found: Recognition) -> None:
 
 def _find_fields(ds: xr.Dataset, found: Recognition) -> None:
     by_standard_name_alone = []
+    level = found.axes.get("level")
+    one_level = level.name if level is not None and level.name in ds.coords and ds[level.name].ndim == 0 else None
     for name in map(str, ds.data_vars):
         kind = _kind(ds[name], found)
+        if (
+            one_level
+            and kind == "flat"
+            and (aloft := _match(ds[name], name, "atmos")[0])
+            and not _match(ds[name], name, "flat")[1] | (aloft.name == "z")
+        ):
+            found.attempt(functools.partial(_refuse_one_level, name, one_level), ("atmos", aloft.name))
+            continue
         variable, sure = _match(ds[name], name, kind) if kind else (None, False)
         if variable is None:
+            if kind is None and "step" in ds[name].dims and _match(ds[name], name, "flat")[1]:
+                found.attempt(functools.partial(_refuse_steps, name), ("surface", name))
             found.unrecognised.append(name)
         elif sure:
-            found.attempt(functools.partial(_add_field, ds[name], name, variable, found))
+            found.attempt(
+                functools.partial(_add_field, ds[name], name, variable, found), (variable.kind, variable.name)
+            )
         else:
             by_standard_name_alone.append((name, variable))
     for name, variable in by_standard_name_alone:
         # A standard name does not say at which height. One that is
         # not there under its own name is welcome; beside that, it is something else.
         if (variable.kind, variable.name) in found.fields:
+            by_name = [
+                v for v in variables.TABLE if v.kind == variable.kind and name in (v.name, v.weatherbench2, *v.aliases)
+            ]
+            if by_name and (by_name[0].kind, by_name[0].name) not in found.fields:
+                found.attempt(
+                    functools.partial(_add_field, ds[name], name, by_name[0], found), (by_name[0].kind, by_name[0].name)
+                )
+                continue
             found.unrecognised.append(name)
         else:
-            found.attempt(functools.partial(_add_field, ds[name], name, variable, found))
+            found.notes.append(f"'{name}' is taken as {variable.long_name.lower()} by its standard name alone.")
+            found.attempt(
+                functools.partial(_add_field, ds[name], name, variable, found), (variable.kind, variable.name)
+            )
+
+
+def _refuse_one_level(name: str, level: str) -> None:
+    raise LevelError(
+        f"'{name}' stands on a single level, which is no dimension any more.",
+        fix=f"select with a list, which keeps the dimension: ds.sel({level}=[...])",
+    )
+
+
+def _refuse_steps(name: str) -> None:
+    raise TimeError(
+        f"'{name}' runs along 'step', the steps of GRIB forecasts, as well as time.",
+        fix="open the file with xaurora.open('file.grib'), which makes one time axis of them",
+    )
 
 
 def _kind(da: xr.DataArray, found: Recognition) -> str | None:
@@ -312,7 +366,7 @@ def _match(da: xr.DataArray, name: str, kind: str) -> tuple[variables.Variable |
     standard = da.attrs.get("standard_name", "")
     by_standard = [v for v in pool if standard and standard in v.standard_names]
     if by_standard and by_name and by_standard[0] is not by_name[0] and by_name[0].standard_names:
-        return by_standard[0], True  # CF attributes speak before names do
+        return by_standard[0], False  # CF attributes speak before names do, unless another variable is that already
     if by_name:
         return by_name[0], True
     return (by_standard[0], False) if len(by_standard) == 1 else (None, False)
@@ -320,6 +374,19 @@ def _match(da: xr.DataArray, name: str, kind: str) -> tuple[variables.Variable |
 
 def _add_field(da: xr.DataArray, name: str, variable: variables.Variable, found: Recognition) -> None:
     key = (variable.kind, variable.name)
+    if (
+        key in found.fields
+        and variable.accumulated
+        and _says_six_hours(name) != _says_six_hours(found.fields[key].source)
+    ):
+        # WeatherBench2's stores may hold hourly totals beside the six-hour ones, which are what is wanted.
+        other = found.fields[key].source
+        found.notes.append(
+            f"'{name if not _says_six_hours(name) else other}' is left alone beside the six-hour totals."
+        )
+        if not _says_six_hours(name):
+            return
+        del found.fields[key]
     if key in found.fields:
         raise AmbiguousVariableError(
             f"'{found.fields[key].source}' and '{name}' are both {variable.long_name.lower()} ({variable.name}).",
@@ -337,10 +404,14 @@ def _add_field(da: xr.DataArray, name: str, variable: variables.Variable, found:
     found.fields[key] = Field(variable, name, scale, offset, da.dtype, tuple(map(str, da.dims)), dict(da.attrs))
 
 
+def _says_six_hours(name: str) -> bool:
+    return name.endswith(f"_{variables.TIMESTEP_HOURS}hr")
+
+
 def _conversion(da: xr.DataArray, name: str, variable: variables.Variable, found: Recognition) -> tuple[float, float]:
     expected = variables.accepted_units(variable.units)
     if "units" not in da.attrs:
-        if name == variable.weatherbench2 or variable.units in ("1", "category"):
+        if name in (variable.weatherbench2, *variable.long_aliases) or variable.units in ("1", "category"):
             if variable.units not in ("1", "category"):
                 found.notes.append(
                     f"'{name}' has no units; taken as {variable.units}, as WeatherBench2 and ARCO-ERA5 define it."

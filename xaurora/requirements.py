@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from xaurora import grid as grids
 from xaurora import variables
 from xaurora.conventions import Fields
@@ -84,7 +82,7 @@ def needs_of(name: str, fields: Fields | None = None) -> Needs:
     if name != "tiny" or fields is None:
         return _NAMED[name]
     have: dict[str, Any] = {
-        "surface": tuple(str(n) for n in fields.surface if not variables.BY_KEY["surface", str(n)].accumulated),
+        "surface": tuple(str(n) for n in fields.surface if _is_state(str(n))),
         "static": tuple(map(str, fields.static)),
         "atmos": tuple(map(str, fields.atmos)),
     }
@@ -98,6 +96,12 @@ def needs_of(name: str, fields: Fields | None = None) -> Needs:
                 fix=f"add one, for example {examples!r}: xaurora.open('surface.nc', 'pressure_levels.nc', 'static.nc')",
             )
     return needs
+
+
+def _is_state(name: str) -> bool:
+    """What a tiny model takes of the surface: no totals, and nothing that is missing over land or sea."""
+    variable = variables.BY_KEY["surface", name]
+    return not (variable.accumulated or variable.masked)
 
 
 def fit(fields: Fields, needs: Needs) -> tuple[Fields, grids.Crop]:
@@ -175,7 +179,7 @@ def notes_for(fields: Fields, needs: Needs) -> list[str]:
         out.append(
             f"{len(extra)} level(s) that Aurora does not use are left out: {', '.join(f'{v:g}' for v in extra)} hPa."
         )
-    if not grid.wraps or np.ptp(grid.latitude) < 170:
+    if not grid.is_global:
         out.append(
             "The data are regional, and pretrained Auroras were made for the globe: expect errors near the edges, or tune with strategy='full'."
         )

@@ -238,7 +238,7 @@ class Loader:
         self.fields, self.target, self.with_next_state, self.budget = fields, target, with_next_state, budget
         self.still = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in batches.statics(fields).items()}
         self._frames: OrderedDict[int, dict[str, dict[str, np.ndarray]]] = OrderedDict()
-        self._targets: dict[int, np.ndarray] = {}
+        self._targets: OrderedDict[int, np.ndarray] = OrderedDict()
         self._held = 0
         self._target_index = {
             int(t): i for i, t in enumerate(target["time"].values.astype("datetime64[ns]").astype(np.int64))
@@ -252,16 +252,22 @@ class Loader:
         values = batches.frame(self.fields, time)
         self._frames[key] = values
         self._held += _size(values)
-        while self._held > self.budget and len(self._frames) > 3:
-            _, oldest = self._frames.popitem(last=False)
-            self._held -= _size(oldest)
+        self._shrink()
         return values
+
+    def _shrink(self) -> None:
+        while self._held > self.budget and len(self._frames) > 3:
+            self._held -= _size(self._frames.popitem(last=False)[1])
+        while self._held > self.budget and len(self._targets) > 1:
+            self._held -= self._targets.popitem(last=False)[1].nbytes
 
     def target_at(self, time: np.datetime64) -> np.ndarray:
         """Six-hour total that ends at ``time``, ``(h, w)``, metres, float32."""
         key = int(time.astype(np.int64))
         if key not in self._targets:
             self._targets[key] = self.target.isel(time=self._target_index[key]).values.astype(np.float32)
+            self._held += self._targets[key].nbytes
+            self._shrink()
         return self._targets[key]
 
     def read(self, init_times: Sequence[np.datetime64]) -> Sample:

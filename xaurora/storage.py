@@ -23,7 +23,7 @@ def save_error(path: Path, error: BaseException) -> SaveError:
     fix = "free space, or choose another folder"
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         fix = "choose a folder that you may write to"
-    return SaveError(f"'{path}' could not be written: {reason}. Nothing was changed there.", fix=fix)
+    return SaveError(f"'{path}' could not be written: {reason}. What was there before is whole.", fix=fix)
 
 
 @contextlib.contextmanager
@@ -64,7 +64,7 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
         try:
             staged.chmod(0o755)
             write(staged)
-            for file in staged.iterdir():
+            for file in staged.rglob("*"):
                 _sync(file)
             _sync(staged)
             _swap(staged, path)
@@ -113,6 +113,8 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     path = Path(path)
     with named_failures(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{path.stem}.new-*{path.suffix}"):
+            left.unlink(missing_ok=True)  # of an earlier, killed writer
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}.new-", suffix=path.suffix, dir=path.parent)
         os.close(handle)
         staged = Path(name)

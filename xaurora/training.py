@@ -46,7 +46,9 @@ def fit(
     from lightning_fabric import Fabric
 
     # Precision and checkpointing are set on the base itself, as upstream does: only the backbone is autocast.
-    fabric = Fabric(accelerator="auto", devices=1)
+    fabric = Fabric(
+        accelerator="cuda" if torch.cuda.is_available() else "cpu", devices=1
+    )  # Aurora's encodings need float64, which MPS lacks
     module, head = result.model, result.head
     total = options.total_steps(len(train))
     warmup = options.warmup_steps(total)
@@ -121,6 +123,11 @@ def fit(
             result.history,
         )
         last.save(folder / "last")
+        if not math.isfinite(best):
+            raise TrainingError(
+                f"no validation gave a score that is a number; what training ended with is in '{folder / 'last'}'.",
+                fix="a smaller learning_rate",
+            )
         _back_to_best(result, folder)
         final = _validate(module, head, loader, validation, area, trim, options.batch_size, fabric.device)
     result.config["scores"] = {**final, "step": result.config["scores"]["step"]}
@@ -232,39 +239,45 @@ def _validate(
 ) -> dict[str, float]:
     """CRPS and RMSE in mm on held-out samples, beside the CRPS of their climatology: all their values at each point as an ensemble."""
     module.eval()
-    crps = squares = bias = weight = 0.0
+    sums = {"crps": 0.0, "squares": 0.0, "bias": 0.0}
+    weight = 0.0
     truths = []
+    kept = set(np.linspace(0, len(init_times) - 1, min(len(init_times), _MOST_VALIDATED)).astype(int).tolist())
     for start in range(0, len(init_times), batch_size):
         sample = loader.read(list(init_times[start : start + batch_size]))
         step = module(rollout.prepare(module, sample.batch))
         params = head.parameters_of(step.raw)
         target = sample.target.to(device)
         y = target.nan_to_num().clamp(min=0.0)
-        share = float(torch.isfinite(target).sum())
-        crps += share * float(_mean(head.crps(params, y).float(), target, area, trim)) * 1e3
+        share = (torch.isfinite(target) * area)[..., trim[0], trim[1]]
         error = head.mean(params) - y
-        squares += share * float(_mean(error**2, target, area, trim)) * 1e6
-        bias += share * float(_mean(error, target, area, trim)) * 1e3
-        weight += share
-        truths.append(target.cpu().numpy()[..., trim[0], trim[1]])
-    climate = _climatology_crps(np.concatenate(truths), area.cpu().numpy()[trim[0]])
+        for name, values in (("crps", head.crps(params, y).float()), ("squares", error**2), ("bias", error)):
+            inside = values[..., trim[0], trim[1]]
+            sums[name] += float(
+                (torch.where(share > 0, inside, torch.zeros_like(inside)) * share).sum(dtype=torch.float64)
+            )
+        weight += float(share.sum(dtype=torch.float64))
+        here = target.cpu().numpy()[..., trim[0], trim[1]]
+        truths += [here[i] for i in range(len(here)) if start + i in kept]
     return {
-        "validation_crps_mm": crps / weight,
-        "validation_rmse_mm": math.sqrt(squares / weight),
-        "validation_bias_mm": bias / weight,
-        "validation_climatology_crps_mm": climate,
+        "validation_crps_mm": sums["crps"] / weight * 1e3,
+        "validation_rmse_mm": math.sqrt(sums["squares"] / weight) * 1e3,
+        "validation_bias_mm": sums["bias"] / weight * 1e3,
+        "validation_climatology_crps_mm": _climatology_crps(np.stack(truths), area.cpu().numpy()[trim[0]]),
     }
 
 
 def _climatology_crps(truth: np.ndarray, area: np.ndarray) -> float:
-    """CRPS in mm of the samples' own distribution at each point."""
-    y = np.where(np.isfinite(truth), np.maximum(truth, 0.0), np.nan) * 1e3
-    count = y.shape[0]
-    ranked = np.sort(y, axis=0)
-    factors = (2 * np.arange(1, count + 1) - count - 1).reshape(-1, 1, 1)
+    """CRPS in mm of the samples' own distribution at each point; points and times without truth are left out."""
+    there = np.isfinite(truth)
+    count = there.sum(axis=0)
+    ranked = np.sort(np.where(there, np.maximum(truth, 0.0) * 1e3, np.nan), axis=0)  # NaN comes last
+    place = np.arange(1, len(truth) + 1).reshape(-1, 1, 1)
     # Mean over the observations of E|X−y| is E|X−X'|, so that ½E|X−X'| remains.
-    score = np.nansum(factors * ranked, axis=0) / count**2
-    return float((score * area).sum() / (area.sum() * score.shape[1]))
+    terms = np.where(place <= count, (2 * place - count - 1) * np.nan_to_num(ranked), 0.0).sum(axis=0)
+    score = terms / np.maximum(count, 1) ** 2
+    weight = area * count
+    return float((score * weight).sum() / weight.sum())
 
 
 class _Log:

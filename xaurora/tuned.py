@@ -173,6 +173,11 @@ def load(path: str | Path, *, weights: str | Path | None = None, base: Any = Non
                 f"'{file}' is damaged: it is not the file that was saved (its SHA-256 differs).",
                 fix="copy the whole folder again",
             )
+    if config["base"]["saved"] and (weights is not None or (base is not None and config["base"]["name"] == "tiny")):
+        raise OptionError(
+            f"'{folder}' holds its own weights, so that {'weights=' if weights is not None else 'base='} would have no effect.",
+            fix="xaurora.load(path)",
+        )
     needs = _needs(config["needs"])
     model_base = _base(config, folder, needs, weights, base)
     head = from_config(config["head"])

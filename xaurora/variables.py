@@ -40,10 +40,14 @@ class Variable:
         Other names of a variable in a file, CDS and GRIB.
     standard_names : tuple of str
         CF standard names, as far as they single the quantity out among those of its kind.
+    long_aliases : tuple of str
+        Other long names of ARCO-ERA5, which defines SI units for them.
     accumulated : bool
         Whether values are sums over a period that ends at the time.
     nonnegative : bool
         Whether negative values are noise of packing.
+    masked : bool
+        Whether it is missing over land or sea.
     plausible : tuple of float
         Range of a field's mean, canonical units; beyond it the units cannot be what they are said to be.
     """
@@ -55,8 +59,10 @@ class Variable:
     weatherbench2: str
     aliases: tuple[str, ...] = ()
     standard_names: tuple[str, ...] = ()
+    long_aliases: tuple[str, ...] = ()
     accumulated: bool = False
     nonnegative: bool = False
+    masked: bool = False
     plausible: tuple[float, float] = (float("-inf"), float("inf"))
 
 
@@ -81,14 +87,14 @@ TABLE: tuple[Variable, ...] = (
     Variable("2d", "surface", "K", "2 metre dewpoint temperature", "2m_dewpoint_temperature", ("d2m", "VAR_2D"), ("dew_point_temperature",), plausible=(150.0, 320.0)),
     Variable("sp", "surface", "Pa", "Surface pressure", "surface_pressure", ("ps",), ("surface_air_pressure",), plausible=(45_000.0, 110_000.0)),
     Variable("skt", "surface", "K", "Skin temperature", "skin_temperature", (), ("surface_temperature",), plausible=(180.0, 350.0)),
-    Variable("sst", "surface", "K", "Sea surface temperature", "sea_surface_temperature", (), ("sea_surface_temperature",), plausible=(260.0, 320.0)),
+    Variable("sst", "surface", "K", "Sea surface temperature", "sea_surface_temperature", (), ("sea_surface_temperature",), masked=True, plausible=(260.0, 320.0)),
     Variable("tcw", "surface", "kg m-2", "Total column water", "total_column_water", (), (), plausible=(0.0, 120.0)),
     Variable("tcwv", "surface", "kg m-2", "Total column water vapour", "total_column_water_vapour", (), ("atmosphere_mass_content_of_water_vapor",), plausible=(0.0, 120.0)),
     Variable("tcc", "surface", "1", "Total cloud cover", "total_cloud_cover", (), ("cloud_area_fraction",), plausible=(-0.01, 1.01)),
     Variable("100u", "surface", "m s-1", "100 metre U wind component", "100m_u_component_of_wind", ("u100",), plausible=(-150.0, 150.0)),
     Variable("100v", "surface", "m s-1", "100 metre V wind component", "100m_v_component_of_wind", ("v100",), plausible=(-150.0, 150.0)),
     # targets
-    Variable("tp", "surface", "m", "Total precipitation", "total_precipitation_6hr", ("total_precipitation", "total_precipitation_1hr", "precipitation"), ("lwe_thickness_of_precipitation_amount", "precipitation_amount"), accumulated=True, nonnegative=True, plausible=(-1e-4, 0.5)),
+    Variable("tp", "surface", "m", "Total precipitation", "total_precipitation_6hr", ("total_precipitation", "total_precipitation_1hr", "precipitation"), ("lwe_thickness_of_precipitation_amount", "precipitation_amount"), long_aliases=("total_precipitation",), accumulated=True, nonnegative=True, plausible=(-1e-4, 0.5)),
 )
 # fmt: on
 
@@ -172,6 +178,11 @@ _WORDS = {
     "degree_C": "degC",
     "Celsius": "celsius",
     "Kelvin": "kelvin",
+    "kelvins": "kelvin",
+    "Pascals": "Pa",
+    "Proportion": "1",
+    "proportion": "1",
+    "~": "1",
     "degrees_Kelvin": "kelvin",
     "pascal": "Pa",
     "pascals": "Pa",

@@ -39,7 +39,11 @@ def evaluate(
     if metrics is not None and "acc" in chosen and normals is None:
         raise OptionError("acc needs a climatology.", fix="evaluate(truth, climatology=xaurora.climatology(past))")
     weights = region_weights.weights(forecast.latitude, forecast.longitude, regions, right.land())
-    laws = {key: alignment.distribution(forecast, forecast.fields[key]) for key in keys} if "crps" in chosen else {}
+    laws = (
+        {key: alignment.distribution(forecast, forecast.fields[key], needed=metrics is not None) for key in keys}
+        if "crps" in chosen
+        else {}
+    )
     levels = {key: _shared_levels(forecast, right, normals, key) for key in keys}
     means = {key: Means(skipna=skipna) for key in keys}
     scored, missing = 0, 0
@@ -194,7 +198,11 @@ def to_weatherbench2(ds: xr.Dataset) -> xr.Dataset:
         da = source[item.source]
         if item.scale != 1.0 or item.offset != 0.0:
             da = (da.astype(np.float64) * item.scale + item.offset).astype(np.float32)
-        out[item.variable.weatherbench2] = da.assign_attrs(units=item.variable.units, long_name=item.variable.long_name)
+        # The parameters of a distribution have no name in WeatherBench2; what leads to them must not be left behind.
+        attrs = {k: v for k, v in da.attrs.items() if k not in ("distribution", "epsilon_m")}
+        out[item.variable.weatherbench2] = da.drop_attrs(deep=False).assign_attrs(
+            {**attrs, "units": item.variable.units, "long_name": item.variable.long_name}
+        )
     if not out:
         raise KindError(
             "no variable of this forecast has a name in WeatherBench2.", fix="ds.aurora lists what was recognised"

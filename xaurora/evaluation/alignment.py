@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,14 @@ import xarray as xr
 
 from xaurora import conventions, precipitation, recognition, variables
 from xaurora.distributions import FAMILIES
-from xaurora.errors import EnsembleError, KindError, LeadTimeError, TruthError
+from xaurora.errors import AccumulationError, EnsembleError, KindError, LeadTimeError, TruthError
 from xaurora.recognition import Field
 from xaurora.variables import TIMESTEP_HOURS
 
 _LEADS = {"h": 3_600_000_000_000, "hour": 3_600_000_000_000, "hours": 3_600_000_000_000, "days": 86_400_000_000_000, "nanoseconds": 1, "ns": 1, "seconds": 1_000_000_000, "minutes": 60_000_000_000}  # fmt: skip
+
+
+logger = logging.getLogger("xaurora")
 
 
 @dataclass
@@ -72,20 +76,37 @@ def read_forecast(ds: xr.Dataset) -> Forecast:
     LeadTimeError
         Lead times are not durations.
     """
-    if not recognition.is_forecast(ds):
+    if not isinstance(ds, xr.Dataset) or not recognition.is_forecast(ds):
         raise KindError(
             "a forecast is expected here, with dims (init_time, lead_time, ...) or WeatherBench2's (time, prediction_timedelta, ...), and this Dataset "
-            f"has {sorted(map(str, ds.dims))}.",
+            f"has {sorted(map(str, getattr(ds, 'dims', ())))}.",
             fix="fc = ds.aurora.predict('24h', model=...); fc.aurora.evaluate(truth)",
         )
-    if "prediction_timedelta" in ds.dims:
+    if "prediction_timedelta" in ds.coords:
         ds = ds.rename(time="init_time", prediction_timedelta="lead_time")
+    for dim in ("lead_time", "init_time"):
+        if dim not in ds.dims:  # one time of a forecast is a forecast
+            static = [
+                n for n in ds.data_vars if n in ("lsm", "slt", "geopotential_at_surface", "land_sea_mask", "soil_type")
+            ]
+            ds = xr.merge(
+                [
+                    ds.drop_vars([*static, "valid_time"], errors="ignore").expand_dims(dim),
+                    ds[static].drop_vars([dim, "valid_time"], errors="ignore"),
+                ]
+            )
     leads = _durations(ds["lead_time"])
     init_times = ds["init_time"].values.astype("datetime64[ns]")
     probe = ds.isel(lead_time=0, drop=True).drop_vars("valid_time", errors="ignore").rename(init_time="time")
     members = [d for d in recognition.NAMES["number"] if d in probe.dims]
     found = recognition.recognise(probe.isel({members[0]: 0}, drop=True) if members else probe)
     found.raise_first()
+    rain = found.fields.get(("surface", "tp"))
+    if rain is not None and precipitation.declared_hours(rain.source, rain.attrs) != TIMESTEP_HOURS:
+        raise AccumulationError(
+            f"'{rain.source}' of the forecast does not say that it is a total over {TIMESTEP_HOURS} hours.",
+            fix=f"fc['{rain.source}'].attrs['cell_methods'] = '{precipitation.cell_methods(TIMESTEP_HOURS)}' if it is, else sum it to that first",
+        )
     if found.grid is None:
         raise KindError("the forecast has no latitude and longitude.", fix="ds.aurora.check()")
     dims: dict[str, str] = {
@@ -163,6 +184,10 @@ def read_truth(ds: xr.Dataset, forecast: Forecast) -> Truth:
     AccumulationError
         Its precipitation is not over six hours and cannot be summed to that.
     """
+    if not isinstance(ds, xr.Dataset):
+        raise KindError(
+            f"the truth is a Dataset of fields, and this is {type(ds).__name__}.", fix="fc.aurora.evaluate(ds)"
+        )
     if recognition.is_forecast(ds):
         raise KindError(
             "the truth is itself a forecast (it has lead times).",
@@ -172,6 +197,7 @@ def read_truth(ds: xr.Dataset, forecast: Forecast) -> Truth:
     wanted = set(forecast.fields)
     for key in [k for k in found.fields if k not in wanted and k != ("static", "lsm")]:
         del found.fields[key]
+    found.problems = [p for p in found.problems if p.about is None or p.about in wanted]
     found.raise_first()
     fields = conventions.standardise(ds, found)
     rows = _match("latitude", fields.layout.grid.latitude, forecast.latitude, wrap=False)
@@ -226,7 +252,7 @@ def matched_variables(forecast: Forecast, truth: Truth) -> list[tuple[str, str]]
     return sorted(both, key=lambda key: list(variables.BY_KEY).index(key))
 
 
-def distribution(forecast: Forecast, item: Field) -> tuple[str, float] | None:
+def distribution(forecast: Forecast, item: Field, *, needed: bool) -> tuple[str, float] | None:
     """Family and ε of a variable whose parameters stand beside it, or None.
 
     Raises
@@ -244,6 +270,9 @@ def distribution(forecast: Forecast, item: Field) -> tuple[str, float] | None:
             fix=f"one of {', '.join(FAMILIES)}",
         )
     missing = [p for p in FAMILIES[family].parameters if f"{item.source}_{p}" not in forecast.ds]
+    if missing and not needed:
+        logger.warning("'%s' has no CRPS: its parameters %s are not in the forecast.", item.source, ", ".join(missing))
+        return None
     if missing:
         raise TruthError(
             f"the parameters {[f'{item.source}_{p}' for p in missing]} of '{item.source}' are not in the forecast.",

@@ -12,7 +12,8 @@ from xaurora.evaluation import baselines
 
 
 def build(ds: xr.Dataset, names: Sequence[str] | str | None = None, *, window_days: int = 61) -> xr.Dataset:
-    """Mean over the years and over a window around each day of the year, by hour of the day. Computes; reads each time once.
+    """Mean over the years and over a window around each day of the year, by hour of the day. Computes; reads each time once. Holds 366 float64
+    fields an hour of the day (a globe at 0.25°: 3 GB each), so cut or coarsen large data first.
 
     Weights fall linearly from the day itself to the window's edge, as in WeatherBench2 (``compute_climatology.py``, commit
     021c0b3); the year is a circle of 366 days.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from xaurora.errors import RegionError
 from xaurora.grid import latitude_weights
@@ -56,7 +57,7 @@ def weights(
     latitude, longitude : ndarray
         Degrees, ``(h,)`` and ``(w,)``.
     wanted : optional
-        Names (``"europe"``, ``"tropics_land"``, ``"domain"``), or a dict of boxes ``(south, north, west, east)`` and masks ``(h, w)``; by
+        Names (``"europe"``, ``"tropics_land"``, ``"domain"``), or a dict of boxes ``(south, north, west, east)`` and DataArray masks with coordinates, or one such box or mask; by
         default the whole domain, and on a global grid all of WeatherBench2's regions.
     land : ndarray, ``(h, w)``, optional
         Land fraction, which weighs the ``_land`` versions.
@@ -80,8 +81,17 @@ def weights(
         chosen = {wanted: None}
     elif isinstance(wanted, Mapping):
         chosen = dict(wanted)
-    else:
+    elif isinstance(wanted, tuple) and len(wanted) == 4 and all(isinstance(v, int | float) for v in wanted):
+        chosen = {"box": wanted}
+    elif isinstance(wanted, xr.DataArray):
+        chosen = {"mask": wanted}
+    elif isinstance(wanted, Sequence) and wanted and all(isinstance(v, str) for v in wanted):
         chosen = dict.fromkeys(wanted)
+    else:
+        raise RegionError(
+            f"regions={wanted!r} are neither names, a box (south, north, west, east), a mask, nor a dict of those.",
+            fix="regions=['europe']",
+        )
     out = {}
     for name, shape in chosen.items():
         out[name] = area * (
@@ -108,15 +118,28 @@ def _named(name: str, latitude: np.ndarray, longitude: np.ndarray, land: np.ndar
     if name.endswith("_land"):
         if land is None:
             raise RegionError(
-                f"region {name!r} needs a land-sea mask, and neither truth nor forecast holds one.",
+                f"region {name!r} needs a land-sea mask, and the truth holds none.",
                 fix="truth['land_sea_mask'] = ...",
             )
         mask = mask * land  # the fraction is the weight, as in WeatherBench2
     return mask
 
 
+def _aligned(mask: xr.DataArray, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+    """A mask with coordinates on the forecast's grid points, whatever its order."""
+    lat = next((d for d in mask.dims if str(d).startswith("lat")), mask.dims[0])
+    lon = next((d for d in mask.dims if str(d).startswith("lon")), mask.dims[-1])
+    rows = np.abs(mask[lat].values[None, :] - latitude[:, None]).argmin(axis=1)
+    distance = np.abs(mask[lon].values[None, :] - longitude[:, None]) % 360.0
+    columns = np.minimum(distance, 360.0 - distance).argmin(axis=1)
+    return mask.transpose(lat, lon).values[rows][:, columns].astype(np.float64)
+
+
 def _own(name: str, shape: Any, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
-    values = np.asarray(shape, dtype=np.float64)
+    if isinstance(shape, xr.DataArray) and shape.ndim == 2:
+        return _aligned(shape, latitude, longitude)
+    numbers = isinstance(shape, Sequence | np.ndarray) and all(isinstance(v, int | float | np.number) for v in shape)
+    values = np.asarray(shape, dtype=np.float64) if numbers else np.empty(0)
     if values.shape == (4,):
         south, north, west, east = map(float, values)
         if south >= north:
@@ -125,9 +148,7 @@ def _own(name: str, shape: Any, latitude: np.ndarray, longitude: np.ndarray) -> 
                 fix="boxes are (south, north, west, east)",
             )
         return _inside(latitude, longitude, (south, north, west, east)).astype(float)
-    if values.shape == (len(latitude), len(longitude)):
-        return values
     raise RegionError(
-        f"region {name!r} is neither a box (south, north, west, east) nor a mask of {len(latitude)} × {len(longitude)}.",
+        f"region {name!r} is neither a box (south, north, west, east) nor a DataArray mask with latitude and longitude.",
         fix="regions={'alps': (44, 48, 5, 16)}",
     )

@@ -132,6 +132,12 @@ def build(
         if isinstance(baseline, Mapping) and not isinstance(baseline, xr.Dataset)
         else {"baseline": baseline}
     )
+    for label, other in others.items():
+        if not isinstance(other, xr.Dataset) or not {"metric", "region", "lead_time"} <= set(other.dims):
+            raise KindError(
+                f"the baseline {label!r} is no Dataset of scores.",
+                fix="baseline={'persistence': persistence_forecast.aurora.evaluate(truth)}",
+            )
     notes = [
         f"{scores.attrs.get('number_of_init_times', '?')} init times; {scores.attrs.get('fields_scored', '?')} fields scored, {scores.attrs.get('fields_without_truth', 0)} without truth left out; grid {scores.attrs.get('grid', '?')}."
     ]
