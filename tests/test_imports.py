@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "xaurora"
 
 LAYERS = {
-    0: ("variables", "errors", "config", "storage", "progress"),
+    0: ("variables", "errors", "config", "storage", "progress", "lazy"),
     1: (
         "recognition",
         "conventions",
@@ -23,6 +23,7 @@ LAYERS = {
         "normalisation",
         "distributions",
         "requirements",
+        "joining",
         "opening",
         "synthesis",
         "checking",
