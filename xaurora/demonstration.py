@@ -15,6 +15,7 @@ from xaurora.evaluation import aggregation, baselines, climatology, evaluate
 from xaurora.grid import latitude_weights
 
 LEADS = ("6h", "12h", "18h", "24h")
+_PAST = 540  # times that training and model selection see
 _TIMES = 600
 _SCORED = 40  # init times
 
@@ -67,18 +68,17 @@ def run(out: Path, *, steps: int = 300, progress: bool = True) -> str:
     ds = synthesis.synthetic(times=_TIMES)
     with storage.named_failures(out):
         storage.replace_file(out / "fields.nc", lambda path: ds.to_netcdf(path, engine="netcdf4"))
-    tuned = ds.aurora.finetune(
+    past = ds.isel(time=slice(None, _PAST))
+    tuned = past.aurora.finetune(
         "tp", model="tiny", strategy="full", steps=steps, batch_size=4, out=out / "run", progress=progress
     )
-    count = tuned.config["training"]["validation_samples"]
-    last = ds["time"].values[-1] - baselines.durations(LEADS)[-1]
-    held_out = [t for t in ds["time"].values[-count - 1 :] if t <= last][:_SCORED]
+    # Two times on, so that no frame of a forecast's history was seen, neither in training nor in choosing the best state.
+    held_out = ds["time"].values[_PAST + 1 : _PAST + 1 + _SCORED]
     forecast = ds.aurora.predict(
         LEADS[-1], model=tuned, time=held_out, thresholds_mm=(1.0,), variables=["t2m", "msl", "tp"], progress=progress
     )
     storage.replace_file(out / "forecast.nc", lambda path: forecast.to_netcdf(path, engine="netcdf4"))
 
-    past = ds.sel(time=slice(None, tuned.config["training"]["end"]))
     normals = climatology.build(past, ["t2m", "msl", "tp"])
     scores = evaluate(forecast, ds, climatology=normals, regions=["global"])
     persistence = baselines.persistence(ds, ["t2m", "msl", "tp"], LEADS).sel(init_time=forecast["init_time"])
