@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -121,7 +122,10 @@ def _read(path: str, engine: str | None, chunks: Any) -> list[xr.Dataset]:
 def _is_consolidated(path: Path) -> bool:
     """Whether a store says so: xarray warns where it has to find out that it is not."""
     if (path / "zarr.json").is_file():
-        return "consolidated_metadata" in (path / "zarr.json").read_text(encoding="utf-8")
+        try:
+            return json.loads((path / "zarr.json").read_text(encoding="utf-8")).get("consolidated_metadata") is not None
+        except (OSError, ValueError, AttributeError):
+            return False  # opening it says what is wrong
     return (path / ".zmetadata").is_file()
 
 
