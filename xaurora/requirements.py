@@ -14,8 +14,8 @@ MODELS = ("tiny", "small", "base", "finetuned")
 """Names that ``model=`` takes, beside a :class:`~xaurora.tuned.TunedAurora`, its path, or an :class:`aurora.Aurora`."""
 
 FEWEST_LEVELS = 3
-"""The fewest pressure levels of any data set that Aurora was pretrained on (IFS ensemble and GEFS reforecasts;
-Bodnar et al. 2025, A foundation model for the Earth system, doi:10.1038/s41586-025-09005-y, supplement C)."""
+"""A pretrained Aurora runs on any number of levels, but its encoder makes three atmospheric latent levels of them; of fewer, it would
+have to invent."""
 
 
 @dataclass(frozen=True)
