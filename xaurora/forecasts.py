@@ -267,6 +267,8 @@ def _create(path: Path, parts: dict[str, Any], coords: xr.Dataset, attrs: dict[s
         data[name] = (("init_time", *dims), empty, own)
     template = xr.Dataset(data, coords.coords, attrs)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.new-*"):
+        shutil.rmtree(left, ignore_errors=True)  # of an earlier, killed writer
     staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
     try:
         template.to_zarr(staged, mode="w", compute=False, consolidated=False)
