@@ -248,3 +248,13 @@ def test_errors_survive_pickling() -> None:
     assert str(errors.GridError("bad")) == "bad"
     assert "To mend it: this" in str(errors.MissingVariableError("bad", fix="this"))
     assert isinstance(error, OSError)
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
+    """Whoever has the old file open reads it to the end: it was swapped out, not written over."""
+    path = tmp_path / "a.txt"
+    path.write_text("old and whole")
+    with path.open() as reader:
+        storage.replace_file(path, lambda p: p.write_text("new"))
+        assert reader.read() == "old and whole"
+    assert path.read_text() == "new"
