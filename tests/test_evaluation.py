@@ -225,18 +225,102 @@ def test_persistence_of_hourly_rain(europe: xr.Dataset) -> None:
 
 
 def test_climatology_is_a_weighted_mean(fields: xr.Dataset) -> None:
-    normals = xaurora.climatology(fields, ["t2m", "t"])
+    normals = xaurora.climatology(fields, ["t2m", "t"], statistics=["mean", "std"])
     assert normals["t"].dims == ("hour", "dayofyear", "level", "latitude", "longitude")
     assert list(normals["hour"].values) == [0, 6, 12, 18]
     noon = fields["t2m"].isel(time=fields["time"].dt.hour == 12)
     days = pd.DatetimeIndex(noon["time"].values).day_of_year.to_numpy()
-    weight = 1 - np.abs(days - 5) / 31
+    weight = 1 - np.abs(days - 5) / 30  # zero at both ends of the window of 61 days
     expected = (noon.values * weight[:, None, None]).sum(axis=0) / weight.sum()
     np.testing.assert_allclose(normals["t2m"].sel(hour=12, dayofyear=5).values, expected, rtol=1e-5)
+    spread = np.sqrt((weight[:, None, None] * (noon.values.astype(float) - expected) ** 2).sum(axis=0) / weight.sum())
+    np.testing.assert_allclose(normals["t2m_std"].sel(hour=12, dayofyear=5).values, spread, rtol=1e-4)
     assert 366 in normals["dayofyear"].values  # the year is a circle
     assert 200 not in normals["dayofyear"].values
-    with pytest.raises(errors.OptionError, match="window_days=60"):
-        climatology.build(fields, window_days=60)
+
+
+def _years_of_rain() -> xr.Dataset:
+    """Three years, one of them a leap year, every six hours on a few points, with holes."""
+    rng = np.random.default_rng(0)
+    time = np.arange(np.datetime64("2019-01-01", "ns"), np.datetime64("2022-01-01", "ns"), np.timedelta64(6, "h"))
+    tp = np.where(rng.random((len(time), 4, 5)) < 0.5, rng.gamma(0.6, 2e-3, (len(time), 4, 5)), 0.0).astype(np.float32)
+    tp[:, 0, 0] = 0.0  # a desert
+    tp[::7, 1, 1] = np.nan
+    coords = {
+        "time": time,
+        "latitude": ("latitude", np.arange(40.0, 44.0), {"units": "degrees_north"}),
+        "longitude": ("longitude", np.arange(5.0), {"units": "degrees_east"}),
+    }
+    attrs = {"units": "m", "cell_methods": "time: sum (interval: 6 hours)"}
+    return xr.Dataset({"tp": (("time", "latitude", "longitude"), tp, attrs)}, coords)
+
+
+@pytest.mark.parametrize("units", ["m", "mm"])
+def test_seeps_climatology_as_weatherbench2_makes_it(units: str) -> None:
+    """Against WeatherBench2's way written out with xarray: years stacked, a 366th day, wrapped, rolled, weighted."""
+    ds = _years_of_rain()
+    if units == "mm":
+        ds["tp"] = (ds["tp"] * 1e3).assign_attrs(ds["tp"].attrs | {"units": "mm"})
+    normals = xaurora.climatology(ds, "tp", statistics=["mean", "quantile"], quantiles=[0.9])
+    dry = normals["total_precipitation_6hr_seeps_dry_fraction"]
+    heavy = normals["total_precipitation_6hr_seeps_threshold"]
+    assert dry.dims == heavy.dims == ("hour", "dayofyear", "latitude", "longitude")
+    assert heavy.attrs["units"] == "m"
+    assert normals.sizes["dayofyear"] == 366
+    metres = ds["tp"] * (1e-3 if units == "mm" else 1.0)
+    for hour, day in ((6, 60), (18, 366), (0, 1)):
+        by_year = []
+        for _, one in metres.sel(time=metres["time"].dt.hour == hour).groupby("time.year"):
+            year = one.assign_coords(time=one["time"].dt.dayofyear).reindex(time=np.arange(1, 367))
+            if np.isnan(year.values[365]).all():
+                year.values[365] = one.values[-1]  # a year without a 29 February repeats its last day
+            by_year.append(year)
+        stacked = xr.concat(by_year, "year").pad(time=30, mode="wrap")
+        window = stacked.isel(time=slice(day - 1, day + 60)).rename(time="window").drop_vars("window")
+        triangle = np.concatenate([np.linspace(0, 1, 31), np.linspace(1, 0, 31)[1:]])
+        weights = xr.DataArray(triangle, dims="window").broadcast_like(window.isel(latitude=0, longitude=0))
+        at = {"hour": hour, "dayofyear": day}
+        seen = window.notnull().sum(("year", "window"))
+        share = (window < 1e-4).sum(("year", "window")) / seen
+        np.testing.assert_allclose(dry.sel(at).values, share.transpose(*dry.dims[2:]).values, rtol=1e-5)
+        wet = window.where(window >= 1e-4)
+        expected = wet.weighted(weights).quantile(2 / 3, dim=("year", "window")).transpose(*dry.dims[2:])
+        np.testing.assert_allclose(heavy.sel(at).values, expected.values, rtol=2e-5)
+        assert np.isnan(heavy.sel(at).values[0, 0])  # never wet
+        assert dry.sel(at).values[0, 0] == 1.0
+        all_of = window.weighted(weights).quantile(0.9, dim=("year", "window")).transpose(*dry.dims[2:])
+        factor = 1e3 if units == "mm" else 1.0
+        np.testing.assert_allclose(normals["tp_quantile"].sel(at).values[0], factor * all_of.values, rtol=2e-5)
+        mean = window.weighted(weights).mean(("year", "window")).transpose(*dry.dims[2:])
+        np.testing.assert_allclose(normals["tp"].sel(at).values, factor * mean.values, rtol=2e-5)
+
+
+def test_seeps_of_days_and_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    ds = _years_of_rain().isel(time=slice(0, 400))
+    both = xaurora.climatology(ds, "tp", seeps=[6, 24], window_days=31)
+    assert "total_precipitation_24hr_seeps_threshold" in both
+    totals = ds["tp"].rolling(time=4).sum()
+    chosen = totals.sel(time=(totals["time"].dt.hour == 12) & (abs(totals["time"].dt.dayofyear - 40) <= 15))
+    share = (chosen < 2.5e-4).sum("time") / chosen.notnull().sum("time")
+    got = both["total_precipitation_24hr_seeps_dry_fraction"].sel(hour=12, dayofyear=40)
+    np.testing.assert_allclose(got.values, share.values, rtol=1e-5)
+    monkeypatch.setattr(climatology, "_BLOCK", 1)  # one row at a time
+    xr.testing.assert_identical(xaurora.climatology(ds, "tp", seeps=[6, 24], window_days=31), both)
+    assert not [n for n in xaurora.climatology(ds, "tp", seeps=False) if "seeps" in n]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"window_days": 60}, "window_days=60"),
+        ({"statistics": "median"}, "there is no statistic"),
+        ({"statistics": "quantile", "quantiles": [1.5]}, "between 0 and 1"),
+        ({"seeps": 12}, "what counts as dry is defined"),
+    ],
+)
+def test_bad_climatologies(fields: xr.Dataset, options: dict, match: str) -> None:
+    with pytest.raises(errors.OptionError, match=match):
+        climatology.build(fields, ["tp"], **options)
 
 
 def test_climatology_as_a_forecast_has_no_anomaly_to_correlate(fields: xr.Dataset) -> None:

@@ -99,8 +99,7 @@ def test_statistics_come_from_the_training_period_alone(fields: xr.Dataset, tmp_
     a = fields.aurora.finetune("tp", out=tmp_path / "a", **options)
     b = changed.aurora.finetune("tp", out=tmp_path / "b", **options)
     assert a.model.base.surf_stats == b.model.base.surf_stats
-    assert a.config["target_statistics"] == b.config["target_statistics"]
-    assert a.config["head"] == b.config["head"]
+    assert a.config["targets"] == b.config["targets"]
 
 
 def test_pretrained_models_keep_auroras_own_normalisation(fields: xr.Dataset, tmp_path) -> None:
@@ -233,7 +232,13 @@ def test_base_loss_is_auroras_own(fields: xr.Dataset) -> None:
         ({"halo": -4}, errors.OptionError, "no whole number of grid points"),
         ({"train": ("1990", "1991")}, errors.SplitError, "leaves no sample"),
         ({"target": "hail"}, errors.TargetError, "'hail' is not in the data"),
-        ({"target": "t2m"}, errors.TargetError, "is not precipitation"),
+        ({"target": "t"}, errors.TargetError, "is no surface variable"),
+        ({"target": []}, errors.TargetError, "no name of a variable"),
+        ({"target": ["tp", "tp"]}, errors.TargetError, "twice"),
+        ({"target": "t2m", "head": "csgd"}, errors.OptionError, "is for amounts of precipitation"),
+        ({"head": "normal"}, errors.OptionError, "is for variables that are no amounts"),
+        ({"head": {"t2m": "normal"}}, errors.OptionError, "not among the targets"),
+        ({"target": "t2m", "head": "bounded_normal"}, errors.OptionError, "the range of 't2m' is not known"),
         ({"weights": "file.ckpt"}, errors.OptionError, "'tiny' is made here"),
     ],
 )
@@ -287,7 +292,7 @@ def test_a_region_with_a_halo_is_not_trained_on_its_edges(fields: xr.Dataset, tm
         for i, ds in enumerate((region, changed))
     )
     assert a.history[0]["head_loss"] == b.history[0]["head_loss"]
-    assert a.config["target_statistics"] == b.config["target_statistics"]
+    assert a.config["targets"] == b.config["targets"]
     assert a.halo == 4
     t = region["time"].values[4]
     assert region.aurora.predict("6h", model=a, time=t, progress=False).sizes["longitude"] == 16

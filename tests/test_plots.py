@@ -122,3 +122,21 @@ def test_colours() -> None:
     assert scorecard._colour(float("nan")) == "#ffffff"
     assert scorecard._ink("#ffffff") == "#111111"
     assert scorecard._ink("#2166ac") == "#ffffff"
+
+
+def test_a_target_before_it_is_learnt(fields: xr.Dataset) -> None:
+    axes = fields.aurora.plot("tp")
+    assert len(axes) == 4
+    assert "wet fraction" in axes[1].get_title()
+    dry = float((fields["tp"] == 0).weighted(np.cos(np.deg2rad(fields["latitude"]))).mean())
+    assert f"dry: {dry:.0%}" in axes[2].get_title()
+    line = axes[3].lines[0].get_ydata()
+    assert len(line) == 40
+    assert 0.1 < line.mean() < 3.0  # mm
+    _, own = plt.subplots(4, 1)
+    assert fields.aurora.plot("t2m", ax=own)[1].get_title() == "standard deviation"
+    from_truth = fields.drop_vars("tp").aurora.plot("tp", truth=fields[["tp"]])
+    np.testing.assert_allclose(from_truth[3].lines[0].get_ydata(), line, rtol=1e-5)
+    with pytest.raises(errors.TargetError, match="'hail' is not in the data"):
+        fields.aurora.plot("hail")
+    plt.close("all")

@@ -93,7 +93,7 @@ def test_yukon_grib_equals_netcdf(data) -> None:
 
 def test_negative_noise_is_clipped() -> None:
     rain = _rain(12) - 5e-4
-    totals = precipitation.target_totals(rain.assign_attrs(units="m"), name="tp")
+    totals = precipitation.accumulate(rain.assign_attrs(units="m"), 6, name="tp", clip=True)
     assert float(totals.min()) == 0.0
 
 
@@ -104,3 +104,128 @@ def test_accumulate_wants_rain(fields: xr.Dataset) -> None:
         fields.aurora.accumulate("rain")
     with pytest.raises(errors.LeadTimeError, match="no positive whole number of hours"):
         fields.aurora.accumulate("tp", "soon")
+
+
+def _globe(tp: np.ndarray, **attrs: str) -> xr.Dataset:
+    """Hourly amounts on a small grid, as a Dataset."""
+    time = np.datetime64("2020-01-01T01", "ns") + np.arange(len(tp)) * np.timedelta64(1, "h")
+    coords = {
+        "time": time,
+        "latitude": ("latitude", np.arange(50.0, 46.0, -1.0), {"units": "degrees_north"}),
+        "longitude": ("longitude", np.arange(5.0), {"units": "degrees_east"}),
+    }
+    return xr.Dataset({"tp": (("time", "latitude", "longitude"), tp, {"units": "m", **attrs})}, coords)
+
+
+def _hourly(hours: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.where(rng.random((hours, 4, 5)) < 0.4, rng.gamma(0.5, 2e-3, (hours, 4, 5)), 0.0)
+
+
+@pytest.mark.parametrize(("every", "start"), [(24, 0), (12, 6)])
+def test_running_totals_are_taken_apart(every: int, start: int) -> None:
+    """ERA5-Land runs on from 00 UTC for a day, whose last value stands at 00 UTC of the next; MARS forecasts from 06 and 18."""
+    hourly = _hourly(72)
+    running = np.zeros_like(hourly)
+    for i in range(72):
+        hour = i + 1  # of the label, 01 UTC first
+        fresh = (hour - 1 - start) % every == 0
+        running[i] = hourly[i] + (0.0 if fresh or i == 0 else running[i - 1])
+    ds = _globe(running)
+    got = ds.aurora.deaccumulate("tp", every=f"{every}h", start=start)
+    first = 0 if start == 0 else 6  # before it the base time is not there
+    known = np.isfinite(got.values).all(axis=(1, 2))
+    assert known[first:].all()
+    np.testing.assert_allclose(got.values[first:], hourly[first:], atol=1e-12)
+    assert got.attrs["cell_methods"] == "time: sum (interval: 1 hour)"
+    totals = ds.assign(tp=got).aurora.accumulate("tp", "6h")
+    np.testing.assert_allclose(totals.values[17], hourly[12:18].sum(axis=0), rtol=1e-6)
+    with pytest.raises(errors.AccumulationError, match="which is no base time"):
+        ds.aurora.deaccumulate("tp", every=f"{every}h", start=(start + 3) % every)
+
+
+def test_running_totals_with_packing_noise_and_gaps() -> None:
+    hourly = _hourly(48)
+    running = np.concatenate([np.cumsum(hourly[:24], 0), np.cumsum(hourly[24:], 0)])
+    noisy = running + np.random.default_rng(1).uniform(-4e-6, 4e-6, running.shape)
+    got = _globe(noisy).isel(time=[i for i in range(48) if i != 30]).aurora.deaccumulate("tp")
+    assert float(got.min()) == 0.0
+    assert np.isnan(got.sel(time="2020-01-02T08")).all(), "the hour after a gap is not known"
+    with pytest.raises(errors.AccumulationError, match="do not divide the 10 hours"):
+        _globe(running).isel(time=slice(0, None, 3)).aurora.deaccumulate("tp", every="10h")
+    with pytest.raises(errors.MissingVariableError, match="'rain' is not in the data"):
+        _globe(running).aurora.deaccumulate("rain")
+    with pytest.raises(errors.AccumulationError, match="grows from hour to hour") as caught:
+        precipitation.refuse_running_totals(_globe(np.cumsum(_hourly(60) + 2e-4, 0))["tp"], name="tp")
+    assert "deaccumulate" in caught.value.fix
+
+
+def test_a_forecasts_running_totals() -> None:
+    steps = _hourly(12).reshape(3, 4, 4, 5)
+    running = np.cumsum(steps, axis=1)
+    fc = xr.Dataset(
+        {"tp": (("init_time", "lead_time", "latitude", "longitude"), running, {"units": "m"})},
+        {
+            "init_time": np.datetime64("2020-01-01", "ns") + np.arange(3) * np.timedelta64(12, "h"),
+            "lead_time": (np.arange(1, 5) * np.timedelta64(6, "h")).astype("timedelta64[ns]"),
+            "latitude": ("latitude", np.arange(50.0, 46.0, -1.0), {"units": "degrees_north"}),
+            "longitude": ("longitude", np.arange(5.0), {"units": "degrees_east"}),
+        },
+    )
+    got = fc.aurora.deaccumulate("tp")
+    np.testing.assert_allclose(got.values, steps, atol=1e-12)
+    assert got.attrs["cell_methods"] == "time: sum (interval: 6 hours)"
+    day = fc.assign(tp=got).aurora.accumulate("tp", "24h")
+    np.testing.assert_allclose(day.values[:, 3], running[:, 3], rtol=1e-6)
+    with pytest.raises(errors.AccumulationError, match="even steps from the init time"):
+        fc.isel(lead_time=[0, 2]).aurora.deaccumulate("tp")
+
+
+@pytest.mark.parametrize(
+    ("units", "factor"),
+    [("kg m-2 s-1", 1e3 / 3600), ("mm/hr", 1e3), ("m s**-1", 1 / 3600), ("mm d-1", 24e3)],
+)
+def test_a_flux_becomes_an_amount_by_its_period(units: str, factor: float) -> None:
+    hourly = _hourly(24)
+    amount = _globe(hourly).aurora.accumulate("tp", "6h")
+    flux = _globe(hourly * factor)
+    flux["tp"].attrs = {"units": units, "long_name": "Mean total precipitation rate"}
+    flux = flux.rename(tp="mtpr")
+    got = flux.aurora.accumulate("mtpr", "6h")
+    assert got.attrs["units"] == "m"
+    np.testing.assert_allclose(got.values, amount.values, rtol=1e-6)
+    six = flux.isel(time=slice(5, None, 6))
+    with pytest.raises(errors.UnitsError, match="nothing says over which period"):
+        six.aurora.accumulate("mtpr", "6h")
+    six["mtpr"].attrs["cell_methods"] = "time: mean (interval: 6 hours)"
+    np.testing.assert_allclose(six.aurora.accumulate("mtpr", "6h").values[0], 6 * hourly[5], rtol=1e-6)
+    stats = flux.aurora.statistics("mtpr", weights=None, progress=False)["mtpr"]
+    assert float(stats.sel(statistic="mean")) == pytest.approx(hourly.mean(), rel=1e-9)
+
+
+def test_an_amount_beside_its_rate_is_what_is_taken() -> None:
+    ds = _globe(_hourly(24))
+    ds["mtpr"] = (ds["tp"] / 3.6).assign_attrs(units="kg m-2 s-1")
+    assert ds.aurora.accumulate("tp", "6h").attrs["units"] == "m"
+    assert "'mtpr', a rate, is left alone beside 'tp'." in str(ds.aurora.check())
+
+
+def test_negative_noise_is_clipped_for_the_user_and_counted() -> None:
+    tp = _hourly(24)
+    tp[3:9, 0, 0] = -1e-8
+    ds = _globe(tp)
+    assert float(ds.aurora.accumulate("tp", "6h").min()) == 0.0
+    assert int(ds.aurora.statistics("tp", progress=False)["tp"].sel(statistic="clipped")) == 6
+
+
+def test_yukon_grib_and_netcdf_agree_exactly(data) -> None:
+    pytest.importorskip("cfgrib")
+    folder = data / "era5_yukon_2023-01"
+    grib = xaurora.open(folder / "surface.grib")[["tp"]]
+    netcdf = xaurora.open(folder / "accumulated.nc")[["tp"]]
+    a, b = (ds.aurora.accumulate("tp", "6h") for ds in (grib, netcdf))
+    b = b.rename({d: n for d, n in (("valid_time", "time"),) if d in b.dims}).transpose(*a.dims)
+    shared = np.intersect1d(a["time"].values, b["time"].values)
+    assert len(shared) > 700
+    x, y = a.sel(time=shared), b.sel(time=shared)
+    np.testing.assert_array_equal(x.values, y.sel(latitude=x["latitude"], longitude=x["longitude"]).values)

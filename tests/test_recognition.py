@@ -88,7 +88,12 @@ def test_units(fields: xr.Dataset) -> None:
     _first(with_units("t2m", "furlong"), errors.UnitsError, "is in 'furlong'")
     _first(with_units("t2m", "Pa"), errors.UnitsError, "is in 'Pa'")
     _first(with_units("t2m", None), errors.UnitsError, "has no units")
-    _first(with_units("tp", "kg m-2 s-1"), errors.UnitsError, "is a rate")
+    rate = with_units("tp", "kg m-2 s-1")
+    del rate["tp"].attrs["cell_methods"]
+    _first(rate, errors.UnitsError, "is a rate .*, and nothing says over which period")
+    named = with_units("tp", "m")
+    named["tp"].attrs["standard_name"] = "precipitation_flux"
+    _first(named, errors.UnitsError, "calls itself a rate")
     # values that contradict the units are found by check() and refused by finetune()
     wrong = with_units("t2m", "degC")
     assert [p.code for p in wrong.aurora.check().problems] == ["units"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xaurora import errors, samples
+from xaurora import errors, precipitation, samples
 
 H = np.timedelta64(1, "h")
 
@@ -18,7 +18,7 @@ def _times(count: int, step: int = 6, start: str = "2020-01-01T00") -> np.ndarra
 
 def test_europe_has_twelve_samples() -> None:
     hourly = _times(24, 1)
-    found = samples.index(hourly, samples.whole_totals(hourly, 1))
+    found = samples.index(hourly, precipitation.whole_times(hourly, 1))
     assert len(found.init_times) == 12
     assert str(found.init_times[0])[:13] == "2020-01-01T06"
     assert str(found.init_times[-1])[:13] == "2020-01-01T17"
@@ -93,18 +93,18 @@ def test_splits_that_cannot_be() -> None:
 
 
 def test_the_loader_keeps_within_its_budget(fields) -> None:
-    from xaurora import conventions, precipitation, requirements
+    from xaurora import conventions, requirements
 
     canonical = conventions.standardise(fields)
     cut, crop = requirements.fit(canonical, requirements.needs_of("tiny", canonical))
-    totals = precipitation.target_totals(canonical.surface["tp"], name="tp").isel(
+    totals = precipitation.accumulate(canonical.surface["tp"], 6, name="tp", clip=True).isel(
         latitude=crop.rows, longitude=crop.columns
     )
-    loader = samples.Loader(cut, totals, with_next_state=True, budget=500_000)
+    loader = samples.Loader(cut, {"tp": totals}, with_next_state=True, budget=500_000)
     one = sum(v.nbytes for part in loader._frame(cut.times[0]).values() for v in part.values())
     for t in cut.times[1:-1]:
         sample = loader.read([t])
         assert loader._held <= max(500_000, 3 * one)
-    np.testing.assert_array_equal(sample.target[0].numpy(), fields["tp"].values[-1])
+    np.testing.assert_array_equal(sample.targets["tp"][0].numpy(), fields["tp"].values[-1])
     np.testing.assert_array_equal(sample.next_state["surface"]["2t"][0].numpy(), fields["t2m"].values[-1])
     np.testing.assert_array_equal(sample.batch.surf_vars["2t"][0].numpy(), fields["t2m"].values[-3:-1])

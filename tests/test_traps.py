@@ -126,7 +126,7 @@ def test_rain_of_a_forecast_adds_up_over_leads(fields: xr.Dataset, tuned) -> Non
     np.testing.assert_allclose(day.values[0, 3], forecast["tp"].values[0].sum(axis=0), rtol=1e-6)
     assert np.isnan(day.values[0, :3]).all()
     assert day.attrs["cell_methods"] == "time: sum (interval: 24 hours)"
-    with pytest.raises(errors.AccumulationError, match="quantiles do not add up"):
+    with pytest.raises(errors.AccumulationError, match="holds quantiles, which do not add up"):
         forecast.aurora.accumulate("tp_quantile", "24h")
 
 
@@ -205,7 +205,7 @@ def test_options_without_effect_are_refused(fields: xr.Dataset, tuned, aurora_mo
         (lambda: fields.aurora.predict("6h", model=tuned, variables=[], time=t), errors.OptionError),
         (lambda: fields.aurora.predict("6h", model=tuned, time=[]), errors.InitTimeError),
         (lambda: fields.aurora.predict("6h", model=""), errors.OptionError),
-        (lambda: fields.aurora.finetune(["tp"], model="tiny", out=tmp_path / "run"), errors.TargetError),
+        (lambda: fields.aurora.finetune(["tp", 3], model="tiny", out=tmp_path / "run"), errors.TargetError),
         (lambda: fields.aurora.finetune("tp", model="tiny", steps="many"), errors.OptionError),
         (lambda: fields.aurora.finetune("tp", model="tiny", learning_rate="fast"), errors.OptionError),
         (lambda: fields.aurora.finetune("tp", model="tiny", seed=None), errors.OptionError),
@@ -271,7 +271,7 @@ def test_climatology_of_targets_with_holes() -> None:
     expected, weights = [], []
     for i in range(2):
         for j in range(3):
-            y = truth[np.isfinite(truth[:, i, j]), i, j] * 1e3
+            y = truth[np.isfinite(truth[:, i, j]), i, j]
             if len(y):
                 expected.append(np.abs(y[:, None] - y[None]).mean() / 2)
                 weights.append(len(y))

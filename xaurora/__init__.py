@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from xaurora.evaluation.baselines import persistence
     from xaurora.evaluation.climatology import build as climatology
     from xaurora.heads import HeadOptions
+    from xaurora.imerg import open_imerg
     from xaurora.opening import open
     from xaurora.synthesis import synthetic
     from xaurora.tuned import TunedAurora, load
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "open": ("xaurora.opening", "open"),
+    "open_imerg": ("xaurora.imerg", "open_imerg"),
     "synthetic": ("xaurora.synthesis", "synthetic"),
     "load": ("xaurora.tuned", "load"),
     "TunedAurora": ("xaurora.tuned", "TunedAurora"),
@@ -38,6 +40,7 @@ __all__ = [
     "climatology",
     "load",
     "open",
+    "open_imerg",
     "persistence",
     "synthetic",
 ]

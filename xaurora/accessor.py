@@ -125,28 +125,79 @@ class AuroraAccessor:
 
         return precipitation.accumulate_in(self._ds, name, period)
 
-    def statistics(self, names: Sequence[str] | None = None, *, progress: bool = True) -> xr.Dataset:
-        """Mean, standard deviation, extremes and count, canonical units, in one pass over the data.
+    def deaccumulate(self, name: str = "tp", *, every: str = "24h", start: int = 0) -> xr.DataArray:
+        """Totals since a base time (ERA5-Land, MARS forecasts) → the total of each step. Lazy, but for a look at the first two days.
+
+        Parameters
+        ----------
+        name : str
+            The variable. Of a forecast, totals since the init time become totals between lead times.
+        every : str
+            How often totals start again: ``"24h"`` for ERA5-Land.
+        start : int
+            First hour UTC at which they do.
+
+        Raises
+        ------
+        AccumulationError
+            The totals fall at other times than these.
+        """
+        from xaurora import precipitation
+
+        return precipitation.deaccumulate_in(self._ds, name, every, start)
+
+    def statistics(
+        self,
+        names: Sequence[str] | str | None = None,
+        *,
+        time: Any = None,
+        weights: str | None = "cosine",
+        quantiles: Sequence[float] | None = None,
+        progress: bool = True,
+    ) -> xr.Dataset:
+        """Mean, spread, extremes, quantiles and count in one pass; memory does not grow with the number of times. Computes.
 
         Parameters
         ----------
         names : sequence of str, optional
             Variables in the data's own names; by default all that change over time.
+        time : optional
+            A slice, a year, or a pair such as ``("2016", "2021")``: the training period; by default all times.
+        weights : {"cosine", None}
+            By the cosine of latitude, or every grid point alike. Counts and extremes have no weights.
+        quantiles : sequence of float, optional
+            By default from 0.01 % to 99.99 %.
         progress : bool
             Whether to show a bar.
-        """
-        from xaurora import conventions, normalisation
 
-        return normalisation.summary(self._ds, conventions.standardise(self._ds), names, progress=progress)
+        Returns
+        -------
+        Dataset
+            Canonical units. ``name (statistic[, level])``: mean, std, min, max, count, and for precipitation wet_fraction, mean and standard
+            deviation of the natural logarithm of wet amounts, and how many negative values were set to zero;
+            ``name_quantile (quantile[, level])``, to a relative bin width of 1/4096. Missing values are left out. The attribute
+            ``source_hash`` changes with the values, times, points and names that they were computed from, not with their chunks.
+
+        Raises
+        ------
+        XauroraError
+            What :meth:`check` would list; an unknown variable; a period without times.
+        """
+        from xaurora import normalisation
+
+        q = normalisation.QUANTILES if quantiles is None else quantiles
+        return normalisation.summary(self._ds, names, time=time, weights=weights, quantiles=q, progress=progress)
 
     def finetune(
         self,
-        target: str = "tp",
+        target: str | Sequence[str] = "tp",
         *,
+        truth: xr.Dataset | None = None,
         model: Any = "small",
         weights: str | Path | None = None,
         strategy: str = "frozen",
         head: Any = "auto",
+        as_input: bool = False,
         train: Any = None,
         validation: Any = None,
         halo: int = 0,
@@ -161,12 +212,16 @@ class AuroraAccessor:
         seed: int = 0,
         progress: bool = True,
     ) -> TunedAurora:
-        """Fine-tune an Aurora so that it also predicts six-hour precipitation.
+        """Fine-tune an Aurora so that it also predicts six-hour precipitation, or other surface variables.
 
         Parameters
         ----------
-        target : str
-            What to learn; its hourly totals are summed over six hours.
+        target : str or sequence of str
+            What to learn, one or several surface variables. Hourly totals are summed over six hours; a variable that is not known here is
+            taken in its own units.
+        truth : Dataset, optional
+            Where the target is taken from, by default from the data themselves; aligned in time, and brought onto the data's grid
+            conservatively.
         model : str or model
             ``"tiny"`` (made here, random), ``"small"``, ``"base"``, ``"finetuned"``, a :class:`~xaurora.tuned.TunedAurora` or its path, or an
             :class:`aurora.Aurora`, which is copied.
@@ -174,8 +229,12 @@ class AuroraAccessor:
             Local checkpoint of the named model; by default it is fetched.
         strategy : {"frozen", "full"}
             What trains: the head alone, or everything.
-        head : str or HeadOptions
-            What is predicted: ``"censored_normal"``, ``"deterministic"``, or ``"auto"``.
+        head : str, HeadOptions, or dict of them by target
+            What is predicted. For precipitation ``"censored_normal"``, ``"hurdle_lognormal"``, ``"hurdle_gamma"``, ``"csgd"``, ``"quantile"``,
+            ``"deterministic"``, or the preset ``"lehmann2025"``; for others ``"normal"`` or ``"bounded_normal"``. ``"auto"`` goes by the variable.
+        as_input : bool
+            Feed the target to the encoder as well, its embedding starting at zero: a baseline to compare with. Forecasts then need the
+            target at init time and six hours before.
         train, validation : optional
             A slice, a year, or a pair such as ``("2016", "2023")``; by default the last fifth validates, with a gap between.
         halo : int
@@ -230,10 +289,12 @@ class AuroraAccessor:
         return finetuning.finetune(
             self._ds,
             target,
+            truth=truth,
             model=model,
             weights=weights,
             strategy=strategy,
             head=head,
+            as_input=as_input,
             train=train,
             validation=validation,
             halo=halo,
@@ -251,6 +312,8 @@ class AuroraAccessor:
         variables: Sequence[str] | None = None,
         quantiles: Sequence[float] = (),
         thresholds_mm: Sequence[float] = (),
+        members: int = 0,
+        past: xr.Dataset | None = None,
         halo: int | None = None,
         store: str | Path | None = None,
         precision: str = "auto",
@@ -274,6 +337,11 @@ class AuroraAccessor:
             Adds ``tp_quantile``.
         thresholds_mm : sequence of float
             Adds ``tp_probability``, the probability of more than so many mm.
+        members : int
+            Gives ``tp`` the dim ``number``: so many members with the head's distribution at every point and the dependence of past fields
+            in space and time (Schaake shuffle). The mean is then ``tp_mean``.
+        past : Dataset, optional
+            Fields whose dependence the members take; by default those of the data, the forecast's own time left out.
         halo : int, optional
             Grid points trimmed from the edges of a region; by default what the model was tuned with.
         store : path, optional
@@ -306,6 +374,8 @@ class AuroraAccessor:
             variables=variables,
             quantiles=quantiles,
             thresholds_mm=thresholds_mm,
+            members=members,
+            past=past,
             halo=halo,
             store=store,
             precision=precision,
@@ -370,7 +440,10 @@ class AuroraAccessor:
         level: float | None = None,
         ax: Any = None,
     ) -> Any:
-        """A map of this forecast, or with ``truth`` a triptych of forecast, truth and difference.
+        """A map of this forecast, or with ``truth`` a triptych of forecast, truth and difference. Of fields: what a target looks like.
+
+        Fields have no lead times; of them, ``ds.aurora.plot("tp")`` shows what ``finetune`` would learn: mean, wet fraction (or spread),
+        histogram and time series, from ``truth`` if it is given.
 
         Parameters
         ----------
@@ -383,10 +456,12 @@ class AuroraAccessor:
         level : float, optional
             hPa.
         ax : matplotlib axes, optional
-            To draw into; three of them for a triptych.
+            To draw into; three of them for a triptych, four for a target.
         """
-        from xaurora import plots
+        from xaurora import plots, recognition
 
+        if not recognition.is_forecast(self._ds):
+            return plots.target(self._ds, name, truth=truth, ax=ax)
         return plots.forecast(self._ds, name, init_time=init_time, lead=lead, truth=truth, level=level, ax=ax)
 
     def scorecard(

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from xaurora import conventions, precipitation, recognition, requirements, variables
+from xaurora import conventions, periods, precipitation, recognition, requirements, targets, variables
 from xaurora import grid as grids
 from xaurora.conventions import Fields
-from xaurora.errors import MissingValuesError, TargetError, TimeError, UnitsError, XauroraError
+from xaurora.errors import MissingValuesError, TimeError, UnitsError, XauroraError
 from xaurora.recognition import Field, Recognition
 from xaurora.variables import TIMESTEP_HOURS
 
@@ -120,7 +120,7 @@ def check(
         if target is not None:
             known = variables.find(target)
             if not any(error.about and known and error.about[1] == known.name for error in errors):
-                attempt(lambda: _check_target(fields, target, notes))
+                attempt(lambda: _check_target(ds, fields, target, notes))
         else:
             for item in rain:
                 attempt(functools.partial(_check_rain, fields, item))
@@ -139,8 +139,8 @@ def _check_times(found: Recognition, notes: list[str]) -> None:
         raise TimeError(
             "there is only one time, and Aurora needs two frames six hours apart.", fix="open at least two times"
         )
-    steps = np.diff(times) / precipitation.HOUR
-    spacing = precipitation.spacing_hours(times)
+    steps = np.diff(times) / periods.HOUR
+    spacing = periods.spacing_hours(times)
     there = set(times.tolist())
     if not any((t + np.timedelta64(6, "h")).item() in there for t in times):
         raise TimeError(
@@ -154,24 +154,18 @@ def _check_times(found: Recognition, notes: list[str]) -> None:
         )
 
 
-def _check_target(fields: Fields, target: str, notes: list[str]) -> None:
-    known = variables.find(target)
-    by_source = {item.source: key for key, item in fields.layout.fields.items()}
-    key = by_source.get(target) or (("surface", known.name) if known else None)
-    if key is None or key not in fields.layout.fields:
-        raise TargetError(
-            f"the target {target!r} is not in the data; recognised are {sorted(by_source)}.",
-            fix="add it: xaurora.open('states.nc', 'tp.nc')",
-        )
-    item = fields.layout.fields[key]
-    if not item.variable.accumulated:
-        raise TargetError(
-            f"{target!r} ({item.variable.long_name.lower()}) is not precipitation, which is what can be learnt.",
-            fix="check(target='tp')",
-        )
-    period = _check_rain(fields, item)
+def _check_target(ds: xr.Dataset, fields: Fields, target: str, notes: list[str]) -> None:
+    if variables.find(target) is None and targets.key_of(fields, target) is None:
+        fields = conventions.standardise(ds, targets.recognise(ds, [target]))
+    (learnt,) = targets.resolve(fields, targets.names_of(target))
+    targets.check_kinds([learnt])
+    if not learnt.is_rain:
+        notes.append(f"'{target}' is learnt as {learnt.variable.long_name.lower()}, in {learnt.variable.units}.")
+        return
+    period = _check_rain(fields, learnt.item)
     notes.append(
-        f"'{item.source}' holds {period}-hour totals" + ("; they are summed over 6 hours." if period != 6 else ".")
+        f"'{learnt.item.source}' holds {period}-hour totals"
+        + ("; they are summed over 6 hours." if period != 6 else ".")
     )
 
 
@@ -256,10 +250,62 @@ def _refuse_implausible_field(fields: Fields, kind: str, name: str) -> None:
             f"'{item.source}' says {units!r}, but its mean is {mean:.4g} {item.variable.units} after conversion, and {low:.4g} to {high:.4g} is possible for {item.variable.long_name.lower()}.",
             fix=f"ds['{item.source}'].attrs['units'] = '...' with the units that the values are in, one of {', '.join(variables.accepted_units(item.variable.units))}",
         )
-    if item.variable.accumulated and float(finite.max()) > 2.0:
+    if item.variable.accumulated:
+        hours = periods.declared_hours(item.source, item.attrs)
+        if hours is None and len(fields.times) > 1 and periods.spacing_hours(fields.times) == 1:
+            hours = 1
+        _refuse_implausible_rain(da, item, hours, fields.layout.grid)
+
+
+_WETTEST = 2.0  # m in one period; the record of a day is 1.8 m (WMO archive of extremes)
+_FAINT = 2e-7  # m in one hour; a tenth of what makes a dry-air drizzle
+_GLOBAL_HOUR = (
+    4e-5,
+    3e-4,
+)  # m, mean over the globe and one hour: 0.12 mm by GPCP and ERA5, a third to twice and a half of it
+
+
+def refuse_implausible_target(target: targets.Target) -> None:
+    """Raise :class:`UnitsError` for totals over six hours whose amounts cannot be. Reads a few frames."""
+    if target.is_rain:
+        grid = grids.from_axes(target.values["latitude"].values, target.values["longitude"].values)
+        _refuse_implausible_rain(target.values.sel(time=target.times), target.item, TIMESTEP_HOURS, grid)
+
+
+def _refuse_implausible_rain(da: xr.DataArray, item: Field, hours: int | None, grid: grids.Grid) -> None:
+    """Amounts that are far too large, far too small, or over a globe those of another period. Reads up to eight frames."""
+    count = da.sizes["time"]
+    looked = np.unique(np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(int))
+    values = da.isel(time=looked).values.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return
+    units, top = item.attrs.get("units", item.variable.units), float(finite.max())
+    if top > _WETTEST:
         raise UnitsError(
-            f"'{item.source}' says {units!r}, but holds {float(finite.max()):.3g} m in one period; the values are probably in mm.",
+            f"'{item.source}' says {units!r}, but holds {top:.3g} m in one period; the values are probably in mm.",
             fix=f"ds['{item.source}'].attrs['units'] = 'mm'",
+        )
+    wet = finite[finite > 0]
+    if wet.size > 0.2 * finite.size and wet.size >= 1000 and 0 < top < _FAINT * (hours or 1):
+        raise UnitsError(
+            f"'{item.source}' says {units!r} and rains at {wet.size / finite.size:.0%} of the points, but never more than {top:.2g} m: "
+            "such values are probably a rate.",
+            fix=f"ds['{item.source}'].attrs['units'] = 'kg m-2 s-1', if they are",
+        )
+    if not grid.is_global or hours is None or len(looked) < 2:
+        return
+    weights = np.broadcast_to(grids.latitude_weights(grid.latitude)[:, None], values.shape)
+    there = np.isfinite(values)
+    mean = float((np.where(there, values, 0.0) * weights).sum() / (there * weights).sum())
+    if there.mean() < 0.9:
+        return
+    low, high = (edge * hours for edge in _GLOBAL_HOUR)
+    if hours > 1 and mean < low and _GLOBAL_HOUR[0] <= mean <= _GLOBAL_HOUR[1]:
+        raise UnitsError(
+            f"'{item.source}' says that it holds {hours}-hour totals, but its mean over the globe is {mean * 1e3:.2g} mm, that of one hour "
+            f"({low * 1e3:.2g} to {high * 1e3:.2g} mm is possible in {hours} h): 1-hour totals, downloaded every {hours} hours?",
+            fix=f"download '{item.source}' for every hour, and take its cell_methods away",
         )
 
 
@@ -284,7 +330,7 @@ def describe(ds: xr.Dataset) -> str:
         )
     if found.times is not None and len(found.times):
         times = found.times
-        every = f" every {precipitation.spacing_hours(times):g} h" if len(times) > 1 else ""
+        every = f" every {periods.spacing_hours(times):g} h" if len(times) > 1 else ""
         lines.append(
             f"  times      {len(times)}{every}, {times[0].astype('datetime64[m]')} to {times[-1].astype('datetime64[m]')} UTC"
         )
@@ -312,7 +358,7 @@ def _describe_forecast(ds: xr.Dataset) -> str:
     init = "init_time" if "init_time" in ds.dims else "time"
     lead = "lead_time" if "lead_time" in ds.dims else "prediction_timedelta"
     hours = (
-        [f"{v / precipitation.HOUR:g}" for v in ds[lead].values[:8]]
+        [f"{v / periods.HOUR:g}" for v in ds[lead].values[:8]]
         if np.issubdtype(ds[lead].dtype, np.timedelta64)
         else ["?"]
     )

@@ -61,6 +61,17 @@ def _open(paths: list[str]) -> Any:
     return xaurora.open(*paths)
 
 
+def _truth(paths: list[str], grid: Any = None) -> Any:
+    """Files of fields, or of satellite rain, which their names tell."""
+    import xaurora
+    from xaurora import imerg, opening
+
+    files = opening.expand(paths)
+    if all(imerg.is_imerg(file) for file in files):
+        return xaurora.open_imerg(files, grid=grid)
+    return xaurora.open(*files)
+
+
 def _period(text: str | None) -> Any:
     """``2016:2023`` → a pair; ``2024`` → that year."""
     if text is None:
@@ -111,22 +122,38 @@ def check(
 def stats(
     files: Files,
     names: Annotated[list[str] | None, typer.Option(help="Variables; all by default.")] = None,
+    time: Annotated[str | None, typer.Option(help="2016:2021, or one year or date: the training period.")] = None,
+    weights: Annotated[str, typer.Option(help="cosine (of latitude) or none.")] = "cosine",
+    quantiles: Annotated[list[float] | None, typer.Option(help="Such as 0.999; several.")] = None,
     out: Annotated[Path | None, typer.Option(help=".nc or .zarr")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Mean, standard deviation, extremes and count of the variables, in SI units."""
+    """Mean, spread, extremes, quantiles and count of the variables, in SI units, in one pass."""
     _check_out(out, (".nc", ".nc4", ".zarr"))
-    result = _open(files).aurora.statistics(names, progress=not quiet)
-    for name in result.data_vars:
-        da = result[name]
-        for level in da["level"].values if "level" in da.dims else [None]:
-            row = da if level is None else da.sel(level=level)
-            values = ", ".join(
-                f"{s} {float(row.sel(statistic=s)):.6g}"
-                for s in result["statistic"].values
-                if float(row.sel(statistic=s)) == float(row.sel(statistic=s))
-            )
-            typer.echo(f"{name}{'' if level is None else f' {level:g} hPa'} [{da.attrs.get('units', '')}]: {values}")
+    result = _open(files).aurora.statistics(
+        names,
+        time=_period(time),
+        weights=None if weights == "none" else weights,
+        quantiles=quantiles or None,
+        progress=not quiet,
+    )
+    for name in (n for n in result.data_vars if "statistic" in result[n].dims):
+        da, tails = result[name], result[f"{name}_quantile"]
+        for i, level in enumerate(da["level"].values if "level" in da.dims else [None]):
+            at = {} if level is None else {"level": i}
+            row = da.isel(at)
+            values = [
+                f"{label} {value:.6g}"
+                for label, value in zip(result["statistic"].values, row.values, strict=True)
+                if value == value
+            ]
+            values += [
+                f"{100 * q:g} % {v:.4g}"
+                for q, v in zip(result["quantile"].values, tails.isel(at).values, strict=True)
+                if q in (0.5, 0.99, 0.9999) or quantiles
+            ]
+            unit = da.attrs.get("units", "")
+            typer.echo(f"{name}{'' if level is None else f' {level:g} hPa'} [{unit}]: {', '.join(values)}")
     if out is not None:
         _write(result, out)
 
@@ -135,11 +162,20 @@ def stats(
 @_readable
 def finetune(
     files: Files,
-    target: Annotated[str, typer.Option(help="What to learn.")] = "tp",
+    target: Annotated[list[str] | None, typer.Option(help="What to learn, tp by default; several.")] = None,
+    truth: Annotated[
+        list[str] | None, typer.Option(help="Files to take the target from; by default the data themselves.")
+    ] = None,
     model: Model = "small",
     weights: Weights = None,
     strategy: Annotated[str, typer.Option(help="frozen (head alone) or full.")] = "frozen",
-    head: Annotated[str, typer.Option(help="auto, censored_normal or deterministic.")] = "auto",
+    head: Annotated[
+        str,
+        typer.Option(
+            help="auto; for tp: censored_normal, hurdle_lognormal, hurdle_gamma, csgd, quantile, deterministic, lehmann2025; for others: normal, bounded_normal."
+        ),
+    ] = "auto",
+    as_input: Annotated[bool, typer.Option("--as-input", help="Feed the target to the encoder, too.")] = False,
     train: Annotated[str | None, typer.Option(help="2016:2023, or one year or date.")] = None,
     validation: Annotated[str | None, typer.Option(help="As --train; by default the last fifth.")] = None,
     halo: Annotated[int, typer.Option(help="Grid points at a region's edges that are not trained on.")] = 0,
@@ -156,9 +192,12 @@ def finetune(
     seed: Annotated[int, typer.Option()] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune an Aurora so that it also predicts six-hour precipitation."""
+    """Fine-tune an Aurora so that it also predicts six-hour precipitation, or other surface variables."""
+    names = target or ["tp"]
     tuned = _open(files).aurora.finetune(
-        target,
+        names[0] if len(names) == 1 else names,
+        truth=_truth(truth) if truth else None,
+        as_input=as_input,
         model=model,
         weights=weights,
         strategy=strategy,
@@ -194,6 +233,8 @@ def predict(
     variables: Annotated[list[str] | None, typer.Option(help="Just these.")] = None,
     quantiles: Annotated[list[float] | None, typer.Option(help="Such as 0.9.")] = None,
     thresholds_mm: Annotated[list[float] | None, typer.Option(help="Probability of more than so many mm.")] = None,
+    members: Annotated[int, typer.Option(help="Members with the dependence of past fields.")] = 0,
+    past: Annotated[list[str] | None, typer.Option(help="Files of past fields for the members.")] = None,
     halo: Annotated[int | None, typer.Option(help="Grid points trimmed from a region's edges.")] = None,
     out: Annotated[Path | None, typer.Option(help="forecast.nc or forecast.zarr")] = None,
     store: Annotated[
@@ -215,6 +256,8 @@ def predict(
         variables=variables or None,
         quantiles=quantiles or (),
         thresholds_mm=thresholds_mm or (),
+        members=members,
+        past=_open(past) if past else None,
         halo=halo,
         store=store,
         precision=precision,
@@ -245,8 +288,9 @@ def evaluate(
     if not paths:
         raise OptionError("no truth was given.", fix="xaurora evaluate forecast.nc era5/*.nc")
     normals = _open([str(climatology)]) if climatology is not None else None
-    scores = _open([forecast]).aurora.evaluate(
-        _open(paths), climatology=normals, metrics=metrics or None, regions=regions or None, skipna=skipna
+    made = _open([forecast])
+    scores = made.aurora.evaluate(
+        _truth(paths, made), climatology=normals, metrics=metrics or None, regions=regions or None, skipna=skipna
     )
     typer.echo(_table(scores))
     if out is not None:
@@ -288,7 +332,7 @@ def scorecard(
 def _scores(path: str) -> Any:
     from xaurora import opening
 
-    return opening._read(opening._expand([path])[0], None, None)[0]
+    return opening._read(opening.expand([path])[0], None, None)[0]
 
 
 @app.command()

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from xaurora import grid as grids
-from xaurora import precipitation, variables
+from xaurora import periods, variables
 from xaurora.errors import AmbiguousVariableError, CoordinateError, TimeError
 from xaurora.lazy import as_dask
 from xaurora.recognition import LEVEL_UNITS, Axis, Field, Recognition, recognise
@@ -173,8 +173,8 @@ def _statement(item: Field) -> dict[str, Any]:
     """What an accumulated variable says of its period, kept under its canonical name."""
     if not item.variable.accumulated:
         return {}
-    hours = precipitation.declared_hours(item.source, item.attrs)
-    return {} if hours is None else {"cell_methods": precipitation.cell_methods(hours)}
+    hours = periods.declared_hours(item.source, item.attrs)
+    return {} if hours is None else {"cell_methods": periods.cell_methods(hours)}
 
 
 def _still(da: xr.DataArray, dim: str, item: Field) -> xr.DataArray:

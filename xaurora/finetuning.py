@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import datetime
+import functools
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,10 @@ from xaurora import (
     conventions,
     heads,
     normalisation,
-    precipitation,
-    recognition,
     requirements,
     samples,
     strategies,
+    targets,
     training,
     tuned,
 )
@@ -33,23 +34,25 @@ from xaurora import grid as grids
 from xaurora import model as models
 from xaurora.batch import STEP
 from xaurora.conventions import Fields
-from xaurora.errors import OptionError, SplitError, TargetError
+from xaurora.errors import OptionError, SplitError
 from xaurora.progress import say, watched
 from xaurora.tiny import build_tiny
 from xaurora.tuned import TunedAurora
-from xaurora.variables import TIMESTEP_HOURS, find
+from xaurora.variables import Variable
 
 logger = logging.getLogger("xaurora")
 
 
 def finetune(
     ds: xr.Dataset,
-    target: str = "tp",
+    target: str | Sequence[str] = "tp",
     *,
+    truth: xr.Dataset | None = None,
     model: Any = "small",
     weights: str | Path | None = None,
     strategy: str = "frozen",
-    head: str | heads.HeadOptions = "auto",
+    head: Any = "auto",
+    as_input: bool = False,
     train: Any = None,
     validation: Any = None,
     halo: int = 0,
@@ -59,14 +62,17 @@ def finetune(
     """Fine-tune an Aurora so that it also predicts ``target``. See :meth:`xaurora.accessor.AuroraAccessor.finetune`."""
     options = options or config.TrainingOptions()
     strategies.check_strategy(strategy)
-    head_options = heads.options_for(head)
+    names = targets.names_of(target)
     config.check_halo(halo)
-    folder = _out_folder(out, target)
+    _check_heads(head, names)
+    folder = _out_folder(out, "-".join(names))
 
-    found = recognition.recognise(ds)
+    found = targets.recognise(ds, () if truth is not None else names)
     found.raise_first()
     fields = conventions.standardise(ds, found)
-    source, totals, period = _target(fields, target)
+    learnt = targets.resolve(fields, names, truth)
+    targets.check_kinds(learnt)
+    chosen_heads = {t.name: _head_options(head, name, t.variable) for name, t in zip(names, learnt, strict=True)}
     if isinstance(model, str | Path) and model not in requirements.MODELS and str(model) and Path(model).is_dir():
         model, weights = tuned.load(model, weights=weights), None
     name, base = _resolve_model(model)
@@ -75,55 +81,69 @@ def finetune(
             "weights= belongs to a named model, and one with weights was given.",
             fix="model='small', weights='file.ckpt'",
         )
-    needs = requirements.needs_of(name, fields) if base is None else _needs_of(model, base)
+    needs = requirements.needs_of(name, fields, [t.name for t in learnt]) if base is None else _needs_of(model, base)
+    targets.refuse_own([t.name for t in learnt if t.name in needs.surface])
     cut, crop = requirements.fit(fields, needs)
     checking.refuse_implausible(fields)
+    if truth is not None:
+        for t in learnt:
+            checking.refuse_implausible_target(t)
     if crop.left_out:
         logger.info("Left out, because patches of %d do not reach there: %s.", needs.patch_size, crop.left_out)
-    totals = totals.isel(latitude=crop.rows, longitude=crop.columns)
+    learnt = [replace(t, values=t.values.isel(latitude=crop.rows, longitude=crop.columns)) for t in learnt]
     grid = cut.layout.grid
     trim = grids.trim(grid, halo)
 
-    chosen = samples.index(cut.times, samples.whole_totals(fields.times, period))
+    whole = functools.reduce(np.intersect1d, [t.times for t in learnt])
+    chosen = samples.index(cut.times, whole, also_input=as_input)
     logger.info("%s", chosen)
     parts = samples.split(chosen, train, validation)
-    chosen_train, rain = _drop_without_truth(totals, parts.train, trim, options.progress)
-    chosen_validation, _ = _drop_without_truth(totals, parts.validation, trim, False)
-    if rain.clipped:
-        logger.info(
-            "%d negative amounts of %s were set to zero, %.3g mm in all.",
-            rain.clipped,
-            source,
-            rain.clipped_amount * 1e3,
-        )
+    chosen_train, seen = _drop_without_truth(learnt, parts.train, grid, trim, options.progress)
+    chosen_validation, _ = _drop_without_truth(learnt, parts.validation, grid, trim, False)
+    for t in learnt:
+        if seen[t.name].clipped:
+            logger.info(
+                "%d negative amounts of %s were set to zero, %.3g mm in all.",
+                seen[t.name].clipped,
+                t.item.source,
+                seen[t.name].clipped_amount * 1e3,
+            )
 
-    _refuse_missing(cut, np.union1d(chosen_train, chosen_validation))
+    forms = {t.name: _input_form(t, seen[t.name]) for t in learnt} if as_input else {}
+    if isinstance(model, TunedAurora) and model.model.inputs:
+        forms = {**model.model.inputs, **forms} if as_input else model.model.inputs
+        if missing := [n for n in forms if n not in {t.name for t in learnt}]:
+            raise OptionError(
+                f"the model was tuned with {missing} among its inputs, and goes on with them alone.",
+                fix=f"target={list(forms)!r}, as_input=True",
+            )
+    if forms:
+        cut = targets.with_inputs(cut, learnt, forms)
+    _refuse_missing(cut, np.union1d(chosen_train, chosen_validation), after=not forms)
     if base is None:
-        base = _make_base(name, weights, needs, cut, chosen_train, options)
+        base = _make_base(name, weights, needs, cut, chosen_train, options, without=tuple(forms))
     original_hash = models.state_hash(base)
     levels, width = models.latent_size(base)
-    rain_head = _make_head(model, head_options, levels, width, needs.patch_size, rain, options.seed)
-    module = models.AuroraWithHead(base, rain_head)
+    heads_ = {
+        t.name: _make_head(
+            model, t.name, chosen_heads[t.name], levels, width, needs.patch_size, seen[t.name], options.seed
+        )
+        for t in learnt
+    }
+    module = models.AuroraWithHead(base, heads.HeadSet(heads_), forms)
     moves_base = strategy != "frozen"
     groups = strategies.apply(
         module, strategy, trains_base_outputs=moves_base and options.base_loss > 0, learning_rate=options.learning_rate
     )
 
     meta: dict[str, Any] = {
-        "target": "tp",
+        "targets": {t.name: _describe(t, heads_[t.name], seen[t.name], truth is not None) for t in learnt},
+        "inputs": {n: asdict(form) for n, form in forms.items()},
         "strategy": strategy,
-        "head": {**rain_head.config(), "family": head_options.family},
         "base": tuned.describe_base(
             base, name, saved=moves_base or name == "tiny" or _holds_its_base(model), original_hash=original_hash
         ),
         "halo": halo,
-        "target_statistics": {
-            "mean_m": rain.amounts.mean,
-            "std_m": rain.amounts.std,
-            "wet_fraction": rain.wet_fraction,
-            "max_m": rain.amounts.high,
-            "count": rain.amounts.count,
-        },
         "training": {
             "samples": len(chosen_train),
             "validation_samples": len(chosen_validation),
@@ -156,7 +176,9 @@ def finetune(
     )
     say(strategies.render(strategies.table(module)), shown=options.progress)
     result = TunedAurora(module, needs, meta)
-    loader = samples.Loader(cut, totals, with_next_state=moves_base and options.base_loss > 0)
+    loader = samples.Loader(
+        cut, {t.name: t.values for t in learnt}, with_next_state=moves_base and options.base_loss > 0
+    )
     training.fit(result, loader, groups, chosen_train, chosen_validation, grid, trim, options, folder, moves_base)
     tuned.remember(result)
     return result
@@ -183,31 +205,65 @@ def _out_folder(out: str | Path | None, target: str) -> Path:
     return Path("runs") / f"{target}-{stamp}"
 
 
-def _target(fields: Fields, target: str) -> tuple[str, xr.DataArray, int]:
-    """The target's name in the data, its six-hour totals, and the period of its values."""
-    if not isinstance(target, str):
-        raise TargetError(f"target={target!r} is no name of a variable.", fix="target='tp'")
-    known = find(target)
-    by_source = {item.source: key for key, item in fields.layout.fields.items()}
-    key = by_source.get(target) or (("surface", known.name) if known is not None else None)
-    if key is None or key not in fields.layout.fields:
-        there = sorted(item.source for k, item in fields.layout.fields.items() if k[0] == "surface")
-        raise TargetError(
-            f"the target {target!r} is not in the data; surface variables there are {there}.",
-            fix="add it: xaurora.open('states.nc', 'tp.nc')",
+def _check_heads(head: Any, names: list[str]) -> None:
+    if isinstance(head, dict) and (unknown := [n for n in head if n not in names]):
+        raise OptionError(
+            f"head= names {unknown}, which are not among the targets {names}.", fix=f"head={{{names[0]!r}: 'auto'}}"
         )
-    item = fields.layout.fields[key]
-    if not item.variable.accumulated or key[0] != "surface":
-        learnable = sorted(i.source for i in fields.layout.fields.values() if i.variable.accumulated)
-        raise TargetError(
-            f"{target!r} ({item.variable.long_name.lower()}) is not precipitation; the heads there are model precipitation alone"
-            + (f", here {learnable}." if learnable else ", of which the data hold none."),
-            fix="target='tp'",
+    for one in head.values() if isinstance(head, dict) else [head]:
+        heads.options_for(one, "normal")
+
+
+def _head_options(head: Any, name: str, variable: Variable) -> heads.HeadOptions:
+    """The head of one target; ``"auto"`` goes by the variable's kind."""
+    one = head.get(name, "auto") if isinstance(head, dict) else head
+    kind = heads.AUTO_RAIN if variable.accumulated else "bounded_normal" if variable.bounds else "normal"
+    options = heads.options_for(one, kind)
+    if (options.family in heads.RAIN) != variable.accumulated:
+        raise OptionError(
+            f"the head {options.family!r} is for {'amounts of precipitation' if options.family in heads.RAIN else 'variables that are no amounts'}, "
+            f"and {name!r} is {variable.long_name.lower()}.",
+            fix=f"head={{{name!r}: {kind!r}}}",
         )
-    da = fields.surface[item.variable.name]
-    period = precipitation.period_for(item.source, da.attrs, fields.times, TIMESTEP_HOURS)
-    precipitation.refuse_running_totals(da, name=item.source)
-    return item.source, precipitation.accumulate(da, TIMESTEP_HOURS, name=item.source), period
+    if options.family == "bounded_normal" and options.bounds is None:
+        if variable.bounds is None:
+            raise OptionError(
+                f"the range of {name!r} is not known.",
+                fix="head=HeadOptions(family='bounded_normal', bounds=(lower, upper))",
+            )
+        return replace(options, bounds=variable.bounds)
+    return options
+
+
+def _input_form(target: targets.Target, seen: normalisation.Distribution) -> targets.InputForm:
+    if not target.is_rain:
+        return targets.InputForm(None, seen.moments.mean, max(seen.moments.std, 1e-12))
+    epsilon = min(max(seen.moments.mean, heads.EPSILON_RANGE[0]), heads.EPSILON_RANGE[1])
+    values, shares = seen.binned()
+    z = np.log1p(values / epsilon)
+    return targets.InputForm(epsilon, 0.0, max(float(np.sqrt(shares @ (z - shares @ z) ** 2)), 1e-6))
+
+
+def _describe(target: targets.Target, head: Any, seen: normalisation.Distribution, from_truth: bool) -> dict[str, Any]:
+    m = seen.moments
+    statistics: dict[str, Any] = {"mean": m.mean, "std": m.std, "min": m.low, "max": m.high, "count": m.count}
+    if target.is_rain:
+        statistics |= {
+            "wet_fraction": seen.wet_fraction,
+            "wet_log_mean": seen.log_wet.mean,
+            "wet_log_std": seen.log_wet.std,
+            "clipped": seen.clipped,
+        }
+    tails = {f"{q:g}": float(seen.histogram.quantile(q)) for q in (0.5, 0.9, 0.99, 0.999, 0.9999)}
+    return {
+        "source": target.item.source,
+        "long_name": target.variable.long_name,
+        "units": target.variable.units,
+        "rain": target.is_rain,
+        "from_truth": from_truth,
+        "head": head.config(),
+        "statistics": {**statistics, "quantiles": tails},
+    }
 
 
 def _resolve_model(model: Any) -> tuple[str, Aurora | None]:
@@ -233,9 +289,10 @@ def _needs_of(model: Any, base: Aurora) -> requirements.Needs:
 _SCANNED = 4 * 1024**3  # bytes of frames
 
 
-def _refuse_missing(cut: Fields, init_times: np.ndarray) -> None:
+def _refuse_missing(cut: Fields, init_times: np.ndarray, *, after: bool = True) -> None:
     """Find NaN before anything is written: in all frames up to 4 GiB, else in as many of them evenly spaced."""
-    frames = np.unique(np.concatenate([init_times - STEP, init_times, init_times + STEP]))
+    parts = [init_times - STEP, init_times] + ([init_times + STEP] if after else [])
+    frames = np.unique(np.concatenate(parts))
     rows, columns = cut.layout.grid.shape
     size = 4 * rows * columns * (len(cut.surface) + len(cut.atmos) * len(cut.levels))
     count = min(len(frames), max(_SCANNED // size, 20))
@@ -245,7 +302,13 @@ def _refuse_missing(cut: Fields, init_times: np.ndarray) -> None:
 
 
 def _make_base(
-    name: str, weights: Any, needs: requirements.Needs, cut: Fields, train: np.ndarray, options: config.TrainingOptions
+    name: str,
+    weights: Any,
+    needs: requirements.Needs,
+    cut: Fields,
+    train: np.ndarray,
+    options: config.TrainingOptions,
+    without: tuple[str, ...] = (),
 ) -> Aurora:
     if name != "tiny":
         return models.load_pretrained(name, weights)
@@ -254,56 +317,68 @@ def _make_base(
             "weights= belongs to a pretrained model, and 'tiny' is made here.", fix="model='small', weights='file.ckpt'"
         )
     frames = np.unique(np.concatenate([train - STEP, train, train + STEP]))
-    surface, atmos = normalisation.statistics_of(cut, list(frames), progress=options.progress)
+    plain = replace(cut, surface=cut.surface.drop_vars(list(without)))
+    surface, atmos = normalisation.statistics_of(plain, list(frames), progress=options.progress)
     return build_tiny(needs, surface, atmos, options.seed)
 
 
 def _make_head(
     model: Any,
+    name: str,
     options: heads.HeadOptions,
     levels: int,
     width: int,
     patch_size: int,
-    rain: normalisation.RainMoments,
+    seen: normalisation.Distribution,
     seed: int,
-) -> Any:
-    if isinstance(model, TunedAurora) and model.head.options == replace(
-        options, epsilon=options.epsilon or model.head.epsilon
-    ):
-        return copy.deepcopy(model.head)  # go on with what was learnt
-    options = options.for_climate(rain.amounts.mean)
+) -> heads.DistributionHead:
+    if isinstance(model, TunedAurora) and name in model.targets:
+        before = model.heads[name]
+        if before.options == (replace(options, epsilon=before.options.epsilon) if options.epsilon is None else options):
+            return copy.deepcopy(before)  # go on with what was learnt
+    options = options.for_climate(seen.moments.mean)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         head = heads.build(options, levels, width, patch_size)
-    in_z = rain.in_z(head.epsilon)
-    head.initialise(heads.Climatology(rain.wet_fraction, in_z["mean"], in_z["median"], in_z["crps"]))
+    values, shares = seen.binned()
+    if options.bounds is not None:
+        values = values.clip(*options.bounds)
+    head.initialise(heads.Climatology(values, shares))
     return head
 
 
 def _drop_without_truth(
-    totals: xr.DataArray, init_times: np.ndarray, trim: tuple[slice, slice], progress: bool
-) -> tuple[np.ndarray, normalisation.RainMoments]:
-    """Init times whose target has values inside the halo, and the climatology of those targets. Reads them once."""
-    rain = normalisation.RainMoments()
-    position = {t: i for i, t in enumerate(totals["time"].values.astype("datetime64[ns]"))}
+    learnt: list[targets.Target], init_times: np.ndarray, grid: grids.Grid, trim: tuple[slice, slice], progress: bool
+) -> tuple[np.ndarray, dict[str, normalisation.Distribution]]:
+    """Init times whose targets have values inside the halo, and the climatology of those targets by area. Reads them once."""
+    seen = {t.name: normalisation.Distribution(amounts=t.is_rain) for t in learnt}
+    position = {t.name: {v: i for i, v in enumerate(t.values["time"].values.astype("datetime64[ns]"))} for t in learnt}
+    area = np.broadcast_to(grids.latitude_weights(grid.latitude)[:, None], grid.shape)[trim]
     kept = []
-    for t in watched(init_times, "target", shown=progress):
-        values = totals.isel(time=position[t + STEP]).values[trim]
-        values = values[np.isfinite(values)]
-        if values.size:
-            rain.add(values)
-            kept.append(t)
+    for time in watched(init_times, "target", shown=progress):
+        found = {t.name: t.values.isel(time=position[t.name][time + STEP]).values[trim] for t in learnt}
+        there = {name: np.isfinite(values) for name, values in found.items()}
+        if all(mask.any() for mask in there.values()):
+            for name, values in found.items():
+                seen[name].add(values[there[name]], area[there[name]])
+            kept.append(time)
     if not kept:
         raise SplitError(
             "the target has no value in any sample of this part.",
-            fix="check the target: ds['tp'].isnull().mean(('latitude', 'longitude'))",
+            fix=f"check the target: ds['{learnt[0].item.source}'].isnull().mean(('latitude', 'longitude'))",
         )
-    if rain.wet == 0:
-        raise SplitError(
-            "the target is dry everywhere in this part, so that nothing can be learnt or scored.",
-            fix="take a longer period or a wetter region",
-        )
-    return np.array(kept, dtype="datetime64[ns]"), rain
+    for t in learnt:
+        if t.is_rain and not seen[t.name].log_wet.count:
+            raise SplitError(
+                "the target is dry everywhere in this part, so that nothing can be learnt or scored.",
+                fix="take a longer period or a wetter region",
+            )
+        if not seen[t.name].moments.high > seen[t.name].moments.low:
+            raise SplitError(
+                f"the target '{t.item.source}' is the same everywhere and always in this part ({seen[t.name].moments.high:g}).",
+                fix="take another target, a longer period or a larger region",
+            )
+    return np.array(kept, dtype="datetime64[ns]"), seen
 
 
 def _describe_region(grid: grids.Grid) -> str:

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xaurora import conventions, precipitation, storage
+from xaurora import conventions, distributions, periods, storage
 from xaurora.conventions import Fields
 from xaurora.errors import SaveError
 from xaurora.progress import watched
 from xaurora.recognition import Field
-from xaurora.variables import BY_KEY, TIMESTEP_HOURS
+from xaurora.variables import BY_KEY, TIMESTEP_HOURS, Variable, is_rate
 
 logger = logging.getLogger("xaurora")
 
@@ -32,17 +32,32 @@ class Request:
     steps: list[int]
     surface: list[str]
     atmos: list[str]
-    rain: bool
+    targets: list[str]
     quantiles: tuple[float, ...]
     thresholds: tuple[float, ...]
+    members: int = 0
 
 
-def rain_field(fields: Fields) -> Field:
-    """The user's own form of tp, or metres where the data have none."""
-    if ("surface", "tp") in fields.layout.fields:
-        return fields.layout.fields["surface", "tp"]
-    variable = BY_KEY["surface", "tp"]
-    return Field(variable, "tp", 1.0, 0.0, np.dtype("float32"), (), {"units": "m", "long_name": variable.long_name})
+def target_field(fields: Fields, name: str, learnt: dict[str, Any]) -> Field:
+    """The user's own form of a target, or the one it was learnt in where the data have none.
+
+    Parameters
+    ----------
+    fields : Fields
+    name : str
+        Canonical name.
+    learnt : dict
+        The target's entry in the tuned model's config.
+    """
+    known = BY_KEY.get(("surface", name))
+    variable = known or Variable(name, "surface", learnt["units"], learnt["long_name"], name)
+    item = fields.layout.fields.get(("surface", name))
+    if item is not None and not is_rate(str(item.attrs.get("units", ""))):
+        return item
+    # A mean rate in the data is an amount in a forecast: what fell in six hours.
+    source = item.source if item is not None else name if known else str(learnt["source"])
+    attrs = {"units": variable.units, "long_name": variable.long_name}
+    return Field(variable, source, 1.0, 0.0, np.dtype("float32"), (), attrs)
 
 
 class Writer:
@@ -54,13 +69,14 @@ class Writer:
         cut: Fields,
         trim: tuple[slice, slice],
         request: Request,
-        head: Any,
+        heads: Any,
+        learnt: dict[str, Any],
         times: list[np.datetime64],
         attrs: dict[str, Any],
     ) -> None:
         self.fields, self.cut, self.request, self.attrs = fields, cut, request, attrs
         self.times = np.array(times, dtype="datetime64[ns]")
-        self.head = head
+        self.heads, self.learnt = heads, learnt
         layout = cut.layout
         self.grid = layout.grid.take(*trim)
         self.rows, self.columns = (
@@ -116,6 +132,8 @@ class Writer:
             )
         if self.request.quantiles:
             out["quantile"] = ("quantile", np.array(self.request.quantiles))
+        if self.request.members:
+            out["number"] = ("number", np.arange(self.request.members), {"standard_name": "realization"})
         if self.request.thresholds:
             out["threshold"] = ("threshold", np.array(self.request.thresholds), {"units": "mm"})
         return out
@@ -142,47 +160,56 @@ class Writer:
                 conventions.to_user_values(turned(block[f"atmos/{name}"]), item),
                 _clean(item.attrs),
             )
-        if self.request.rain:
-            out |= self._rain(block, turned)
+        for name in self.request.targets:
+            out |= self._target(name, block, turned)
         return out
 
-    def _rain(self, block: dict[str, np.ndarray], turned: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
-        item, family = rain_field(self.fields), self.head.options.family
+    def _target(
+        self, target: str, block: dict[str, np.ndarray], turned: Callable[[np.ndarray], np.ndarray]
+    ) -> dict[str, Any]:
+        item, head = target_field(self.fields, target, self.learnt[target]), self.heads[target]
         name, here = item.source, ("latitude", "longitude")
-        law = {"distribution": family, "epsilon_m": self.head.options.epsilon}
-        methods = {"cell_methods": precipitation.cell_methods(TIMESTEP_HOURS)}
-        mean_is = (
-            "the median-like single value of a deterministic head"
-            if family == "deterministic"
-            else "the mean of the distribution"
-        )
-        attrs = {
-            **_clean(item.attrs),
-            **methods,
-            **law,
-            "comment": f"total over the 6 hours that end at valid_time; {mean_is}",
-        }
-        out: dict[str, Any] = {
-            name: (("lead_time", *here), conventions.to_user_values(turned(block["rain/mean"]), item), attrs)
-        }
-        for key in block:
-            kind, _, parameter = key.partition("/")
-            if kind == "rain" and parameter != "mean":
-                described = {
-                    "units": "1",
-                    "long_name": f"{parameter} of z = log1p(tp / {self.head.options.epsilon:g} m)",
-                    **law,
-                }
-                out[f"{name}_{parameter}"] = (("lead_time", *here), turned(block[key]), described)
+        rain = bool(self.learnt[target]["rain"])
+        law = distributions.to_attrs(head.law)
+        methods = {"cell_methods": periods.cell_methods(TIMESTEP_HOURS)} if rain else {}
+        single = head.options.family == "deterministic"
+        when = "total over the 6 hours that end at valid_time; " if rain else ""
+        is_mean = "the one value of a deterministic head, near the median" if single else "the mean of the distribution"
+        own = {**_clean(item.attrs), **methods}
+        out: dict[str, Any] = {}
+        mean = conventions.to_user_values(turned(block[f"{target}/mean"]), item)
+        if self.request.members:
+            members = conventions.to_user_values(turned(block[f"{target}/members"]), item)
+            kept = {**own, **law, "comment": f"{when}members with the dependence of past fields (Schaake shuffle)"}
+            out[name] = (("lead_time", "number", *here), members, kept)
+            out[f"{name}_mean"] = (("lead_time", *here), mean, {**own, "comment": f"{when}{is_mean}"})
+        else:
+            out[name] = (("lead_time", *here), mean, {**own, **law, "comment": f"{when}{is_mean}"})
+        for parameter in () if single else head.law.parameters:
+            described = {
+                "long_name": _PARAMETERS.get((head.law.name, parameter), parameter),
+                "parameter_of": name,
+                **law,
+            }
+            units = (
+                self.learnt[target]["units"]
+                if (head.law.name, parameter) in _IN_UNITS or (head.law.name == "quantile" and parameter != "p")
+                else "1"
+            )
+            out[f"{name}_{parameter}"] = (
+                ("lead_time", *here),
+                turned(block[f"{target}/{parameter}"]),
+                {"units": units, **described},
+            )
         if self.request.quantiles:
-            stacked = np.stack([turned(block[f"quantile/{q}"]) for q in self.request.quantiles], axis=1)
+            stacked = np.stack([turned(block[f"{target}/quantile/{q}"]) for q in self.request.quantiles], axis=1)
             out[f"{name}_quantile"] = (
                 ("lead_time", "quantile", *here),
                 conventions.to_user_values(stacked, item),
                 {**_clean(item.attrs), **methods},
             )
-        if self.request.thresholds:
-            stacked = np.stack([turned(block[f"probability/{t}"]) for t in self.request.thresholds], axis=1)
+        if self.request.thresholds and rain:
+            stacked = np.stack([turned(block[f"{target}/probability/{t}"]) for t in self.request.thresholds], axis=1)
             out[f"{name}_probability"] = (
                 ("lead_time", "threshold", *here),
                 stacked,
@@ -198,6 +225,32 @@ class Writer:
             for name, (dims, _, attrs) in parts[0].items()
         }
         return xr.Dataset(data, self.coords(), self.attrs)
+
+
+_PARAMETERS = {
+    ("censored_normal", "mu"): "location of z = log1p(tp / epsilon)",
+    ("censored_normal", "sigma"): "scale of z = log1p(tp / epsilon)",
+    ("hurdle_lognormal", "p"): "probability of precipitation",
+    ("hurdle_lognormal", "mu"): "mean of the logarithm of the amount in mm, given precipitation",
+    ("hurdle_lognormal", "sigma"): "standard deviation of the logarithm of the amount, given precipitation",
+    ("hurdle_gamma", "p"): "probability of precipitation",
+    ("quantile", "p"): "probability of precipitation",
+    ("hurdle_gamma", "shape"): "shape of the gamma amount, given precipitation",
+    ("hurdle_gamma", "amount"): "mean amount, given precipitation",
+    ("csgd", "shape"): "shape of the gamma distribution",
+    ("csgd", "scale"): "scale of the gamma distribution",
+    ("csgd", "shift"): "shift of the gamma distribution towards zero",
+    ("normal", "mu"): "location",
+    ("normal", "sigma"): "standard deviation",
+    ("bounded_normal", "mu"): "location before censoring",
+    ("bounded_normal", "sigma"): "standard deviation before censoring",
+}
+_IN_UNITS = {
+    ("hurdle_gamma", "amount"),
+    ("csgd", "scale"),
+    ("csgd", "shift"),
+    *((family, name) for family in ("normal", "bounded_normal") for name in ("mu", "sigma")),
+}  # in canonical units, whatever the user's own
 
 
 def _clean(attrs: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xaurora import precipitation, recognition, variables
+from xaurora import periods, precipitation, recognition, variables
 from xaurora.errors import CoordinateError, SourceError, TimeError
 from xaurora.lazy import as_dask
 from xaurora.variables import TIMESTEP_HOURS
@@ -195,7 +195,7 @@ def _meet(groups: list[xr.Dataset], time_dim: str) -> xr.Dataset:
     if len(groups) == 1:
         return groups[0]
     times = [group[time_dim].values for group in groups]
-    steps = [precipitation.spacing_hours(t) if len(t) > 1 else float("inf") for t in times]
+    steps = [periods.spacing_hours(t) if len(t) > 1 else float("inf") for t in times]
     rain = [_rain(group) for group in groups]
     state_step = max((step for step, names in zip(steps, rain, strict=True) if not names), default=0.0)
     out = []
@@ -230,10 +230,10 @@ def _accumulated(group: xr.Dataset, names: list[str], time_dim: str) -> xr.Datas
     lazy = as_dask(group, time_dim)
     totals = {name: precipitation.accumulate(lazy[name], TIMESTEP_HOURS, name=name, dim=time_dim) for name in names}
     times = group[time_dim].values
-    periods = {precipitation.period_of(name, group[name].attrs, times) for name in names}
+    parts = {precipitation.period_of(name, group[name].attrs, times) for name in names}
     whole = np.ones(len(times), bool)
-    for part in range(TIMESTEP_HOURS // min(periods)):
-        whole &= np.isin(times - part * min(periods) * precipitation.HOUR, times)
+    for part in range(TIMESTEP_HOURS // min(parts)):
+        whole &= np.isin(times - part * min(parts) * periods.HOUR, times)
     logger.info("%s: accumulated over %d hours.", ", ".join(names), TIMESTEP_HOURS)
     return lazy.assign(totals).isel({time_dim: np.flatnonzero(whole)})
 

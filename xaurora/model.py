@@ -23,6 +23,7 @@ from xaurora.config import check_precision
 from xaurora.errors import CheckpointError, OptionError, WeightsUnavailableError
 from xaurora.grid import Grid
 from xaurora.requirements import MODELS, Needs, unknown_model
+from xaurora.targets import InputForm
 from xaurora.tiny import TinyAurora
 from xaurora.variables import TIMESTEP_HOURS
 
@@ -227,8 +228,8 @@ def set_precision(base: Aurora, precision: str, device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def placed(base: Aurora, grid: Grid) -> Iterator[None]:
-    """Run Aurora on a region as if it lay in the globe; a global grid changes nothing.
+def placed(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
+    """Run Aurora on a region as if it lay in the globe; a global grid changes nothing but that heads look across the date line.
 
     Two traps of microsoft-aurora 2.0.1 are taken care of, both by hooks that are gone afterwards:
 
@@ -239,7 +240,11 @@ def placed(base: Aurora, grid: Grid) -> Iterator[None]:
 
     Keep the backward pass inside as well: with activation checkpointing the blocks run again there.
     """
+    base = model.base if isinstance(model, AuroraWithHead) else model
     handles: list[Any] = []
+    trunks = [m for m in model.modules() if hasattr(m, "wraps")]
+    for trunk in trunks:
+        trunk.wraps = grid.wraps
     if not grid.wraps:
         blocks = [m for m in base.modules() if isinstance(m, Swin3DTransformerBlock)]
         handles += [block.register_forward_pre_hook(_unwrapped, with_kwargs=True) for block in blocks]
@@ -260,6 +265,8 @@ def placed(base: Aurora, grid: Grid) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+        for trunk in trunks:
+            trunk.wraps = False
 
 
 def _unwrapped(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -271,10 +278,11 @@ def _unwrapped(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
 
 @dataclasses.dataclass  # not frozen: Fabric rebuilds what a module returns field by field
 class Step:
-    """What one step gives: the base's prediction, and the head's raw output ``(b, n, h, w)``, float32."""
+    """What one step gives: the base's prediction, and what the head made of the latents: for a
+    :class:`~xaurora.heads.HeadSet` raw output ``(b, n, h, w)``, float32, by target."""
 
     prediction: Batch
-    raw: torch.Tensor | None
+    raw: Any
 
 
 class AuroraWithHead(torch.nn.Module):
@@ -287,15 +295,21 @@ class AuroraWithHead(torch.nn.Module):
     ----------
     base : aurora.Aurora
     head : torch.nn.Module, optional
-        Maps latents ``(b, c, hp, wp, d)`` to ``(b, n, h, w)``.
+        Maps latents ``(b, c, hp, wp, d)`` to ``(b, n, h, w)``, by target.
+    inputs : dict, optional
+        Targets that the encoder takes as well (:func:`extend`), with the form they enter in: in a rollout the head's mean goes in.
     """
 
-    def __init__(self, base: Aurora, head: torch.nn.Module | None = None) -> None:
+    def __init__(
+        self, base: Aurora, head: torch.nn.Module | None = None, inputs: Mapping[str, InputForm] | None = None
+    ) -> None:
         super().__init__()
         self.base = base
         self.head = head
-        self._raw: torch.Tensor | None = None
-        self._handle: Any = None
+        self.inputs = dict(inputs or {})
+        self._raw: Any = None
+        if self.inputs:
+            extend(base, self.inputs)
 
     def forward(self, batch: Batch) -> Step:
         """One six-hour step. The hook is there only while it runs, so that the base stays a stock Aurora."""
@@ -308,7 +322,18 @@ class AuroraWithHead(torch.nn.Module):
             if handle is not None:
                 handle.remove()
         raw, self._raw = self._raw, None
+        if self.inputs:
+            prediction = self._with_means(prediction, raw)
         return Step(prediction, raw)
+
+    def _with_means(self, prediction: Batch, raw: dict[str, torch.Tensor]) -> Batch:
+        """Put the heads' means where the decoder has untrained values of the targets."""
+        surface = dict(prediction.surf_vars)
+        for name, form in self.inputs.items():
+            head: Any = self.head[name]  # type: ignore[index]
+            mean = head.mean(head.parameters_of(raw[name]))
+            surface[name] = (mean if form.epsilon is None else torch.log1p(mean / form.epsilon))[:, None]
+        return dataclasses.replace(prediction, surf_vars=surface)
 
     def _beside(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         levels, height, width = kwargs["patch_res"]
@@ -316,6 +341,35 @@ class AuroraWithHead(torch.nn.Module):
         # The head and its score stay in float32: bfloat16 would cost up to 1.7 % in z.
         with torch.autocast(device_type=latents.device.type, enabled=False):
             self._raw = self.head(latents.float())  # type: ignore[misc]
+
+
+def extend(base: Aurora, inputs: Mapping[str, InputForm]) -> None:
+    """Let the encoder take more surface variables; their embeddings start at zero, so that nothing changes until they are trained.
+
+    As upstream's guide to fine-tuning has it (``docs/finetuning.md``: new embeddings are random by default, which perturbs forecasts, and
+    may be set to zero). A base that has them already is left alone.
+    """
+    embeds = base.encoder.surf_token_embeds
+    for name, form in inputs.items():
+        base.surf_stats = {**(base.surf_stats or {}), name: (form.location, form.scale)}
+        if name in embeds.weights:
+            continue
+        like = next(iter(embeds.weights.values()))
+        embeds.weights[name] = torch.nn.Parameter(torch.zeros_like(like))
+        embeds.var_names = (*embeds.var_names, name)
+        base.surf_vars = (*base.surf_vars, name)
+        other = next(iter(base.decoder.surf_heads.values()))
+        new = type(other)(other.in_features, other.out_features).to(other.weight)
+        # Never read: the head's mean stands in its place. It is there because Aurora decodes every surface variable.
+        torch.nn.init.zeros_(new.weight)
+        torch.nn.init.zeros_(new.bias)
+        base.decoder.surf_heads[name] = new
+        base.decoder.surf_vars = (*base.decoder.surf_vars, name)
+
+
+def new_parameters(base: Aurora, inputs: Mapping[str, InputForm]) -> list[torch.nn.Parameter]:
+    """Embeddings of the targets among the inputs."""
+    return [base.encoder.surf_token_embeds.weights[name] for name in inputs]
 
 
 def latent_size(base: Aurora) -> tuple[int, int]:

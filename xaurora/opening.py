@@ -56,7 +56,7 @@ def open(
     >>> xaurora.open("era5/*.nc")  # doctest: +SKIP
     >>> xaurora.open("surface.nc", "pressure_levels.nc", "static.nc", chunks={})  # doctest: +SKIP
     """
-    files = _expand(paths)
+    files = expand(paths)
     pieces: list[xr.Dataset] = []
     for file in files:
         pieces.extend(_read(file, engine, chunks))
@@ -73,7 +73,14 @@ def open(
     return joining.combine(pieces)
 
 
-def _expand(paths: Sequence[Any]) -> list[str]:
+def expand(paths: Sequence[Any]) -> list[str]:
+    """Paths and globs → existing files, each once.
+
+    Raises
+    ------
+    SourceError
+        One of them is no path, or nothing is there.
+    """
     flat: list[str] = []
     for path in paths:
         several = [path] if isinstance(path, str | os.PathLike) else path

@@ -8,57 +8,16 @@ hourly spacing; all else is refused.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from xaurora import recognition
-from xaurora.errors import AccumulationError, LeadTimeError, MissingVariableError, TimeError
+from xaurora import distributions, recognition, variables
+from xaurora.errors import AccumulationError, MissingVariableError
 from xaurora.lazy import as_dask
+from xaurora.periods import HOUR, cell_methods, declared_hours, hours_of, spacing_hours
 from xaurora.variables import TIMESTEP_HOURS
-
-HOUR = np.timedelta64(1, "h")
-_CELL_METHODS = re.compile(r"time:\s*sum\s*\(\s*interval:\s*(\d+)\s*(?:h|hr|hrs|hour|hours)\s*\)")
-_NAME = re.compile(r"(?:_|^tp_?)(\d+)_?(?:h|hr|hour)s?$")
-
-
-def cell_methods(hours: int) -> str:
-    """The CF attribute of a total over ``hours``."""
-    return f"time: sum (interval: {hours} hour{'s' if hours != 1 else ''})"
-
-
-def declared_hours(name: str, attrs: dict[str, Any]) -> int | None:
-    """The period that attributes or name state, in hours; None when they say nothing.
-
-    Examples
-    --------
-    >>> declared_hours("total_precipitation_6hr", {}), declared_hours("tp", {})
-    (6, None)
-    >>> declared_hours("tp", {"cell_methods": "time: sum (interval: 6 hours)"})
-    6
-    """
-    if match := _CELL_METHODS.search(str(attrs.get("cell_methods", ""))):
-        return int(match.group(1))
-    if match := _NAME.search(name):
-        return int(match.group(1))
-    return None
-
-
-def spacing_hours(times: np.ndarray) -> float:
-    """The commonest step between times, in hours.
-
-    Raises
-    ------
-    TimeError
-        There are fewer than two times.
-    """
-    if len(times) < 2:
-        raise TimeError(f"there is {len(times)} time, and at least two are needed.", fix="open more than one time")
-    steps = np.diff(times.astype("datetime64[ns]")) / HOUR
-    values, counts = np.unique(steps, return_counts=True)
-    return float(values[np.argmax(counts)])
 
 
 def period_of(name: str, attrs: dict[str, Any], times: np.ndarray) -> int:
@@ -108,6 +67,14 @@ def period_for(label: str, attrs: dict[str, Any], times: np.ndarray, hours: int)
     return period
 
 
+def whole_times(times: np.ndarray, period: int, hours: int = TIMESTEP_HOURS) -> np.ndarray:
+    """Times at which all parts of a total over ``hours`` are there."""
+    whole = np.ones(len(times), bool)
+    for part in range(hours // period if period <= hours else 1):
+        whole &= np.isin(times - part * period * HOUR, times)
+    return times[whole]
+
+
 _LOOKED_AT = 48  # frames
 _RAIN = 1e-4  # m; what counts as rain in the search for running totals
 
@@ -132,11 +99,13 @@ def refuse_running_totals(da: xr.DataArray, *, name: str) -> None:
         raise AccumulationError(
             f"'{name}' grows from hour to hour and starts again once or twice a day: these are totals since a base time, as ERA5-Land and forecasts have them, "
             "not hourly ones.",
-            fix=f"take differences first: ds['{name}'] = ds['{name}'].diff('time').where(lambda d: d >= 0, ds['{name}']), and look at the first hour after each base time",
+            fix=f"ds['{name}'] = ds.aurora.deaccumulate('{name}')",
         )
 
 
-def accumulate(da: xr.DataArray, hours: int, *, name: str | None = None, dim: str = "time") -> xr.DataArray:
+def accumulate(
+    da: xr.DataArray, hours: int, *, name: str | None = None, dim: str = "time", clip: bool = False
+) -> xr.DataArray:
     """Totals over ``hours`` that end at each time; NaN where one of the parts is missing. Lazy.
 
     Parameters
@@ -149,11 +118,13 @@ def accumulate(da: xr.DataArray, hours: int, *, name: str | None = None, dim: st
         Name for messages.
     dim : str
         The time dimension.
+    clip : bool
+        Set negative amounts, which are noise of packing, to zero; :func:`xaurora.normalisation.statistics` and ``finetune`` count them.
 
     Returns
     -------
     DataArray
-        Same times, units and dtype; ``cell_methods`` says what it is.
+        Same times, units and dtype (metres and float32 for mean rates); ``cell_methods`` says what it is.
 
     Raises
     ------
@@ -164,21 +135,109 @@ def accumulate(da: xr.DataArray, hours: int, *, name: str | None = None, dim: st
     times = da[dim].values.astype("datetime64[ns]")
     period = period_for(label, da.attrs, times, hours)
     attrs = {**da.attrs, "cell_methods": cell_methods(hours)}
+    if variables.is_rate(units := str(da.attrs.get("units", ""))):
+        # Mean rates over their period become amounts in metres before they are summed.
+        da = as_dask(da, dim).astype(np.float64) * variables.rate_to_amount(units, period)
+        da, attrs = da.astype(np.float32), {**attrs, "units": "m"}
     if period == hours:
-        return da.assign_attrs(attrs)
+        return (da.clip(min=0.0) if clip else da).assign_attrs(attrs)
     da = as_dask(da, dim)
     total: Any = None
     for part in range(hours // period):
         # Looking each part up by its time keeps a gap a gap: a rolling window would bridge it.
         shifted = da.reindex({dim: times - part * period * HOUR}).variable.astype(np.float64)
         total = shifted if total is None else total + shifted
+    if clip:
+        total = total.clip(min=0.0)
     return xr.DataArray(total.astype(da.dtype), dims=da.dims, coords=da.coords, name=da.name, attrs=attrs)
 
 
-def target_totals(da: xr.DataArray, *, name: str) -> xr.DataArray:
-    """Six-hour totals in canonical form, negative noise of packing clipped to zero. Lazy."""
-    totals = accumulate(da, TIMESTEP_HOURS, name=name)
-    return totals.clip(min=0.0, keep_attrs=True)
+_NOISE = 1e-5  # m; running totals fall by less than this through packing, and by more where they start again
+
+
+def deaccumulate(da: xr.DataArray, *, every: int = 24, start: int = 0, dim: str = "time") -> xr.DataArray:
+    """Totals since a base time → the total of each step, which ends at its time. Reads the first two days as a check, else lazy.
+
+    Parameters
+    ----------
+    da : DataArray
+        Running totals, as ERA5-Land (since 00 UTC) and the forecasts of MARS have them.
+    every, start : int
+        Hours between base times, and the first of them in hours UTC: 24 and 0 for ERA5-Land.
+    dim : str
+        The time dimension.
+
+    Returns
+    -------
+    DataArray
+        Same times, units and dtype; NaN where the step before is missing. Differences below zero are noise of packing, and set to it.
+
+    Raises
+    ------
+    AccumulationError
+        Totals fall between base times, so that the base times are others; or steps do not divide ``every``.
+    """
+    times = da[dim].values.astype("datetime64[ns]")
+    step = spacing_hours(times)
+    if not step.is_integer() or every % int(step):
+        raise AccumulationError(
+            f"'{da.name}' comes every {step:g} hours, which do not divide the {every} hours between base times.",
+            fix="deaccumulate(every='24h') with the hours after which the totals start again",
+        )
+    midnight = times.astype("datetime64[D]").astype("datetime64[ns]")
+    elapsed = ((times - midnight) / HOUR - start) % every
+    fresh = elapsed == step if every > step else np.ones(len(times), bool)  # the first step after a base time
+    da = as_dask(da, dim)
+    before = da.reindex({dim: times - int(step) * HOUR}).variable.astype(np.float64)
+    now = da.variable.astype(np.float64)
+    change = now - before.where(xr.Variable((dim,), ~fresh), 0.0)
+    first = change.isel({dim: slice(0, 48)}).values
+    if (first < -_NOISE).any():
+        i = int(
+            np.argmax(
+                (np.moveaxis(first, da.dims.index(dim), 0) < -_NOISE)
+                .reshape(first.shape[da.dims.index(dim)], -1)
+                .any(1)
+            )
+        )
+        raise AccumulationError(
+            f"'{da.name}' falls at {times[i].astype('datetime64[m]')}, which is no base time if totals start again every {every} hours from {start:02d} UTC.",
+            fix="deaccumulate(every='12h', start=6) with the hours at which they start again",
+        )
+    attrs = {**da.attrs, "cell_methods": cell_methods(int(step))}
+    return xr.DataArray(
+        change.clip(min=0.0).astype(da.dtype), dims=da.dims, coords=da.coords, name=da.name, attrs=attrs
+    )
+
+
+def deaccumulate_in(ds: xr.Dataset, name: str, every: str, start: int) -> xr.DataArray:
+    """See :meth:`xaurora.accessor.AuroraAccessor.deaccumulate`."""
+    if name not in ds:
+        raise MissingVariableError(
+            f"'{name}' is not in the data, which hold {sorted(map(str, ds.data_vars))}.",
+            fix="ds.aurora lists what was recognised",
+        )
+    if recognition.is_forecast(ds):
+        return _between_leads(ds[name], name)
+    found = recognition.recognise(ds)
+    if "time" not in found.axes:
+        found.raise_first()
+    return deaccumulate(ds[name], every=hours_of(every), start=start, dim=found.axes["time"].dim)
+
+
+def _between_leads(da: xr.DataArray, name: str) -> xr.DataArray:
+    """A forecast's totals since its init time → totals between its lead times."""
+    lead = "lead_time" if "lead_time" in da.dims else "prediction_timedelta"
+    hours = da[lead].values.astype("timedelta64[ns]") / HOUR
+    steps = np.diff(np.concatenate([[0.0], hours]))
+    if not len(steps) or (steps != steps[0]).any() or steps[0] <= 0 or not float(steps[0]).is_integer():
+        raise AccumulationError(
+            f"'{name}' has lead times of {[f'{h:g}' for h in hours]} h; differences need even steps from the init time on.",
+            fix=f"select leads that follow one another: fc.sel({lead}=...)",
+        )
+    change = da.astype(np.float64) - da.astype(np.float64).shift({lead: 1}, fill_value=0.0)
+    attrs = {**da.attrs, "cell_methods": cell_methods(int(steps[0]))}
+    return change.clip(min=0.0).astype(da.dtype).assign_attrs(attrs)
 
 
 def accumulate_in(ds: xr.Dataset, name: str, period: str) -> xr.DataArray:
@@ -198,23 +257,28 @@ def accumulate_in(ds: xr.Dataset, name: str, period: str) -> xr.DataArray:
         raise MissingVariableError(
             f"'{name}' is not an accumulated variable.", fix=f"ds['{name}'].resample(time='{hours}h').mean() for a mean"
         )
-    return accumulate(ds[name], hours, name=name, dim=found.axes["time"].dim)
+    return accumulate(ds[name], hours, name=name, dim=found.axes["time"].dim, clip=True)
 
 
 def _over_leads(da: xr.DataArray, name: str, hours: int) -> xr.DataArray:
     """Sums over lead times that end at each lead; NaN where a part is missing."""
     lead = "lead_time" if "lead_time" in da.dims else "prediction_timedelta"
     period = declared_hours(name, da.attrs)
-    if period is None or hours % period or "quantile" in da.dims or not da.attrs.get("units"):
+    if "quantile" in da.dims or "threshold" in da.dims or "parameter_of" in da.attrs:
         raise AccumulationError(
-            f"'{name}' of the forecast holds {f'{period}-hour totals' if period else 'no totals that say their period'}, of which no {hours}-hour ones can be made (quantiles do not add up).",
+            f"'{name}' holds {'quantiles' if 'quantile' in da.dims else 'probabilities' if 'threshold' in da.dims else 'the parameters of a distribution'}, which do not add up over lead times.",
+            fix="sum the mean (fc.aurora.accumulate('tp', '24h')), or members: predict(members=50)",
+        )
+    if period is None or hours % period or not da.attrs.get("units"):
+        raise AccumulationError(
+            f"'{name}' of the forecast holds {f'{period}-hour totals' if period else 'no totals that say their period'}, of which no {hours}-hour ones can be made.",
             fix=f"a multiple of {period or TIMESTEP_HOURS} hours of a total or its mean: fc.aurora.accumulate('tp', '24h')",
         )
     total: Any = None
     for part in range(hours // period):
         shifted = da.reindex({lead: da[lead].values - part * period * HOUR}).variable.astype(np.float64)
         total = shifted if total is None else total + shifted
-    keep = {k: v for k, v in da.attrs.items() if k not in ("distribution", "epsilon_m")}
+    keep = {k: v for k, v in da.attrs.items() if not distributions.is_attr(k)}
     return xr.DataArray(
         total.astype(da.dtype),
         dims=da.dims,
@@ -222,16 +286,3 @@ def _over_leads(da: xr.DataArray, name: str, hours: int) -> xr.DataArray:
         name=da.name,
         attrs={**keep, "cell_methods": cell_methods(hours)},
     )
-
-
-def hours_of(value: Any) -> int:
-    import pandas as pd
-
-    try:
-        delta = pd.Timedelta(value)
-        hours = delta / pd.Timedelta(hours=1)
-    except (ValueError, TypeError):
-        hours = float("nan")
-    if not (np.isfinite(hours) and hours > 0 and float(hours).is_integer()):
-        raise LeadTimeError(f"{value!r} is no positive whole number of hours.", fix="'6h', '24h' or '5 days'")
-    return int(hours)

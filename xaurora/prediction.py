@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ import xarray as xr
 from aurora import Aurora
 
 from xaurora import batch as batches
-from xaurora import bridge, checking, config, conventions, normalisation, precipitation, requirements, rollout, tuned
+from xaurora import bridge, checking, config, conventions, normalisation, periods, requirements, rollout, targets, tuned
 from xaurora import grid as grids
+from xaurora import members as ensembles
 from xaurora import model as models
 from xaurora.conventions import Fields
-from xaurora.errors import LeadTimeError, MissingVariableError, NoModelError, OptionError
-from xaurora.forecasts import Request, Writer, rain_field, to_store
+from xaurora.errors import InitTimeError, LeadTimeError, MissingVariableError, NoModelError, OptionError
+from xaurora.forecasts import Request, Writer, target_field, to_store
+from xaurora.heads import RAIN
+from xaurora.members import PastOrder
 from xaurora.progress import watched
 from xaurora.requirements import Needs
 from xaurora.tiny import build_tiny
@@ -56,7 +60,7 @@ def lead_steps(lead: Any) -> list[int]:
     steps = []
     for value in values:
         try:
-            hours = precipitation.hours_of(value)
+            hours = periods.hours_of(value)
         except LeadTimeError:
             hours = -1
         if hours <= 0 or hours % TIMESTEP_HOURS:
@@ -80,6 +84,8 @@ def predict(
     variables: Sequence[str] | None = None,
     quantiles: Sequence[float] = (),
     thresholds_mm: Sequence[float] = (),
+    members: int = 0,
+    past: xr.Dataset | None = None,
     halo: int | None = None,
     store: str | Path | None = None,
     precision: str = "auto",
@@ -96,19 +102,29 @@ def predict(
         )
     _check_levels("quantiles", quantiles, 0.0, 1.0)
     _check_levels("thresholds_mm", thresholds_mm, 0.0, 2000.0)
+    _check_members(members, past)
     if model is None:
         model = _last_tuned()
     elif isinstance(model, str | Path) and model not in requirements.MODELS and str(model) and Path(model).is_dir():
         model = tuned.load(model, weights=weights)
         weights = None
     needs = bridge.needs_for(model)
-    fields = conventions.standardise(ds)
+    learnt = model.config["targets"] if isinstance(model, TunedAurora) else {}
+    found = targets.recognise(ds, list(learnt))
+    found.raise_first()
+    fields = conventions.standardise(ds, found)
     wanted = needs(fields)
     cut, crop = requirements.fit(fields, wanted)
     times = batches.resolve_times(cut.times, time)
+    if isinstance(model, TunedAurora) and model.model.inputs:
+        cut, times = _with_inputs(model, fields, cut, crop, times, chosen=time is not None)
     halo = config.check_halo(halo if halo is not None else (model.halo if isinstance(model, TunedAurora) else 0))
     trim = grids.trim(cut.layout.grid, halo)
-    request = _request(fields, wanted, model, steps, variables, quantiles, thresholds_mm)
+    request = _request(fields, wanted, model, steps, variables, quantiles, thresholds_mm, members)
+    order = None
+    if members:
+        rows, columns = (np.arange(n)[part][inner] for n, part, inner in zip(fields.layout.grid.shape, (crop.rows, crop.columns), trim, strict=True))  # fmt: skip
+        order = PastOrder(past, fields, request.targets, steps, members, rows, columns)
     checking.warn_implausible(fields)
     if not cut.layout.grid.is_global and steps[-1] > 1 and wanted.model != "tiny":
         logger.warning(
@@ -119,15 +135,45 @@ def predict(
         logger.warning("Left out, because patches of %d do not reach there: %s.", wanted.patch_size, crop.left_out)
 
     module = _module(model, weights, wanted, cut, progress)
-    writer = Writer(fields, cut, trim, request, module.head, times, _provenance(model, module, cut, halo, precision))
+    attrs = _provenance(model, module, cut, times[0] - batches.STEP, halo, precision)
+    if order is not None:
+        attrs["xaurora_members"] = f"{members}, Schaake shuffle of past fields"
+    writer = Writer(fields, cut, trim, request, module.head, learnt, times, attrs)
     device = torch.device(
         "cuda" if torch.cuda.is_available() and not isinstance(model, Aurora) else next(module.parameters()).device
     )
     with _inference(module, cut.layout.grid, precision, device):
         if store is not None:
-            return to_store(Path(store), writer, lambda t: _one(module, cut, t, request, trim), progress)
-        blocks = [_one(module, cut, t, request, trim) for t in watched(times, "predict", shown=progress)]
+            return to_store(Path(store), writer, lambda t: _one(module, cut, t, request, trim, order), progress)
+        blocks = [_one(module, cut, t, request, trim, order) for t in watched(times, "predict", shown=progress)]
     return writer.dataset(blocks)
+
+
+def _check_members(members: Any, past: Any) -> None:
+    if isinstance(members, bool) or not isinstance(members, int | np.integer) or members < 0 or members == 1:
+        raise OptionError(f"members={members!r} is no whole number of at least 2 (or 0 for none).", fix="members=50")
+    if past is not None and not members:
+        raise OptionError(
+            "past= orders members, and none are asked for.", fix="predict(members=50, past=ds_of_the_past)"
+        )
+
+
+def _with_inputs(
+    model: TunedAurora, fields: Fields, cut: Fields, crop: grids.Crop, times: list[np.datetime64], *, chosen: bool
+) -> tuple[Fields, list[np.datetime64]]:
+    """Add the targets that the model takes as inputs; init times without them are left out, or refused if they were named."""
+    learnt = [
+        replace(t, values=t.values.isel(latitude=crop.rows, longitude=crop.columns))
+        for t in targets.history(None, fields, list(model.model.inputs))
+    ]
+    whole = set.intersection(*(set(t.times.astype("datetime64[ns]").tolist()) for t in learnt))
+    there = [t for t in times if {t.item(), (t - batches.STEP).item()} <= whole]
+    if not there or (chosen and len(there) < len(times)):
+        raise InitTimeError(
+            f"the model takes {list(model.model.inputs)} as input, and {len(times) - len(there)} of {len(times)} init time(s) lack it, or the one six hours before.",
+            fix="add the target to the data, for every hour of the six before both times",
+        )
+    return targets.with_inputs(cut, learnt, model.model.inputs), there
 
 
 def _several(values: Any) -> list[float]:
@@ -163,21 +209,26 @@ def _request(
     names: Sequence[str] | None,
     quantiles: Sequence[float],
     thresholds: Sequence[float],
+    members: int,
 ) -> Request:
-    has_rain = isinstance(model, TunedAurora)
-    if (quantiles or thresholds) and not has_rain:
+    learnt = model.config["targets"] if isinstance(model, TunedAurora) else {}
+    wanted = bool(quantiles or thresholds or members)
+    if wanted and not learnt:
         raise OptionError(
-            "quantiles and thresholds_mm need a model with a head for tp, and this one has none.",
+            "quantiles, thresholds_mm and members need a model with a head for tp, and this one has none.",
             fix="ds.aurora.finetune(target='tp') first",
         )
-    surface, atmos, rain = list(needs.surface), list(needs.atmos), has_rain
+    if thresholds and not any(info["rain"] for info in learnt.values()):
+        raise OptionError(
+            f"thresholds_mm are of precipitation, and this model learnt {list(learnt)}.", fix="quantiles=[0.5]"
+        )
+    surface, atmos, heads = list(needs.surface), list(needs.atmos), list(learnt)
     if names is not None:
         if isinstance(names, str):
             names = [names]
         sources = {fields.layout.fields["surface", n].source: ("surface", n) for n in needs.surface}
         sources |= {fields.layout.fields["atmos", n].source: ("atmos", n) for n in needs.atmos}
-        if has_rain:
-            sources[rain_field(fields).source] = ("rain", "tp")
+        sources |= {target_field(fields, n, info).source: ("target", n) for n, info in learnt.items()}
         canonical = {
             n: key for key in sources.values() for n in [key[1]] if [k[1] for k in sources.values()].count(n) == 1
         }
@@ -190,19 +241,17 @@ def _request(
         keys = [lookup[n] for n in names]
         surface = [n for n in surface if ("surface", n) in keys]
         atmos = [n for n in atmos if ("atmos", n) in keys]
-        rain = ("rain", "tp") in keys
+        heads = [n for n in heads if ("target", n) in keys]
         if not keys:
             raise OptionError("variables=[] names no variable.", fix=f"variables={sorted(sources)[:2]}")
-        if (quantiles or thresholds) and not rain:
+        if wanted and not heads:
             raise OptionError(
-                "quantiles and thresholds_mm are those of tp, which is not among variables.",
-                fix=f"variables={[*names, _tp_name(fields)]}",
+                f"quantiles, thresholds_mm and members are those of {', '.join(learnt)}, which is not among variables.",
+                fix=f"variables={[*names, *(target_field(fields, n, info).source for n, info in learnt.items())]}",
             )
-    return Request(steps, surface, atmos, rain, tuple(map(float, quantiles)), tuple(map(float, thresholds)))
-
-
-def _tp_name(fields: Fields) -> str:
-    return rain_field(fields).source
+    return Request(
+        steps, surface, atmos, heads, tuple(map(float, quantiles)), tuple(map(float, thresholds)), int(members)
+    )
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
@@ -247,7 +296,7 @@ def _inference(module: models.AuroraWithHead, grid: grids.Grid, precision: str, 
     if precision != "auto":  # else the model's own setting holds, as in upstream's rollout
         models.set_precision(base, precision, device)
     try:
-        with torch.inference_mode(), models.placed(base, grid):
+        with torch.inference_mode(), models.placed(module, grid):
             yield
     finally:
         module.train(before[0])
@@ -257,10 +306,16 @@ def _inference(module: models.AuroraWithHead, grid: grids.Grid, precision: str, 
 
 
 def _one(
-    module: models.AuroraWithHead, cut: Fields, init: np.datetime64, request: Request, trim: tuple[slice, slice]
+    module: models.AuroraWithHead,
+    cut: Fields,
+    init: np.datetime64,
+    request: Request,
+    trim: tuple[slice, slice],
+    order: PastOrder | None,
 ) -> dict[str, np.ndarray]:
     """The forecast from one init time: canonical arrays ``(lead, [level,] h, w)`` by name, halo trimmed."""
-    head: Any = module.head
+    heads: Any = module.head
+    ranks = order.ranks(init) if order is not None else {}
     out: dict[str, list[np.ndarray]] = {}
 
     def keep(key: str, values: torch.Tensor) -> None:
@@ -273,20 +328,26 @@ def _one(
             keep(f"surface/{name}", step.prediction.surf_vars[name][0, 0])
         for name in request.atmos:
             keep(f"atmos/{name}", step.prediction.atmos_vars[name][0, 0])
-        if request.rain:
-            params = head.parameters_of(step.raw)
-            keep("rain/mean", head.mean(params)[0])
-            if head.options.family != "deterministic":
-                for name, values in params.items():
-                    keep(f"rain/{name}", values[0])
+        for target in request.targets:
+            head = heads[target]
+            params = head.parameters_of(step.raw[target])
+            keep(f"{target}/mean", head.mean(params)[0])
+            for name, values in params.items():
+                keep(f"{target}/{name}", values[0])
             for q in request.quantiles:
-                keep(f"quantile/{q}", head.quantile(params, q)[0])
-            for threshold in request.thresholds:
-                keep(f"probability/{threshold}", head.probability_above(params, threshold * 1e-3)[0])
+                keep(f"{target}/quantile/{q}", head.quantile(params, q)[0])
+            for threshold in request.thresholds if head.options.family in RAIN else ():
+                keep(f"{target}/probability/{threshold}", head.probability_above(params, threshold * 1e-3)[0])
+            if target in ranks:
+                inner = {k: v[0][trim] for k, v in params.items()}
+                drawn = ensembles.draw(head, inner, ranks[target][request.steps.index(i + 1)])
+                out.setdefault(f"{target}/members", []).append(drawn)
     return {key: np.stack(values) for key, values in out.items()}
 
 
-def _provenance(model: Any, module: models.AuroraWithHead, cut: Fields, halo: int, precision: str) -> dict[str, Any]:
+def _provenance(
+    model: Any, module: models.AuroraWithHead, cut: Fields, first_time: np.datetime64, halo: int, precision: str
+) -> dict[str, Any]:
     name = (
         model
         if isinstance(model, str)
@@ -294,7 +355,7 @@ def _provenance(model: Any, module: models.AuroraWithHead, cut: Fields, halo: in
         if isinstance(model, TunedAurora)
         else type(model).__name__
     )
-    first = batches.frame(cut, cut.times[0])
+    first = batches.frame(cut, first_time)
     digest = hashlib.sha256(
         b"".join(np.ascontiguousarray(v).tobytes() for part in first.values() for v in part.values())
     ).hexdigest()

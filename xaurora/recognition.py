@@ -6,6 +6,7 @@ Nothing is guessed silently: what is ambiguous raises, what was converted is not
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from xaurora import grid as grids
-from xaurora import variables
+from xaurora import periods, variables
 from xaurora.errors import (
     AmbiguousVariableError,
     CoordinateError,
@@ -387,6 +388,15 @@ def _add_field(da: xr.DataArray, name: str, variable: variables.Variable, found:
         if not _says_six_hours(name):
             return
         del found.fields[key]
+    if key in found.fields and variable.accumulated:
+        # An amount and the rate that it is the integral of: the amount is what is wanted.
+        rates = [_is_rate_name(found.fields[key].source, found.fields[key].attrs), _is_rate_name(name, da.attrs)]
+        if rates == [False, True]:
+            found.notes.append(f"'{name}', a rate, is left alone beside '{found.fields[key].source}'.")
+            return
+        if rates == [True, False]:
+            found.notes.append(f"'{found.fields[key].source}', a rate, is left alone beside '{name}'.")
+            del found.fields[key]
     if key in found.fields:
         raise AmbiguousVariableError(
             f"'{found.fields[key].source}' and '{name}' are both {variable.long_name.lower()} ({variable.name}).",
@@ -402,6 +412,10 @@ def _add_field(da: xr.DataArray, name: str, variable: variables.Variable, found:
     if (scale, offset) != (1.0, 0.0):
         found.notes.append(f"'{name}' is converted from {da.attrs['units']} to {variable.units}.")
     found.fields[key] = Field(variable, name, scale, offset, da.dtype, tuple(map(str, da.dims)), dict(da.attrs))
+
+
+def _is_rate_name(name: str, attrs: dict[Any, Any]) -> bool:
+    return name in _RATE_NAMES or variables.is_rate(str(attrs.get("units", "")))
 
 
 def _says_six_hours(name: str) -> bool:
@@ -422,11 +436,10 @@ def _conversion(da: xr.DataArray, name: str, variable: variables.Variable, found
             fix=f"ds['{name}'].attrs['units'] = '{variable.units}'",
         )
     units = da.attrs["units"]
-    if variable.accumulated and "s-1" in variables.normalise_units(units):
-        raise UnitsError(
-            f"'{name}' is a rate ({units}), and an amount in {', '.join(expected)} is expected.",
-            fix=f"multiply by the period in seconds: ds['{name}'] = (ds['{name}'] * 3600).assign_attrs(units='kg m-2') for hourly means",
-        )
+    if variable.accumulated:
+        if variables.is_rate(units):
+            return variables.rate_to_amount(units, _hours_of_rate(da, name, found)), 0.0
+        _refuse_contradiction(da, name, units)
     found_conversion = variables.conversion(units, variable.units)
     if found_conversion is None:
         raise UnitsError(
@@ -444,3 +457,47 @@ def _conversion(da: xr.DataArray, name: str, variable: variables.Variable, found
             fix="ds.rename(geopotential='geopotential_height') if it is the height",
         )
     return found_conversion
+
+
+def _hours_of_rate(da: xr.DataArray, name: str, found: Recognition) -> int:
+    """The period that a mean rate stands for, which makes an amount of it."""
+    hours = periods.declared_hours(name, da.attrs)
+    if hours is not None:
+        return hours
+    if found.times is not None and len(found.times) > 1 and periods.spacing_hours(found.times) == 1:
+        return 1
+    raise UnitsError(
+        f"'{name}' is a rate ({da.attrs['units']}), and nothing says over which period it is the mean.",
+        fix=f"ds['{name}'].attrs['cell_methods'] = 'time: mean (interval: 1 hour)' with the right number of hours",
+    )
+
+
+def _refuse_contradiction(da: xr.DataArray, name: str, units: str) -> None:
+    standard, label = str(da.attrs.get("standard_name", "")), str(da.attrs.get("long_name", ""))
+    short = str(da.attrs.get("GRIB_shortName", name))
+    says = next((v for v in (standard, label) if re.search(r"\b(rate|flux)\b", v.replace("_", " "), re.I)), None)
+    if says is None and short in _RATE_NAMES:
+        says = short
+    if says is not None:
+        raise UnitsError(
+            f"'{name}' calls itself a rate ({says!r}), but its units are those of an amount ({units!r}).",
+            fix=f"ds['{name}'].attrs['units'] = 'kg m-2 s-1' if it is a rate; else mend its names: ds['{name}'].attrs['standard_name'] = 'precipitation_amount'",
+        )
+
+
+_RATE_NAMES = ("mtpr", "avg_tprate", "tprate", "mean_total_precipitation_rate")
+
+
+def add_generic(ds: xr.Dataset, name: str, found: Recognition) -> bool:
+    """Take a variable that the table does not know as a field in its own units, if it has the dims of one."""
+    if name not in ds or _kind(ds[name], found) != "flat" or "time" not in found.axes:
+        return False
+    if found.axes["time"].dim not in ds[name].dims or not np.issubdtype(ds[name].dtype, np.number):
+        return False
+    da = ds[name]
+    label = str(da.attrs.get("long_name", name))
+    variable = variables.Variable(name, "surface", str(da.attrs.get("units", "1")), label, name)
+    found.fields["surface", name] = Field(variable, name, 1.0, 0.0, da.dtype, tuple(map(str, da.dims)), dict(da.attrs))
+    if name in found.unrecognised:
+        found.unrecognised.remove(name)
+    return True

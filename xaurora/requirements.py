@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,8 +70,8 @@ def unknown_model(name: object) -> OptionError:
     )
 
 
-def needs_of(name: str, fields: Fields | None = None) -> Needs:
-    """What a named model needs; ``tiny``, which is made for the data, takes what they have.
+def needs_of(name: str, fields: Fields | None = None, without: Sequence[str] = ()) -> Needs:
+    """What a named model needs; ``tiny``, which is made for the data, takes what they have but for the variables it is to learn.
 
     Raises
     ------
@@ -82,7 +83,7 @@ def needs_of(name: str, fields: Fields | None = None) -> Needs:
     if name != "tiny" or fields is None:
         return _NAMED[name]
     have: dict[str, Any] = {
-        "surface": tuple(str(n) for n in fields.surface if _is_state(str(n))),
+        "surface": tuple(str(n) for n in fields.surface if _is_state(str(n)) and str(n) not in without),
         "static": tuple(map(str, fields.static)),
         "atmos": tuple(map(str, fields.atmos)),
     }
@@ -100,8 +101,8 @@ def needs_of(name: str, fields: Fields | None = None) -> Needs:
 
 def _is_state(name: str) -> bool:
     """What a tiny model takes of the surface: no totals, and nothing that is missing over land or sea."""
-    variable = variables.BY_KEY["surface", name]
-    return not (variable.accumulated or variable.masked)
+    variable = variables.BY_KEY.get(("surface", name))
+    return variable is not None and not (variable.accumulated or variable.masked)
 
 
 def fit(fields: Fields, needs: Needs) -> tuple[Fields, grids.Crop]:

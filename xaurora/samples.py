@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +14,9 @@ import xarray as xr
 from aurora import Batch
 
 from xaurora import batch as batches
-from xaurora import precipitation
+from xaurora import periods
 from xaurora.conventions import Fields
-from xaurora.errors import OptionError, SplitError
+from xaurora.errors import SplitError
 from xaurora.variables import TIMESTEP_HOURS
 
 logger = logging.getLogger("xaurora")
@@ -39,7 +39,7 @@ class Index:
         return f"{text} ({left})" if left else text
 
 
-def index(times: np.ndarray, target_times: np.ndarray) -> Index:
+def index(times: np.ndarray, target_times: np.ndarray, *, also_input: bool = False) -> Index:
     """Init times whose history, next state and target are all there; a gap is skipped and counted, never bridged.
 
     Parameters
@@ -47,15 +47,19 @@ def index(times: np.ndarray, target_times: np.ndarray) -> Index:
     times : ndarray of datetime64, ``(time,)``
         States.
     target_times : ndarray of datetime64
-        Times that have a whole six-hour total.
+        Times that have the target: for precipitation a whole six-hour total.
+    also_input : bool
+        Whether the target is needed at the two times of the history as well.
     """
     states, targets = set(times.tolist()), set(target_times.tolist())
+    no_input = "whose history lacks the target"
     kept, skipped = (
         [],
         {
             "without the frame six hours before": 0,
             "without the state six hours after": 0,
             "without a whole six-hour total": 0,
+            no_input: 0,
         },
     )
     for t in times:
@@ -65,17 +69,11 @@ def index(times: np.ndarray, target_times: np.ndarray) -> Index:
             skipped["without the state six hours after"] += 1
         elif (t + STEP).item() not in targets:
             skipped["without a whole six-hour total"] += 1
+        elif also_input and not {t.item(), (t - STEP).item()} <= targets:
+            skipped[no_input] += 1
         else:
             kept.append(t)
     return Index(np.array(kept, dtype="datetime64[ns]"), {k: v for k, v in skipped.items() if v})
-
-
-def whole_totals(times: np.ndarray, period: int) -> np.ndarray:
-    """Times at which all parts of a six-hour total are there."""
-    whole = np.ones(len(times), bool)
-    for part in range(TIMESTEP_HOURS // period if period <= TIMESTEP_HOURS else 1):
-        whole &= np.isin(times - part * period * precipitation.HOUR, times)
-    return times[whole]
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ def split(samples: Index, train: Any = None, validation: Any = None) -> Split:
     if train is None and validation is None:
         return _default_split(times)
     bounds = {
-        name: _bounds(name, value)
+        name: periods.bounds(name, value)
         for name, value in (("train", train), ("validation", validation))
         if value is not None
     }
@@ -170,27 +168,6 @@ def _default_split(times: np.ndarray) -> Split:
     return Split(train, validation, dropped=len(times) - len(train) - count)
 
 
-def _bounds(name: str, value: Any) -> tuple[np.datetime64, np.datetime64]:
-    import pandas as pd
-
-    if isinstance(value, slice):
-        pair = (value.start, value.stop)
-    elif isinstance(value, tuple | list):
-        if len(value) != 2:
-            raise OptionError(f"{name}={value!r} is not a pair of start and end.", fix=f"{name}=('2016', '2023')")
-        pair = (value[0], value[1])
-    else:
-        pair = (value, value)
-    try:
-        start = pd.Timestamp.min if pair[0] is None else pd.Period(str(pair[0])).start_time
-        end = pd.Timestamp.max if pair[1] is None else pd.Period(str(pair[1])).end_time
-    except ValueError:
-        raise OptionError(
-            f"{name}={value!r} is no slice, year or pair of dates.", fix=f"{name}=('2016', '2023')"
-        ) from None
-    return start.to_datetime64().astype("datetime64[ns]"), end.to_datetime64().astype("datetime64[ns]")
-
-
 def _inside(times: np.ndarray, start: np.datetime64, end: np.datetime64) -> np.ndarray:
     return np.asarray((times - STEP >= start) & (times + STEP <= end))
 
@@ -205,14 +182,14 @@ def _name(time: np.datetime64) -> str:
 
 @dataclass
 class Sample:
-    """What one training step reads: input, the next state, and the target.
+    """What one training step reads: input, the next state, and the targets.
 
-    ``target`` is ``(b, h, w)``, metres, float32, NaN where there is no truth; ``next_state`` holds canonical arrays
-    ``(b, h, w)`` and ``(b, c, h, w)`` by kind and name, or None when it is not scored.
+    ``targets`` holds ``(b, h, w)`` by name, canonical units (metres for precipitation), float32, NaN where there is no truth;
+    ``next_state`` holds canonical arrays ``(b, h, w)`` and ``(b, c, h, w)`` by kind and name, or None when it is not scored.
     """
 
     batch: Batch
-    target: torch.Tensor
+    targets: dict[str, torch.Tensor]
     next_state: dict[str, dict[str, torch.Tensor]] | None
     init_times: list[np.datetime64]
 
@@ -224,8 +201,8 @@ class Loader:
     ----------
     fields : Fields
         Cut to the model (:func:`xaurora.requirements.fit`).
-    target : DataArray
-        Six-hour totals ``(time, h, w)``, metres, on the same grid.
+    targets : dict of DataArray
+        By name, ``(time, h, w)``, canonical units, on the same grid.
     with_next_state : bool
         Whether the base's own variables are scored too.
     budget : int
@@ -233,16 +210,19 @@ class Loader:
     """
 
     def __init__(
-        self, fields: Fields, target: xr.DataArray, *, with_next_state: bool, budget: int = 2 * 1024**3
+        self,
+        fields: Fields,
+        targets: Mapping[str, xr.DataArray],
+        *,
+        with_next_state: bool,
+        budget: int = 2 * 1024**3,
     ) -> None:
-        self.fields, self.target, self.with_next_state, self.budget = fields, target, with_next_state, budget
+        self.fields, self.targets, self.with_next_state, self.budget = fields, targets, with_next_state, budget
         self.still = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in batches.statics(fields).items()}
         self._frames: OrderedDict[int, dict[str, dict[str, np.ndarray]]] = OrderedDict()
-        self._targets: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._read: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         self._held = 0
-        self._target_index = {
-            int(t): i for i, t in enumerate(target["time"].values.astype("datetime64[ns]").astype(np.int64))
-        }
+        self._index = {name: _positions(da) for name, da in targets.items()}
 
     def _frame(self, time: np.datetime64) -> dict[str, dict[str, np.ndarray]]:
         key = int(time.astype(np.int64))
@@ -258,24 +238,27 @@ class Loader:
     def _shrink(self) -> None:
         while self._held > self.budget and len(self._frames) > 3:
             self._held -= _size(self._frames.popitem(last=False)[1])
-        while self._held > self.budget and len(self._targets) > 1:
-            self._held -= self._targets.popitem(last=False)[1].nbytes
+        while self._held > self.budget and len(self._read) > 1:
+            self._held -= self._read.popitem(last=False)[1].nbytes
 
-    def target_at(self, time: np.datetime64) -> np.ndarray:
-        """Six-hour total that ends at ``time``, ``(h, w)``, metres, float32."""
-        key = int(time.astype(np.int64))
-        if key not in self._targets:
-            self._targets[key] = self.target.isel(time=self._target_index[key]).values.astype(np.float32)
-            self._held += self._targets[key].nbytes
+    def target_at(self, name: str, time: np.datetime64) -> np.ndarray:
+        """A target at a valid time, ``(h, w)``, canonical units, float32."""
+        key = (name, int(time.astype(np.int64)))
+        if key not in self._read:
+            self._read[key] = self.targets[name].isel(time=self._index[name][key[1]]).values.astype(np.float32)
+            self._held += self._read[key].nbytes
             self._shrink()
-        return self._targets[key]
+        return self._read[key]
 
     def read(self, init_times: Sequence[np.datetime64]) -> Sample:
         """One batch."""
         needed = {t for init in init_times for t in (init - STEP, init)}
         frames = {t: self._frame(t) for t in sorted(needed)}
         batch = batches.assemble(frames, self.still, init_times, self.fields.layout.grid, self.fields.levels)
-        target = torch.from_numpy(np.stack([self.target_at(t + STEP) for t in init_times]))
+        targets = {
+            name: torch.from_numpy(np.stack([self.target_at(name, t + STEP) for t in init_times]))
+            for name in self.targets
+        }
         following = None
         if self.with_next_state:
             nexts = [self._frame(t + STEP) for t in init_times]
@@ -283,7 +266,11 @@ class Loader:
                 kind: {name: torch.from_numpy(np.stack([n[kind][name] for n in nexts])) for name in nexts[0][kind]}
                 for kind in ("surface", "atmos")
             }
-        return Sample(batch, target, following, list(init_times))
+        return Sample(batch, targets, following, list(init_times))
+
+
+def _positions(da: xr.DataArray) -> dict[int, int]:
+    return {int(t): i for i, t in enumerate(da["time"].values.astype("datetime64[ns]").astype(np.int64))}
 
 
 def _size(frame: dict[str, dict[str, np.ndarray]]) -> int:

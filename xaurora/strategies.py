@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from xaurora.errors import OptionError
-from xaurora.model import AuroraWithHead
+from xaurora.model import AuroraWithHead, new_parameters
 from xaurora.tiny import TinyAurora
 
 STRATEGIES = ("frozen", "full")
@@ -69,6 +69,11 @@ def apply(
     model.base.requires_grad_(strategy == "full")
     if strategy == "full" and not trains_base_outputs:
         model.base.decoder.requires_grad_(False)
+    new = new_parameters(model.base, model.inputs)
+    for parameter in new:
+        parameter.requires_grad_(True)
+    for name in model.inputs:  # replaced by the head's mean: no gradient reaches it
+        model.base.decoder.surf_heads[name].requires_grad_(False)
     groups: list[dict[str, Any]] = [
         {
             "name": "head",
@@ -77,7 +82,10 @@ def apply(
             or (SCRATCH_RATE if strategy == "full" and isinstance(model.base, TinyAurora) else HEAD_RATE),
         }
     ]
-    moving = [p for p in model.base.parameters() if p.requires_grad]
+    if new:
+        groups.append({"name": "inputs", "params": new, "lr": learning_rate or HEAD_RATE})
+    known = {id(p) for p in new}
+    moving = [p for p in model.base.parameters() if p.requires_grad and id(p) not in known]
     if moving:
         rate = SCRATCH_RATE if isinstance(model.base, TinyAurora) else PRETRAINED_RATE
         groups.append({"name": "base", "params": moving, "lr": learning_rate or rate})

@@ -8,6 +8,7 @@ distribution of rain is known exactly: :class:`Law`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,26 +16,48 @@ import numpy as np
 import xarray as xr
 from scipy.special import ndtr
 
+from xaurora import distributions
 from xaurora.errors import OptionError
-from xaurora.precipitation import cell_methods
+from xaurora.periods import cell_methods
 from xaurora.variables import TIMESTEP_HOURS
 
 DRIFT = 2  # columns eastward a step
 MEMORY = 0.9  # AR(1) coefficient of A and B
 WEIGHT_A, WEIGHT_B = 1.2, 0.9  # W = 1.2 A + 0.9 B
 _MM = 1e-3  # m
-
-LAWS = ("hurdle", "drizzle-free")
-"""Laws of rain that ``rain=`` takes."""
+_MOST = 0.3  # m, where every law is cut off
 
 
 def _sigmoid(x: Any) -> Any:
     return 1.0 / (1.0 + np.exp(-x))
 
 
-@dataclass(frozen=True)
 class Law:
-    """Rain given W: heavy with probability ``σ(1.5 W − 1)``, else drizzle with probability ``σ(W)``, else dry.
+    """Rain given how wet it is.
+
+    ``ahead`` says what "how wet" means. If true, it is what the state six hours before lets one expect of W, so that given that state rain
+    follows the law exactly, and a head of the law's family can be perfect. If false, it is W itself, which the state before does not
+    determine: the perfect forecast is then a mixture of laws.
+    """
+
+    ahead = False
+
+    def cdf_given(self, w: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """``P(tp ≤ y)`` given w; ``y`` > 0 in metres. Broadcasts."""
+        raise NotImplementedError
+
+    def quantile_given(self, w: np.ndarray, u: np.ndarray) -> np.ndarray:
+        """Amount in metres not exceeded with probability ``u``, given w."""
+        raise NotImplementedError
+
+    def sample(self, w: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Amounts in metres for given w, each point on its own; at most 0.3 m."""
+        return np.minimum(self.quantile_given(w, rng.random(w.shape)), _MOST)
+
+
+@dataclass(frozen=True)
+class HurdleLaw(Law):
+    """Heavy with probability ``σ(1.5 W − 1)``, else drizzle with probability ``σ(W)``, else dry. No family of heads is like it.
 
     Heavy amounts are lognormal around ``e^{0.6 W}`` mm with a spread of 0.5, drizzle around 0.03 mm with a spread of 1, so that
     about half of all wet values lie between 0.001 and 0.1 mm, as in ERA5. ``drizzle-free`` leaves the drizzle out.
@@ -54,51 +77,109 @@ class Law:
         light = rng.random(w.shape) < _sigmoid(w)
         mist = 0.03 * np.exp(rng.standard_normal(w.shape)) * _MM
         rest = np.where(light, mist, 0.0) if self.drizzle else np.zeros_like(w)
-        return np.minimum(np.where(heavy, amount, rest), 0.3)
+        return np.minimum(np.where(heavy, amount, rest), _MOST)
 
     def cdf_given(self, w: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """``P(tp ≤ y)`` given W; ``y`` > 0 in metres. Broadcasts."""
+        """``P(tp ≤ y)`` given W."""
         log_mm = np.log(y / _MM)
         heavy = _sigmoid(1.5 * w - 1.0)
-        rest = 1.0
+        rest: Any = 1.0
         if self.drizzle:
             light = _sigmoid(w)
             rest = 1.0 - light + light * ndtr(log_mm - np.log(0.03))
         return (1.0 - heavy) * rest + heavy * ndtr((log_mm - 0.6 * w) / 0.5)
 
-    def cdf(self, mean: np.ndarray, spread: float, y: np.ndarray) -> np.ndarray:
-        """``P(tp ≤ y)`` for W normal with this mean and spread, by 40-point Gauss–Hermite quadrature."""
-        nodes, weights = np.polynomial.hermite_e.hermegauss(40)
-        total = np.zeros(np.broadcast_shapes(np.shape(mean), np.shape(y)))
-        for node, weight in zip(nodes, weights / weights.sum(), strict=True):
-            total += weight * self.cdf_given(mean + spread * node, y)
-        return total
 
-    def crps(self, mean: np.ndarray, spread: float, y: np.ndarray) -> np.ndarray:
-        """CRPS in metres of the exact forecast: W normal with this mean and spread.
+@dataclass(frozen=True)
+class FamilyLaw(Law):
+    """Rain of one of the families of heads, its parameters smooth functions of how wet it is expected to be.
 
-        The integral ``∫ (F(x) − 1{y ≤ x})² dx`` is tabulated over 161 means and 1200 amounts, spaced evenly in the logarithm, and
-        interpolated; its error is below 1e-4 of the score.
-        """
-        x = np.concatenate([[0.0], np.geomspace(1e-7, 0.3, 1200)])  # m; the law is capped at 0.3 m
-        low, high = float(np.min(mean)) - 1e-6, float(np.max(mean)) + 1e-6
-        grid = np.linspace(low, high, 161)
-        f = self.cdf(grid[:, None], spread, np.maximum(x, 1e-9)[None, :])
-        f[:, -1] = 1.0
+    Parameters
+    ----------
+    family : Family
+    parameters : callable
+        w → parameters.
+    """
 
-        def integral(values: np.ndarray) -> np.ndarray:
-            steps = 0.5 * (values[:, 1:] + values[:, :-1]) * np.diff(x)
-            return np.concatenate([np.zeros((len(grid), 1)), np.cumsum(steps, axis=1)], axis=1)
+    family: distributions.Family
+    parameters: Callable[[np.ndarray], dict[str, np.ndarray]]
+    ahead = True
 
-        below, above = integral(f**2), integral((1.0 - f) ** 2)
-        table = below + (above[:, -1:] - above)  # the score for an observation at x
-        i = np.clip(((mean - low) / (high - low) * 160).astype(int), 0, 159)
-        part = (mean - grid[i]) / (grid[1] - grid[0])
-        j = np.clip(np.searchsorted(x, y, side="right") - 1, 0, len(x) - 2)
-        fraction = (y - x[j]) / (x[j + 1] - x[j])
-        first = table[i, j] * (1 - fraction) + table[i, j + 1] * fraction
-        second = table[i + 1, j] * (1 - fraction) + table[i + 1, j + 1] * fraction
-        return first * (1 - part) + second * part
+    def cdf_given(self, w: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """``P(tp ≤ y)`` given w."""
+        w, y = np.broadcast_arrays(np.asarray(w, float), np.asarray(y, float))
+        return np.asarray(self.family.cdf(self.parameters(w), y))
+
+    def quantile_given(self, w: np.ndarray, u: np.ndarray) -> np.ndarray:
+        """Amount in metres not exceeded with probability ``u``, given w."""
+        return np.asarray(self.family.quantile(self.parameters(w), u))
+
+
+_LAWS: dict[str, Law] = {
+    "hurdle": HurdleLaw(drizzle=True),
+    "drizzle-free": HurdleLaw(drizzle=False),
+    # no drizzle, wet or dry at once
+    "hurdle_lognormal": FamilyLaw(
+        distributions.HurdleLognormal(),
+        lambda w: {"p": _sigmoid(1.5 * w - 0.5), "mu": 0.7 * w, "sigma": 0.6 + 0.0 * w},
+    ),
+    "hurdle_gamma": FamilyLaw(
+        distributions.HurdleGamma(),
+        lambda w: {"p": _sigmoid(1.5 * w - 0.5), "shape": np.exp(0.2 * w), "amount": 1.2 * _MM * np.exp(0.6 * w)},
+    ),
+    # continuous drizzle down to zero
+    "censored_normal": FamilyLaw(
+        distributions.CensoredNormal(3e-4), lambda w: {"mu": 0.2 + 0.9 * w, "sigma": 0.7 + 0.0 * w}
+    ),
+    "csgd": FamilyLaw(
+        distributions.CensoredShiftedGamma(),
+        lambda w: {
+            "shape": 0.9 * np.exp(0.25 * w),
+            "scale": 1.2 * _MM * np.exp(0.35 * w),
+            "shift": 0.6 * _MM + 0.0 * w,
+        },
+    ),
+}
+LAWS = tuple(_LAWS)
+"""Laws of rain that ``rain=`` takes."""
+
+
+def cdf(law: Law, mean: np.ndarray, spread: float, y: np.ndarray) -> np.ndarray:
+    """``P(tp ≤ y)`` for w normal with this mean and spread, by 40-point Gauss–Hermite quadrature."""
+    if spread == 0.0:
+        return law.cdf_given(mean, y)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    total = np.zeros(np.broadcast_shapes(np.shape(mean), np.shape(y)))
+    for node, weight in zip(nodes, weights / weights.sum(), strict=True):
+        total += weight * law.cdf_given(mean + spread * node, y)
+    return total
+
+
+def crps(law: Law, mean: np.ndarray, spread: float, y: np.ndarray) -> np.ndarray:
+    """CRPS in metres of the exact forecast: w normal with this mean and spread.
+
+    The integral ``∫ (F(x) − 1{y ≤ x})² dx`` is tabulated over 161 means and 1200 amounts, spaced evenly in the logarithm, and
+    interpolated; its error is below 1e-4 of the score.
+    """
+    x = np.concatenate([[0.0], np.geomspace(1e-7, _MOST, 1200)])  # m; the law is cut off there
+    low, high = float(np.min(mean)) - 1e-6, float(np.max(mean)) + 1e-6
+    grid = np.linspace(low, high, 161)
+    f = cdf(law, grid[:, None], spread, np.maximum(x, 1e-9)[None, :])
+    f[:, -1] = 1.0
+
+    def integral(values: np.ndarray) -> np.ndarray:
+        steps = 0.5 * (values[:, 1:] + values[:, :-1]) * np.diff(x)
+        return np.concatenate([np.zeros((len(grid), 1)), np.cumsum(steps, axis=1)], axis=1)
+
+    below, above = integral(f**2), integral((1.0 - f) ** 2)
+    table = below + (above[:, -1:] - above)  # the score for an observation at x
+    i = np.clip(((mean - low) / (high - low) * 160).astype(int), 0, 159)
+    part = (mean - grid[i]) / (grid[1] - grid[0])
+    j = np.clip(np.searchsorted(x, y, side="right") - 1, 0, len(x) - 2)
+    fraction = (y - x[j]) / (x[j + 1] - x[j])
+    first = table[i, j] * (1 - fraction) + table[i, j + 1] * fraction
+    second = table[i + 1, j] * (1 - fraction) + table[i + 1, j + 1] * fraction
+    return first * (1 - part) + second * part
 
 
 def law_of(name: str) -> Law:
@@ -113,7 +194,7 @@ def law_of(name: str) -> Law:
         raise OptionError(
             f"there is no law of rain {name!r}; valid are {', '.join(map(repr, LAWS))}.", fix="rain='hurdle'"
         )
-    return Law(drizzle=name == "hurdle")
+    return _LAWS[name]
 
 
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], scale: float) -> np.ndarray:
@@ -147,8 +228,9 @@ def synthetic(
         hPa.
     seed : int
         Same seed, same data.
-    rain : {"hurdle", "drizzle-free"}
-        The law; see :class:`Law`.
+    rain : str
+        The law: ``"hurdle"``, which no family of heads is like; ``"drizzle-free"``; or exactly one of the families given the state six
+        hours before: ``"hurdle_lognormal"``, ``"hurdle_gamma"``, ``"censored_normal"`` (with drizzle down to zero), ``"csgd"``.
 
     Returns
     -------
@@ -184,7 +266,11 @@ def synthetic(
         field[0] = _smooth_noise(rng, shape, 2.0)
         for i in range(1, times):
             field[i] = MEMORY * np.roll(field[i - 1], DRIFT, axis=-1) + fresh * _smooth_noise(rng, shape, 2.0)
-    tp = law.sample(WEIGHT_A * a + WEIGHT_B * b, rng)
+    w = WEIGHT_A * a + WEIGHT_B * b
+    if law.ahead:  # what the state one step before lets one expect; before the first there is none, and it is drawn
+        before = np.concatenate([_before(w[:1], rng, shape), w[:-1]])
+        w = MEMORY * np.roll(before, DRIFT, axis=-1)
+    tp = law.sample(w, rng)
 
     def out(
         values: np.ndarray,
@@ -253,6 +339,12 @@ def synthetic(
     return xr.Dataset(data, coords, attrs)
 
 
+def _before(first: np.ndarray, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """A field of W that may have gone before the first: the same process runs backwards in the same way."""
+    size = np.sqrt((WEIGHT_A**2 + WEIGHT_B**2) * (1.0 - MEMORY**2))
+    return np.roll(MEMORY * first + size * _smooth_noise(rng, shape, 2.0), -DRIFT, axis=-1)
+
+
 def wetness(ds: xr.Dataset) -> xr.DataArray:
     """``W = 1.2 A + 0.9 B`` read back off synthetic fields: A from ``t2m``, B from ``v10``; ``(time, latitude, longitude)``."""
     warm = np.cos(np.deg2rad(ds["latitude"]))
@@ -262,8 +354,14 @@ def wetness(ds: xr.Dataset) -> xr.DataArray:
 
 
 def _next_wetness(ds: xr.Dataset, steps: int) -> tuple[xr.DataArray, float]:
+    """Mean and spread, given the state, of what the law takes for wetness so many steps on."""
+    law = law_of(ds.attrs["rain_law"])
     mean = MEMORY**steps * wetness(ds).roll(longitude=DRIFT * steps)
-    variance = (WEIGHT_A**2 + WEIGHT_B**2) * (1.0 - MEMORY ** (2 * steps))
+    whole = WEIGHT_A**2 + WEIGHT_B**2
+    if law.ahead:  # the law takes MEMORY · W of the step before, which is unknown from the second step on
+        variance = MEMORY**2 * whole * (1.0 - MEMORY ** (2 * (steps - 1)))
+    else:
+        variance = whole * (1.0 - MEMORY ** (2 * steps))
     return mean, float(np.sqrt(variance))
 
 
@@ -286,7 +384,7 @@ def perfect_crps(ds: xr.Dataset, lead_hours: int = TIMESTEP_HOURS) -> xr.DataArr
     mean, spread = _next_wetness(ds, steps)
     truth = ds["tp"].transpose("time", "latitude", "longitude").values[steps:].astype(np.float64)
     mean = mean.isel(time=slice(None, -steps))
-    score = law_of(ds.attrs["rain_law"]).crps(mean.values, spread, truth)
+    score = crps(law_of(ds.attrs["rain_law"]), mean.values, spread, truth)
     return xr.DataArray(
         score,
         dims=("init_time", "latitude", "longitude"),
@@ -299,8 +397,9 @@ def climatology_crps(ds: xr.Dataset, lead_hours: int = TIMESTEP_HOURS) -> xr.Dat
     """CRPS in metres of the forecaster that knows the law but not the state; like :func:`perfect_crps`."""
     steps = lead_hours // TIMESTEP_HOURS
     truth = ds["tp"].transpose("time", "latitude", "longitude").values[steps:].astype(np.float64)
-    spread = float(np.sqrt(WEIGHT_A**2 + WEIGHT_B**2))
-    score = law_of(ds.attrs["rain_law"]).crps(np.zeros_like(truth), spread, truth)
+    law = law_of(ds.attrs["rain_law"])
+    spread = float(np.sqrt(WEIGHT_A**2 + WEIGHT_B**2)) * (MEMORY if law.ahead else 1.0)
+    score = crps(law, np.zeros_like(truth), spread, truth)
     return xr.DataArray(
         score,
         dims=("init_time", "latitude", "longitude"),

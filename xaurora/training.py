@@ -18,6 +18,7 @@ from xaurora import config, rollout, samples, storage
 from xaurora import grid as grids
 from xaurora import model as models
 from xaurora.errors import TrainingError
+from xaurora.heads import RAIN
 from xaurora.progress import bar, say
 from xaurora.tiny import TinyAurora
 from xaurora.tuned import TunedAurora
@@ -49,7 +50,7 @@ def fit(
     fabric = Fabric(
         accelerator="cuda" if torch.cuda.is_available() else "cpu", devices=1
     )  # Aurora's encodings need float64, which MPS lacks
-    module, head = result.model, result.head
+    module = result.model
     total = options.total_steps(len(train))
     warmup = options.warmup_steps(total)
     optimizer: Any = torch.optim.AdamW(groups, weight_decay=options.weight_decay, betas=(0.9, 0.95))
@@ -67,13 +68,15 @@ def fit(
     recompute = moves_base and fabric.device.type == "cuda" if checkpointing == "auto" else bool(checkpointing)
     rng = np.random.default_rng(options.seed)
     every = max(total // options.validations, 1)
-    best = math.inf
+    best = -math.inf
     interim = validation[
         np.unique(np.linspace(0, len(validation) - 1, min(len(validation), _MOST_VALIDATED)).astype(int))
     ]
 
+    known = {name: info["rain"] for name, info in result.config["targets"].items()}
+    units = {name: ("_mm", 1e3) if rain else ("", 1.0) for name, rain in known.items()}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(models.placed(module.base, grid))
+        stack.enter_context(models.placed(module, grid))
         if recompute:
             stack.enter_context(models.recomputed(module.base))
         log = stack.enter_context(_Log(folder))
@@ -83,7 +86,7 @@ def fit(
             runner.train()
             sample = loader.read(init_times)
             loss, parts = _loss(
-                runner, module, head, sample, area, trim, options.base_loss if moves_base else 0.0, fabric.device
+                runner, module, sample, area, trim, options.base_loss if moves_base else 0.0, fabric.device
             )
             value = float(loss.detach())
             if not math.isfinite(value):
@@ -102,14 +105,15 @@ def fit(
             entry: dict[str, Any] = {"step": step + 1, "loss": value, **parts, "learning_rate": current}
             meter.update(1)
             meter.set_postfix_str(
-                f"loss {smooth:.4f} rate {current:.1e}" + (f" best {best:.4f} mm" if math.isfinite(best) else ""),
+                f"loss {smooth:.4f} rate {current:.1e}"
+                + (f" best {_told(result.config['scores'], units)}" if math.isfinite(best) else ""),
                 refresh=False,
             )
             if (step + 1) % every == 0 or step + 1 == total:
-                scores = _validate(module, head, loader, interim, area, trim, options.batch_size, fabric.device)
+                scores = _validate(module, units, loader, interim, area, trim, options.batch_size, fabric.device)
                 entry.update(scores)
-                if scores["validation_crps_mm"] < best:
-                    best = scores["validation_crps_mm"]
+                if scores["validation_skill_score"] > best:
+                    best = scores["validation_skill_score"]
                     result.config["scores"] = {**scores, "step": step + 1}
                     result.history.append(entry)
                     result.save(folder / "best")
@@ -129,7 +133,7 @@ def fit(
                 fix="a smaller learning_rate",
             )
         _back_to_best(result, folder)
-        final = _validate(module, head, loader, validation, area, trim, options.batch_size, fabric.device)
+        final = _validate(module, units, loader, validation, area, trim, options.batch_size, fabric.device)
     result.config["scores"] = {**final, "step": result.config["scores"]["step"]}
     module.to("cpu")
     models.set_precision(module.base, "32", torch.device("cpu"))
@@ -138,8 +142,8 @@ def fit(
     module.requires_grad_(True)
     result.save(folder / "best")
     say(
-        f"Best at step {result.config['scores']['step']}: CRPS {final['validation_crps_mm']:.4f} mm, climatology "
-        f"{final['validation_climatology_crps_mm']:.4f} mm; saved in {folder / 'best'}",
+        f"Best at step {result.config['scores']['step']}: CRPS {_told(final, units)}, climatology "
+        f"{_told(final, units, 'climatology_crps')}; saved in {folder / 'best'}",
         shown=options.progress,
     )
 
@@ -147,9 +151,27 @@ def fit(
 def _back_to_best(result: TunedAurora, folder: Path) -> None:
     best = folder / "best"
     state = models.read_state(best / "head.safetensors")
-    result.head.load_state_dict(state)
+    result.heads.load_state_dict({k: v for k, v in state.items() if not k.startswith("input.")})
+    for name in result.model.inputs:
+        if f"input.{name}" in state:
+            embedding = result.model.base.encoder.surf_token_embeds.weights[name]
+            embedding.data.copy_(state[f"input.{name}"])
     if (best / "model.safetensors").exists():
         result.model.base.load_state_dict(models.read_state(best / "model.safetensors"))
+
+
+def _told(scores: dict[str, Any], units: dict[str, tuple[str, float]], what: str = "crps") -> str:
+    """A score of every target, in words."""
+    parts = []
+    for i, (name, (unit, _)) in enumerate(units.items()):
+        value = scores[f"validation_{_prefix(i, name)}{what}{unit}"]
+        parts.append(f"{value:.4f}{' mm' if unit else ''}" + (f" ({name})" if len(units) > 1 else ""))
+    return ", ".join(parts)
+
+
+def _prefix(place: int, name: str) -> str:
+    """Scores of the first target have plain names, those of others carry theirs."""
+    return "" if place == 0 else f"{name}_"
 
 
 def _order(times: np.ndarray, batch_size: int, total: int, rng: np.random.Generator) -> Iterator[list[np.datetime64]]:
@@ -167,7 +189,6 @@ def _order(times: np.ndarray, batch_size: int, total: int, rng: np.random.Genera
 def _loss(
     runner: Any,
     module: models.AuroraWithHead,
-    head: Any,
     sample: samples.Sample,
     area: torch.Tensor,
     trim: tuple[slice, slice],
@@ -175,16 +196,29 @@ def _loss(
     device: torch.device,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     step = runner(rollout.prepare(module, sample.batch))
-    params = head.parameters_of(step.raw)
-    score = _mean(
-        head.loss(params, sample.target.to(device).nan_to_num().clamp(min=0.0)), sample.target.to(device), area, trim
-    )
-    parts = {"head_loss": float(score.detach())}
+    parts: dict[str, float] = {}
+    score: Any = 0.0
+    heads: Any = module.head
+    for name, head in heads.items():
+        target = sample.targets[name].to(device)
+        own = _mean(head.loss(head.parameters_of(step.raw[name]), _seen(head, target)), target, area, trim)
+        score = score + own / len(sample.targets)
+        if len(sample.targets) > 1:
+            parts[f"{name}_loss"] = float(own.detach())
+    parts["head_loss"] = float(score.detach())
     if base_loss and sample.next_state is not None:
-        state = base_variables_loss(module.base, step.prediction, sample.next_state, area, trim)
+        state = base_variables_loss(module.base, step.prediction, sample.next_state, area, trim, tuple(module.inputs))
         parts["base_loss"] = float(state.detach())
         score = score + base_loss * state
     return score, parts
+
+
+def _seen(head: Any, target: torch.Tensor) -> torch.Tensor:
+    """The truth without gaps, which are weighed out later, and without values that the family cannot have."""
+    y = target.nan_to_num()
+    if head.options.family in RAIN:
+        return y.clamp(min=0.0)
+    return y.clamp(*head.options.bounds) if head.options.bounds else y
 
 
 def _mean(values: torch.Tensor, target: torch.Tensor, area: torch.Tensor, trim: tuple[slice, slice]) -> torch.Tensor:
@@ -200,6 +234,7 @@ def base_variables_loss(
     truth: dict[str, dict[str, torch.Tensor]],
     area: torch.Tensor,
     trim: tuple[slice, slice],
+    without: tuple[str, ...] = (),
 ) -> torch.Tensor:
     """Aurora's own loss: weighted, latitude-weighted mean absolute error of normalised variables.
 
@@ -212,10 +247,12 @@ def base_variables_loss(
     predicted = {"surface": prediction.surf_vars, "atmos": prediction.atmos_vars}
     for kind, share in (("surface", _SURFACE_SHARE), ("atmos", _ATMOS_SHARE)):
         for name, values in truth[kind].items():
+            if kind == "surface" and name in without:
+                continue  # a target among the inputs has its own score
             scale = _scales(base, kind, name, prediction.metadata.atmos_levels).to(area.device)
             error = (predicted[kind][name][:, 0] - values.to(area.device)).abs() / scale
             total = total + share * _WEIGHTS[kind].get(name, 1.0) * (error * weight)[..., trim[0], trim[1]].mean()
-    return total / (len(truth["surface"]) + len(truth["atmos"]))
+    return total / (len(truth["surface"]) + len(truth["atmos"]) - len(without))
 
 
 def _scales(base: Aurora, kind: str, name: str, levels: tuple[int | float, ...]) -> torch.Tensor:
@@ -229,7 +266,7 @@ def _scales(base: Aurora, kind: str, name: str, levels: tuple[int | float, ...])
 @torch.no_grad()
 def _validate(
     module: models.AuroraWithHead,
-    head: Any,
+    units: dict[str, tuple[str, float]],
     loader: samples.Loader,
     init_times: np.ndarray,
     area: torch.Tensor,
@@ -237,41 +274,51 @@ def _validate(
     batch_size: int,
     device: torch.device,
 ) -> dict[str, float]:
-    """CRPS and RMSE in mm on held-out samples, beside the CRPS of their climatology: all their values at each point as an ensemble."""
+    """CRPS, RMSE and bias on held-out samples (mm for amounts), beside the CRPS of their climatology: all values at a point as an ensemble.
+
+    ``validation_skill_score`` is the mean over targets of 1 − CRPS/CRPS of the climatology, by which the best state is chosen.
+    """
     module.eval()
-    sums = {"crps": 0.0, "squares": 0.0, "bias": 0.0}
-    weight = 0.0
-    truths = []
+    heads: Any = module.head
+    sums = {name: {"crps": 0.0, "squares": 0.0, "bias": 0.0, "weight": 0.0} for name in units}
+    truths: dict[str, list[np.ndarray]] = {name: [] for name in units}
     kept = set(np.linspace(0, len(init_times) - 1, min(len(init_times), _MOST_VALIDATED)).astype(int).tolist())
     for start in range(0, len(init_times), batch_size):
         sample = loader.read(list(init_times[start : start + batch_size]))
         step = module(rollout.prepare(module, sample.batch))
-        params = head.parameters_of(step.raw)
-        target = sample.target.to(device)
-        y = target.nan_to_num().clamp(min=0.0)
-        share = (torch.isfinite(target) * area)[..., trim[0], trim[1]]
-        error = head.mean(params) - y
-        for name, values in (("crps", head.crps(params, y).float()), ("squares", error**2), ("bias", error)):
-            inside = values[..., trim[0], trim[1]]
-            sums[name] += float(
-                (torch.where(share > 0, inside, torch.zeros_like(inside)) * share).sum(dtype=torch.float64)
-            )
-        weight += float(share.sum(dtype=torch.float64))
-        here = target.cpu().numpy()[..., trim[0], trim[1]]
-        truths += [here[i] for i in range(len(here)) if start + i in kept]
-    return {
-        "validation_crps_mm": sums["crps"] / weight * 1e3,
-        "validation_rmse_mm": math.sqrt(sums["squares"] / weight) * 1e3,
-        "validation_bias_mm": sums["bias"] / weight * 1e3,
-        "validation_climatology_crps_mm": _climatology_crps(np.stack(truths), area.cpu().numpy()[trim[0]]),
-    }
+        for name, head in heads.items():
+            params = head.parameters_of(step.raw[name])
+            target = sample.targets[name].to(device)
+            y = _seen(head, target)
+            share = (torch.isfinite(target) * area)[..., trim[0], trim[1]]
+            error = head.mean(params) - y
+            for key, values in (("crps", head.crps(params, y).float()), ("squares", error**2), ("bias", error)):
+                inside = values[..., trim[0], trim[1]]
+                sums[name][key] += float(
+                    (torch.where(share > 0, inside, torch.zeros_like(inside)) * share).sum(dtype=torch.float64)
+                )
+            sums[name]["weight"] += float(share.sum(dtype=torch.float64))
+            here = torch.where(torch.isfinite(target), y, target).cpu().numpy()[..., trim[0], trim[1]]
+            truths[name] += [here[i] for i in range(len(here)) if start + i in kept]
+    out: dict[str, float] = {}
+    skills = []
+    for i, (name, (unit, factor)) in enumerate(units.items()):
+        own, front = sums[name], f"validation_{_prefix(i, name)}"
+        normal = _climatology_crps(np.stack(truths[name]), area.cpu().numpy()[trim[0]]) * factor
+        out[f"{front}crps{unit}"] = own["crps"] / own["weight"] * factor
+        out[f"{front}rmse{unit}"] = math.sqrt(own["squares"] / own["weight"]) * factor
+        out[f"{front}bias{unit}"] = own["bias"] / own["weight"] * factor
+        out[f"{front}climatology_crps{unit}"] = normal
+        skills.append(1.0 - out[f"{front}crps{unit}"] / max(normal, 1e-12))
+    out["validation_skill_score"] = float(np.mean(skills))
+    return out
 
 
 def _climatology_crps(truth: np.ndarray, area: np.ndarray) -> float:
-    """CRPS in mm of the samples' own distribution at each point; points and times without truth are left out."""
+    """CRPS of the samples' own distribution at each point; points and times without truth are left out."""
     there = np.isfinite(truth)
     count = there.sum(axis=0)
-    ranked = np.sort(np.where(there, np.maximum(truth, 0.0) * 1e3, np.nan), axis=0)  # NaN comes last
+    ranked = np.sort(truth.astype(np.float64), axis=0)  # NaN comes last
     place = np.arange(1, len(truth) + 1).reshape(-1, 1, 1)
     # Mean over the observations of E|X−y| is E|X−X'|, so that ½E|X−X'| remains.
     terms = np.where(place <= count, (2 * place - count - 1) * np.nan_to_num(ranked), 0.0).sum(axis=0)

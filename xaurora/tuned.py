@@ -16,18 +16,21 @@ from typing import Any
 
 from xaurora import storage, strategies
 from xaurora.errors import CheckpointError, OptionError
-from xaurora.heads import CensoredNormalHead, DeterministicHead, from_config
+from xaurora.heads import DistributionHead, HeadSet, from_config
 from xaurora.model import (
     AuroraWithHead,
     compare_keys,
+    extend,
     load_pretrained,
     read_state,
     state_hash,
 )
 from xaurora.requirements import Needs
+from xaurora.targets import InputForm
 from xaurora.tiny import TinyAurora, build_tiny
 
-FORMAT = 1
+FORMAT = 2
+_INPUT = "input."
 
 
 @dataclass
@@ -55,17 +58,27 @@ class TunedAurora:
     path: Path | None = None
 
     @property
-    def head(self) -> CensoredNormalHead | DeterministicHead:
-        """The head that predicts the target."""
-        head = self.model.head
-        if not isinstance(head, CensoredNormalHead | DeterministicHead):
+    def heads(self) -> HeadSet:
+        """The heads, by target."""
+        heads = self.model.head
+        if not isinstance(heads, HeadSet):
             raise OptionError("this model has no head of this package.", fix="ds.aurora.finetune(target='tp')")
-        return head
+        return heads
+
+    @property
+    def head(self) -> DistributionHead:
+        """The head of the first target."""
+        return self.heads[self.target]
+
+    @property
+    def targets(self) -> list[str]:
+        """Canonical names of the variables that were learnt."""
+        return list(self.config["targets"])
 
     @property
     def target(self) -> str:
-        """Canonical name of the variable that was learnt."""
-        return str(self.config["target"])
+        """Canonical name of the first of them."""
+        return self.targets[0]
 
     @property
     def halo(self) -> int:
@@ -80,8 +93,12 @@ class TunedAurora:
     def summary(self) -> str:
         """What was trained, on what, and how well, as text."""
         config = self.config
+        learnt = ", ".join(
+            f"{name} by a {info['head']['options']['family']} head" for name, info in config["targets"].items()
+        )
+        fed = f", fed back: {', '.join(config['inputs'])}" if config["inputs"] else ""
         lines = [
-            f"TunedAurora: {config['target']} by a {config['head']['options']['family']} head on Aurora {config['base']['name']!r}, strategy {config['strategy']!r}",
+            f"TunedAurora: {learnt} on Aurora {config['base']['name']!r}, strategy {config['strategy']!r}{fed}",
             f"  trained  {config['training']['samples']} samples, {config['training']['start']} to {config['training']['end']}, {config['training']['steps']} steps",
         ]
         scores = config.get("scores", {})
@@ -119,9 +136,11 @@ class TunedAurora:
     def _write(self, folder: Path) -> None:
         from safetensors.torch import save_file
 
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in self.head.state_dict().items()}, folder / "head.safetensors"
-        )
+        state = dict(self.heads.state_dict())
+        if not self.config["base"]["saved"]:  # embeddings of targets among the inputs go with the heads
+            embeds = self.model.base.encoder.surf_token_embeds.weights
+            state |= {f"{_INPUT}{name}": embeds[name] for name in self.model.inputs}
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "head.safetensors")
         if self.config["base"]["saved"]:
             save_file(
                 {k: v.detach().cpu().contiguous() for k, v in self.model.base.state_dict().items()},
@@ -130,7 +149,11 @@ class TunedAurora:
         base = self.model.base
         own = {"surface": base.surf_stats, "atmos": base.atmos_stats} if isinstance(base, TinyAurora) else {}
         _dump(
-            folder / "normalisation.json", {"base": own or "Aurora's own", "target": self.config["target_statistics"]}
+            folder / "normalisation.json",
+            {
+                "base": own or "Aurora's own",
+                "targets": {name: info["statistics"] for name, info in self.config["targets"].items()},
+            },
         )
         _dump(folder / "history.json", self.history)
         files = {p.name: _hash_file(p) for p in sorted(folder.glob("*")) if p.suffix in (".safetensors", ".json")}
@@ -179,12 +202,16 @@ def load(path: str | Path, *, weights: str | Path | None = None, base: Any = Non
             fix="xaurora.load(path)",
         )
     needs = _needs(config["needs"])
-    model_base = _base(config, folder, needs, weights, base)
-    head = from_config(config["head"])
+    inputs = {name: InputForm(**form) for name, form in config["inputs"].items()}
+    model_base = _base(config, folder, needs, weights, base, inputs)
+    heads = HeadSet({name: from_config(info["head"]) for name, info in config["targets"].items()})
     state = read_state(folder / "head.safetensors")
-    compare_keys(head.state_dict(), state, f"head in '{folder}'", type(head).__name__)
-    head.load_state_dict(state)
-    model = AuroraWithHead(model_base, head).eval()
+    embeddings = {k.removeprefix(_INPUT): state.pop(k) for k in list(state) if k.startswith(_INPUT)}
+    compare_keys(heads.state_dict(), state, f"heads in '{folder}'", " and ".join(config["targets"]))
+    heads.load_state_dict(state)
+    model = AuroraWithHead(model_base, heads, inputs).eval()
+    for name, embedding in embeddings.items():
+        model_base.encoder.surf_token_embeds.weights[name].data.copy_(embedding)
     history = _read_json(folder / "history.json")
     meta = {k: v for k, v in config.items() if k not in ("format", "needs", "files")}
     return TunedAurora(model, needs, meta, history, folder)
@@ -201,7 +228,14 @@ def _folder(path: Path) -> Path:
     )
 
 
-def _base(config: dict[str, Any], folder: Path, needs: Needs, weights: str | Path | None, given: Any) -> Any:
+def _base(
+    config: dict[str, Any],
+    folder: Path,
+    needs: Needs,
+    weights: str | Path | None,
+    given: Any,
+    inputs: dict[str, InputForm],
+) -> Any:
     info = config["base"]
     if info["saved"]:
         stats = _read_json(folder / "normalisation.json")["base"]
@@ -209,7 +243,7 @@ def _base(config: dict[str, Any], folder: Path, needs: Needs, weights: str | Pat
         if info["name"] == "tiny":
             surface = {k: (float(v[0]), float(v[1])) for k, v in stats["surface"].items()}
             atmos = {k: {lv: (float(p[0]), float(p[1])) for lv, p in by.items()} for k, by in stats["atmos"].items()}
-            model = build_tiny(needs, surface, atmos)
+            model = build_tiny(needs, {k: v for k, v in surface.items() if k not in inputs}, atmos)
         elif given is not None:
             model = given
         elif info["name"] == "given":
@@ -221,6 +255,7 @@ def _base(config: dict[str, Any], folder: Path, needs: Needs, weights: str | Pat
             from xaurora.model import _CLASSES
 
             model = _CLASSES[info["name"]]()
+        extend(model, inputs)
         compare_keys(model.state_dict(), state, f"weights in '{folder}'", type(model).__name__)
         model.load_state_dict(state)
         return model
@@ -298,9 +333,11 @@ def model_card(tuned: TunedAurora) -> str:
         if training.get("validated_on_training_samples")
         else ""
     )
-    return f"""# Aurora, fine-tuned for {config["target"]}
+    learnt = "; ".join(f"{info['long_name'].lower()} ({name})" for name, info in config["targets"].items())
+    heads = "; ".join(f"{name}: {info['head']['options']}" for name, info in config["targets"].items())
+    return f"""# Aurora, fine-tuned for {", ".join(config["targets"])}
 
-Six-hour accumulated total precipitation as a new variable of Aurora {config["base"]["name"]!r}, made with xaurora.
+New variables of Aurora {config["base"]["name"]!r}, made with xaurora: {learnt}. Precipitation is the total over six hours.
 
 ```python
 import xaurora
@@ -313,7 +350,8 @@ forecast = ds.aurora.predict("24h", model=tuned)
 |---|---|
 | base | {config["base"]["name"]} ({config["base"]["class"]}), {config["base"]["hash"]} |
 | strategy | {config["strategy"]} |
-| head | {config["head"]["options"]} |
+| heads | {heads} |
+| fed back to the encoder | {", ".join(config["inputs"]) or "nothing"} |
 | inputs | {variables} |
 | levels | {levels} |
 | trained on | {training["samples"]} samples from {training["start"]} to {training["end"]} |

@@ -48,6 +48,8 @@ class Variable:
         Whether negative values are noise of packing.
     masked : bool
         Whether it is missing over land or sea.
+    bounds : tuple of float, optional
+        Ends of its range, canonical units, where it often lies on one of them.
     plausible : tuple of float
         Range of a field's mean, canonical units; beyond it the units cannot be what they are said to be.
     """
@@ -63,6 +65,7 @@ class Variable:
     accumulated: bool = False
     nonnegative: bool = False
     masked: bool = False
+    bounds: tuple[float, float] | None = None
     plausible: tuple[float, float] = (float("-inf"), float("inf"))
 
 
@@ -90,11 +93,14 @@ TABLE: tuple[Variable, ...] = (
     Variable("sst", "surface", "K", "Sea surface temperature", "sea_surface_temperature", (), ("sea_surface_temperature",), masked=True, plausible=(260.0, 320.0)),
     Variable("tcw", "surface", "kg m-2", "Total column water", "total_column_water", (), (), plausible=(0.0, 120.0)),
     Variable("tcwv", "surface", "kg m-2", "Total column water vapour", "total_column_water_vapour", (), ("atmosphere_mass_content_of_water_vapor",), plausible=(0.0, 120.0)),
-    Variable("tcc", "surface", "1", "Total cloud cover", "total_cloud_cover", (), ("cloud_area_fraction",), plausible=(-0.01, 1.01)),
+    Variable("tcc", "surface", "1", "Total cloud cover", "total_cloud_cover", (), ("cloud_area_fraction",), bounds=(0.0, 1.0), plausible=(-0.01, 1.01)),
+    Variable("lcc", "surface", "1", "Low cloud cover", "low_cloud_cover", (), ("low_type_cloud_area_fraction",), bounds=(0.0, 1.0), plausible=(-0.01, 1.01)),
+    Variable("mcc", "surface", "1", "Medium cloud cover", "medium_cloud_cover", (), ("medium_type_cloud_area_fraction",), bounds=(0.0, 1.0), plausible=(-0.01, 1.01)),
+    Variable("hcc", "surface", "1", "High cloud cover", "high_cloud_cover", (), ("high_type_cloud_area_fraction",), bounds=(0.0, 1.0), plausible=(-0.01, 1.01)),
     Variable("100u", "surface", "m s-1", "100 metre U wind component", "100m_u_component_of_wind", ("u100",), plausible=(-150.0, 150.0)),
     Variable("100v", "surface", "m s-1", "100 metre V wind component", "100m_v_component_of_wind", ("v100",), plausible=(-150.0, 150.0)),
     # targets
-    Variable("tp", "surface", "m", "Total precipitation", "total_precipitation_6hr", ("total_precipitation", "total_precipitation_1hr", "precipitation"), ("lwe_thickness_of_precipitation_amount", "precipitation_amount"), long_aliases=("total_precipitation",), accumulated=True, nonnegative=True, plausible=(-1e-4, 0.5)),
+    Variable("tp", "surface", "m", "Total precipitation", "total_precipitation_6hr", ("total_precipitation", "total_precipitation_1hr", "precipitation", "mtpr", "avg_tprate", "tprate", "mean_total_precipitation_rate", "pr"), ("lwe_thickness_of_precipitation_amount", "precipitation_amount", "precipitation_flux", "lwe_precipitation_rate"), long_aliases=("total_precipitation",), accumulated=True, nonnegative=True, plausible=(-1e-4, 0.5)),
 )
 # fmt: on
 
@@ -111,7 +117,8 @@ _ORDER = {key: i for i, key in enumerate(BY_KEY)}
 
 def order(kind: Kind, names: set[str] | tuple[str, ...]) -> tuple[str, ...]:
     """Names of one kind in the order of the table, which is Aurora's."""
-    return tuple(sorted(names, key=lambda name: _ORDER[kind, name]))
+    last = len(_ORDER)  # what is not in the table comes after it
+    return tuple(sorted(names, key=lambda name: (_ORDER.get((kind, name), last), name)))
 
 
 def find(name: str) -> Variable | None:
@@ -167,6 +174,34 @@ _CONVERSIONS: dict[str, dict[str, tuple[float, float]]] = {
     },
     "1": _FRACTION,
 }
+
+_RATES = {  # m s-1 of water
+    "kg m-2 s-1": 1e-3,  # 1 kg m-2 of water is 1 mm at 1000 kg m-3
+    "mm s-1": 1e-3,
+    "m s-1": 1.0,
+    "mm h-1": 1e-3 / 3600.0,
+    "mm hr-1": 1e-3 / 3600.0,
+    "mm day-1": 1e-3 / 86_400.0,
+    "mm d-1": 1e-3 / 86_400.0,
+    "m h-1": 1.0 / 3600.0,
+}
+
+
+def is_rate(units: str) -> bool:
+    """Whether units are those of a rate of precipitation.
+
+    Examples
+    --------
+    >>> is_rate("kg m**-2 s**-1"), is_rate("mm/hr"), is_rate("kg m-2")
+    (True, True, False)
+    """
+    return normalise_units(units) in _RATES
+
+
+def rate_to_amount(units: str, hours: float) -> float:
+    """Metres that a rate brings in so many hours: the factor from ``units``."""
+    return _RATES[normalise_units(units)] * 3600.0 * hours
+
 
 _WORDS = {
     "°C": "degC",

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from xaurora import distributions
+from xaurora.distributions import Family
 from xaurora.errors import KindError, OptionError, TruthError
 from xaurora.evaluation import alignment, statistics
 from xaurora.evaluation import metrics as _metrics
@@ -90,7 +92,7 @@ def _score(
     j: int,
     levels: tuple[float, ...],
     weights: dict[str, np.ndarray],
-    law: tuple[str, float] | None,
+    law: Family | None,
     chosen: list[str],
     means: Means,
     skipna: bool,
@@ -130,10 +132,9 @@ def _score(
         if ensemble:
             add("crps", statistics.crps_of_members(f, y))
         elif law is not None:
-            family, epsilon = law
-            params = {p: forecast.raw(f"{item.source}_{p}", i, j) for p in alignment.FAMILIES[family].parameters}
-            params["mean"] = forecast.read(item, i, j)
-            add("crps", statistics.crps_of_parameters(family, params, y_si, epsilon) / item.scale)
+            params = alignment.parameters(forecast, item, law, i, j)
+            rain = item.variable.accumulated
+            add("crps", statistics.crps_of_parameters(law, params, y_si, rain=rain) / abs(item.scale))
 
 
 def _collect(
@@ -199,7 +200,7 @@ def to_weatherbench2(ds: xr.Dataset) -> xr.Dataset:
         if item.scale != 1.0 or item.offset != 0.0:
             da = (da.astype(np.float64) * item.scale + item.offset).astype(np.float32)
         # The parameters of a distribution have no name in WeatherBench2; what leads to them must not be left behind.
-        attrs = {k: v for k, v in da.attrs.items() if k not in ("distribution", "epsilon_m")}
+        attrs = {k: v for k, v in da.attrs.items() if not distributions.is_attr(k)}
         out[item.variable.weatherbench2] = da.drop_attrs(deep=False).assign_attrs(
             {**attrs, "units": item.variable.units, "long_name": item.variable.long_name}
         )

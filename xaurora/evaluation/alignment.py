@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xaurora import conventions, precipitation, recognition, variables
-from xaurora.distributions import FAMILIES
+from xaurora import conventions, periods, precipitation, recognition, variables
+from xaurora.distributions import FAMILIES, Deterministic, Family, from_attrs
 from xaurora.errors import AccumulationError, EnsembleError, KindError, LeadTimeError, TruthError
 from xaurora.recognition import Field
 from xaurora.variables import TIMESTEP_HOURS
@@ -102,10 +102,10 @@ def read_forecast(ds: xr.Dataset) -> Forecast:
     found = recognition.recognise(probe.isel({members[0]: 0}, drop=True) if members else probe)
     found.raise_first()
     rain = found.fields.get(("surface", "tp"))
-    if rain is not None and precipitation.declared_hours(rain.source, rain.attrs) != TIMESTEP_HOURS:
+    if rain is not None and periods.declared_hours(rain.source, rain.attrs) != TIMESTEP_HOURS:
         raise AccumulationError(
             f"'{rain.source}' of the forecast does not say that it is a total over {TIMESTEP_HOURS} hours.",
-            fix=f"fc['{rain.source}'].attrs['cell_methods'] = '{precipitation.cell_methods(TIMESTEP_HOURS)}' if it is, else sum it to that first",
+            fix=f"fc['{rain.source}'].attrs['cell_methods'] = '{periods.cell_methods(TIMESTEP_HOURS)}' if it is, else sum it to that first",
         )
     if found.grid is None:
         raise KindError("the forecast has no latitude and longitude.", fix="ds.aurora.check()")
@@ -212,7 +212,7 @@ def read_truth(ds: xr.Dataset, forecast: Forecast) -> Truth:
     if not any(t in position for t in valid.tolist()):
         raise TruthError(
             f"no valid time of the forecast ({valid.min().astype('datetime64[m]')} to {valid.max().astype('datetime64[m]')}) is in the truth "
-            f"({fields.times[0].astype('datetime64[m]')} to {fields.times[-1].astype('datetime64[m]')}, every {precipitation.spacing_hours(fields.times) if len(fields.times) > 1 else 0:g} h).",
+            f"({fields.times[0].astype('datetime64[m]')} to {fields.times[-1].astype('datetime64[m]')}, every {periods.spacing_hours(fields.times) if len(fields.times) > 1 else 0:g} h).",
             fix="give a truth that covers init_time + lead_time",
         )
     return truth
@@ -252,8 +252,8 @@ def matched_variables(forecast: Forecast, truth: Truth) -> list[tuple[str, str]]
     return sorted(both, key=lambda key: list(variables.BY_KEY).index(key))
 
 
-def distribution(forecast: Forecast, item: Field, *, needed: bool) -> tuple[str, float] | None:
-    """Family and ε of a variable whose parameters stand beside it, or None.
+def distribution(forecast: Forecast, item: Field, *, needed: bool) -> Family | None:
+    """Family of a variable whose parameters stand beside it, or None.
 
     Raises
     ------
@@ -261,15 +261,19 @@ def distribution(forecast: Forecast, item: Field, *, needed: bool) -> tuple[str,
         The family is unknown, or one of its parameters is missing.
     """
     attrs = forecast.ds[item.source].attrs
-    family = attrs.get("distribution")
-    if family is None:
+    name = attrs.get("distribution")
+    if name is None:
         return None
-    if family not in FAMILIES:
+    family = from_attrs(attrs)
+    if family is None:
         raise TruthError(
-            f"'{item.source}' is of the distribution family {family!r}, which this version does not know.",
-            fix=f"one of {', '.join(FAMILIES)}",
+            f"'{item.source}' is of the distribution family {name!r}"
+            + (", whose attributes are incomplete." if name in FAMILIES else ", which this version does not know."),
+            fix=f"one of {', '.join(FAMILIES)}, with the attributes that predict() writes",
         )
-    missing = [p for p in FAMILIES[family].parameters if f"{item.source}_{p}" not in forecast.ds]
+    if isinstance(family, Deterministic):
+        return family
+    missing = [p for p in family.parameters if f"{item.source}_{p}" not in forecast.ds]
     if missing and not needed:
         logger.warning("'%s' has no CRPS: its parameters %s are not in the forecast.", item.source, ", ".join(missing))
         return None
@@ -278,7 +282,14 @@ def distribution(forecast: Forecast, item: Field, *, needed: bool) -> tuple[str,
             f"the parameters {[f'{item.source}_{p}' for p in missing]} of '{item.source}' are not in the forecast.",
             fix="keep them beside it, or metrics=['rmse', 'mae']",
         )
-    return str(family), float(attrs["epsilon_m"])
+    return family
+
+
+def parameters(forecast: Forecast, item: Field, family: Family, init: int, lead: int) -> dict[str, np.ndarray]:
+    """Parameters of a family at one init time and lead, canonical units."""
+    if isinstance(family, Deterministic):
+        return {"value": forecast.read(item, init, lead)}
+    return {p: forecast.raw(f"{item.source}_{p}", init, lead) for p in family.parameters}
 
 
 def refuse_members(forecast: Forecast) -> None:

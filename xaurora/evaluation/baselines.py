@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xaurora import precipitation, recognition
+from xaurora import periods, precipitation, recognition
 from xaurora.errors import LeadTimeError, MissingVariableError, TruthError
 from xaurora.variables import TIMESTEP_HOURS
 
@@ -100,7 +100,7 @@ def persistence(ds: xr.Dataset, names: Sequence[str] | str | None = None, leads:
         if found.fields.get(("surface", "tp")) and found.fields["surface", "tp"].source == name:
             period = precipitation.period_of(name, ds[name].attrs, times)
             for part in range(max(TIMESTEP_HOURS // period, 1)):
-                keep &= np.isin(times - part * period * precipitation.HOUR, times)
+                keep &= np.isin(times - part * period * periods.HOUR, times)
         order = ["init_time", "lead_time", *[d for d in ("level", "latitude", "longitude") if d in da.dims]]
         out[name] = da.expand_dims(lead_time=lead).transpose(*order)
     result = xr.Dataset(out, attrs={"title": "Persistence"}).isel(init_time=np.flatnonzero(keep))

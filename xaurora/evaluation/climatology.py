@@ -1,78 +1,335 @@
-"""Climatology in WeatherBench2's layout: hour × dayofyear. Knows nothing of torch."""
+"""Climatology in WeatherBench2's layout: hour × dayofyear. Knows nothing of torch.
+
+The definitions are those of WeatherBench2's explicit method (``compute_climatology.py`` and ``utils.py``, commit 021c0b3; Rasp et al. 2024,
+doi:10.1029/2023MS004019): years are laid over one another as circles of 366 days, years without a 29 February repeat their last day, and
+a window around each day weighs its days linearly down to zero at its two ends.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from xaurora import precipitation, recognition, variables
 from xaurora.errors import OptionError
 from xaurora.evaluation import baselines
+from xaurora.progress import bar
+from xaurora.variables import TIMESTEP_HOURS
+
+DRY_MM = {6: 0.1, 24: 0.25}
+"""mm; below it a total over so many hours is dry (Rodwell et al. 2010, doi:10.1002/qj.656, and WeatherBench2)."""
+HEAVY = 2.0 / 3.0  # quantile of wet amounts from which on they are heavy (Rodwell et al. 2010)
+STATISTICS = ("mean", "std", "quantile")
+_DAYS = 366
+_BLOCK = 512 * 1024**2  # bytes of values held at once
 
 
-def build(ds: xr.Dataset, names: Sequence[str] | str | None = None, *, window_days: int = 61) -> xr.Dataset:
-    """Mean over the years and over a window around each day of the year, by hour of the day. Computes; reads each time once. Holds 366 float64
-    fields an hour of the day (a globe at 0.25°: 3 GB each), so cut or coarsen large data first.
+def build(
+    ds: xr.Dataset,
+    names: Sequence[str] | str | None = None,
+    *,
+    window_days: int = 61,
+    statistics: Sequence[str] | str = ("mean",),
+    quantiles: Sequence[float] = (0.01, 0.1, 0.5, 0.9, 0.99),
+    seeps: bool | Sequence[int] | int = True,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Normals by hour of the day and day of the year, over the years and a window around each day. Computes.
 
-    Weights fall linearly from the day itself to the window's edge, as in WeatherBench2 (``compute_climatology.py``, commit
-    021c0b3); the year is a circle of 366 days.
+    Memory stays below about 2 GiB: large grids are taken in bands of latitude, each of which reads the data once.
 
     Parameters
     ----------
     ds : Dataset
-        Fields, in any naming; precipitation is summed over six hours first.
+        Fields or a truth (:func:`xaurora.open_imerg`), in any naming; precipitation is summed over six hours first.
     names : str or sequence of str, optional
         Variables in the data's own names; by default all that change over time.
     window_days : int
         Odd; 61 in WeatherBench2.
+    statistics : sequence of {"mean", "std", "quantile"}
+        ``name``, ``name_std`` and ``name_quantile`` (with dim ``quantile``).
+    quantiles : sequence of float
+        For ``"quantile"``.
+    seeps : bool or sequence of int
+        For precipitation, also ``total_precipitation_6hr_seeps_dry_fraction`` and ``…_seeps_threshold`` (in metres), which SEEPS needs; or the
+        hours of the totals for which to make them, among 6 and 24.
+    progress : bool
+        Whether to show a bar.
 
     Returns
     -------
     Dataset
-        Dims ``(hour, dayofyear[, level], latitude, longitude)``, the data's own names and units; days that no time comes near are left
-        out.
+        Dims ``(hour, dayofyear[, quantile][, level], latitude, longitude)``, the data's own names and units; days that no time comes near
+        are left out. Missing values are left out of all statistics.
 
     Raises
     ------
     OptionError
-        A window that is not odd and positive.
+        A window that is not odd and positive, an unknown statistic, a quantile out of range, a SEEPS period other than 6 and 24 hours.
     """
-    import pandas as pd
-
-    if window_days < 1 or window_days % 2 == 0:
-        raise OptionError(f"window_days={window_days} is not an odd positive number of days.", fix="window_days=61")
+    if isinstance(window_days, bool) or not isinstance(window_days, int) or window_days < 1 or window_days % 2 == 0:
+        raise OptionError(f"window_days={window_days!r} is not an odd positive number of days.", fix="window_days=61")
+    wanted_statistics = [statistics] if isinstance(statistics, str) else list(statistics)
+    if unknown := [s for s in wanted_statistics if s not in STATISTICS]:
+        raise OptionError(
+            f"there is no statistic {unknown}; valid are {', '.join(map(repr, STATISTICS))}.", fix="statistics=['mean']"
+        )
+    q = np.atleast_1d(np.asarray(quantiles, float))
+    if not ((q > 0) & (q < 1)).all():
+        raise OptionError(f"quantiles={list(q)} do not all lie between 0 and 1.", fix="quantiles=[0.5, 0.9]")
+    hours_of_seeps = _seeps_hours(seeps)
     found, wanted = baselines._chosen(ds, names)
-    times = pd.DatetimeIndex(found.times)
-    hours = np.unique(times.hour)
-    half = window_days // 2
-    day = np.arange(1, 367)
-    distance = np.abs(day[:, None] - day[None, :])
-    distance = np.minimum(distance, 366 - distance)
-    kernel = np.clip(1.0 - distance / (half + 1), 0.0, None)
-    near = (kernel[:, np.unique(times.day_of_year) - 1] > 0).any(axis=1)
-    days = day[near]
+    plan = _Plan.of(found.times if found.times is not None else np.array([], "datetime64[ns]"), window_days)
+    out: dict[str, Any] = {}
+    coords: dict[str, Any] = {}
+    jobs = _jobs(ds, found, wanted, wanted_statistics, hours_of_seeps)
+    with bar(
+        total=sum(job.fields.sizes[job.time_dim] for job in jobs), label="climatology", unit="time", shown=progress
+    ) as meter:
+        for job in jobs:
+            out |= _run(job, plan, wanted_statistics, q, meter)
+            coords |= {d: job.fields[d] for d in ("level", "latitude", "longitude") if d in job.fields.dims}
+    if "quantile" in wanted_statistics:
+        coords["quantile"] = q
+    attrs = {"title": "Climatology", "window_days": window_days}
+    return xr.Dataset(out, {"hour": plan.hours, "dayofyear": plan.days, **coords}, attrs)
+
+
+def _seeps_hours(seeps: Any) -> list[int]:
+    hours = ([6] if seeps else []) if isinstance(seeps, bool) else np.atleast_1d(seeps).tolist()
+    if unknown := [h for h in hours if h not in DRY_MM]:
+        raise OptionError(
+            f"seeps={unknown}: what counts as dry is defined for totals over {' and '.join(map(str, DRY_MM))} hours.",
+            fix="seeps=6",
+        )
+    return hours
+
+
+# --- which samples make up a day -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Where each time stands on the circle of days, and how much each day counts for each.
+
+    ``place`` holds pairs of (time, hour, day) indices; a last day of December may stand twice, for itself and for the 366th day that its
+    year lacks. ``weights`` is ``(day, day)``.
+    """
+
+    hours: np.ndarray
+    days: np.ndarray
+    place: tuple[np.ndarray, np.ndarray, np.ndarray]
+    weights: np.ndarray
+    inside: np.ndarray
+
+    @staticmethod
+    def of(times: np.ndarray, window_days: int) -> _Plan:
+        import pandas as pd
+
+        index = pd.DatetimeIndex(times)
+        hours = np.unique(index.hour)
+        hour, day = np.searchsorted(hours, index.hour), index.day_of_year.to_numpy() - 1
+        at = np.arange(len(times))
+        last = (day == 364) & ~index.is_leap_year
+        place = (
+            np.concatenate([at, at[last]]),
+            np.concatenate([hour, hour[last]]),
+            np.concatenate([day, np.full(int(last.sum()), 365)]),
+        )
+        half = window_days // 2
+        circle = np.arange(_DAYS)
+        distance = np.abs(circle[:, None] - circle[None])
+        distance = np.minimum(distance, _DAYS - distance)
+        weights = np.clip(1.0 - distance / half, 0.0, None) if half else (distance == 0).astype(float)
+        inside = distance <= half
+        near = (weights[:, np.unique(place[2])] > 0).any(axis=1)
+        return _Plan(hours, circle[near] + 1, place, weights[near], inside[near])
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One variable to read: its public form, and what to make of it."""
+
+    name: str
+    fields: xr.DataArray
+    time_dim: str
+    statistics: tuple[str, ...]
+    dry: float | None
+    seeps_name: str
+
+
+def _jobs(
+    ds: xr.Dataset, found: recognition.Recognition, wanted: list[str], statistics: list[str], hours: list[int]
+) -> list[_Job]:
     time_dim = found.axes["time"].dim
-    out = {}
+    items = {item.source: item for item in found.fields.values()}
+    jobs = []
     for name in wanted:
-        da = baselines._public(baselines._six_hourly(ds, found, name), found)
-        order = [time_dim, *[d for d in ("level", "latitude", "longitude") if d in da.dims]]
-        da = da.transpose(*order)
-        shape = da.shape[1:]
-        sums = np.zeros((len(hours), 366, *shape))
-        counts = np.zeros((len(hours), 366, *shape))
-        for i, stamp in enumerate(times):
-            values = da.isel({time_dim: i}).values.astype(np.float64)
-            there = np.isfinite(values)
-            at = (int(np.searchsorted(hours, stamp.hour)), stamp.day_of_year - 1)
-            sums[at] += np.where(there, values, 0.0)
-            counts[at] += there
-        weighted = np.tensordot(kernel[near], sums, axes=(1, 1))
-        total = np.tensordot(kernel[near], counts, axes=(1, 1))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean = np.moveaxis(np.where(total > 0, weighted / total, np.nan), 0, 1)
-        out[name] = (("hour", "dayofyear", *order[1:]), mean.astype(np.float32), dict(da.attrs))
-        coords = {d: da[d] for d in order[1:]}
-    return xr.Dataset(
-        out, {"hour": hours, "dayofyear": days, **coords}, {"title": "Climatology", "window_days": window_days}
-    )
+        rain = items[name].variable.accumulated
+        for total in dict.fromkeys([TIMESTEP_HOURS, *hours]) if rain else [0]:
+            if rain and total != TIMESTEP_HOURS:
+                da = precipitation.accumulate(ds[name], total, name=name, dim=time_dim)
+            else:
+                da = baselines._six_hourly(ds, found, name)
+            da = baselines._public(da, found)
+            da = da.transpose(time_dim, *[d for d in ("level", "latitude", "longitude") if d in da.dims])
+            own = tuple(statistics) if total in (0, TIMESTEP_HOURS) else ()
+            dry = None
+            if rain and total in hours:
+                factor, _ = variables.conversion(str(da.attrs.get("units", "m")), "m") or (1.0, 0.0)
+                da.attrs["to_metres"] = factor
+                dry = DRY_MM[total] * 1e-3
+            if own or dry is not None:
+                jobs.append(_Job(name, da, time_dim, own, dry, f"total_precipitation_{total}hr_seeps"))
+    return jobs
+
+
+def _run(job: _Job, plan: _Plan, statistics: list[str], q: np.ndarray, meter: Any) -> dict[str, Any]:
+    """All statistics of one variable, band by band of latitude."""
+    da = job.fields
+    shape = da.shape[1:]
+    whole_series = job.dry is not None or "quantile" in job.statistics
+    per_row = int(np.prod(shape)) // shape[-2] * 8
+    copies = len(da) if whole_series else 2 * len(plan.hours) * _DAYS
+    rows = max(min(shape[-2], _BLOCK // max(per_row * copies, 1)), 1)
+    bands = []
+    for start in range(0, shape[-2], rows):
+        band = da.isel({da.dims[-2]: slice(start, start + rows)})
+        bands.append(_band(band, job, plan, q, whole_series))
+        meter.update(round(len(da) * (min(start + rows, shape[-2]) / shape[-2])) - round(len(da) * start / shape[-2]))
+    to_metres = da.attrs.pop("to_metres", 1.0)
+    attrs = {k: v for k, v in da.attrs.items() if k != "standard_name" or v}
+    dims = ("hour", "dayofyear", *da.dims[1:])
+    out: dict[str, Any] = {}
+    joined = {key: np.concatenate([b[key] for b in bands], axis=-2) for key in bands[0]}
+    for key, values in joined.items():
+        values = values.astype(np.float32)
+        if key == "mean":
+            out[job.name] = (dims, values, attrs)
+        elif key == "std":
+            out[f"{job.name}_std"] = (dims, values, attrs)
+        elif key == "quantile":
+            out[f"{job.name}_quantile"] = (("hour", "dayofyear", "quantile", *da.dims[1:]), values, attrs)
+        elif key == "dry":
+            long_name = f"share of totals below {job.dry * 1e3:g} mm" if job.dry is not None else ""
+            out[f"{job.seeps_name}_dry_fraction"] = (dims, values, {"units": "1", "long_name": long_name})
+        else:
+            values = (values * to_metres).astype(np.float32)
+            long_name = "wet amount that a third of wet amounts exceed"
+            out[f"{job.seeps_name}_threshold"] = (dims, values, {"units": "m", "long_name": long_name})
+    return out
+
+
+def _band(band: xr.DataArray, job: _Job, plan: _Plan, q: np.ndarray, whole_series: bool) -> dict[str, np.ndarray]:
+    out: dict[str, np.ndarray] = {}
+    if set(job.statistics) & {"mean", "std"}:
+        out |= _moments(band, job, plan)
+    if whole_series:
+        series = band.values.astype(np.float32)
+        if "quantile" in job.statistics:
+            out["quantile"] = np.stack(
+                [[_quantiles(series, plan, h, d, q) for d in range(len(plan.days))] for h in range(len(plan.hours))]
+            )
+        if job.dry is not None:
+            threshold = np.float32(job.dry / band.attrs.get("to_metres", 1.0))
+            pairs = [
+                [_seeps(series, plan, h, d, threshold) for d in range(len(plan.days))] for h in range(len(plan.hours))
+            ]
+            out["dry"] = np.stack([[p[0] for p in row] for row in pairs])
+            out["heavy"] = np.stack([[p[1] for p in row] for row in pairs])
+    return out
+
+
+def _moments(band: xr.DataArray, job: _Job, plan: _Plan) -> dict[str, np.ndarray]:
+    """Weighted mean and standard deviation, from sums by hour and day that are smoothed afterwards."""
+    size = (len(plan.hours), _DAYS, *band.shape[1:])
+    sums, counts = np.zeros(size), np.zeros(size)
+    with_std = "std" in job.statistics
+    squares = np.zeros(size if with_std else (0,))
+    # A shift keeps squares of large numbers, such as pressure, from drowning their spread.
+    shift = np.nan_to_num(band.isel({job.time_dim: 0}).values.astype(np.float64))
+    order = np.argsort(plan.place[0], kind="stable")
+    values, held = np.empty(0), -1
+    for t, hour, day in zip(*(p[order] for p in plan.place), strict=True):
+        if t != held:
+            values, held = band.isel({job.time_dim: int(t)}).values.astype(np.float64) - shift, int(t)
+        there = np.isfinite(values)
+        filled = np.where(there, values, 0.0)
+        sums[hour, day] += filled
+        counts[hour, day] += there
+        if with_std:
+            squares[hour, day] += filled**2
+
+    def smooth(x: np.ndarray) -> np.ndarray:
+        return np.moveaxis(np.tensordot(plan.weights, x, axes=(1, 1)), 0, 1)
+
+    total = smooth(counts)
+    out = {}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(total > 0, smooth(sums) / total, np.nan)
+        if "mean" in job.statistics:
+            out["mean"] = mean + shift
+        if with_std:
+            out["std"] = np.sqrt(np.clip(np.where(total > 0, smooth(squares) / total, np.nan) - mean**2, 0.0, None))
+    return out
+
+
+def _samples(series: np.ndarray, plan: _Plan, hour: int, day: int, *, edges: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Values of one hour in the window around a day, and their weights; with ``edges`` also the days that weigh nothing."""
+    at, hours, days = plan.place
+    chosen = (hours == hour) & (plan.inside[day][days] if edges else plan.weights[day][days] > 0)
+    return series[at[chosen]], plan.weights[day][days[chosen]]
+
+
+def _seeps(series: np.ndarray, plan: _Plan, hour: int, day: int, dry: np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """Share of dry totals in the window, every day alike, and the weighted two-thirds quantile of wet ones."""
+    values, _ = _samples(series, plan, hour, day, edges=True)
+    seen = np.isfinite(values).sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = np.where(seen > 0, (values < dry).sum(axis=0) / seen, np.nan)
+    values, weights = _samples(series, plan, hour, day, edges=False)
+    wet = np.where(values >= dry, values, np.nan)
+    return share, weighted_quantile(wet, weights, np.array([HEAVY]))[0]
+
+
+def _quantiles(series: np.ndarray, plan: _Plan, hour: int, day: int, q: np.ndarray) -> np.ndarray:
+    return weighted_quantile(*_samples(series, plan, hour, day, edges=False), q)
+
+
+def weighted_quantile(values: np.ndarray, weights: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Weighted quantiles along the first axis, as ``DataArray.weighted(...).quantile`` of xarray defines them, for all points at once.
+
+    Akinshin (2023), Weighted quantile estimators, arXiv:2304.07265: type 7 with Kish's effective sample size. NaN is left out.
+
+    Parameters
+    ----------
+    values : ndarray, ``(n, ...)``
+    weights : ndarray, ``(n,)``
+        Positive.
+    q : ndarray, ``(k,)``
+
+    Returns
+    -------
+    ndarray, ``(k, ...)``
+        NaN where there is no value.
+    """
+    if not len(values):
+        return np.full((len(q), *values.shape[1:]), np.nan)
+    order = np.argsort(values, axis=0)  # NaN comes last
+    ranked = np.take_along_axis(values, order, axis=0).astype(np.float64)
+    w = np.where(np.isfinite(ranked), weights[order], 0.0)
+    total = w.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        effective = total**2 / (w**2).sum(axis=0)
+        share = np.concatenate([np.zeros((1, *w.shape[1:])), np.cumsum(w / total, axis=0)])
+        ranked = np.nan_to_num(ranked)
+        out = []
+        for one in q:
+            h = (effective - 1.0) * one + 1.0
+            u = np.maximum((h - 1.0) / effective, np.minimum(h / effective, share))
+            out.append((ranked * np.diff(u * effective - h + 1.0, axis=0)).sum(axis=0))
+    return np.where(total > 0, np.stack(out), np.nan)

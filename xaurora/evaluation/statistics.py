@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from xaurora.distributions import FAMILIES, ensemble_crps
+from xaurora.distributions import Family, ensemble_crps
 
 
 def squared_error(forecast: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -33,9 +33,10 @@ def crps_of_members(members: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def crps_of_parameters(
-    family: str, params: Mapping[str, np.ndarray], truth_m: np.ndarray, epsilon: float
+    family: Family, params: Mapping[str, np.ndarray], truth: np.ndarray, *, rain: bool
 ) -> np.ndarray:
-    """CRPS in metres from a head's parameters; NaN where the truth is."""
-    y = np.where(np.isfinite(truth_m), np.maximum(truth_m, 0.0), 0.0)
-    score = FAMILIES[family].crps(params, y, epsilon)
-    return np.where(np.isfinite(truth_m), score, np.nan)
+    """CRPS in canonical units from a head's parameters; NaN where the truth is, or the parameters are."""
+    there = np.isfinite(truth)
+    y = np.where(there, truth, 0.0)
+    score = family.crps(params, np.maximum(y, 0.0) if rain else y)
+    return np.where(there, score, np.nan)
