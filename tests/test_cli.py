@@ -178,3 +178,38 @@ def test_demo_in_short(tmp_path: Path) -> None:
         "scores.nc",
         "run",
     } <= names
+
+
+def test_truth_targets_and_members_from_the_command_line(fields: xr.Dataset, tmp_path: Path) -> None:
+    """In this process, for speed."""
+    from typer.testing import CliRunner
+
+    from xaurora.cli import app
+
+    fields.drop_vars("tp").to_netcdf(tmp_path / "states.nc")
+    fields[["tp"]].to_netcdf(tmp_path / "tp.nc")
+    runner = CliRunner()
+
+    def run(*args: object, code: int = 0) -> str:
+        result = runner.invoke(app, [str(a) for a in args])
+        assert result.exit_code == code, result.output
+        return str(result.output)
+
+    states, tp, model = tmp_path / "states.nc", tmp_path / "tp.nc", tmp_path / "run"
+    common = ("--model", "tiny", "--strategy", "full", "--steps", 2, "--quiet")
+    said = run("finetune", states, "--truth", tp, "--head", "csgd", "--out", model, *common)
+    assert "tp by a csgd head" in said
+    out = tmp_path / "fc.nc"
+    time = str(fields["time"].values[6])
+    run("predict", states, "--model", model, "--time", time, "--members", 5, "--past", tp, "--out", out, "--quiet")
+    forecast = xr.open_dataset(out, decode_timedelta=True)
+    assert forecast["tp"].sizes["number"] == 5
+    said = run("evaluate", out, states, tp)
+    assert "CRPS mm" in said
+    both = run("finetune", states, tp, "--target", "tp", "--target", "msl", "--out", tmp_path / "both", *common)
+    assert "msl by a normal head" in both
+    assert "needs as many past dates" in run(
+        "predict", states, tp, "--model", model, "--time", time, "--members", 500, "--out", tmp_path / "x.nc", code=2
+    )
+    assert "there is no head 'gumbel'" in run("finetune", states, tp, "--head", "gumbel", code=2)
+    assert "99.9 %" in run("stats", tp, "--quantiles", 0.999, "--weights", "none", "--quiet")

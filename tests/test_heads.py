@@ -109,6 +109,39 @@ def test_samples_mean_quantiles_and_probabilities_agree(family: str) -> None:
     )
 
 
+def _pit_is_flat(head: heads.DistributionHead, params: dict[str, torch.Tensor], y: torch.Tensor) -> float:
+    """χ² of the randomised probability integral transform in 20 bins."""
+    upper = head.law.cdf({k: v.double().numpy() for k, v in params.items()}, y.double().numpy())
+    u = np.where(y.numpy() > 0, upper, np.random.default_rng(0).random(upper.shape) * upper)
+    counts = np.histogram(u, 20, (0.0, 1.0))[0]
+    return float(((counts - u.size / 20) ** 2 / (u.size / 20)).sum())
+
+
+@pytest.mark.parametrize("family", [f for f in heads.RAIN if f != "deterministic"])
+def test_pit_is_flat_on_the_own_law_and_not_when_broken(family: str) -> None:
+    head = _head(family)
+    head.initialise(_climate(_amounts()))
+    generator = torch.Generator().manual_seed(4)
+    params = head.parameters_of(0.7 * torch.randn((1, head.outputs, 200, 200), generator=generator))
+    y = head.sample(params, 1, generator)[0]
+    limit = 43.8  # χ² with 19 degrees of freedom: one in a thousand
+    assert _pit_is_flat(head, params, y) < limit
+    broken = {
+        "mu": 0.8,
+        "sigma": 0.8,
+        "p": 0.9,
+        "shape": 1.4,
+        "amount": 0.8,
+        "scale": 0.8,
+        "shift": 0.6,
+    }
+    for name in params:
+        if family == "quantile" and name != "p":
+            continue
+        wrong = {**params, name: params[name] * broken[name] + (0.1 if name == "mu" else 0.0)}
+        assert _pit_is_flat(head, wrong, y) > limit, name
+
+
 def test_quantiles_never_cross() -> None:
     head = _head("quantile")
     head.initialise(_climate(_amounts(4000)))

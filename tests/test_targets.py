@@ -299,6 +299,15 @@ def test_frozen_and_fed_keeps_the_artefact_small(fields: xr.Dataset, aurora_mode
         assert "tp" in model.model.inputs
     a, b = (fields.aurora.predict("6h", model=m, time=t, progress=False)["tp"] for m in (fed, loaded))
     xr.testing.assert_identical(a, b)
+    assert "tp" not in aurora_model.encoder.surf_token_embeds.weights
+    # going on from there, with the same target among the inputs
+    further = fields.aurora.finetune("tp", model=loaded, steps=2, out=tmp_path / "further", progress=False)
+    again = xaurora.load(tmp_path / "further", base=aurora_model)
+    a, b = (fields.aurora.predict("6h", model=m, time=t, progress=False)["tp"] for m in (further, again))
+    xr.testing.assert_identical(a, b)
+    with pytest.raises(errors.OptionError, match="tuned with .'tp'. among its inputs"):
+        other = fields.assign(smell=(fields["v10"] * 2.0).assign_attrs(units="sniff"))
+        other.aurora.finetune("smell", model=loaded, out=tmp_path / "other", progress=False)
 
 
 def test_a_target_that_the_model_predicts_is_refused(fields: xr.Dataset, aurora_model, tmp_path: Path) -> None:

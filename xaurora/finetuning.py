@@ -123,6 +123,8 @@ def finetune(
     if base is None:
         base = _make_base(name, weights, needs, cut, chosen_train, options, without=tuple(forms))
     original_hash = models.state_hash(base)
+    if isinstance(model, TunedAurora) and not _holds_its_base(model):
+        original_hash = str(model.config["base"]["hash"])  # of the published base, without the embeddings of inputs
     levels, width = models.latent_size(base)
     heads_ = {
         t.name: _make_head(

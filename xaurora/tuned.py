@@ -6,6 +6,7 @@ On disk a folder with ``config.json``, ``head.safetensors``, ``model.safetensors
 
 from __future__ import annotations
 
+import copy
 import datetime
 import hashlib
 import importlib.metadata
@@ -203,6 +204,8 @@ def load(path: str | Path, *, weights: str | Path | None = None, base: Any = Non
         )
     needs = _needs(config["needs"])
     inputs = {name: InputForm(**form) for name, form in config["inputs"].items()}
+    if inputs and base is not None:
+        base = copy.deepcopy(base)  # its encoder takes more from here on, and the caller's is left alone
     model_base = _base(config, folder, needs, weights, base, inputs)
     heads = HeadSet({name: from_config(info["head"]) for name, info in config["targets"].items()})
     state = read_state(folder / "head.safetensors")
