@@ -128,8 +128,8 @@ def test_crps_from_parameters_is_in_the_forecasts_units(fields: xr.Dataset, tune
     forecast = fields.aurora.predict("6h", model=tuned, time=fields["time"].values[30:32], progress=False)
     scores = forecast.aurora.evaluate(fields, regions=["global"], metrics="crps")
     y = fields["tp"].sel(time=forecast["valid_time"].values.ravel()).values.astype("float64")
-    mu, sigma = forecast["tp_mu"].values[:, 0].astype("float64"), forecast["tp_sigma"].values[:, 0].astype("float64")
-    by_hand = distributions.censored_normal_crps(mu, sigma, y, forecast["tp"].attrs["epsilon_m"])
+    law = distributions.from_attrs(forecast["tp"].attrs)
+    by_hand = law.crps({p: forecast[f"tp_{p}"].values[:, 0].astype("float64") for p in law.parameters}, y)
     from xaurora.grid import latitude_weights
 
     w = latitude_weights(fields["latitude"].values)[:, None] * np.ones((1, 32))
@@ -309,6 +309,15 @@ def test_seeps_of_days_and_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [n for n in xaurora.climatology(ds, "tp", seeps=False) if "seeps" in n]
 
 
+def test_a_climatology_of_daily_totals() -> None:
+    ds = _years_of_rain().isel(time=slice(0, 800))
+    days = ds.assign(tp=ds.aurora.accumulate("tp", "24h")).isel(time=slice(3, None, 4))
+    for normals in (xaurora.climatology(days), xaurora.climatology(days, "tp", seeps=24, window_days=np.int64(61))):
+        assert "total_precipitation_24hr_seeps_threshold" in normals
+        assert normals["tp"].sizes["hour"] == 1
+    assert list(xaurora.climatology(days, seeps=False).data_vars) == ["tp"]
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -360,7 +369,7 @@ def test_what_cannot_be_scored(fields: xr.Dataset, tuned) -> None:
         (lambda: forecast.aurora.evaluate(fields, metrics=["rsme"]), errors.OptionError, "there is no metric"),
         (lambda: forecast.aurora.evaluate(fields, metrics=["acc"]), errors.OptionError, "acc needs a climatology"),
         (lambda: forecast.aurora.evaluate(fields, climatology=fields), errors.TruthError, "dims hour and dayofyear"),
-        (lambda: forecast.drop_vars("tp_mu").aurora.evaluate(fields, metrics=["crps"]), errors.TruthError, "tp_mu"),
+        (lambda: forecast.drop_vars("tp_p").aurora.evaluate(fields, metrics=["crps"]), errors.TruthError, "tp_p"),
         (lambda: fields.aurora.scorecard(), errors.KindError, "scores have the dims"),
         (lambda: xaurora.persistence(fields, "hail"), errors.MissingVariableError, "hail"),
         (lambda: xaurora.persistence(fields, "tp", "soon"), errors.LeadTimeError, "no positive duration"),

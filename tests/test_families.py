@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from scipy import integrate
 
@@ -92,7 +92,8 @@ def _integral(family: Any, params: dict[str, float], y: float) -> float:
 
 
 @EVERY
-@settings(max_examples=40, deadline=None)
+@pytest.mark.filterwarnings("ignore::scipy.integrate.IntegrationWarning")  # where F jumps by rounding beside a bend
+@settings(max_examples=40, deadline=None, phases=(Phase.explicit, Phase.generate))
 @given(data=st.data(), y=AMOUNT)
 def test_crps_is_the_integral(name: str, data: st.DataObject, y: float) -> None:
     family, params = data.draw(CASES[name])

@@ -163,8 +163,25 @@ def test_onto_a_region_in_its_own_order(day: tuple[Path, np.ndarray]) -> None:
     weights = lambda axis, centre: np.clip(np.minimum(axis + 0.05, centre + 0.125) - np.maximum(axis - 0.05, centre - 0.125), 0, None)  # noqa: E731 # fmt: skip
     w = (weights(LAT, 42.0) * np.cos(np.deg2rad(LAT)))[:, None] * weights(LON, 0.0)
     expected = (w * native).sum() / w.sum()
-    # 1e-3: within a cell that is cut, area is taken to change linearly
+    # 1e-3: here, within a row that is cut, area is taken to change linearly
     assert ours["tp"].sel(latitude=42.0, longitude=0.0).values[1] == pytest.approx(expected, rel=1e-3)
+
+
+def test_edges_of_cuts_and_poles_know_how_much_they_have_seen() -> None:
+    lat, lon = np.arange(40.05, 45.0, 0.1), np.arange(0.05, 6.0, 0.1)
+    to_lat, to_lon = np.array([44.95, 44.45, 43.95]), np.array([5.0, 5.5, 6.0])
+    mean, share = regridding.Conservative(lat, lon, to_lat, to_lon)(np.full((50, 60), 2.0))
+    np.testing.assert_allclose(mean, 2.0)
+    np.testing.assert_allclose(share[:, 2] / share[:, 0], 0.5, rtol=1e-9)
+    assert share[0, 0] == pytest.approx(0.6, abs=0.01)
+    source = np.arange(-89.5, 90.0)
+    holes = np.ones((180, 360))
+    holes[-1] = np.nan
+    _, share = regridding.Conservative(source, np.arange(0.5, 360), np.linspace(90, -90, 73), np.arange(0, 360, 2.5))(
+        holes
+    )
+    cap = lambda degrees: 1.0 - np.sin(np.deg2rad(90.0 - degrees))  # noqa: E731
+    assert share[0, 0] == pytest.approx(1.0 - cap(1.0) / cap(1.25), rel=1e-9)
 
 
 def test_conserves_on_random_globes() -> None:
@@ -179,7 +196,7 @@ def test_conserves_on_random_globes() -> None:
         mean, share = regridding.Conservative(lat, lon, to_lat, to_lon)(values)
         before = np.nansum(values * _areas(lat, lon))
         after = np.nansum(mean * share * _areas(to_lat, to_lon))
-        assert after == pytest.approx(before, rel=2e-4)  # cells that are cut: area is taken as linear within 1°
+        assert after == pytest.approx(before, rel=1e-12)
         ones, whole = regridding.Conservative(lat, lon, to_lat, to_lon)(np.ones((180, 360)))
         np.testing.assert_allclose(ones, 1.0, rtol=1e-12)
         np.testing.assert_allclose(whole, 1.0, rtol=1e-9)
@@ -223,7 +240,7 @@ def test_what_is_refused(day: tuple[Path, np.ndarray], tmp_path: Path) -> None:
         0.5e-3 * np.delete(rates[:12, 5, 5].astype(float), 4).sum() * 12 / 11, rel=1e-5
     )
     gone.write_bytes(kept)
-    twice = folder / _name("2020-02-29T00:00", version="V07C")
+    twice = folder / _name("2020-02-29T00:00", ending="HDF5.nc4.HDF5")
     shutil.copy(first, twice)
     with pytest.raises(errors.SourceError, match="two files hold the same time, 2020-02-29T00:00"):
         xaurora.open_imerg(folder / "*.HDF5")
@@ -234,6 +251,18 @@ def test_what_is_refused(day: tuple[Path, np.ndarray], tmp_path: Path) -> None:
         with pytest.raises(errors.SourceError, match="are mixed"):
             xaurora.open_imerg(folder / "*.HDF5")
         odd.unlink()
+    elsewhere = _granule(tmp_path, "2020-02-29T12:00", rates[0])
+    with netCDF4.Dataset(elsewhere, "a") as file:
+        file["Grid"]["lat"][:] = LAT + 10.0
+    with pytest.raises(errors.SourceError, match=r"and the first file at 40\.05"):
+        xaurora.open_imerg([*folder.glob("*.HDF5"), elsewhere], period="30min").load()
+    with pytest.raises(errors.SourceError, match="is GPM IMERG"):
+        xaurora.open(first)
+    letters = folder / _name("2020-02-29T12:00", version="V07A")
+    shutil.copy(first, letters)
+    with pytest.raises(errors.SourceError, match="IMERG versions are mixed"):
+        xaurora.open_imerg(folder / "*.HDF5")
+    letters.unlink()
     renamed = folder / _name("2020-02-29T12:00")
     shutil.copy(first, renamed)
     with pytest.raises(errors.SourceError, match="is named after 2020-02-29T12:00, and holds 2020-02-29T00:00"):
@@ -251,6 +280,9 @@ def test_what_is_refused(day: tuple[Path, np.ndarray], tmp_path: Path) -> None:
         xaurora.open_imerg(first, missing="skip")
     with pytest.raises(errors.GridError, match="do not divide 180"):
         xaurora.open_imerg(first, period="30min", grid=0.7)
+    globe = xr.Dataset(coords={"latitude": np.arange(-90.0, 91.0, 10.0), "longitude": np.arange(0.0, 361.0, 10.0)})
+    with pytest.raises(errors.GridError, match="same meridian"):
+        xaurora.open_imerg(first, period="30min", grid=globe)
     with pytest.raises(errors.GridError, match="neither a Dataset nor a number"):
         xaurora.open_imerg(first, period="30min", grid="era5")
     with pytest.raises(errors.TruthError, match="runs from"):

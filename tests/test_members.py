@@ -82,7 +82,7 @@ def test_members_add_up_over_leads_and_score_as_an_ensemble(fields: xr.Dataset, 
     np.testing.assert_allclose(day.isel(lead_time=3), forecast["tp"].sum("lead_time"), rtol=1e-5, atol=1e-9)
     assert np.isnan(day.isel(lead_time=2)).all()
     with pytest.raises(errors.AccumulationError, match="parameters of a distribution"):
-        forecast.aurora.accumulate("tp_mu" if "tp_mu" in forecast else "tp_p", "24h")
+        forecast.aurora.accumulate("tp_p", "24h")
     scores = forecast.aurora.evaluate(fields, metrics=["crps"], regions="global")
     truth = fields["tp"].sel(time=forecast["valid_time"].values[0, 0]).values
     by_hand = distributions.ensemble_crps(forecast["tp"].values[0, 0].astype(float), truth)
@@ -115,6 +115,25 @@ def test_bad_members(fields: xr.Dataset, tuned, tmp_path) -> None:
         fields.aurora.predict("6h", model=tuned, time=t, past=fields)
     with pytest.raises(errors.OptionError, match="need a model with a head"):
         fields.aurora.predict("6h", model="tiny", time=t, members=5)
+    one = fields.aurora.finetune(
+        "tp", model="tiny", head="deterministic", steps=1, out=tmp_path / "one", progress=False
+    )
+    with pytest.raises(errors.OptionError, match="all members would be the same"):
+        fields.aurora.predict("6h", model=one, time=t, members=5)
+    # a store that was begun with another past is another forecast
+    states = fields.drop_vars("tp")
+    options = {
+        "model": tuned,
+        "time": t,
+        "members": 5,
+        "variables": ["tp"],
+        "store": tmp_path / "fc.zarr",
+        "progress": False,
+    }
+    states.aurora.predict("6h", past=fields.isel(time=slice(0, 20)), **options)
+    with pytest.raises(errors.SaveError, match="holds another forecast"):
+        states.aurora.predict("6h", past=fields.isel(time=slice(26, 40)), **options)
+    assert fields.aurora.predict("6h", model=tuned, time=t, quantiles=[0.5, 0.5], progress=False).sizes["quantile"] == 1
     region = fields.isel(latitude=slice(0, 8), longitude=slice(0, 8))
     with pytest.raises(errors.TruthError, match="the past fields do not fit"):
         fields.aurora.predict("6h", model=tuned, time=t, members=5, past=region)

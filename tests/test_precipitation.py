@@ -94,7 +94,8 @@ def test_yukon_grib_equals_netcdf(data) -> None:
 def test_negative_noise_is_clipped() -> None:
     rain = _rain(12) - 5e-4
     totals = precipitation.accumulate(rain.assign_attrs(units="m"), 6, name="tp", clip=True)
-    assert float(totals.min()) == 0.0
+    np.testing.assert_allclose(totals.values[5], rain.values[:6].clip(min=0.0).sum(axis=0), rtol=1e-6)
+    assert float(precipitation.accumulate(rain.assign_attrs(units="m"), 6, name="tp").min()) < 0.0
 
 
 def test_accumulate_wants_rain(fields: xr.Dataset) -> None:
@@ -229,3 +230,89 @@ def test_yukon_grib_and_netcdf_agree_exactly(data) -> None:
     assert len(shared) > 700
     x, y = a.sel(time=shared), b.sel(time=shared)
     np.testing.assert_array_equal(x.values, y.sel(latitude=x["latitude"], longitude=x["longitude"]).values)
+
+
+def test_running_totals_are_refused_wherever_they_are_summed(tmp_path) -> None:
+    running = np.concatenate(
+        [np.cumsum(_hourly(24) * (day > 1) + 2e-4 * (day > 1), axis=0) for day in range(4)]
+    )  # two dry days first
+    wide = np.repeat(running, 3, axis=2)
+    time = np.datetime64("2020-01-01T01", "ns") + np.arange(96) * np.timedelta64(1, "h")
+    coords = {
+        "time": time,
+        "latitude": ("latitude", np.arange(50.0, 46.0, -1.0), {"units": "degrees_north"}),
+        "longitude": ("longitude", np.arange(15.0), {"units": "degrees_east"}),
+    }
+    ds = xr.Dataset({"tp": (("time", "latitude", "longitude"), wide, {"units": "m"})}, coords)
+    states = xr.Dataset({"t2m": ds["tp"].isel(time=slice(5, None, 6)) * 0 + 280.0})
+    states["t2m"].attrs["units"] = "K"
+    ds.to_netcdf(tmp_path / "tp.nc")
+    states.to_netcdf(tmp_path / "t2m.nc")
+    for call in (
+        lambda: ds.aurora.accumulate("tp", "6h"),
+        lambda: xaurora.persistence(ds, ["tp"]),
+        lambda: xaurora.climatology(ds, ["tp"]),
+        lambda: xaurora.open(tmp_path / "tp.nc", tmp_path / "t2m.nc"),
+    ):
+        with pytest.raises(errors.AccumulationError, match="grows from hour to hour"):
+            call()
+
+
+def test_other_periods_names_and_whole_numbers() -> None:
+    hourly = _hourly(48)
+    whole = _globe(np.round(hourly * 1e3).astype(np.int32))
+    whole["tp"].attrs["units"] = "mm"
+    got = whole.aurora.accumulate("tp", "6h")
+    assert np.isnan(got.values[:5]).all()
+    np.testing.assert_allclose(got.values[5], whole["tp"].values[:6].sum(axis=0))
+    half = _globe(hourly, cell_methods="time: sum (interval: 30 minutes)")
+    half = half.assign_coords(time=half["time"].values[0] + np.arange(48) * np.timedelta64(30, "m"))
+    np.testing.assert_allclose(half.aurora.accumulate("tp", "6h").values[11], hourly[:12].sum(axis=0), rtol=1e-6)
+    days = _globe(hourly, cell_methods="time: sum (interval: 1 day)").isel(time=slice(23, None, 24))
+    assert days.aurora.accumulate("tp", "24h").attrs["cell_methods"] == "time: sum (interval: 24 hours)"
+    named = _globe(hourly).isel(time=slice(23, None, 24)).rename(tp="total_precipitation_24hr")
+    np.testing.assert_array_equal(named.aurora.accumulate("total_precipitation_24hr", "24h").values, hourly[23::24])
+    grib = (
+        _globe(hourly)
+        .rename(time="step_number")
+        .assign_coords(valid_time=("step_number", _globe(hourly)["time"].values))
+    )
+    grib = grib.drop_vars("step_number").rename(step_number="time")
+    np.testing.assert_allclose(grib.aurora.accumulate("tp", "6h").values[5], hourly[:6].sum(axis=0), rtol=1e-6)
+
+
+def test_grib_steps_are_kept_where_the_corner_is_sea() -> None:
+    from xaurora import opening
+
+    hours = np.arange(1, 13) * np.timedelta64(1, "h").astype("timedelta64[ns]")
+    base = np.datetime64("2020-01-01", "ns") + np.arange(2) * np.timedelta64(12, "h")
+    values = np.random.default_rng(0).random((2, 12, 4, 5))
+    values[:, :, 0, 0] = np.nan
+    values[1, 6:] = np.nan
+    ds = xr.Dataset(
+        {"tp": (("time", "step", "latitude", "longitude"), values)},
+        {"time": base, "step": hours, "valid_time": (("time", "step"), base[:, None] + hours[None])},
+    )
+    flat = opening._flatten_steps(ds)
+    assert flat.sizes["time"] == 18
+    np.testing.assert_array_equal(flat["tp"].values[:12], values[0])
+
+
+def test_what_amounts_cannot_be_is_refused_and_what_they_can_is_not(europe: xr.Dataset) -> None:
+    def problems(factor: float, units: str, **attrs: object) -> str:
+        tp = (europe["tp"] * factor).assign_attrs({**europe["tp"].attrs, "units": units, **attrs})
+        return str([p.message for p in europe.assign(tp=tp).aurora.check("tp", model="tiny").problems])
+
+    assert problems(1.0, "m") == "[]"
+    assert "probably in mm" in problems(1e3, "m")  # mm called metres
+    assert "probably a rate" in problems(1e3 / 3600, "kg m-2")
+    assert "probably a rate" in problems(1.0, "mm")  # metres called mm
+    assert problems(1.0, "mm", xaurora_amounts_checked=1) == "[]"
+    noise = np.where(np.random.default_rng(0).random((24, 41, 41)) < 0.5, 4.3e-19, 8.6e-19)
+    dry = europe.assign(tp=europe["tp"].copy(data=noise.astype("float32")))
+    assert dry.aurora.check("tp", model="tiny").ok, "a desert's noise of packing is no rate"
+    globe = xaurora.synthetic(shape=(16, 32), times=12)
+    for factor in (1e3 / 21600 * 1e-3, 20.0):
+        odd = globe.assign(tp=(globe["tp"] * factor).assign_attrs(globe["tp"].attrs))
+        said = str(odd.aurora.check("tp", model="tiny").problems)
+        assert "its mean over the globe" in said or "probably a rate" in said

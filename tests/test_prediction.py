@@ -100,8 +100,8 @@ def test_rain_of_a_forecast_is_consistent(fields: xr.Dataset, tuned) -> None:
     assert (np.diff(p, axis=2) <= 0).all()
     assert p.min() >= 0
     assert p.max() <= 1
-    assert {"tp_mu", "tp_sigma"} <= set(forecast.data_vars)
-    assert forecast["tp"].attrs["distribution"] == "censored_normal"
+    assert {"tp_p", "tp_shape", "tp_amount"} <= set(forecast.data_vars)
+    assert forecast["tp"].attrs["distribution"] == "hurdle_gamma"
     for word in ("xaurora_base", "xaurora_weights", "xaurora_versions", "xaurora_input"):
         assert word in forecast.attrs
 
@@ -110,7 +110,7 @@ def test_variables_are_chosen(fields: xr.Dataset, tuned) -> None:
     forecast = fields.aurora.predict(
         "6h", model=tuned, time=fields["time"].values[3], variables=["tp", "u"], progress=False
     )
-    assert set(forecast.data_vars) == {"tp", "tp_mu", "tp_sigma", "u"}
+    assert set(forecast.data_vars) == {"tp", "tp_p", "tp_shape", "tp_amount", "u"}
     with pytest.raises(errors.MissingVariableError, match="cannot be forecast"):
         fields.aurora.predict("6h", model=tuned, variables=["wind"], progress=False)
 

@@ -57,8 +57,13 @@ def test_several_targets_of_several_kinds(rich: xr.Dataset, tmp_path: Path) -> N
     assert (forecast["tcc_quantile"].diff("quantile") >= 0).all()
     assert "tcc_probability" not in forecast
     scores = forecast.aurora.evaluate(rich, metrics=["rmse", "crps"], regions="global")
-    for name in ("tp", "tcwv", "tcc"):
+    for name in names:
         assert np.isfinite(scores[name].sel(metric="crps")).all(), name
+    assert "smell" in forecast.aurora.to_weatherbench2()
+    assert float(
+        rich.aurora.statistics("smell", weights=None, progress=False)["smell"].sel(statistic="mean")
+    ) == pytest.approx(float(rich["smell"].mean()))
+    assert xaurora.persistence(rich, ["smell"], ["6h"])["smell"].sizes["lead_time"] == 1
     # percent: the CRPS of a fraction, a hundred times
     law = xaurora.distributions.BoundedNormal(0.0, 1.0)
     y = rich["tcc"].sel(time=forecast["valid_time"].values[0, 0]).values.astype(float) / 100.0
@@ -178,6 +183,13 @@ def test_truths_that_do_not_fit_are_refused(europe: xr.Dataset, fields: xr.Datas
     shifted = europe.assign_coords(time=europe["time"] - H)
     _refuses(tune(europe.drop_vars("tp"), shifted), errors.TruthError, r"its times are off by -1 h", out)
     _refuses(tune(europe.drop_vars("tp"), one_hour), errors.TruthError, "all moved by .1 h", out)
+    # totals over other periods than the data's, and gaps at the start, hide nothing
+    totals = europe[["tp"]].assign(tp=europe.aurora.accumulate("tp", "6h"))
+    _refuses(tune(europe, totals.assign_coords(time=europe["time"] + H)), errors.TruthError, r"are off by \+1 h", out)
+    late = fields[["tp"]].isel(time=slice(0, 39)).copy(deep=True)
+    late["tp"][:2] = np.nan
+    late = late.assign_coords(time=fields["time"].values[1:])
+    _refuses(tune(fields, late), errors.TruthError, r"are off by \+6 h", out)
     six = fields[["tp"]].assign_coords(time=fields["time"] + H)
     _refuses(tune(fields, six), errors.TruthError, "shares no time with the data .* lie 60 minutes beside", out)
     old = fields[["tp"]].assign_coords(time=fields["time"] - np.timedelta64(20 * 365, "D"))
@@ -191,7 +203,9 @@ def test_truths_that_do_not_fit_are_refused(europe: xr.Dataset, fields: xr.Datas
     _refuses(tune(fields, fields[["t2m"]]), errors.TargetError, "'tp' is not in the truth", out)
     four = europe[["tp"]].isel(time=slice(0, None, 6))
     _refuses(tune(europe.drop_vars("tp"), four), errors.AccumulationError, "comes every 6 hours", out)
-    # a truth that fits is taken
+    # a truth that fits is taken, also one that starts a step later
+    later = fields.isel(time=slice(0, 30)).drop_vars("tp")
+    assert tune(later, fields[["tp"]].isel(time=slice(1, 31)), steps=1)(out=tmp_path / "later").targets == ["tp"]
     assert tune(europe.drop_vars("tp"), europe[["tp"]], steps=1)(out=out).targets == ["tp"]
 
 
@@ -305,9 +319,43 @@ def test_frozen_and_fed_keeps_the_artefact_small(fields: xr.Dataset, aurora_mode
     again = xaurora.load(tmp_path / "further", base=aurora_model)
     a, b = (fields.aurora.predict("6h", model=m, time=t, progress=False)["tp"] for m in (further, again))
     xr.testing.assert_identical(a, b)
-    with pytest.raises(errors.OptionError, match="tuned with .'tp'. among its inputs"):
-        other = fields.assign(smell=(fields["v10"] * 2.0).assign_attrs(units="sniff"))
+    other = fields.assign(smell=(fields["v10"] * 2.0).assign_attrs(units="sniff"))
+    with pytest.raises(errors.OptionError, match=r"tuned with .'tp'. among its inputs"):
         other.aurora.finetune("smell", model=loaded, out=tmp_path / "other", progress=False)
+
+
+def test_fed_targets_with_gaps_and_going_on(rich: xr.Dataset, tmp_path: Path) -> None:
+    holes = rich.assign(tp=rich["tp"].where(rich["time"] != rich["time"][10]).assign_attrs(rich["tp"].attrs))
+    fed = holes.aurora.finetune("tp", as_input=True, out=tmp_path / "fed", **QUICK)
+    assert fed.config["training"]["skipped"]["whose history lacks the target"] == 2
+    late = rich[["tp"]].isel(time=slice(5, None))
+    on = rich.drop_vars("tp").aurora.finetune("tp", truth=late, model=fed, out=tmp_path / "on", steps=1, progress=False)
+    assert on.config["training"]["skipped"]["whose history lacks the target"] > 0
+    wetter = rich.assign(tp=(rich["tp"] * 3.0).assign_attrs(rich["tp"].attrs))
+    again = wetter.aurora.finetune("tp", model=fed, as_input=True, out=tmp_path / "again", steps=1, progress=False)
+    assert again.model.inputs == fed.model.inputs, "the encoder goes on reading what it has learnt to read"
+
+
+@pytest.mark.parametrize("name", ["a.b", "values", "type", "x/y"])
+def test_odd_names_are_learnt_saved_and_forecast(rich: xr.Dataset, tmp_path: Path, name: str) -> None:
+    ds = rich.rename(smell=name)
+    tuned = ds.aurora.finetune(name, out=tmp_path / "run", **{**QUICK, "steps": 1})
+    loaded = xaurora.load(tmp_path / "run")
+    forecast = ds.aurora.predict("6h", model=loaded, time=ds["time"].values[5], variables=[name], progress=False)
+    assert name in forecast
+    assert tuned.targets == loaded.targets
+    if name == "values":
+        with pytest.raises(errors.OptionError, match="cannot be fed to the encoder"):
+            ds.aurora.finetune(name, as_input=True, out=tmp_path / "no", **QUICK)
+
+
+def test_a_target_twice_or_empty_is_refused(fields: xr.Dataset, tmp_path: Path) -> None:
+    with pytest.raises(errors.TargetError, match="named twice"):
+        fields.aurora.finetune(["tp", "total_precipitation"], out=tmp_path / "run", **QUICK)
+    assert fields.aurora.check(["tp", "msl"], model="tiny").ok
+    empty = fields.assign(tp=(fields["tp"] * np.nan).assign_attrs(fields["tp"].attrs))
+    with pytest.raises(errors.MissingVariableError, match="has no value at all"):
+        empty.aurora.plot("tp")
 
 
 def test_a_target_that_the_model_predicts_is_refused(fields: xr.Dataset, aurora_model, tmp_path: Path) -> None:

@@ -36,13 +36,13 @@ class AuroraAccessor:
 
     # --- fields ---
 
-    def check(self, target: str | None = None, model: Any = "small") -> Report:
+    def check(self, target: str | Sequence[str] | None = None, model: Any = "small") -> Report:
         """Every problem at once, each with the line that mends it. Reads a few frames (all of a small Dataset in memory).
 
         Parameters
         ----------
-        target : str, optional
-            Also look at this variable as something to learn, for example ``"tp"``.
+        target : str or sequence of str, optional
+            Also look at these variables as something to learn, for example ``"tp"``.
         model : str or model
             For which model the data are meant.
 
@@ -155,7 +155,8 @@ class AuroraAccessor:
         quantiles: Sequence[float] | None = None,
         progress: bool = True,
     ) -> xr.Dataset:
-        """Mean, spread, extremes, quantiles and count in one pass; memory does not grow with the number of times. Computes.
+        """Mean, spread, extremes, quantiles and count in one pass. Computes. Memory does not grow with the number of times (a chunk of the source
+        is read whole, however large).
 
         Parameters
         ----------
@@ -175,7 +176,7 @@ class AuroraAccessor:
         Dataset
             Canonical units. ``name (statistic[, level])``: mean, std, min, max, count, and for precipitation wet_fraction, mean and standard
             deviation of the natural logarithm of wet amounts, and how many negative values were set to zero;
-            ``name_quantile (quantile[, level])``, to a relative bin width of 1/4096. Missing values are left out. The attribute
+            ``name_quantile (quantile[, level])``, the smallest value that at least such a share does not exceed, to a relative bin width of 1/4096. Missing values are left out. The attribute
             ``source_hash`` changes with the values, times, points and names that they were computed from, not with their chunks.
 
         Raises

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -70,15 +70,17 @@ class Report:
 
 
 def check(
-    ds: xr.Dataset, target: str | None = None, needs: Callable[[Fields], requirements.Needs] | None = None
+    ds: xr.Dataset,
+    target: str | Sequence[str] | None = None,
+    needs: Callable[[Fields], requirements.Needs] | None = None,
 ) -> Report:
     """Look for everything that would go wrong. Reads a few frames, or all of a small Dataset in memory.
 
     Parameters
     ----------
     ds : Dataset
-    target : str, optional
-        Also look at this variable as something to learn.
+    target : str or sequence of str, optional
+        Also look at these variables as something to learn.
     needs : callable, optional
         What the model needs, given the fields.
     """
@@ -118,9 +120,10 @@ def check(
             errors += _check_values(ds, fields, wanted, notes)
         rain = [item for key, item in found.fields.items() if item.variable.accumulated]
         if target is not None:
-            known = variables.find(target)
-            if not any(error.about and known and error.about[1] == known.name for error in errors):
-                attempt(lambda: _check_target(ds, fields, target, notes))
+            for name in attempt(lambda: targets.names_of(target)) or []:
+                known = variables.find(name)
+                if not any(error.about and known and error.about[1] == known.name for error in errors):
+                    attempt(functools.partial(_check_target, ds, fields, name, notes))
         else:
             for item in rain:
                 attempt(functools.partial(_check_rain, fields, item))
@@ -169,7 +172,7 @@ def _check_target(ds: xr.Dataset, fields: Fields, target: str, notes: list[str])
     )
 
 
-def _check_rain(fields: Fields, item: Field) -> int:
+def _check_rain(fields: Fields, item: Field) -> float:
     """Hours of the totals, which must lead to six-hour ones."""
     da = fields.surface[item.variable.name]
     period = precipitation.period_for(item.source, da.attrs, fields.times, TIMESTEP_HOURS)
@@ -257,12 +260,16 @@ def _refuse_implausible_field(fields: Fields, kind: str, name: str) -> None:
         _refuse_implausible_rain(da, item, hours, fields.layout.grid)
 
 
-_WETTEST = 2.0  # m in one period; the record of a day is 1.8 m (WMO archive of extremes)
-_FAINT = 2e-7  # m in one hour; a tenth of what makes a dry-air drizzle
+_WETTEST = 0.42  # m in one hour, and √h times as much in h hours: above the world's records (0.4 m, 0.84 m in 6 h, 1.8 m in 24 h; WMO)
+_ABSURD = 0.05  # m in one hour, likewise: of which no hundredth of all points sees as much
+_FAINT = 2e-6  # m in one hour; where rain varies as rain does, some of it is more
+_TRACE = 1e-10  # m; below it is rounding
 _GLOBAL_HOUR = (
     4e-5,
     3e-4,
 )  # m, mean over the globe and one hour: 0.12 mm by GPCP and ERA5, a third to twice and a half of it
+_CHECKED = "xaurora_amounts_checked"
+"""Attribute with which a user says that amounts are right, however odd they look."""
 
 
 def refuse_implausible_target(target: targets.Target) -> None:
@@ -272,8 +279,10 @@ def refuse_implausible_target(target: targets.Target) -> None:
         _refuse_implausible_rain(target.values.sel(time=target.times), target.item, TIMESTEP_HOURS, grid)
 
 
-def _refuse_implausible_rain(da: xr.DataArray, item: Field, hours: int | None, grid: grids.Grid) -> None:
+def _refuse_implausible_rain(da: xr.DataArray, item: Field, hours: float | None, grid: grids.Grid) -> None:
     """Amounts that are far too large, far too small, or over a globe those of another period. Reads up to eight frames."""
+    if item.attrs.get(_CHECKED):
+        return
     count = da.sizes["time"]
     looked = np.unique(np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(int))
     values = da.isel(time=looked).values.astype(np.float64)
@@ -281,17 +290,21 @@ def _refuse_implausible_rain(da: xr.DataArray, item: Field, hours: int | None, g
     if not finite.size:
         return
     units, top = item.attrs.get("units", item.variable.units), float(finite.max())
-    if top > _WETTEST:
+    longer = float(np.sqrt(hours or 24))
+    if top > _WETTEST * longer or float(np.quantile(finite, 0.99)) > _ABSURD * longer:
         raise UnitsError(
-            f"'{item.source}' says {units!r}, but holds {top:.3g} m in one period; the values are probably in mm.",
+            f"'{item.source}' says {units!r}, but holds {top:.3g} m in {f'{hours:g} h' if hours else 'one period'}; the values are probably in mm.",
             fix=f"ds['{item.source}'].attrs['units'] = 'mm'",
         )
-    wet = finite[finite > 0]
-    if wet.size > 0.2 * finite.size and wet.size >= 1000 and 0 < top < _FAINT * (hours or 1):
+    aside = f"; if they are right, ds['{item.source}'].attrs['{_CHECKED}'] = 1"
+    wet = finite[finite > _TRACE]
+    # Noise of packing has few values, rain has many.
+    many = wet.size > 0.2 * finite.size and wet.size >= 1000 and len(np.unique(wet)) >= 200
+    if many and top < _FAINT * (hours or 1):
         raise UnitsError(
             f"'{item.source}' says {units!r} and rains at {wet.size / finite.size:.0%} of the points, but never more than {top:.2g} m: "
-            "such values are probably a rate.",
-            fix=f"ds['{item.source}'].attrs['units'] = 'kg m-2 s-1', if they are",
+            "such values are probably a rate, or in other units.",
+            fix=f"ds['{item.source}'].attrs['units'] = 'kg m-2 s-1', if they are that" + aside,
         )
     if not grid.is_global or hours is None or len(looked) < 2:
         return
@@ -303,9 +316,15 @@ def _refuse_implausible_rain(da: xr.DataArray, item: Field, hours: int | None, g
     low, high = (edge * hours for edge in _GLOBAL_HOUR)
     if hours > 1 and mean < low and _GLOBAL_HOUR[0] <= mean <= _GLOBAL_HOUR[1]:
         raise UnitsError(
-            f"'{item.source}' says that it holds {hours}-hour totals, but its mean over the globe is {mean * 1e3:.2g} mm, that of one hour "
-            f"({low * 1e3:.2g} to {high * 1e3:.2g} mm is possible in {hours} h): 1-hour totals, downloaded every {hours} hours?",
-            fix=f"download '{item.source}' for every hour, and take its cell_methods away",
+            f"'{item.source}' says that it holds {hours:g}-hour totals, but its mean over the globe is {mean * 1e3:.2g} mm, that of one hour "
+            f"({low * 1e3:.2g} to {high * 1e3:.2g} mm is possible in {hours:g} h): 1-hour totals, downloaded every {hours:g} hours?",
+            fix=f"download '{item.source}' for every hour, and take its cell_methods away" + aside,
+        )
+    if not low / 5 <= mean <= high * 10:  # far beyond what any season or year brings
+        raise UnitsError(
+            f"'{item.source}' says {units!r}, but its mean over the globe is {mean * 1e3:.2g} mm in {hours:g} h, and {low * 1e3:.2g} to {high * 1e3:.2g} mm is possible: "
+            "a rate, or other units?",
+            fix=f"ds['{item.source}'].attrs['units'] = '...' with the units that the values are in" + aside,
         )
 
 

@@ -6,6 +6,7 @@ import copy
 import datetime
 import functools
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -65,13 +66,14 @@ def finetune(
     names = targets.names_of(target)
     config.check_halo(halo)
     _check_heads(head, names)
-    folder = _out_folder(out, "-".join(names))
+    folder = _out_folder(out, re.sub(r"[^\w-]", "_", "-".join(names)))
 
     found = targets.recognise(ds, () if truth is not None else names)
     found.raise_first()
     fields = conventions.standardise(ds, found)
     learnt = targets.resolve(fields, names, truth)
     targets.check_kinds(learnt)
+    targets.refuse_doubled(learnt)
     chosen_heads = {t.name: _head_options(head, name, t.variable) for name, t in zip(names, learnt, strict=True)}
     if isinstance(model, str | Path) and model not in requirements.MODELS and str(model) and Path(model).is_dir():
         model, weights = tuned.load(model, weights=weights), None
@@ -95,7 +97,12 @@ def finetune(
     trim = grids.trim(grid, halo)
 
     whole = functools.reduce(np.intersect1d, [t.times for t in learnt])
-    chosen = samples.index(cut.times, whole, also_input=as_input)
+    fed = as_input or (isinstance(model, TunedAurora) and bool(model.model.inputs))
+    if fed:
+        targets.refuse_as_input([t.name for t in learnt])
+    chosen = samples.index(cut.times, whole, also_input=fed)
+    if fed:
+        chosen = samples.without_holes(chosen, [t.values for t in learnt])
     logger.info("%s", chosen)
     parts = samples.split(chosen, train, validation)
     chosen_train, seen = _drop_without_truth(learnt, parts.train, grid, trim, options.progress)
@@ -111,7 +118,8 @@ def finetune(
 
     forms = {t.name: _input_form(t, seen[t.name]) for t in learnt} if as_input else {}
     if isinstance(model, TunedAurora) and model.model.inputs:
-        forms = {**model.model.inputs, **forms} if as_input else model.model.inputs
+        # What the encoder has learnt to read keeps the form it was learnt in.
+        forms = {**forms, **model.model.inputs} if as_input else model.model.inputs
         if missing := [n for n in forms if n not in {t.name for t in learnt}]:
             raise OptionError(
                 f"the model was tuned with {missing} among its inputs, and goes on with them alone.",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import numbers
 import os
 import re
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ _NAME = re.compile(
 _RUNS = {"E": "Early", "L": "Late", "F": "Final", None: "Final"}
 _MINUTES = {"HHR": 30, "DAY": 1440}
 _RATES = ("precipitationCal", "precipitation")  # up to V06, and from V07 on
+_AXES = (("lat", "latitude", "Grid_lat"), ("lon", "longitude", "Grid_lon"))
 _QUALITY = ("precipitationQualityIndex", "qualityIndex")
 _MINUTE = np.timedelta64(60_000_000_000, "ns")
 _MM = 1e-3  # m
@@ -130,6 +132,9 @@ def open_imerg(
     windows = _windows(granules, length, min_valid, keep=missing == "keep")
     latitude, longitude = _axes(granules[0])
     target = None if grid is None else _target(grid)
+    if quality is not None:
+        with _opened(granules[0].path) as file:
+            _variable(_group(file), _QUALITY, granules[0].path)
     read = _Window(granules[0].minutes, length, latitude, longitude, target, min_valid, quality)
     import dask.array
 
@@ -242,7 +247,7 @@ def _header_name(path: str) -> str:
 def _refuse_mixed(granules: list[Granule]) -> None:
     for what, of in (
         ("runs", lambda g: f"{g.run} ({'half-hourly' if g.minutes == 30 else 'daily'})"),
-        ("versions", lambda g: f"V{g.version}"),
+        ("versions", lambda g: f"V{g.version}{g.letter}"),
     ):
         kinds: dict[str, str] = {}
         for granule in granules:
@@ -251,11 +256,8 @@ def _refuse_mixed(granules: list[Granule]) -> None:
             listed = "; ".join(f"{kind}: {name}" for kind, name in sorted(kinds.items()))
             raise SourceError(
                 f"IMERG {what} are mixed, which differ in more than the weather ({listed}).",
-                fix="open one at a time, with a narrower glob",
+                fix="open one at a time, with a narrower glob; if you want both, join what you opened: xr.concat([a, b], 'time')",
             )
-    letters = sorted({g.letter for g in granules})
-    if len(letters) > 1:
-        logger.warning("The files are of V%s %s.", granules[0].version, " and ".join(letters))
 
 
 def _refuse_doubled(granules: list[Granule]) -> None:
@@ -348,7 +350,7 @@ def _axes(granule: Granule) -> tuple[np.ndarray, np.ndarray]:
     with _opened(granule.path) as file:
         group = _group(file)
         out = []
-        for names in (("lat", "latitude", "Grid_lat"), ("lon", "longitude", "Grid_lon")):
+        for names in _AXES:
             values = np.ma.filled(_variable(group, names, granule.path)[:].astype(np.float64), np.nan)
             out.append(np.round(values, 4))
     return out[0], out[1]
@@ -356,7 +358,8 @@ def _axes(granule: Granule) -> tuple[np.ndarray, np.ndarray]:
 
 def _target(grid: Any) -> tuple[np.ndarray, np.ndarray]:
     """Latitudes and longitudes to regrid onto, in their own order."""
-    if isinstance(grid, int | float) and not isinstance(grid, bool):
+    if isinstance(grid, numbers.Real) and not isinstance(grid, bool):
+        grid = float(grid)
         if not (0.05 <= grid <= 10 and abs(180 / grid - round(180 / grid)) < 1e-6):
             raise GridError(f"grid={grid!r} degrees do not divide 180.", fix="grid=0.25")
         count = round(180 / grid)
@@ -379,6 +382,8 @@ def _target(grid: Any) -> tuple[np.ndarray, np.ndarray]:
     grid = only if recognition.is_forecast(grid) else grid
     found = recognition.recognise(grid)
     if found.grid is None:
+        if problem := next((p for p in found.problems if p.code in ("grid", "coordinate")), None):
+            raise GridError(f"grid=: {problem.message}", fix=problem.fix)
         raise GridError(
             "grid= has no latitude and longitude.", fix="grid=ds with the fields to compare with, or grid=0.25"
         )
@@ -414,6 +419,7 @@ class _Window:
     ) -> None:
         self.each, self.length, self.min_valid, self.quality = each, length, min_valid, quality
         self.size = (len(latitude), len(longitude))
+        self.corners = tuple(float(v) for v in (latitude[0], latitude[-1], longitude[0], longitude[-1]))
         self.rows, self.columns = slice(0, len(latitude)), slice(0, len(longitude))
         self.regrid: regridding.Conservative | None = None
         self.coordinates = (latitude, longitude)
@@ -451,6 +457,7 @@ class _Window:
         with HDF5_LOCK, _opened(granule.path) as file:
             group = _group(file)
             _check_time(group, granule)
+            self._check_place(group, granule)
             variable = _variable(group, _RATES, granule.path)
             units = str(getattr(variable, "units", getattr(variable, "Units", "mm/hr"))).replace(" ", "")
             values = self._field(variable, group, granule)
@@ -474,6 +481,17 @@ class _Window:
             f"'{granule.path}' has precipitation in {units!r}, and {'mm or mm/day' if self.each == 1440 else 'mm/hr'} is expected.",
             fix="give IMERG files as they were distributed",
         )
+
+    def _check_place(self, group: Any, granule: Granule) -> None:
+        """Cuts of different places may have the same size."""
+        axes = [_variable(group, names, granule.path) for names in _AXES]
+        found = [float(axis[i]) for axis in axes for i in (0, -1)]
+        if any(abs(a - b) > 0.01 for a, b in zip(found, self.corners, strict=True)):
+            raise SourceError(
+                f"'{granule.path}' lies at {found[0]:.2f} to {found[1]:.2f}°N, {found[2]:.2f} to {found[3]:.2f}°E, and the first file at "
+                f"{self.corners[0]:.2f} to {self.corners[1]:.2f}°N, {self.corners[2]:.2f} to {self.corners[3]:.2f}°E.",
+                fix="open files of one region",
+            )
 
     def _field(self, variable: Any, group: Any, granule: Granule) -> np.ndarray:
         """``(lat, lon)`` float64 of the needed rows and columns, NaN where masked."""
@@ -507,6 +525,8 @@ def _needed(
         index = np.flatnonzero((have >= low) & (have <= high))
         return slice(int(index[0]), int(index[-1]) + 1) if len(index) > 1 else slice(0, len(have))
 
+    if min(map(len, (latitude, longitude, to_latitude, to_longitude))) < 2:
+        return slice(0, len(latitude)), slice(0, len(longitude))  # regridding says what is wrong with a single point
     reach = 2.0 * max(abs(to_latitude[1] - to_latitude[0]), abs(latitude[1] - latitude[0]))
     rows = around(latitude, to_latitude.min() - reach, to_latitude.max() + reach)
     turned = (to_longitude + 180.0) % 360.0 - 180.0

@@ -228,12 +228,14 @@ def _rain(group: xr.Dataset) -> list[str]:
 def _accumulated(group: xr.Dataset, names: list[str], time_dim: str) -> xr.Dataset:
     """Six-hour totals at the times that have all their hours."""
     lazy = as_dask(group, time_dim)
+    for name in names:
+        precipitation.refuse_running_totals(lazy[name], name=name, dim=time_dim)
     totals = {name: precipitation.accumulate(lazy[name], TIMESTEP_HOURS, name=name, dim=time_dim) for name in names}
     times = group[time_dim].values
     parts = {precipitation.period_of(name, group[name].attrs, times) for name in names}
     whole = np.ones(len(times), bool)
-    for part in range(TIMESTEP_HOURS // min(parts)):
-        whole &= np.isin(times - part * min(parts) * periods.HOUR, times)
+    for part in range(int(TIMESTEP_HOURS / min(parts))):
+        whole &= np.isin(times - periods.span(part * min(parts)), times)
     logger.info("%s: accumulated over %d hours.", ", ".join(names), TIMESTEP_HOURS)
     return lazy.assign(totals).isel({time_dim: np.flatnonzero(whole)})
 

@@ -9,6 +9,7 @@ Clark et al. (2004), The Schaake shuffle, J. Hydrometeorol., doi:10.1175/1525-75
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,6 +83,16 @@ class PastOrder:
         # A past date counts by what fell at the forecast's leads after it; nothing is needed at the date itself.
         self._dates = np.array([t - first for t in every if all(t - first + lead in whole for lead in leads)], np.int64)
         self._kept: tuple[bytes, dict[str, np.ndarray]] | None = None
+
+    @property
+    def digest(self) -> str:
+        """Changes with the past dates and, at some of them, with the fields."""
+        out = hashlib.sha256(self._dates.tobytes())
+        for name, da in self._values.items():
+            out.update(name.encode())
+            for i in np.unique(np.linspace(0, da.sizes["time"] - 1, min(da.sizes["time"], 8)).astype(int)):
+                out.update(np.ascontiguousarray(da.isel(time=i).values).tobytes())
+        return f"sha256:{out.hexdigest()}"
 
     def _chosen(self, init: np.datetime64) -> np.ndarray:
         start = int(init.astype("datetime64[ns]").astype(np.int64))

@@ -1,7 +1,7 @@
 """Statistics in one streaming pass: float64, merged after Chan, Golub and LeVeque (1983), with a histogram for quantiles.
 
 Pretrained models keep Aurora's own normalisation; these statistics serve models made here and new variables, and come from
-the training period alone. Memory does not grow with the number of times.
+the training period alone. Memory does not grow with the number of times; it is some blocks of 128 MB, or one chunk of the source where that is larger.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Histogram:
         return np.where(negative, -centres, centres), self.weights[keys]
 
     def quantile(self, q: float | np.ndarray) -> np.ndarray:
-        """Value below which a share ``q`` lies, to the width of a bin."""
+        """The smallest value that at least a share ``q`` does not exceed (the inverse of the empirical distribution), to the width of a bin."""
         centres, weights = self.filled()
         if not len(centres):
             return np.full(np.shape(q), np.nan)
@@ -241,13 +241,21 @@ def summary(
     """See :meth:`xaurora.accessor.AuroraAccessor.statistics`."""
     if weights not in ("cosine", None):
         raise OptionError(f"weights={weights!r} is neither 'cosine' nor None.", fix="weights='cosine'")
-    q = np.atleast_1d(np.asarray(quantiles, np.float64))
+    try:
+        q = np.atleast_1d(np.asarray(quantiles, np.float64))
+    except (TypeError, ValueError):
+        q = np.array([np.nan])
     if not ((q > 0) & (q < 1)).all():
         raise OptionError(f"quantiles={list(quantiles)!r} do not all lie between 0 and 1.", fix="quantiles=[0.5, 0.99]")
     found = recognition.recognise(ds)
+    for name in [names] if isinstance(names, str) else names if isinstance(names, list | tuple) else ():
+        if name in found.unrecognised:
+            recognition.add_generic(ds, name, found)
     found.raise_first()
     items = {item.source: (kind, item) for (kind, _), item in found.fields.items() if kind != "static"}
-    chosen = list(items) if names is None else [names] if isinstance(names, str) else list(names)
+    chosen: list[Any] = (
+        list(items) if names is None else [names] if not isinstance(names, list | tuple) else list(names)
+    )
     if unknown := [n for n in chosen if n not in items]:
         raise MissingVariableError(
             f"{unknown} is not among the recognised variables {sorted(items)}.",
@@ -334,36 +342,57 @@ def _of_variable(
     stamps = found.times if found.times is not None else np.zeros(raw.shape[0], "datetime64[ns]")
     minutes = stamps.astype("datetime64[m]").astype(np.int64)
     total = 0
-    for block in _blocks(raw, dims[0], where):
-        values = raw.isel({dims[0]: block}).values
+    done = 0.0
+    for block, rows, columns in _tiles(raw, dims[0], where):
+        values = raw.isel({dims[0]: block, dims[-2]: rows, dims[-1]: columns}).values
+        w_here, places_here = area[rows, columns], places[rows, columns]
         for i, t in enumerate(block):
             for k, part in enumerate(parts):
                 frame = np.asarray(values[i, k] if kind == "atmos" else values[i], np.float64)
                 frame = frame * item.scale + item.offset if item.converted else frame
                 finite = np.isfinite(frame)
-                whole = bool(finite.all())
-                w = area if weights else None
-                if whole:
+                w = w_here if weights else None
+                if finite.all():
                     part.add(frame, w)
                 else:
                     part.add(frame[finite], None if w is None else w[finite])
                     frame = np.where(finite, frame, np.nan)
                 with np.errstate(over="ignore"):
-                    bits = int((np.ascontiguousarray(frame).view(np.uint64) * places).sum(dtype=np.uint64))
+                    bits = int((np.ascontiguousarray(frame).view(np.uint64) * places_here).sum(dtype=np.uint64))
                 total = (total + (2 * (int(minutes[t]) * len(parts) + k) + 1) * bits) % 2**64
-                meter.update(1)
+        before, done = int(done), done + len(block) * len(parts) * w_here.size / area.size
+        meter.update(int(done + 1e-6) - before)
     return parts, total
 
 
-def _blocks(raw: xr.DataArray, dim: str, where: np.ndarray) -> Iterator[np.ndarray]:
-    """Runs of times that are read together: a chunk of the source, or as many frames as fit a block."""
-    frame = max(raw.dtype.itemsize * int(np.prod(raw.shape[1:])), 1)
-    axis = raw.dims.index(dim)
-    chunk = raw.chunks[axis][0] if raw.chunks else int(raw.encoding.get("preferred_chunks", {}).get(dim, 1))
-    # Chunks are decoded whole: smaller blocks would decode each several times, larger ones hold several.
-    length = max(chunk, 1) if chunk * frame > _BLOCK else max(_BLOCK // frame // max(chunk, 1) * max(chunk, 1), 1)
+def _tiles(raw: xr.DataArray, dim: str, where: np.ndarray) -> Iterator[tuple[np.ndarray, slice, slice]]:
+    """Times, rows and columns that are read together: whole chunks of the source, as many as fit a block.
+
+    Chunks are decoded whole: smaller tiles would decode each several times. One that is larger than a block is read as it is.
+    """
+    height, width = raw.shape[-2:]
+    stored = raw.encoding.get("preferred_chunks", {})
+
+    def chunk(axis: int, name: Any, whole: int, unknown: int) -> int:
+        size = raw.chunks[axis][0] if raw.chunks else int(stored.get(name, unknown))
+        return max(min(size, whole), 1)
+
+    depth = chunk(0, dim, len(raw), 1)
+    rows = chunk(raw.ndim - 2, raw.dims[-2], height, height)
+    columns = chunk(raw.ndim - 1, raw.dims[-1], width, width)
+    point = max(
+        raw.dtype.itemsize * int(np.prod(raw.shape[1:])) // (height * width), 1
+    )  # bytes of a point at one time, all levels
+    tall, wide = height, width
+    if depth * point * height * width > _BLOCK:  # a chunk's times over all of space are too many: take part of space
+        wide = min(max(_BLOCK // (depth * point * rows) // columns, 1) * columns, width)
+        tall = min(max(_BLOCK // (depth * point * wide) // rows, 1) * rows, height)
+    length = max(_BLOCK // (point * tall * wide) // depth, 1) * depth
     edges = np.flatnonzero(np.diff(where // length)) + 1
-    yield from np.split(where, edges)
+    for block in np.split(where, edges):
+        for top in range(0, height, tall):
+            for left in range(0, width, wide):
+                yield block, slice(top, min(top + tall, height)), slice(left, min(left + wide, width))
 
 
 def _hash(

@@ -15,6 +15,7 @@ import xarray as xr
 
 from xaurora import joining, recognition
 from xaurora.errors import MissingExtraError, SourceError
+from xaurora.lazy import as_dask
 
 _GRIB = (".grib", ".grib2", ".grb", ".grb2")
 _PathLike = str | os.PathLike[str]
@@ -104,6 +105,8 @@ def expand(paths: Sequence[Any]) -> list[str]:
 
 def _read(path: str, engine: str | None, chunks: Any) -> list[xr.Dataset]:
     suffix = Path(path.rstrip("/")).suffix.lower()
+    if ".3IMERG." in Path(path).name:
+        raise SourceError(f"'{path}' is GPM IMERG.", fix=f"xaurora.open_imerg('{path}')")
     if engine == "cfgrib" or (engine is None and suffix in _GRIB):
         return _read_grib(path, chunks)
     if path.startswith(("gs://", "gcs://")):
@@ -159,6 +162,7 @@ def _flatten_steps(ds: xr.Dataset) -> xr.Dataset:
     if not {"time", "step"} <= set(ds.dims) or ds["valid_time"].ndim != 2:
         return ds
     valid = ds["valid_time"].values.ravel()
+    ds = as_dask(ds, "time")
     flat = ds.drop_vars("valid_time").stack(_flat=("time", "step")).reset_index("_flat", drop=True)
     attrs = {"standard_name": "time", "long_name": "time"}
     flat = (
@@ -166,10 +170,14 @@ def _flatten_steps(ds: xr.Dataset) -> xr.Dataset:
         .rename(_flat="time")
         .assign_coords(time=("time", valid, attrs))
     )
-    # Steps that the file lacks come as NaN throughout; one grid point tells.
+    # Steps that the file lacks come as NaN throughout; points over the whole field tell (over sea ERA5-Land has none).
     probe = next(iter(flat.data_vars.values()))
-    point = probe.isel({d: 0 for d in probe.dims if d != "time"})
-    flat = flat.isel(time=np.flatnonzero(np.isfinite(point.values))).sortby("time")
+    there = np.zeros(flat.sizes["time"], bool)
+    for da in flat.data_vars.values():
+        few = {d: np.unique(np.linspace(0, n - 1, min(n, 12)).astype(int)) for d, n in da.sizes.items() if d != "time"}
+        values = da.isel(few).transpose("time", ...).values
+        there |= np.isfinite(values).reshape(len(values), -1).any(axis=1)
+    flat = flat.isel(time=np.flatnonzero(there)).sortby("time")
     if flat.indexes["time"].has_duplicates:
         raise SourceError(
             "several forecasts of this GRIB file hold for the same time.",

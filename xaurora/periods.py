@@ -10,17 +10,30 @@ import numpy as np
 from xaurora.errors import LeadTimeError, OptionError, TimeError
 
 HOUR = np.timedelta64(1, "h")
-_CELL_METHODS = re.compile(r"time:\s*(?:sum|mean)\s*\(\s*interval:\s*(\d+)\s*(?:h|hr|hrs|hour|hours)\s*\)")
+_CELL_METHODS = re.compile(r"time:\s*(?:sum|mean)\s*\(\s*interval:\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*\)")
+_UNITS = {
+    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), 60),
+    **dict.fromkeys(("min", "mins", "minute", "minutes"), 1),
+    **dict.fromkeys(("d", "day", "days"), 1440),
+}  # minutes
 _NAME = re.compile(r"(?:_|^tp_?)(\d+)_?(?:h|hr|hour)s?$")
 
 
-def cell_methods(hours: int) -> str:
+def span(hours: float) -> np.timedelta64:
+    """A duration in hours, which may be half an hour."""
+    return np.timedelta64(round(hours * 60), "m")
+
+
+def cell_methods(hours: float) -> str:
     """The CF attribute of a total over ``hours``."""
+    if hours != int(hours):
+        return f"time: sum (interval: {round(hours * 60)} minutes)"
+    hours = int(hours)
     return f"time: sum (interval: {hours} hour{'s' if hours != 1 else ''})"
 
 
-def declared_hours(name: str, attrs: dict[str, Any]) -> int | None:
-    """The period that attributes or name state, in hours; None when they say nothing.
+def declared_hours(name: str, attrs: dict[str, Any]) -> float | None:
+    """The period that attributes or name state, in hours; None when they say nothing. Whole hours are whole numbers.
 
     Examples
     --------
@@ -29,11 +42,19 @@ def declared_hours(name: str, attrs: dict[str, Any]) -> int | None:
     >>> declared_hours("tp", {"cell_methods": "time: sum (interval: 6 hours)"})
     6
     """
-    if match := _CELL_METHODS.search(str(attrs.get("cell_methods", ""))):
-        return int(match.group(1))
+    match = _CELL_METHODS.search(str(attrs.get("cell_methods", "")))
+    if match and match.group(2) in _UNITS:
+        hours = float(match.group(1)) * _UNITS[match.group(2)] / 60.0
+        return int(hours) if hours == int(hours) else hours
     if match := _NAME.search(name):
         return int(match.group(1))
     return None
+
+
+def without_period(name: str) -> str:
+    """A name without the period at its end: ``total_precipitation_24hr`` → ``total_precipitation``."""
+    match = _NAME.search(name)
+    return name[: match.start()].rstrip("_") or "tp" if match else name
 
 
 def spacing_hours(times: np.ndarray) -> float:

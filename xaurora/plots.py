@@ -248,6 +248,10 @@ def target(ds: xr.Dataset, name: str = "tp", *, truth: xr.Dataset | None = None,
         np.unique(np.linspace(0, len(learnt.times) - 1, min(len(learnt.times), _MOST_FRAMES)).astype(int))
     ]
     values = learnt.values.sel(time=times).values.astype(np.float64)
+    if not np.isfinite(values).any():
+        raise MissingVariableError(
+            f"'{learnt.item.source}' has no value at all.", fix="look at the target: ds['tp'].notnull().sum()"
+        )
     if learnt.is_rain:
         values = np.where(values < 0, 0.0, values)
     area = np.broadcast_to(grids.latitude_weights(fields.layout.grid.latitude)[:, None], values.shape[1:])

@@ -16,11 +16,11 @@ import xarray as xr
 from xaurora import distributions, recognition, variables
 from xaurora.errors import AccumulationError, MissingVariableError
 from xaurora.lazy import as_dask
-from xaurora.periods import HOUR, cell_methods, declared_hours, hours_of, spacing_hours
+from xaurora.periods import HOUR, cell_methods, declared_hours, hours_of, spacing_hours, span
 from xaurora.variables import TIMESTEP_HOURS
 
 
-def period_of(name: str, attrs: dict[str, Any], times: np.ndarray) -> int:
+def period_of(name: str, attrs: dict[str, Any], times: np.ndarray) -> float:
     """Hours that each value of an accumulated variable stands for.
 
     Raises
@@ -41,7 +41,7 @@ def period_of(name: str, attrs: dict[str, Any], times: np.ndarray) -> int:
     )
 
 
-def period_for(label: str, attrs: dict[str, Any], times: np.ndarray, hours: int) -> int:
+def period_for(label: str, attrs: dict[str, Any], times: np.ndarray, hours: int) -> float:
     """Hours that each value stands for, of which totals over ``hours`` can be made.
 
     Raises
@@ -67,20 +67,21 @@ def period_for(label: str, attrs: dict[str, Any], times: np.ndarray, hours: int)
     return period
 
 
-def whole_times(times: np.ndarray, period: int, hours: int = TIMESTEP_HOURS) -> np.ndarray:
+def whole_times(times: np.ndarray, period: float, hours: int = TIMESTEP_HOURS) -> np.ndarray:
     """Times at which all parts of a total over ``hours`` are there."""
     whole = np.ones(len(times), bool)
-    for part in range(hours // period if period <= hours else 1):
-        whole &= np.isin(times - part * period * HOUR, times)
+    for part in range(int(hours / period) if period <= hours else 1):
+        whole &= np.isin(times - span(part * period), times)
     return times[whole]
 
 
-_LOOKED_AT = 48  # frames
+_LOOKED_AT = 48  # frames at each of several places of the record
+_PLACES = 4
 _RAIN = 1e-4  # m; what counts as rain in the search for running totals
 
 
-def refuse_running_totals(da: xr.DataArray, *, name: str) -> None:
-    """Raise for hourly values that run on from a base time, as ERA5-Land's do. Reads the first two days.
+def refuse_running_totals(da: xr.DataArray, *, name: str, dim: str = "time") -> None:
+    """Raise for hourly values that run on from a base time, as ERA5-Land's do. Reads two days at four places of the record.
 
     Hourly rain rises and falls; a running total stays or grows until it starts again, once or twice a day.
 
@@ -89,17 +90,26 @@ def refuse_running_totals(da: xr.DataArray, *, name: str) -> None:
     AccumulationError
         More than 85 % of the wet values do not fall within the next hour, of at least 200.
     """
-    times = da["time"].values.astype("datetime64[ns]")
+    times = da[dim].values.astype("datetime64[ns]")
     if len(times) < 13 or declared_hours(name, da.attrs) is not None or spacing_hours(times) != 1:
         return
-    values = da.isel(time=slice(0, _LOOKED_AT)).values
-    now, then = values[:-1], values[1:]
-    wet = now > _RAIN
-    if wet.sum() >= 200 and (then[wet] >= now[wet] * (1 - 1e-3)).mean() > 0.85:
+    scale = variables.conversion(str(da.attrs.get("units", "m")), "m")
+    if scale is None or variables.is_rate(str(da.attrs.get("units", ""))):
+        return
+    starts = np.unique(np.linspace(0, max(len(times) - _LOOKED_AT, 0), _PLACES).astype(int))
+    wet_pairs = not_falling = 0
+    for start in starts:
+        part = da.isel({dim: slice(start, start + _LOOKED_AT)})
+        values = np.moveaxis(part.values, part.dims.index(dim), 0).astype(np.float64) * scale[0]
+        now, then = values[:-1], values[1:]
+        wet = now > _RAIN
+        wet_pairs += int(wet.sum())
+        not_falling += int((then[wet] >= now[wet] * (1 - 1e-3)).sum())
+    if wet_pairs >= 200 and not_falling > 0.85 * wet_pairs:
         raise AccumulationError(
             f"'{name}' grows from hour to hour and starts again once or twice a day: these are totals since a base time, as ERA5-Land and forecasts have them, "
             "not hourly ones.",
-            fix=f"ds['{name}'] = ds.aurora.deaccumulate('{name}')",
+            fix=f"ds['{name}'] = ds.aurora.deaccumulate('{name}'), on the file of '{name}' alone where several are opened together",
         )
 
 
@@ -142,14 +152,17 @@ def accumulate(
     if period == hours:
         return (da.clip(min=0.0) if clip else da).assign_attrs(attrs)
     da = as_dask(da, dim)
+    if not np.issubdtype(da.dtype, np.floating):
+        da = da.astype(np.float32)  # looking up times that are not there gives NaN
     total: Any = None
-    for part in range(hours // period):
+    for part in range(int(hours / period)):
         # Looking each part up by its time keeps a gap a gap: a rolling window would bridge it.
-        shifted = da.reindex({dim: times - part * period * HOUR}).variable.astype(np.float64)
+        shifted = da.reindex({dim: times - span(part * period)}).variable.astype(np.float64)
+        shifted = shifted.clip(min=0.0) if clip else shifted
         total = shifted if total is None else total + shifted
-    if clip:
-        total = total.clip(min=0.0)
-    return xr.DataArray(total.astype(da.dtype), dims=da.dims, coords=da.coords, name=da.name, attrs=attrs)
+    # Whole numbers cannot hold what is missing.
+    dtype = da.dtype if np.issubdtype(da.dtype, np.floating) else np.float32
+    return xr.DataArray(total.astype(dtype), dims=da.dims, coords=da.coords, name=da.name, attrs=attrs)
 
 
 _NOISE = 1e-5  # m; running totals fall by less than this through packing, and by more where they start again
@@ -257,7 +270,10 @@ def accumulate_in(ds: xr.Dataset, name: str, period: str) -> xr.DataArray:
         raise MissingVariableError(
             f"'{name}' is not an accumulated variable.", fix=f"ds['{name}'].resample(time='{hours}h').mean() for a mean"
         )
-    return accumulate(ds[name], hours, name=name, dim=found.axes["time"].dim, clip=True)
+    dim = found.axes["time"].dim
+    da = ds[name] if found.times is None else ds[name].assign_coords({dim: found.times})
+    refuse_running_totals(da, name=name, dim=dim)
+    return accumulate(da, hours, name=name, dim=dim, clip=True)
 
 
 def _over_leads(da: xr.DataArray, name: str, hours: int) -> xr.DataArray:
@@ -275,8 +291,8 @@ def _over_leads(da: xr.DataArray, name: str, hours: int) -> xr.DataArray:
             fix=f"a multiple of {period or TIMESTEP_HOURS} hours of a total or its mean: fc.aurora.accumulate('tp', '24h')",
         )
     total: Any = None
-    for part in range(hours // period):
-        shifted = da.reindex({lead: da[lead].values - part * period * HOUR}).variable.astype(np.float64)
+    for part in range(int(hours / period)):
+        shifted = da.reindex({lead: da[lead].values - span(part * period)}).variable.astype(np.float64)
         total = shifted if total is None else total + shifted
     keep = {k: v for k, v in da.attrs.items() if not distributions.is_attr(k)}
     return xr.DataArray(

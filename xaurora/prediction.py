@@ -94,7 +94,7 @@ def predict(
     """Forecast. See :meth:`xaurora.accessor.AuroraAccessor.predict`."""
     steps = lead_steps(lead)
     config.check_precision(precision)
-    quantiles, thresholds_mm = _several(quantiles), _several(thresholds_mm)
+    quantiles, thresholds_mm = (list(dict.fromkeys(_several(v))) for v in (quantiles, thresholds_mm))
     if isinstance(model, Aurora) and weights is not None:
         raise OptionError(
             "weights= belongs to a named model, and one with weights was given.",
@@ -138,6 +138,7 @@ def predict(
     attrs = _provenance(model, module, cut, times[0] - batches.STEP, halo, precision)
     if order is not None:
         attrs["xaurora_members"] = f"{members}, Schaake shuffle of past fields"
+        attrs["xaurora_members_past"] = order.digest
     writer = Writer(fields, cut, trim, request, module.head, learnt, times, attrs)
     device = torch.device(
         "cuda" if torch.cuda.is_available() and not isinstance(model, Aurora) else next(module.parameters()).device
@@ -217,6 +218,13 @@ def _request(
         raise OptionError(
             "quantiles, thresholds_mm and members need a model with a head for tp, and this one has none.",
             fix="ds.aurora.finetune(target='tp') first",
+        )
+    if members and (
+        single := [n for n, info in learnt.items() if info["head"]["options"]["family"] == "deterministic"]
+    ):
+        raise OptionError(
+            f"members= asks for a distribution, and the head of {single} is deterministic: all members would be the same.",
+            fix="finetune with head='auto'",
         )
     if thresholds and not any(info["rain"] for info in learnt.values()):
         raise OptionError(

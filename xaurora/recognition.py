@@ -362,6 +362,8 @@ def _match(da: xr.DataArray, name: str, kind: str) -> tuple[variables.Variable |
     pool = [v for v in variables.TABLE if (v.kind == "atmos") == (kind == "atmos")]
     short = str(da.attrs.get("GRIB_shortName", ""))
     by_name = [v for v in pool if name in (v.name, v.weatherbench2, *v.aliases)]
+    if not by_name and (plain := periods.without_period(name)) != name:  # total_precipitation_24hr
+        by_name = [v for v in pool if v.accumulated and plain in (v.name, *v.aliases)]
     if short and (by_short := [v for v in pool if short in (v.name, *v.aliases)]):
         return by_short[0], True
     standard = da.attrs.get("standard_name", "")
@@ -459,7 +461,7 @@ def _conversion(da: xr.DataArray, name: str, variable: variables.Variable, found
     return found_conversion
 
 
-def _hours_of_rate(da: xr.DataArray, name: str, found: Recognition) -> int:
+def _hours_of_rate(da: xr.DataArray, name: str, found: Recognition) -> float:
     """The period that a mean rate stands for, which makes an amount of it."""
     hours = periods.declared_hours(name, da.attrs)
     if hours is not None:
@@ -496,8 +498,9 @@ def add_generic(ds: xr.Dataset, name: str, found: Recognition) -> bool:
         return False
     da = ds[name]
     label = str(da.attrs.get("long_name", name))
-    variable = variables.Variable(name, "surface", str(da.attrs.get("units", "1")), label, name)
-    found.fields["surface", name] = Field(variable, name, 1.0, 0.0, da.dtype, tuple(map(str, da.dims)), dict(da.attrs))
+    plain = re.sub(r"\W", "_", name)  # a name that modules of Torch can have
+    variable = variables.Variable(plain, "surface", str(da.attrs.get("units", "1")), label, name)
+    found.fields["surface", plain] = Field(variable, name, 1.0, 0.0, da.dtype, tuple(map(str, da.dims)), dict(da.attrs))
     if name in found.unrecognised:
         found.unrecognised.remove(name)
     return True

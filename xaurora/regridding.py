@@ -1,8 +1,7 @@
 """From one regular latitude–longitude grid onto another: conservatively for amounts, by the nearest point for categories.
 
-The weights are xarray-regrid's. Two of its ways need care (version 0.4.2): where a cell has no value it must be told so as a zero and a valid
-fraction, and a target cell whose centre lies beyond the outermost source centre comes back empty. So values go in multiplied by their valid
-fraction, the source is padded around the globe and by one row beyond each pole, and the ratio is taken at the end.
+Weights are the areas that cells share, exact on the sphere, also at the poles and where a cell is cut. (xarray-regrid 0.4.2 was tried first: rows
+at ±90° get no weight there, and cells that are cut are shared by degrees, not by area.) Both axes are separable: two sparse matrices.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from xaurora.errors import GridError, TruthError
 from xaurora.lazy import as_dask
 
 _TOUCH = 1e-3  # of a cell; coordinates are rounded to float32
+_LEAST_COVER = 0.5  # of a target's row or column that the source must reach
 
 
 def same(first: np.ndarray, second: np.ndarray) -> bool:
@@ -26,9 +26,26 @@ def same(first: np.ndarray, second: np.ndarray) -> bool:
     return bool(np.abs(np.asarray(first, float) - np.asarray(second, float)).max() <= _TOUCH * step)
 
 
-def _onto(longitude: np.ndarray, start: float) -> np.ndarray:
-    """Longitudes in [start, start + 360)."""
-    return (np.asarray(longitude, np.float64) - start + 1e-9) % 360.0 + start - 1e-9
+def _latitude_weights(have: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """Share of each wanted row's area that lies in each row of the source, ``(h', h)``."""
+
+    def bounds(latitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        half = 0.5 * abs(float(np.median(np.diff(latitude))))
+        low, high = np.clip(latitude - half, -90.0, 90.0), np.clip(latitude + half, -90.0, 90.0)
+        return np.sin(np.deg2rad(low)), np.sin(np.deg2rad(high))
+
+    (low, high), (want_low, want_high) = bounds(have), bounds(want)
+    shared = np.minimum(high[None], want_high[:, None]) - np.maximum(low[None], want_low[:, None])
+    return np.clip(shared, 0.0, None) / (want_high - want_low)[:, None]
+
+
+def _longitude_weights(have: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """Share of each wanted column that lies in each column of the source, ``(w', w)``; longitudes in any convention."""
+    half, want_half = 0.5 * spacing(have), 0.5 * spacing(want)
+    # The distance of two cells' middles, the short way around, and what is left of both widths.
+    apart = np.abs((have[None] - want[:, None] + 180.0) % 360.0 - 180.0)
+    shared = np.minimum(np.minimum(half + want_half - apart, 2.0 * half), 2.0 * want_half)
+    return np.clip(shared, 0.0, None) / (2.0 * want_half)
 
 
 class Conservative:
@@ -37,72 +54,39 @@ class Conservative:
     Parameters
     ----------
     latitude, longitude : ndarray
-        The source's, evenly spaced, monotonic; longitude in any convention.
+        The source's, evenly spaced, in any order; longitude in any convention.
     to_latitude, to_longitude : ndarray
         The target's, in the order that is wanted back.
 
     Raises
     ------
     GridError
-        An axis is not evenly spaced, or has a single point.
+        An axis has a single point.
     TruthError
-        The source leaves a part of the target uncovered.
+        The source leaves a row or column of the target mostly uncovered.
     """
 
     def __init__(
         self, latitude: np.ndarray, longitude: np.ndarray, to_latitude: np.ndarray, to_longitude: np.ndarray
     ) -> None:
-        for name, axis in (("latitude", latitude), ("longitude", longitude), ("latitude", to_latitude), ("longitude", to_longitude)):  # fmt: skip
+        from scipy.sparse import csr_array
+
+        have = (np.asarray(latitude, np.float64), np.asarray(longitude, np.float64))
+        want = (np.asarray(to_latitude, np.float64), np.asarray(to_longitude, np.float64))
+        for name, axis in zip(("latitude", "longitude") * 2, (*have, *want), strict=True):
             if len(axis) < 2:
                 raise GridError(
                     f"{name} has a single point, which has no cell to take the mean over.",
                     fix="give a grid of at least 2 × 2 points",
                 )
-        self.to_latitude, self.to_longitude = np.asarray(to_latitude, np.float64), np.asarray(to_longitude, np.float64)
-        lat = np.asarray(latitude, np.float64)
-        self.rows = np.argsort(lat)
-        self.lat = lat[self.rows]
-        self._target_rows = np.argsort(self.to_latitude)
-        step_to = (
-            abs(float(np.diff(self.to_longitude).mean()))
-            if (np.diff(self.to_longitude) > 0).all()
-            else spacing(self.to_longitude)
-        )
-        # The target decides where the circle is cut: half a cell west of its western edge.
-        first = float(self.to_longitude[0])
-        unwrapped = _onto(self.to_longitude, first)
-        self._target_columns = np.argsort(unwrapped)
-        self._target_lon = unwrapped[self._target_columns]
-        lon = np.asarray(longitude, np.float64)
-        step = spacing(lon)
-        reach = 0.5 * (step_to + step) + step
-        turned = _onto(lon, first - 180.0 + 0.5 * (self._target_lon[-1] - self._target_lon[0]))
-        order = np.argsort(turned)
-        turned = turned[order]
-        wraps = 360.0 - (turned[-1] - turned[0]) < 1.5 * step
-        if wraps:  # as much of the other side as the outermost target cells reach into
-            count = min(int(np.ceil(reach / step)) + 1, len(order))
-            low, high = self._target_lon[0] - reach, self._target_lon[-1] + reach
-            turned = np.concatenate([turned[-count:] - 360.0, turned, turned[:count] + 360.0])
-            order = np.concatenate([order[-count:], order, order[:count]])
-            keep = (turned >= low - step) & (turned <= high + step)
-            turned, order = turned[keep], order[keep]
-        self.columns, self.lon = order, turned
-        self._check_cover("latitude", self.lat, np.sort(self.to_latitude), poles=True)
-        self._check_cover("longitude", self.lon, self._target_lon, poles=False)
-
-    def _check_cover(self, axis: str, have: np.ndarray, want: np.ndarray, *, poles: bool) -> None:
-        half, half_to = 0.5 * float(np.diff(have).mean()), 0.5 * float(np.diff(want).mean())
-        low, high = have[0] - half, have[-1] + half
-        want_low, want_high = want[0] - half_to, want[-1] + half_to
-        if poles:
-            want_low, want_high = max(want_low, -90.0), min(want_high, 90.0)
-        slack = max(_TOUCH * half_to, 1.01 * half_to if not poles else half_to)
-        if low > want_low + slack or high < want_high - slack:
-            raise TruthError(
-                f"{axis} runs from {have[0]:g} to {have[-1]:g}, and the grid that is wanted from {want[0]:g} to {want[-1]:g}.",
-                fix="give data that cover the region, or cut the region: ds.sel(latitude=slice(...), longitude=slice(...))",
-            )
+        rows, columns = _latitude_weights(have[0], want[0]), _longitude_weights(have[1], want[1])
+        for name, weights, h, w in (("latitude", rows, have[0], want[0]), ("longitude", columns, have[1], want[1])):
+            if weights.sum(axis=1).min() < _LEAST_COVER - _TOUCH:
+                raise TruthError(
+                    f"{name} runs from {h[0]:g} to {h[-1]:g}, and the grid that is wanted from {w[0]:g} to {w[-1]:g}.",
+                    fix="give data that cover the region, or cut the region: ds.sel(latitude=slice(...), longitude=slice(...))",
+                )
+        self._rows, self._columns = csr_array(rows), csr_array(columns)
 
     def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Regrid one field.
@@ -115,32 +99,14 @@ class Conservative:
         Returns
         -------
         tuple of ndarray, ``(h', w')`` each
-            The mean over the valid part of each target cell (NaN where there is none), float64, and the valid fraction.
+            The mean over the valid part of each target cell (NaN where there is none), float64, and the valid fraction of the cell.
         """
-        import xarray_regrid  # noqa: F401  (registers .regrid)
-
-        there = np.isfinite(values)[self.rows][:, self.columns].astype(np.float64)
-        filled = np.where(np.isfinite(values), values, 0.0).astype(np.float64)[self.rows][:, self.columns]
-        lat, spacing = self.lat, float(np.diff(self.lat).mean())
-        pads = [(1, 0), (0, 1)]
-        for side, (before, after) in zip((-1, 1), pads, strict=True):
-            edge = lat[0] if side < 0 else lat[-1]
-            if abs(edge + side * 0.5 * spacing) >= 90.0 - _TOUCH * spacing and abs(edge) < 90.0 - _TOUCH * spacing:
-                # An empty row beyond the pole, so that a target point on the pole lies within the source.
-                lat = np.concatenate([[edge - spacing], lat]) if side < 0 else np.concatenate([lat, [edge + spacing]])
-                filled, there = (np.pad(v, ((before, after), (0, 0))) for v in (filled, there))
-        source = xr.Dataset(
-            {"amount": (("latitude", "longitude"), filled), "there": (("latitude", "longitude"), there)},
-            {"latitude": lat, "longitude": self.lon},
-        )
-        target = xr.Dataset(coords={"latitude": self.to_latitude[self._target_rows], "longitude": self._target_lon})
-        out = source.regrid.conservative(target, latitude_coord="latitude", skipna=False)
-        amount, share = out["amount"].values, out["there"].values
+        there = np.isfinite(values)
+        amount = self._rows @ (np.where(there, values, 0.0).astype(np.float64) @ self._columns.T)
+        share = self._rows @ (there.astype(np.float64) @ self._columns.T)
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = np.where(share > 1e-9, amount / share, np.nan)
-        rows, columns = np.argsort(self._target_rows), np.argsort(self._target_columns)
-        back = lambda v: v[rows][:, columns]  # noqa: E731
-        return back(mean), back(np.clip(np.nan_to_num(share), 0.0, 1.0))
+        return mean, np.clip(share, 0.0, 1.0)
 
 
 def spacing(longitude: np.ndarray) -> float:

@@ -22,6 +22,7 @@ from xaurora.variables import TIMESTEP_HOURS
 logger = logging.getLogger("xaurora")
 
 STEP = batches.STEP
+NO_INPUT = "whose history lacks the target"
 FEWEST_FOR_SPLIT = 5
 """The last fifth of fewer samples is less than one of them."""
 
@@ -52,14 +53,13 @@ def index(times: np.ndarray, target_times: np.ndarray, *, also_input: bool = Fal
         Whether the target is needed at the two times of the history as well.
     """
     states, targets = set(times.tolist()), set(target_times.tolist())
-    no_input = "whose history lacks the target"
     kept, skipped = (
         [],
         {
             "without the frame six hours before": 0,
             "without the state six hours after": 0,
             "without a whole six-hour total": 0,
-            no_input: 0,
+            NO_INPUT: 0,
         },
     )
     for t in times:
@@ -70,10 +70,39 @@ def index(times: np.ndarray, target_times: np.ndarray, *, also_input: bool = Fal
         elif (t + STEP).item() not in targets:
             skipped["without a whole six-hour total"] += 1
         elif also_input and not {t.item(), (t - STEP).item()} <= targets:
-            skipped[no_input] += 1
+            skipped[NO_INPUT] += 1
         else:
             kept.append(t)
     return Index(np.array(kept, dtype="datetime64[ns]"), {k: v for k, v in skipped.items() if v})
+
+
+def without_holes(samples: Index, inputs: Sequence[xr.DataArray]) -> Index:
+    """Leave out init times whose history has a gap in a target that is an input. Reads the targets once.
+
+    Parameters
+    ----------
+    samples : Index
+    inputs : sequence of DataArray
+        ``(time, h, w)``.
+    """
+    whole: set[int] | None = None
+    needed = np.unique(np.concatenate([samples.init_times - STEP, samples.init_times]))
+    for da in inputs:
+        place = _positions(da)
+        fine = {
+            int(t.astype(np.int64))
+            for t in needed
+            if np.isfinite(da.isel(time=place[int(t.astype(np.int64))]).values).all()
+        }
+        whole = fine if whole is None else whole & fine
+    keep = [
+        t for t in samples.init_times if {int(t.astype(np.int64)), int((t - STEP).astype(np.int64))} <= (whole or set())
+    ]
+    lost = len(samples.init_times) - len(keep)
+    skipped = {**samples.skipped}
+    if lost:
+        skipped[NO_INPUT] = skipped.get(NO_INPUT, 0) + lost
+    return Index(np.array(keep, dtype="datetime64[ns]"), skipped)
 
 
 @dataclass(frozen=True)

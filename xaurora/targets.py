@@ -15,7 +15,7 @@ import xarray as xr
 
 from xaurora import conventions, periods, precipitation, recognition, regridding, variables
 from xaurora.conventions import Fields
-from xaurora.errors import KindError, OptionError, TargetError, TruthError
+from xaurora.errors import KindError, OptionError, TargetError, TruthError, XauroraError
 from xaurora.recognition import Field, Recognition
 from xaurora.variables import TIMESTEP_HOURS, Variable, find
 
@@ -114,6 +114,13 @@ def key_of(fields: Fields, name: str) -> tuple[str, str] | None:
     return key if key in fields.layout.fields else None
 
 
+def refuse_doubled(learnt: Sequence[Target]) -> None:
+    """Raise for one variable under two names."""
+    names = [t.name for t in learnt]
+    if doubled := sorted({n for n in names if names.count(n) > 1}):
+        raise TargetError(f"{doubled} is named twice among the targets.", fix=f"target={list(dict.fromkeys(names))}")
+
+
 def _of_fields(fields: Fields, name: str, *, where: str = "data") -> Target:
     key = key_of(fields, name)
     if key is None:
@@ -203,15 +210,13 @@ def _refuse_shift(fields: Fields, right: Fields) -> None:
     same_grid = regridding.same(fields.layout.grid.latitude, right.layout.grid.latitude) and regridding.same(
         fields.layout.grid.true_longitude, right.layout.grid.true_longitude
     )
-    shared = [n for n in fields.surface if n in right.surface]
-    if same_grid and shared and _is_moved(fields, right, [str(n) for n in shared]):
-        return
-    if shared and same_grid:
+    if same_grid and _is_compared(fields, right):
         return
     if right.layout.source.attrs.get("xaurora_source") == "IMERG" or len(ours) != len(theirs) or len(ours) < 3:
         return
     offset = theirs - ours
-    if (offset == offset[0]).all() and offset[0] != np.timedelta64(0):
+    # Less than a step of Aurora's: what is moved by whole steps may well be another stretch of the same record.
+    if (offset == offset[0]).all() and np.timedelta64(0) < abs(offset[0]) < np.timedelta64(TIMESTEP_HOURS, "h"):
         hours = offset[0] / periods.HOUR
         raise TruthError(
             f"the truth has as many times as the data, all moved by {hours:+g} h, as if its labels were off.",
@@ -219,28 +224,56 @@ def _refuse_shift(fields: Fields, right: Fields) -> None:
         )
 
 
-def _is_moved(fields: Fields, right: Fields, shared: list[str]) -> bool:
-    """Compare fields that both hold, at the same time and at others; raises where they fit better elsewhere. True if they were compared."""
-    place = {t: i for i, t in enumerate(right.times.tolist())}
-    both = [t for t in fields.times if t.item() in place]
-    looked = [both[i] for i in np.unique(np.linspace(0, len(both) - 1, min(len(both), _COMPARED)).astype(int))]
+def _comparable(fields: Fields, name: str) -> Target | None:
+    """A variable in a form that two Datasets can be compared in: precipitation over six hours."""
+    try:
+        return _of_fields(fields, name)
+    except XauroraError:
+        return None
+
+
+def _is_compared(fields: Fields, right: Fields) -> bool:
+    """Compare what both hold, at the same time and at others; raises where it fits better elsewhere. True if anything was compared."""
     compared = False
-    for name in shared:
-        mine = {t: fields.surface[name].sel(time=t).values.astype(np.float64) for t in looked}
-        spread = float(np.nanstd(np.stack(list(mine.values()))))
+    for name in map(str, fields.surface):
+        if name not in right.surface:
+            continue
+        mine, theirs = _comparable(fields, name), _comparable(right, name)
+        if mine is None or theirs is None:
+            continue
+        place = {t: i for i, t in enumerate(theirs.values["time"].values.astype("datetime64[ns]").tolist())}
+        whole = set(theirs.times.astype("datetime64[ns]").tolist())
+        both = [t for t in mine.times.astype("datetime64[ns]") if t.item() in whole]
+        looked = (
+            [both[i] for i in np.unique(np.linspace(0, len(both) - 1, min(len(both), _COMPARED)).astype(int))]
+            if both
+            else []
+        )
+        frames = {t: mine.values.sel(time=t).values.astype(np.float64) for t in looked}
+        frames = {t: v for t, v in frames.items() if np.isfinite(v).any()}
+        if not frames:
+            continue
+        spread = float(np.nanstd(np.stack(list(frames.values()))))
         if not spread > 0:
             continue
 
-        def misfit(hours: int, mine: dict[Any, np.ndarray] = mine, name: str = name) -> float:
+        def misfit(
+            hours: int,
+            frames: dict[Any, np.ndarray] = frames,
+            theirs: Target = theirs,
+            place: dict[Any, int] = place,
+        ) -> float:
             parts = []
-            for t, values in mine.items():
+            for t, values in frames.items():
                 i = place.get((t + hours * periods.HOUR).astype("datetime64[ns]").item())
                 if i is not None:
-                    parts.append(float(np.nanmean(np.abs(right.surface[name].isel(time=i).values - values))))
-            return float(np.mean(parts)) if len(parts) >= min(3, len(looked)) else np.inf
+                    apart = np.abs(theirs.values.isel(time=i).values - values)
+                    if np.isfinite(apart).any():
+                        parts.append(float(np.nanmean(apart)))
+            return float(np.mean(parts)) if len(parts) >= min(3, len(frames)) else np.inf
 
         here = misfit(0)
-        compared = True
+        compared = compared or np.isfinite(here)
         best = min(_SHIFTS, key=misfit)
         if here > 0.01 * spread and misfit(best) < 0.05 * here:
             raise TruthError(
@@ -340,6 +373,33 @@ def refuse_own(names: Sequence[str]) -> None:
         raise TargetError(
             f"{list(names)} is among the variables that this model predicts itself.",
             fix="strategy='full' tunes the model's own variables beside the target; or model='tiny', which learns it as something new",
+        )
+
+
+_TAKEN = (
+    "values",
+    "keys",
+    "items",
+    "get",
+    "pop",
+    "clear",
+    "copy",
+    "update",
+    "type",
+    "float",
+    "half",
+    "double",
+    "to",
+    "train",
+    "eval",
+)
+
+
+def refuse_as_input(names: Sequence[str]) -> None:
+    """Raise for names that Torch's dictionary of embeddings cannot have."""
+    if bad := [n for n in names if n in _TAKEN]:
+        raise OptionError(
+            f"{bad} cannot be fed to the encoder under this name.", fix=f"ds.rename({{{bad[0]!r}: '{bad[0]}_target'}})"
         )
 
 

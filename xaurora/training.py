@@ -309,7 +309,7 @@ def _validate(
         out[f"{front}rmse{unit}"] = math.sqrt(own["squares"] / own["weight"]) * factor
         out[f"{front}bias{unit}"] = own["bias"] / own["weight"] * factor
         out[f"{front}climatology_crps{unit}"] = normal
-        skills.append(1.0 - out[f"{front}crps{unit}"] / max(normal, 1e-12))
+        skills.append(1.0 - out[f"{front}crps{unit}"] / max(normal, 1e-30))
     out["validation_skill_score"] = float(np.mean(skills))
     return out
 

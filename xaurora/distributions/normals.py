@@ -151,4 +151,5 @@ def bounded_normal_mean(mu: Any, sigma: Any, lower: float, upper: float) -> Any:
     xp = namespace(mu)
     low, high = (lower - mu) / sigma, (upper - mu) / sigma
     inside = xp.ndtr(high) - xp.ndtr(low)
-    return lower * xp.ndtr(low) + upper * xp.ndtr(-high) + mu * inside + sigma * (pdf(low, xp) - pdf(high, xp))
+    mean = lower * xp.ndtr(low) + upper * xp.ndtr(-high) + mu * inside + sigma * (pdf(low, xp) - pdf(high, xp))
+    return xp.minimum(xp.maximum(mean, xp.like(lower, mean)), xp.like(upper, mean))

@@ -99,7 +99,11 @@ def read_forecast(ds: xr.Dataset) -> Forecast:
     init_times = ds["init_time"].values.astype("datetime64[ns]")
     probe = ds.isel(lead_time=0, drop=True).drop_vars("valid_time", errors="ignore").rename(init_time="time")
     members = [d for d in recognition.NAMES["number"] if d in probe.dims]
-    found = recognition.recognise(probe.isel({members[0]: 0}, drop=True) if members else probe)
+    single = probe.isel({members[0]: 0}, drop=True) if members else probe
+    found = recognition.recognise(single)
+    for name in list(found.unrecognised):  # a target that the table does not know is scored in its own units
+        if "distribution" in probe[name].attrs and "parameter_of" not in probe[name].attrs:
+            recognition.add_generic(single, name, found)
     found.raise_first()
     rain = found.fields.get(("surface", "tp"))
     if rain is not None and periods.declared_hours(rain.source, rain.attrs) != TIMESTEP_HOURS:
@@ -195,6 +199,8 @@ def read_truth(ds: xr.Dataset, forecast: Forecast) -> Truth:
         )
     found = recognition.recognise(ds)
     wanted = set(forecast.fields)
+    for key in wanted - set(variables.BY_KEY):
+        recognition.add_generic(ds, forecast.fields[key].source, found)
     for key in [k for k in found.fields if k not in wanted and k != ("static", "lsm")]:
         del found.fields[key]
     found.problems = [p for p in found.problems if p.about is None or p.about in wanted]
@@ -249,7 +255,8 @@ def matched_variables(forecast: Forecast, truth: Truth) -> list[tuple[str, str]]
             f"forecast and truth share no variable: {sorted(i.source for i in forecast.fields.values())} and {have}.",
             fix="give a truth that holds the forecast's variables",
         )
-    return sorted(both, key=lambda key: list(variables.BY_KEY).index(key))
+    order = {key: i for i, key in enumerate(variables.BY_KEY)}
+    return sorted(both, key=lambda key: (order.get(key, len(order)), key))
 
 
 def distribution(forecast: Forecast, item: Field, *, needed: bool) -> Family | None:

@@ -38,6 +38,9 @@ def durations(leads: Any) -> np.ndarray:
 
 def _chosen(ds: xr.Dataset, names: Sequence[str] | str | None) -> tuple[recognition.Recognition, list[str]]:
     found = recognition.recognise(ds)
+    for name in [names] if isinstance(names, str) else names or ():
+        if name in found.unrecognised:
+            recognition.add_generic(ds, name, found)
     found.raise_first()
     there = [item.source for key, item in found.fields.items() if key[0] != "static"]
     wanted = there if names is None else [names] if isinstance(names, str) else list(names)
@@ -52,7 +55,10 @@ def _six_hourly(ds: xr.Dataset, found: recognition.Recognition, name: str) -> xr
     """A field as forecasts have it: precipitation over six hours."""
     items = {item.source: item for item in found.fields.values()}
     if items[name].variable.accumulated:
-        return precipitation.accumulate(ds[name], TIMESTEP_HOURS, name=name, dim=found.axes["time"].dim)
+        dim = found.axes["time"].dim
+        da = ds[name] if found.times is None else ds[name].assign_coords({dim: found.times})
+        precipitation.refuse_running_totals(da, name=name, dim=dim)
+        return precipitation.accumulate(da, TIMESTEP_HOURS, name=name, dim=dim)
     return ds[name]
 
 
@@ -99,8 +105,8 @@ def persistence(ds: xr.Dataset, names: Sequence[str] | str | None = None, leads:
         da = _public(_six_hourly(ds, found, name), found).rename({time_dim: "init_time"}).assign_coords(init_time=times)
         if found.fields.get(("surface", "tp")) and found.fields["surface", "tp"].source == name:
             period = precipitation.period_of(name, ds[name].attrs, times)
-            for part in range(max(TIMESTEP_HOURS // period, 1)):
-                keep &= np.isin(times - part * period * periods.HOUR, times)
+            for part in range(max(int(TIMESTEP_HOURS / period), 1)):
+                keep &= np.isin(times - periods.span(part * period), times)
         order = ["init_time", "lead_time", *[d for d in ("level", "latitude", "longitude") if d in da.dims]]
         out[name] = da.expand_dims(lead_time=lead).transpose(*order)
     result = xr.Dataset(out, attrs={"title": "Persistence"}).isel(init_time=np.flatnonzero(keep))

@@ -7,14 +7,15 @@ a window around each day weighs its days linearly down to zero at its two ends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from xaurora import precipitation, recognition, variables
+from xaurora import periods, precipitation, recognition, variables
 from xaurora.errors import OptionError
 from xaurora.evaluation import baselines
 from xaurora.progress import bar
@@ -40,12 +41,14 @@ def build(
 ) -> xr.Dataset:
     """Normals by hour of the day and day of the year, over the years and a window around each day. Computes.
 
-    Memory stays below about 2 GiB: large grids are taken in bands of latitude, each of which reads the data once.
+    Beside the result itself (float32; 366 × 4 fields a statistic: 6 GB for a global 0.25° variable), about 1 GiB is held: large grids are taken in
+    bands of latitude, each of which reads the data once.
 
     Parameters
     ----------
     ds : Dataset
-        Fields or a truth (:func:`xaurora.open_imerg`), in any naming; precipitation is summed over six hours first.
+        Fields or a truth (:func:`xaurora.open_imerg`), in any naming; precipitation is summed over six hours first, and daily totals are taken as
+        they are.
     names : str or sequence of str, optional
         Variables in the data's own names; by default all that change over time.
     window_days : int
@@ -56,7 +59,7 @@ def build(
         For ``"quantile"``.
     seeps : bool or sequence of int
         For precipitation, also ``total_precipitation_6hr_seeps_dry_fraction`` and ``…_seeps_threshold`` (in metres), which SEEPS needs; or the
-        hours of the totals for which to make them, among 6 and 24.
+        hours of the totals for which to make them, among 6 and 24. By default for six hours, or for a day where the data hold daily totals.
     progress : bool
         Whether to show a bar.
 
@@ -71,7 +74,12 @@ def build(
     OptionError
         A window that is not odd and positive, an unknown statistic, a quantile out of range, a SEEPS period other than 6 and 24 hours.
     """
-    if isinstance(window_days, bool) or not isinstance(window_days, int) or window_days < 1 or window_days % 2 == 0:
+    if (
+        isinstance(window_days, bool)
+        or not isinstance(window_days, numbers.Integral)
+        or window_days < 1
+        or window_days % 2 == 0
+    ):
         raise OptionError(f"window_days={window_days!r} is not an odd positive number of days.", fix="window_days=61")
     wanted_statistics = [statistics] if isinstance(statistics, str) else list(statistics)
     if unknown := [s for s in wanted_statistics if s not in STATISTICS]:
@@ -83,7 +91,7 @@ def build(
         raise OptionError(f"quantiles={list(q)} do not all lie between 0 and 1.", fix="quantiles=[0.5, 0.9]")
     hours_of_seeps = _seeps_hours(seeps)
     found, wanted = baselines._chosen(ds, names)
-    plan = _Plan.of(found.times if found.times is not None else np.array([], "datetime64[ns]"), window_days)
+    plan = _Plan.of(found.times if found.times is not None else np.array([], "datetime64[ns]"), int(window_days))
     out: dict[str, Any] = {}
     coords: dict[str, Any] = {}
     jobs = _jobs(ds, found, wanted, wanted_statistics, hours_of_seeps)
@@ -167,25 +175,30 @@ def _jobs(
 ) -> list[_Job]:
     time_dim = found.axes["time"].dim
     items = {item.source: item for item in found.fields.values()}
+    times = found.times if found.times is not None else np.array([], "datetime64[ns]")
     jobs = []
     for name in wanted:
-        rain = items[name].variable.accumulated
-        for total in dict.fromkeys([TIMESTEP_HOURS, *hours]) if rain else [0]:
-            if rain and total != TIMESTEP_HOURS:
-                da = precipitation.accumulate(ds[name], total, name=name, dim=time_dim)
-            else:
-                da = baselines._six_hourly(ds, found, name)
-            da = baselines._public(da, found)
-            da = da.transpose(time_dim, *[d for d in ("level", "latitude", "longitude") if d in da.dims])
-            own = tuple(statistics) if total in (0, TIMESTEP_HOURS) else ()
-            dry = None
-            if rain and total in hours:
-                factor, _ = variables.conversion(str(da.attrs.get("units", "m")), "m") or (1.0, 0.0)
-                da.attrs["to_metres"] = factor
-                dry = DRY_MM[total] * 1e-3
-            if own or dry is not None:
-                jobs.append(_Job(name, da, time_dim, own, dry, f"total_precipitation_{total}hr_seeps"))
+        if not items[name].variable.accumulated:
+            da = baselines._public(baselines._six_hourly(ds, found, name), found)
+            jobs.append(_Job(name, _ordered(da, time_dim), time_dim, tuple(statistics), None, ""))
+            continue
+        own = periods.declared_hours(name, dict(ds[name].attrs))
+        shortest = int(own) if own is not None and own > TIMESTEP_HOURS and own == int(own) else TIMESTEP_HOURS
+        wanted_hours = [shortest] if hours == [TIMESTEP_HOURS] and shortest in DRY_MM else hours
+        raw = ds[name].assign_coords({time_dim: times})
+        precipitation.refuse_running_totals(raw, name=name, dim=time_dim)
+        for total in dict.fromkeys([shortest, *wanted_hours]):
+            da = baselines._public(precipitation.accumulate(raw, total, name=name, dim=time_dim), found)
+            dry = DRY_MM[total] * 1e-3 if total in wanted_hours else None
+            if total == shortest or dry is not None:
+                seeps_name = f"total_precipitation_{total}hr_seeps"
+                mine = tuple(statistics) if total == shortest else ()
+                jobs.append(_Job(name, _ordered(da, time_dim), time_dim, mine, dry, seeps_name))
     return jobs
+
+
+def _ordered(da: xr.DataArray, time_dim: str) -> xr.DataArray:
+    return da.transpose(time_dim, *[d for d in ("level", "latitude", "longitude") if d in da.dims])
 
 
 def _run(job: _Job, plan: _Plan, statistics: list[str], q: np.ndarray, meter: Any) -> dict[str, Any]:
@@ -196,18 +209,22 @@ def _run(job: _Job, plan: _Plan, statistics: list[str], q: np.ndarray, meter: An
     per_row = int(np.prod(shape)) // shape[-2] * 8
     copies = len(da) if whole_series else 2 * len(plan.hours) * _DAYS
     rows = max(min(shape[-2], _BLOCK // max(per_row * copies, 1)), 1)
-    bands = []
+    to_metres = (
+        (variables.conversion(str(da.attrs.get("units", "m")), "m") or (1.0, 0.0))[0] if job.dry is not None else 1.0
+    )
+    joined: dict[str, np.ndarray] = {}
     for start in range(0, shape[-2], rows):
-        band = da.isel({da.dims[-2]: slice(start, start + rows)})
-        bands.append(_band(band, job, plan, q, whole_series))
-        meter.update(round(len(da) * (min(start + rows, shape[-2]) / shape[-2])) - round(len(da) * start / shape[-2]))
-    to_metres = da.attrs.pop("to_metres", 1.0)
-    attrs = {k: v for k, v in da.attrs.items() if k != "standard_name" or v}
+        stop = min(start + rows, shape[-2])
+        band = da.isel({da.dims[-2]: slice(start, stop)})
+        for key, values in _band(band, job, plan, q, whole_series, to_metres).items():
+            if key not in joined:
+                joined[key] = np.empty((*values.shape[:-2], *shape[-2:]), np.float32)
+            joined[key][..., start:stop, :] = values
+        meter.update(round(len(da) * stop / shape[-2]) - round(len(da) * start / shape[-2]))
+    attrs = dict(da.attrs)
     dims = ("hour", "dayofyear", *da.dims[1:])
     out: dict[str, Any] = {}
-    joined = {key: np.concatenate([b[key] for b in bands], axis=-2) for key in bands[0]}
     for key, values in joined.items():
-        values = values.astype(np.float32)
         if key == "mean":
             out[job.name] = (dims, values, attrs)
         elif key == "std":
@@ -218,30 +235,39 @@ def _run(job: _Job, plan: _Plan, statistics: list[str], q: np.ndarray, meter: An
             long_name = f"share of totals below {job.dry * 1e3:g} mm" if job.dry is not None else ""
             out[f"{job.seeps_name}_dry_fraction"] = (dims, values, {"units": "1", "long_name": long_name})
         else:
-            values = (values * to_metres).astype(np.float32)
+            values *= np.float32(to_metres)
             long_name = "wet amount that a third of wet amounts exceed"
             out[f"{job.seeps_name}_threshold"] = (dims, values, {"units": "m", "long_name": long_name})
     return out
 
 
-def _band(band: xr.DataArray, job: _Job, plan: _Plan, q: np.ndarray, whole_series: bool) -> dict[str, np.ndarray]:
+def _band(
+    band: xr.DataArray, job: _Job, plan: _Plan, q: np.ndarray, whole_series: bool, to_metres: float
+) -> dict[str, np.ndarray]:
     out: dict[str, np.ndarray] = {}
     if set(job.statistics) & {"mean", "std"}:
         out |= _moments(band, job, plan)
     if whole_series:
         series = band.values.astype(np.float32)
+        at = [[(h, d) for d in range(len(plan.days))] for h in range(len(plan.hours))]
         if "quantile" in job.statistics:
-            out["quantile"] = np.stack(
-                [[_quantiles(series, plan, h, d, q) for d in range(len(plan.days))] for h in range(len(plan.hours))]
-            )
+            out["quantile"] = np.stack([[_quantiles(series, plan, h, d, q) for h, d in row] for row in at])
         if job.dry is not None:
-            threshold = np.float32(job.dry / band.attrs.get("to_metres", 1.0))
-            pairs = [
-                [_seeps(series, plan, h, d, threshold) for d in range(len(plan.days))] for h in range(len(plan.hours))
-            ]
+            threshold = np.float32(job.dry / to_metres)
+            pairs = [[_seeps(series, plan, h, d, threshold) for h, d in row] for row in at]
             out["dry"] = np.stack([[p[0] for p in row] for row in pairs])
             out["heavy"] = np.stack([[p[1] for p in row] for row in pairs])
     return out
+
+
+def _frames(band: xr.DataArray, time_dim: str) -> Iterator[tuple[int, np.ndarray]]:
+    """One time after another, read in blocks."""
+    frame = max(band.dtype.itemsize * int(np.prod(band.shape[1:])), 1)
+    length = max(min(_BLOCK // 8 // frame, 1000), 1)
+    for start in range(0, band.sizes[time_dim], length):
+        values = band.isel({time_dim: slice(start, start + length)}).values
+        for i, one in enumerate(values):
+            yield start + i, one.astype(np.float64)
 
 
 def _moments(band: xr.DataArray, job: _Job, plan: _Plan) -> dict[str, np.ndarray]:
@@ -252,17 +278,18 @@ def _moments(band: xr.DataArray, job: _Job, plan: _Plan) -> dict[str, np.ndarray
     squares = np.zeros(size if with_std else (0,))
     # A shift keeps squares of large numbers, such as pressure, from drowning their spread.
     shift = np.nan_to_num(band.isel({job.time_dim: 0}).values.astype(np.float64))
-    order = np.argsort(plan.place[0], kind="stable")
-    values, held = np.empty(0), -1
-    for t, hour, day in zip(*(p[order] for p in plan.place), strict=True):
-        if t != held:
-            values, held = band.isel({job.time_dim: int(t)}).values.astype(np.float64) - shift, int(t)
+    stands: dict[int, list[tuple[int, int]]] = {}
+    for t, hour, day in zip(*plan.place, strict=True):
+        stands.setdefault(int(t), []).append((int(hour), int(day)))
+    for t, frame in _frames(band, job.time_dim):
+        values = frame - shift
         there = np.isfinite(values)
         filled = np.where(there, values, 0.0)
-        sums[hour, day] += filled
-        counts[hour, day] += there
-        if with_std:
-            squares[hour, day] += filled**2
+        for at in stands[t]:
+            sums[at] += filled
+            counts[at] += there
+            if with_std:
+                squares[at] += filled**2
 
     def smooth(x: np.ndarray) -> np.ndarray:
         return np.moveaxis(np.tensordot(plan.weights, x, axes=(1, 1)), 0, 1)

@@ -41,7 +41,7 @@ class Climatology:
     def std(self) -> float:
         """Standard deviation, never quite zero."""
         spread = float(np.sqrt(np.sum(self.shares * (self.values - self.mean) ** 2)))
-        return max(spread, 1e-6 * abs(self.mean), 1e-12)
+        return max(spread, 1e-6 * abs(self.mean), 1e-30)
 
     @property
     def wet_fraction(self) -> float:
@@ -149,7 +149,8 @@ class DistributionHead(nn.Module):
 
     def quantile(self, params: Params, q: float) -> torch.Tensor:
         """Value not exceeded with probability ``q``."""
-        return self.law.quantile(params, q)
+        like = next(iter(params.values()))  # in float64: 1 − q may be small
+        return self.law.quantile({k: v.double() for k, v in params.items()}, q).to(like.dtype)
 
     def probability_above(self, params: Params, threshold: float) -> torch.Tensor:
         """``P(value > threshold)``."""
@@ -192,7 +193,7 @@ class DistributionHead(nn.Module):
             best = raw.detach() if torch.isfinite(raw).all() else self._start().to(device)
             self.offset.copy_(best.clamp(self.least_offset, 30.0).to(self.offset))
             raw.copy_(self.offset.to(raw))
-            self.unit_of_loss.fill_(max(float(mean_score()) * unit, 1e-9))
+            self.unit_of_loss.fill_(max(float(mean_score()) * unit, 1e-30))
             self.trunk.out.bias.zero_()
 
     def _start_params(self, like: torch.Tensor) -> Params:
@@ -215,15 +216,16 @@ class HeadSet(nn.Module):
 
     def __init__(self, heads: Mapping[str, DistributionHead]) -> None:
         super().__init__()
-        self.heads = nn.ModuleDict(heads)
+        # Modules cannot have any name: "type" and "values" are taken.
+        self.heads = nn.ModuleDict({f"of_{name}": head for name, head in heads.items()})
 
     def forward(self, latents: torch.Tensor) -> dict[str, torch.Tensor]:
         """Raw output ``(b, n, h, w)`` by target."""
-        return {name: head(latents) for name, head in self.heads.items()}
+        return {name: head(latents) for name, head in self.items()}
 
     def items(self) -> list[tuple[str, DistributionHead]]:
         """Targets and their heads."""
-        return list(self.heads.items())  # type: ignore[arg-type]
+        return [(key.removeprefix("of_"), head) for key, head in self.heads.items()]  # type: ignore[misc]
 
     def __getitem__(self, name: str) -> DistributionHead:
-        return self.heads[name]  # type: ignore[return-value]
+        return self.heads[f"of_{name}"]  # type: ignore[return-value]

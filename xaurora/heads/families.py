@@ -15,6 +15,9 @@ from xaurora.heads.options import QUANTILE_LEVELS, HeadOptions
 
 WETTEST = 0.5
 """m over six hours; no mean that a head can emit lies above (the record is about 0.84 m, WMO archive of extremes)."""
+LARGEST = 2.0
+"""m; no 99.9 % quantile that a head can emit lies far above."""
+_TAIL = 3.09  # standard deviations that a normal exceeds once in a thousand
 LARGEST_RATIO = 300.0
 """Of μ to σ in z: up to there the CRPS is good to 1e-3 in float32."""
 _MM = 1e-3  # m
@@ -46,9 +49,14 @@ def _log_between(raw: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return torch.exp(_between(raw, math.log(low), math.log(high)))
 
 
-def _log_amount(raw: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Logarithm of a mean amount in metres, within its bounds; raw zero is the climatology's scale."""
-    return _above(_below(torch.log(scale).to(raw) + raw, math.log(WETTEST)), math.log(_FAINTEST))
+def _log_amount(raw: torch.Tensor, scale: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
+    """Logarithm of the mean of a gamma amount in metres, within its bounds; raw zero is the climatology's scale.
+
+    The 99.9 % quantile in units of the mean is that of Wilson and Hilferty (1931), doi:10.1073/pnas.17.12.684.
+    """
+    reach = (1.0 - 1.0 / (9.0 * shape) + _TAIL / (3.0 * torch.sqrt(shape))) ** 3
+    top = torch.minimum(math.log(LARGEST) - torch.log(reach), torch.full_like(shape, math.log(WETTEST)))
+    return _above(_below(torch.log(scale).to(raw) + raw, top), math.log(_FAINTEST))
 
 
 class _InZ(DistributionHead):
@@ -90,7 +98,8 @@ class CensoredNormalHead(_InZ):
 
     def _bounded(self, raw: torch.Tensor) -> Params:
         sigma = _between(raw[:, 1], *self.options.sigma_bounds)
-        mu = _above(_below(self.scale.to(raw) * raw[:, 0], self._top - 0.5 * sigma**2), _DRIEST)
+        top = torch.minimum(self._top - 0.5 * sigma**2, math.log(LARGEST / self.epsilon) - _TAIL * sigma)
+        mu = _above(_below(self.scale.to(raw) * raw[:, 0], top), _DRIEST)
         return {"mu": mu, "sigma": torch.maximum(sigma, mu.detach() / LARGEST_RATIO)}
 
     def _score(self, params: Params, y: torch.Tensor) -> torch.Tensor:
@@ -111,7 +120,8 @@ class HurdleLognormalHead(DistributionHead):
     def _bounded(self, raw: torch.Tensor) -> Params:
         sigma = _between(raw[:, 2], *self.options.sigma_bounds)
         middle = torch.log(self.scale / _MM).to(raw)
-        mu = _below(middle + raw[:, 1], math.log(WETTEST / _MM) - 0.5 * sigma**2)
+        top = torch.minimum(math.log(WETTEST / _MM) - 0.5 * sigma**2, math.log(LARGEST / _MM) - _TAIL * sigma)
+        mu = _below(middle + raw[:, 1], top)
         return {"p": _chance(raw[:, 0]), "mu": _above(mu, math.log(_FAINTEST / _MM)), "sigma": sigma}
 
     def _set_scale(self, climatology: Climatology) -> None:
@@ -129,8 +139,9 @@ class HurdleGammaHead(DistributionHead):
         return distributions.HurdleGamma()
 
     def _bounded(self, raw: torch.Tensor) -> Params:
-        amount = torch.exp(_log_amount(raw[:, 1], self.scale))
-        return {"p": _chance(raw[:, 0]), "shape": _log_between(raw[:, 2], *_SHAPES), "amount": amount}
+        shape = _log_between(raw[:, 2], *_SHAPES)
+        amount = torch.exp(_log_amount(raw[:, 1], self.scale, shape))
+        return {"p": _chance(raw[:, 0]), "shape": shape, "amount": amount}
 
     def _set_scale(self, climatology: Climatology) -> None:
         self.scale.fill_(_mean_given_rain(climatology))
@@ -148,7 +159,7 @@ class CsgdHead(DistributionHead):
 
     def _bounded(self, raw: torch.Tensor) -> Params:
         shape = _log_between(raw[:, 2], *_SHAPES)
-        whole = torch.exp(_log_amount(raw[:, 0], self.scale))
+        whole = torch.exp(_log_amount(raw[:, 0], self.scale, shape))
         share = 1e-3 + _below(softplus(raw[:, 1]), _LARGEST_SHIFT).clamp(min=0.0)
         return {"shape": shape, "scale": whole / shape, "shift": share * whole}
 
