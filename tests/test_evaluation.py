@@ -369,7 +369,11 @@ def test_what_cannot_be_scored(fields: xr.Dataset, tuned) -> None:
         (lambda: forecast.aurora.evaluate(fields, metrics=["rsme"]), errors.OptionError, "there is no metric"),
         (lambda: forecast.aurora.evaluate(fields, metrics=["acc"]), errors.OptionError, "acc needs a climatology"),
         (lambda: forecast.aurora.evaluate(fields, climatology=fields), errors.TruthError, "dims hour and dayofyear"),
-        (lambda: forecast.drop_vars("tp_p").aurora.evaluate(fields, metrics=["crps"]), errors.TruthError, "tp_p"),
+        (
+            lambda: forecast.drop_vars("tp_shift").aurora.evaluate(fields, metrics=["crps"]),
+            errors.TruthError,
+            "tp_shift",
+        ),
         (lambda: fields.aurora.scorecard(), errors.KindError, "scores have the dims"),
         (lambda: xaurora.persistence(fields, "hail"), errors.MissingVariableError, "hail"),
         (lambda: xaurora.persistence(fields, "tp", "soon"), errors.LeadTimeError, "no positive duration"),

@@ -82,7 +82,7 @@ def test_members_add_up_over_leads_and_score_as_an_ensemble(fields: xr.Dataset, 
     np.testing.assert_allclose(day.isel(lead_time=3), forecast["tp"].sum("lead_time"), rtol=1e-5, atol=1e-9)
     assert np.isnan(day.isel(lead_time=2)).all()
     with pytest.raises(errors.AccumulationError, match="parameters of a distribution"):
-        forecast.aurora.accumulate("tp_p", "24h")
+        forecast.aurora.accumulate("tp_shift", "24h")
     scores = forecast.aurora.evaluate(fields, metrics=["crps"], regions="global")
     truth = fields["tp"].sel(time=forecast["valid_time"].values[0, 0]).values
     by_hand = distributions.ensemble_crps(forecast["tp"].values[0, 0].astype(float), truth)

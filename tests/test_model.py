@@ -145,7 +145,7 @@ def test_base_variables_are_bit_identical_with_a_head(fields: xr.Dataset) -> Non
     batch = fields.aurora.to_batch()
     keys = list(base.state_dict())
     levels, width = model.latent_size(base)
-    head = heads.build(heads.HeadOptions(epsilon=1e-3), levels, width, 4)
+    head = heads.build(heads.HeadOptions("censored_normal", epsilon=1e-3), levels, width, 4)
     with torch.no_grad():
         reference = base(batch)
         step = model.AuroraWithHead(base, head)(batch)
@@ -163,7 +163,7 @@ def test_head_stays_in_float32_under_autocast(fields: xr.Dataset) -> None:
     assert base.autocast_backbone
     assert not base.autocast_encoder
     levels, width = model.latent_size(base)
-    head = heads.build(heads.HeadOptions(epsilon=1e-3), levels, width, 4)
+    head = heads.build(heads.HeadOptions("censored_normal", epsilon=1e-3), levels, width, 4)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         raw = model.AuroraWithHead(base, head)(fields.aurora.to_batch()).raw
     assert raw.dtype == torch.float32
@@ -175,7 +175,7 @@ def test_all_latent_levels_matter(fields: xr.Dataset) -> None:
     base = make_aurora()
     levels, width = model.latent_size(base)
     assert (levels, width) == (4, 64)
-    head = heads.build(heads.HeadOptions(epsilon=1e-3), levels, width, 4)
+    head = heads.build(heads.HeadOptions("censored_normal", epsilon=1e-3), levels, width, 4)
     latents = torch.randn(1, 4, 4, 8, 64, requires_grad=True)
     head(latents).sum().backward()
     assert (latents.grad.abs().amax(dim=(0, 2, 3, 4)) > 0).all()

@@ -79,7 +79,7 @@ def test_what_cannot_be_drawn(forecast: xr.Dataset, fields: xr.Dataset) -> None:
         (lambda: forecast.aurora.plot("hail"), errors.MissingVariableError),
         (lambda: forecast.aurora.plot("tp", lead="3h"), errors.LeadTimeError),
         (lambda: forecast.aurora.plot("tp", init_time="1999-01-01"), errors.InitTimeError),
-        (lambda: forecast.aurora.plot("tp_p", truth=fields), errors.MissingVariableError),
+        (lambda: forecast.aurora.plot("tp_shape", truth=fields), errors.MissingVariableError),
     ):
         with pytest.raises(kind):
             call()

@@ -100,8 +100,8 @@ def test_rain_of_a_forecast_is_consistent(fields: xr.Dataset, tuned) -> None:
     assert (np.diff(p, axis=2) <= 0).all()
     assert p.min() >= 0
     assert p.max() <= 1
-    assert {"tp_p", "tp_shape", "tp_amount"} <= set(forecast.data_vars)
-    assert forecast["tp"].attrs["distribution"] == "hurdle_gamma"
+    assert {"tp_shape", "tp_scale", "tp_shift"} <= set(forecast.data_vars)
+    assert forecast["tp"].attrs["distribution"] == "csgd"
     for word in ("xaurora_base", "xaurora_weights", "xaurora_versions", "xaurora_input"):
         assert word in forecast.attrs
 
@@ -110,7 +110,7 @@ def test_variables_are_chosen(fields: xr.Dataset, tuned) -> None:
     forecast = fields.aurora.predict(
         "6h", model=tuned, time=fields["time"].values[3], variables=["tp", "u"], progress=False
     )
-    assert set(forecast.data_vars) == {"tp", "tp_p", "tp_shape", "tp_amount", "u"}
+    assert set(forecast.data_vars) == {"tp", "tp_shape", "tp_scale", "tp_shift", "u"}
     with pytest.raises(errors.MissingVariableError, match="cannot be forecast"):
         fields.aurora.predict("6h", model=tuned, variables=["wind"], progress=False)
 
@@ -177,7 +177,7 @@ def test_options_that_do_not_fit(fields: xr.Dataset, tuned, aurora_model, tmp_pa
             continue
         with pytest.raises(errors.KindError, match="is a forecast"):
             getattr(forecast.aurora, method)(**({"model": "tiny"} if method != "to_batch" else {}))
-    for call in (lambda: fields.aurora.evaluate(fields), fields.aurora.to_weatherbench2, fields.aurora.plot):
+    for call in (lambda: fields.aurora.evaluate(fields), fields.aurora.to_weatherbench2):
         with pytest.raises(errors.KindError):
             call()
 

@@ -44,7 +44,7 @@ def test_saved_and_loaded_elsewhere(fields: xr.Dataset, tuned, tmp_path: Path) -
     a, b = (fields.aurora.predict("12h", model=m, time=t, progress=False) for m in (tuned, moved))
     xr.testing.assert_equal(a, b)
     card = (moved / "README.md").read_text()
-    for part in ("strategy | full", "hurdle_gamma", "trained on", "sha256:", "xaurora.load"):
+    for part in ("strategy | full", "csgd", "trained on", "sha256:", "xaurora.load"):
         assert part in card
     for file in moved.iterdir():
         assert b"pickle" not in file.read_bytes()[:200]

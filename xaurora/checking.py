@@ -306,7 +306,7 @@ def _refuse_implausible_rain(da: xr.DataArray, item: Field, hours: float | None,
             "such values are probably a rate, or in other units.",
             fix=f"ds['{item.source}'].attrs['units'] = 'kg m-2 s-1', if they are that" + aside,
         )
-    if not grid.is_global or hours is None or len(looked) < 2:
+    if not grid.is_global or hours is None or len(looked) < 2 or not wet.size:
         return
     weights = np.broadcast_to(grids.latitude_weights(grid.latitude)[:, None], values.shape)
     there = np.isfinite(values)

@@ -121,10 +121,10 @@ def check(
 @_readable
 def stats(
     files: Files,
-    names: Annotated[list[str] | None, typer.Option(help="Variables; all by default.")] = None,
+    names: Annotated[list[str] | None, typer.Option(help="Variables; all by default; repeat it for several.")] = None,
     time: Annotated[str | None, typer.Option(help="2016:2021, or one year or date: the training period.")] = None,
     weights: Annotated[str, typer.Option(help="cosine (of latitude) or none.")] = "cosine",
-    quantiles: Annotated[list[float] | None, typer.Option(help="Such as 0.999; several.")] = None,
+    quantiles: Annotated[list[float] | None, typer.Option(help="Such as 0.999; repeat it for several.")] = None,
     out: Annotated[Path | None, typer.Option(help=".nc or .zarr")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -162,9 +162,14 @@ def stats(
 @_readable
 def finetune(
     files: Files,
-    target: Annotated[list[str] | None, typer.Option(help="What to learn, tp by default; several.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="What to learn, tp by default; repeat it for several.")
+    ] = None,
     truth: Annotated[
-        list[str] | None, typer.Option(help="Files to take the target from; by default the data themselves.")
+        list[str] | None,
+        typer.Option(
+            help="Files to take the target from, IMERG too; by default the data themselves; repeat it for several."
+        ),
     ] = None,
     model: Model = "small",
     weights: Weights = None,
@@ -229,12 +234,16 @@ def predict(
         list[str] | None, typer.Option(help="24h gives every six hours up to it; several give just those.")
     ] = None,
     weights: Weights = None,
-    time: Annotated[list[str] | None, typer.Option(help="Init times; all by default.")] = None,
-    variables: Annotated[list[str] | None, typer.Option(help="Just these.")] = None,
-    quantiles: Annotated[list[float] | None, typer.Option(help="Such as 0.9.")] = None,
-    thresholds_mm: Annotated[list[float] | None, typer.Option(help="Probability of more than so many mm.")] = None,
+    time: Annotated[list[str] | None, typer.Option(help="Init times; all by default; repeat it for several.")] = None,
+    variables: Annotated[list[str] | None, typer.Option(help="Just these; repeat it for several.")] = None,
+    quantiles: Annotated[list[float] | None, typer.Option(help="Such as 0.9; repeat it for several.")] = None,
+    thresholds_mm: Annotated[
+        list[float] | None, typer.Option(help="Probability of more than so many mm; repeat it for several.")
+    ] = None,
     members: Annotated[int, typer.Option(help="Members with the dependence of past fields.")] = 0,
-    past: Annotated[list[str] | None, typer.Option(help="Files of past fields for the members.")] = None,
+    past: Annotated[
+        list[str] | None, typer.Option(help="Files of past fields for the members; repeat it for several.")
+    ] = None,
     halo: Annotated[int | None, typer.Option(help="Grid points trimmed from a region's edges.")] = None,
     out: Annotated[Path | None, typer.Option(help="forecast.nc or forecast.zarr")] = None,
     store: Annotated[
@@ -275,7 +284,7 @@ def predict(
 def evaluate(
     forecast: Annotated[str, typer.Argument(help="A forecast, in this layout or WeatherBench2's.", show_default=False)],
     files: Annotated[list[str] | None, typer.Argument(help="The truth.", show_default=False)] = None,
-    truth: Annotated[list[str] | None, typer.Option(help="The truth, as an option.")] = None,
+    truth: Annotated[list[str] | None, typer.Option(help="The truth, as an option; repeat it for several.")] = None,
     climatology: Annotated[Path | None, typer.Option(help="In WeatherBench2's layout, for ACC.")] = None,
     metrics: Annotated[list[str] | None, typer.Option(help="rmse, mse, mae, bias, acc, crps.")] = None,
     regions: Annotated[list[str] | None, typer.Option(help="Such as europe.")] = None,

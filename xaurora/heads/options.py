@@ -16,9 +16,9 @@ OTHER = ("normal", "bounded_normal")
 """Families for other surface variables: unbounded, and between two ends."""
 FAMILIES = (*RAIN, *OTHER)
 
-AUTO_RAIN = "hurdle_gamma"
-"""What ``head="auto"`` is for precipitation: no other gains more of the CRPS on any law tried, its mean is right, and its tail is light
-(``docs/heads.md``)."""
+AUTO_RAIN = "csgd"
+"""What ``head="auto"`` is for precipitation. On rain of five laws it gains as much of the CRPS as any other to within 0.01, its mean is right to
+6 %, and its 90 % interval holds there and on real totals, where other three-parameter families fail once (``docs/heads.md``)."""
 
 EPSILON_RANGE = (1e-5, 1e-3)
 """m; ε of log1p(tp/ε) is the mean six-hour total of the training period, within this range. Far below the mean, the score would
@@ -99,7 +99,8 @@ class HeadOptions:
                 object.__setattr__(self, name, getattr(self, name).item())
         if self.epsilon is not None and not (_number(self.epsilon) and self.epsilon > 0):
             raise OptionError(
-                f"epsilon={self.epsilon!r} is not positive; it is an amount in metres.", fix="HeadOptions(family='censored_normal', epsilon=1e-3)"
+                f"epsilon={self.epsilon!r} is not positive; it is an amount in metres.",
+                fix="HeadOptions(family='censored_normal', epsilon=1e-3)",
             )
         for option, families in _OWN.items():
             if getattr(self, option) is not None and self.family not in families:
