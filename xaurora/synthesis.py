@@ -8,6 +8,7 @@ distribution of rain is known exactly: :class:`Law`.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ def _sigmoid(x: Any) -> Any:
     return 1.0 / (1.0 + np.exp(-x))
 
 
-class Law:
+class Law(abc.ABC):
     """Rain given how wet it is.
 
     ``ahead`` says what "how wet" means. If true, it is what the state six hours before lets one expect of W, so that given that state rain
@@ -42,17 +43,13 @@ class Law:
 
     ahead = False
 
+    @abc.abstractmethod
     def cdf_given(self, w: np.ndarray, y: np.ndarray) -> np.ndarray:
         """``P(tp ≤ y)`` given w; ``y`` > 0 in metres. Broadcasts."""
-        raise NotImplementedError
 
-    def quantile_given(self, w: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """Amount in metres not exceeded with probability ``u``, given w."""
-        raise NotImplementedError
-
+    @abc.abstractmethod
     def sample(self, w: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Amounts in metres for given w, each point on its own; at most 0.3 m."""
-        return np.minimum(self.quantile_given(w, rng.random(w.shape)), _MOST)
 
 
 @dataclass(frozen=True)
@@ -110,9 +107,9 @@ class FamilyLaw(Law):
         w, y = np.broadcast_arrays(np.asarray(w, float), np.asarray(y, float))
         return np.asarray(self.family.cdf(self.parameters(w), y))
 
-    def quantile_given(self, w: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """Amount in metres not exceeded with probability ``u``, given w."""
-        return np.asarray(self.family.quantile(self.parameters(w), u))
+    def sample(self, w: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Amounts in metres for given w, each point on its own; at most 0.3 m."""
+        return np.minimum(np.asarray(self.family.quantile(self.parameters(w), rng.random(w.shape))), _MOST)
 
 
 _LAWS: dict[str, Law] = {

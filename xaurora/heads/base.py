@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -68,7 +69,7 @@ class Head(Protocol):
     def initialise(self, climatology: Climatology) -> None: ...
 
 
-class DistributionHead(nn.Module):
+class DistributionHead(nn.Module, abc.ABC):
     """A head of one family: subclasses say how raw output becomes parameters, and which score they train on.
 
     Parameters
@@ -101,13 +102,13 @@ class DistributionHead(nn.Module):
     unit_of_loss: torch.Tensor
 
     @property
+    @abc.abstractmethod
     def law(self) -> Family:
         """The family with its constants."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _bounded(self, raw: torch.Tensor) -> Params:
         """Raw output with the climatology's offset added, ``(b, n, h, w)`` → parameters within their bounds."""
-        raise NotImplementedError
 
     def _score(self, params: Params, y: torch.Tensor) -> torch.Tensor:
         """The proper score that is trained on, ``(b, h, w)``; by default the CRPS in canonical units."""

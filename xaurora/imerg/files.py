@@ -1,0 +1,189 @@
+"""Which IMERG files there are, what made them, and which of them fill a window."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xaurora.errors import AccumulationError, SourceError
+
+logger = logging.getLogger("xaurora")
+
+_NAME = re.compile(
+    r"3B-(?P<kind>HHR|DAY|MO)(?:-(?P<run>[ELF]))?\.[A-Z]{2}\.[A-Z]{3}\.3IMERG\.(?P<date>\d{8})-S(?P<start>\d{6})-E\d{6}"
+    r"(?:\.\d{2,4})?\.V(?P<version>\d{2})(?P<letter>[A-Z]?)"
+)
+_RUNS = {"E": "Early", "L": "Late", "F": "Final", None: "Final"}
+_MINUTES = {"HHR": 30, "DAY": 1440}
+MINUTE = np.timedelta64(60_000_000_000, "ns")
+
+
+@dataclass(frozen=True, order=True)
+class Granule:
+    """One file: when it starts, how long it lasts, and what made it.
+
+    Parameters
+    ----------
+    start : datetime64[ns]
+        UTC.
+    path : str
+    minutes : int
+        30 or 1440.
+    run : str
+        Early, Late or Final.
+    version, letter : str
+        ``"06"`` and ``"B"`` of V06B.
+    """
+
+    start: np.datetime64
+    path: str
+    minutes: int
+    run: str
+    version: str
+    letter: str
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return Path(self.path).name
+
+
+def opened(path: str) -> Any:
+    import netCDF4
+
+    try:
+        return netCDF4.Dataset(path)
+    except (OSError, RuntimeError) as error:
+        raise SourceError(
+            f"'{path}' could not be opened as HDF5: {error}", fix="check that the download is complete"
+        ) from error
+
+
+def minutes_of(period: Any) -> int:
+    import pandas as pd
+
+    try:
+        minutes = pd.Timedelta(period) / pd.Timedelta(minutes=1)
+    except (ValueError, TypeError):
+        minutes = float("nan")
+    if not (np.isfinite(minutes) and minutes > 0 and minutes % 30 == 0):
+        raise AccumulationError(
+            f"period={period!r} is no multiple of half an hour, which is what IMERG comes in.", fix="period='6h'"
+        )
+    return int(minutes)
+
+
+def is_imerg(path: str) -> bool:
+    """Whether a file is named as IMERG's are."""
+    return _NAME.search(Path(path).name) is not None
+
+
+def describe(path: str) -> Granule:
+    """What a file is: by its name, or if that says nothing by its header.
+
+    Raises
+    ------
+    SourceError
+        It is no half-hourly or daily IMERG file.
+    """
+    match = _NAME.search(Path(path).name) or _NAME.search(_header_name(path))
+    if match is None:
+        raise SourceError(
+            f"'{path}' is no IMERG file that can be told: neither its name nor its header is like 3B-HHR.MS.MRG.3IMERG.20200101-S000000-E002959.0000.V06B.HDF5.",
+            fix="keep the files' own names",
+        )
+    if match["kind"] not in _MINUTES:
+        raise SourceError(f"'{path}' is a monthly file.", fix="half-hourly (3B-HHR) or daily (3B-DAY) files")
+    date, start = match["date"], match["start"]
+    stamp = f"{date[:4]}-{date[4:6]}-{date[6:]}T{start[:2]}:{start[2:4]}:{start[4:]}"
+    try:
+        when = np.datetime64(stamp, "ns")
+    except ValueError:
+        raise SourceError(
+            f"'{path}' is named after a time that is none ({stamp}).", fix="keep the file's own name"
+        ) from None
+    return Granule(when, str(path), _MINUTES[match["kind"]], _RUNS[match["run"]], match["version"], match["letter"])
+
+
+def _header_name(path: str) -> str:
+    with opened(path) as file:
+        header = str(getattr(file, "FileHeader", ""))
+    found = re.search(r"FileName=([^;\s]+)", header)
+    return found[1] if found else ""
+
+
+def refuse_mixed(granules: list[Granule]) -> None:
+    for what, of in (
+        ("runs", lambda g: f"{g.run} ({'half-hourly' if g.minutes == 30 else 'daily'})"),
+        ("versions", lambda g: f"V{g.version}{g.letter}"),
+    ):
+        kinds: dict[str, str] = {}
+        for granule in granules:
+            kinds.setdefault(of(granule), granule.name)
+        if len(kinds) > 1:
+            listed = "; ".join(f"{kind}: {name}" for kind, name in sorted(kinds.items()))
+            raise SourceError(
+                f"IMERG {what} are mixed, which differ in more than the weather ({listed}).",
+                fix="open one at a time, with a narrower glob; if you want both, join what you opened: xr.concat([a, b], 'time')",
+            )
+
+
+def refuse_doubled(granules: list[Granule]) -> None:
+    for before, after in itertools.pairwise(granules):
+        if before.start == after.start:
+            raise SourceError(
+                f"two files hold the same time, {str(after.start)[:16]}: '{before.name}' and '{after.name}'.",
+                fix="leave one of them out",
+            )
+
+
+def windows(
+    granules: list[Granule], length: int, min_valid: float, *, keep: bool
+) -> list[tuple[np.datetime64, tuple[Granule | None, ...]]]:
+    """End of each whole window, and its granules in order; None where one is missing and that is allowed."""
+    each = granules[0].minutes
+    if length % each:
+        what = "daily files, of which only totals over whole days can be made" if each == 1440 else "half hours"
+        raise AccumulationError(
+            f"totals over {length / 60:g} hours are asked of {what}.",
+            fix="period='24h', or open the half-hourly files (3B-HHR)",
+        )
+    if not keep:
+        for before, after in itertools.pairwise(granules):
+            if (gap := (after.start - before.start) / MINUTE) != each:
+                raise SourceError(
+                    f"{int(gap // each) - 1} file(s) are missing between '{before.name}' and '{after.name}'.",
+                    fix="download them; or missing='keep', which makes no total where more than a tenth is missing",
+                )
+    count = length // each
+    by_start = {g.start: g for g in granules}
+    origin = granules[0].start.astype("datetime64[D]").astype("datetime64[ns]")
+    span = length * MINUTE
+    first = origin + ((granules[0].start - origin) // span) * span
+    last = granules[-1].start + each * MINUTE
+    out = []
+    for k in range(int((last - first) // span) + 1):
+        begin = first + k * span
+        parts = tuple(by_start.get(begin + i * each * MINUTE) for i in range(count))
+        there = sum(p is not None for p in parts)
+        if there == count or (keep and there >= min_valid * count - 1e-9 and there):
+            out.append((begin + span, parts))
+    if not out:
+        raise AccumulationError(
+            f"the {len(granules)} file(s) ({granules[0].name} … {granules[-1].name}) fill no window of {length / 60:g} hours that ends at a multiple of it from 00 UTC on.",
+            fix=f"open at least {count} that follow one another, or period='{each}min'"
+            if each == 30
+            else "open whole days",
+        )
+    used = sum(p is not None for _, parts in out for p in parts)
+    if used < len(granules):
+        logger.info(
+            "%d of %d IMERG files are in no whole window and are left out.", len(granules) - used, len(granules)
+        )
+    return out
