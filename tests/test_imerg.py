@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import dask
 import netCDF4
 import numpy as np
 import pytest
@@ -227,6 +229,28 @@ def test_daily_files_give_days_and_nothing_shorter(tmp_path: Path) -> None:
         xaurora.open_imerg(path)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Files are made here by netCDF4 itself, which must not meet a reader that an error has left running."""
+    with dask.config.set(scheduler="synchronous"):
+        yield
+
+
+def test_opening_and_reading_in_threads_do_not_meet(day: tuple[Path, np.ndarray]) -> None:
+    """HDF5 is not safe in threads: a file that is opened while others are read would bring the process down."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    folder, rates = day
+
+    def both(_: int) -> float:
+        return float(xaurora.open_imerg(folder / "*.HDF5", period="1h")["tp"].isel(time=-1).mean())
+
+    with ThreadPoolExecutor(6) as pool:
+        means = list(pool.map(both, range(24)))
+    assert means == pytest.approx([0.5e-3 * float(rates[22:24].sum(axis=0).mean())] * 24, rel=1e-5)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_what_is_refused(day: tuple[Path, np.ndarray], tmp_path: Path) -> None:
     folder, rates = day
     first = folder / _name("2020-02-29T00:00")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,15 +56,29 @@ class Granule:
         return Path(self.path).name
 
 
-def opened(path: str) -> Any:
-    import netCDF4
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[Any]:
+    """A file, open while nobody else in this process reads HDF5: its library is not safe in threads, and xarray's readers hold the same lock.
 
-    try:
-        return netCDF4.Dataset(path)
-    except (OSError, RuntimeError) as error:
-        raise SourceError(
-            f"'{path}' could not be opened as HDF5: {error}", fix="check that the download is complete"
-        ) from error
+    Raises
+    ------
+    SourceError
+        It cannot be opened.
+    """
+    import netCDF4
+    from xarray.backends.locks import HDF5_LOCK
+
+    with HDF5_LOCK:
+        try:
+            file = netCDF4.Dataset(path)
+        except (OSError, RuntimeError) as error:
+            raise SourceError(
+                f"'{path}' could not be opened as HDF5: {error}", fix="check that the download is complete"
+            ) from error
+        try:
+            yield file
+        finally:
+            file.close()
 
 
 def minutes_of(period: Any) -> int:

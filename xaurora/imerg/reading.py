@@ -144,9 +144,7 @@ class Window:
 
     def _read(self, granule: Granule) -> tuple[np.ndarray, np.ndarray]:
         """Amount in mm over the granule, ``(h, w)``, and the share of its half hours that it is made of."""
-        from xarray.backends.locks import HDF5_LOCK  # HDF5 is not safe in threads
-
-        with HDF5_LOCK, opened(granule.path) as file:
+        with opened(granule.path) as file:
             group = _group(file)
             _check_time(group, granule)
             self._check_place(group, granule)
