@@ -219,19 +219,6 @@ def test_negative_noise_is_clipped_for_the_user_and_counted() -> None:
     assert int(ds.aurora.statistics("tp", progress=False)["tp"].sel(statistic="clipped")) == 6
 
 
-def test_yukon_grib_and_netcdf_agree_exactly(data) -> None:
-    pytest.importorskip("cfgrib")
-    folder = data / "era5_yukon_2023-01"
-    grib = xaurora.open(folder / "surface.grib")[["tp"]]
-    netcdf = xaurora.open(folder / "accumulated.nc")[["tp"]]
-    a, b = (ds.aurora.accumulate("tp", "6h") for ds in (grib, netcdf))
-    b = b.rename({d: n for d, n in (("valid_time", "time"),) if d in b.dims}).transpose(*a.dims)
-    shared = np.intersect1d(a["time"].values, b["time"].values)
-    assert len(shared) > 700
-    x, y = a.sel(time=shared), b.sel(time=shared)
-    np.testing.assert_array_equal(x.values, y.sel(latitude=x["latitude"], longitude=x["longitude"]).values)
-
-
 def test_running_totals_are_refused_wherever_they_are_summed(tmp_path) -> None:
     running = np.concatenate(
         [np.cumsum(_hourly(24) * (day > 1) + 2e-4 * (day > 1), axis=0) for day in range(4)]

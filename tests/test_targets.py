@@ -293,6 +293,24 @@ def test_as_input_forecasts_save_and_load(fields: xr.Dataset, tmp_path: Path) ->
         holes.aurora.predict("6h", model=loaded, time=t, progress=False)
 
 
+def test_a_rollout_feeds_the_heads_mean_back(fields: xr.Dataset, tmp_path: Path) -> None:
+    """What stands under the target's name after a step, and enters the next, is the head's mean in the encoder's form."""
+    from xaurora import batch, conventions, rollout, targets
+    from xaurora import requirements as needs
+
+    fed = fields.aurora.finetune("tp", as_input=True, out=tmp_path / "fed", **QUICK)
+    canonical = conventions.standardise(fields)
+    cut, _ = needs.fit(canonical, fed.needs)
+    cut = targets.with_inputs(cut, targets.history(None, canonical, ["tp"]), fed.model.inputs)
+    with torch.inference_mode():
+        first, second = rollout.steps(fed.model, batch.to_batch(cut, [fields["time"].values[5]]), 2)
+    for step in (first, second):
+        mean = fed.head.mean(fed.head.parameters_of(step.raw["tp"]))
+        expected = torch.log1p(mean / fed.model.inputs["tp"].epsilon)
+        assert torch.equal(step.prediction.surf_vars["tp"][:, 0], expected)
+        assert float(expected.max()) > 0
+
+
 def test_as_input_with_hourly_rain_skips_times_without_a_whole_total(europe: xr.Dataset, tmp_path: Path) -> None:
     fed = europe.aurora.finetune("tp", as_input=True, out=tmp_path / "fed", **QUICK)
     assert fed.config["training"]["samples"] == 7  # of twelve, those from 11 UTC on
