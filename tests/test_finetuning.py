@@ -12,7 +12,7 @@ import xarray as xr
 from conftest import make_aurora
 
 import xaurora
-from xaurora import errors, finetuning, rollout, strategies, training
+from xaurora import errors, finetuning, losses, rollout, strategies
 from xaurora.model import AuroraWithHead
 
 QUICK = {"steps": 6, "progress": False}
@@ -72,7 +72,8 @@ def test_same_seed_same_weights(fields: xr.Dataset, tmp_path) -> None:
 def test_best_last_and_log_are_kept(fields: xr.Dataset, tmp_path) -> None:
     out = tmp_path / "run"
     tuned = fields.aurora.finetune("tp", model="tiny", strategy="full", steps=20, batch_size=2, out=out, progress=False)
-    assert sorted(p.name for p in out.iterdir()) == ["best", "last", "log.jsonl"]
+    assert sorted(p.name for p in out.iterdir()) == ["best", "checkpoint", "last", "learning.png", "log.jsonl"]
+    assert sorted(p.name for p in (out / "checkpoint").iterdir()) == ["run.json"]  # finished: nothing to go on with
     entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [e["step"] for e in entries] == list(range(1, 21))
     scored = {e["step"]: e["validation_crps_mm"] for e in entries if "validation_crps_mm" in e}
@@ -130,14 +131,14 @@ def test_going_on_from_a_tuned_model(fields: xr.Dataset, tuned, tmp_path) -> Non
 
 
 def test_a_loss_that_is_no_number_stops_with_the_time_named(fields: xr.Dataset, tmp_path, monkeypatch) -> None:
-    real, calls = training._loss, []
+    real, calls = losses.of_step, []
 
     def broken(*args: object):
         calls.append(1)
         loss, parts = real(*args)
         return (loss * math.nan if len(calls) == 4 else loss), parts
 
-    monkeypatch.setattr(training, "_loss", broken)
+    monkeypatch.setattr(losses, "of_step", broken)
     with pytest.raises(errors.TrainingError, match=r"became nan at step 3, at init time\(s\) 2020-01-0"):
         fields.aurora.finetune("tp", model="tiny", strategy="full", out=tmp_path / "run", **QUICK)
     assert xaurora.load(tmp_path / "run").config["scores"]["step"] <= 3
@@ -194,7 +195,7 @@ def test_base_loss_is_auroras_own(fields: xr.Dataset) -> None:
     }
     everywhere = (slice(0, 16), slice(0, 32))
     flat = torch.ones(16, 1)
-    got = float(training.base_variables_loss(base, step.prediction, truth, flat, everywhere))
+    got = float(losses.base_variables(base, step.prediction, truth, flat, everywhere)[0])
     from aurora.normalisation import scales
 
     by_hand = 0.0
@@ -299,15 +300,15 @@ def test_a_region_with_a_halo_is_not_trained_on_its_edges(fields: xr.Dataset, tm
     everywhere, inside = (slice(0, 16), slice(0, 24)), (slice(0, 16), slice(4, 20))
     values, target, area = torch.ones(1, 16, 24), torch.zeros(1, 16, 24), torch.ones(16, 1)
     values[..., -3:] = 100.0
-    assert float(training._mean(values, target, area, inside)) == 1.0
-    assert float(training._mean(values, target, area, everywhere)) > 1.0
+    assert float(losses.mean(values, target, area, inside)) == 1.0
+    assert float(losses.mean(values, target, area, everywhere)) > 1.0
 
 
 def test_unknown_strategy_lists_the_known_ones() -> None:
-    with pytest.raises(errors.OptionError, match="'frozen', 'full'"):
-        strategies.check_strategy("lora-ish")
-    with pytest.raises(errors.OptionError, match="no head"):
-        strategies.apply(AuroraWithHead(make_aurora()), "frozen", trains_base_outputs=False, learning_rate=None)
+    with pytest.raises(errors.OptionError, match="'frozen', 'decoder', 'lora', 'peft', 'full'"):
+        strategies.strategy_of("lora-ish")
+    with pytest.raises(errors.OptionError, match="nothing would be learnt"):
+        strategies.apply(AuroraWithHead(make_aurora()), strategies.strategy_of("frozen"), trains_base_outputs=False)
 
 
 @pytest.mark.slow

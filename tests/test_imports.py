@@ -32,9 +32,20 @@ LAYERS = {
         "synthesis",
         "checking",
     ),
-    2: ("batch", "tiny", "model", "heads", "strategies"),
-    3: ("samples", "rollout", "tuned"),
-    4: ("training", "finetuning", "bridge", "members", "forecasts", "prediction", "evaluation", "plots"),
+    2: ("batch", "tiny", "adapters", "model", "heads", "strategies"),
+    3: (
+        "samples",
+        "loading",
+        "losses",
+        "parallel",
+        "checkpoints",
+        "journal",
+        "replay",
+        "rollout",
+        "tuned",
+        "validation",
+    ),
+    4: ("training", "finetuning", "curves", "bridge", "members", "forecasts", "prediction", "evaluation", "plots"),
     5: ("accessor", "demonstration", "cli"),
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}

@@ -45,7 +45,7 @@ def test_laws_of_a_family_are_that_family_given_the_state(rain: str) -> None:
     """The probability of what fell, given the state six hours before, is uniform; and nobody scores better than who knows the law."""
     ds = xaurora.synthetic(shape=(16, 32), times=200, rain=rain)
     law = synthesis.law_of(rain)
-    w = synthesis.MEMORY * synthesis.wetness(ds).roll(longitude=synthesis.DRIFT).values[:-1]
+    w = synthesis.MEMORY * synthesis.wetness(ds).roll(longitude=synthesis.MOTIONS["east"]).values[:-1]
     y = ds["tp"].values[1:].astype(float)
     upper = law.cdf_given(w, np.maximum(y, 1e-12))
     rng = np.random.default_rng(0)

@@ -11,6 +11,8 @@ from xaurora import accessor as _accessor  # noqa: F401  (registers ds.aurora)
 from xaurora.errors import XauroraError
 
 if TYPE_CHECKING:
+    from xaurora.config import ReplayOptions, StrategyOptions, TrainingOptions
+    from xaurora.curves import learning_curves
     from xaurora.evaluation.baselines import persistence
     from xaurora.evaluation.climatology import build as climatology
     from xaurora.heads import HeadOptions
@@ -28,16 +30,24 @@ _LAZY = {
     "load": ("xaurora.tuned", "load"),
     "TunedAurora": ("xaurora.tuned", "TunedAurora"),
     "HeadOptions": ("xaurora.heads", "HeadOptions"),
+    "StrategyOptions": ("xaurora.config", "StrategyOptions"),
+    "TrainingOptions": ("xaurora.config", "TrainingOptions"),
+    "ReplayOptions": ("xaurora.config", "ReplayOptions"),
+    "learning_curves": ("xaurora.curves", "learning_curves"),
     "climatology": ("xaurora.evaluation.climatology", "build"),
     "persistence": ("xaurora.evaluation.baselines", "persistence"),
 }
 
 __all__ = [
     "HeadOptions",
+    "ReplayOptions",
+    "StrategyOptions",
+    "TrainingOptions",
     "TunedAurora",
     "XauroraError",
     "__version__",
     "climatology",
+    "learning_curves",
     "load",
     "open",
     "open_imerg",

@@ -196,7 +196,7 @@ class AuroraAccessor:
         truth: xr.Dataset | None = None,
         model: Any = "small",
         weights: str | Path | None = None,
-        strategy: str = "frozen",
+        strategy: Any = "frozen",
         head: Any = "auto",
         as_input: bool = False,
         train: Any = None,
@@ -206,20 +206,40 @@ class AuroraAccessor:
         epochs: int | None = None,
         steps: int | None = None,
         batch_size: int = 1,
+        gradient_accumulation: int = 1,
         learning_rate: float | None = None,
+        head_learning_rate: float | None = None,
+        schedule: str = "cosine",
+        warmup: int | None = None,
+        clip: float = 1.0,
+        weight_decay: float = 0.01,
         base_loss: float = 1.0,
+        rollout_steps: int = 1,
+        push_forward: bool = False,
+        replay_buffer: Any = None,
         precision: str = "auto",
         activation_checkpointing: bool | str = "auto",
+        ema: float | None = None,
+        early_stopping: int | None = None,
+        validations: int = 10,
+        checkpoint_every: int | None = None,
+        resume: bool = False,
+        devices: int = 1,
+        num_nodes: int = 1,
+        parallel: str = "auto",
+        workers: int = 2,
         seed: int = 0,
         progress: bool = True,
+        logger: Any = None,
+        **unknown: Any,
     ) -> TunedAurora:
-        """Fine-tune an Aurora so that it also predicts six-hour precipitation, or other surface variables.
+        """Fine-tune an Aurora so that it also predicts six-hour precipitation, or other surface variables; or its own variables.
 
         Parameters
         ----------
         target : str or sequence of str
             What to learn, one or several surface variables. Hourly totals are summed over six hours; a variable that is not known here is
-            taken in its own units.
+            taken in its own units. ``"all"`` trains Aurora's own variables, ``["all", "tp"]`` both.
         truth : Dataset, optional
             Where the target is taken from, by default from the data themselves; aligned in time, and brought onto the data's grid
             conservatively.
@@ -228,8 +248,9 @@ class AuroraAccessor:
             :class:`aurora.Aurora`, which is copied.
         weights : path, optional
             Local checkpoint of the named model; by default it is fetched.
-        strategy : {"frozen", "full"}
-            What trains: the head alone, or everything.
+        strategy : {"frozen", "decoder", "lora", "peft", "full"} or StrategyOptions
+            What trains: the head alone; the head and the last layers of Aurora's decoding half; low-rank adapters, Aurora's own or those of
+            Hugging Face PEFT, on a base that stays as it is; or everything.
         head : str, HeadOptions, or dict of them by target
             What is predicted. For precipitation ``"censored_normal"``, ``"hurdle_lognormal"``, ``"hurdle_gamma"``, ``"csgd"``, ``"quantile"``,
             ``"deterministic"``, or the preset ``"lehmann2025"``; for others ``"normal"`` or ``"bounded_normal"``. ``"auto"`` goes by the variable.
@@ -241,23 +262,52 @@ class AuroraAccessor:
         halo : int
             Grid points at the edges of a region that are computed and not trained on (see ``docs/regions.md``).
         out : path, optional
-            Where ``best/``, ``last/`` and ``log.jsonl`` go; by default ``runs/<target>-<time>``.
+            Where ``best/``, ``last/``, ``checkpoint/``, ``log.jsonl`` and ``learning.png`` go; by default ``runs/<target>-<time>``.
         epochs, steps : int, optional
             How long; ``steps`` takes precedence, ten epochs where neither is given.
-        batch_size : int
-            Samples a step.
-        learning_rate : float, optional
-            For all parameters; by default 1e-3 for new ones and 5e-5 for pretrained ones (2e-3 for all of a tiny model).
+        batch_size, gradient_accumulation : int
+            Samples at once on each device, and how many such batches make a step.
+        learning_rate, head_learning_rate : float, optional
+            Peak rate of all parameters, and of new ones alone; by default 1e-3 for new ones and 5e-5 for pretrained ones (2e-3 for all of a
+            random tiny model).
+        schedule, warmup : {"cosine", "constant"}, int
+            What the rate does, after so many steps of linear warm-up (a twentieth of all, at most 1000).
+        clip, weight_decay : float
+            Largest norm of the gradient, and AdamW's decay.
         base_loss : float
-            Weight of Aurora's own loss on its own variables, for strategies that move the base; 0 turns it off.
-        precision : {"auto", "32", "bf16"}
-            Of the backbone; ``"auto"`` is bf16 on a GPU that has it.
+            Weight of Aurora's own loss on its own variables, for strategies that move the base; 0 turns it off. Rain alone ruins the state
+            that later leads stand on.
+        rollout_steps : int
+            Six-hour steps of each training forecast; the losses of all are averaged.
+        push_forward : bool
+            Stop gradients between steps: memory holds one step.
+        replay_buffer : int or ReplayOptions, optional
+            Keep so many forecasts, on disk, and go one step on with one at a time; they grow up to ``rollout_steps`` long.
+        precision : {"auto", "32", "bf16", "fp16"}
+            Of the backbone; ``"auto"`` is bf16 on a GPU that has it, else float32. ``"fp16"`` is for GPUs without bf16.
         activation_checkpointing : bool or "auto"
             Recompute instead of store; ``"auto"`` is on for a GPU when the base trains.
+        ema : float, optional
+            Decay of a moving average of the weights, which is then what is validated and kept.
+        early_stopping : int, optional
+            Stop after so many of the ``validations`` without a better score.
+        validations : int
+            How often to score the validation samples.
+        checkpoint_every : int, optional
+            Steps between checkpoints; by default a twentieth of all, at most 500. One is also written at SIGTERM and Ctrl-C.
+        resume : bool
+            Go on from the checkpoint in ``out``, to the bit on a CPU; where there is none, begin.
+        devices, num_nodes, parallel : int, int, {"auto", "ddp", "fsdp"}
+            Devices on each machine (processes where there is no GPU), machines, and whether each device holds the whole model. The script is
+            started once more for every other device, or by ``torchrun``.
+        workers : int
+            Threads that read ahead.
         seed : int
-            Of initial weights and sample order.
+            Of initial weights, sample order and dropout.
         progress : bool
             Whether to show a bar with loss and rate.
+        logger : optional
+            One of Lightning Fabric's loggers, or several. ``log.jsonl`` is always written.
 
         Returns
         -------
@@ -267,7 +317,8 @@ class AuroraAccessor:
         Raises
         ------
         XauroraError
-            What :meth:`check` would list; an unknown option; too few samples for a split.
+            What :meth:`check` would list; an unknown option; too few samples for a split; a run to resume that was made with other
+            settings; a loss that is no number.
 
         References
         ----------
@@ -276,16 +327,38 @@ class AuroraAccessor:
         """
         from xaurora import config, finetuning
 
-        options = config.TrainingOptions(
-            epochs=epochs,
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            base_loss=base_loss,
-            precision=precision,
-            activation_checkpointing=activation_checkpointing,
-            seed=seed,
-            progress=progress,
+        options = config.training_options(
+            {
+                "epochs": epochs,
+                "steps": steps,
+                "batch_size": batch_size,
+                "gradient_accumulation": gradient_accumulation,
+                "learning_rate": learning_rate,
+                "head_learning_rate": head_learning_rate,
+                "schedule": schedule,
+                "warmup": warmup,
+                "clip": clip,
+                "weight_decay": weight_decay,
+                "base_loss": base_loss,
+                "rollout_steps": rollout_steps,
+                "push_forward": push_forward,
+                "replay_buffer": replay_buffer,
+                "precision": precision,
+                "activation_checkpointing": activation_checkpointing,
+                "ema": ema,
+                "early_stopping": early_stopping,
+                "validations": validations,
+                "checkpoint_every": checkpoint_every,
+                "resume": resume,
+                "devices": devices,
+                "num_nodes": num_nodes,
+                "parallel": parallel,
+                "workers": workers,
+                "seed": seed,
+                "progress": progress,
+                "logger": logger,
+                **unknown,
+            }
         )
         return finetuning.finetune(
             self._ds,

@@ -158,6 +158,19 @@ def stats(
         _write(result, out)
 
 
+def _strategy(name: str, **options: Any) -> Any:
+    from xaurora.config import StrategyOptions
+
+    return StrategyOptions(name, **options)
+
+
+def _layers(names: list[str] | None) -> Any:
+    """A number of layers, or names."""
+    if names and len(names) == 1 and names[0].isdigit():
+        return int(names[0])
+    return tuple(names) if names else None
+
+
 @app.command()
 @_readable
 def finetune(
@@ -173,7 +186,16 @@ def finetune(
     ] = None,
     model: Model = "small",
     weights: Weights = None,
-    strategy: Annotated[str, typer.Option(help="frozen (head alone) or full.")] = "frozen",
+    strategy: Annotated[str, typer.Option(help="frozen (head alone), decoder, lora, peft, or full.")] = "frozen",
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(help="decoder: how many layers, or modules; peft: linear layers; repeat it for several."),
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="lora, peft: 8.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="lora, peft: the rank.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="lora, peft: 0.")] = None,
+    mode: Annotated[str | None, typer.Option(help="lora: single, from_second, all.")] = None,
+    method: Annotated[str | None, typer.Option(help="peft: lora, dora, rslora.")] = None,
     head: Annotated[
         str,
         typer.Option(
@@ -188,12 +210,30 @@ def finetune(
     epochs: Annotated[int | None, typer.Option()] = None,
     steps: Annotated[int | None, typer.Option()] = None,
     batch_size: Annotated[int, typer.Option()] = 1,
+    gradient_accumulation: Annotated[int, typer.Option(help="Batches that make a step.")] = 1,
     learning_rate: Annotated[float | None, typer.Option()] = None,
+    head_learning_rate: Annotated[float | None, typer.Option(help="Of new parameters alone.")] = None,
+    schedule: Annotated[str, typer.Option(help="cosine or constant.")] = "cosine",
+    warmup: Annotated[int | None, typer.Option(help="Steps.")] = None,
+    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
+    weight_decay: Annotated[float, typer.Option()] = 0.01,
     base_loss: Annotated[float, typer.Option(help="Weight of Aurora's own loss where the base trains.")] = 1.0,
+    rollout_steps: Annotated[int, typer.Option(help="Six-hour steps of a training forecast.")] = 1,
+    push_forward: Annotated[bool, typer.Option("--push-forward", help="Stop gradients between steps.")] = False,
+    replay_buffer: Annotated[int | None, typer.Option(help="Forecasts to keep and go on from.")] = None,
     precision: Precision = "auto",
     activation_checkpointing: Annotated[
         str, typer.Option(help="auto, on or off: recompute instead of store.")
     ] = "auto",
+    ema: Annotated[float | None, typer.Option(help="Decay of a moving average of the weights.")] = None,
+    early_stopping: Annotated[int | None, typer.Option(help="Validations without a better score.")] = None,
+    validations: Annotated[int, typer.Option(help="How often to score.")] = 10,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    devices: Annotated[int, typer.Option(help="On each machine.")] = 1,
+    num_nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
+    parallel: Annotated[str, typer.Option(help="auto, ddp or fsdp.")] = "auto",
+    workers: Annotated[int, typer.Option(help="Threads that read ahead.")] = 2,
     seed: Annotated[int, typer.Option()] = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -205,7 +245,9 @@ def finetune(
         as_input=as_input,
         model=model,
         weights=weights,
-        strategy=strategy,
+        strategy=_strategy(
+            strategy, layers=_layers(layers), rank=rank, alpha=alpha, dropout=dropout, mode=mode, method=method
+        ),
         head=head,
         train=_period(train),
         validation=_period(validation),
@@ -214,10 +256,28 @@ def finetune(
         epochs=epochs,
         steps=steps,
         batch_size=batch_size,
+        gradient_accumulation=gradient_accumulation,
         learning_rate=learning_rate,
+        head_learning_rate=head_learning_rate,
+        schedule=schedule,
+        warmup=warmup,
+        clip=clip,
+        weight_decay=weight_decay,
         base_loss=base_loss,
+        rollout_steps=rollout_steps,
+        push_forward=push_forward,
+        replay_buffer=replay_buffer,
         precision=precision,
         activation_checkpointing={"on": True, "off": False}.get(activation_checkpointing, activation_checkpointing),
+        ema=ema,
+        early_stopping=early_stopping,
+        validations=validations,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        devices=devices,
+        num_nodes=num_nodes,
+        parallel=parallel,
+        workers=workers,
         seed=seed,
         progress=not quiet,
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xaurora import plots, storage, synthesis
+from xaurora import curves, plots, storage, synthesis
 from xaurora.errors import SaveError
 from xaurora.evaluation import aggregation, baselines, climatology, evaluate
 from xaurora.grid import latitude_weights
@@ -130,7 +130,7 @@ def _pictures(
         "probability-of-1mm-6h.png",
         plots.field(chance, title="probability of more than 1 mm in the first 6 hours", rain=False, limits=(0.0, 1.0)),
     )
-    save("learning.png", plots.learning_curve(history))
+    save("learning.png", curves.learning_curves(history))
     save("crps-by-lead.png", plots.lead_curve(scores, "tp", "crps"))
 
 

@@ -7,6 +7,7 @@ import datetime
 import functools
 import logging
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,22 +18,29 @@ import torch
 import xarray as xr
 from aurora import Aurora
 
-from xaurora import batch as batches
 from xaurora import (
+    adapters,
     checking,
+    checkpoints,
     config,
     conventions,
+    curves,
     heads,
+    loading,
     normalisation,
+    parallel,
     requirements,
     samples,
+    storage,
     strategies,
     targets,
     training,
     tuned,
 )
+from xaurora import batch as batches
 from xaurora import grid as grids
 from xaurora import model as models
+from xaurora import validation as validation_
 from xaurora.batch import STEP
 from xaurora.conventions import Fields
 from xaurora.errors import OptionError, SplitError
@@ -51,7 +59,7 @@ def finetune(
     truth: xr.Dataset | None = None,
     model: Any = "small",
     weights: str | Path | None = None,
-    strategy: str = "frozen",
+    strategy: Any = "frozen",
     head: Any = "auto",
     as_input: bool = False,
     train: Any = None,
@@ -61,12 +69,24 @@ def finetune(
     options: config.TrainingOptions | None = None,
 ) -> TunedAurora:
     """Fine-tune an Aurora so that it also predicts ``target``. See :meth:`xaurora.accessor.AuroraAccessor.finetune`."""
-    options = options or config.TrainingOptions()
-    strategies.check_strategy(strategy)
+    options = parallel.settle(options or config.TrainingOptions())
+    how = config.strategy_of(strategy)
     names = targets.names_of(target)
+    every = targets.ALL in names
+    names = [n for n in names if n != targets.ALL]
+    _check_all(every, names, how, options)
     config.check_halo(halo)
     _check_heads(head, names)
-    folder = _out_folder(out, re.sub(r"[^\w-]", "_", "-".join(names)))
+    if options.resume and out is None:
+        raise OptionError(
+            "resume=True goes on with a run, and out= does not say which.", fix="out='runs/tp', resume=True"
+        )
+    folder = _out_folder(out, re.sub(r"[^\w-]", "_", "-".join(names) or targets.ALL))
+    run = checkpoints.check(folder, resume=options.resume)
+    fabric = parallel.launch(options)
+    folder = Path(fabric.broadcast(str(folder)))  # its name may hold the time of day
+    if fabric.global_rank:
+        options = replace(options, progress=False)
 
     found = targets.recognise(ds, () if truth is not None else names)
     found.raise_first()
@@ -77,7 +97,8 @@ def finetune(
     chosen_heads = {t.name: _head_options(head, name, t.variable) for name, t in zip(names, learnt, strict=True)}
     if isinstance(model, str | Path) and model not in requirements.MODELS and str(model) and Path(model).is_dir():
         model, weights = tuned.load(model, weights=weights), None
-    name, base = _resolve_model(model)
+    name, base, adapter = _resolve_model(model, how)
+    merged = _has_adapter(model) and adapter is None
     if base is not None and weights is not None:
         raise OptionError(
             "weights= belongs to a named model, and one with weights was given.",
@@ -96,17 +117,18 @@ def finetune(
     grid = cut.layout.grid
     trim = grids.trim(grid, halo)
 
-    whole = functools.reduce(np.intersect1d, [t.times for t in learnt])
+    whole = functools.reduce(np.intersect1d, [t.times for t in learnt]) if learnt else cut.times
     fed = as_input or (isinstance(model, TunedAurora) and bool(model.model.inputs))
     if fed:
         targets.refuse_as_input([t.name for t in learnt])
-    chosen = samples.index(cut.times, whole, also_input=fed)
+    chosen = samples.index(cut.times, whole, also_input=fed, steps=options.rollout_steps)
     if fed:
         chosen = samples.without_holes(chosen, [t.values for t in learnt])
     logger.info("%s", chosen)
-    parts = samples.split(chosen, train, validation)
-    chosen_train, seen = _drop_without_truth(learnt, parts.train, grid, trim, options.progress)
-    chosen_validation, _ = _drop_without_truth(learnt, parts.validation, grid, trim, False)
+    parts = samples.split(chosen, train, validation, steps=options.rollout_steps, also_input=fed)
+    # Once, for all processes.
+    looked = _look(learnt, parts, grid, trim, options) if fabric.global_rank == 0 else None
+    chosen_train, chosen_validation, seen = fabric.broadcast(looked)
     for t in learnt:
         if seen[t.name].clipped:
             logger.info(
@@ -127,9 +149,10 @@ def finetune(
             )
     if forms:
         cut = targets.with_inputs(cut, learnt, forms)
+    scratch = name == "tiny" and base is None
     _refuse_missing(cut, np.union1d(chosen_train, chosen_validation), after=not forms)
     if base is None:
-        base = _make_base(name, weights, needs, cut, chosen_train, options, without=tuple(forms))
+        base = _make_base(name, weights, needs, cut, chosen_train, options, fabric, without=tuple(forms))
     original_hash = models.state_hash(base)
     if isinstance(model, TunedAurora) and not _holds_its_base(model):
         original_hash = str(model.config["base"]["hash"])  # of the published base, without the embeddings of inputs
@@ -140,18 +163,35 @@ def finetune(
         )
         for t in learnt
     }
-    module = models.AuroraWithHead(base, heads.HeadSet(heads_), forms)
-    moves_base = strategy != "frozen"
+    if adapter is None and how.name in ("lora", "peft"):
+        adapter = adapters.install(base, how, options.seed)
+    module = models.AuroraWithHead(base, heads.HeadSet(heads_), forms, adapter)
+    moves_base = how.name != "frozen"
+    scores_base = moves_base and options.base_loss > 0
     groups = strategies.apply(
-        module, strategy, trains_base_outputs=moves_base and options.base_loss > 0, learning_rate=options.learning_rate
+        module,
+        how,
+        trains_base_outputs=scores_base,
+        learning_rate=options.learning_rate,
+        head_learning_rate=options.head_learning_rate,
+        rollout_steps=options.rollout_steps,
+        push_forward=options.push_forward,
+        replay=options.replay is not None,
+        scratch=scratch,
     )
+    moves_weights = how.name in ("decoder", "full")
 
     meta: dict[str, Any] = {
         "targets": {t.name: _describe(t, heads_[t.name], seen[t.name], truth is not None) for t in learnt},
         "inputs": {n: asdict(form) for n, form in forms.items()},
-        "strategy": strategy,
+        "all": every,
+        "strategy": how.name,
+        "strategy_options": asdict(how),
         "base": tuned.describe_base(
-            base, name, saved=moves_base or name == "tiny" or _holds_its_base(model), original_hash=original_hash
+            base,
+            name,
+            saved=moves_weights or name == "tiny" or _holds_its_base(model) or merged,
+            original_hash=original_hash,
         ),
         "halo": halo,
         "training": {
@@ -165,7 +205,7 @@ def finetune(
             "batch_size": options.batch_size,
             "steps": options.total_steps(len(chosen_train)),
             "seed": options.seed,
-            "options": asdict(options),
+            "options": {k: v for k, v in asdict(replace(options, logger=None)).items() if k != "logger"},
             "skipped": chosen.skipped,
         },
         "parameters": [asdict(part) for part in strategies.table(module)],
@@ -177,6 +217,9 @@ def finetune(
             "The data are regional and the backbone stays frozen: a pretrained Aurora was made for the globe, and sees here what it never saw. "
             "Better give it the globe, or strategy='full'; docs/regions.md says more."
         )
+    if note := _seen_before(name, model, chosen_validation):
+        logger.warning("%s", note)
+        meta["training"]["note"] = note
     same = " (the same ones)" if parts.same else ""
     if chosen.skipped:
         say(str(chosen), shown=options.progress)
@@ -186,12 +229,116 @@ def finetune(
     )
     say(strategies.render(strategies.table(module)), shown=options.progress)
     result = TunedAurora(module, needs, meta)
-    loader = samples.Loader(
-        cut, {t.name: t.values for t in learnt}, with_next_state=moves_base and options.base_loss > 0
+    settings = checkpoints.settings_of(
+        asdict(replace(options, logger=None)),
+        target=[*([targets.ALL] if every else []), *(t.name for t in learnt)],
+        model=name,
+        base=original_hash,
+        strategy=asdict(how),
+        head={n: asdict(h.options) for n, h in heads_.items()},
+        inputs=sorted(forms),
+        halo=halo,
+        region=meta["training"]["region"],
+        train=samples.describe(chosen_train),
+        validation=samples.describe(chosen_validation),
     )
-    training.fit(result, loader, groups, chosen_train, chosen_validation, grid, trim, options, folder, moves_base)
+    if run is not None:
+        checkpoints.compare(folder, run["settings"], settings)
+    if run is not None and run.get("finished"):
+        say(f"The run in {folder} has finished; nothing is left to do.", shown=options.progress)
+        result = _finished(result, folder)
+    else:
+        if fabric.global_rank == 0:
+            _begin(folder, run)
+        fabric.barrier()
+        task = validation_.Task(
+            {t.name: ("_mm", 1e3) if t.is_rain else ("", 1.0) for t in learnt},
+            scores_base,
+            every,
+            options.rollout_steps,
+        )
+        loader = loading.Loader(cut, {t.name: t.values for t in learnt}, with_state=scores_base)
+        work = training.Work(
+            result, loader, groups, chosen_train, chosen_validation, grid, trim, task, moves_base, settings
+        )
+        training.fit(fabric, work, options, folder, run)
+        if fabric.global_rank == 0:
+            _draw_history(result, folder)
     tuned.remember(result)
     return result
+
+
+def _look(
+    learnt: list[targets.Target],
+    parts: samples.Split,
+    grid: grids.Grid,
+    trim: tuple[slice, slice],
+    options: config.TrainingOptions,
+) -> tuple[np.ndarray, np.ndarray, dict[str, normalisation.Distribution]]:
+    """Init times with truth, and the climatology of the targets in training. Reads the targets once."""
+    if not learnt:
+        return parts.train, parts.validation, {}
+    train, seen = _drop_without_truth(learnt, parts.train, grid, trim, options)
+    validation, _ = _drop_without_truth(learnt, parts.validation, grid, trim, replace(options, progress=False))
+    return train, validation, seen
+
+
+def _check_all(every: bool, names: list[str], how: config.StrategyOptions, options: config.TrainingOptions) -> None:
+    if not every:
+        return
+    if how.name == "frozen":
+        raise OptionError(
+            "target='all' trains Aurora's own variables, and strategy='frozen' leaves all that makes them as it is.",
+            fix="strategy='full' or 'lora'" + (f", or target={names!r}" if names else ", or target='tp'"),
+        )
+    if not options.base_loss:
+        raise OptionError(
+            "target='all' trains Aurora's own variables, and base_loss=0 turns their loss off.", fix="base_loss=1.0"
+        )
+
+
+def _begin(folder: Path, run: dict[str, Any] | None) -> None:
+    """Before the first step: what an earlier, finished run left is out of date."""
+    if run is None:
+        shutil.rmtree(folder / checkpoints.FOLDER, ignore_errors=True)
+        (folder / "learning.png").unlink(missing_ok=True)
+
+
+def _finished(result: TunedAurora, folder: Path) -> TunedAurora:
+    """A run that has ended, as it ended."""
+    for part in ("best", "last"):
+        storage.recover(folder / part)
+    best = folder / "best"
+    saved = tuned.read_config(best)
+    result.config = {k: v for k, v in saved.items() if k in result.config or k == "scores"}
+    result.take(best)
+    result.history = tuned.read_history(best)
+    result.path = best
+    result.model.eval().requires_grad_(True)
+    return result
+
+
+def _draw_history(result: TunedAurora, folder: Path) -> None:
+    """``learning.png`` beside the artefact."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    curves.learning_curves(result.history, figure=figure)
+    storage.replace_file(folder / "learning.png", lambda path: figure.savefig(path, dpi=110, format="png"))
+
+
+PRETRAINED_UNTIL = np.datetime64("2021-01-01")
+"""Aurora was pretrained on ERA5 of 1979 to 2020 (Bodnar et al. 2025, doi:10.1038/s41586-025-09005-y, supplement C)."""
+
+
+def _seen_before(name: str, model: Any, validation: np.ndarray) -> str:
+    """A note where a pretrained base has seen the years that validate."""
+    if name not in ("small", "base", "finetuned") or not (validation < PRETRAINED_UNTIL).any():
+        return ""
+    return (
+        f"{int((validation < PRETRAINED_UNTIL).sum())} of {len(validation)} validation samples lie before 2021: the pretrained Aurora has seen those years, "
+        "so that its own variables score too well there, and rain may. Later years judge fairly: train=('2016', '2019'), validation='2021'."
+    )
 
 
 # --- before training --------------------------------------------------------------------------------------------------
@@ -276,15 +423,24 @@ def _describe(target: targets.Target, head: Any, seen: normalisation.Distributio
     }
 
 
-def _resolve_model(model: Any) -> tuple[str, Aurora | None]:
-    """A name, and a copy of the base where an object was given: what the caller holds is not trained under their hands."""
+def _resolve_model(model: Any, how: config.StrategyOptions) -> tuple[str, Aurora | None, adapters.Adapter | None]:
+    """A name, a copy of the base where an object was given (what the caller holds is not trained under their hands), and its adapter."""
     if isinstance(model, TunedAurora):
-        return str(model.config["base"]["name"]), copy.deepcopy(model.model.base)
+        copied = copy.deepcopy(model.model)
+        adapter = copied.adapter
+        if adapter is not None and how != adapter.options and how.name != "frozen":
+            adapters.merge(copied.base, adapter)  # another strategy goes on from what it made of the weights
+            adapter = None
+        return str(model.config["base"]["name"]), copied.base, adapter
     if isinstance(model, Aurora):
-        return "given", copy.deepcopy(model)
+        return "given", copy.deepcopy(model), None
     if isinstance(model, str) and model in requirements.MODELS:
-        return model, None
+        return model, None, None
     raise requirements.unknown_model(model)
+
+
+def _has_adapter(model: Any) -> bool:
+    return isinstance(model, TunedAurora) and model.model.adapter is not None
 
 
 def _holds_its_base(model: Any) -> bool:
@@ -318,6 +474,7 @@ def _make_base(
     cut: Fields,
     train: np.ndarray,
     options: config.TrainingOptions,
+    fabric: Any,
     without: tuple[str, ...] = (),
 ) -> Aurora:
     if name != "tiny":
@@ -326,9 +483,12 @@ def _make_base(
         raise OptionError(
             "weights= belongs to a pretrained model, and 'tiny' is made here.", fix="model='small', weights='file.ckpt'"
         )
-    frames = np.unique(np.concatenate([train - STEP, train, train + STEP]))
-    plain = replace(cut, surface=cut.surface.drop_vars(list(without)))
-    surface, atmos = normalisation.statistics_of(plain, list(frames), progress=options.progress)
+    statistics = None
+    if fabric.global_rank == 0:  # once, for all processes
+        frames = np.unique(np.concatenate([train + STEP * k for k in range(-1, options.rollout_steps + 1)]))
+        plain = replace(cut, surface=cut.surface.drop_vars(list(without)))
+        statistics = normalisation.statistics_of(plain, list(frames), progress=options.progress)
+    surface, atmos = fabric.broadcast(statistics)
     return build_tiny(needs, surface, atmos, options.seed)
 
 
@@ -358,19 +518,31 @@ def _make_head(
 
 
 def _drop_without_truth(
-    learnt: list[targets.Target], init_times: np.ndarray, grid: grids.Grid, trim: tuple[slice, slice], progress: bool
+    learnt: list[targets.Target],
+    init_times: np.ndarray,
+    grid: grids.Grid,
+    trim: tuple[slice, slice],
+    options: config.TrainingOptions,
 ) -> tuple[np.ndarray, dict[str, normalisation.Distribution]]:
     """Init times whose targets have values inside the halo, and the climatology of those targets by area. Reads them once."""
     seen = {t.name: normalisation.Distribution(amounts=t.is_rain) for t in learnt}
-    position = {t.name: {v: i for i, v in enumerate(t.values["time"].values.astype("datetime64[ns]"))} for t in learnt}
+    position = {t.name: samples.positions(t.values) for t in learnt}
     area = np.broadcast_to(grids.latitude_weights(grid.latitude)[:, None], grid.shape)[trim]
+    whole: dict[int, bool] = {}  # by valid time: windows of a rollout overlap, and each time counts once
     kept = []
-    for time in watched(init_times, "target", shown=progress):
-        found = {t.name: t.values.isel(time=position[t.name][time + STEP]).values[trim] for t in learnt}
-        there = {name: np.isfinite(values) for name, values in found.items()}
-        if all(mask.any() for mask in there.values()):
-            for name, values in found.items():
-                seen[name].add(values[there[name]], area[there[name]])
+    for time in watched(init_times, "target", shown=options.progress):
+        fine = True
+        for valid in (time + STEP * k for k in range(1, options.rollout_steps + 1)):
+            key = int(valid.astype("datetime64[ns]").astype(np.int64))
+            if key not in whole:
+                found = {t.name: t.values.isel(time=position[t.name][key]).values[trim] for t in learnt}
+                there = {name: np.isfinite(values) for name, values in found.items()}
+                whole[key] = all(mask.any() for mask in there.values())
+                if whole[key]:
+                    for name, values in found.items():
+                        seen[name].add(values[there[name]], area[there[name]])
+            fine = fine and whole[key]
+        if fine:
             kept.append(time)
     if not kept:
         raise SplitError(

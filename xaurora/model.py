@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from aurora import Aurora, AuroraPretrained, AuroraSmallPretrained, Batch
-from aurora.model.swin3d import Swin3DTransformerBlock
+from aurora.model.swin3d import Swin3DTransformerBlock, WindowAttention
 from einops import rearrange
 
 from xaurora.batch import plain
@@ -216,12 +216,22 @@ def state_hash(model: torch.nn.Module) -> str:
 
 
 def set_precision(base: Aurora, precision: str, device: torch.device) -> None:
-    """Autocast the backbone alone, where upstream does it; encoder, decoder and head stay in float32. ``auto`` is bf16 on a GPU that has it."""
+    """Autocast the backbone alone, where upstream does it; encoder, decoder and head stay in float32. ``auto`` is bf16 on a GPU that has it,
+    else float32."""
     check_precision(precision)
-    capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    use = capable if precision == "auto" else precision == "bf16"
-    base.autocast_backbone = use
-    base.autocast_dtype = torch.bfloat16
+    # Without emulation: a GPU that only pretends to have bf16 is slower with it.
+    capable = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    use = ("bf16" if capable else "32") if precision == "auto" else precision
+    base.autocast_backbone = use != "32"
+    base.autocast_dtype = torch.float16 if use == "fp16" else torch.bfloat16
+    for module in base.modules():
+        if isinstance(module, WindowAttention):  # upstream's way round float16's overflow in the attention
+            module.use_fp16_safe_attention = use == "fp16"
+
+
+def uses_fp16(base: Aurora) -> bool:
+    """Whether the backbone runs in float16, whose small gradients need the loss scaled."""
+    return bool(base.autocast_backbone) and base.autocast_dtype == torch.float16
 
 
 # --- position: regions and Greenwich ----------------------------------------------------------------------------------
@@ -298,15 +308,22 @@ class AuroraWithHead(torch.nn.Module):
         Maps latents ``(b, c, hp, wp, d)`` to ``(b, n, h, w)``, by target.
     inputs : dict, optional
         Targets that the encoder takes as well (:func:`extend`), with the form they enter in: in a rollout the head's mean goes in.
+    adapter : Adapter, optional
+        What was put into the base (:mod:`xaurora.adapters`).
     """
 
     def __init__(
-        self, base: Aurora, head: torch.nn.Module | None = None, inputs: Mapping[str, InputForm] | None = None
+        self,
+        base: Aurora,
+        head: torch.nn.Module | None = None,
+        inputs: Mapping[str, InputForm] | None = None,
+        adapter: Any = None,
     ) -> None:
         super().__init__()
         self.base = base
         self.head = head
         self.inputs = dict(inputs or {})
+        self.adapter = adapter
         self._raw: Any = None
         if self.inputs:
             extend(base, self.inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -314,34 +314,6 @@ def _histogram(values: np.ndarray, weights: np.ndarray, unit: str, *, rain: bool
     ax.hist(values, bins=bins, weights=weights / total, color="#55a3e0")
     ax.set_xlabel(unit + (" in 6 h" if rain else ""))
     ax.set_ylabel("share of points and times")
-
-
-def learning_curve(history: Sequence[Mapping[str, Any]], *, ax: Any = None) -> Any:
-    """Loss by step, smoothed, with validation CRPS in mm on a second axis.
-
-    Parameters
-    ----------
-    history : sequence of dict
-        ``tuned.history``.
-    ax : matplotlib axes, optional
-    """
-    if ax is None:
-        _, ax = _pyplot().subplots(figsize=(7, 4), layout="constrained")
-    steps = np.array([entry["step"] for entry in history])
-    loss = np.array([entry["head_loss"] for entry in history])
-    ax.plot(steps, loss, color="0.8", linewidth=0.8)
-    width = max(len(loss) // 50, 1)
-    smooth = np.convolve(loss, np.ones(width) / width, mode="valid")
-    ax.plot(steps[width - 1 :], smooth, color="#1f5aa6", label="training score (in z)")
-    ax.set_xlabel("step")
-    ax.set_ylabel("training score (in z)", color="#1f5aa6")
-    scored = [entry for entry in history if "validation_crps_mm" in entry]
-    if scored:
-        right = ax.twinx()
-        right.plot([e["step"] for e in scored], [e["validation_crps_mm"] for e in scored], "o-", color="#a0287d")
-        right.axhline(scored[-1]["validation_climatology_crps_mm"], color="#a0287d", linestyle=":", linewidth=1)
-        right.set_ylabel("validation CRPS in mm (dotted: climatology)", color="#a0287d")
-    return ax
 
 
 def lead_curve(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from aurora import Batch
@@ -19,7 +19,14 @@ def prepare(model: AuroraWithHead, batch: Batch) -> Batch:
     return batch.type(parameter.dtype).crop(model.base.patch_size).to(parameter.device)
 
 
-def steps(model: AuroraWithHead, batch: Batch, count: int) -> Iterator[Step]:
+def steps(
+    model: AuroraWithHead,
+    batch: Batch,
+    count: int,
+    *,
+    run: Callable[[Batch], Step] | None = None,
+    push_forward: bool = False,
+) -> Iterator[Step]:
     """Six-hour steps, each from the state that the last one left.
 
     Parameters
@@ -30,6 +37,10 @@ def steps(model: AuroraWithHead, batch: Batch, count: int) -> Iterator[Step]:
         Init time and history.
     count : int
         Number of steps.
+    run : callable, optional
+        Runs the model, where something is wrapped around it (distributed training).
+    push_forward : bool
+        Stop gradients between steps. A step's graph can then be freed before the next one runs.
 
     Yields
     ------
@@ -43,10 +54,16 @@ def steps(model: AuroraWithHead, batch: Batch, count: int) -> Iterator[Step]:
     """
     batch = prepare(model, batch)
     for i in range(count):
-        step = model(batch)
-        yield step
+        step = (run or model)(batch)
+        following = None
         if i + 1 < count:
-            batch = advance(model, batch, step.prediction)
+            following = advance(model, batch, step.prediction)
+            if push_forward:
+                following = detach(following)
+        yield step
+        del step
+        if following is not None:
+            batch = following
 
 
 def advance(model: AuroraWithHead, batch: Batch, prediction: Batch) -> Batch:

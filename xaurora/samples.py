@@ -1,21 +1,18 @@
-"""Which times make a sample, how they split, and reading them."""
+"""Which times make a sample, and how they split."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
-from aurora import Batch
 
 from xaurora import batch as batches
 from xaurora import periods
-from xaurora.conventions import Fields
 from xaurora.errors import SplitError
 from xaurora.variables import TIMESTEP_HOURS
 
@@ -40,8 +37,8 @@ class Index:
         return f"{text} ({left})" if left else text
 
 
-def index(times: np.ndarray, target_times: np.ndarray, *, also_input: bool = False) -> Index:
-    """Init times whose history, next state and target are all there; a gap is skipped and counted, never bridged.
+def index(times: np.ndarray, target_times: np.ndarray, *, also_input: bool = False, steps: int = 1) -> Index:
+    """Init times whose history, later states and targets are all there; a gap is skipped and counted, never bridged.
 
     Parameters
     ----------
@@ -51,13 +48,17 @@ def index(times: np.ndarray, target_times: np.ndarray, *, also_input: bool = Fal
         Times that have the target: for precipitation a whole six-hour total.
     also_input : bool
         Whether the target is needed at the two times of the history as well.
+    steps : int
+        Six-hour steps of the forecasts that are trained.
     """
+    after = [STEP * k for k in range(1, steps + 1)]
     states, targets = set(times.tolist()), set(target_times.tolist())
     kept, skipped = (
         [],
         {
             "without the frame six hours before": 0,
             "without the state six hours after": 0,
+            "without the states of the whole rollout": 0,
             "without a whole six-hour total": 0,
             NO_INPUT: 0,
         },
@@ -67,7 +68,9 @@ def index(times: np.ndarray, target_times: np.ndarray, *, also_input: bool = Fal
             skipped["without the frame six hours before"] += 1
         elif (t + STEP).item() not in states:
             skipped["without the state six hours after"] += 1
-        elif (t + STEP).item() not in targets:
+        elif any((t + d).item() not in states for d in after):
+            skipped["without the states of the whole rollout"] += 1
+        elif any((t + d).item() not in targets for d in after):
             skipped["without a whole six-hour total"] += 1
         elif also_input and not {t.item(), (t - STEP).item()} <= targets:
             skipped[NO_INPUT] += 1
@@ -88,7 +91,7 @@ def without_holes(samples: Index, inputs: Sequence[xr.DataArray]) -> Index:
     whole: set[int] | None = None
     needed = np.unique(np.concatenate([samples.init_times - STEP, samples.init_times]))
     for da in inputs:
-        place = _positions(da)
+        place = positions(da)
         fine = {
             int(t.astype(np.int64))
             for t in needed
@@ -124,14 +127,20 @@ class Split:
     dropped: int = 0
 
 
-def split(samples: Index, train: Any = None, validation: Any = None) -> Split:
-    """Split in time, so that no sample's window (history to target) touches the other part.
+def split(
+    samples: Index, train: Any = None, validation: Any = None, *, steps: int = 1, also_input: bool = False
+) -> Split:
+    """Split in time, so that no sample's window (history to last target) touches the other part.
 
     Parameters
     ----------
     samples : Index
     train, validation : optional
         A slice, a year, or a pair ``("2016", "2023")``, ends included. By default the last fifth validates.
+    steps : int
+        Six-hour steps of the forecasts: how far a window reaches.
+    also_input : bool
+        Whether the target is an input as well: its total at the older frame of the history reaches another six hours back.
 
     Raises
     ------
@@ -148,37 +157,39 @@ def split(samples: Index, train: Any = None, validation: Any = None) -> Split:
             f"no time makes a sample: a sample is a frame, the one {TIMESTEP_HOURS} hours before, and the state and rain {TIMESTEP_HOURS} hours after ({why}).",
             fix="open a longer, gap-free stretch of 6-hourly states with hourly tp",
         )
+    # A total at the older frame sums up the six hours before it, but for the very first moment.
+    window = _Window(STEP * 2 - np.timedelta64(1, "ns") if also_input else STEP, STEP * steps)
     if train is None and validation is None:
-        return _default_split(times)
+        return _default_split(times, window)
     bounds = {
         name: periods.bounds(name, value)
         for name, value in (("train", train), ("validation", validation))
         if value is not None
     }
-    chosen = {name: times[_inside(times, *b)] for name, b in bounds.items()}
+    chosen = {name: times[window.inside(times, *b)] for name, b in bounds.items()}
     if "train" not in chosen:
         start, end = bounds["validation"]
-        chosen["train"] = times[(times + STEP < start) | (times - STEP > end)]
+        chosen["train"] = times[window.outside(times, start, end)]
     if "validation" not in chosen:
         start, end = bounds["train"]
-        chosen["validation"] = times[(times - STEP > end) | (times + STEP < start)]
+        chosen["validation"] = times[window.outside(times, start, end)]
     for name, part in chosen.items():
         if not len(part):
             raise SplitError(
                 f"{name}={(train if name == 'train' else validation)!r} leaves no sample; samples run from {_name(times[0])} to {_name(times[-1])}.",
                 fix=f"{name}=('{str(times[0])[:10]}', '{str(times[-1])[:10]}') or a part of it",
             )
-    if len(shared := np.intersect1d(_frames(chosen["train"]), _frames(chosen["validation"]))):
+    if len(shared := window.shared(chosen["train"], chosen["validation"])):
         raise SplitError(
-            f"training and validation share {len(shared)} time(s) in their samples' windows, the first {_name(shared[0])}; scores would be too good.",
-            fix="leave a gap of 12 hours between train and validation",
+            f"training and validation share times in the windows of {len(shared)} sample(s) that would validate, the first at {_name(shared[0])}; scores would be too good.",
+            fix=f"leave a gap of {window.hours} hours between train and validation",
         )
     return Split(
         chosen["train"], chosen["validation"], dropped=len(times) - len(chosen["train"]) - len(chosen["validation"])
     )
 
 
-def _default_split(times: np.ndarray) -> Split:
+def _default_split(times: np.ndarray, window: _Window) -> Split:
     if len(times) < FEWEST_FOR_SPLIT:
         raise SplitError(
             f"there are {len(times)} sample(s), and a split into training and validation needs at least {FEWEST_FOR_SPLIT}.",
@@ -186,7 +197,7 @@ def _default_split(times: np.ndarray) -> Split:
         )
     count = -(-len(times) // 5)
     validation = times[-count:]
-    train = times[times + STEP < validation[0] - STEP]
+    train = times[times + window.after < validation[0] - window.before]
     if not len(train):
         logger.warning(
             "The %d samples span too short a time for a validation part whose windows do not cross into training; all of them train, and "
@@ -197,110 +208,47 @@ def _default_split(times: np.ndarray) -> Split:
     return Split(train, validation, dropped=len(times) - len(train) - count)
 
 
-def _inside(times: np.ndarray, start: np.datetime64, end: np.datetime64) -> np.ndarray:
-    return np.asarray((times - STEP >= start) & (times + STEP <= end))
+@dataclass(frozen=True)
+class _Window:
+    """What a sample touches: from ``before`` the init time to ``after`` it."""
 
+    before: np.timedelta64
+    after: np.timedelta64
 
-def _frames(times: np.ndarray) -> np.ndarray:
-    return np.unique(np.concatenate([times - STEP, times, times + STEP]))
+    @property
+    def hours(self) -> int:
+        return int(np.ceil((self.before + self.after) / np.timedelta64(1, "h")))
+
+    def inside(self, times: np.ndarray, start: np.datetime64, end: np.datetime64) -> np.ndarray:
+        # A named part holds whole frames; the hours that the oldest total sums up may lie before it.
+        return np.asarray((times - STEP >= start) & (times + self.after <= end))
+
+    def outside(self, times: np.ndarray, start: np.datetime64, end: np.datetime64) -> np.ndarray:
+        return np.asarray((times + self.after < start) | (times - self.before > end))
+
+    def shared(self, train: np.ndarray, validation: np.ndarray) -> np.ndarray:
+        """Validation samples whose window overlaps that of a training sample."""
+        first, last = np.sort(train) - self.before, np.sort(train) + self.after
+        # All windows are of one length, so that the training sample that starts last before a window's end tells.
+        place = np.searchsorted(first, validation + self.after, side="right") - 1
+        return np.asarray(validation[(place >= 0) & (last[np.maximum(place, 0)] >= validation - self.before)])
 
 
 def _name(time: np.datetime64) -> str:
     return str(time.astype("datetime64[m]"))
 
 
-@dataclass
-class Sample:
-    """What one training step reads: input, the next state, and the targets.
-
-    ``targets`` holds ``(b, h, w)`` by name, canonical units (metres for precipitation), float32, NaN where there is no truth;
-    ``next_state`` holds canonical arrays ``(b, h, w)`` and ``(b, c, h, w)`` by kind and name, or None when it is not scored.
-    """
-
-    batch: Batch
-    targets: dict[str, torch.Tensor]
-    next_state: dict[str, dict[str, torch.Tensor]] | None
-    init_times: list[np.datetime64]
-
-
-class Loader:
-    """Reads samples, keeping frames it has read while they fit a budget of memory.
-
-    Parameters
-    ----------
-    fields : Fields
-        Cut to the model (:func:`xaurora.requirements.fit`).
-    targets : dict of DataArray
-        By name, ``(time, h, w)``, canonical units, on the same grid.
-    with_next_state : bool
-        Whether the base's own variables are scored too.
-    budget : int
-        Bytes of frames to keep.
-    """
-
-    def __init__(
-        self,
-        fields: Fields,
-        targets: Mapping[str, xr.DataArray],
-        *,
-        with_next_state: bool,
-        budget: int = 2 * 1024**3,
-    ) -> None:
-        self.fields, self.targets, self.with_next_state, self.budget = fields, targets, with_next_state, budget
-        self.still = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in batches.statics(fields).items()}
-        self._frames: OrderedDict[int, dict[str, dict[str, np.ndarray]]] = OrderedDict()
-        self._read: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
-        self._held = 0
-        self._index = {name: _positions(da) for name, da in targets.items()}
-
-    def _frame(self, time: np.datetime64) -> dict[str, dict[str, np.ndarray]]:
-        key = int(time.astype(np.int64))
-        if key in self._frames:
-            self._frames.move_to_end(key)
-            return self._frames[key]
-        values = batches.frame(self.fields, time)
-        self._frames[key] = values
-        self._held += _size(values)
-        self._shrink()
-        return values
-
-    def _shrink(self) -> None:
-        while self._held > self.budget and len(self._frames) > 3:
-            self._held -= _size(self._frames.popitem(last=False)[1])
-        while self._held > self.budget and len(self._read) > 1:
-            self._held -= self._read.popitem(last=False)[1].nbytes
-
-    def target_at(self, name: str, time: np.datetime64) -> np.ndarray:
-        """A target at a valid time, ``(h, w)``, canonical units, float32."""
-        key = (name, int(time.astype(np.int64)))
-        if key not in self._read:
-            self._read[key] = self.targets[name].isel(time=self._index[name][key[1]]).values.astype(np.float32)
-            self._held += self._read[key].nbytes
-            self._shrink()
-        return self._read[key]
-
-    def read(self, init_times: Sequence[np.datetime64]) -> Sample:
-        """One batch."""
-        needed = {t for init in init_times for t in (init - STEP, init)}
-        frames = {t: self._frame(t) for t in sorted(needed)}
-        batch = batches.assemble(frames, self.still, init_times, self.fields.layout.grid, self.fields.levels)
-        targets = {
-            name: torch.from_numpy(np.stack([self.target_at(name, t + STEP) for t in init_times]))
-            for name in self.targets
-        }
-        following = None
-        if self.with_next_state:
-            nexts = [self._frame(t + STEP) for t in init_times]
-            following = {
-                kind: {name: torch.from_numpy(np.stack([n[kind][name] for n in nexts])) for name in nexts[0][kind]}
-                for kind in ("surface", "atmos")
-            }
-        return Sample(batch, targets, following, list(init_times))
-
-
-def _positions(da: xr.DataArray) -> dict[int, int]:
+def positions(da: xr.DataArray) -> dict[int, int]:
+    """Place of each time along a DataArray's axis, by nanoseconds since 1970."""
     return {int(t): i for i, t in enumerate(da["time"].values.astype("datetime64[ns]").astype(np.int64))}
 
 
-def _size(frame: dict[str, dict[str, np.ndarray]]) -> int:
-    return sum(v.nbytes for part in frame.values() for v in part.values())
+def describe(init_times: np.ndarray) -> dict[str, Any]:
+    """Which samples these are, in short: how many, from when to when, and a hash of all."""
+    stamps = np.ascontiguousarray(init_times.astype("datetime64[ns]").astype(np.int64))
+    return {
+        "samples": len(init_times),
+        "from": _name(init_times[0]),
+        "to": _name(init_times[-1]),
+        "hash": hashlib.sha256(stamps.tobytes()).hexdigest()[:16],
+    }

@@ -65,10 +65,10 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
             staged.chmod(0o755)
             write(staged)
             for file in staged.rglob("*"):
-                _sync(file)
-            _sync(staged)
+                sync(file)
+            sync(staged)
             _swap(staged, path)
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 
@@ -121,13 +121,14 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
         try:
             staged.chmod(0o644)
             write(staged)
-            _sync(staged)
+            sync(staged)
             os.replace(staged, path)
         finally:
             staged.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file or folder durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,6 +1,6 @@
 """Seeded ERA5-like data whose rain follows a known law of the state, so that the score of a perfect forecaster is known.
 
-Two smooth Gaussian fields A and B drift two columns eastward a step and are renewed as AR(1) processes. A shows in
+Two smooth Gaussian fields A and B drift, two columns eastward a step unless asked otherwise, and are renewed as AR(1) processes. A shows in
 temperature, pressure and wind, B in the moisture aloft. Rain depends on ``W = 1.2 A + 0.9 B`` at its own time, with noise of its
 own at every grid point. Given the state at init time, W six hours later is normal with known mean and spread, so that the
 distribution of rain is known exactly: :class:`Law`.
@@ -22,7 +22,8 @@ from xaurora.errors import OptionError
 from xaurora.periods import cell_methods
 from xaurora.variables import TIMESTEP_HOURS
 
-DRIFT = 2  # columns eastward a step
+MOTIONS = {"east": 2, "west": -2, "fast": 4, "still": 0}
+"""Laws of motion that ``motion=`` takes: columns eastward a step."""
 MEMORY = 0.9  # AR(1) coefficient of A and B
 WEIGHT_A, WEIGHT_B = 1.2, 0.9  # W = 1.2 A + 0.9 B
 _MM = 1e-3  # m
@@ -212,6 +213,8 @@ def synthetic(
     levels: tuple[float, ...] = (500.0, 700.0, 850.0),
     seed: int = 0,
     rain: str = "hurdle",
+    motion: str = "east",
+    start: str = "2020-01-01T00",
 ) -> xr.Dataset:
     """ERA5-like fields on a global grid, every six hours, with rain of a known law. In memory.
 
@@ -228,6 +231,10 @@ def synthetic(
     rain : str
         The law: ``"hurdle"``, which no family of heads is like; ``"drizzle-free"``; or exactly one of the families given the state six
         hours before: ``"hurdle_lognormal"``, ``"hurdle_gamma"``, ``"censored_normal"`` (with drizzle down to zero), ``"csgd"``.
+    motion : {"east", "west", "fast", "still"}
+        The law of motion: fields drift two columns a step eastward or westward, four eastward, or not at all.
+    start : str
+        First time.
 
     Returns
     -------
@@ -238,7 +245,7 @@ def synthetic(
     Raises
     ------
     OptionError
-        A size that is not positive, or an unknown law.
+        A size that is not positive, an unknown law, or no time.
 
     Examples
     --------
@@ -247,6 +254,15 @@ def synthetic(
     (3, 'time: sum (interval: 6 hours)')
     """
     law = law_of(rain)
+    if motion not in MOTIONS:
+        raise OptionError(
+            f"there is no motion {motion!r}; valid are {', '.join(map(repr, MOTIONS))}.", fix="motion='east'"
+        )
+    drift = MOTIONS[motion]
+    try:
+        first = np.datetime64(start, "ns")
+    except ValueError:
+        raise OptionError(f"start={start!r} is no time.", fix="start='2020-01-01T00'") from None
     if times < 1 or min(shape) < 4 or not levels:
         raise OptionError(
             f"times={times}, shape={shape}, levels={levels}: at least 1 time, 4 × 4 points and 1 level are needed.",
@@ -256,17 +272,17 @@ def synthetic(
     rows, columns = shape
     lat = 90.0 - (np.arange(rows) + 0.5) * 180.0 / rows
     lon = np.arange(columns) * 360.0 / columns
-    time = np.datetime64("2020-01-01T00", "ns") + np.arange(times) * np.timedelta64(TIMESTEP_HOURS, "h")
+    time = first + np.arange(times) * np.timedelta64(TIMESTEP_HOURS, "h")
     fresh = np.sqrt(1.0 - MEMORY**2)
     a, b = (np.empty((times, rows, columns)) for _ in range(2))
     for field in (a, b):
         field[0] = _smooth_noise(rng, shape, 2.0)
         for i in range(1, times):
-            field[i] = MEMORY * np.roll(field[i - 1], DRIFT, axis=-1) + fresh * _smooth_noise(rng, shape, 2.0)
+            field[i] = MEMORY * np.roll(field[i - 1], drift, axis=-1) + fresh * _smooth_noise(rng, shape, 2.0)
     w = WEIGHT_A * a + WEIGHT_B * b
     if law.ahead:  # what the state one step before lets one expect; before the first there is none, and it is drawn
-        before = np.concatenate([_before(w[:1], rng, shape), w[:-1]])
-        w = MEMORY * np.roll(before, DRIFT, axis=-1)
+        before = np.concatenate([_before(w[:1], rng, shape, drift), w[:-1]])
+        w = MEMORY * np.roll(before, drift, axis=-1)
     tp = law.sample(w, rng)
 
     def out(
@@ -330,16 +346,17 @@ def synthetic(
     attrs = {
         "title": "Synthetic fields with rain of a known law (xaurora.synthetic)",
         "rain_law": rain,
+        "motion": motion,
         "seed": seed,
         "Conventions": "CF-1.11",
     }
     return xr.Dataset(data, coords, attrs)
 
 
-def _before(first: np.ndarray, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+def _before(first: np.ndarray, rng: np.random.Generator, shape: tuple[int, int], drift: int) -> np.ndarray:
     """A field of W that may have gone before the first: the same process runs backwards in the same way."""
     size = np.sqrt((WEIGHT_A**2 + WEIGHT_B**2) * (1.0 - MEMORY**2))
-    return np.roll(MEMORY * first + size * _smooth_noise(rng, shape, 2.0), -DRIFT, axis=-1)
+    return np.roll(MEMORY * first + size * _smooth_noise(rng, shape, 2.0), -drift, axis=-1)
 
 
 def wetness(ds: xr.Dataset) -> xr.DataArray:
@@ -353,7 +370,7 @@ def wetness(ds: xr.Dataset) -> xr.DataArray:
 def _next_wetness(ds: xr.Dataset, steps: int) -> tuple[xr.DataArray, float]:
     """Mean and spread, given the state, of what the law takes for wetness so many steps on."""
     law = law_of(ds.attrs["rain_law"])
-    mean = MEMORY**steps * wetness(ds).roll(longitude=DRIFT * steps)
+    mean = MEMORY**steps * wetness(ds).roll(longitude=MOTIONS[ds.attrs.get("motion", "east")] * steps)
     whole = WEIGHT_A**2 + WEIGHT_B**2
     if law.ahead:  # the law takes MEMORY · W of the step before, which is unknown from the second step on
         variance = MEMORY**2 * whole * (1.0 - MEMORY ** (2 * (steps - 1)))

@@ -21,6 +21,9 @@ from xaurora.variables import TIMESTEP_HOURS, Variable, find
 
 logger = logging.getLogger("xaurora")
 
+ALL = "all"
+"""Among the targets: Aurora's own variables."""
+
 LEAST_VALID = 0.5
 """Share of a grid cell that must have values in the truth for it to be learnt from."""
 

@@ -1,350 +1,548 @@
-"""The training loop, on Lightning Fabric: steps, validation, the best and the last kept."""
+"""The training loop, on Lightning Fabric: steps, validation, checkpoints; the best and the last kept."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import copy
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from aurora import Aurora, Batch
-from aurora.normalisation import scales as aurora_scales
 
-from xaurora import config, rollout, samples, storage
+from xaurora import checkpoints, config, loading, losses, parallel, rollout
 from xaurora import grid as grids
 from xaurora import model as models
 from xaurora.errors import TrainingError
-from xaurora.heads import RAIN
+from xaurora.journal import Log, Stop
+from xaurora.loading import Loader, Sample, Share
+from xaurora.losses import Trim
 from xaurora.progress import bar, say
-from xaurora.tiny import TinyAurora
+from xaurora.replay import ReplayBuffer
 from xaurora.tuned import TunedAurora
+from xaurora.validation import Task, Validator, prefix, told
 
-# Weights of the loss on Aurora's own variables: Bodnar et al. (2025), supplement D.1; other variables weigh 1.
-_SURFACE_SHARE, _ATMOS_SHARE = 0.25, 1.0
-_WEIGHTS = {
-    "surface": {"2t": 3.0, "msl": 1.5, "10u": 0.77, "10v": 0.66},
-    "atmos": {"z": 2.8, "q": 0.78, "t": 1.7, "u": 0.87, "v": 0.6},
-}
 _MOST_VALIDATED = 100  # samples of a validation during training; the last one scores all
+_EXPLOSION = 1e3  # a loss so many times the median of the last ones is no rain, however heavy
+_WATCHED = 50  # losses
 
 
-def fit(
-    result: TunedAurora,
-    loader: samples.Loader,
-    groups: list[dict[str, Any]],
-    train: np.ndarray,
-    validation: np.ndarray,
-    grid: grids.Grid,
-    trim: tuple[slice, slice],
-    options: config.TrainingOptions,
-    folder: Path,
-    moves_base: bool,
-) -> None:
-    from lightning_fabric import Fabric
+@dataclass(frozen=True)
+class Work:
+    """What is trained, on what.
 
-    # Precision and checkpointing are set on the base itself, as upstream does: only the backbone is autocast.
-    fabric = Fabric(
-        accelerator="cuda" if torch.cuda.is_available() else "cpu", devices=1
-    )  # Aurora's encodings need float64, which MPS lacks
-    module = result.model
-    total = options.total_steps(len(train))
-    warmup = options.warmup_steps(total)
-    optimizer: Any = torch.optim.AdamW(groups, weight_decay=options.weight_decay, betas=(0.9, 0.95))
-
-    def rate(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        return 0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    runner, optimizer = fabric.setup(module, optimizer)
-    area = torch.from_numpy(grids.latitude_weights(grid.latitude)).float().to(fabric.device)[:, None]
-    models.set_precision(module.base, options.precision, fabric.device)
-    checkpointing = options.activation_checkpointing
-    recompute = moves_base and fabric.device.type == "cuda" if checkpointing == "auto" else bool(checkpointing)
-    rng = np.random.default_rng(options.seed)
-    every = max(total // options.validations, 1)
-    best = -math.inf
-    interim = validation[
-        np.unique(np.linspace(0, len(validation) - 1, min(len(validation), _MOST_VALIDATED)).astype(int))
-    ]
-
-    known = {name: info["rain"] for name, info in result.config["targets"].items()}
-    units = {name: ("_mm", 1e3) if rain else ("", 1.0) for name, rain in known.items()}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(models.placed(module, grid))
-        if recompute:
-            stack.enter_context(models.recomputed(module.base))
-        log = stack.enter_context(_Log(folder))
-        meter = stack.enter_context(bar(total=total, label="finetune", unit="step", shown=options.progress))
-        smooth = math.nan
-        for step, init_times in enumerate(_order(train, options.batch_size, total, rng)):
-            runner.train()
-            sample = loader.read(init_times)
-            loss, parts = _loss(
-                runner, module, sample, area, trim, options.base_loss if moves_base else 0.0, fabric.device
-            )
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"the loss became {value} at step {step}, at init time(s) {', '.join(str(t.astype('datetime64[m]')) for t in init_times)}."
-                    + (f" The best state so far is in '{folder / 'best'}'." if math.isfinite(best) else ""),
-                    fix="a smaller learning_rate, or look at that time's fields: ds.aurora.check()",
-                )
-            fabric.backward(loss)
-            fabric.clip_gradients(runner, optimizer, max_norm=options.clip, error_if_nonfinite=False)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            current = float(schedule.get_last_lr()[0])
-            schedule.step()
-            smooth = value if math.isnan(smooth) else 0.95 * smooth + 0.05 * value
-            entry: dict[str, Any] = {"step": step + 1, "loss": value, **parts, "learning_rate": current}
-            meter.update(1)
-            meter.set_postfix_str(
-                f"loss {smooth:.4f} rate {current:.1e}"
-                + (f" best {_told(result.config['scores'], units)}" if math.isfinite(best) else ""),
-                refresh=False,
-            )
-            if (step + 1) % every == 0 or step + 1 == total:
-                scores = _validate(module, units, loader, interim, area, trim, options.batch_size, fabric.device)
-                entry.update(scores)
-                if scores["validation_skill_score"] > best:
-                    best = scores["validation_skill_score"]
-                    result.config["scores"] = {**scores, "step": step + 1}
-                    result.history.append(entry)
-                    result.save(folder / "best")
-                    result.history.pop()
-            result.history.append(entry)
-            log.write(entry)
-        last = TunedAurora(
-            module,
-            result.needs,
-            {**result.config, "scores": {k: v for k, v in entry.items() if k.startswith("validation")}},
-            result.history,
-        )
-        last.save(folder / "last")
-        if not math.isfinite(best):
-            raise TrainingError(
-                f"no validation gave a score that is a number; what training ended with is in '{folder / 'last'}'.",
-                fix="a smaller learning_rate",
-            )
-        _back_to_best(result, folder)
-        final = _validate(module, units, loader, validation, area, trim, options.batch_size, fabric.device)
-    result.config["scores"] = {**final, "step": result.config["scores"]["step"]}
-    module.to("cpu")
-    models.set_precision(module.base, "32", torch.device("cpu"))
-    module.eval()
-    # As they were made: Torch picks other kernels for parameters without gradient, and forecasts would differ in the last bit.
-    module.requires_grad_(True)
-    result.save(folder / "best")
-    say(
-        f"Best at step {result.config['scores']['step']}: CRPS {_told(final, units)}, climatology "
-        f"{_told(final, units, 'climatology_crps')}; saved in {folder / 'best'}",
-        shown=options.progress,
-    )
-
-
-def _back_to_best(result: TunedAurora, folder: Path) -> None:
-    best = folder / "best"
-    state = models.read_state(best / "head.safetensors")
-    result.heads.load_state_dict({k: v for k, v in state.items() if not k.startswith("input.")})
-    for name in result.model.inputs:
-        if f"input.{name}" in state:
-            embedding = result.model.base.encoder.surf_token_embeds.weights[name]
-            embedding.data.copy_(state[f"input.{name}"])
-    if (best / "model.safetensors").exists():
-        result.model.base.load_state_dict(models.read_state(best / "model.safetensors"))
-
-
-def _told(scores: dict[str, Any], units: dict[str, tuple[str, float]], what: str = "crps") -> str:
-    """A score of every target, in words."""
-    parts = []
-    for i, (name, (unit, _)) in enumerate(units.items()):
-        value = scores[f"validation_{_prefix(i, name)}{what}{unit}"]
-        parts.append(f"{value:.4f}{' mm' if unit else ''}" + (f" ({name})" if len(units) > 1 else ""))
-    return ", ".join(parts)
-
-
-def _prefix(place: int, name: str) -> str:
-    """Scores of the first target have plain names, those of others carry theirs."""
-    return "" if place == 0 else f"{name}_"
-
-
-def _order(times: np.ndarray, batch_size: int, total: int, rng: np.random.Generator) -> Iterator[list[np.datetime64]]:
-    """Batches of init times, reshuffled each epoch; the last batch of an epoch may be smaller."""
-    done = 0
-    while True:
-        shuffled = times[rng.permutation(len(times))]
-        for start in range(0, len(shuffled), batch_size):
-            if done == total:
-                return
-            done += 1
-            yield list(shuffled[start : start + batch_size])
-
-
-def _loss(
-    runner: Any,
-    module: models.AuroraWithHead,
-    sample: samples.Sample,
-    area: torch.Tensor,
-    trim: tuple[slice, slice],
-    base_loss: float,
-    device: torch.device,
-) -> tuple[torch.Tensor, dict[str, float]]:
-    step = runner(rollout.prepare(module, sample.batch))
-    parts: dict[str, float] = {}
-    score: Any = 0.0
-    heads: Any = module.head
-    for name, head in heads.items():
-        target = sample.targets[name].to(device)
-        own = _mean(head.loss(head.parameters_of(step.raw[name]), _seen(head, target)), target, area, trim)
-        score = score + own / len(sample.targets)
-        if len(sample.targets) > 1:
-            parts[f"{name}_loss"] = float(own.detach())
-    parts["head_loss"] = float(score.detach())
-    if base_loss and sample.next_state is not None:
-        state = base_variables_loss(module.base, step.prediction, sample.next_state, area, trim, tuple(module.inputs))
-        parts["base_loss"] = float(state.detach())
-        score = score + base_loss * state
-    return score, parts
-
-
-def _seen(head: Any, target: torch.Tensor) -> torch.Tensor:
-    """The truth without gaps, which are weighed out later, and without values that the family cannot have."""
-    y = target.nan_to_num()
-    if head.options.family in RAIN:
-        return y.clamp(min=0.0)
-    return y.clamp(*head.options.bounds) if head.options.bounds else y
-
-
-def _mean(values: torch.Tensor, target: torch.Tensor, area: torch.Tensor, trim: tuple[slice, slice]) -> torch.Tensor:
-    """Area mean over the points that have truth, halo left out."""
-    weight = (torch.isfinite(target) * area)[..., trim[0], trim[1]]
-    inside = values[..., trim[0], trim[1]]
-    return (torch.where(weight > 0, inside, torch.zeros_like(inside)) * weight).sum() / weight.sum().clamp(min=1e-12)
-
-
-def base_variables_loss(
-    base: Aurora,
-    prediction: Batch,
-    truth: dict[str, dict[str, torch.Tensor]],
-    area: torch.Tensor,
-    trim: tuple[slice, slice],
-    without: tuple[str, ...] = (),
-) -> torch.Tensor:
-    """Aurora's own loss: weighted, latitude-weighted mean absolute error of normalised variables.
-
-    References
+    Parameters
     ----------
-    Bodnar et al. (2025), doi:10.1038/s41586-025-09005-y, supplement D.1.
+    result : TunedAurora
+        What training fills.
+    loader : Loader
+    groups : list of dict
+        Parameter groups.
+    train, validation : ndarray of datetime64
+        Init times.
+    grid : Grid
+    trim : tuple of slice
+        Rows and columns inside the halo.
+    task : Task
+        How it is scored.
+    moves_base : bool
+        Whether the strategy trains the base.
+    settings : dict
+        What a resumed run must have in common.
     """
-    total: Any = 0.0
-    weight = area / area.mean()
-    predicted = {"surface": prediction.surf_vars, "atmos": prediction.atmos_vars}
-    for kind, share in (("surface", _SURFACE_SHARE), ("atmos", _ATMOS_SHARE)):
-        for name, values in truth[kind].items():
-            if kind == "surface" and name in without:
-                continue  # a target among the inputs has its own score
-            scale = _scales(base, kind, name, prediction.metadata.atmos_levels).to(area.device)
-            error = (predicted[kind][name][:, 0] - values.to(area.device)).abs() / scale
-            total = total + share * _WEIGHTS[kind].get(name, 1.0) * (error * weight)[..., trim[0], trim[1]].mean()
-    return total / (len(truth["surface"]) + len(truth["atmos"]) - len(without))
+
+    result: TunedAurora
+    loader: Loader
+    groups: list[dict[str, Any]]
+    train: np.ndarray
+    validation: np.ndarray
+    grid: grids.Grid
+    trim: Trim
+    task: Task
+    moves_base: bool
+    settings: dict[str, Any]
 
 
-def _scales(base: Aurora, kind: str, name: str, levels: tuple[int | float, ...]) -> torch.Tensor:
-    if kind == "surface":
-        return torch.tensor(base.surf_stats[name][1] if name in base.surf_stats else aurora_scales[name])
-    if isinstance(base, TinyAurora):
-        return torch.tensor([base.atmos_stats[name][f"{float(level):g}"][1] for level in levels])[:, None, None]
-    return torch.tensor([aurora_scales[f"{name}_{level}"] for level in levels])[:, None, None]
+def fit(fabric: Any, work: Work, options: config.TrainingOptions, folder: Path, run: dict[str, Any] | None) -> None:
+    """Train, from the beginning or from where ``run`` stopped. All processes call this."""
+    devices = [fabric.device] if fabric.device.type == "cuda" else []
+    module = work.result.model
+    if fabric.world_size > 1 and options.parallel == "fsdp":
+        # The artefact is saved from a whole copy, into which the shards are put together.
+        work.result.model = copy.deepcopy(module)
+    with torch.random.fork_rng(devices=devices), contextlib.ExitStack() as stack:
+        torch.manual_seed(options.seed + 1000 * fabric.global_rank)
+        stack.enter_context(models.placed(module, work.grid))
+        training = _Training(fabric, work, module, options, folder, stack)
+        if run is not None:
+            training.restore(run)
+        training.loop()
+        training.close()
 
 
-@torch.no_grad()
-def _validate(
-    module: models.AuroraWithHead,
-    units: dict[str, tuple[str, float]],
-    loader: samples.Loader,
-    init_times: np.ndarray,
-    area: torch.Tensor,
-    trim: tuple[slice, slice],
-    batch_size: int,
-    device: torch.device,
-) -> dict[str, float]:
-    """CRPS, RMSE and bias on held-out samples (mm for amounts), beside the CRPS of their climatology: all values at a point as an ensemble.
+class _Training:
+    """One run: what it holds and how it goes on."""
 
-    ``validation_skill_score`` is the mean over targets of 1 − CRPS/CRPS of the climatology, by which the best state is chosen.
-    """
-    module.eval()
-    heads: Any = module.head
-    sums = {name: {"crps": 0.0, "squares": 0.0, "bias": 0.0, "weight": 0.0} for name in units}
-    truths: dict[str, list[np.ndarray]] = {name: [] for name in units}
-    kept = set(np.linspace(0, len(init_times) - 1, min(len(init_times), _MOST_VALIDATED)).astype(int).tolist())
-    for start in range(0, len(init_times), batch_size):
-        sample = loader.read(list(init_times[start : start + batch_size]))
-        step = module(rollout.prepare(module, sample.batch))
-        for name, head in heads.items():
-            params = head.parameters_of(step.raw[name])
-            target = sample.targets[name].to(device)
-            y = _seen(head, target)
-            share = (torch.isfinite(target) * area)[..., trim[0], trim[1]]
-            error = head.mean(params) - y
-            for key, values in (("crps", head.crps(params, y).float()), ("squares", error**2), ("bias", error)):
-                inside = values[..., trim[0], trim[1]]
-                sums[name][key] += float(
-                    (torch.where(share > 0, inside, torch.zeros_like(inside)) * share).sum(dtype=torch.float64)
+    def __init__(
+        self,
+        fabric: Any,
+        work: Work,
+        module: models.AuroraWithHead,
+        options: config.TrainingOptions,
+        folder: Path,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self.fabric, self.work, self.module, self.options, self.folder = fabric, work, module, options, folder
+        self.stack, self.rank, self.world = stack, fabric.global_rank, fabric.world_size
+        self.sharded = work.result.model is not module
+        models.set_precision(module.base, options.precision, fabric.device)
+        checkpointing = options.activation_checkpointing
+        if work.moves_base and fabric.device.type == "cuda" if checkpointing == "auto" else bool(checkpointing):
+            stack.enter_context(models.recomputed(module.base))
+        # By name, because sharding replaces the parameters.
+        names = {id(p): name for name, p in module.named_parameters()}
+        groups = [{**g, "params": [names[id(p)] for p in g["params"]]} for g in work.groups]
+        self.runner = fabric.setup_module(module, move_to_device=not self.sharded)
+        parameters = dict(module.named_parameters())
+        self.moving = {name: parameters[name] for g in groups for name in g["params"]}
+        self.rates = [g["lr"] for g in groups]
+        groups = [{**g, "params": [parameters[name] for name in g["params"]]} for g in groups]
+        self.adamw = torch.optim.AdamW(groups, weight_decay=options.weight_decay, betas=(0.9, 0.95))
+        self.optimizer = fabric.setup_optimizers(self.adamw)
+        self.scaler = torch.amp.GradScaler(fabric.device.type, enabled=models.uses_fp16(module.base))
+        self.total = options.total_steps(len(work.train))
+        self.warmup = options.warmup_steps(self.total)
+        self.area = torch.from_numpy(grids.latitude_weights(work.grid.latitude)).float().to(fabric.device)[:, None]
+        self.base_loss = options.base_loss if work.task.base else 0.0
+        self.average = {k: p.detach().clone() for k, p in self.moving.items()} if options.ema is not None else None
+        self.replay = self._replay(options.replay) if options.replay is not None else None
+        self.step = 0
+        self.saved = 0
+        self.best = -math.inf
+        self.waited = 0
+        self.recent: list[float] = []
+        count = min(len(work.validation), _MOST_VALIDATED)
+        self.interim = work.validation[np.unique(np.linspace(0, len(work.validation) - 1, count).astype(int))]
+        self.validator = self._validator(self.interim)
+        self.log = Log(folder, writes=self.rank == 0)
+
+    def _validator(self, init_times: np.ndarray) -> Validator:
+        w = self.work
+        return Validator(
+            w.task, w.loader, init_times, self.area, w.trim, self.options.batch_size, self.rank, self.world, self._sum
+        )
+
+    def _sum(self, values: torch.Tensor) -> torch.Tensor:
+        if self.world == 1:
+            return values.cpu()
+        return self.fabric.all_reduce(values.to(self.fabric.device), reduce_op="sum").cpu()
+
+    def _replay(self, options: config.ReplayOptions) -> ReplayBuffer:
+        own = self.work.train[self.rank :: self.world]
+        own = own if len(own) else self.work.train[:1]
+        share = config.ReplayOptions(-(-options.size // self.world), options.refresh, options.grow)
+        folder = self.folder / "replay" / f"{self.rank}"
+        return ReplayBuffer(folder, share, self.options.rollout_steps, own, self.options.seed + 1000 * self.rank)
+
+    # --- the loop ---
+
+    def rate(self, step: int) -> float:
+        """The learning rate's factor at a step, from 0."""
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        if self.options.schedule == "constant":
+            return 1.0
+        return 0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * (step - self.warmup) / max(self.total - self.warmup, 1)))
+
+    def loop(self) -> None:
+        """Train up to the last step, or until nothing gets better."""
+        options, task = self.options, self.work.task
+        every = max(self.total // options.validations, 1)
+        keep = options.checkpoint_steps(self.total)
+        smooth = math.nan
+        if self.replay is not None and not len(self.replay):
+            self.replay.fill()
+        with (
+            Stop() as stop,
+            self.log,
+            bar(total=self.total, label="finetune", unit="step", shown=options.progress and self.rank == 0) as meter,
+        ):
+            meter.update(self.step)
+            for times, samples in self._samples():
+                entry = self._one_step(times, samples)
+                smooth = entry["loss"] if math.isnan(smooth) else 0.95 * smooth + 0.05 * entry["loss"]
+                self.step += 1
+                last = self.step == self.total
+                if self.step % every == 0 or last:
+                    last = self._validate(entry) or last
+                self.work.result.history.append(entry)
+                self.log.write(entry)
+                if options.logger is not None:
+                    self.fabric.log_dict({k: v for k, v in entry.items() if k != "step"}, step=self.step)
+                meter.update(1)
+                best = f" best {told(self.work.result.config['scores'], task)}" if math.isfinite(self.best) else ""
+                meter.set_postfix_str(f"loss {smooth:.4f} rate {entry['learning_rate']:.1e}{best}", refresh=False)
+                asked = (
+                    stop.signal is not None
+                    if self.world == 1
+                    else bool(self._sum(torch.tensor(float(stop.signal is not None))))
                 )
-            sums[name]["weight"] += float(share.sum(dtype=torch.float64))
-            here = torch.where(torch.isfinite(target), y, target).cpu().numpy()[..., trim[0], trim[1]]
-            truths[name] += [here[i] for i in range(len(here)) if start + i in kept]
-    out: dict[str, float] = {}
-    skills = []
-    for i, (name, (unit, factor)) in enumerate(units.items()):
-        own, front = sums[name], f"validation_{_prefix(i, name)}"
-        normal = _climatology_crps(np.stack(truths[name]), area.cpu().numpy()[trim[0]]) * factor
-        out[f"{front}crps{unit}"] = own["crps"] / own["weight"] * factor
-        out[f"{front}rmse{unit}"] = math.sqrt(own["squares"] / own["weight"]) * factor
-        out[f"{front}bias{unit}"] = own["bias"] / own["weight"] * factor
-        out[f"{front}climatology_crps{unit}"] = normal
-        skills.append(1.0 - out[f"{front}crps{unit}"] / max(normal, 1e-30))
-    out["validation_skill_score"] = float(np.mean(skills))
-    return out
+                if asked and not last:
+                    self.save_checkpoint()
+                    self.log.__exit__()
+                    say(f"Stopped at step {self.step} of {self.total}; resume=True goes on.", shown=self.rank == 0)
+                    stop.again()
+                if last:
+                    break
+                if self.step % keep == 0:
+                    self.save_checkpoint()
+
+    def _samples(self) -> Iterator[tuple[list[np.datetime64], list[tuple[Share, Sample | None]]]]:
+        """Each step's init times, and this process's batches of it, read ahead."""
+        options = self.options
+        chosen = loading.order(self.work.train, options.samples_a_step, self.total, options.seed, self.step)
+
+        def read(times: list[np.datetime64]) -> list[tuple[Share, Sample | None]]:
+            parts = loading.shares(times, options.gradient_accumulation, self.rank, self.world)
+            if self.replay is not None:
+                return [(part, None) for part in parts]
+            return [(part, self.work.loader.read(part.init_times, options.rollout_steps)) for part in parts]
+
+        return loading.ahead(chosen, read, options.workers)
+
+    def _one_step(self, times: list[np.datetime64], samples: list[tuple[Share, Sample | None]]) -> dict[str, Any]:
+        self.runner.train()
+        sums: dict[str, torch.Tensor] = {}
+        if self.replay is not None:
+            times = self._replayed(sums)
+        else:
+            for i, (share, sample) in enumerate(samples):
+                assert sample is not None
+                self._forecasts(sample, share.weight, sums, final=i + 1 == len(samples))
+        numbers = dict(zip(sums, self._sum(torch.stack([v.double() for v in sums.values()])).tolist(), strict=True))
+        self._refuse_broken(numbers["loss"], times)
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.adamw)
+        norm = self.fabric.clip_gradients(
+            self.runner, self.optimizer, max_norm=self.options.clip, error_if_nonfinite=False
+        )
+        norm = float(parallel.whole(norm))
+        if not self.scaler.is_enabled() and not math.isfinite(norm):
+            self._refuse_broken(math.nan, times, "gradient")
+        factor = self.rate(self.step)
+        for group, rate in zip(self.adamw.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        if self.scaler.is_enabled():
+            self.scaler.step(self.adamw)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            with torch.no_grad():
+                for name, p in self.moving.items():
+                    self.average[name].lerp_(p.detach(), 1.0 - float(self.options.ema or 0.0))
+        return self._entry(numbers, norm)
+
+    def _forecasts(self, sample: Sample, weight: float, sums: dict[str, torch.Tensor], *, final: bool) -> None:
+        """Forward and backward of one batch of forecasts."""
+        count = len(sample.truths)
+        push = self.options.push_forward
+        batch = rollout.prepare(self.module, sample.batch)
+        total: Any = 0.0
+        with contextlib.ExitStack() as held:
+            if not final and not push:
+                held.enter_context(self.fabric.no_backward_sync(self.runner, enabled=self.world > 1))
+            stepping = rollout.steps(self.module, batch, count, run=self.runner, push_forward=push)
+            for k in range(count):
+                with self.fabric.no_backward_sync(
+                    self.runner, enabled=self.world > 1 and push and not (final and k + 1 == count)
+                ):
+                    step = next(stepping)
+                    loss, parts = losses.of_step(
+                        self.module, step, sample.truths[k], self.area, self.work.trim, self.base_loss
+                    )
+                    _add(sums, {"loss": loss.detach(), **parts}, weight / count)
+                    if push:
+                        self._backward(loss * (weight / count))
+                    else:
+                        total = total + loss
+                    del step
+            if not push:
+                self._backward(total * (weight / count))
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        # Gradients are averaged over processes, whose weights add up to one.
+        self.fabric.backward(self.scaler.scale(loss * self.world) if self.scaler.is_enabled() else loss * self.world)
+
+    def _replayed(self, sums: dict[str, torch.Tensor]) -> list[np.datetime64]:
+        """One step on of forecasts from the buffer, each on its own: a Batch has one rollout step for all its samples."""
+        assert self.replay is not None
+        count = self.options.batch_size * self.options.gradient_accumulation
+        times = []
+        for i in range(count):
+            place = self.replay.draw(self.step / self.total)
+            entry = self.replay.entries[place]
+            times.append(entry.time)
+            batch = rollout.prepare(self.module, self.replay.batch(entry, self.work.loader))
+            with self.fabric.no_backward_sync(self.runner, enabled=self.world > 1 and i + 1 < count):
+                step = self.runner(batch)
+                truth = self.work.loader.truth([entry.next_time])
+                loss, parts = losses.of_step(self.module, step, truth, self.area, self.work.trim, self.base_loss)
+                weight = 1.0 / (count * self.world)
+                _add(sums, {"loss": loss.detach(), **parts}, weight)
+                self._backward(loss * weight)
+            if entry.done + 1 < self.options.rollout_steps:
+                self.replay.store(place, rollout.detach(rollout.advance(self.module, batch, step.prediction)))
+            else:
+                self.replay.renew(place)
+            del step
+        return times
+
+    def _entry(self, numbers: dict[str, float], norm: float) -> dict[str, Any]:
+        """One line of the log."""
+        task = self.work.task
+        entry: dict[str, Any] = {"step": self.step + 1}
+        entry |= {k: v for k, v in numbers.items() if ":" not in k}
+        for i, (name, (unit, factor)) in enumerate(task.units.items()):
+            front = f"training_{prefix(i, name)}"
+            entry[f"{front}rmse{unit}"] = math.sqrt(numbers[f"{name}:squares"]) * factor
+            entry[f"{front}mae{unit}"] = numbers[f"{name}:absolute"] * factor
+        if "base:squares" in numbers:
+            entry["training_base_rmse"] = math.sqrt(numbers["base:squares"])
+            entry["training_base_mae"] = numbers["base:absolute"]
+        entry["gradient_norm"] = norm
+        entry["learning_rate"] = float(self.adamw.param_groups[0]["lr"])
+        if len(self.rates) > 1:
+            entry |= {f"learning_rate_{g['name']}": float(g["lr"]) for g in self.adamw.param_groups}
+        return entry
+
+    def _refuse_broken(self, loss: float, times: list[np.datetime64], what: str = "loss") -> None:
+        """Stop where the loss is no number, or has exploded; what was good is kept."""
+        usual = float(np.median(self.recent)) if len(self.recent) >= 10 else math.inf
+        exploded = math.isfinite(loss) and loss > _EXPLOSION * usual > 0
+        if math.isfinite(loss) and not exploded:
+            self.recent = [*self.recent[1 - _WATCHED :], loss]
+            return
+        kept = []
+        if not exploded and self._sound():
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.step > self.saved:
+                self.save_checkpoint()
+        if self.saved:
+            kept.append(f"the last good state (step {self.saved}) is in '{self.folder / checkpoints.FOLDER}'")
+        if math.isfinite(self.best):
+            kept.append(f"the best so far is in '{self.folder / 'best'}'")
+        named = ", ".join(str(t.astype("datetime64[m]")) for t in times)
+        raise TrainingError(
+            f"the {what} became {loss:g}"
+            + (f", {_EXPLOSION:g} times what it was," if exploded else "")
+            + f" at step {self.step}, at init time(s) {named}."
+            + (f" {_capital('; '.join(kept))}." if kept else ""),
+            fix=f"look at those fields: ds.aurora.check(); or a smaller learning_rate, from model='{self.folder / 'best'}'"
+            if math.isfinite(self.best)
+            else "look at those fields: ds.aurora.check(); or a smaller learning_rate",
+        )
+
+    def _sound(self) -> bool:
+        return all(bool(torch.isfinite(parallel.whole(p.detach())).all()) for p in self.moving.values())
+
+    # --- validation, and what is kept ---
+
+    def _validate(self, entry: dict[str, Any]) -> bool:
+        """Score; keep the best. Returns whether to stop for want of progress."""
+        result = self.work.result
+        with self._averaged():
+            scores = self.validator.score(self.module)
+            entry.update(scores)
+            if scores["validation_skill_score"] > self.best:
+                self.best, self.waited = scores["validation_skill_score"], 0
+                result.config["scores"] = {**scores, "step": self.step}
+                self._keep("best", [*result.history, entry])
+            else:
+                self.waited += 1
+        return self.options.early_stopping is not None and self.waited >= self.options.early_stopping
+
+    def _keep(self, name: str, history: list[dict[str, Any]]) -> None:
+        """Save an artefact: on the first process, whole."""
+        result = self.work.result
+        self._gather()
+        if self.rank == 0:
+            TunedAurora(result.model, result.needs, result.config, history).save(self.folder / name)
+        self.fabric.barrier()
+
+    def _gather(self) -> None:
+        """Put sharded weights together in the copy that is saved."""
+        if not self.sharded:
+            return
+        whole = {n: parallel.whole(v.detach()).cpu() for n, v in self.module.state_dict().items()}
+        self.work.result.model.load_state_dict(whole)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The moving average in the weights' place."""
+        if self.average is None:
+            yield
+            return
+        with torch.no_grad():
+            held = {n: p.detach().clone() for n, p in self.moving.items()}
+            for name, p in self.moving.items():
+                p.copy_(self.average[name])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, p in self.moving.items():
+                    p.copy_(held[name])
+
+    def close(self) -> None:
+        """After the last step: save the last, go back to the best, score it on all validation samples."""
+        result, work, options = self.work.result, self.work, self.options
+        entry = result.history[-1]
+        if not math.isfinite(self.best):
+            raise TrainingError(
+                "no validation gave a score that is a number; nothing was kept as best.", fix="a smaller learning_rate"
+            )
+        best = result.config["scores"]
+        with self._averaged():
+            result.config["scores"] = {
+                **{k: v for k, v in entry.items() if k.startswith("validation")},
+                "step": self.step,
+            }
+            self._keep("last", result.history)
+        if self.rank == 0:
+            best = result.take(self.folder / "best")
+        best = self.fabric.broadcast(best)
+        if self.world > 1:
+            for p in result.model.parameters():
+                p.data.copy_(self.fabric.broadcast(p.detach().cpu()))
+        if self.sharded:
+            state = result.model.state_dict()
+            with torch.no_grad():
+                for name, tensor in self.module.state_dict().items():
+                    tensor.copy_(parallel.like(state[name], tensor))
+        result.config["scores"] = best
+        if len(self.interim) < len(work.validation):
+            final = self._validator(work.validation).score(self.module)
+            result.config["scores"] = {**final, "step": best["step"]}
+        model = result.model
+        model.to("cpu")
+        models.set_precision(model.base, "32", torch.device("cpu"))
+        model.eval()
+        # As they were made: Torch picks other kernels for parameters without gradient, and forecasts would differ in the last bit.
+        model.requires_grad_(True)
+        if self.rank == 0:
+            result.save(self.folder / "best")
+            checkpoints.finish(self.folder, {"settings": work.settings, "step": self.step, "total": self.total})
+        result.path = self.folder / "best"
+        self.fabric.barrier()
+        scores = result.config["scores"]
+        early = f" (stopped after {self.step} of {self.total} steps)" if self.step < self.total else ""
+        rival = "persistence" if not work.task.units else "climatology"
+        say(
+            f"Best at step {scores['step']}{early}: {'CRPS' if work.task.units else 'loss'} {told(scores, work.task)}, {rival} "
+            f"{told(scores, work.task, 'climatology_crps')}; saved in {self.folder / 'best'}",
+            shown=options.progress and self.rank == 0,
+        )
+
+    # --- checkpoints ---
+
+    def save_checkpoint(self) -> None:
+        """Everything that is needed to go on."""
+        weights = {n: parallel.whole(p.detach()).cpu() for n, p in self.moving.items()}
+        optimizer = {
+            name: {k: parallel.whole(v).cpu() if torch.is_tensor(v) else v for k, v in self.adamw.state[p].items()}
+            for name, p in self.moving.items()
+            if p in self.adamw.state
+        }
+        average = {n: parallel.whole(v).cpu() for n, v in self.average.items()} if self.average is not None else None
+        random = {"cpu": torch.get_rng_state()}
+        if self.fabric.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.fabric.device)
+        tensors = {
+            "weights": weights,
+            "optimizer": optimizer,
+            "average": average,
+            "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
+            "random": self._everyones(random),
+        }
+        run = {
+            "settings": self.work.settings,
+            "step": self.step,
+            "total": self.total,
+            "best": self.best if math.isfinite(self.best) else None,
+            "scores": self.work.result.config.get("scores", {}),
+            "waited": self.waited,
+            "recent": self.recent,
+            "replay": self._everyones(self.replay.state() if self.replay is not None else None),
+        }
+        self.log.sync()
+        if self.rank == 0:
+            checkpoints.save(self.folder, run, tensors)
+        self.fabric.barrier()
+        if self.replay is not None:
+            self.replay.checkpointed()
+        self.saved = self.step
+
+    def _everyones(self, value: Any) -> list[Any]:
+        """A value of every process, in their order."""
+        if self.world == 1:
+            return [value]
+        out: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(out, value)
+        return out
+
+    def restore(self, run: dict[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Raises
+        ------
+        CheckpointError
+            It does not fit the model, or is damaged.
+        """
+        state = checkpoints.read_tensors(self.folder)
+        checkpoints.compare_tensors(self.folder, "weights", self._shapes(), state["weights"])
+        flat = {f"{n} {k}": v for n, part in state["optimizer"].items() for k, v in part.items() if k != "step"}
+        if flat:
+            shapes = {f"{n} {k}": p for n, p in self._shapes().items() for k in ("exp_avg", "exp_avg_sq")}
+            checkpoints.compare_tensors(self.folder, "optimiser's state", shapes, flat)
+        with torch.no_grad():
+            for name, p in self.moving.items():
+                p.copy_(parallel.like(state["weights"][name], p))
+                if name in state["optimizer"]:
+                    self.adamw.state[p] = {
+                        k: v if k == "step" else parallel.like(v, p) for k, v in state["optimizer"][name].items()
+                    }
+                if self.average is not None:
+                    self.average[name].copy_(parallel.like(state["average"][name], p))
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        random = state["random"][self.rank]
+        torch.set_rng_state(random["cpu"])
+        if "cuda" in random:
+            torch.cuda.set_rng_state(random["cuda"], self.fabric.device)
+        if self.replay is not None:
+            self.replay.restore(run["replay"][self.rank])
+        self.step = self.saved = run["step"]
+        self.best = -math.inf if run["best"] is None else run["best"]
+        if run["scores"]:
+            self.work.result.config["scores"] = run["scores"]
+        self.waited, self.recent = run["waited"], run["recent"]
+        checkpoints.check_best(self.folder, expected=math.isfinite(self.best))
+        self.work.result.history[:] = self.log.keep(self.step)
+        say(f"Going on at step {self.step} of {self.total}.", shown=self.options.progress and self.rank == 0)
+
+    def _shapes(self) -> dict[str, torch.Tensor]:
+        return dict(self.moving)  # a sharded parameter has the shape of the whole
 
 
-def _climatology_crps(truth: np.ndarray, area: np.ndarray) -> float:
-    """CRPS of the samples' own distribution at each point; points and times without truth are left out."""
-    there = np.isfinite(truth)
-    count = there.sum(axis=0)
-    ranked = np.sort(truth.astype(np.float64), axis=0)  # NaN comes last
-    place = np.arange(1, len(truth) + 1).reshape(-1, 1, 1)
-    # Mean over the observations of E|X−y| is E|X−X'|, so that ½E|X−X'| remains.
-    terms = np.where(place <= count, (2 * place - count - 1) * np.nan_to_num(ranked), 0.0).sum(axis=0)
-    score = terms / np.maximum(count, 1) ** 2
-    weight = area * count
-    return float((score * weight).sum() / weight.sum())
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
-class _Log:
-    """``log.jsonl`` in the run's folder, one line a step; the file appears with the first line."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "log.jsonl"
-        self._file: Any = None
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def write(self, entry: dict[str, Any]) -> None:
-        with storage.named_failures(self.path):
-            if self._file is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self.path.open("w", encoding="utf-8")
-            self._file.write(json.dumps(entry) + "\n")
-            self._file.flush()
-
-    def __exit__(self, *error: object) -> None:
-        if self._file is not None:
-            self._file.close()
+def _add(sums: dict[str, torch.Tensor], parts: dict[str, torch.Tensor], weight: float) -> None:
+    for name, value in parts.items():
+        sums[name] = sums.get(name, torch.zeros_like(value)) + value * weight

@@ -1,7 +1,8 @@
 """``TunedAurora``: the artefact of fine-tuning; save, load, provenance, model card.
 
-On disk a folder with ``config.json``, ``head.safetensors``, ``model.safetensors`` where the base moved or was made here,
-``normalisation.json``, ``history.json`` and ``README.md``. Never a pickle.
+On disk a folder with ``config.json``, ``head.safetensors``, ``model.safetensors`` where the base moved or was made here, the adapter
+(``adapter.safetensors``, or a folder ``adapter`` in PEFT's own format), ``normalisation.json``, ``history.json`` and ``README.md``. Never a
+pickle.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xaurora import storage, strategies
+import torch
+
+from xaurora import adapters, storage, strategies
 from xaurora.errors import CheckpointError, OptionError
 from xaurora.heads import DistributionHead, HeadSet, from_config
 from xaurora.model import (
@@ -30,7 +33,8 @@ from xaurora.requirements import Needs
 from xaurora.targets import InputForm
 from xaurora.tiny import TinyAurora, build_tiny
 
-FORMAT = 2
+FORMAT = 3
+_READS = (2, 3)  # format 2 knew no adapters
 _INPUT = "input."
 
 
@@ -78,7 +82,18 @@ class TunedAurora:
 
     @property
     def target(self) -> str:
-        """Canonical name of the first of them."""
+        """Canonical name of the first of them.
+
+        Raises
+        ------
+        OptionError
+            Aurora's own variables alone were trained.
+        """
+        if not self.targets:
+            raise OptionError(
+                "this model was trained on Aurora's own variables alone and has no head.",
+                fix="ds.aurora.finetune(target='tp', model=tuned)",
+            )
         return self.targets[0]
 
     @property
@@ -95,11 +110,12 @@ class TunedAurora:
         """What was trained, on what, and how well, as text."""
         config = self.config
         learnt = ", ".join(
-            f"{name} by a {info['head']['options']['family']} head" for name, info in config["targets"].items()
+            (["Aurora's own variables"] if config.get("all") else [])
+            + [f"{name} by a {info['head']['options']['family']} head" for name, info in config["targets"].items()]
         )
         fed = f", fed back: {', '.join(config['inputs'])}" if config["inputs"] else ""
         lines = [
-            f"TunedAurora: {learnt} on Aurora {config['base']['name']!r}, strategy {config['strategy']!r}{fed}",
+            f"TunedAurora: {learnt} on Aurora {config['base']['name']!r}, strategy {_strategy(config)}{fed}",
             f"  trained  {config['training']['samples']} samples, {config['training']['start']} to {config['training']['end']}, {config['training']['steps']} steps",
         ]
         scores = config.get("scores", {})
@@ -134,6 +150,43 @@ class TunedAurora:
         self.path = path
         return path
 
+    def merge(self) -> TunedAurora:
+        """The same model with its adapter added to the weights: no slower than without one, and saved with all its weights.
+
+        Aurora's own LoRA switches itself off after 40 rollout steps; merged, it stays.
+
+        Raises
+        ------
+        OptionError
+            There is no adapter, or it depends on the rollout step.
+        """
+        if self.model.adapter is None:
+            raise OptionError("this model has no adapter to merge.", fix="use it as it is")
+        model = copy.deepcopy(self.model)
+        adapters.merge(model.base, model.adapter)
+        model.adapter = None
+        config = {**self.config, "base": {**self.config["base"], "saved": True}, "merged": self.config["strategy"]}
+        return TunedAurora(model, self.needs, config, list(self.history))
+
+    def take(self, path: str | Path) -> dict[str, Any]:
+        """Put the weights of an artefact of this very model in place of the present ones; returns its scores."""
+        folder = Path(path)
+        config = _read_json(folder / "config.json")
+        state = read_state(folder / "head.safetensors")
+        embeddings = {k.removeprefix(_INPUT): state.pop(k) for k in list(state) if k.startswith(_INPUT)}
+        self.heads.load_state_dict(state)
+        base = self.model.base
+        for name, embedding in embeddings.items():
+            base.encoder.surf_token_embeds.weights[name].data.copy_(embedding)
+        if (folder / "model.safetensors").exists():
+            with torch.no_grad():
+                own = adapters.plain_state(base, self.model.adapter)
+                for name, values in read_state(folder / "model.safetensors").items():
+                    own[name].copy_(values)
+        if self.model.adapter is not None:
+            adapters.fill(base, self.model.adapter, folder)
+        return config.get("scores", {})
+
     def _write(self, folder: Path) -> None:
         from safetensors.torch import save_file
 
@@ -143,10 +196,10 @@ class TunedAurora:
             state |= {f"{_INPUT}{name}": embeds[name] for name in self.model.inputs}
         save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "head.safetensors")
         if self.config["base"]["saved"]:
-            save_file(
-                {k: v.detach().cpu().contiguous() for k, v in self.model.base.state_dict().items()},
-                folder / "model.safetensors",
-            )
+            plain = adapters.plain_state(self.model.base, self.model.adapter)
+            save_file({k: v.detach().cpu().contiguous() for k, v in plain.items()}, folder / "model.safetensors")
+        if self.model.adapter is not None:
+            adapters.save(self.model.base, self.model.adapter, folder)
         base = self.model.base
         own = {"surface": base.surf_stats, "atmos": base.atmos_stats} if isinstance(base, TinyAurora) else {}
         _dump(
@@ -157,8 +210,14 @@ class TunedAurora:
             },
         )
         _dump(folder / "history.json", self.history)
-        files = {p.name: _hash_file(p) for p in sorted(folder.glob("*")) if p.suffix in (".safetensors", ".json")}
-        _dump(folder / "config.json", {**self.config, "format": FORMAT, "needs": asdict(self.needs), "files": files})
+        files = {
+            str(p.relative_to(folder)): _hash_file(p)
+            for p in sorted(folder.rglob("*"))
+            if p.suffix in (".safetensors", ".json")
+        }
+        adapter = self.model.adapter.config() if self.model.adapter is not None else None
+        config = {**self.config, "adapter": adapter, "format": FORMAT, "needs": asdict(self.needs), "files": files}
+        _dump(folder / "config.json", config)
         (folder / "README.md").write_text(model_card(self), encoding="utf-8")
 
 
@@ -183,7 +242,7 @@ def load(path: str | Path, *, weights: str | Path | None = None, base: Any = Non
     """
     folder = _folder(Path(path))
     config = _read_json(folder / "config.json")
-    if config.get("format") != FORMAT:
+    if config.get("format") not in _READS:
         raise CheckpointError(
             f"'{folder}' has format {config.get('format')!r}, and this version reads format {FORMAT}.",
             fix="install the version of xaurora that wrote it",
@@ -206,18 +265,30 @@ def load(path: str | Path, *, weights: str | Path | None = None, base: Any = Non
     inputs = {name: InputForm(**form) for name, form in config["inputs"].items()}
     if inputs and base is not None:
         base = copy.deepcopy(base)  # its encoder takes more from here on, and the caller's is left alone
-    model_base = _base(config, folder, needs, weights, base, inputs)
+    if config.get("adapter") and base is not None:
+        base = copy.deepcopy(base)
+    model_base, adapter = _base(config, folder, needs, weights, base, inputs)
     heads = HeadSet({name: from_config(info["head"]) for name, info in config["targets"].items()})
     state = read_state(folder / "head.safetensors")
     embeddings = {k.removeprefix(_INPUT): state.pop(k) for k in list(state) if k.startswith(_INPUT)}
     compare_keys(heads.state_dict(), state, f"heads in '{folder}'", " and ".join(config["targets"]))
     heads.load_state_dict(state)
-    model = AuroraWithHead(model_base, heads, inputs).eval()
+    model = AuroraWithHead(model_base, heads, inputs, adapter).eval()
     for name, embedding in embeddings.items():
         model_base.encoder.surf_token_embeds.weights[name].data.copy_(embedding)
     history = _read_json(folder / "history.json")
-    meta = {k: v for k, v in config.items() if k not in ("format", "needs", "files")}
+    meta = {k: v for k, v in config.items() if k not in ("format", "needs", "files", "adapter")}
     return TunedAurora(model, needs, meta, history, folder)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of an artefact."""
+    return _read_json(folder / "config.json")
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """``history.json`` of an artefact."""
+    return _read_json(folder / "history.json")
 
 
 def _folder(path: Path) -> Path:
@@ -232,6 +303,20 @@ def _folder(path: Path) -> Path:
 
 
 def _base(
+    config: dict[str, Any],
+    folder: Path,
+    needs: Needs,
+    weights: str | Path | None,
+    given: Any,
+    inputs: dict[str, InputForm],
+) -> tuple[Any, adapters.Adapter | None]:
+    """The base, with its adapter in place."""
+    model = _plain_base(config, folder, needs, weights, given, inputs)
+    made = config.get("adapter")
+    return model, adapters.load(model, made, folder) if made else None
+
+
+def _plain_base(
     config: dict[str, Any],
     folder: Path,
     needs: Needs,
@@ -336,9 +421,12 @@ def model_card(tuned: TunedAurora) -> str:
         if training.get("validated_on_training_samples")
         else ""
     )
-    learnt = "; ".join(f"{info['long_name'].lower()} ({name})" for name, info in config["targets"].items())
+    learnt = "; ".join(
+        [f"{info['long_name'].lower()} ({name})" for name, info in config["targets"].items()]
+        or ["none, its own ones trained on"]
+    )
     heads = "; ".join(f"{name}: {info['head']['options']}" for name, info in config["targets"].items())
-    return f"""# Aurora, fine-tuned for {", ".join(config["targets"])}
+    return f"""# Aurora, fine-tuned for {", ".join(config["targets"]) or "its own variables"}
 
 New variables of Aurora {config["base"]["name"]!r}, made with xaurora: {learnt}. Precipitation is the total over six hours.
 
@@ -352,8 +440,8 @@ forecast = ds.aurora.predict("24h", model=tuned)
 | | |
 |---|---|
 | base | {config["base"]["name"]} ({config["base"]["class"]}), {config["base"]["hash"]} |
-| strategy | {config["strategy"]} |
-| heads | {heads} |
+| strategy | {_strategy(config)} |
+| heads | {heads or "none"} |
 | fed back to the encoder | {", ".join(config["inputs"]) or "nothing"} |
 | inputs | {variables} |
 | levels | {levels} |
@@ -374,6 +462,13 @@ forecast = ds.aurora.predict("24h", model=tuned)
 {strategies.render([strategies.Part(**part) for part in config["parameters"]])}
 ```
 """
+
+
+def _strategy(config: dict[str, Any]) -> str:
+    """The strategy with its options, in words."""
+    options = {k: v for k, v in config.get("strategy_options", {}).items() if k != "name" and v is not None}
+    more = ", ".join(f"{k} {', '.join(map(str, v)) if isinstance(v, list | tuple) else v}" for k, v in options.items())
+    return f"{config['strategy']}" + (f" ({more})" if more else "")
 
 
 def _dump(path: Path, value: Any) -> None:

@@ -1,0 +1,209 @@
+"""Reading samples: frames kept while they fit, read ahead by threads, in an order that depends on the seed alone."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import xarray as xr
+from aurora import Batch
+
+from xaurora import batch as batches
+from xaurora import samples
+from xaurora.conventions import Fields
+
+STEP = batches.STEP
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass
+class Truth:
+    """What a step of a forecast is scored against.
+
+    ``targets`` holds ``(b, h, w)`` by name, canonical units (metres for precipitation), float32, NaN where there is no truth;
+    ``state`` holds canonical arrays ``(b, h, w)`` and ``(b, c, h, w)`` by kind and name, or None when it is not scored.
+    """
+
+    targets: dict[str, torch.Tensor]
+    state: dict[str, dict[str, torch.Tensor]] | None
+
+
+@dataclass
+class Sample:
+    """What one training forecast reads: its input, and the truth of each of its steps."""
+
+    batch: Batch
+    truths: list[Truth]
+    init_times: list[np.datetime64]
+
+
+class Loader:
+    """Reads samples, keeping frames it has read while they fit a budget of memory. Several threads may read at once.
+
+    Parameters
+    ----------
+    fields : Fields
+        Cut to the model (:func:`xaurora.requirements.fit`).
+    targets : dict of DataArray
+        By name, ``(time, h, w)``, canonical units, on the same grid.
+    with_state : bool
+        Whether the base's own variables are scored too.
+    budget : int
+        Bytes of frames to keep.
+    """
+
+    def __init__(
+        self, fields: Fields, targets: Mapping[str, xr.DataArray], *, with_state: bool, budget: int = 2 * 1024**3
+    ) -> None:
+        self.fields, self.targets, self.with_state, self.budget = fields, targets, with_state, budget
+        self.still = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in batches.statics(fields).items()}
+        self._kept: OrderedDict[tuple[str, int], Any] = OrderedDict()
+        self._held = 0
+        self._lock = threading.Lock()
+        self._index = {name: samples.positions(da) for name, da in targets.items()}
+
+    def _remember(self, key: tuple[str, int], read: Callable[[], Any], size: Callable[[Any], int]) -> Any:
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        values = read()
+        with self._lock:
+            if key not in self._kept:  # another thread may have been faster
+                self._kept[key] = values
+                self._held += size(values)
+            while self._held > self.budget and len(self._kept) > 3:
+                old, dropped = self._kept.popitem(last=False)
+                self._held -= _size(dropped) if not old[0] else dropped.nbytes
+        return values
+
+    def frame(self, time: np.datetime64) -> dict[str, dict[str, np.ndarray]]:
+        """The state at a time, ``(h, w)`` and ``(c, h, w)``, canonical units, float32."""
+        return self._remember(("", _key(time)), lambda: batches.frame(self.fields, time), _size)
+
+    def target_at(self, name: str, time: np.datetime64) -> np.ndarray:
+        """A target at a valid time, ``(h, w)``, canonical units, float32."""
+        place = self._index[name][_key(time)]
+        return self._remember(
+            (name, _key(time)),
+            lambda: self.targets[name].isel(time=place).values.astype(np.float32),
+            lambda values: values.nbytes,
+        )
+
+    def batch(self, init_times: Sequence[np.datetime64]) -> Batch:
+        """The input of forecasts: the states at init times and six hours before."""
+        needed = {t for init in init_times for t in (init - STEP, init)}
+        frames = {t: self.frame(t) for t in sorted(needed)}
+        return batches.assemble(frames, self.still, init_times, self.fields.layout.grid, self.fields.levels)
+
+    def truth(self, times: Sequence[np.datetime64]) -> Truth:
+        """What is true at valid times."""
+        targets = {name: torch.from_numpy(np.stack([self.target_at(name, t) for t in times])) for name in self.targets}
+        state = None
+        if self.with_state:
+            frames = [self.frame(t) for t in times]
+            state = {
+                kind: {name: torch.from_numpy(np.stack([f[kind][name] for f in frames])) for name in frames[0][kind]}
+                for kind in ("surface", "atmos")
+            }
+        return Truth(targets, state)
+
+    def read(self, init_times: Sequence[np.datetime64], steps: int = 1) -> Sample:
+        """Forecasts of so many steps from these init times."""
+        truths = [self.truth([t + STEP * k for t in init_times]) for k in range(1, steps + 1)]
+        return Sample(self.batch(init_times), truths, list(init_times))
+
+
+def _key(time: np.datetime64) -> int:
+    return int(time.astype("datetime64[ns]").astype(np.int64))
+
+
+def _size(frame: dict[str, dict[str, np.ndarray]]) -> int:
+    return sum(v.nbytes for part in frame.values() for v in part.values())
+
+
+def order(times: np.ndarray, size: int, total: int, seed: int, start: int = 0) -> Iterator[list[np.datetime64]]:
+    """The init times of each optimiser step, reshuffled each epoch; the last of an epoch may have fewer.
+
+    Parameters
+    ----------
+    times : ndarray of datetime64
+    size : int
+        Samples a step, over all devices.
+    total : int
+        Steps.
+    seed : int
+    start : int
+        Steps to leave out: the same as if they had been drawn.
+    """
+    rng = np.random.default_rng(seed)
+    done = 0
+    while done < total:
+        shuffled = times[rng.permutation(len(times))]
+        for first in range(0, len(shuffled), size):
+            if done == total:
+                return
+            done += 1
+            if done > start:
+                yield list(shuffled[first : first + size])
+
+
+@dataclass(frozen=True)
+class Share:
+    """One batch of a step that is this process's to do: its samples, and their weight in the step's mean."""
+
+    init_times: list[np.datetime64]
+    weight: float
+
+
+def shares(times: Sequence[np.datetime64], parts: int, rank: int, world: int) -> list[Share]:
+    """A step's samples in ``world × parts`` batches as equal as can be, of which this process does ``parts``. No sample is done twice.
+
+    A batch that would be empty is a sample of weight zero: every process must take part in every step.
+    """
+    chunks = np.array_split(np.arange(len(times)), world * parts)[rank * parts : (rank + 1) * parts]
+    return [
+        Share([times[i] for i in chunk], len(chunk) / len(times)) if len(chunk) else Share([times[0]], 0.0)
+        for chunk in chunks
+    ]
+
+
+def ahead(items: Iterable[T], read: Callable[[T], R], workers: int) -> Iterator[tuple[T, R]]:
+    """Items with what was read for them, in their order, while threads read the next ones.
+
+    Parameters
+    ----------
+    items : iterable
+    read : callable
+        Called in a thread, if there are any.
+    workers : int
+        Threads; 0 reads when asked.
+    """
+    if not workers:
+        for item in items:
+            yield item, read(item)
+        return
+    source = iter(items)
+    with concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="xaurora-read") as pool:
+        waiting: collections.deque[tuple[T, concurrent.futures.Future[R]]] = collections.deque(
+            (item, pool.submit(read, item)) for item in itertools.islice(source, workers + 1)
+        )
+        try:
+            while waiting:
+                item, future = waiting.popleft()
+                result = future.result()
+                for following in itertools.islice(source, 1):
+                    waiting.append((following, pool.submit(read, following)))
+                yield item, result
+        finally:
+            for _, future in waiting:
+                future.cancel()
