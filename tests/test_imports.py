@@ -45,7 +45,18 @@ LAYERS = {
         "tuned",
         "validation",
     ),
-    4: ("training", "finetuning", "curves", "bridge", "members", "forecasts", "prediction", "evaluation", "plots"),
+    4: (
+        "planning",
+        "training",
+        "finetuning",
+        "curves",
+        "bridge",
+        "members",
+        "forecasts",
+        "prediction",
+        "evaluation",
+        "plots",
+    ),
     5: ("accessor", "demonstration", "cli"),
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import datetime
-import functools
 import logging
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,14 @@ from aurora import Aurora
 
 from xaurora import (
     adapters,
-    checking,
     checkpoints,
     config,
-    conventions,
     curves,
     heads,
     loading,
     normalisation,
     parallel,
-    requirements,
+    planning,
     samples,
     storage,
     strategies,
@@ -44,10 +41,10 @@ from xaurora import validation as validation_
 from xaurora.batch import STEP
 from xaurora.conventions import Fields
 from xaurora.errors import OptionError, SplitError
+from xaurora.planning import Plan
 from xaurora.progress import say, watched
 from xaurora.tiny import build_tiny
 from xaurora.tuned import TunedAurora
-from xaurora.variables import Variable
 
 logger = logging.getLogger("xaurora")
 
@@ -71,179 +68,53 @@ def finetune(
     """Fine-tune an Aurora so that it also predicts ``target``. See :meth:`xaurora.accessor.AuroraAccessor.finetune`."""
     options = parallel.settle(options or config.TrainingOptions())
     how = config.strategy_of(strategy)
-    names = targets.names_of(target)
-    every = targets.ALL in names
-    names = [n for n in names if n != targets.ALL]
-    _check_all(every, names, how, options)
-    config.check_halo(halo)
-    _check_heads(head, names)
+    names = planning.check_arguments(target, how, head, halo, options)
     if options.resume and out is None:
         raise OptionError(
             "resume=True goes on with a run, and out= does not say which.", fix="out='runs/tp', resume=True"
         )
-    folder = _out_folder(out, re.sub(r"[^\w-]", "_", "-".join(names) or targets.ALL))
+    folder = _out_folder(out, re.sub(r"[^\w-]", "_", "-".join(names)))
     run = checkpoints.check(folder, resume=options.resume)
     fabric = parallel.launch(options)
     folder = Path(fabric.broadcast(str(folder)))  # its name may hold the time of day
     if fabric.global_rank:
         options = replace(options, progress=False)
-
-    found = targets.recognise(ds, () if truth is not None else names)
-    found.raise_first()
-    fields = conventions.standardise(ds, found)
-    learnt = targets.resolve(fields, names, truth)
-    targets.check_kinds(learnt)
-    targets.refuse_doubled(learnt)
-    chosen_heads = {t.name: _head_options(head, name, t.variable) for name, t in zip(names, learnt, strict=True)}
-    if isinstance(model, str | Path) and model not in requirements.MODELS and str(model) and Path(model).is_dir():
-        model, weights = tuned.load(model, weights=weights), None
-    name, base, adapter = _resolve_model(model, how)
-    merged = _has_adapter(model) and adapter is None
-    if base is not None and weights is not None:
-        raise OptionError(
-            "weights= belongs to a named model, and one with weights was given.",
-            fix="model='small', weights='file.ckpt'",
-        )
-    needs = requirements.needs_of(name, fields, [t.name for t in learnt]) if base is None else _needs_of(model, base)
-    targets.refuse_own([t.name for t in learnt if t.name in needs.surface])
-    cut, crop = requirements.fit(fields, needs)
-    checking.refuse_implausible(fields)
-    if truth is not None:
-        for t in learnt:
-            checking.refuse_implausible_target(t)
-    if crop.left_out:
-        logger.info("Left out, because patches of %d do not reach there: %s.", needs.patch_size, crop.left_out)
-    learnt = [replace(t, values=t.values.isel(latitude=crop.rows, longitude=crop.columns)) for t in learnt]
-    grid = cut.layout.grid
-    trim = grids.trim(grid, halo)
-
-    whole = functools.reduce(np.intersect1d, [t.times for t in learnt]) if learnt else cut.times
-    fed = as_input or (isinstance(model, TunedAurora) and bool(model.model.inputs))
-    if fed:
-        targets.refuse_as_input([t.name for t in learnt])
-    chosen = samples.index(cut.times, whole, also_input=fed, steps=options.rollout_steps)
-    if fed:
-        chosen = samples.without_holes(chosen, [t.values for t in learnt])
-    logger.info("%s", chosen)
-    parts = samples.split(chosen, train, validation, steps=options.rollout_steps, also_input=fed)
-    # Once, for all processes.
-    looked = _look(learnt, parts, grid, trim, options) if fabric.global_rank == 0 else None
-    chosen_train, chosen_validation, seen = fabric.broadcast(looked)
-    for t in learnt:
-        if seen[t.name].clipped:
-            logger.info(
-                "%d negative amounts of %s were set to zero, %.3g mm in all.",
-                seen[t.name].clipped,
-                t.item.source,
-                seen[t.name].clipped_amount * 1e3,
-            )
-
-    forms = {t.name: _input_form(t, seen[t.name]) for t in learnt} if as_input else {}
-    if isinstance(model, TunedAurora) and model.model.inputs:
-        # What the encoder has learnt to read keeps the form it was learnt in.
-        forms = {**forms, **model.model.inputs} if as_input else model.model.inputs
-        if missing := [n for n in forms if n not in {t.name for t in learnt}]:
-            raise OptionError(
-                f"the model was tuned with {missing} among its inputs, and goes on with them alone.",
-                fix=f"target={list(forms)!r}, as_input=True",
-            )
-    if forms:
-        cut = targets.with_inputs(cut, learnt, forms)
-    scratch = name == "tiny" and base is None
-    _refuse_missing(cut, np.union1d(chosen_train, chosen_validation), after=not forms)
-    if base is None:
-        base = _make_base(name, weights, needs, cut, chosen_train, options, fabric, without=tuple(forms))
-    original_hash = models.state_hash(base)
-    if isinstance(model, TunedAurora) and not _holds_its_base(model):
-        original_hash = str(model.config["base"]["hash"])  # of the published base, without the embeddings of inputs
-    levels, width = models.latent_size(base)
-    heads_ = {
-        t.name: _make_head(
-            model, t.name, chosen_heads[t.name], levels, width, needs.patch_size, seen[t.name], options.seed
-        )
-        for t in learnt
-    }
-    if adapter is None and how.name in ("lora", "peft"):
-        adapter = adapters.install(base, how, options.seed)
-    module = models.AuroraWithHead(base, heads.HeadSet(heads_), forms, adapter)
-    moves_base = how.name != "frozen"
-    scores_base = moves_base and options.base_loss > 0
-    groups = strategies.apply(
-        module,
-        how,
-        trains_base_outputs=scores_base,
-        learning_rate=options.learning_rate,
-        head_learning_rate=options.head_learning_rate,
-        rollout_steps=options.rollout_steps,
-        push_forward=options.push_forward,
-        replay=options.replay is not None,
-        scratch=scratch,
-    )
-    moves_weights = how.name in ("decoder", "full")
-
-    meta: dict[str, Any] = {
-        "targets": {t.name: _describe(t, heads_[t.name], seen[t.name], truth is not None) for t in learnt},
-        "inputs": {n: asdict(form) for n, form in forms.items()},
-        "all": every,
-        "strategy": how.name,
-        "strategy_options": asdict(how),
-        "base": tuned.describe_base(
-            base,
-            name,
-            saved=moves_weights or name == "tiny" or _holds_its_base(model) or merged,
-            original_hash=original_hash,
-        ),
-        "halo": halo,
-        "training": {
-            "samples": len(chosen_train),
-            "validation_samples": len(chosen_validation),
-            "validated_on_training_samples": parts.same,
-            "start": str((chosen_train[0] - STEP).astype("datetime64[m]")),
-            "end": str((chosen_train[-1] + STEP).astype("datetime64[m]")),
-            "region": _describe_region(grid),
-            "grid_spacing": list(grid.spacing),
-            "batch_size": options.batch_size,
-            "steps": options.total_steps(len(chosen_train)),
-            "seed": options.seed,
-            "options": {k: v for k, v in asdict(replace(options, logger=None)).items() if k != "logger"},
-            "skipped": chosen.skipped,
-        },
-        "parameters": [asdict(part) for part in strategies.table(module)],
-        "versions": tuned.versions(),
-        "made": tuned.now(),
-    }
-    if not grid.is_global and not moves_base and name != "tiny":
-        logger.warning(
-            "The data are regional and the backbone stays frozen: a pretrained Aurora was made for the globe, and sees here what it never saw. "
-            "Better give it the globe, or strategy='full'; docs/regions.md says more."
-        )
-    if note := _seen_before(name, model, chosen_validation):
-        logger.warning("%s", note)
-        meta["training"]["note"] = note
-    same = " (the same ones)" if parts.same else ""
-    if chosen.skipped:
-        say(str(chosen), shown=options.progress)
-    say(
-        f"{len(chosen_train)} training samples, {len(chosen_validation)} to validate{same}; to {folder}",
-        shown=options.progress,
-    )
-    say(strategies.render(strategies.table(module)), shown=options.progress)
-    result = TunedAurora(module, needs, meta)
-    settings = checkpoints.settings_of(
-        asdict(replace(options, logger=None)),
-        target=[*([targets.ALL] if every else []), *(t.name for t in learnt)],
-        model=name,
-        base=original_hash,
-        strategy=asdict(how),
-        head={n: asdict(h.options) for n, h in heads_.items()},
-        inputs=sorted(forms),
+    plan = planning.plan(
+        ds,
+        target,
+        truth=truth,
+        model=model,
+        weights=weights,
+        how=how,
+        head=head,
+        as_input=as_input,
+        train=train,
+        validation=validation,
         halo=halo,
-        region=meta["training"]["region"],
-        train=samples.describe(chosen_train),
-        validation=samples.describe(chosen_validation),
+        options=options,
     )
+    logger.info("%s", plan.chosen)
+    if plan.crop.left_out:
+        logger.info(
+            "Left out, because patches of %d do not reach there: %s.", plan.needs.patch_size, plan.crop.left_out
+        )
+    # Once, for all processes.
+    looked = fabric.broadcast(_look(plan) if fabric.global_rank == 0 else None)
+    made = _build(plan, looked, fabric)
+    meta = _describe_run(plan, looked, made, truth is not None)
+    _warn(plan, looked, meta)
+    settings = _settings(plan, looked, made, meta)
     if run is not None:
         checkpoints.compare(folder, run["settings"], settings)
+    if plan.chosen.skipped:
+        say(str(plan.chosen), shown=options.progress)
+    same = " (the same ones)" if plan.parts.same else ""
+    say(
+        f"{len(looked.train)} training samples, {len(looked.validation)} to validate{same}; to {folder}",
+        shown=options.progress,
+    )
+    say(strategies.render(strategies.table(made.module)), shown=options.progress)
+    result = TunedAurora(made.module, plan.needs, meta)
     if run is not None and run.get("finished"):
         say(f"The run in {folder} has finished; nothing is left to do.", shown=options.progress)
         result = _finished(result, folder)
@@ -251,15 +122,18 @@ def finetune(
         if fabric.global_rank == 0:
             _begin(folder, run)
         fabric.barrier()
-        task = validation_.Task(
-            {t.name: ("_mm", 1e3) if t.is_rain else ("", 1.0) for t in learnt},
-            scores_base,
-            every,
-            options.rollout_steps,
-        )
-        loader = loading.Loader(cut, {t.name: t.values for t in learnt}, with_state=scores_base)
+        units = {t.name: ("_mm", 1e3) if t.is_rain else ("", 1.0) for t in plan.learnt}
         work = training.Work(
-            result, loader, groups, chosen_train, chosen_validation, grid, trim, task, moves_base, settings
+            result=result,
+            loader=loading.Loader(made.cut, {t.name: t.values for t in plan.learnt}, with_state=plan.scores_base),
+            groups=made.groups,
+            train=looked.train,
+            validation=looked.validation,
+            grid=plan.grid,
+            trim=plan.trim,
+            task=validation_.Task(units, plan.scores_base, plan.every, options.rollout_steps),
+            moves_base=plan.moves_base,
+            settings=settings,
         )
         training.fit(fabric, work, options, folder, run)
         if fabric.global_rank == 0:
@@ -268,33 +142,143 @@ def finetune(
     return result
 
 
-def _look(
-    learnt: list[targets.Target],
-    parts: samples.Split,
-    grid: grids.Grid,
-    trim: tuple[slice, slice],
-    options: config.TrainingOptions,
-) -> tuple[np.ndarray, np.ndarray, dict[str, normalisation.Distribution]]:
-    """Init times with truth, and the climatology of the targets in training. Reads the targets once."""
-    if not learnt:
-        return parts.train, parts.validation, {}
-    train, seen = _drop_without_truth(learnt, parts.train, grid, trim, options)
-    validation, _ = _drop_without_truth(learnt, parts.validation, grid, trim, replace(options, progress=False))
-    return train, validation, seen
+@dataclass(frozen=True)
+class _Looked:
+    """Init times with truth, and the climatology of the targets in training."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    seen: dict[str, normalisation.Distribution]
 
 
-def _check_all(every: bool, names: list[str], how: config.StrategyOptions, options: config.TrainingOptions) -> None:
-    if not every:
-        return
-    if how.name == "frozen":
-        raise OptionError(
-            "target='all' trains Aurora's own variables, and strategy='frozen' leaves all that makes them as it is.",
-            fix="strategy='full' or 'lora'" + (f", or target={names!r}" if names else ", or target='tp'"),
+@dataclass(frozen=True)
+class _Made:
+    """The model, and what trains of it."""
+
+    module: models.AuroraWithHead
+    cut: Fields
+    forms: dict[str, targets.InputForm]
+    original_hash: str
+    groups: list[dict[str, Any]]
+
+
+def _build(plan: Plan, looked: _Looked, fabric: Any) -> _Made:
+    """The model with its heads and its adapter, frozen where the strategy says so."""
+    model, options, how = plan.model, plan.options, plan.how
+    forms = {t.name: _input_form(t, looked.seen[t.name]) for t in plan.learnt} if plan.as_input else {}
+    if isinstance(model, TunedAurora) and model.model.inputs:
+        # What the encoder has learnt to read keeps the form it was learnt in.
+        forms = {**forms, **model.model.inputs} if plan.as_input else dict(model.model.inputs)
+        if missing := [n for n in forms if n not in {t.name for t in plan.learnt}]:
+            raise OptionError(
+                f"the model was tuned with {missing} among its inputs, and goes on with them alone.",
+                fix=f"target={list(forms)!r}, as_input=True",
+            )
+    cut = targets.with_inputs(plan.cut, plan.learnt, forms) if forms else plan.cut
+    _refuse_missing(cut, np.union1d(looked.train, looked.validation), options.rollout_steps, after=not forms)
+    base = plan.base
+    if base is None:
+        base = _make_base(plan, cut, looked.train, fabric, without=tuple(forms))
+    original_hash = models.state_hash(base)
+    if isinstance(model, TunedAurora) and not planning.holds_its_base(model):
+        original_hash = str(model.config["base"]["hash"])  # of the published base, without the embeddings of inputs
+    levels, width = models.latent_size(base)
+    patch, seed = plan.needs.patch_size, options.seed
+    heads_ = {
+        t.name: _make_head(model, t.name, plan.heads[t.name], levels, width, patch, looked.seen[t.name], seed)
+        for t in plan.learnt
+    }
+    adapter = plan.adapter
+    if adapter is None and how.name in ("lora", "peft"):
+        adapter = adapters.install(base, how, seed)
+    module = models.AuroraWithHead(base, heads.HeadSet(heads_), forms, adapter)
+    return _Made(module, cut, forms, original_hash, plan.groups(module))
+
+
+def _describe_run(plan: Plan, looked: _Looked, made: _Made, from_truth: bool) -> dict[str, Any]:
+    """What the artefact says of itself."""
+    options, module = plan.options, made.module
+    heads_: Any = module.head
+    saved = plan.how.name in ("decoder", "full") or plan.name == "tiny" or plan.merged
+    return {
+        "targets": {t.name: _describe(t, heads_[t.name], looked.seen[t.name], from_truth) for t in plan.learnt},
+        "inputs": {n: asdict(form) for n, form in made.forms.items()},
+        "all": plan.every,
+        "strategy": plan.how.name,
+        "strategy_options": asdict(plan.how),
+        "base": tuned.describe_base(
+            module.base,
+            plan.name,
+            saved=saved or planning.holds_its_base(plan.model),
+            original_hash=made.original_hash,
+        ),
+        "halo": plan.halo,
+        "training": {
+            "samples": len(looked.train),
+            "validation_samples": len(looked.validation),
+            "validated_on_training_samples": plan.parts.same,
+            "start": str((looked.train[0] - STEP).astype("datetime64[m]")),
+            "end": str((looked.train[-1] + STEP * options.rollout_steps).astype("datetime64[m]")),
+            "region": planning.describe_region(plan.grid),
+            "grid_spacing": list(plan.grid.spacing),
+            "batch_size": options.batch_size,
+            "steps": options.total_steps(len(looked.train)),
+            "seed": options.seed,
+            "options": {k: v for k, v in asdict(replace(options, logger=None)).items() if k != "logger"},
+            "skipped": plan.chosen.skipped,
+        },
+        "parameters": [asdict(part) for part in strategies.table(module)],
+        "versions": tuned.versions(),
+        "made": tuned.now(),
+    }
+
+
+def _settings(plan: Plan, looked: _Looked, made: _Made, meta: dict[str, Any]) -> dict[str, Any]:
+    """What a resumed run must have in common with the one that stopped."""
+    heads_: Any = made.module.head
+    return checkpoints.settings_of(
+        asdict(replace(plan.options, logger=None)),
+        target=[*([targets.ALL] if plan.every else []), *(t.name for t in plan.learnt)],
+        model=plan.name,
+        base=made.original_hash,
+        strategy=asdict(plan.how),
+        head={n: asdict(h.options) for n, h in heads_.items()},
+        inputs=sorted(made.forms),
+        halo=plan.halo,
+        region=meta["training"]["region"],
+        train=samples.describe(looked.train),
+        validation=samples.describe(looked.validation),
+    )
+
+
+def _warn(plan: Plan, looked: _Looked, meta: dict[str, Any]) -> None:
+    """Say what may make the result worse than it looks."""
+    if not plan.grid.is_global and not plan.moves_base and plan.name != "tiny":
+        logger.warning(
+            "The data are regional and the backbone stays frozen: a pretrained Aurora was made for the globe, and sees here what it never saw. "
+            "Better give it the globe, or strategy='full'; docs/regions.md says more."
         )
-    if not options.base_loss:
-        raise OptionError(
-            "target='all' trains Aurora's own variables, and base_loss=0 turns their loss off.", fix="base_loss=1.0"
-        )
+    if note := _seen_before(plan.name, looked.validation):
+        logger.warning("%s", note)
+        meta["training"]["note"] = note
+    for t in plan.learnt:
+        seen = looked.seen[t.name]
+        if seen.clipped:
+            logger.info(
+                "%d negative amounts of %s were set to zero, %.3g mm in all.",
+                seen.clipped,
+                t.item.source,
+                seen.clipped_amount * 1e3,
+            )
+
+
+def _look(plan: Plan) -> _Looked:
+    """Read the targets once: which init times have truth, and what they are like in training."""
+    if not plan.learnt:
+        return _Looked(plan.parts.train, plan.parts.validation, {})
+    train, seen = _drop_without_truth(plan, plan.parts.train, progress=plan.options.progress)
+    validation, _ = _drop_without_truth(plan, plan.parts.validation, progress=False)
+    return _Looked(train, validation, seen)
 
 
 def _begin(folder: Path, run: dict[str, Any] | None) -> None:
@@ -331,7 +315,7 @@ PRETRAINED_UNTIL = np.datetime64("2021-01-01")
 """Aurora was pretrained on ERA5 of 1979 to 2020 (Bodnar et al. 2025, doi:10.1038/s41586-025-09005-y, supplement C)."""
 
 
-def _seen_before(name: str, model: Any, validation: np.ndarray) -> str:
+def _seen_before(name: str, validation: np.ndarray) -> str:
     """A note where a pretrained base has seen the years that validate."""
     if name not in ("small", "base", "finetuned") or not (validation < PRETRAINED_UNTIL).any():
         return ""
@@ -360,36 +344,6 @@ def _out_folder(out: str | Path | None, target: str) -> Path:
         return folder
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{target}-{stamp}"
-
-
-def _check_heads(head: Any, names: list[str]) -> None:
-    if isinstance(head, dict) and (unknown := [n for n in head if n not in names]):
-        raise OptionError(
-            f"head= names {unknown}, which are not among the targets {names}.", fix=f"head={{{names[0]!r}: 'auto'}}"
-        )
-    for one in head.values() if isinstance(head, dict) else [head]:
-        heads.options_for(one, "normal")
-
-
-def _head_options(head: Any, name: str, variable: Variable) -> heads.HeadOptions:
-    """The head of one target; ``"auto"`` goes by the variable's kind."""
-    one = head.get(name, "auto") if isinstance(head, dict) else head
-    kind = heads.AUTO_RAIN if variable.accumulated else "bounded_normal" if variable.bounds else "normal"
-    options = heads.options_for(one, kind)
-    if (options.family in heads.RAIN) != variable.accumulated:
-        raise OptionError(
-            f"the head {options.family!r} is for {'amounts of precipitation' if options.family in heads.RAIN else 'variables that are no amounts'}, "
-            f"and {name!r} is {variable.long_name.lower()}.",
-            fix=f"head={{{name!r}: {kind!r}}}",
-        )
-    if options.family == "bounded_normal" and options.bounds is None:
-        if variable.bounds is None:
-            raise OptionError(
-                f"the range of {name!r} is not known.",
-                fix="head=HeadOptions(family='bounded_normal', bounds=(lower, upper))",
-            )
-        return replace(options, bounds=variable.bounds)
-    return options
 
 
 def _input_form(target: targets.Target, seen: normalisation.Distribution) -> targets.InputForm:
@@ -423,41 +377,12 @@ def _describe(target: targets.Target, head: Any, seen: normalisation.Distributio
     }
 
 
-def _resolve_model(model: Any, how: config.StrategyOptions) -> tuple[str, Aurora | None, adapters.Adapter | None]:
-    """A name, a copy of the base where an object was given (what the caller holds is not trained under their hands), and its adapter."""
-    if isinstance(model, TunedAurora):
-        copied = copy.deepcopy(model.model)
-        adapter = copied.adapter
-        if adapter is not None and how != adapter.options and how.name != "frozen":
-            adapters.merge(copied.base, adapter)  # another strategy goes on from what it made of the weights
-            adapter = None
-        return str(model.config["base"]["name"]), copied.base, adapter
-    if isinstance(model, Aurora):
-        return "given", copy.deepcopy(model), None
-    if isinstance(model, str) and model in requirements.MODELS:
-        return model, None, None
-    raise requirements.unknown_model(model)
-
-
-def _has_adapter(model: Any) -> bool:
-    return isinstance(model, TunedAurora) and model.model.adapter is not None
-
-
-def _holds_its_base(model: Any) -> bool:
-    """Whether the base is that of an earlier tuning, which stands in no published checkpoint."""
-    return isinstance(model, TunedAurora) and bool(model.config["base"]["saved"])
-
-
-def _needs_of(model: Any, base: Aurora) -> requirements.Needs:
-    return model.needs if isinstance(model, TunedAurora) else models.needs_of_instance(base)
-
-
 _SCANNED = 4 * 1024**3  # bytes of frames
 
 
-def _refuse_missing(cut: Fields, init_times: np.ndarray, *, after: bool = True) -> None:
+def _refuse_missing(cut: Fields, init_times: np.ndarray, steps: int, *, after: bool = True) -> None:
     """Find NaN before anything is written: in all frames up to 4 GiB, else in as many of them evenly spaced."""
-    parts = [init_times - STEP, init_times] + ([init_times + STEP] if after else [])
+    parts = [init_times - STEP, init_times] + ([init_times + STEP * k for k in range(1, steps + 1)] if after else [])
     frames = np.unique(np.concatenate(parts))
     rows, columns = cut.layout.grid.shape
     size = 4 * rows * columns * (len(cut.surface) + len(cut.atmos) * len(cut.levels))
@@ -467,29 +392,17 @@ def _refuse_missing(cut: Fields, init_times: np.ndarray, *, after: bool = True) 
     batches.statics(cut)
 
 
-def _make_base(
-    name: str,
-    weights: Any,
-    needs: requirements.Needs,
-    cut: Fields,
-    train: np.ndarray,
-    options: config.TrainingOptions,
-    fabric: Any,
-    without: tuple[str, ...] = (),
-) -> Aurora:
-    if name != "tiny":
-        return models.load_pretrained(name, weights)
-    if weights is not None:
-        raise OptionError(
-            "weights= belongs to a pretrained model, and 'tiny' is made here.", fix="model='small', weights='file.ckpt'"
-        )
+def _make_base(plan: Plan, cut: Fields, train: np.ndarray, fabric: Any, without: tuple[str, ...] = ()) -> Aurora:
+    options = plan.options
+    if plan.name != "tiny":
+        return models.load_pretrained(plan.name, plan.weights)
     statistics = None
     if fabric.global_rank == 0:  # once, for all processes
         frames = np.unique(np.concatenate([train + STEP * k for k in range(-1, options.rollout_steps + 1)]))
         plain = replace(cut, surface=cut.surface.drop_vars(list(without)))
         statistics = normalisation.statistics_of(plain, list(frames), progress=options.progress)
     surface, atmos = fabric.broadcast(statistics)
-    return build_tiny(needs, surface, atmos, options.seed)
+    return build_tiny(plan.needs, surface, atmos, options.seed)
 
 
 def _make_head(
@@ -518,21 +431,18 @@ def _make_head(
 
 
 def _drop_without_truth(
-    learnt: list[targets.Target],
-    init_times: np.ndarray,
-    grid: grids.Grid,
-    trim: tuple[slice, slice],
-    options: config.TrainingOptions,
+    plan: Plan, init_times: np.ndarray, *, progress: bool
 ) -> tuple[np.ndarray, dict[str, normalisation.Distribution]]:
     """Init times whose targets have values inside the halo, and the climatology of those targets by area. Reads them once."""
+    learnt, grid, trim, steps = plan.learnt, plan.grid, plan.trim, plan.options.rollout_steps
     seen = {t.name: normalisation.Distribution(amounts=t.is_rain) for t in learnt}
     position = {t.name: samples.positions(t.values) for t in learnt}
     area = np.broadcast_to(grids.latitude_weights(grid.latitude)[:, None], grid.shape)[trim]
     whole: dict[int, bool] = {}  # by valid time: windows of a rollout overlap, and each time counts once
     kept = []
-    for time in watched(init_times, "target", shown=options.progress):
+    for time in watched(init_times, "target", shown=progress):
         fine = True
-        for valid in (time + STEP * k for k in range(1, options.rollout_steps + 1)):
+        for valid in (time + STEP * k for k in range(1, steps + 1)):
             key = int(valid.astype("datetime64[ns]").astype(np.int64))
             if key not in whole:
                 found = {t.name: t.values.isel(time=position[t.name][key]).values[trim] for t in learnt}
@@ -561,9 +471,3 @@ def _drop_without_truth(
                 fix="take another target, a longer period or a larger region",
             )
     return np.array(kept, dtype="datetime64[ns]"), seen
-
-
-def _describe_region(grid: grids.Grid) -> str:
-    if grid.is_global:
-        return f"global, {grid.shape[0]} × {grid.shape[1]}"
-    return f"{grid.latitude[-1]:g} to {grid.latitude[0]:g}°N, {grid.longitude[0]:g} to {grid.longitude[-1]:g}°E, {grid.shape[0]} × {grid.shape[1]}"

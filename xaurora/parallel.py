@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
@@ -77,7 +78,12 @@ def launch(options: TrainingOptions) -> Any:
         )
     elif options.world_size > 1:
         # A head's buffers never change in training; sent anew in each step of a rollout they would spoil the steps before.
-        strategy = DDPStrategy(broadcast_buffers=False)
+        known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+        name = (
+            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        )  # renamed in Torch 2.14
+        unsynced: dict[str, Any] = {name: False}
+        strategy = DDPStrategy(**unsynced)
     loggers = options.logger if isinstance(options.logger, list | tuple) else [options.logger] if options.logger else []
     # Aurora's encodings need float64, which MPS lacks.
     fabric = Fabric(

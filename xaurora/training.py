@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,9 @@ def fit(fabric: Any, work: Work, options: config.TrainingOptions, folder: Path, 
         # The artefact is saved from a whole copy, into which the shards are put together.
         work.result.model = copy.deepcopy(module)
     with torch.random.fork_rng(devices=devices), contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        # A step returns views; nothing here changes them in place.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         torch.manual_seed(options.seed + 1000 * fabric.global_rank)
         stack.enter_context(models.placed(module, work.grid))
         training = _Training(fabric, work, module, options, folder, stack)
@@ -254,13 +258,11 @@ class _Training:
         batch = rollout.prepare(self.module, sample.batch)
         total: Any = 0.0
         with contextlib.ExitStack() as held:
-            if not final and not push:
-                held.enter_context(self.fabric.no_backward_sync(self.runner, enabled=self.world > 1))
+            if not push:
+                held.enter_context(self._unsynced(not final))
             stepping = rollout.steps(self.module, batch, count, run=self.runner, push_forward=push)
             for k in range(count):
-                with self.fabric.no_backward_sync(
-                    self.runner, enabled=self.world > 1 and push and not (final and k + 1 == count)
-                ):
+                with self._unsynced(push and not (final and k + 1 == count)):
                     step = next(stepping)
                     loss, parts = losses.of_step(
                         self.module, step, sample.truths[k], self.area, self.work.trim, self.base_loss
@@ -273,6 +275,13 @@ class _Training:
                     del step
             if not push:
                 self._backward(total * (weight / count))
+
+    def _unsynced(self, wanted: bool) -> Any:
+        """Leave gradients where they are until the last batch of a step. Never entered for nothing: Fabric's context for FSDP turns
+        synchronising off when it is left (``lightning_fabric/strategies/model_parallel.py``)."""
+        if wanted and self.world > 1:
+            return self.fabric.no_backward_sync(self.runner)
+        return contextlib.nullcontext()
 
     def _backward(self, loss: torch.Tensor) -> None:
         # Gradients are averaged over processes, whose weights add up to one.
@@ -288,7 +297,7 @@ class _Training:
             entry = self.replay.entries[place]
             times.append(entry.time)
             batch = rollout.prepare(self.module, self.replay.batch(entry, self.work.loader))
-            with self.fabric.no_backward_sync(self.runner, enabled=self.world > 1 and i + 1 < count):
+            with self._unsynced(i + 1 < count):
                 step = self.runner(batch)
                 truth = self.work.loader.truth([entry.next_time])
                 loss, parts = losses.of_step(self.module, step, truth, self.area, self.work.trim, self.base_loss)

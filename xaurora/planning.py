@@ -1,0 +1,290 @@
+"""From a Dataset and arguments to what will be trained on what, before anything is spent: ``finetune`` and ``estimate`` share it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from aurora import Aurora
+
+from xaurora import adapters, checking, config, conventions, heads, requirements, samples, strategies, targets, tuned
+from xaurora import grid as grids
+from xaurora import model as models
+from xaurora.config import StrategyOptions, TrainingOptions
+from xaurora.conventions import Fields
+from xaurora.errors import OptionError
+from xaurora.requirements import Needs
+from xaurora.tuned import TunedAurora
+from xaurora.variables import Variable
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be trained on what.
+
+    Parameters
+    ----------
+    options, how : TrainingOptions, StrategyOptions
+    every : bool
+        Whether Aurora's own variables are a target.
+    learnt : list of Target
+        The other targets, on the model's part of the grid.
+    heads : dict of HeadOptions
+        By target.
+    as_input, fed : bool
+        Whether the targets are to become inputs, and whether any are.
+    name : str
+        Of the base.
+    model : object
+        As it was given, or loaded.
+    base : Aurora, optional
+        A copy of the base where a model was given.
+    weights : path, optional
+    adapter : Adapter, optional
+        That the base has, and that goes on training.
+    merged : bool
+        Whether an adapter that the base had was added to its weights.
+    needs : Needs
+    cut : Fields
+        What the model takes of the data.
+    crop : Crop
+    grid : Grid
+    trim : tuple of slice
+        Rows and columns inside the halo.
+    halo : int
+    chosen : Index
+        Init times that make a sample.
+    parts : Split
+    """
+
+    options: TrainingOptions
+    how: StrategyOptions
+    every: bool
+    learnt: list[targets.Target]
+    heads: dict[str, heads.HeadOptions]
+    as_input: bool
+    fed: bool
+    name: str
+    model: Any
+    base: Aurora | None
+    weights: str | Path | None
+    adapter: adapters.Adapter | None
+    merged: bool
+    needs: Needs
+    cut: Fields
+    crop: grids.Crop
+    grid: grids.Grid
+    trim: tuple[slice, slice]
+    halo: int
+    chosen: samples.Index
+    parts: samples.Split
+
+    @property
+    def moves_base(self) -> bool:
+        """Whether the strategy trains anything of the base."""
+        return self.how.name != "frozen"
+
+    @property
+    def scores_base(self) -> bool:
+        """Whether Aurora's own variables are scored."""
+        return self.moves_base and self.options.base_loss > 0
+
+    @property
+    def scratch(self) -> bool:
+        """Whether the base is made here, of random weights."""
+        return self.name == "tiny" and self.base is None
+
+    def groups(self, module: models.AuroraWithHead) -> list[dict[str, Any]]:
+        """Freeze what does not train; the rest by learning rate."""
+        options = self.options
+        return strategies.apply(
+            module,
+            self.how,
+            trains_base_outputs=self.scores_base,
+            learning_rate=options.learning_rate,
+            head_learning_rate=options.head_learning_rate,
+            rollout_steps=options.rollout_steps,
+            push_forward=options.push_forward,
+            replay=options.replay is not None,
+            scratch=self.scratch,
+        )
+
+
+def check_arguments(target: Any, how: StrategyOptions, head: Any, halo: Any, options: TrainingOptions) -> list[str]:
+    """Raise for arguments that cannot be, before any data are looked at; returns the targets' names, ``all`` among them."""
+    names = targets.names_of(target)
+    _check_all(targets.ALL in names, [n for n in names if n != targets.ALL], how, options)
+    config.check_halo(halo)
+    _check_heads(head, [n for n in names if n != targets.ALL])
+    return names
+
+
+def plan(
+    ds: xr.Dataset,
+    target: str | Sequence[str],
+    *,
+    truth: xr.Dataset | None,
+    model: Any,
+    weights: str | Path | None,
+    how: StrategyOptions,
+    head: Any,
+    as_input: bool,
+    train: Any,
+    validation: Any,
+    halo: int,
+    options: TrainingOptions,
+) -> Plan:
+    """Resolve everything. Reads a few frames of a target that has to be looked at, and no others.
+
+    Raises
+    ------
+    XauroraError
+        What ``check()`` would list; an unknown model, target or head; too few samples for a split.
+    """
+    names = check_arguments(target, how, head, halo, options)
+    every = targets.ALL in names
+    names = [n for n in names if n != targets.ALL]
+    found = targets.recognise(ds, () if truth is not None else names)
+    found.raise_first()
+    fields = conventions.standardise(ds, found)
+    learnt = targets.resolve(fields, names, truth)
+    targets.check_kinds(learnt)
+    targets.refuse_doubled(learnt)
+    chosen_heads = {t.name: _head_options(head, name, t.variable) for name, t in zip(names, learnt, strict=True)}
+    if isinstance(model, str | Path) and model not in requirements.MODELS and str(model) and Path(model).is_dir():
+        model, weights = tuned.load(model, weights=weights), None
+    name, base, adapter = _resolve_model(model, how)
+    if base is not None and weights is not None:
+        raise OptionError(
+            "weights= belongs to a named model, and one with weights was given.",
+            fix="model='small', weights='file.ckpt'",
+        )
+    if name == "tiny" and weights is not None:
+        raise OptionError(
+            "weights= belongs to a pretrained model, and 'tiny' is made here.", fix="model='small', weights='file.ckpt'"
+        )
+    needs = requirements.needs_of(name, fields, [t.name for t in learnt]) if base is None else _needs_of(model, base)
+    targets.refuse_own([t.name for t in learnt if t.name in needs.surface])
+    cut, crop = requirements.fit(fields, needs)
+    checking.refuse_implausible(fields)
+    if truth is not None:
+        for t in learnt:
+            checking.refuse_implausible_target(t)
+    learnt = [replace(t, values=t.values.isel(latitude=crop.rows, longitude=crop.columns)) for t in learnt]
+    grid = cut.layout.grid
+    fed = as_input or (isinstance(model, TunedAurora) and bool(model.model.inputs))
+    if fed:
+        targets.refuse_as_input([t.name for t in learnt])
+    whole = functools.reduce(np.intersect1d, [t.times for t in learnt]) if learnt else cut.times
+    chosen = samples.index(cut.times, whole, also_input=fed, steps=options.rollout_steps)
+    if fed:
+        chosen = samples.without_holes(chosen, [t.values for t in learnt])
+    return Plan(
+        options=options,
+        how=how,
+        every=every,
+        learnt=learnt,
+        heads=chosen_heads,
+        as_input=as_input,
+        fed=fed,
+        name=name,
+        model=model,
+        base=base,
+        weights=weights,
+        adapter=adapter,
+        merged=_has_adapter(model) and adapter is None,
+        needs=needs,
+        cut=cut,
+        crop=crop,
+        grid=grid,
+        trim=grids.trim(grid, halo),
+        halo=halo,
+        chosen=chosen,
+        parts=samples.split(chosen, train, validation, steps=options.rollout_steps, also_input=fed),
+    )
+
+
+def _check_all(every: bool, names: list[str], how: config.StrategyOptions, options: config.TrainingOptions) -> None:
+    if not every:
+        return
+    if how.name == "frozen":
+        raise OptionError(
+            "target='all' trains Aurora's own variables, and strategy='frozen' leaves all that makes them as it is.",
+            fix="strategy='full' or 'lora'" + (f", or target={names!r}" if names else ", or target='tp'"),
+        )
+    if not options.base_loss:
+        raise OptionError(
+            "target='all' trains Aurora's own variables, and base_loss=0 turns their loss off.", fix="base_loss=1.0"
+        )
+
+
+def _check_heads(head: Any, names: list[str]) -> None:
+    if isinstance(head, dict) and (unknown := [n for n in head if n not in names]):
+        raise OptionError(
+            f"head= names {unknown}, which are not among the targets {names}.", fix=f"head={{{names[0]!r}: 'auto'}}"
+        )
+    for one in head.values() if isinstance(head, dict) else [head]:
+        heads.options_for(one, "normal")
+
+
+def _head_options(head: Any, name: str, variable: Variable) -> heads.HeadOptions:
+    """The head of one target; ``"auto"`` goes by the variable's kind."""
+    one = head.get(name, "auto") if isinstance(head, dict) else head
+    kind = heads.AUTO_RAIN if variable.accumulated else "bounded_normal" if variable.bounds else "normal"
+    options = heads.options_for(one, kind)
+    if (options.family in heads.RAIN) != variable.accumulated:
+        raise OptionError(
+            f"the head {options.family!r} is for {'amounts of precipitation' if options.family in heads.RAIN else 'variables that are no amounts'}, "
+            f"and {name!r} is {variable.long_name.lower()}.",
+            fix=f"head={{{name!r}: {kind!r}}}",
+        )
+    if options.family == "bounded_normal" and options.bounds is None:
+        if variable.bounds is None:
+            raise OptionError(
+                f"the range of {name!r} is not known.",
+                fix="head=HeadOptions(family='bounded_normal', bounds=(lower, upper))",
+            )
+        return replace(options, bounds=variable.bounds)
+    return options
+
+
+def _resolve_model(model: Any, how: config.StrategyOptions) -> tuple[str, Aurora | None, adapters.Adapter | None]:
+    """A name, a copy of the base where an object was given (what the caller holds is not trained under their hands), and its adapter."""
+    if isinstance(model, TunedAurora):
+        copied = copy.deepcopy(model.model)
+        adapter = copied.adapter
+        if adapter is not None and how != adapter.options and how.name != "frozen":
+            adapters.merge(copied.base, adapter)  # another strategy goes on from what it made of the weights
+            adapter = None
+        return str(model.config["base"]["name"]), copied.base, adapter
+    if isinstance(model, Aurora):
+        return "given", copy.deepcopy(model), None
+    if isinstance(model, str) and model in requirements.MODELS:
+        return model, None, None
+    raise requirements.unknown_model(model)
+
+
+def holds_its_base(model: Any) -> bool:
+    """Whether the base is that of an earlier tuning, which stands in no published checkpoint."""
+    return isinstance(model, TunedAurora) and bool(model.config["base"]["saved"])
+
+
+def _has_adapter(model: Any) -> bool:
+    return isinstance(model, TunedAurora) and model.model.adapter is not None
+
+
+def _needs_of(model: Any, base: Aurora) -> requirements.Needs:
+    return model.needs if isinstance(model, TunedAurora) else models.needs_of_instance(base)
+
+
+def describe_region(grid: grids.Grid) -> str:
+    """A grid in words."""
+    if grid.is_global:
+        return f"global, {grid.shape[0]} × {grid.shape[1]}"
+    return f"{grid.latitude[-1]:g} to {grid.latitude[0]:g}°N, {grid.longitude[0]:g} to {grid.longitude[-1]:g}°E, {grid.shape[0]} × {grid.shape[1]}"
