@@ -32,7 +32,7 @@ LAYERS = {
         "synthesis",
         "checking",
     ),
-    2: ("batch", "tiny", "adapters", "model", "heads", "strategies"),
+    2: ("batch", "memory", "tiny", "adapters", "model", "heads", "strategies"),
     3: (
         "samples",
         "loading",

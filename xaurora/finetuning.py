@@ -253,7 +253,7 @@ def _settings(plan: Plan, looked: _Looked, made: _Made, meta: dict[str, Any]) ->
 
 def _warn(plan: Plan, looked: _Looked, meta: dict[str, Any]) -> None:
     """Say what may make the result worse than it looks."""
-    if not plan.grid.is_global and not plan.moves_base and plan.name != "tiny":
+    if not plan.grid.is_global and not plan.moves_base and not plan.name.startswith("tiny"):
         logger.warning(
             "The data are regional and the backbone stays frozen: a pretrained Aurora was made for the globe, and sees here what it never saw. "
             "Better give it the globe, or strategy='full'; docs/regions.md says more."

@@ -22,9 +22,10 @@ from xaurora.batch import plain
 from xaurora.config import check_precision
 from xaurora.errors import CheckpointError, OptionError, WeightsUnavailableError
 from xaurora.grid import Grid
+from xaurora.memory import LiveBytes
 from xaurora.requirements import MODELS, Needs, unknown_model
 from xaurora.targets import InputForm
-from xaurora.tiny import TinyAurora
+from xaurora.tiny import TinyAurora, load_tiny_pretrained
 from xaurora.variables import TIMESTEP_HOURS
 
 _CLASSES: dict[str, type[Aurora]] = {"small": AuroraSmallPretrained, "base": AuroraPretrained, "finetuned": Aurora}
@@ -66,7 +67,7 @@ def load_pretrained(name: str, weights: str | Path | None = None) -> Aurora:
 
     Parameters
     ----------
-    name : {"small", "base", "finetuned"}
+    name : {"tiny-pretrained", "small", "base", "finetuned"}
     weights : path, optional
         A local checkpoint (``.ckpt``, ``.pt`` or ``.safetensors``); by default the published one is fetched from its hub.
 
@@ -79,13 +80,18 @@ def load_pretrained(name: str, weights: str | Path | None = None) -> Aurora:
     CheckpointError
         The file belongs to another model, or is no checkpoint.
     """
+    if name == "tiny-pretrained":
+        if weights is not None:
+            raise OptionError("'tiny-pretrained' comes with its weights.", fix="leave weights out, or model='small'")
+        return load_tiny_pretrained()
     if name not in _CLASSES:
         raise unknown_model(name)
     cls = _CLASSES[name]
     path = Path(weights) if weights is not None else _fetch(cls, name)
     state = read_state(path)
-    model = cls()
-    load_state(model, state, path)
+    with torch.device("meta"), LiveBytes():  # weights in memory once, and no time spent on random ones
+        model = cls()
+    load_state(model, state, path, assign=True)
     return model
 
 
@@ -143,8 +149,10 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def load_state(model: Aurora, state: dict[str, torch.Tensor], path: Path | str) -> None:
-    """Load weights loudly.
+def load_state(
+    model: Aurora, state: dict[str, torch.Tensor], path: Path | str, *, assign: bool = False
+) -> None:
+    """Load weights loudly; with ``assign`` the tensors themselves become the model's.
 
     Upstream's ``load_checkpoint_local(strict=False)`` swallows everything, even a file in which no key fits.
 
@@ -162,7 +170,9 @@ def load_state(model: Aurora, state: dict[str, torch.Tensor], path: Path | str) 
         pass  # a file of another model; the comparison below says what is wrong with it
     expected = model.state_dict()
     compare_keys(expected, state, f"checkpoint '{path}'", type(model).__name__)
-    model.load_state_dict(state)
+    model.load_state_dict(state, assign=assign)
+    if left := [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]:
+        raise CheckpointError(f"the checkpoint '{path}' leaves {left[:5]} without values.", fix="give a whole checkpoint")
 
 
 def compare_keys(

@@ -126,7 +126,7 @@ def predict(
         rows, columns = (np.arange(n)[part][inner] for n, part, inner in zip(fields.layout.grid.shape, (crop.rows, crop.columns), trim, strict=True))  # fmt: skip
         order = PastOrder(past, fields, request.targets, steps, members, rows, columns)
     checking.warn_implausible(fields)
-    if not cut.layout.grid.is_global and steps[-1] > 1 and wanted.model != "tiny":
+    if not cut.layout.grid.is_global and steps[-1] > 1 and not wanted.model.startswith("tiny"):
         logger.warning(
             "A region is rolled out over %d steps without knowing what lies outside: errors grow inwards from its edges (docs/regions.md).",
             steps[-1],

@@ -11,7 +11,7 @@ from xaurora import variables
 from xaurora.conventions import Fields
 from xaurora.errors import LevelError, MissingVariableError, OptionError
 
-MODELS = ("tiny", "small", "base", "finetuned")
+MODELS = ("tiny", "tiny-pretrained", "small", "base", "finetuned")
 """Names that ``model=`` takes, beside a :class:`~xaurora.tuned.TunedAurora`, its path, or an :class:`aurora.Aurora`."""
 
 FEWEST_LEVELS = 3
@@ -50,7 +50,9 @@ class Needs:
 
 
 TINY = Needs("tiny", fewest_levels=1, merges=1)
-_NAMED = {name: replace(TINY if name == "tiny" else Needs(name), model=name) for name in MODELS}
+TINY_PRETRAINED = Needs("tiny-pretrained", levels=(500.0, 700.0, 850.0), merges=1)
+_OWN = {"tiny": TINY, "tiny-pretrained": TINY_PRETRAINED}
+_NAMED = {name: _OWN.get(name) or Needs(name) for name in MODELS}
 _PRETRAINED_NOTES = {
     "small": "AuroraSmall is, by its authors' word, for debugging; model='base' is the one for results.",
     "finetuned": "The fine-tuned Aurora was tuned on IFS HRES analyses, not on ERA5; model='base' was pretrained on ERA5.",
@@ -163,6 +165,8 @@ def notes_for(fields: Fields, needs: Needs) -> list[str]:
     """What is legal but unwise with a pretrained model."""
     if needs.model not in _NAMED or needs.model == "tiny":
         return []
+    if needs.model == "tiny-pretrained":
+        return ["'tiny-pretrained' knows the fields of xaurora.synthetic, and no weather."]
     out = []
     if note := _PRETRAINED_NOTES.get(needs.model):
         out.append(note)

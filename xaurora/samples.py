@@ -158,7 +158,9 @@ def split(
             fix="open a longer, gap-free stretch of 6-hourly states with hourly tp",
         )
     # A total at the older frame sums up the six hours before it, but for the very first moment.
-    window = _Window((STEP * 2).astype("timedelta64[ns]") - np.timedelta64(1, "ns") if also_input else STEP, STEP * steps)
+    window = _Window(
+        (STEP * 2).astype("timedelta64[ns]") - np.timedelta64(1, "ns") if also_input else STEP, STEP * steps
+    )
     if train is None and validation is None:
         return _default_split(times, window)
     bounds = {

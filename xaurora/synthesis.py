@@ -22,7 +22,7 @@ from xaurora.errors import OptionError
 from xaurora.periods import cell_methods
 from xaurora.variables import TIMESTEP_HOURS
 
-MOTIONS = {"east": 2, "west": -2, "fast": 4, "still": 0}
+MOTIONS = {"east": 2, "west": -2, "fast": 4, "storm": 8, "still": 0}
 """Laws of motion that ``motion=`` takes: columns eastward a step."""
 MEMORY = 0.9  # AR(1) coefficient of A and B
 WEIGHT_A, WEIGHT_B = 1.2, 0.9  # W = 1.2 A + 0.9 B
@@ -231,8 +231,9 @@ def synthetic(
     rain : str
         The law: ``"hurdle"``, which no family of heads is like; ``"drizzle-free"``; or exactly one of the families given the state six
         hours before: ``"hurdle_lognormal"``, ``"hurdle_gamma"``, ``"censored_normal"`` (with drizzle down to zero), ``"csgd"``.
-    motion : {"east", "west", "fast", "still"}
-        The law of motion: fields drift two columns a step eastward or westward, four eastward, or not at all.
+    motion : {"east", "west", "fast", "storm", "still"}
+        The law of motion: fields drift two columns a step eastward or westward, four or eight eastward, or not at all. Beyond a patch of the
+        model, what falls at a point in six hours is not to be seen near it now.
     start : str
         First time.
 

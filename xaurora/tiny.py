@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from aurora import Aurora, Batch
 
 from xaurora.batch import PlacedBatch
-from xaurora.requirements import Needs
+from xaurora.requirements import TINY_PRETRAINED, Needs
 
 TINY_CONFIG: dict[str, Any] = {
     "encoder_depths": (1, 1),
@@ -107,6 +109,23 @@ def build_tiny(needs: Needs, surf_stats: Stats, atmos_stats: Mapping[str, Stats]
         torch.manual_seed(seed)
         model = TinyAurora(needs, surf_stats, atmos_stats)
         randomise_modulation(model)
+    return model
+
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+def load_tiny_pretrained() -> TinyAurora:
+    """The ``tiny`` that was pretrained on the state variables of :func:`xaurora.synthetic`, under four laws of motion, as Aurora was on
+    the weather. Written by ``benchmarks/strategies.py --pretrain``; its weights are kept in bfloat16."""
+    from safetensors.torch import load_file
+
+    about = json.loads((ASSETS / "tiny.json").read_text(encoding="utf-8"))
+    surface = {name: (float(v[0]), float(v[1])) for name, v in about["surface"].items()}
+    atmos = {n: {lv: (float(v[0]), float(v[1])) for lv, v in by.items()} for n, by in about["atmos"].items()}
+    model = TinyAurora(TINY_PRETRAINED, surface, atmos)
+    state = load_file(ASSETS / "tiny.safetensors")
+    model.load_state_dict({name: values.float() for name, values in state.items()})
     return model
 
 

@@ -422,6 +422,9 @@ class _Training:
                 "step": self.step,
             }
             self._keep("last", result.history)
+        # What training needed goes before the best comes: else this would be where memory peaks.
+        self.adamw.state.clear()
+        self.average = None
         if self.rank == 0:
             best = result.take(self.folder / "best")
         best = self.fabric.broadcast(best)

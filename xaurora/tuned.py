@@ -256,7 +256,7 @@ def load(path: str | Path, *, weights: str | Path | None = None, base: Any = Non
                 f"'{file}' is damaged: it is not the file that was saved (its SHA-256 differs).",
                 fix="copy the whole folder again",
             )
-    if config["base"]["saved"] and (weights is not None or (base is not None and config["base"]["name"] == "tiny")):
+    if config["base"]["saved"] and (weights is not None or (base is not None and config["base"]["name"].startswith("tiny"))):
         raise OptionError(
             f"'{folder}' holds its own weights, so that {'weights=' if weights is not None else 'base='} would have no effect.",
             fix="xaurora.load(path)",
@@ -328,12 +328,12 @@ def _plain_base(
     if info["saved"]:
         stats = _read_json(folder / "normalisation.json")["base"]
         state = read_state(folder / "model.safetensors")
-        if info["name"] == "tiny":
+        if stats != "Aurora's own":
             surface = {k: (float(v[0]), float(v[1])) for k, v in stats["surface"].items()}
             atmos = {k: {lv: (float(p[0]), float(p[1])) for lv, p in by.items()} for k, by in stats["atmos"].items()}
             model = build_tiny(needs, {k: v for k, v in surface.items() if k not in inputs}, atmos)
         elif given is not None:
-            model = given
+            model = copy.deepcopy(given)  # it gets other weights, and the caller's keeps its own
         elif info["name"] == "given":
             raise CheckpointError(
                 f"'{folder}' was tuned from a model that was given as an object of class {info['class']}.",

@@ -1,0 +1,197 @@
+"""How far ``estimate()`` is from the memory that training takes: writes benchmarks/reports/estimates.json and docs/memory.md.
+
+    python benchmarks/estimates.py
+
+Each case runs in a fresh process that imports everything first. What is measured is the largest resident set (VmHWM) above that of the
+imports; on a GPU, the largest that Torch had allocated. SLACK and FIXED of ``xaurora/estimation.py`` come from the cases of CALIBRATION,
+which are not among those of the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+LEVELS = (300.0, 500.0, 700.0, 850.0, 1000.0)
+CALIBRATION = [
+    {"model": "tiny", "strategy": "full", "shape": (48, 64), "batch_size": 2},
+    {"model": "tiny", "strategy": "frozen", "shape": (48, 64), "batch_size": 2},
+    {"model": "small", "strategy": "frozen", "shape": (48, 80)},
+    {"model": "small", "strategy": "full", "shape": (64, 96)},
+    {"model": "small", "strategy": "lora", "shape": (80, 128)},
+    {"model": "small", "strategy": "lora", "shape": (64, 96), "precision": "bf16", "activation_checkpointing": True},
+    {"model": "small", "strategy": "decoder", "shape": (48, 80)},
+    {"model": "small", "strategy": "peft", "shape": (80, 128)},
+    {"model": "small", "strategy": "full", "shape": (80, 128), "activation_checkpointing": True},
+    {"model": "tiny", "strategy": "full", "shape": (80, 128), "batch_size": 2},
+]
+CASES = [
+    {"model": "tiny", "strategy": "full", "shape": (64, 128), "batch_size": 4},
+    {"model": "tiny", "strategy": "peft", "shape": (96, 160), "precision": "bf16"},
+    {"model": "tiny", "strategy": "lora", "shape": (64, 128), "rollout_steps": 3},
+    {"model": "small", "strategy": "frozen", "shape": (64, 128)},
+    {"model": "small", "strategy": "frozen", "shape": (96, 160), "precision": "bf16"},
+    {"model": "small", "strategy": "decoder", "shape": (64, 128)},
+    {"model": "small", "strategy": "lora", "shape": (64, 128)},
+    {"model": "small", "strategy": "lora", "shape": (96, 160), "activation_checkpointing": True},
+    {"model": "small", "strategy": "peft", "shape": (96, 160), "precision": "bf16", "activation_checkpointing": True},
+    {"model": "small", "strategy": "full", "shape": (48, 96)},
+    {"model": "small", "strategy": "full", "shape": (96, 160), "activation_checkpointing": True},
+    {"model": "small", "strategy": "full", "shape": (96, 160), "precision": "bf16"},
+]
+
+
+def resident(what: str) -> int:
+    """Bytes of this process: ``VmRSS`` now, ``VmHWM`` at most. getrusage would count what a parent had."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(what):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def measure(case: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """In a fresh process: estimate, then train two steps."""
+    import matplotlib.figure
+    import peft
+    import scipy.stats
+    import torch
+    import zarr
+    from aurora import AuroraSmallPretrained
+
+    import xaurora
+    from xaurora import curves, estimation, finetuning
+    from xaurora.config import TrainingOptions
+
+    assert all((matplotlib.figure, peft, scipy.stats, zarr, AuroraSmallPretrained, curves, finetuning))
+    gpu = torch.cuda.is_available()
+    case = dict(case)
+    model, strategy, rows = case.pop("model"), case.pop("strategy"), case.pop("shape")
+    weights = str(folder / "small.safetensors") if model == "small" else None
+    # Things that are made at first use belong to the imports.
+    torch.nn.functional.linear(torch.zeros(8, 8), torch.zeros(8, 8)).sum()
+    ds = xaurora.open(folder / f"{rows[0]}x{rows[1]}.zarr", chunks={})
+    before = resident("VmRSS")
+    out = Path(tempfile.mkdtemp())
+    options = {"steps": 2, "validations": 1, "progress": False, "workers": 0, **case}
+    ds.aurora.finetune("tp", model=model, weights=weights, strategy=strategy, out=out / "run", **options)
+    measured = torch.cuda.max_memory_allocated() if gpu else resident("VmHWM") - before
+    found = estimation.estimate(
+        ds, "tp", model=model, weights=weights, strategy=strategy, options=TrainingOptions(**options)
+    )
+    return {"measured": measured, "estimated": found.memory, "parts": found.parts}
+
+
+def run(cases: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """Every case in a process of its own."""
+    rows = []
+    for case in cases:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, __file__, "--one", json.dumps(case), "--folder", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        row = {**case, **json.loads(done.stdout.splitlines()[-1])}
+        ratio = row["estimated"] / row["measured"]
+        print(
+            f"{case}: {row['measured'] / 1e6:.0f} MB, {row['estimated'] / 1e6:.0f} estimated, {ratio:.2f}", flush=True
+        )
+        rows.append(row)
+    return rows
+
+
+def prepare(folder: Path) -> None:
+    """Data of every size, and random weights of AuroraSmall in a file."""
+    import torch
+    from aurora import AuroraSmallPretrained
+    from safetensors.torch import save_file
+
+    import xaurora
+    from xaurora.tiny import randomise_modulation
+
+    for shape in sorted({tuple(c["shape"]) for c in [*CALIBRATION, *CASES]}):
+        ds = xaurora.synthetic(shape=shape, times=16, levels=LEVELS)
+        ds.chunk({"time": 1}).to_zarr(folder / f"{shape[0]}x{shape[1]}.zarr", mode="w", consolidated=False)
+    torch.manual_seed(0)
+    base = AuroraSmallPretrained()
+    randomise_modulation(base)
+    save_file(base.state_dict(), folder / "small.safetensors")
+
+
+def page(report: dict[str, Any]) -> str:
+    """The report in words and a table."""
+    worst = max(abs(r["estimated"] / r["measured"] - 1.0) for r in report["rows"])
+    where = "the GPU" if report["gpu"] else "the CPU"
+    lines = [
+        "# Does it fit?",
+        "",
+        "Written by `benchmarks/estimates.py` from `benchmarks/reports/estimates.json`.",
+        "",
+        "```python",
+        'print(ds.aurora.estimate("tp", model="small", strategy="lora"))  # the arguments of finetune',
+        'print(ds.aurora.estimate("tp", model="small", compare=True))  # every base and strategy side by side',
+        "```",
+        "",
+        "`estimate` goes through the steps of the training with tensors that have shapes and no values: the same code runs, nothing is computed,",
+        "and the largest number of bytes that are alive at once is exact. On a CPU a process takes somewhat more, which was measured on other cases than these.",
+        "Time is the number of floating-point operations over a rate that is measured on the spot; it is rough. `finetune` does the same before it",
+        "starts, compares with the memory that is free, and says what to change.",
+        "",
+        f"Estimated against measured on {where}, {report['machine']}, two steps each, five levels; the largest difference is {100 * worst:.0f} %. Measured is the largest",
+        "resident set above that of the imports, in a fresh process."
+        if not report["gpu"]
+        else "memory that Torch had allocated.",
+        "",
+        "| model | strategy | grid | more | measured | estimated | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in report["rows"]:
+        more = ", ".join(
+            f"{k} {v}"
+            for k, v in r.items()
+            if k in ("batch_size", "precision", "activation_checkpointing", "rollout_steps")
+        )
+        lines.append(
+            f"| {r['model']} | {r['strategy']} | {r['shape'][0]} × {r['shape'][1]} | {more.replace('activation_checkpointing True', 'checkpointing')} | {r['measured'] / 1e6:,.0f} MB | "
+            f"{r['estimated'] / 1e6:,.0f} MB | {r['estimated'] / r['measured']:.2f} |"
+        )
+    lines += ["", f"{report['date']}; " + ", ".join(f"{k} {v}" for k, v in report["versions"].items()) + ".", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--one", help="measure one case and print it")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--calibrate", action="store_true", help="the cases that SLACK and FIXED come from")
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(json.loads(options.one), options.folder)))
+        return
+    import torch
+
+    from xaurora import tuned
+
+    with tempfile.TemporaryDirectory() as made:
+        prepare(Path(made))
+        rows = run(CALIBRATION if options.calibrate else CASES, Path(made))
+    if options.calibrate:
+        return
+    gpu = torch.cuda.is_available()
+    machine = torch.cuda.get_device_name() if gpu else f"{platform.machine()}, one thread"
+    report = {"date": tuned.now(), "versions": tuned.versions(), "gpu": gpu, "machine": machine, "rows": rows}
+    path = ROOT / "benchmarks" / "reports" / "estimates.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    (ROOT / "docs" / "memory.md").write_text(page(report))
+    print(page(report))
+
+
+if __name__ == "__main__":
+    main()
