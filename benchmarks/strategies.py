@@ -205,7 +205,9 @@ def figure(report: dict[str, Any], path: Path) -> None:
     axes[2].set_xscale("log")
     axes[2].set_xlabel("parameters that train")
     axes[2].set_ylabel("share at +6 h, % (size: peak memory)")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(shown), frameon=False, fontsize=8)
+    fig.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(shown), frameon=False, fontsize=8
+    )
     fig.savefig(path, dpi=130)
 
 
@@ -224,7 +226,7 @@ def page(report: dict[str, Any]) -> str:
         "Written by `benchmarks/strategies.py` from `benchmarks/reports/strategies.json`.",
         "",
         "The start is a `tiny` Aurora that was pretrained on the state variables of `xaurora.synthetic` under five laws of motion, as Aurora was on the",
-        f"weather (`model=\"tiny-pretrained\"`). It has never seen rain. Each strategy trains it on the same {report['samples']} samples, {COMMON['steps']} steps of {COMMON['batch_size']}, and is",
+        f'weather (`model="tiny-pretrained"`). It has never seen rain. Each strategy trains it on the same {report["samples"]} samples, {COMMON["steps"]} steps of {COMMON["batch_size"]}, and is',
         f"scored on {HELD_OUT} later init times. A perfect forecaster's CRPS is known, so that **share** says how much of what can be known was gained over the",
         "climatology: 1 is everything, and below 0 is worse than the climatology.",
         "",

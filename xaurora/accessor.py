@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from aurora import Batch
 
     from xaurora.checking import Report
+    from xaurora.estimation import Estimate
     from xaurora.tuned import TunedAurora
 
 
@@ -374,6 +375,61 @@ class AuroraAccessor:
             halo=halo,
             out=out,
             options=options,
+        )
+
+    def estimate(
+        self,
+        target: str | Sequence[str] = "tp",
+        *,
+        truth: xr.Dataset | None = None,
+        model: Any = "small",
+        weights: str | Path | None = None,
+        strategy: Any = "frozen",
+        head: Any = "auto",
+        as_input: bool = False,
+        train: Any = None,
+        validation: Any = None,
+        halo: int = 0,
+        out: str | Path | None = None,
+        compare: bool = False,
+        **options: Any,
+    ) -> Estimate:
+        """What :meth:`finetune` would cost with the same arguments: memory at the peak, time, bytes read, disk. Trains nothing, and needs no weights.
+
+        Parameters
+        ----------
+        target, truth, model, weights, strategy, head, as_input, train, validation, halo, out, **options
+            Those of :meth:`finetune`.
+        compare : bool
+            Every base and strategy side by side as well.
+
+        Returns
+        -------
+        Estimate
+            Readable when printed; ``memory``, ``available``, ``fits``, ``parts``, ``seconds``, ``bytes_read``, ``disk``, ``advice``, ``others``.
+
+        Raises
+        ------
+        XauroraError
+            What :meth:`finetune` would raise before it starts.
+        """
+        from xaurora import config, estimation
+
+        return estimation.estimate(
+            self._ds,
+            target,
+            truth=truth,
+            model=model,
+            weights=weights,
+            strategy=strategy,
+            head=head,
+            as_input=as_input,
+            train=train,
+            validation=validation,
+            halo=halo,
+            out=out,
+            options=config.training_options(options),
+            compare=compare,
         )
 
     def predict(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import sys
 from collections.abc import Callable
@@ -27,9 +28,11 @@ Files = Annotated[
         show_default=False,
     ),
 ]
-Model = Annotated[str, typer.Option(help="tiny, small, base, finetuned, or the folder of a tuned model.")]
+Model = Annotated[
+    str, typer.Option(help="tiny, tiny-pretrained, small, base, finetuned, or the folder of a tuned model.")
+]
 Weights = Annotated[Path | None, typer.Option(help="Local checkpoint of the named model; fetched otherwise.")]
-Precision = Annotated[str, typer.Option(help="auto, 32 or bf16, of the backbone.")]
+Precision = Annotated[str, typer.Option(help="auto, 32, bf16 or fp16, of the backbone.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no notes.")]
 
 
@@ -237,59 +240,73 @@ def finetune(
     seed: Annotated[int, typer.Option()] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune an Aurora so that it also predicts six-hour precipitation, or other surface variables."""
-    names = target or ["tp"]
-    tuned = _open(files).aurora.finetune(
-        names[0] if len(names) == 1 else names,
-        truth=_truth(truth) if truth else None,
-        as_input=as_input,
-        model=model,
-        weights=weights,
-        strategy=_strategy(
-            strategy, layers=_layers(layers), rank=rank, alpha=alpha, dropout=dropout, mode=mode, method=method
-        ),
-        head=head,
-        train=_period(train),
-        validation=_period(validation),
-        halo=halo,
-        out=out,
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        gradient_accumulation=gradient_accumulation,
-        learning_rate=learning_rate,
-        head_learning_rate=head_learning_rate,
-        schedule=schedule,
-        warmup=warmup,
-        clip=clip,
-        weight_decay=weight_decay,
-        base_loss=base_loss,
-        rollout_steps=rollout_steps,
-        push_forward=push_forward,
-        replay_buffer=replay_buffer,
-        precision=precision,
-        activation_checkpointing={"on": True, "off": False}.get(activation_checkpointing, activation_checkpointing),
-        ema=ema,
-        early_stopping=early_stopping,
-        validations=validations,
-        checkpoint_every=checkpoint_every,
-        resume=resume,
-        devices=devices,
-        num_nodes=num_nodes,
-        parallel=parallel,
-        workers=workers,
-        seed=seed,
-        progress=not quiet,
-    )
+    """Fine-tune an Aurora so that it also predicts six-hour precipitation, or other surface variables; or its own variables (--target all)."""
+    ds, arguments = _training_arguments(**locals())
+    tuned = ds.aurora.finetune(**arguments)
     typer.echo(tuned.summary())
     typer.echo(f"Saved in {tuned.path}.")
+
+
+def _training_arguments(
+    *,
+    files: list[str],
+    target: list[str] | None,
+    truth: list[str] | None,
+    strategy: str,
+    layers: list[str] | None,
+    rank: int | None,
+    alpha: float | None,
+    dropout: float | None,
+    mode: str | None,
+    method: str | None,
+    train: str | None,
+    validation: str | None,
+    activation_checkpointing: str,
+    quiet: bool,
+    **same: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """The data and the arguments of ``finetune`` and ``estimate``, from a command's options."""
+    names = target or ["tp"]
+    how = _strategy(strategy, layers=_layers(layers), rank=rank, alpha=alpha, dropout=dropout, mode=mode, method=method)
+    return _open(files), {
+        **same,
+        "target": names[0] if len(names) == 1 else names,
+        "truth": _truth(truth) if truth else None,
+        "strategy": how,
+        "train": _period(train),
+        "validation": _period(validation),
+        "activation_checkpointing": {"on": True, "off": False}.get(activation_checkpointing, activation_checkpointing),
+        "progress": not quiet,
+    }
+
+
+def _estimate(compare: bool = False, **options: Any) -> None:
+    """What finetune would cost with the same options: memory at the peak, time, bytes read and disk. Trains nothing."""
+    ds, arguments = _training_arguments(**options)
+    typer.echo(str(ds.aurora.estimate(**arguments, compare=compare)))
+
+
+def _like_finetune(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of ``finetune``, and ``--compare``."""
+    same = inspect.signature(finetune, eval_str=True)
+    hint = Annotated[bool, typer.Option("--compare", help="Every base and strategy side by side.")]
+    extra = inspect.Parameter("compare", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=hint)
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in same.parameters.values()]
+    function.__signature__ = same.replace(parameters=[*parameters, extra])  # type: ignore[attr-defined]
+    function.__annotations__ = {p.name: p.annotation for p in [*parameters, extra]} | {"return": None}
+    return function
+
+
+app.command("estimate")(_readable(_like_finetune(_estimate)))
 
 
 @app.command()
 @_readable
 def predict(
     files: Files,
-    model: Annotated[str | None, typer.Option(help="Folder of a tuned model, or tiny, small, base, finetuned.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder of a tuned model, or tiny-pretrained, small, base, finetuned.")
+    ] = None,
     lead: Annotated[
         list[str] | None, typer.Option(help="24h gives every six hours up to it; several give just those.")
     ] = None,

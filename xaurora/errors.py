@@ -190,6 +190,12 @@ class TrainingError(XauroraError, ArithmeticError):
     code = "training"
 
 
+class MemoryTooSmallError(XauroraError, MemoryError):
+    """Training does not fit into the device's memory."""
+
+    code = "memory"
+
+
 class MissingExtraError(XauroraError, ImportError):
     """An optional dependency is not installed."""
 

@@ -22,6 +22,7 @@ from xaurora import (
     checkpoints,
     config,
     curves,
+    estimation,
     heads,
     loading,
     normalisation,
@@ -40,7 +41,7 @@ from xaurora import model as models
 from xaurora import validation as validation_
 from xaurora.batch import STEP
 from xaurora.conventions import Fields
-from xaurora.errors import OptionError, SplitError
+from xaurora.errors import MemoryTooSmallError, OptionError, SplitError
 from xaurora.planning import Plan
 from xaurora.progress import say, watched
 from xaurora.tiny import build_tiny
@@ -98,6 +99,11 @@ def finetune(
         logger.info(
             "Left out, because patches of %d do not reach there: %s.", plan.needs.patch_size, plan.crop.left_out
         )
+    if fabric.global_rank == 0:
+        common = {"truth": truth, "weights": weights, "head": head, "as_input": as_input, "train": train}
+        common |= {"validation": validation, "halo": halo, "options": options}
+        if warning := estimation.warn_if_too_large(ds, target, plan, common):
+            logger.warning("%s", warning)
     # Once, for all processes.
     looked = fabric.broadcast(_look(plan) if fabric.global_rank == 0 else None)
     made = _build(plan, looked, fabric)
@@ -135,7 +141,13 @@ def finetune(
             moves_base=plan.moves_base,
             settings=settings,
         )
-        training.fit(fabric, work, options, folder, run)
+        try:
+            training.fit(fabric, work, options, folder, run)
+        except torch.cuda.OutOfMemoryError as error:
+            raise MemoryTooSmallError(
+                f"the GPU has too little memory for this training ({str(error).splitlines()[0]}).",
+                fix="print(ds.aurora.estimate(...)) with the same arguments says what to change; activation_checkpointing=True first",
+            ) from error
         if fabric.global_rank == 0:
             _draw_history(result, folder)
     tuned.remember(result)

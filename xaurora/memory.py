@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -74,6 +75,19 @@ def _is_mask(args: Any) -> bool:
 
 def _is_fake(tensor: Any) -> bool:
     return type(tensor).__name__ == "FakeTensor" or tensor.is_meta
+
+
+@contextlib.contextmanager
+def without_traces() -> Iterator[None]:
+    """Upstream keeps the masks of shifted windows in a cache (``lru_cache`` in ``aurora/model/swin3d.py``): one without values must not be
+    found there by a later computation that has them."""
+    from aurora.model.swin3d import compute_3d_shifted_window_mask as masks
+
+    masks.cache_clear()
+    try:
+        yield
+    finally:
+        masks.cache_clear()
 
 
 def imagined(module: nn.Module, mode: FakeTensorMode | None = None, device: str = "meta") -> nn.Module:

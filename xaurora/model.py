@@ -149,9 +149,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def load_state(
-    model: Aurora, state: dict[str, torch.Tensor], path: Path | str, *, assign: bool = False
-) -> None:
+def load_state(model: Aurora, state: dict[str, torch.Tensor], path: Path | str, *, assign: bool = False) -> None:
     """Load weights loudly; with ``assign`` the tensors themselves become the model's.
 
     Upstream's ``load_checkpoint_local(strict=False)`` swallows everything, even a file in which no key fits.
@@ -172,7 +170,9 @@ def load_state(
     compare_keys(expected, state, f"checkpoint '{path}'", type(model).__name__)
     model.load_state_dict(state, assign=assign)
     if left := [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]:
-        raise CheckpointError(f"the checkpoint '{path}' leaves {left[:5]} without values.", fix="give a whole checkpoint")
+        raise CheckpointError(
+            f"the checkpoint '{path}' leaves {left[:5]} without values.", fix="give a whole checkpoint"
+        )
 
 
 def compare_keys(

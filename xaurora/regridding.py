@@ -175,7 +175,7 @@ def onto(
             out[i] = np.where(share >= least, mean, np.nan)
         return out
 
-    lazy = as_dask(da, "time").data
+    lazy = as_dask(da, "time").chunk().data  # what is in memory becomes dask as well, so that both go one way
     lazy = lazy.rechunk({0: 1, 1: -1, 2: -1})
     result = lazy.map_blocks(
         block,

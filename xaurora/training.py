@@ -426,7 +426,7 @@ class _Training:
         self.adamw.state.clear()
         self.average = None
         if self.rank == 0:
-            best = result.take(self.folder / "best")
+            best = result.take(self.folder / "best", {n.removeprefix("base.") for n in self.moving})
         best = self.fabric.broadcast(best)
         if self.world > 1:
             for p in result.model.parameters():

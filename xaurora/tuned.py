@@ -12,6 +12,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,8 +169,17 @@ class TunedAurora:
         config = {**self.config, "base": {**self.config["base"], "saved": True}, "merged": self.config["strategy"]}
         return TunedAurora(model, self.needs, config, list(self.history))
 
-    def take(self, path: str | Path) -> dict[str, Any]:
-        """Put the weights of an artefact of this very model in place of the present ones; returns its scores."""
+    def take(self, path: str | Path, moved: Collection[str] | None = None) -> dict[str, Any]:
+        """Put the weights of an artefact of this very model in place of the present ones; returns its scores.
+
+        Parameters
+        ----------
+        path : path
+        moved : collection of str, optional
+            Parameters of the base that may differ; the others are not read.
+        """
+        from safetensors import safe_open
+
         folder = Path(path)
         config = _read_json(folder / "config.json")
         state = read_state(folder / "head.safetensors")
@@ -179,10 +189,10 @@ class TunedAurora:
         for name, embedding in embeddings.items():
             base.encoder.surf_token_embeds.weights[name].data.copy_(embedding)
         if (folder / "model.safetensors").exists():
-            with torch.no_grad():
-                own = adapters.plain_state(base, self.model.adapter)
-                for name, values in read_state(folder / "model.safetensors").items():
-                    own[name].copy_(values)
+            own = adapters.plain_state(base, self.model.adapter)
+            with torch.no_grad(), safe_open(folder / "model.safetensors", framework="pt") as file:
+                for name in own if moved is None else own.keys() & set(moved):
+                    own[name].copy_(file.get_tensor(name))
         if self.model.adapter is not None:
             adapters.fill(base, self.model.adapter, folder)
         return config.get("scores", {})
@@ -256,7 +266,9 @@ def load(path: str | Path, *, weights: str | Path | None = None, base: Any = Non
                 f"'{file}' is damaged: it is not the file that was saved (its SHA-256 differs).",
                 fix="copy the whole folder again",
             )
-    if config["base"]["saved"] and (weights is not None or (base is not None and config["base"]["name"].startswith("tiny"))):
+    if config["base"]["saved"] and (
+        weights is not None or (base is not None and config["base"]["name"].startswith("tiny"))
+    ):
         raise OptionError(
             f"'{folder}' holds its own weights, so that {'weights=' if weights is not None else 'base='} would have no effect.",
             fix="xaurora.load(path)",
