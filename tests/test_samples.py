@@ -100,7 +100,7 @@ def test_the_loader_keeps_within_its_budget(fields) -> None:
     totals = precipitation.accumulate(canonical.surface["tp"], 6, name="tp", clip=True).isel(
         latitude=crop.rows, longitude=crop.columns
     )
-    loader = loading.Loader(cut, {"tp": totals}, with_state=True, budget=500_000)
+    loader = loading.Loader(cut, {"tp": totals}, scored=cut, budget=500_000)
     one = sum(v.nbytes for part in loader.frame(cut.times[0]).values() for v in part.values())
     for t in cut.times[1:-1]:
         sample = loader.read([t])

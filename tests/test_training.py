@@ -99,7 +99,7 @@ def test_exactly_what_was_promised_moves(
         fresh = make_aurora()
         adapters.install(fresh, how)
         start = dict(fresh.named_parameters())
-        added = {n for n in start if adapters.is_adapter(n)}
+        added = {n for n in start if ".lora_" in n}
         stands = {n for n, p in last.model.base.named_parameters() if n in added and torch.equal(p, start[n])}
         if how.mode == "all":  # a LoRA for every step, of which the rollout has two
             assert stands == {n for n in added if not n.split(".loras.")[1].startswith(("0.", "1."))}
@@ -138,7 +138,7 @@ def test_every_trainable_parameter_gets_a_gradient(fields: xr.Dataset) -> None:
             if "lora_B" in name:
                 torch.nn.init.normal_(p, std=0.1)  # from zero, A would have none in the first step
         values = {t.name: t.values for t in plan.learnt}
-        sample = loading.Loader(plan.cut, values, with_state=plan.scores_base).read(
+        sample = loading.Loader(plan.cut, values, scored=plan.cut if plan.scores_base else None).read(
             [plan.parts.train[0]], options.rollout_steps
         )
         total: Any = 0.0
@@ -259,7 +259,7 @@ def test_going_on_from_an_adapter(fields: xr.Dataset, adapted: dict[str, Any], t
     )
     assert same.model.adapter.options == tuned.model.adapter.options
     kept = fields.aurora.finetune("tp", model=tuned, strategy="frozen", out=tmp_path / "frozen", **QUICK)
-    theirs = {k: v for k, v in tuned.model.base.state_dict().items() if adapters.is_adapter(k)}
+    theirs = {k: v for k, v in tuned.model.base.state_dict().items() if ".lora_" in k}
     assert all(torch.equal(v, kept.model.base.state_dict()[k]) for k, v in theirs.items())
     assert xaurora.load(tmp_path / "frozen", base=adapted["base"]).hash == kept.hash
     other = fields.aurora.finetune(
@@ -379,7 +379,7 @@ def test_the_replay_buffer_goes_on_from_forecasts(fields: xr.Dataset, tmp_path: 
 
     canonical = conventions.standardise(fields)
     cut, _ = requirements.fit(canonical, requirements.needs_of("small", canonical))
-    loader = loading.Loader(cut, {}, with_state=True)
+    loader = loading.Loader(cut, {}, scored=cut)
     module = AuroraWithHead(base)
     entry = buffer.entries[0]
     expected = list(rollout.steps(module, loader.batch([entry.time]), 3))

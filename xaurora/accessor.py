@@ -245,8 +245,8 @@ class AuroraAccessor:
             Where the target is taken from, by default from the data themselves; aligned in time, and brought onto the data's grid
             conservatively.
         model : str or model
-            ``"tiny"`` (made here, random), ``"small"``, ``"base"``, ``"finetuned"``, a :class:`~xaurora.tuned.TunedAurora` or its path, or an
-            :class:`aurora.Aurora`, which is copied.
+            ``"tiny"`` (made here, random), ``"tiny-pretrained"`` (knows the synthetic fields), ``"small"``, ``"base"``, ``"finetuned"``, a
+            :class:`~xaurora.tuned.TunedAurora` or its path, or an :class:`aurora.Aurora`, which is copied.
         weights : path, optional
             Local checkpoint of the named model; by default it is fetched.
         strategy : {"frozen", "decoder", "lora", "peft", "full"} or StrategyOptions

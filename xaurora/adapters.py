@@ -46,6 +46,11 @@ class Adapter:
     own: bool = False
     peft: Any = None
 
+    def adds(self, name: str) -> bool:
+        """Whether a parameter or tensor of the base, by its name, belongs to this adapter: not to a LoRA that the base has beside it."""
+        upstream = ".loras." in name
+        return ".lora_" in name and upstream == (self.peft is None)
+
     def config(self) -> dict[str, Any]:
         """What is needed to put it in again."""
         return {"options": asdict(self.options), "own": self.own}
@@ -171,17 +176,12 @@ def _install_peft(base: Aurora, options: StrategyOptions) -> Adapter:
     return Adapter(options, peft=wrapped)
 
 
-def is_adapter(name: str) -> bool:
-    """Whether a parameter of a base belongs to an adapter."""
-    return ".lora_" in name
-
-
 def plain_state(base: Aurora, adapter: Adapter | None) -> dict[str, torch.Tensor]:
     """The base's own tensors under its own names, without what an adapter added."""
     state = base.state_dict()
     if adapter is None or adapter.own:
         return state
-    return {k.replace(".base_layer.", "."): v for k, v in state.items() if not is_adapter(k)}
+    return {k.replace(".base_layer.", "."): v for k, v in state.items() if not adapter.adds(k)}
 
 
 def save(base: Aurora, adapter: Adapter, folder: Path) -> None:
@@ -189,7 +189,7 @@ def save(base: Aurora, adapter: Adapter, folder: Path) -> None:
     if adapter.peft is None:
         from safetensors.torch import save_file
 
-        state = {k: v.detach().cpu().contiguous() for k, v in base.state_dict().items() if is_adapter(k)}
+        state = {k: v.detach().cpu().contiguous() for k, v in base.state_dict().items() if adapter.adds(k)}
         save_file(state, folder / LORA_FILE)
         return
     with _quiet_peft():
@@ -228,7 +228,7 @@ def fill(base: Aurora, adapter: Adapter, folder: Path) -> None:
     what = f"adapter in '{folder}'"
     if adapter.peft is None:
         state = read_state(folder / LORA_FILE)
-        expected = {k: v for k, v in base.state_dict().items() if is_adapter(k)}
+        expected = {k: v for k, v in base.state_dict().items() if adapter.adds(k)}
         compare_keys(expected, state, what, type(base).__name__)
         base.load_state_dict(state, strict=False)
         return
@@ -266,6 +266,14 @@ def merge(base: Aurora, adapter: Adapter) -> None:
             for name, linear in (("lora_proj", attention.proj), ("lora_qkv", attention.qkv)):
                 lora: Any = getattr(attention, name).loras[0]
                 linear.weight += lora.scaling * (lora.lora_B @ lora.lora_A)
+    take_out(base)
+
+
+def take_out(base: Aurora) -> None:
+    """Take upstream's LoRA out of a base, in place."""
+    for attention in _attentions(base):
+        for name in ("lora_proj", "lora_qkv"):
+            if isinstance(getattr(attention, name), LoRARollout):
                 delattr(attention, name)
                 setattr(attention, name, _nothing)
     base.use_lora = False

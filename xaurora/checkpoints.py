@@ -57,6 +57,18 @@ def finish(folder: Path, run: dict[str, Any]) -> None:
     shutil.rmtree(folder / "replay", ignore_errors=True)
 
 
+def discard(folder: Path) -> None:
+    """Delete a checkpoint that is out of date, in one step as far as a later run can see."""
+    path = folder / FOLDER
+    shutil.rmtree(path.with_name(f".{FOLDER}.old"), ignore_errors=True)
+    if path.is_dir():
+        with storage.named_failures(path):
+            gone = path.with_name(f".{FOLDER}.new-discarded")
+            shutil.rmtree(gone, ignore_errors=True)
+            path.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+
 def _dump(folder: Path, run: dict[str, Any]) -> None:
     (folder / "run.json").write_text(json.dumps({**run, "format": FORMAT}, indent=1) + "\n", encoding="utf-8")
 
@@ -71,7 +83,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     """
     storage.recover(folder / FOLDER)
     path = folder / FOLDER / "run.json"
-    if not (folder / FOLDER).is_dir():
+    if not (folder / FOLDER).is_dir() or not any((folder / FOLDER).iterdir()):
         return None
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
@@ -123,6 +135,15 @@ def check(folder: Path, *, resume: bool) -> dict[str, Any] | None:
             fix="resume=True to go on with it, or another out=",
         )
     return run
+
+
+def refuse_unseen(folder: Path) -> None:
+    """Raise where another process has found a checkpoint that this one does not see."""
+    if not (folder / FOLDER / "state.pt").is_file():
+        raise CheckpointError(
+            f"'{folder / FOLDER}' lacks its weights, or is not seen from every machine.",
+            fix="an out= that all machines share, or another out= to begin anew",
+        )
 
 
 def compare(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:

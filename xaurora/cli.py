@@ -247,6 +247,9 @@ def finetune(
     typer.echo(f"Saved in {tuned.path}.")
 
 
+_ON_OFF = {"on": True, "true": True, "off": False, "false": False}
+
+
 def _training_arguments(
     *,
     files: list[str],
@@ -275,7 +278,7 @@ def _training_arguments(
         "strategy": how,
         "train": _period(train),
         "validation": _period(validation),
-        "activation_checkpointing": {"on": True, "off": False}.get(activation_checkpointing, activation_checkpointing),
+        "activation_checkpointing": _ON_OFF.get(activation_checkpointing.lower(), activation_checkpointing),
         "progress": not quiet,
     }
 
@@ -427,7 +430,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for data, model, forecast, scores and pictures.")] = Path(
         "xaurora-demo"
     ),
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 300,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 200,
     quiet: Quiet = False,
 ) -> None:
     """The main job offline on synthetic data whose best possible score is known."""

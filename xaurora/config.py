@@ -108,6 +108,8 @@ class StrategyOptions:
                 else "StrategyOptions('peft', layers=('qkv', 'proj'))",
             )
         # What was left open is settled here, so that what is written down says what was done.
+        if self.layers is not None and not isinstance(self.layers, tuple):
+            object.__setattr__(self, "layers", int(self.layers))
         if self.name == "decoder" and self.layers is None:
             object.__setattr__(self, "layers", 1)
         if self.name in ("lora", "peft"):
@@ -165,6 +167,7 @@ class ReplayOptions:
                     f"replay_buffer: {name}={getattr(self, name)!r} is no whole number of at least 1.",
                     fix="replay_buffer=ReplayOptions(size=200, refresh=10)",
                 )
+            object.__setattr__(self, name, int(getattr(self, name)))
         if not (_number(self.grow) and 0 <= self.grow <= 1):
             raise OptionError(
                 f"replay_buffer: grow={self.grow!r} is not between 0 and 1.",
@@ -287,6 +290,10 @@ class TrainingOptions:
                 raise OptionError(
                     f"{name}={value!r} is no whole number of at least {least}.", fix=f"{name}={max(least, 1)}"
                 )
+            if value is not None:
+                object.__setattr__(self, name, int(value))  # 2.0 and NumPy's numbers are whole, and JSON knows neither
+        if self.seed >= 2**31:
+            raise OptionError(f"seed={self.seed} is larger than random generators take.", fix="seed=0")
         for name in ("learning_rate", "head_learning_rate", "clip"):
             value = getattr(self, name)
             if (value is None and name == "clip") or (value is not None and not (_number(value) and value > 0)):
@@ -302,9 +309,22 @@ class TrainingOptions:
                     f"{name}={getattr(self, name)!r} is not among {', '.join(map(repr, valid))}.",
                     fix=f"{name}={valid[0]!r}",
                 )
-        for name in ("push_forward", "resume"):
+        for name in ("push_forward", "resume", "progress"):
             if getattr(self, name) not in (True, False):
                 raise OptionError(f"{name}={getattr(self, name)!r} is neither True nor False.", fix=f"{name}=True")
+        for name in ("learning_rate", "head_learning_rate", "clip", "base_loss", "weight_decay", "ema"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
+        for name in ("push_forward", "resume", "progress"):
+            object.__setattr__(self, name, bool(getattr(self, name)))
+        if isinstance(self.activation_checkpointing, int):
+            object.__setattr__(self, "activation_checkpointing", bool(self.activation_checkpointing))
+        loggers = self.logger if isinstance(self.logger, list | tuple) else [self.logger] if self.logger else []
+        if not all(callable(getattr(one, "log_metrics", None)) for one in loggers):
+            raise OptionError(
+                f"logger={self.logger!r} is none of Lightning Fabric's loggers.",
+                fix="logger=lightning_fabric.loggers.CSVLogger('logs')",
+            )
         check_precision(self.precision)
         if self.activation_checkpointing not in (True, False, "auto"):
             raise OptionError(
@@ -317,6 +337,11 @@ class TrainingOptions:
                     f"replay_buffer={self.replay_buffer!r} is no number of forecasts to keep.", fix="replay_buffer=200"
                 )
             object.__setattr__(self, "replay_buffer", ReplayOptions(int(self.replay_buffer)))
+        if self.replay is not None and self.replay.size < self.batch_size * self.gradient_accumulation:
+            raise OptionError(
+                f"replay_buffer: size={self.replay.size} holds fewer forecasts than a step takes ({self.batch_size * self.gradient_accumulation}).",
+                fix="replay_buffer=200",
+            )
         if self.push_forward and self.rollout_steps == 1:
             raise OptionError(
                 "push_forward=True stops gradients between steps, and rollout_steps=1 has but one.",
@@ -415,6 +440,6 @@ def check_precision(precision: Any) -> None:
 
 def check_halo(halo: Any) -> int:
     """A halo in grid points."""
-    if isinstance(halo, bool) or not isinstance(halo, int) or halo < 0:
+    if not _whole(halo, 0) or not isinstance(halo, numbers.Integral):
         raise OptionError(f"halo={halo!r} is no whole number of grid points.", fix="halo=4")
-    return halo
+    return int(halo)

@@ -20,7 +20,7 @@ def learning_curves(history: Any, *, name: str | None = None, figure: Any = None
     history : TunedAurora or sequence of dict
         A tuned model, or its ``history``.
     name : str, optional
-        Which target; by default the first, or Aurora's own variables (in units of their standard deviations) where there is none.
+        Which target, or ``"all"`` for Aurora's own variables (in units of their standard deviations); by default the first.
     figure : matplotlib figure, optional
 
     Returns
@@ -32,7 +32,12 @@ def learning_curves(history: Any, *, name: str | None = None, figure: Any = None
     OptionError
         Nothing was trained, or not that target.
     """
-    history = list(getattr(history, "history", history))
+    names = _names(history)
+    history = getattr(history, "history", history)
+    if not isinstance(history, list | tuple) or not all(isinstance(e, Mapping) and "step" in e for e in history):
+        raise OptionError(
+            f"{type(history).__name__} is no tuned model and no history of one.", fix="xaurora.learning_curves(tuned)"
+        )
     if not history:
         raise OptionError("the history is empty: nothing was trained.", fix="ds.aurora.finetune(...) first")
     if figure is None:
@@ -41,23 +46,28 @@ def learning_curves(history: Any, *, name: str | None = None, figure: Any = None
         figure = plt.figure(figsize=(11, 7), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True)
     steps = np.array([entry["step"] for entry in history])
-    front, unit = _target(history, name)
+    front, unit = _target(history, names, name)
+    units = names.get(front, (None, ""))[1]
     _training(axes[0, 0], steps, [entry["loss"] for entry in history], "loss")
     axes[0, 0].set_title("loss")
-    crps = f"validation_{front}crps{unit}"
-    if any(crps in entry for entry in history):
+    scored, normal = f"validation_{front}crps{unit}", f"validation_{front}climatology_crps{unit}"
+    words = "validation CRPS" + _words(unit, units) + "\n(dotted: climatology)"
+    if front == "base_":
+        scored, normal = "validation_base_loss", "validation_persistence_loss"
+        words = "validation loss of Aurora's variables\n(dotted: persistence)"
+    if any(scored in entry for entry in history):
         right = axes[0, 0].twinx()
-        scored = [entry for entry in history if crps in entry]
-        right.plot([e["step"] for e in scored], [e[crps] for e in scored], "o-", color=_VALIDATION, markersize=4)
-        right.axhline(scored[-1][f"validation_{front}climatology_crps{unit}"], color=_VALIDATION, linestyle=":")
-        right.set_ylabel("validation CRPS" + _words(unit) + "\n(dotted: climatology)", color=_VALIDATION)
+        kept = [entry for entry in history if scored in entry]
+        right.plot([e["step"] for e in kept], [e[scored] for e in kept], "o-", color=_VALIDATION, markersize=4)
+        right.axhline(kept[-1][normal], color=_VALIDATION, linestyle=":")
+        right.set_ylabel(words, color=_VALIDATION)
     for ax, score in ((axes[0, 1], "rmse"), (axes[1, 0], "mae")):
         key = f"{front}{score}{unit}"
         _training(ax, steps, [entry.get(f"training_{key}", np.nan) for entry in history], "training")
-        scored = [entry for entry in history if f"validation_{key}" in entry]
-        values = [e[f"validation_{key}"] for e in scored]
-        ax.plot([e["step"] for e in scored], values, "o-", color=_VALIDATION, markersize=4, label="validation")
-        ax.set_title(f"{score.upper()}{_words(unit, base=front == 'base_')}")
+        there = [entry for entry in history if f"validation_{key}" in entry]
+        values = [e[f"validation_{key}"] for e in there]
+        ax.plot([e["step"] for e in there], values, "o-", color=_VALIDATION, markersize=4, label="validation")
+        ax.set_title(f"{score.upper()}{_words(unit, units, base=front == 'base_')}")
         ax.set_ylim(bottom=0.0)
         ax.legend(frameon=False)
     rates = [k for k in history[0] if k.startswith("learning_rate_")] or ["learning_rate"]
@@ -72,7 +82,18 @@ def learning_curves(history: Any, *, name: str | None = None, figure: Any = None
     return axes
 
 
-def _target(history: Sequence[Mapping[str, Any]], name: str | None) -> tuple[str, str]:
+def _names(history: Any) -> dict[str, tuple[str | None, str]]:
+    """Prefix of a target's entries → its names, and its units; of a bare history nothing is known."""
+    config = getattr(history, "config", {})
+    out: dict[str, tuple[str | None, str]] = {}
+    for i, (name, info) in enumerate(config.get("targets", {}).items()):
+        out["" if i == 0 else f"{name}_"] = (f"{name} {info.get('source', name)}", str(info.get("units", "")))
+    return out
+
+
+def _target(
+    history: Sequence[Mapping[str, Any]], names: Mapping[str, tuple[str | None, str]], name: Any
+) -> tuple[str, str]:
     """Prefix and suffix of a target's entries."""
     keys = [k.removeprefix("training_") for k in history[-1] if k.startswith("training_") and "rmse" in k]
     found = {k.split("rmse")[0]: k.split("rmse")[1] for k in keys}
@@ -80,18 +101,20 @@ def _target(history: Sequence[Mapping[str, Any]], name: str | None) -> tuple[str
         return "", ""
     if name is None:
         front = "" if "" in found else next(iter(found))
-    else:
-        front = f"{name}_" if f"{name}_" in found else ""
-        if front not in found or (front == "" and len(found) > 1 and name not in ("", "tp")):
-            raise OptionError(
-                f"the history holds no {name!r}; it holds {[k.rstrip('_') or 'the first target' for k in found]}.",
-                fix="leave name out",
-            )
-    return front, found[front]
+        return front, found[front]
+    known = {word: front for front, (words, _) in names.items() for word in str(words).split()}
+    known |= {"all": "base_"} if "base_" in found else {}
+    known |= {f.rstrip("_"): f for f in found if f not in ("", "base_") and f.rstrip("_") not in known}
+    if name not in known:
+        raise OptionError(
+            f"the history holds no {name!r}; it holds {sorted(known) or 'one target, whose name it does not say'}.",
+            fix="xaurora.learning_curves(tuned) with the tuned model itself, or name left out",
+        )
+    return known[name], found[known[name]]
 
 
-def _words(unit: str, *, base: bool = False) -> str:
-    return " in mm" if unit == "_mm" else " in standard deviations" if base else ""
+def _words(unit: str, units: str = "", *, base: bool = False) -> str:
+    return " in mm" if unit == "_mm" else " in standard deviations" if base else f" in {units}" if units else ""
 
 
 def _training(ax: Any, steps: np.ndarray, values: Sequence[float], label: str) -> None:

@@ -12,6 +12,7 @@ import math
 import os
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,11 @@ import xarray as xr
 from aurora import Aurora, Batch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from xaurora import adapters, config, heads, losses, planning, requirements, rollout, targets
+from xaurora import adapters, config, heads, losses, parallel, planning, requirements, rollout, targets
 from xaurora import model as models
 from xaurora.batch import STEP, metadata
 from xaurora.config import StrategyOptions, TrainingOptions
-from xaurora.errors import XauroraError
+from xaurora.errors import CheckpointError, OptionError, XauroraError
 from xaurora.loading import Truth
 from xaurora.memory import LiveBytes, imagined, without_traces
 from xaurora.planning import Plan
@@ -35,6 +36,7 @@ from xaurora.tiny import TinyAurora
 # state do not. Measured by benchmarks/estimates.py --calibrate, on other combinations than those of docs/memory.md.
 SLACK = 1.5
 FIXED = 60 * 1024**2  # bytes
+_GPU_SLACK = 0.1  # of what Torch keeps beyond what it has given out; not measured
 _FRAMES_KEPT = 2 * 1024**3  # bytes, the loader's budget
 _ADVICE_BELOW = 0.9  # of the memory that is free
 GIB = 1024**3
@@ -113,14 +115,14 @@ class Estimate:
 
     def table(self) -> str:
         """All estimates side by side, as text."""
-        lines = [f"{'model':<10}{'strategy':<10}{'memory':>10}{'a step':>10}{'in all':>10}{'disk':>10}{'trains':>16}"]
+        lines = [f"{'model':<17}{'strategy':<10}{'memory':>10}{'a step':>10}{'in all':>10}{'disk':>10}{'trains':>16}"]
         for e in [self, *self.others]:
             if e.problem:
-                lines.append(f"{e.model:<10}{e.strategy:<10}  {e.problem.splitlines()[0]}")
+                lines.append(f"{e.model:<17}{e.strategy:<10}  {e.problem.splitlines()[0]}")
                 continue
             mark = "" if e.fits else "  does not fit"
             lines.append(
-                f"{e.model:<10}{e.strategy:<10}{_size(e.memory):>10}{_span(e.step_seconds):>10}{_span(e.seconds):>10}{_size(e.disk):>10}{e.trainable:>16,}{mark}"
+                f"{e.model:<17}{e.strategy:<10}{_size(e.memory):>10}{_span(e.step_seconds):>10}{_span(e.seconds):>10}{_size(e.disk):>10}{e.trainable:>16,}{mark}"
             )
         return "\n".join(lines)
 
@@ -143,7 +145,13 @@ def estimate(
     compare: bool = False,
 ) -> Estimate:
     """See :meth:`xaurora.accessor.AuroraAccessor.estimate`."""
-    options = options or TrainingOptions()
+    options = parallel.settle(options or TrainingOptions())
+    if options.resume and out is None:
+        raise OptionError(
+            "resume=True goes on with a run, and out= does not say which.", fix="out='runs/tp', resume=True"
+        )
+    if weights is not None and not Path(weights).is_file():
+        raise CheckpointError(f"there is no checkpoint file '{weights}'.", fix="weights='path/to/file.ckpt'")
     common = {
         "truth": truth,
         "weights": weights,
@@ -155,7 +163,8 @@ def estimate(
         "options": options,
     }
     how = config.strategy_of(strategy)
-    first = of_plan(planning.plan(ds, target, model=model, how=how, **common), ds)
+    named_alone = isinstance(strategy, str)
+    first = of_plan(planning.plan(ds, target, model=model, how=how, named=named_alone, **common), ds)
     if not first.fits:
         first = replace(first, advice=_advice(ds, target, model, how, common))
     if not compare:
@@ -177,7 +186,7 @@ def _tried(ds: xr.Dataset, target: Any, model: Any, how: StrategyOptions, common
     try:
         return of_plan(planning.plan(ds, target, model=model, how=how, **common), ds)
     except XauroraError as error:
-        return Estimate(str(name), how.name, device().type, problem=error.message)
+        return Estimate(str(name), how.name, device().type.upper(), problem=error.message)
 
 
 def device() -> torch.device:
@@ -187,14 +196,24 @@ def device() -> torch.device:
 
 def free_memory(where: torch.device) -> int:
     """Bytes that are free on a device."""
-    if where.type == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
+    if where.type == "cuda":  # what Torch keeps for later use is as good as free
+        return int(torch.cuda.mem_get_info()[0]) + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file}
-        return found["MemAvailable"]
+        return int(min(found["MemAvailable"], _group_memory()))
     except (OSError, KeyError, ValueError):  # not Linux
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _group_memory() -> float:
+    """Bytes that a container or a cluster's job may still take (cgroup version 2)."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        return math.inf if limit == "max" else int(limit) - int((folder / "memory.current").read_text())
+    except (OSError, ValueError):
+        return math.inf
 
 
 def of_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
@@ -208,19 +227,27 @@ def of_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
     frames = len(_frames(plan, plan.parts.train)) + len(_frames(plan, plan.parts.validation))
     lazy = _is_lazy(plan)
     kept = min(frames * frame, _FRAMES_KEPT) if lazy else 0
-    slack = 0
-    memory = counted.peak
+    lasting = 0
+    slack = int(counted.peak * _GPU_SLACK)
+    memory = counted.peak + slack
+    if options.parallel == "fsdp":  # weights, gradients and the optimiser's state are shared out
+        shared = sum(counted.parts.get(k, 0) for k in ("weights", "gradients", "optimiser", "average"))
+        memory -= int(shared * (1.0 - 1.0 / options.world_size))
     if where.type == "cpu":
+        memory -= slack
         lasting = sum(counted.parts.get(k, 0) for k in ("weights", "optimiser", "average"))
         slack = int(max(counted.peak - lasting, 0) * (SLACK - 1.0)) + FIXED
         if options.activation_checkpointing is True:
             slack += int(counted.parts["activations"] * (SLACK - 1.0))  # made twice, in more and smaller pieces
-        memory += slack + kept
+        memory = (memory + slack + kept) * options.devices  # all processes of this machine
     parts = {**counted.parts, "frames": kept, "slack": slack}
     rate = _rate(plan, where)
     step = counted.flops / rate
-    scored = min(len(plan.parts.validation), 100) * options.validations + len(plan.parts.validation)
-    seconds = steps * step + scored * counted.forward_flops / rate
+    validations = min(options.validations, steps)
+    scored = min(len(plan.parts.validation), 100) * validations
+    scored += len(plan.parts.validation) if len(plan.parts.validation) > 100 else 0
+    once_forward = counted.forward_flops / (1 if options.replay is not None else options.batch_size)
+    seconds = steps * step + scored * options.rollout_steps * once_forward / rate / options.world_size
     epochs = 1 if frames * frame <= _FRAMES_KEPT else -(-steps * options.samples_a_step // count)
     stored = _stored_bytes(plan, ds)
     module = counted.parameters
@@ -240,7 +267,7 @@ def of_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
         seconds=seconds,
         steps=steps,
         bytes_read=int(stored * frames * epochs),
-        disk=int(2 * once + 2 * checkpoint + replay),
+        disk=int(3 * once + 2 * checkpoint + replay),
         trainable=module["trainable"],
         total=module["all"] + module["adapter"] + module["head"],
     )
@@ -266,8 +293,8 @@ def simulate(plan: Plan, where: torch.device) -> Counted:
     chosen = {id(p) for g in groups for p in g["params"]}
     names = {n for n, p in module.named_parameters() if id(p) in chosen}
     base_parameters = dict(module.base.named_parameters())
-    own = sum(p.numel() for n, p in base_parameters.items() if not adapters.is_adapter(n))
-    added = sum(p.numel() for n, p in base_parameters.items() if adapters.is_adapter(n))
+    added = sum(p.numel() for n, p in base_parameters.items() if module.adapter and module.adapter.adds(n))
+    own = sum(p.numel() for p in base_parameters.values()) - added
     head: Any = module.head
     fake: Any = imagined(module, mode, where.type)
     moving = [p for n, p in fake.named_parameters() if n in names]
@@ -324,6 +351,8 @@ def simulate(plan: Plan, where: torch.device) -> Counted:
         known["average"] = trainable
     activations = max(counter.peak - sum(known.values()), 0)
     flops = counter.flops * options.gradient_accumulation
+    if options.replay is not None:  # forecasts of the buffer go one at a time
+        flops *= options.batch_size
     return Counted(counter.peak, {**known, "activations": activations}, flops, forward, count)
 
 
@@ -436,10 +465,11 @@ def _stored_bytes(plan: Plan, ds: xr.Dataset | None) -> float:
     items = [plan.cut.layout.fields["surface", n] for n in plan.needs.surface]
     items += [plan.cut.layout.fields["atmos", n] for n in plan.needs.atmos]
     for item in [*items, *(t.item for t in plan.learnt)]:
-        if item.source not in ds or ds[item.source].variable._in_memory:
+        if str(item.source) not in ds or ds[item.source].variable._in_memory:
             continue
         da = ds[item.source]
-        chunks = {str(d): int(da.encoding.get("preferred_chunks", {}).get(d, 0)) for d in da.dims}
+        stored = da.encoding.get("preferred_chunks", {})
+        chunks = {str(d): int(stored.get(d, 0)) or max(da.chunksizes.get(d, (1,))) for d in da.dims}
         size = da.dtype.itemsize
         for dim in da.dims:
             whole = int(da.sizes[dim])
@@ -465,11 +495,15 @@ def _advice(ds: xr.Dataset, target: Any, model: Any, how: StrategyOptions, commo
         changes.append(
             (f"batch_size=1, gradient_accumulation={more}", {"batch_size": 1, "gradient_accumulation": more}, how)
         )
-    if how.name != "frozen" and options.activation_checkpointing is not True:
+    where = device()
+    gpu = where.type == "cuda"
+    recomputes = options.activation_checkpointing is True or (options.activation_checkpointing == "auto" and gpu)
+    half = gpu and options.precision == "auto" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if how.name != "frozen" and not recomputes:
         changes.append(("activation_checkpointing=True", {"activation_checkpointing": True}, how))
     if options.rollout_steps > 1 and not options.push_forward and options.replay is None:
         changes.append(("push_forward=True", {"push_forward": True}, how))
-    if options.precision in ("32", "auto"):
+    if options.precision in ("32", "auto") and not half:
         changes.append(("precision='bf16'", {"precision": "bf16"}, how))
     if how.name in ("full", "decoder"):
         changes.append(("strategy='lora'", {}, StrategyOptions("lora")))

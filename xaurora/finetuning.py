@@ -69,15 +69,18 @@ def finetune(
     """Fine-tune an Aurora so that it also predicts ``target``. See :meth:`xaurora.accessor.AuroraAccessor.finetune`."""
     options = parallel.settle(options or config.TrainingOptions())
     how = config.strategy_of(strategy)
-    names = planning.check_arguments(target, how, head, halo, options)
+    names = planning.check_arguments(target, how, head, halo, options, truth=truth, as_input=as_input)
     if options.resume and out is None:
         raise OptionError(
             "resume=True goes on with a run, and out= does not say which.", fix="out='runs/tp', resume=True"
         )
     folder = _out_folder(out, re.sub(r"[^\w-]", "_", "-".join(names)))
-    run = checkpoints.check(folder, resume=options.resume)
+    resume = options.resume
     fabric = parallel.launch(options)
     folder = Path(fabric.broadcast(str(folder)))  # its name may hold the time of day
+    run = parallel.first(fabric, lambda: checkpoints.check(folder, resume=resume))
+    if run is not None and not run.get("finished"):
+        checkpoints.refuse_unseen(folder)
     if fabric.global_rank:
         options = replace(options, progress=False)
     plan = planning.plan(
@@ -93,6 +96,7 @@ def finetune(
         validation=validation,
         halo=halo,
         options=options,
+        named=isinstance(strategy, str),
     )
     logger.info("%s", plan.chosen)
     if plan.crop.left_out:
@@ -105,7 +109,7 @@ def finetune(
         if warning := estimation.warn_if_too_large(ds, target, plan, common):
             logger.warning("%s", warning)
     # Once, for all processes.
-    looked = fabric.broadcast(_look(plan) if fabric.global_rank == 0 else None)
+    looked = parallel.first(fabric, lambda: _look(plan))
     made = _build(plan, looked, fabric)
     meta = _describe_run(plan, looked, made, truth is not None)
     _warn(plan, looked, meta)
@@ -125,13 +129,13 @@ def finetune(
         say(f"The run in {folder} has finished; nothing is left to do.", shown=options.progress)
         result = _finished(result, folder)
     else:
-        if fabric.global_rank == 0:
-            _begin(folder, run)
-        fabric.barrier()
+        parallel.first(fabric, lambda: _begin(folder, run))
         units = {t.name: ("_mm", 1e3) if t.is_rain else ("", 1.0) for t in plan.learnt}
         work = training.Work(
             result=result,
-            loader=loading.Loader(made.cut, {t.name: t.values for t in plan.learnt}, with_state=plan.scores_base),
+            loader=loading.Loader(
+                made.cut, {t.name: t.values for t in plan.learnt}, scored=plan.cut if plan.scores_base else None
+            ),
             groups=made.groups,
             train=looked.train,
             validation=looked.validation,
@@ -201,6 +205,7 @@ def _build(plan: Plan, looked: _Looked, fabric: Any) -> _Made:
         for t in plan.learnt
     }
     adapter = plan.adapter
+    models.extend(base, forms)  # before the adapter, which may wrap what this adds to
     if adapter is None and how.name in ("lora", "peft"):
         adapter = adapters.install(base, how, seed)
     module = models.AuroraWithHead(base, heads.HeadSet(heads_), forms, adapter)
@@ -223,6 +228,7 @@ def _describe_run(plan: Plan, looked: _Looked, made: _Made, from_truth: bool) ->
             plan.name,
             saved=saved or planning.holds_its_base(plan.model),
             original_hash=made.original_hash,
+            adapter=module.adapter,
         ),
         "halo": plan.halo,
         "training": {
@@ -253,6 +259,8 @@ def _settings(plan: Plan, looked: _Looked, made: _Made, meta: dict[str, Any]) ->
         target=[*([targets.ALL] if plan.every else []), *(t.name for t in plan.learnt)],
         model=plan.name,
         base=made.original_hash,
+        start=models.state_hash(made.module.base),
+        targets={n: [d.moments.count, d.moments.mean, d.moments.std] for n, d in looked.seen.items()},
         strategy=asdict(plan.how),
         head={n: asdict(h.options) for n, h in heads_.items()},
         inputs=sorted(made.forms),
@@ -270,9 +278,14 @@ def _warn(plan: Plan, looked: _Looked, meta: dict[str, Any]) -> None:
             "The data are regional and the backbone stays frozen: a pretrained Aurora was made for the globe, and sees here what it never saw. "
             "Better give it the globe, or strategy='full'; docs/regions.md says more."
         )
-    if note := _seen_before(plan.name, looked.validation):
+    if note := _seen_before(plan.name, plan.model, looked.validation):
         logger.warning("%s", note)
         meta["training"]["note"] = note
+    total = plan.options.total_steps(len(looked.train))
+    if plan.options.warmup is not None and plan.options.warmup >= total:
+        logger.warning(
+            "warmup=%d, and the run has %d steps: its rate will not get to its peak.", plan.options.warmup, total
+        )
     for t in plan.learnt:
         seen = looked.seen[t.name]
         if seen.clipped:
@@ -296,7 +309,9 @@ def _look(plan: Plan) -> _Looked:
 def _begin(folder: Path, run: dict[str, Any] | None) -> None:
     """Before the first step: what an earlier, finished run left is out of date."""
     if run is None:
-        shutil.rmtree(folder / checkpoints.FOLDER, ignore_errors=True)
+        if (folder / "best").is_dir():
+            logger.info("'%s' holds a run that has finished; a new one takes its place.", folder)
+        checkpoints.discard(folder)
         (folder / "learning.png").unlink(missing_ok=True)
 
 
@@ -311,6 +326,7 @@ def _finished(result: TunedAurora, folder: Path) -> TunedAurora:
     result.history = tuned.read_history(best)
     result.path = best
     result.model.eval().requires_grad_(True)
+    shutil.rmtree(folder / "replay", ignore_errors=True)
     return result
 
 
@@ -323,17 +339,29 @@ def _draw_history(result: TunedAurora, folder: Path) -> None:
     storage.replace_file(folder / "learning.png", lambda path: figure.savefig(path, dpi=110, format="png"))
 
 
-PRETRAINED_UNTIL = np.datetime64("2021-01-01")
-"""Aurora was pretrained on ERA5 of 1979 to 2020 (Bodnar et al. 2025, doi:10.1038/s41586-025-09005-y, supplement C)."""
+PRETRAINED_UNTIL = {"small": 2021, "base": 2021, "finetuned": 2022}
+"""First year that was not trained on: ERA5 to 2020, and for the fine-tuned one IFS HRES to 2021 (Bodnar et al. 2025,
+doi:10.1038/s41586-025-09005-y, supplements C and D)."""
 
 
-def _seen_before(name: str, validation: np.ndarray) -> str:
-    """A note where a pretrained base has seen the years that validate."""
-    if name not in ("small", "base", "finetuned") or not (validation < PRETRAINED_UNTIL).any():
+def _seen_before(name: str, model: Any, validation: np.ndarray) -> str:
+    """A note where the base has seen what validates: in pretraining, or when it was tuned before."""
+    if isinstance(model, TunedAurora):
+        start, end = (np.datetime64(model.config["training"][k]) for k in ("start", "end"))
+        if count := int(((validation >= start) & (validation <= end)).sum()):
+            return (
+                f"{count} of {len(validation)} validation samples lie in the time that the model was tuned on before ({start} to {end}): "
+                "it will score too well there. Validate with other years."
+            )
+    if name not in PRETRAINED_UNTIL:
+        return ""
+    first = PRETRAINED_UNTIL[name]
+    count = int((validation < np.datetime64(f"{first}-01-01")).sum())
+    if not count:
         return ""
     return (
-        f"{int((validation < PRETRAINED_UNTIL).sum())} of {len(validation)} validation samples lie before 2021: the pretrained Aurora has seen those years, "
-        "so that its own variables score too well there, and rain may. Later years judge fairly: train=('2016', '2019'), validation='2021'."
+        f"{count} of {len(validation)} validation samples lie before {first}: the pretrained Aurora has seen those years, "
+        f"so that its own variables score too well there, and rain may. Later years judge fairly: validation='{first}'."
     )
 
 
@@ -408,12 +436,13 @@ def _make_base(plan: Plan, cut: Fields, train: np.ndarray, fabric: Any, without:
     options = plan.options
     if plan.name != "tiny":
         return models.load_pretrained(plan.name, plan.weights)
-    statistics = None
-    if fabric.global_rank == 0:  # once, for all processes
+
+    def statistics() -> Any:
         frames = np.unique(np.concatenate([train + STEP * k for k in range(-1, options.rollout_steps + 1)]))
         plain = replace(cut, surface=cut.surface.drop_vars(list(without)))
-        statistics = normalisation.statistics_of(plain, list(frames), progress=options.progress)
-    surface, atmos = fabric.broadcast(statistics)
+        return normalisation.statistics_of(plain, list(frames), progress=options.progress)
+
+    surface, atmos = parallel.first(fabric, statistics)  # once, for all processes
     return build_tiny(plan.needs, surface, atmos, options.seed)
 
 

@@ -85,11 +85,13 @@ class Log:
     def sync(self) -> None:
         """Make what was written durable."""
         if self._file is not None:
-            storage.sync(self.path)
+            with storage.named_failures(self.path):
+                storage.sync(self.path)
 
     def __exit__(self, *error: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what could not be written was named when it was written
+                self._file.close()
             self._file = None
             self._goes_on = True
 

@@ -55,16 +55,21 @@ class Loader:
         Cut to the model (:func:`xaurora.requirements.fit`).
     targets : dict of DataArray
         By name, ``(time, h, w)``, canonical units, on the same grid.
-    with_state : bool
-        Whether the base's own variables are scored too.
+    scored : Fields, optional
+        Where the base's own variables are scored too: those that are, without targets among the inputs.
     budget : int
         Bytes of frames to keep.
     """
 
     def __init__(
-        self, fields: Fields, targets: Mapping[str, xr.DataArray], *, with_state: bool, budget: int = 2 * 1024**3
+        self,
+        fields: Fields,
+        targets: Mapping[str, xr.DataArray],
+        *,
+        scored: Fields | None = None,
+        budget: int = 2 * 1024**3,
     ) -> None:
-        self.fields, self.targets, self.with_state, self.budget = fields, targets, with_state, budget
+        self.fields, self.targets, self.scored, self.budget = fields, targets, scored, budget
         self.still = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in batches.statics(fields).items()}
         self._kept: OrderedDict[tuple[str, int], Any] = OrderedDict()
         self._held = 0
@@ -90,6 +95,13 @@ class Loader:
         """The state at a time, ``(h, w)`` and ``(c, h, w)``, canonical units, float32."""
         return self._remember(("", _key(time)), lambda: batches.frame(self.fields, time), _size)
 
+    def _scored(self, time: np.datetime64) -> dict[str, dict[str, np.ndarray]]:
+        assert self.scored is not None
+        if set(self.scored.surface) == set(self.fields.surface):
+            return self.frame(time)  # as it is read for the input
+        fields = self.scored
+        return self._remember(("", -_key(time)), lambda: batches.frame(fields, time), _size)
+
     def target_at(self, name: str, time: np.datetime64) -> np.ndarray:
         """A target at a valid time, ``(h, w)``, canonical units, float32."""
         place = self._index[name][_key(time)]
@@ -109,8 +121,8 @@ class Loader:
         """What is true at valid times."""
         targets = {name: torch.from_numpy(np.stack([self.target_at(name, t) for t in times])) for name in self.targets}
         state = None
-        if self.with_state:
-            frames = [self.frame(t) for t in times]
+        if self.scored is not None:
+            frames = [self._scored(t) for t in times]
             state = {
                 kind: {name: torch.from_numpy(np.stack([f[kind][name] for f in frames])) for name in frames[0][kind]}
                 for kind in ("surface", "atmos")

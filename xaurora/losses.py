@@ -74,7 +74,7 @@ def of_step(
 
 def seen(head: Any, target: torch.Tensor) -> torch.Tensor:
     """The truth without gaps, which are weighed out later, and without values that the family cannot have."""
-    y = target.nan_to_num()
+    y = target.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     if head.options.family in RAIN:
         return y.clamp(min=0.0)
     return y.clamp(*head.options.bounds) if head.options.bounds else y
@@ -106,7 +106,7 @@ def base_variables(
     """
     total: Any = torch.zeros((), device=area.device)
     squares, absolute = torch.zeros_like(total), torch.zeros_like(total)
-    weight = area / area.mean()
+    weight = area / area[trim[0]].mean()
     predicted = {"surface": prediction.surf_vars, "atmos": prediction.atmos_vars}
     count = 0
     for kind, share in (("surface", _SURFACE_SHARE), ("atmos", _ATMOS_SHARE)):

@@ -386,7 +386,7 @@ def extend(base: Aurora, inputs: Mapping[str, InputForm]) -> None:
         embeds.var_names = (*embeds.var_names, name)
         base.surf_vars = (*base.surf_vars, name)
         other = next(iter(base.decoder.surf_heads.values()))
-        new = type(other)(other.in_features, other.out_features).to(other.weight)
+        new = torch.nn.Linear(other.in_features, other.out_features).to(other.weight)
         # Never read: the head's mean stands in its place. It is there because Aurora decodes every surface variable.
         torch.nn.init.zeros_(new.weight)
         torch.nn.init.zeros_(new.bias)

@@ -6,8 +6,9 @@ import inspect
 import logging
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from aurora import Batch
@@ -16,10 +17,12 @@ from torch import nn
 from torch.utils import _pytree
 
 from xaurora.config import TrainingOptions
-from xaurora.errors import OptionError
+from xaurora.errors import OptionError, XauroraError
 from xaurora.model import Step
 
 logger = logging.getLogger("xaurora")
+
+T = TypeVar("T")
 
 
 def settle(options: TrainingOptions) -> TrainingOptions:
@@ -40,6 +43,13 @@ def settle(options: TrainingOptions) -> TrainingOptions:
             raise OptionError(
                 f"devices={options.devices}, num_nodes={options.num_nodes}, and torchrun started {world} processes, {local} on each machine.",
                 fix=f"devices={devices}, num_nodes={nodes}",
+            )
+    if options.world_size == 1 and torch.distributed.is_available() and torch.distributed.is_initialized():
+        count = torch.distributed.get_world_size()
+        if count > 1:
+            raise OptionError(
+                f"an earlier call started {count} processes, all of which go on with this script, and devices=1 would train in each of them.",
+                fix=f"devices={count}, or a script of its own",
             )
     cuda = torch.cuda.is_available()
     there = torch.cuda.device_count() if cuda else os.cpu_count() or 1
@@ -95,6 +105,20 @@ def launch(options: TrainingOptions) -> Any:
     )
     fabric.launch()
     return fabric
+
+
+def first(fabric: Any, make: Callable[[], T]) -> T:
+    """What the first process makes, for all of them; an error of this package is raised in all of them too."""
+    made: tuple[Any, Any] | None = None
+    if fabric.global_rank == 0:
+        try:
+            made = (make(), None)
+        except XauroraError as error:
+            made = (None, error)
+    value, failed = fabric.broadcast(made)
+    if failed is not None:
+        raise failed
+    return value
 
 
 def shard(module: nn.Module, mesh: Any) -> nn.Module:

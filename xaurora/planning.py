@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from xaurora.errors import OptionError
 from xaurora.requirements import Needs
 from xaurora.tuned import TunedAurora
 from xaurora.variables import Variable
+
+logger = logging.getLogger("xaurora")
 
 
 @dataclass(frozen=True)
@@ -116,12 +119,33 @@ class Plan:
         )
 
 
-def check_arguments(target: Any, how: StrategyOptions, head: Any, halo: Any, options: TrainingOptions) -> list[str]:
+def check_arguments(
+    target: Any,
+    how: StrategyOptions,
+    head: Any,
+    halo: Any,
+    options: TrainingOptions,
+    *,
+    truth: Any = None,
+    as_input: Any = False,
+) -> list[str]:
     """Raise for arguments that cannot be, before any data are looked at; returns the targets' names, ``all`` among them."""
     names = targets.names_of(target)
-    _check_all(targets.ALL in names, [n for n in names if n != targets.ALL], how, options)
+    learnt = [n for n in names if n != targets.ALL]
+    _check_all(targets.ALL in names, learnt, how, options)
     config.check_halo(halo)
-    _check_heads(head, [n for n in names if n != targets.ALL])
+    if as_input not in (True, False):
+        raise OptionError(f"as_input={as_input!r} is neither True nor False.", fix="as_input=True")
+    if not learnt:
+        for name, value, nothing in (("head", head, "auto"), ("truth", truth, None), ("as_input", as_input, False)):
+            if value is not nothing and not (isinstance(value, str) and value == nothing):
+                raise OptionError(
+                    f"{name}= belongs to a target with a head, and target='all' has none.", fix="target=['all', 'tp']"
+                )
+    else:
+        _check_heads(head, learnt)
+    if options.resume not in (True, False):
+        raise OptionError(f"resume={options.resume!r} is neither True nor False.", fix="resume=True")
     return names
 
 
@@ -139,15 +163,17 @@ def plan(
     validation: Any,
     halo: int,
     options: TrainingOptions,
+    named: bool = False,
 ) -> Plan:
-    """Resolve everything. Reads a few frames of a target that has to be looked at, and no others.
+    """Resolve everything. Reads a few frames of a target that has to be looked at, and no others. A strategy that was ``named`` alone goes on
+    with the adapter that the model has, whatever its options.
 
     Raises
     ------
     XauroraError
         What ``check()`` would list; an unknown model, target or head; too few samples for a split.
     """
-    names = check_arguments(target, how, head, halo, options)
+    names = check_arguments(target, how, head, halo, options, truth=truth, as_input=as_input)
     every = targets.ALL in names
     names = [n for n in names if n != targets.ALL]
     found = targets.recognise(ds, () if truth is not None else names)
@@ -159,6 +185,9 @@ def plan(
     chosen_heads = {t.name: _head_options(head, name, t.variable) for name, t in zip(names, learnt, strict=True)}
     if isinstance(model, str | Path) and model not in requirements.MODELS and str(model) and Path(model).is_dir():
         model, weights = tuned.load(model, weights=weights), None
+    if named and isinstance(model, TunedAurora) and model.model.adapter is not None:
+        there = model.model.adapter.options
+        how = there if there.name == how.name else how
     name, base, adapter = _resolve_model(model, how)
     if base is not None and weights is not None:
         raise OptionError(
@@ -181,6 +210,12 @@ def plan(
     fed = as_input or (isinstance(model, TunedAurora) and bool(model.model.inputs))
     if fed:
         targets.refuse_as_input([t.name for t in learnt])
+        own = list(model.model.inputs) if isinstance(model, TunedAurora) else []
+        if missing := [n for n in own if n not in {t.name for t in learnt}]:
+            raise OptionError(
+                f"the model was tuned with {missing} among its inputs, and goes on with them alone.",
+                fix=f"target={[*([targets.ALL] if every else []), *own]!r}",
+            )
     whole = functools.reduce(np.intersect1d, [t.times for t in learnt]) if learnt else cut.times
     chosen = samples.index(cut.times, whole, also_input=fed, steps=options.rollout_steps)
     if fed:
@@ -204,7 +239,7 @@ def plan(
         crop=crop,
         grid=grid,
         trim=grids.trim(grid, halo),
-        halo=halo,
+        halo=int(halo),
         chosen=chosen,
         parts=samples.split(chosen, train, validation, steps=options.rollout_steps, also_input=fed),
     )
@@ -260,7 +295,11 @@ def _resolve_model(model: Any, how: config.StrategyOptions) -> tuple[str, Aurora
         copied = copy.deepcopy(model.model)
         adapter = copied.adapter
         if adapter is not None and how != adapter.options and how.name != "frozen":
-            adapters.merge(copied.base, adapter)  # another strategy goes on from what it made of the weights
+            logger.info(
+                "The adapter that the model was tuned with is added to its weights, from which strategy=%r goes on.",
+                how.name,
+            )
+            adapters.merge(copied.base, adapter)
             adapter = None
         return str(model.config["base"]["name"]), copied.base, adapter
     if isinstance(model, Aurora):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,13 +99,15 @@ class ReplayBuffer:
             return self.longest
         return int(min(1 + progress / self.options.grow * (self.longest - 1), self.longest))
 
-    def draw(self, progress: float) -> int:
-        """The place of the forecast that goes on next. One is replaced by fresh data every ``refresh`` draws, and any that may not
-        go further when it is drawn."""
-        self.drawn += 1
-        if self.drawn % self.options.refresh == 0:
+    def draw(self, progress: float, taken: Collection[int] = (), *, fresh: bool = True) -> int:
+        """The place of the forecast that goes on next: none that is ``taken`` in this step already, while there are others. Every
+        ``refresh`` steps (draws that are ``fresh``) one is replaced by fresh data, and so is any that may not go further when it is drawn."""
+        self.drawn += fresh
+        if fresh and self.drawn % self.options.refresh == 0:
             self._put(int(self.rng.integers(len(self.entries))), self._fresh())
         place = int(self.rng.integers(len(self.entries)))
+        while place in taken and len(taken) < len(self.entries):
+            place = (place + 1) % len(self.entries)
         if self.entries[place].done >= self.allowed(progress):
             self._put(place, self._fresh())
         return place

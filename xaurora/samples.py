@@ -176,6 +176,13 @@ def split(
         start, end = bounds["train"]
         chosen["validation"] = times[window.outside(times, start, end)]
     for name, part in chosen.items():
+        given = train if name == "train" else validation
+        if not len(part) and given is None:
+            other, value = ("validation", validation) if name == "train" else ("train", train)
+            raise SplitError(
+                f"{other}={value!r} leaves nothing over for the other part; samples run from {_name(times[0])} to {_name(times[-1])}.",
+                fix=f"a shorter {other}=, or {name}= as well",
+            )
         if not len(part):
             raise SplitError(
                 f"{name}={(train if name == 'train' else validation)!r} leaves no sample; samples run from {_name(times[0])} to {_name(times[-1])}.",

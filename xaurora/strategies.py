@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from xaurora import adapters
-from xaurora.adapters import is_adapter
 from xaurora.config import STRATEGIES, StrategyOptions, strategy_of
 from xaurora.errors import OptionError
 from xaurora.model import AuroraWithHead, new_parameters
@@ -84,11 +83,12 @@ def apply(
             module.requires_grad_(True)
     elif options.name in ("lora", "peft"):
         for name, parameter in base.named_parameters():
-            parameter.requires_grad_(is_adapter(name))
+            parameter.requires_grad_(model.adapter.adds(name))
     chained = rollout_steps > 1 and not push_forward and not replay  # later steps reach back through earlier outputs
     if not trains_base_outputs and not chained:
         base.decoder.requires_grad_(False)
     _freeze_unused_lora(base, rollout_steps)
+    _refuse_uneven_lora(base, options, rollout_steps, push_forward=push_forward, replay=replay)
     new = new_parameters(base, model.inputs)
     for parameter in new:
         parameter.requires_grad_(True)
@@ -151,6 +151,21 @@ def _freeze_unused_lora(base: Any, rollout_steps: int) -> None:
                     lora.requires_grad_(False)
 
 
+def _refuse_uneven_lora(
+    base: Any, options: StrategyOptions, rollout_steps: int, *, push_forward: bool, replay: bool
+) -> None:
+    """Where each step is learnt from alone, every step must have something to learn, and the same on every device."""
+    there = adapters.own_lora(base)
+    if there is None or there.mode == "single" or options.name not in ("lora", "full") or rollout_steps == 1:
+        return
+    if push_forward or replay:
+        how = "push_forward=True" if push_forward else "a replay buffer"
+        raise OptionError(
+            f"a LoRA of mode={there.mode!r} has other parameters in other steps, and {how} learns from each step alone.",
+            fix="StrategyOptions('lora', mode='single'), or gradients through all steps",
+        )
+
+
 def _nothing(options: StrategyOptions, rollout_steps: int, trains_base_outputs: bool) -> OptionError:
     if options.mode == "from_second" and rollout_steps == 1:
         return OptionError(
@@ -177,9 +192,10 @@ def table(model: AuroraWithHead) -> list[Part]:
     }
     out = []
     for name, module in parts.items():
-        own = [p for n, p in module.named_parameters(name) if not is_adapter(n)]
+        own = [p for n, p in module.named_parameters(name) if not (model.adapter and model.adapter.adds(n))]
         out.append(_part(name, own))
-    if added := [p for n, p in model.base.named_parameters() if is_adapter(n)]:
+    adapter = model.adapter
+    if added := [p for n, p in model.base.named_parameters() if adapter and adapter.adds(n)]:
         out.append(_part("adapter", added))
     if model.head is not None and (heads := list(model.head.parameters())):
         out.append(_part("head", heads))

@@ -255,15 +255,18 @@ def synthetic(
     (3, 'time: sum (interval: 6 hours)')
     """
     law = law_of(rain)
-    if motion not in MOTIONS:
+    if not isinstance(motion, str) or motion not in MOTIONS:
         raise OptionError(
             f"there is no motion {motion!r}; valid are {', '.join(map(repr, MOTIONS))}.", fix="motion='east'"
         )
     drift = MOTIONS[motion]
-    try:
-        first = np.datetime64(start, "ns")
-    except ValueError:
-        raise OptionError(f"start={start!r} is no time.", fix="start='2020-01-01T00'") from None
+    first = _first(start)
+    whole = (times, seed, *(shape if isinstance(shape, tuple | list) and len(shape) == 2 else ("", "")))
+    if not all(isinstance(v, int | np.integer) and not isinstance(v, bool) for v in whole) or seed < 0:
+        raise OptionError(
+            f"times={times!r}, seed={seed!r}, shape={shape!r}: whole numbers are needed, and a seed of at least 0.",
+            fix="xaurora.synthetic(shape=(32, 64), times=400, seed=0)",
+        )
     if times < 1 or min(shape) < 4 or not levels:
         raise OptionError(
             f"times={times}, shape={shape}, levels={levels}: at least 1 time, 4 × 4 points and 1 level are needed.",
@@ -354,6 +357,41 @@ def synthetic(
     return xr.Dataset(data, coords, attrs)
 
 
+def _first(start: Any) -> np.datetime64:
+    import pandas as pd
+
+    try:
+        stamp = pd.Timestamp(str(start))
+    except (ValueError, OverflowError):
+        stamp = pd.NaT
+    if pd.isna(stamp) or not 1700 <= stamp.year <= 2200 or stamp.tzinfo is not None:
+        raise OptionError(f"start={start!r} is no time between 1700 and 2200, in UTC.", fix="start='2020-01-01T00'")
+    return stamp.to_datetime64().astype("datetime64[ns]")
+
+
+def _steps(ds: xr.Dataset, lead_hours: int) -> int:
+    """Rollout steps of a lead time, for fields that are as :func:`synthetic` made them."""
+    if "rain_law" not in ds.attrs or "motion" not in ds.attrs:
+        raise OptionError(
+            "these are no fields of xaurora.synthetic, or their attributes are gone.", fix="xaurora.synthetic()"
+        )
+    if lead_hours <= 0 or lead_hours % TIMESTEP_HOURS or lead_hours // TIMESTEP_HOURS >= ds.sizes["time"]:
+        raise OptionError(
+            f"lead_hours={lead_hours!r} is no positive multiple of {TIMESTEP_HOURS} within the {ds.sizes['time']} times.",
+            fix="lead_hours=6",
+        )
+    spacing = np.diff(ds["longitude"].values)
+    if (
+        abs(float(spacing.mean()) * ds.sizes["longitude"] - 360.0) > 1e-6
+        or (np.diff(ds["time"].values) != np.timedelta64(TIMESTEP_HOURS, "h")).any()
+    ):
+        raise OptionError(
+            "the exact scores need all longitudes and every time: the fields drift around the globe.",
+            fix="score first, then select",
+        )
+    return lead_hours // TIMESTEP_HOURS
+
+
 def _before(first: np.ndarray, rng: np.random.Generator, shape: tuple[int, int], drift: int) -> np.ndarray:
     """A field of W that may have gone before the first: the same process runs backwards in the same way."""
     size = np.sqrt((WEIGHT_A**2 + WEIGHT_B**2) * (1.0 - MEMORY**2))
@@ -395,7 +433,7 @@ def perfect_crps(ds: xr.Dataset, lead_hours: int = TIMESTEP_HOURS) -> xr.DataArr
     DataArray
         ``(init_time, latitude, longitude)``, for the init times whose truth is in ``ds``.
     """
-    steps = lead_hours // TIMESTEP_HOURS
+    steps = _steps(ds, lead_hours)
     mean, spread = _next_wetness(ds, steps)
     truth = ds["tp"].transpose("time", "latitude", "longitude").values[steps:].astype(np.float64)
     mean = mean.isel(time=slice(None, -steps))
@@ -410,7 +448,7 @@ def perfect_crps(ds: xr.Dataset, lead_hours: int = TIMESTEP_HOURS) -> xr.DataArr
 
 def climatology_crps(ds: xr.Dataset, lead_hours: int = TIMESTEP_HOURS) -> xr.DataArray:
     """CRPS in metres of the forecaster that knows the law but not the state; like :func:`perfect_crps`."""
-    steps = lead_hours // TIMESTEP_HOURS
+    steps = _steps(ds, lead_hours)
     truth = ds["tp"].transpose("time", "latitude", "longitude").values[steps:].astype(np.float64)
     law = law_of(ds.attrs["rain_law"])
     spread = float(np.sqrt(WEIGHT_A**2 + WEIGHT_B**2)) * (MEMORY if law.ahead else 1.0)

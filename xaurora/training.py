@@ -17,7 +17,7 @@ import torch
 from xaurora import checkpoints, config, loading, losses, parallel, rollout
 from xaurora import grid as grids
 from xaurora import model as models
-from xaurora.errors import TrainingError
+from xaurora.errors import TrainingError, XauroraError
 from xaurora.journal import Log, Stop
 from xaurora.loading import Loader, Sample, Share
 from xaurora.losses import Trim
@@ -113,6 +113,7 @@ class _Training:
         parameters = dict(module.named_parameters())
         self.moving = {name: parameters[name] for g in groups for name in g["params"]}
         self.rates = [g["lr"] for g in groups]
+        self._near = self._dropouts(module)
         groups = [{**g, "params": [parameters[name] for name in g["params"]]} for g in groups]
         self.adamw = torch.optim.AdamW(groups, weight_decay=options.weight_decay, betas=(0.9, 0.95))
         self.optimizer = fabric.setup_optimizers(self.adamw)
@@ -123,6 +124,7 @@ class _Training:
         self.base_loss = options.base_loss if work.task.base else 0.0
         self.average = {k: p.detach().clone() for k, p in self.moving.items()} if options.ema is not None else None
         self.replay = self._replay(options.replay) if options.replay is not None else None
+        self._made: list[tuple[int, Any]] = []
         self.step = 0
         self.saved = 0
         self.best = -math.inf
@@ -132,6 +134,18 @@ class _Training:
         self.interim = work.validation[np.unique(np.linspace(0, len(work.validation) - 1, count).astype(int))]
         self.validator = self._validator(self.interim)
         self.log = Log(folder, writes=self.rank == 0)
+
+    @staticmethod
+    def _dropouts(module: torch.nn.Module) -> dict[int, bool]:
+        """Dropouts, and whether the module that holds them has anything that trains."""
+        out: dict[int, bool] = {}
+        for parent in module.modules():
+            for child in parent.modules():
+                if isinstance(child, torch.nn.Dropout):
+                    # the innermost parent with parameters decides, and comes last
+                    own = [p.requires_grad for p in parent.parameters()]
+                    out[id(child)] = any(own) if own else out.get(id(child), True)
+        return out
 
     def _validator(self, init_times: np.ndarray) -> Validator:
         w = self.work
@@ -164,7 +178,8 @@ class _Training:
     def loop(self) -> None:
         """Train up to the last step, or until nothing gets better."""
         options, task = self.options, self.work.task
-        every = max(self.total // options.validations, 1)
+        count = min(options.validations, self.total)
+        scored = {round(self.total * (i + 1) / count) for i in range(count)}
         keep = options.checkpoint_steps(self.total)
         smooth = math.nan
         if self.replay is not None and not len(self.replay):
@@ -175,12 +190,12 @@ class _Training:
             bar(total=self.total, label="finetune", unit="step", shown=options.progress and self.rank == 0) as meter,
         ):
             meter.update(self.step)
-            for times, samples in self._samples():
+            for times, samples in self._together(self._samples()):
                 entry = self._one_step(times, samples)
                 smooth = entry["loss"] if math.isnan(smooth) else 0.95 * smooth + 0.05 * entry["loss"]
                 self.step += 1
                 last = self.step == self.total
-                if self.step % every == 0 or last:
+                if self.step in scored:
                     last = self._validate(entry) or last
                 self.work.result.history.append(entry)
                 self.log.write(entry)
@@ -217,8 +232,27 @@ class _Training:
 
         return loading.ahead(chosen, read, options.workers)
 
+    def _together(self, items: Iterator[Any]) -> Iterator[Any]:
+        """Items as they come; where reading fails in one process, all of them stop with a word."""
+        if self.world == 1:
+            yield from items
+            return
+        while True:
+            item, error = None, None
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            except XauroraError as found:
+                error = found
+            if float(self._sum(torch.tensor(float(error is not None)))):
+                raise error or TrainingError(
+                    "another process could not read its samples.", fix="see what that process printed"
+                )
+            yield item
+
     def _one_step(self, times: list[np.datetime64], samples: list[tuple[Share, Sample | None]]) -> dict[str, Any]:
-        self.runner.train()
+        self._train_mode()
         sums: dict[str, torch.Tensor] = {}
         if self.replay is not None:
             times = self._replayed(sums)
@@ -228,6 +262,7 @@ class _Training:
                 self._forecasts(sample, share.weight, sums, final=i + 1 == len(samples))
         numbers = dict(zip(sums, self._sum(torch.stack([v.double() for v in sums.values()])).tolist(), strict=True))
         self._refuse_broken(numbers["loss"], times)
+        self._put_back()
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.adamw)
         norm = self.fabric.clip_gradients(
@@ -246,10 +281,19 @@ class _Training:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
+            # A short memory at first: else the average would be made of what training began with.
+            decay = min(float(self.options.ema or 0.0), (1.0 + self.step) / (10.0 + self.step))
             with torch.no_grad():
                 for name, p in self.moving.items():
-                    self.average[name].lerp_(p.detach(), 1.0 - float(self.options.ema or 0.0))
+                    self.average[name].lerp_(p.detach(), 1.0 - decay)
         return self._entry(numbers, norm)
+
+    def _train_mode(self) -> None:
+        """Dropout acts where something trains: an adapter that stays as it is is no noise to the head."""
+        self.runner.train()
+        for module in self.module.modules():
+            if isinstance(module, torch.nn.Dropout) and not self._near[id(module)]:
+                module.eval()
 
     def _forecasts(self, sample: Sample, weight: float, sums: dict[str, torch.Tensor], *, final: bool) -> None:
         """Forward and backward of one batch of forecasts."""
@@ -293,7 +337,7 @@ class _Training:
         count = self.options.batch_size * self.options.gradient_accumulation
         times = []
         for i in range(count):
-            place = self.replay.draw(self.step / self.total)
+            place = self.replay.draw(self.step / self.total, [p for p, _ in self._made], fresh=i == 0)
             entry = self.replay.entries[place]
             times.append(entry.time)
             batch = rollout.prepare(self.module, self.replay.batch(entry, self.work.loader))
@@ -305,11 +349,20 @@ class _Training:
                 _add(sums, {"loss": loss.detach(), **parts}, weight)
                 self._backward(loss * weight)
             if entry.done + 1 < self.options.rollout_steps:
-                self.replay.store(place, rollout.detach(rollout.advance(self.module, batch, step.prediction)))
+                self._made.append((place, rollout.detach(rollout.advance(self.module, batch, step.prediction))))
             else:
-                self.replay.renew(place)
+                self._made.append((place, None))
             del step
         return times
+
+    def _put_back(self) -> None:
+        """Forecasts go back into the buffer once the loss is known to be sound."""
+        for place, following in self._made:
+            if self.replay is not None and following is None:
+                self.replay.renew(place)
+            elif self.replay is not None:
+                self.replay.store(place, following)
+        self._made = []
 
     def _entry(self, numbers: dict[str, float], norm: float) -> dict[str, Any]:
         """One line of the log."""
@@ -331,16 +384,17 @@ class _Training:
 
     def _refuse_broken(self, loss: float, times: list[np.datetime64], what: str = "loss") -> None:
         """Stop where the loss is no number, or has exploded; what was good is kept."""
-        usual = float(np.median(self.recent)) if len(self.recent) >= 10 else math.inf
+        # Beside the usual, the largest of the last losses: over a desert nearly all are nothing, and a shower is no explosion.
+        usual = max(float(np.median(self.recent)), 0.1 * max(self.recent), 1e-2) if len(self.recent) >= 10 else math.inf
         exploded = math.isfinite(loss) and loss > _EXPLOSION * usual > 0
         if math.isfinite(loss) and not exploded:
             self.recent = [*self.recent[1 - _WATCHED :], loss]
             return
         kept = []
-        if not exploded and self._sound():
+        if not self.saved and self.step and not exploded and self._sound():
+            # Better than nothing. An earlier checkpoint is not written over: weights may be ruined and finite.
             self.optimizer.zero_grad(set_to_none=True)
-            if self.step > self.saved:
-                self.save_checkpoint()
+            self.save_checkpoint()
         if self.saved:
             kept.append(f"the last good state (step {self.saved}) is in '{self.folder / checkpoints.FOLDER}'")
         if math.isfinite(self.best):
@@ -351,9 +405,8 @@ class _Training:
             + (f", {_EXPLOSION:g} times what it was," if exploded else "")
             + f" at step {self.step}, at init time(s) {named}."
             + (f" {_capital('; '.join(kept))}." if kept else ""),
-            fix=f"look at those fields: ds.aurora.check(); or a smaller learning_rate, from model='{self.folder / 'best'}'"
-            if math.isfinite(self.best)
-            else "look at those fields: ds.aurora.check(); or a smaller learning_rate",
+            fix="look at those fields: ds.aurora.check(); mended, resume=True goes on; or a smaller learning_rate in another out="
+            + (f", from model='{self.folder / 'best'}'" if math.isfinite(self.best) else ""),
         )
 
     def _sound(self) -> bool:
@@ -379,9 +432,11 @@ class _Training:
         """Save an artefact: on the first process, whole."""
         result = self.work.result
         self._gather()
-        if self.rank == 0:
+
+        def save() -> None:
             TunedAurora(result.model, result.needs, result.config, history).save(self.folder / name)
-        self.fabric.barrier()
+
+        parallel.first(self.fabric, save)
 
     def _gather(self) -> None:
         """Put sharded weights together in the copy that is saved."""
@@ -446,11 +501,14 @@ class _Training:
         model.eval()
         # As they were made: Torch picks other kernels for parameters without gradient, and forecasts would differ in the last bit.
         model.requires_grad_(True)
-        if self.rank == 0:
+        result.config["training"]["steps"] = self.step
+
+        def save() -> None:
             result.save(self.folder / "best")
             checkpoints.finish(self.folder, {"settings": work.settings, "step": self.step, "total": self.total})
+
+        parallel.first(self.fabric, save)
         result.path = self.folder / "best"
-        self.fabric.barrier()
         scores = result.config["scores"]
         early = f" (stopped after {self.step} of {self.total} steps)" if self.step < self.total else ""
         rival = "persistence" if not work.task.units else "climatology"
@@ -491,10 +549,12 @@ class _Training:
             "recent": self.recent,
             "replay": self._everyones(self.replay.state() if self.replay is not None else None),
         }
-        self.log.sync()
-        if self.rank == 0:
+
+        def save() -> None:
+            self.log.sync()
             checkpoints.save(self.folder, run, tensors)
-        self.fabric.barrier()
+
+        parallel.first(self.fabric, save)
         if self.replay is not None:
             self.replay.checkpointed()
         self.saved = self.step

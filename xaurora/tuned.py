@@ -166,7 +166,8 @@ class TunedAurora:
         model = copy.deepcopy(self.model)
         adapters.merge(model.base, model.adapter)
         model.adapter = None
-        config = {**self.config, "base": {**self.config["base"], "saved": True}, "merged": self.config["strategy"]}
+        base = {**self.config["base"], "saved": True, "lora": adapters.own_lora(model.base) is not None}
+        config = {**self.config, "base": base, "merged": self.config["strategy"]}
         return TunedAurora(model, self.needs, config, list(self.history))
 
     def take(self, path: str | Path, moved: Collection[str] | None = None) -> dict[str, Any]:
@@ -288,6 +289,8 @@ def load(path: str | Path, *, weights: str | Path | None = None, base: Any = Non
     model = AuroraWithHead(model_base, heads, inputs, adapter).eval()
     for name, embedding in embeddings.items():
         model_base.encoder.surf_token_embeds.weights[name].data.copy_(embedding)
+    # As after training: Torch picks other kernels for parameters without gradient, and PEFT leaves the base so.
+    model.requires_grad_(True)
     history = _read_json(folder / "history.json")
     meta = {k: v for k, v in config.items() if k not in ("format", "needs", "files", "adapter")}
     return TunedAurora(model, needs, meta, history, folder)
@@ -356,6 +359,8 @@ def _plain_base(
 
             model = _CLASSES[info["name"]]()
         extend(model, inputs)
+        if not info.get("lora", True):
+            adapters.take_out(model)  # it came with a LoRA, which was merged into the weights
         compare_keys(model.state_dict(), state, f"weights in '{folder}'", type(model).__name__)
         model.load_state_dict(state)
         return model
@@ -382,13 +387,17 @@ def _needs(config: dict[str, Any]) -> Needs:
     return Needs(**lists)
 
 
-def describe_base(base: Any, name: str, *, saved: bool, original_hash: str) -> dict[str, Any]:
+def describe_base(
+    base: Any, name: str, *, saved: bool, original_hash: str, adapter: adapters.Adapter | None = None
+) -> dict[str, Any]:
     """The base's part of the config."""
+    own = adapter is None or adapter.own or adapter.peft is not None  # a LoRA that is there is the base's
     return {
         "name": name,
         "class": f"{type(base).__module__}.{type(base).__qualname__}",
         "hash": original_hash,
         "saved": saved,
+        "lora": own and adapters.own_lora(base) is not None,
     }
 
 
@@ -480,7 +489,8 @@ def _strategy(config: dict[str, Any]) -> str:
     """The strategy with its options, in words."""
     options = {k: v for k, v in config.get("strategy_options", {}).items() if k != "name" and v is not None}
     more = ", ".join(f"{k} {', '.join(map(str, v)) if isinstance(v, list | tuple) else v}" for k, v in options.items())
-    return f"{config['strategy']}" + (f" ({more})" if more else "")
+    merged = ", merged into the weights" if config.get("merged") else ""
+    return f"{config['strategy']}" + (f" ({more})" if more else "") + merged
 
 
 def _dump(path: Path, value: Any) -> None:

@@ -190,7 +190,8 @@ class Validator:
             out[f"{front}mae{unit}"] = own["absolute"] / weight * factor
             out[f"{front}bias{unit}"] = own["bias"] / weight * factor
             out[f"{front}climatology_crps{unit}"] = normal
-            skills.append(1.0 - out[f"{front}crps{unit}"] / max(normal, 1e-30))
+            known = math.isfinite(normal) and normal > 0  # of a single sample nothing is
+            skills.append(1.0 - out[f"{front}crps{unit}"] / normal if known else -out[f"{front}crps{unit}"])
         if base["weight"]:
             out["validation_base_loss"] = base["loss"] / base["weight"]
             out["validation_base_rmse"] = math.sqrt(base["squares"] / base["weight"])
@@ -203,13 +204,14 @@ class Validator:
 
 
 def climatology_crps(truth: np.ndarray, area: np.ndarray) -> float:
-    """CRPS of the samples' own distribution at each point; points and times without truth are left out."""
+    """CRPS of the other samples at each point, each scored in turn, so that few samples do not look better than many; points and times without
+    truth are left out. NaN where no point has two samples."""
     there = np.isfinite(truth)
     count = there.sum(axis=0)
     ranked = np.sort(truth.astype(np.float64), axis=0)  # NaN comes last
     place = np.arange(1, len(truth) + 1).reshape(-1, 1, 1)
     # Mean over the observations of E|X−y| is E|X−X'|, so that ½E|X−X'| remains.
     terms = np.where(place <= count, (2 * place - count - 1) * np.nan_to_num(ranked), 0.0).sum(axis=0)
-    score = terms / np.maximum(count, 1) ** 2
-    weight = area * count
-    return float((score * weight).sum() / weight.sum())
+    score = terms / np.maximum(count * (count - 1), 1)
+    weight = area * np.where(count > 1, count, 0)
+    return float((score * weight).sum() / weight.sum()) if weight.any() else float("nan")

@@ -1,0 +1,128 @@
+"""Activation checkpointing: this package's, which recomputes once, beside upstream's. Writes benchmarks/reports/checkpointing.json.
+
+    python benchmarks/checkpointing.py        # AuroraSmall, 96 × 160, a full training step, five interleaved rounds
+
+Times are of whole steps (forward, backward, AdamW) in one process, one after the other in every round, so that what else the machine does
+meets all alike. Peaks are bytes of tensors (``max_memory_allocated`` on a GPU), which do not wobble.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from aurora import AuroraSmallPretrained, Batch
+
+import xaurora
+from xaurora import model as models
+from xaurora import tuned
+from xaurora.memory import LiveBytes
+from xaurora.tiny import randomise_modulation
+
+ROOT = Path(__file__).resolve().parents[1]
+HOWS = ("none", "stock", "once")
+
+
+def build(stock: bool, device: torch.device) -> Any:
+    """AuroraSmall with random weights and awake blocks, the same each time."""
+    torch.manual_seed(0)
+    base = AuroraSmallPretrained()
+    randomise_modulation(base)
+    if stock:
+        base.configure_activation_checkpointing()
+    return base.to(device).train()
+
+
+def step(base: Any, batch: Batch, optimizer: Any, how: str) -> float:
+    """One training step; returns its loss."""
+    context = models.recomputed(base) if how == "once" else contextlib.nullcontext()
+    with context:
+        out = base(batch)
+        parts = (*out.surf_vars.values(), *out.atmos_vars.values())
+        loss: Any = sum(v.abs().mean() / v.detach().abs().mean() for v in parts)
+        loss.backward()
+    if optimizer is not None:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return float(loss.detach())
+
+
+def gradients(base: Any) -> dict[str, torch.Tensor]:
+    """By upstream's own names: its checkpointing renames parameters."""
+    found = {
+        n.replace("_checkpoint_wrapped_module.", ""): p.grad.clone()
+        for n, p in base.named_parameters()
+        if p.grad is not None
+    }
+    base.zero_grad(set_to_none=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shape", type=int, nargs=2, default=(96, 160))
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ds = xaurora.synthetic(shape=tuple(options.shape), times=3, levels=(300.0, 500.0, 700.0, 850.0, 1000.0))
+    bases = {"stock": build(True, device), "once": build(False, device)}
+    bases["none"] = bases["once"]
+    batch = ds.aurora.to_batch(model=bases["once"]).to(device)
+    peaks, found = {}, {}
+    for how in HOWS:
+        counter = LiveBytes()
+        for p in bases[how].parameters():
+            counter.track(p)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        with counter:
+            step(bases[how], batch, None, how)
+        peaks[how] = torch.cuda.max_memory_allocated() if device.type == "cuda" else counter.peak
+        found[how] = gradients(bases[how])
+    worst = max(
+        float((found[how][n] - g).abs().max() / g.abs().max().clamp(min=1e-30))
+        for how in ("once",)
+        for n, g in found["none"].items()
+    )
+    found.clear()
+    optimizers = {k: torch.optim.AdamW(bases[k].parameters(), lr=1e-6) for k in ("stock", "once")}
+    optimizers["none"] = optimizers["once"]
+    seconds: dict[str, list[float]] = {how: [] for how in HOWS}
+    for round_ in range(options.rounds + 1):  # the first warms up
+        for how in HOWS:
+            began = time.perf_counter()
+            step(bases[how], batch, optimizers[how], how)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if round_:
+                seconds[how].append(time.perf_counter() - began)
+        print({how: round(v[-1], 2) for how, v in seconds.items() if v}, flush=True)
+    machine = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
+    report = {
+        "date": tuned.now(),
+        "versions": tuned.versions(),
+        "machine": machine,
+        "shape": list(options.shape),
+        "seconds": seconds,
+        "peaks": peaks,
+        "speed_over_stock": statistics.median(a / b for a, b in zip(seconds["stock"], seconds["once"], strict=True)),
+        "gradient_difference": worst,
+    }
+    path = ROOT / "benchmarks" / "reports" / "checkpointing.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in report.items() if k not in ("seconds", "versions")}))
+
+
+if __name__ == "__main__":
+    main()
