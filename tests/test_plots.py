@@ -138,3 +138,20 @@ def test_a_target_before_it_is_learnt(fields: xr.Dataset) -> None:
     with pytest.raises(errors.TargetError, match="'hail' is not in the data"):
         fields.aurora.plot("hail")
     plt.close("all")
+
+
+def test_learning_curves(tuned, fields: xr.Dataset, tmp_path: Path) -> None:
+    axes = xaurora.learning_curves(tuned)
+    assert axes.shape == (2, 2)
+    assert axes[0, 1].get_title() == "RMSE in mm"
+    scored = [e for e in tuned.history if "validation_rmse_mm" in e]
+    np.testing.assert_allclose(axes[0, 1].lines[-1].get_ydata(), [e["validation_rmse_mm"] for e in scored])
+    assert len(axes[1, 1].lines[0].get_ydata()) == len(tuned.history)
+    assert xaurora.learning_curves(tuned, name="all")[0, 1].get_title() == "RMSE in standard deviations"
+    for wrong in ("t2m", 3):
+        with pytest.raises(errors.OptionError, match="holds no"):
+            xaurora.learning_curves(tuned, name=wrong)
+    for nothing in ([], "runs/tp", None):
+        with pytest.raises(errors.OptionError):
+            xaurora.learning_curves(nothing)
+    assert (tuned.path.parent / "learning.png").stat().st_size > 10_000

@@ -88,3 +88,46 @@ def test_is_what_aurora_takes(fields: xr.Dataset) -> None:
 def test_bad_options(options: dict) -> None:
     with pytest.raises(errors.OptionError):
         xaurora.synthetic(**options)
+
+
+@pytest.mark.parametrize("motion", list(synthesis.MOTIONS))
+def test_laws_of_motion(motion: str) -> None:
+    ds = xaurora.synthetic(shape=(16, 32), times=60, motion=motion, start="2001-05-01")
+    assert str(ds["time"].values[0])[:10] == "2001-05-01"
+    a = ds["v10"].values / 3.0
+    best = max(range(-10, 11), key=lambda k: float((np.roll(a[:-1], k, axis=-1) * a[1:]).mean()))
+    assert best == synthesis.MOTIONS[motion]
+    assert float(synthesis.perfect_crps(ds).mean()) < float(synthesis.climatology_crps(ds).mean())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"motion": "up"},
+        {"motion": ["east"]},
+        {"start": "soon"},
+        {"start": None},
+        {"start": "3000-01-01"},
+        {"times": 2.5},
+        {"seed": -1},
+    ],
+    ids=str,
+)
+def test_fields_that_cannot_be_made(options: dict) -> None:
+    with pytest.raises(errors.OptionError) as error:
+        xaurora.synthetic(**{"shape": (8, 16), "times": 4, **options})
+    assert error.value.fix
+
+
+def test_exact_scores_of_what_is_not_whole() -> None:
+    ds = xaurora.synthetic(shape=(8, 16), times=6)
+    for broken, lead in (
+        (ds, 9),
+        (ds, -6),
+        (ds, 600),
+        (ds.isel(longitude=slice(8)), 6),
+        (ds.isel(time=slice(None, None, 2)), 6),
+        (ds.drop_attrs(), 6),
+    ):
+        with pytest.raises(errors.OptionError):
+            synthesis.perfect_crps(broken, lead)

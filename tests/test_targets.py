@@ -384,3 +384,13 @@ def test_a_target_that_the_model_predicts_is_refused(fields: xr.Dataset, aurora_
     assert tuned.targets == ["2t"]
     forecast = fields.aurora.predict("6h", model=tuned, time=fields["time"].values[5], progress=False)
     assert forecast["t2m"].attrs["distribution"] == "normal"
+
+
+def test_a_truth_in_memory_on_a_grid_of_its_own(fields: xr.Dataset, tmp_path: Path) -> None:
+    truth = fields[["tp"]].interp(
+        latitude=np.arange(87.75, -88.0, -4.5), longitude=np.arange(0.0, 360.0, 5.0), method="nearest"
+    )
+    truth["tp"].attrs.update(fields["tp"].attrs)
+    masked = truth.where(abs(truth["latitude"]) <= 60.0)
+    tuned = fields.aurora.finetune("tp", truth=masked, out=tmp_path / "run", **QUICK)
+    assert np.isfinite([e["loss"] for e in tuned.history]).all()

@@ -281,6 +281,91 @@ def test_a_lora_that_the_base_came_with(fields: xr.Dataset, tmp_path: Path) -> N
         fields.aurora.finetune("tp", model=base, strategy=StrategyOptions("lora", rank=4), out=tmp_path / "b", **QUICK)
 
 
+def test_peft_beside_a_lora_of_the_bases_own(fields: xr.Dataset, tmp_path: Path) -> None:
+    """The base's own LoRA is part of the base: it stays, and is not saved as an adapter."""
+    base = make_aurora(use_lora=True)
+    before = {k: v.clone() for k, v in base.state_dict().items()}
+    tuned = fields.aurora.finetune("tp", model=base, strategy="peft", learning_rate=1e-2, out=tmp_path / "a", **QUICK)
+    plain = adapters.plain_state(tuned.model.base, tuned.model.adapter)
+    assert plain.keys() == before.keys()
+    assert all(torch.equal(v, before[k]) for k, v in plain.items())
+    assert xaurora.load(tmp_path / "a", base=base).hash == tuned.hash
+    moved = fields.aurora.finetune("tp", model=base, strategy="full", out=tmp_path / "b", **QUICK)
+    both = fields.aurora.finetune("tp", model=moved, strategy="peft", out=tmp_path / "c", **QUICK)
+    assert xaurora.load(tmp_path / "c", base=base).hash == both.hash
+
+
+def test_a_lora_of_its_own_that_was_merged(fields: xr.Dataset, tmp_path: Path) -> None:
+    base = make_aurora(use_lora=True)
+    tuned = fields.aurora.finetune("tp", model=base, strategy="lora", learning_rate=1e-2, out=tmp_path / "a", **QUICK)
+    merged = tuned.merge()
+    merged.save(tmp_path / "merged")
+    assert xaurora.load(tmp_path / "merged", base=base).hash == merged.hash
+    full = fields.aurora.finetune("tp", model=tuned, strategy="full", out=tmp_path / "full", **QUICK)
+    assert xaurora.load(tmp_path / "full", base=base).hash == full.hash
+    assert adapters.own_lora(base) is not None, "what the caller holds keeps its LoRA"
+
+
+def test_the_name_alone_goes_on_with_the_adapter_there_is(
+    fields: xr.Dataset, adapted: dict[str, Any], tmp_path: Path
+) -> None:
+    more = fields.aurora.finetune("tp", model=adapted["lora"], strategy="lora", out=tmp_path / "run", **QUICK)
+    assert more.model.adapter.options == adapted["lora"].model.adapter.options
+    assert more.model.adapter.options.rank == 4
+
+
+def test_loras_that_differ_by_step_need_gradients_through_all(fields: xr.Dataset, tmp_path: Path) -> None:
+    for mode, more in (("all", {"push_forward": True}), ("from_second", {"replay_buffer": 4})):
+        with pytest.raises(errors.OptionError, match=f"mode='{mode}' has other parameters in other steps"):
+            fields.aurora.finetune(
+                "tp", model=make_aurora(), strategy=StrategyOptions("lora", mode=mode), rollout_steps=2, out=tmp_path / "r", **QUICK, **more
+            )  # fmt: skip
+
+
+def test_a_truth_with_holes_that_is_an_input_too(fields: xr.Dataset, tmp_path: Path) -> None:
+    holes = fields.copy(deep=True)
+    holes["tp"][20, 3, 4] = np.nan
+    tuned = holes.aurora.finetune(
+        "tp", model="tiny", strategy="full", as_input=True, steps=30, progress=False, out=tmp_path / "run"
+    )
+    assert len(tuned.history) == 30
+
+
+def test_numbers_of_numpy(fields: xr.Dataset, tmp_path: Path) -> None:
+    options = {"model": "tiny", "strategy": "full", "progress": False, "out": tmp_path / "run"}
+    tuned = fields.aurora.finetune(
+        "tp", steps=np.int64(2), batch_size=2.0, learning_rate=np.float32(1e-3), rollout_steps=np.int32(2), **options
+    )
+    assert tuned.config["training"]["options"]["steps"] == 2
+    again = fields.aurora.finetune(
+        "tp", steps=2, batch_size=2, learning_rate=float(np.float32(1e-3)), rollout_steps=2, resume=True, **options
+    )
+    assert again.hash == tuned.hash
+
+
+def test_another_start_or_other_rain_is_not_gone_on_with(
+    fields: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = losses.of_step, []
+
+    def stop(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    options = {"strategy": "frozen", "steps": 6, "checkpoint_every": 1, "progress": False, "out": tmp_path / "run"}
+    monkeypatch.setattr(losses, "of_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        fields.aurora.finetune("tp", model=make_aurora(seed=0), **options)
+    monkeypatch.setattr(losses, "of_step", real)
+    with pytest.raises(errors.OptionError, match="start="):
+        fields.aurora.finetune("tp", model=make_aurora(seed=1), resume=True, **options)
+    other = fields.assign(tp=(fields["tp"] * 2.0).assign_attrs(fields["tp"].attrs))
+    with pytest.raises(errors.OptionError, match="targets="):
+        other.aurora.finetune("tp", model=make_aurora(seed=0), resume=True, **options)
+
+
 def test_adapters_that_cannot_be_merged(fields: xr.Dataset, tuned: Any, tmp_path: Path) -> None:
     how = StrategyOptions("lora", mode="all")
     by_step = fields.aurora.finetune(
@@ -382,7 +467,8 @@ def test_the_replay_buffer_goes_on_from_forecasts(fields: xr.Dataset, tmp_path: 
     loader = loading.Loader(cut, {}, scored=cut)
     module = AuroraWithHead(base)
     entry = buffer.entries[0]
-    expected = list(rollout.steps(module, loader.batch([entry.time]), 3))
+    with torch.no_grad():  # with gradients Torch picks other kernels
+        expected = list(rollout.steps(module, loader.batch([entry.time]), 3))
     with torch.no_grad():
         for k in range(3):
             entry = buffer.entries[0]
@@ -442,8 +528,11 @@ def _run(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     if until is not None:
-        began = time.monotonic()
-        while process.poll() is None and not (out / "log.jsonl").exists() and time.monotonic() - began < 120:
+        began, log = time.monotonic(), out / "log.jsonl"
+        before = log.stat().st_mtime_ns if log.exists() else None
+        while process.poll() is None and time.monotonic() - began < 120:
+            if log.exists() and log.stat().st_mtime_ns != before:
+                break
             time.sleep(0.01)
         time.sleep(until)
         process.send_signal(how)
@@ -468,9 +557,10 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_end(tmp_path: Path, options
     _run(script, tmp_path / "whole", options)
     expected = xaurora.load(tmp_path / "whole")
     moments = random.Random(0)
-    for i in range(10):
+    for i in range(5):  # twenty kills in all, with the other case
         out = tmp_path / f"killed-{i}"
-        _run(script, out, options, until=moments.uniform(0.0, 2.0))
+        for _ in range(2):
+            _run(script, out, options, until=moments.uniform(0.0, 1.5))
         for part in ("best", "last"):
             if (out / part).exists():
                 xaurora.load(out / part)  # whole: every file has the hash that its config says
@@ -651,7 +741,7 @@ def test_the_moving_average_is_what_is_kept(fields: xr.Dataset, tmp_path: Path) 
     key = "backbone.decoder_layers.0.blocks.0.attn.qkv.weight"
     moved, averaged = (m.model.base.state_dict()[key] - start.model.base.state_dict()[key] for m in (plain, slow))
     assert [e["loss"] for e in slow.history] == [e["loss"] for e in plain.history], "training itself is the same"
-    assert float(averaged.abs().mean()) < 0.02 * float(moved.abs().mean())
+    assert 0.3 * float(moved.abs().mean()) < float(averaged.abs().mean()) < float(moved.abs().mean())
 
 
 def test_early_stopping(fields: xr.Dataset, tmp_path: Path) -> None:
@@ -659,7 +749,7 @@ def test_early_stopping(fields: xr.Dataset, tmp_path: Path) -> None:
         "tp",
         model="tiny",
         strategy="full",
-        learning_rate=0.3,  # too high on purpose: the first validation stays the best
+        learning_rate=1e-12,  # nothing moves: the first validation stays the best
         schedule="constant",
         warmup=0,
         steps=40,
@@ -763,9 +853,10 @@ def test_years_that_the_base_has_seen() -> None:
     from xaurora import finetuning
 
     times = np.array(["2020-06-01", "2021-06-01"], dtype="datetime64[ns]")
-    assert "1 of 2 validation samples lie before 2021" in finetuning._seen_before("small", times)
-    assert not finetuning._seen_before("small", times[1:])
-    assert not finetuning._seen_before("tiny", times)
+    assert "1 of 2 validation samples lie before 2021" in finetuning._seen_before("small", "small", times)
+    assert "2 of 2 validation samples lie before 2022" in finetuning._seen_before("finetuned", "finetuned", times)
+    assert not finetuning._seen_before("small", "small", times[1:])
+    assert not finetuning._seen_before("tiny", "tiny", times)
 
 
 def test_float16_scales_the_loss(fields: xr.Dataset, tmp_path: Path) -> None:
@@ -790,6 +881,13 @@ def test_float16_scales_the_loss(fields: xr.Dataset, tmp_path: Path) -> None:
         ({"strategy": 3}, errors.OptionError, "no strategy '3'"),
         ({"strategy": "decoder", "model": "tiny", "base_loss": 0.0, "rank": 3}, errors.OptionError, "takes no rank="),
         ({"lr": 1e-3}, errors.OptionError, "takes no lr="),
+        ({"target": "all", "head": {"tp": "csgd"}}, errors.OptionError, "head= belongs to a target"),
+        ({"target": "all", "as_input": True}, errors.OptionError, "as_input= belongs to a target"),
+        ({"as_input": "no"}, errors.OptionError, "as_input='no'"),
+        ({"logger": "tensorboard"}, errors.OptionError, "none of Lightning Fabric's loggers"),
+        ({"seed": 2**70}, errors.OptionError, "larger than random generators take"),
+        ({"replay_buffer": 2, "rollout_steps": 2, "batch_size": 4}, errors.OptionError, "fewer forecasts than a step"),
+        ({"train": "2020"}, errors.SplitError, "leaves nothing over"),
         ({"target": "all", "strategy": "frozen"}, errors.OptionError, "leaves all that makes them as it is"),
         ({"target": "all", "base_loss": 0.0}, errors.OptionError, "turns their loss off"),
         ({"devices": 4096}, errors.OptionError, "devices=4096, and this machine has"),

@@ -116,7 +116,7 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 def load_tiny_pretrained() -> TinyAurora:
-    """The ``tiny`` that was pretrained on the state variables of :func:`xaurora.synthetic`, under four laws of motion, as Aurora was on
+    """The ``tiny`` that was pretrained on the state variables of :func:`xaurora.synthetic`, under five laws of motion, as Aurora was on
     the weather. Written by ``benchmarks/strategies.py --pretrain``; its weights are kept in bfloat16."""
     from safetensors.torch import load_file
 
