@@ -213,3 +213,35 @@ def test_truth_targets_and_members_from_the_command_line(fields: xr.Dataset, tmp
     )
     assert "there is no head 'gumbel'" in run("finetune", states, tp, "--head", "gumbel", code=2)
     assert "99.9 %" in run("stats", tp, "--quantiles", 0.999, "--weights", "none", "--quiet")
+
+
+def test_training_options_on_the_command_line(fields: xr.Dataset, tmp_path: Path) -> None:
+    fields.to_netcdf(tmp_path / "fields.nc")
+    common = (
+        "--model",
+        "tiny",
+        "--strategy",
+        "lora",
+        "--rank",
+        2,
+        "--steps",
+        3,
+        "--rollout-steps",
+        2,
+        "--push-forward",
+    )
+    said = _run("estimate", tmp_path / "fields.nc", *common).stdout
+    for part in ("at the peak", "strategy 'lora'", "it fits", "disk"):
+        assert part in said
+    out = tmp_path / "run"
+    options = (*common, "--activation-checkpointing", "on", "--ema", 0.9, "--validations", 1, "--out", out, "--quiet")
+    said = _run("finetune", tmp_path / "fields.nc", *options).stdout
+    assert "lora (rank 2, alpha 2.0" in said
+    assert "adapter" in said
+    said = _run("finetune", tmp_path / "fields.nc", *options, "--resume").stdout
+    assert "lora (rank 2" in said
+    wrong = _run(
+        "finetune", tmp_path / "fields.nc", *options[:-3], "--out", out, "--resume", "--seed", 4, code=2
+    ).stderr
+    assert "made with other settings" in wrong
+    assert "rank=0" in _run("estimate", tmp_path / "fields.nc", "--strategy", "lora", "--rank", 0, code=2).stderr

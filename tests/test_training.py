@@ -26,7 +26,7 @@ from xaurora import model as models
 from xaurora.config import ReplayOptions, StrategyOptions, TrainingOptions
 from xaurora.model import AuroraWithHead
 
-QUICK: dict[str, Any] = {"steps": 4, "progress": False}
+QUICK: dict[str, Any] = {"steps": 4, "progress": False, "validations": 1}
 LORA = StrategyOptions("lora")
 
 
@@ -187,7 +187,7 @@ def adapted(fields: xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> dic
     }
     return {"base": base, "out": out} | {
         kind: fields.aurora.finetune(
-            "tp", model=base, strategy=how, learning_rate=1e-2, steps=6, out=out / kind, progress=False
+            "tp", model=base, strategy=how, learning_rate=1e-2, steps=6, validations=1, out=out / kind, progress=False
         )
         for kind, how in kinds.items()
     }
