@@ -295,7 +295,7 @@ class AuroraAccessor:
         validations : int
             How often to score the validation samples.
         checkpoint_every : int, optional
-            Steps between checkpoints; by default a twentieth of all, at most 500. One is also written at SIGTERM and Ctrl-C.
+            Steps between checkpoints; by default a twentieth of all, at least 10 and at most 500. One is also written at SIGTERM and Ctrl-C.
         resume : bool
             Go on from the checkpoint in ``out``, to the bit on a CPU; where there is none, begin.
         devices, num_nodes, parallel : int, int, {"auto", "ddp", "fsdp"}

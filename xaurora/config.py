@@ -222,7 +222,7 @@ class TrainingOptions:
     validations : int
         How often to score the validation samples.
     checkpoint_every : int, optional
-        Steps between checkpoints to resume from; by default a twentieth of all, at most 500.
+        Steps between checkpoints to resume from; by default a twentieth of all, at least 10 and at most 500.
     resume : bool
         Go on from the checkpoint in ``out``; where there is none, begin.
     devices, num_nodes : int
@@ -390,7 +390,7 @@ class TrainingOptions:
 
     def checkpoint_steps(self, total: int) -> int:
         """Steps between checkpoints."""
-        return self.checkpoint_every or min(max(total // 20, 1), 500)
+        return self.checkpoint_every or min(max(total // 20, 10), 500)
 
 
 def training_options(options: Mapping[str, Any]) -> TrainingOptions:
