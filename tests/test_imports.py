@@ -47,6 +47,7 @@ LAYERS = {
     ),
     4: (
         "planning",
+        "estimation",
         "training",
         "finetuning",
         "curves",
