@@ -154,4 +154,6 @@ def test_learning_curves(tuned, fields: xr.Dataset, tmp_path: Path) -> None:
     for nothing in ([], "runs/tp", None):
         with pytest.raises(errors.OptionError):
             xaurora.learning_curves(nothing)
-    assert (tuned.path.parent / "learning.png").stat().st_size > 10_000
+    run = fields.aurora.finetune("tp", model="tiny", steps=2, batch_size=1, out=tmp_path / "run", progress=False)
+    assert (tmp_path / "run" / "learning.png").stat().st_size > 10_000
+    assert run.history

@@ -262,7 +262,7 @@ def test_accumulating_a_file_reads_nothing(fields: xr.Dataset, tmp_path, monkeyp
 
 
 def test_climatology_of_targets_with_holes() -> None:
-    from xaurora.training import _climatology_crps
+    from xaurora.validation import climatology_crps
 
     rng = np.random.default_rng(0)
     truth = rng.random((10, 2, 3)) * 1e-3
@@ -275,7 +275,7 @@ def test_climatology_of_targets_with_holes() -> None:
             if len(y):
                 expected.append(np.abs(y[:, None] - y[None]).mean() / 2)
                 weights.append(len(y))
-    assert _climatology_crps(truth, np.ones((2, 1))) == pytest.approx(np.average(expected, weights=weights), rel=1e-9)
+    assert climatology_crps(truth, np.ones((2, 1))) == pytest.approx(np.average(expected, weights=weights), rel=1e-9)
 
 
 def test_a_store_of_other_units_is_another_forecast(fields: xr.Dataset, tuned, tmp_path) -> None:
