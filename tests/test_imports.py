@@ -55,6 +55,7 @@ LAYERS = {
         "members",
         "forecasts",
         "prediction",
+        "diagrams",
         "evaluation",
         "plots",
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,7 +11,6 @@ import xarray as xr
 
 import xaurora
 from xaurora import errors, plots
-from xaurora.evaluation import scorecard
 
 
 @pytest.fixture(scope="module")
@@ -81,45 +79,6 @@ def test_what_cannot_be_drawn(forecast: xr.Dataset, fields: xr.Dataset) -> None:
     ):
         with pytest.raises(kind):
             call()
-
-
-def test_the_scorecard_says_what_the_scores_say(forecast: xr.Dataset, fields: xr.Dataset, tmp_path: Path) -> None:
-    normals = xaurora.climatology(fields, ["t2m", "tp"])
-    scores = forecast.aurora.evaluate(fields, climatology=normals, regions=["global", "tropics"])
-    other = (
-        xaurora.persistence(fields, ["t2m", "tp"], ["6h", "12h"])
-        .sel(init_time=forecast["init_time"])
-        .aurora.evaluate(fields, climatology=normals, regions=["global", "tropics"])
-    )
-    card = scores.aurora.scorecard(tmp_path / "card.html", baseline={"persistence": other})
-    page = (tmp_path / "card.html").read_text()
-    assert page.startswith("<!doctype html>")
-    assert "http" not in page  # opens from disk, no network
-    rmse = float(scores["tp"].sel(metric="rmse", region="global").isel(lead_time=0)) * 1e3
-    assert f"{rmse:.4g}" in page
-    row = next(r for r in card.rows if (r.label, r.metric, r.region) == ("tp", "rmse", "global"))
-    against = float(other["tp"].sel(metric="rmse", region="global").isel(lead_time=0)) * 1e3
-    assert row.relative("persistence")[0] == pytest.approx(rmse / against - 1)
-    assert f"{rmse / against - 1:+.1%}" in page
-    assert len(re.findall("<h2>", page)) == 2
-    card.save(tmp_path / "card.png")
-    assert (tmp_path / "card.png").read_bytes()[:4] == b"\x89PNG"
-    assert card._repr_html_() == card.html
-    with pytest.raises(errors.OptionError, match="is neither"):
-        card.save(tmp_path / "card.docx")
-
-
-def test_grids_that_differ_are_said(forecast: xr.Dataset, fields: xr.Dataset) -> None:
-    scores = forecast.aurora.evaluate(fields)
-    card = scorecard.build(scores, baseline=scores.assign_attrs(grid="1 × 1", fields_scored=1))
-    assert "not comparable" in " ".join(card.notes)
-
-
-def test_colours() -> None:
-    assert scorecard._colour(-0.3) != scorecard._colour(0.3)
-    assert scorecard._colour(float("nan")) == "#ffffff"
-    assert scorecard._ink("#ffffff") == "#111111"
-    assert scorecard._ink("#2166ac") == "#ffffff"
 
 
 def test_a_target_before_it_is_learnt(fields: xr.Dataset) -> None:

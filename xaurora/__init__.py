@@ -13,8 +13,13 @@ from xaurora.errors import XauroraError
 if TYPE_CHECKING:
     from xaurora.config import ReplayOptions, StrategyOptions, TrainingOptions
     from xaurora.curves import learning_curves
-    from xaurora.evaluation.baselines import persistence
+    from xaurora.evaluation import compare
+    from xaurora.evaluation.baselines import climatology_forecast, persistence, probabilistic_climatology
     from xaurora.evaluation.climatology import build as climatology
+    from xaurora.evaluation.published import published_scores
+    from xaurora.evaluation.regions import edge_rings
+    from xaurora.evaluation.scores import combine as combine_scores
+    from xaurora.evaluation.significance import significance
     from xaurora.heads import HeadOptions
     from xaurora.imerg import open_imerg
     from xaurora.opening import open
@@ -35,7 +40,14 @@ _LAZY = {
     "ReplayOptions": ("xaurora.config", "ReplayOptions"),
     "learning_curves": ("xaurora.curves", "learning_curves"),
     "climatology": ("xaurora.evaluation.climatology", "build"),
+    "climatology_forecast": ("xaurora.evaluation.baselines", "climatology_forecast"),
+    "combine_scores": ("xaurora.evaluation.scores", "combine"),
+    "compare": ("xaurora.evaluation", "compare"),
+    "edge_rings": ("xaurora.evaluation.regions", "edge_rings"),
     "persistence": ("xaurora.evaluation.baselines", "persistence"),
+    "probabilistic_climatology": ("xaurora.evaluation.baselines", "probabilistic_climatology"),
+    "published_scores": ("xaurora.evaluation.published", "published_scores"),
+    "significance": ("xaurora.evaluation.significance", "significance"),
 }
 
 __all__ = [
@@ -47,11 +59,18 @@ __all__ = [
     "XauroraError",
     "__version__",
     "climatology",
+    "climatology_forecast",
+    "combine_scores",
+    "compare",
+    "edge_rings",
     "learning_curves",
     "load",
     "open",
     "open_imerg",
     "persistence",
+    "probabilistic_climatology",
+    "published_scores",
+    "significance",
     "synthetic",
 ]
 

@@ -519,43 +519,98 @@ class AuroraAccessor:
         truth: xr.Dataset,
         *,
         climatology: xr.Dataset | None = None,
-        metrics: Sequence[str] | None = None,
+        metrics: Sequence[str] | str | None = None,
         regions: Any = None,
+        thresholds_mm: Sequence[float] = (0.1, 1, 5, 10, 20),
+        neighborhood_sizes: Sequence[int] = (1, 3, 5, 9),
+        quantile_levels: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95),
         skipna: bool = False,
+        accumulate: str | None = None,
+        regrid: str | None = None,
+        by: Sequence[str] | str = (),
+        lead_bins: dict[str, tuple[Any, Any]] | None = None,
+        convention: str = "weatherbench2",
+        engine: str = "xaurora",
+        seed: int = 0,
+        progress: bool = True,
     ) -> xr.Dataset:
-        """Score this forecast as WeatherBench2 does. Computes.
+        """Score this forecast as WeatherBench2 does. Computes, block by block: memory does not grow with the number of init times.
 
         Parameters
         ----------
         truth : Dataset
-            Fields of the same variables on the same grid, in any naming.
+            Fields of the same variables, in any naming; hourly precipitation is summed. Where a truth is missing by nature, as IMERG is
+            poleward of 60°, what is there is scored, and a metric ``coverage`` says how much that is.
         climatology : Dataset, optional
-            In WeatherBench2's layout (``hour``, ``dayofyear``); ACC needs it.
+            In WeatherBench2's layout (``hour``, ``dayofyear``); ``acc``, the activities, ``seeps`` and the scores at climatological quantiles need it.
         metrics : sequence of str, optional
-            Among ``rmse``, ``mse``, ``mae``, ``bias``, ``acc``, ``crps``; by default all that can be computed.
+            Names of :data:`xaurora.evaluation.metrics.METRICS`; ``"all"`` for everything that this forecast can be scored by; by default what
+            one pass over the fields gives.
         regions : optional
-            Names of WeatherBench2's regions, ``"domain"``, a box ``(south, north, west, east)``, a DataArray mask, or a dict of boxes and
-            masks; by default WeatherBench2's regions for a globe, the whole ``domain`` for a region, and their land where the truth
-            has a land-sea mask.
+            Names of WeatherBench2's regions, ``"domain"``, a box ``(south, north, west, east)``, a DataArray mask, a polygon (GeoJSON), a dict of
+            those, or ``"edge"`` for rings by distance from the domain's edge; by default WeatherBench2's regions for a globe, the whole
+            ``domain`` for a region, and their land where the truth has a land-sea mask.
+        thresholds_mm : sequence of float
+            Amounts at which rain is scored as yes or no.
+        neighborhood_sizes : sequence of int
+            Of FSS, in grid points, odd.
+        quantile_levels : sequence of float
+            At which quantiles of the forecast are scored.
         skipna : bool
-            Leave missing values out instead of passing them on.
+            Leave missing values out, at the same points in all that is compared, instead of passing them on.
+        accumulate : str, optional
+            Sum precipitation over so long first, such as ``"24h"``. Refused where the forecast is a distribution at every point for itself.
+        regrid : {"conservative"}, optional
+            Bring the truth onto the forecast's grid.
+        by : str or sequence of {"init_time", "season", "month", "hour", "year"}
+            Times to keep apart, each as a dim; all but ``init_time`` are those of the valid time.
+        lead_bins : dict, optional
+            Label → (first, last) lead, which are scored together: ``{"day 1": ("6h", "24h")}``.
+        convention : {"weatherbench2", "weatherbenchx"}
+            Whose definition where the two differ: ACC, SEEPS, land, end rows.
+        engine : {"xaurora", "weatherbench2"}
+            Compute with the classes of an installed WeatherBench2 instead.
+        seed : int
+            Of what is drawn at random: ties of ranks, PIT of dry points.
+        progress : bool
+            Whether to show a bar, of work that takes more than two seconds.
 
         Returns
         -------
         Dataset
-            Dims ``(metric, region, lead_time[, level])``, units as in the forecast, CRPS of precipitation in its units.
+            Each variable has the dims ``(metric, region, lead_time[, level])``, in the forecast's units; beside it stand ``tp_exceed`` (with
+            ``threshold_mm``), ``tp_fss``, ``tp_reliability`` and others. Coordinates such as ``tp__squared_error`` carry the area means of each init
+            time, from which intervals are made and scores of files are added up.
 
         Raises
         ------
         XauroraError
-            This is no forecast; truth and forecast share no time, variable or grid.
+            This is no forecast; truth and forecast share no time, variable or grid; a metric that was named cannot be had.
         """
-        from xaurora.evaluation import evaluate
+        from xaurora import evaluation
 
-        return evaluate(self._ds, truth, climatology=climatology, metrics=metrics, regions=regions, skipna=skipna)
+        return evaluation.evaluate(
+            self._ds,
+            truth,
+            climatology=climatology,
+            metrics=metrics,
+            regions=regions,
+            thresholds_mm=thresholds_mm,
+            neighborhood_sizes=neighborhood_sizes,
+            quantile_levels=quantile_levels,
+            skipna=skipna,
+            accumulate=accumulate,
+            regrid=regrid,
+            by=by,
+            lead_bins=lead_bins,
+            convention=convention,
+            engine=engine,
+            seed=seed,
+            progress=progress,
+        )
 
     def to_weatherbench2(self) -> xr.Dataset:
-        """This forecast in WeatherBench2's names and layout: ``time``, ``prediction_timedelta``, SI units. Lazy."""
+        """This forecast in WeatherBench2's names and layout: ``time``, ``prediction_timedelta``, SI units. Lazy. Of scores: as its evaluation writes them."""
         from xaurora.evaluation import to_weatherbench2
 
         return to_weatherbench2(self._ds)
@@ -595,17 +650,53 @@ class AuroraAccessor:
         return plots.forecast(self._ds, name, init_time=init_time, lead=lead, truth=truth, level=level, ax=ax)
 
     def scorecard(
-        self, path: str | Path | None = None, *, baseline: xr.Dataset | dict[str, xr.Dataset] | None = None
+        self,
+        path: str | Path | None = None,
+        *,
+        baseline: xr.Dataset | dict[str, xr.Dataset] | None = None,
+        name: str = "forecast",
+        title: str = "Scorecard",
+        forecast: xr.Dataset | None = None,
+        truth: xr.Dataset | None = None,
+        published: dict[str, xr.Dataset] | None = None,
+        level: float = 0.95,
+        seed: int = 0,
     ) -> Any:
-        """Scores as a table and a page.
+        """Scores as a table, a page and a picture: relative differences in WeatherBench's colours, significance, what they rest on.
 
         Parameters
         ----------
         path : path, optional
             ``.html`` or ``.png``; by default nothing is written, and the card shows itself in a notebook.
         baseline : Dataset or dict of Dataset, optional
-            Scores of another forecast (of :func:`xaurora.persistence`, say), to compare with.
+            Scores of other forecasts (of :func:`xaurora.persistence`, of another model) by label; the first one is what the rest is compared with.
+        name, title : str
+            Of this forecast, and of the page.
+        forecast, truth : Dataset, optional
+            To show the best and the worst case as maps.
+        published : dict of Dataset, optional
+            Of :func:`xaurora.published_scores`, to draw beside one's own.
+        level : float
+            Of the intervals by which differences are marked.
+        seed : int
+            Of the bootstrap.
+
+        Returns
+        -------
+        Scorecard
+            With ``rows``, ``notes``, ``html``, ``plot()`` and ``save(path)``.
         """
         from xaurora.evaluation import scorecard
 
-        return scorecard.build(self._ds, path, baseline=baseline)
+        return scorecard.build(
+            self._ds,
+            path,
+            baseline=baseline,
+            name=name,
+            title=title,
+            forecast=forecast,
+            truth=truth,
+            published=published,
+            level=level,
+            seed=seed,
+        )

@@ -365,10 +365,19 @@ def evaluate(
     forecast: Annotated[str, typer.Argument(help="A forecast, in this layout or WeatherBench2's.", show_default=False)],
     files: Annotated[list[str] | None, typer.Argument(help="The truth.", show_default=False)] = None,
     truth: Annotated[list[str] | None, typer.Option(help="The truth, as an option; repeat it for several.")] = None,
-    climatology: Annotated[Path | None, typer.Option(help="In WeatherBench2's layout, for ACC.")] = None,
-    metrics: Annotated[list[str] | None, typer.Option(help="rmse, mse, mae, bias, acc, crps.")] = None,
-    regions: Annotated[list[str] | None, typer.Option(help="Such as europe.")] = None,
+    climatology: Annotated[Path | None, typer.Option(help="In WeatherBench2's layout, for ACC and SEEPS.")] = None,
+    metrics: Annotated[list[str] | None, typer.Option(help="Such as rmse, crps, csi; or all.")] = None,
+    regions: Annotated[list[str] | None, typer.Option(help="Such as europe, or edge.")] = None,
+    thresholds_mm: Annotated[list[float] | None, typer.Option(help="Amounts at which rain is yes or no.")] = None,
+    accumulate: Annotated[str | None, typer.Option(help="Sum rain over so long first, such as 24h.")] = None,
+    regrid: Annotated[str | None, typer.Option(help="conservative: the truth onto the forecast's grid.")] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="Times to keep apart: season, month, hour, year, init_time.")
+    ] = None,
+    convention: Annotated[str, typer.Option(help="weatherbench2 or weatherbenchx.")] = "weatherbench2",
+    engine: Annotated[str, typer.Option(help="xaurora, or weatherbench2 where it is installed.")] = "xaurora",
     skipna: Annotated[bool, typer.Option(help="Leave missing values out.")] = False,
+    quiet: Quiet = False,
     out: Annotated[Path | None, typer.Option(help="scores.nc or scores.zarr")] = None,
 ) -> None:
     """Score a forecast against fields, as WeatherBench2 does."""
@@ -378,25 +387,52 @@ def evaluate(
         raise OptionError("no truth was given.", fix="xaurora evaluate forecast.nc era5/*.nc")
     normals = _open([str(climatology)]) if climatology is not None else None
     made = _open([forecast])
+    more: dict[str, Any] = {"thresholds_mm": thresholds_mm} if thresholds_mm else {}
     scores = made.aurora.evaluate(
-        _truth(paths, made), climatology=normals, metrics=metrics or None, regions=regions or None, skipna=skipna
+        _truth(paths, made if regrid is None else None),
+        climatology=normals,
+        metrics="all" if metrics == ["all"] else metrics or None,
+        regions=regions or None,
+        accumulate=accumulate,
+        regrid=regrid,
+        by=by or (),
+        convention=convention,
+        engine=engine,
+        skipna=skipna,
+        progress=not quiet,
+        **more,
     )
-    typer.echo(_table(scores))
     if out is not None:
         _write(scores, out)
+    typer.echo(_table(scores))
 
 
 def _table(scores: Any) -> str:
     """Scores as text, rain in mm."""
     from xaurora.evaluation import scorecard
+    from xaurora.evaluation.scores import without_carried
 
-    card = scorecard.build(scores)
-    head = f"{'region':<22}{'variable':<22}{'metric':<12}" + "".join(f"{f'{lead:g} h':>12}" for lead in card.leads)
-    lines = [head]
-    for row in card.rows:
-        label = f"{row.metric.upper()}{' ' + row.units if row.units else ''}"
-        lines.append(f"{row.region:<22}{row.label:<22}{label:<12}" + "".join(f"{v:>12.4g}" for v in row.values))
-    return "\n".join([*lines, *card.notes])
+    kept = [
+        d
+        for d in ("init_time", "season", "month", "hour", "year")
+        if any(d in scores[v].dims for v in scores.data_vars)
+    ]
+    if kept:
+        return str(without_carried(scores))
+    card = scorecard.build(scores, pictures=False)
+    lines = [(r.region, r.label, f"{r.metric_label}{' ' + r.units if r.units else ''}", r.values) for r in card.rows]
+    lines += scorecard.by_threshold(scores)
+    widths = [
+        max([len(line[i]) for line in lines] + [len(h)]) + 2 for i, h in enumerate(("region", "variable", "metric"))
+    ]
+    head = "".join(h.ljust(w) for h, w in zip(("region", "variable", "metric"), widths, strict=True))
+    table = [head + "".join(f"{c:>12}" for c in card.columns)]
+    table += [
+        "".join(str(t).ljust(w) for t, w in zip(line[:3], widths, strict=True))
+        + "".join(f"{v:>12.4g}" for v in line[3])
+        for line in lines
+    ]
+    return "\n".join([*table, *card.notes, *(f"{k}: {v}" for k, v in card.provenance)])
 
 
 @app.command()
@@ -405,16 +441,39 @@ def scorecard(
     scores: Annotated[Path, typer.Argument(help="What evaluate wrote.", show_default=False)],
     baseline: Annotated[list[str] | None, typer.Option(help="name=scores.nc of another forecast; several.")] = None,
     out: Annotated[Path, typer.Option(help="scorecard.html or scorecard.png")] = Path("scorecard.html"),
+    name: Annotated[str, typer.Option(help="What this forecast is called.")] = "forecast",
+    title: Annotated[str, typer.Option(help="Of the page.")] = "Scorecard",
+    forecast: Annotated[str | None, typer.Option(help="The forecast, to show its best and worst case.")] = None,
+    truth: Annotated[list[str] | None, typer.Option(help="The truth of those cases; repeat it for several.")] = None,
+    published: Annotated[
+        list[str] | None, typer.Option(help="Published models to draw beside, such as ifs_hres.")
+    ] = None,
 ) -> None:
     """Scores as a page or a picture, beside those of baselines."""
     _check_out(out, (".html", ".png"))
     others = {}
     for entry in baseline or []:
-        name, found, path = entry.partition("=")
+        label, found, path = entry.partition("=")
         if not found:
-            name, path = Path(entry).stem, entry
-        others[name] = _scores(path)
-    _scores(str(scores)).aurora.scorecard(out, baseline=others or None)
+            label, path = Path(entry).stem, entry
+        if label in others:
+            raise OptionError(f"two baselines are called {label!r}.", fix=f"--baseline first={path}")
+        others[label] = _scores(path)
+    made = _open([forecast]) if forecast else None
+    beside = None
+    if published:
+        from xaurora.evaluation.published import published_scores
+
+        beside = published_scores(models=published)
+    _scores(str(scores)).aurora.scorecard(
+        out,
+        baseline=others or None,
+        name=name,
+        title=title,
+        forecast=made,
+        truth=_truth(list(truth), made) if truth else None,
+        published=beside,
+    )
     typer.echo(f"Wrote {out}.")
 
 

@@ -103,8 +103,16 @@ class Fields:
 # --- to canonical form ------------------------------------------------------------------------------------------------
 
 
-def standardise(ds: xr.Dataset, found: Recognition | None = None) -> Fields:
+def standardise(ds: xr.Dataset, found: Recognition | None = None, *, own_values: bool = False) -> Fields:
     """Canonical fields of a Dataset. Lazy, except that the first and last frame of a static field with times are compared.
+
+    Parameters
+    ----------
+    ds : Dataset
+    found : Recognition, optional
+    own_values : bool
+        Leave values that change over time in their own units and precision (but for rates): scores compare 1 mm with 1 mm, not with what is left of
+        it after metres in float32.
 
     Raises
     ------
@@ -123,7 +131,7 @@ def standardise(ds: xr.Dataset, found: Recognition | None = None) -> Fields:
         logger.info(note)
     parts: dict[str, dict[str, xr.DataArray]] = {"surface": {}, "static": {}, "atmos": {}}
     for (kind, name), item in found.fields.items():
-        parts[kind][name] = _canonical(ds[item.source], item, layout, found.times)
+        parts[kind][name] = _canonical(ds[item.source], item, layout, found.times, own_values)
     built = {}
     for kind, arrays in parts.items():
         built[kind] = xr.Dataset({name: arrays[name] for name in variables.order(kind, tuple(arrays))})  # type: ignore[arg-type]
@@ -132,7 +140,7 @@ def standardise(ds: xr.Dataset, found: Recognition | None = None) -> Fields:
     return Fields(built["surface"], built["static"], built["atmos"], layout)
 
 
-def _canonical(da: xr.DataArray, item: Field, layout: Layout, times: np.ndarray) -> xr.DataArray:
+def _canonical(da: xr.DataArray, item: Field, layout: Layout, times: np.ndarray, own: bool) -> xr.DataArray:
     axes, grid = layout.axes, layout.grid
     if item.variable.kind == "static" and axes["time"].dim in da.dims:
         da = _still(da, axes["time"].dim, item)
@@ -154,7 +162,8 @@ def _canonical(da: xr.DataArray, item: Field, layout: Layout, times: np.ndarray)
         )
     da = da.reset_coords(drop=True).transpose(*(axes[n].dim for n in names))
     da = da.drop_vars(list(da.coords)).rename({axes[n].dim: n for n in names if axes[n].dim != n})
-    if item.converted or da.dtype != np.float32:
+    own = own and item.variable.kind != "static" and not variables.is_rate(str(item.attrs.get("units", "")))
+    if not own and (item.converted or da.dtype != np.float32):
         # Arithmetic on a lazy array of a file would read it whole; a dask array is read frame by frame.
         da = as_dask(da, "time")
         da = (
@@ -165,7 +174,11 @@ def _canonical(da: xr.DataArray, item: Field, layout: Layout, times: np.ndarray)
     values = {"time": times, "level": np.asarray(layout.levels), "latitude": grid.latitude, "longitude": grid.longitude}
     da = da.assign_coords({n: values[n] for n in names}).rename(item.variable.name)
     return da.drop_attrs(deep=False).assign_attrs(
-        {**_statement(item), "units": item.variable.units, "long_name": item.variable.long_name}
+        {
+            **_statement(item),
+            "units": str(item.attrs.get("units", item.variable.units)) if own else item.variable.units,
+            "long_name": item.variable.long_name,
+        }
     )
 
 

@@ -11,7 +11,7 @@ import xarray as xr
 
 from xaurora import curves, plots, storage, synthesis
 from xaurora.errors import SaveError
-from xaurora.evaluation import aggregation, baselines, climatology, evaluate
+from xaurora.evaluation import aggregation, baselines, climatology, compare
 from xaurora.grid import latitude_weights
 
 LEADS = ("6h", "12h", "18h", "24h")
@@ -80,38 +80,50 @@ def run(out: Path, *, steps: int = 200, progress: bool = True) -> str:
     )
     storage.replace_file(out / "forecast.nc", lambda path: forecast.to_netcdf(path, engine="netcdf4"))
 
-    normals = climatology.build(past, ["t2m", "msl", "tp"])
-    scores = evaluate(forecast, ds, climatology=normals, regions=["global"])
-    persistence = baselines.persistence(ds, ["t2m", "msl", "tp"], LEADS).sel(init_time=forecast["init_time"])
-    rivals = {
-        "persistence": evaluate(persistence, ds, climatology=normals, regions=["global"]),
-        "climatology": evaluate(baselines.climatology_forecast(normals, forecast), ds, regions=["global"]),
-    }
-    exact = exact_scores(ds, forecast["init_time"].values)
-    for name in ("climatology", "persistence"):
-        rivals[name] = _with_crps(
-            rivals[name],
-            exact["climatology"]["tp"] if name == "climatology" else rivals[name]["tp"].sel(metric=["mae"]),
-        )
-    perfect = (
-        exact["perfect forecaster"]
-        .reindex(metric=scores["metric"].values)
-        .assign_attrs({k: scores.attrs[k] for k in ("grid", "fields_scored") if k in scores.attrs})
-    )
-    rivals["perfect forecaster"] = perfect
+    scores, rivals = _scored(ds, past, forecast, progress)
     storage.replace_file(out / "scores.nc", lambda path: scores.to_netcdf(path, engine="netcdf4"))
-    card = scores.aurora.scorecard(out / "scorecard.html", baseline=rivals)
+    card = scores.aurora.scorecard(
+        out / "scorecard.html",
+        baseline=rivals,
+        name="this forecast",
+        title="Scorecard of the demo",
+        forecast=forecast,
+        truth=ds,
+    )
     card.save(out / "scorecard.png")
     _pictures(out, ds, forecast, {"this forecast": scores, **rivals}, tuned.history)
     return _verdict(out, tuned, scores, rivals, time.monotonic() - began)
 
 
-def _with_crps(scores: xr.Dataset, crps: xr.DataArray) -> xr.Dataset:
-    """Scores with a CRPS of precipitation: for a single-valued forecast it is the absolute error."""
-    wide = scores.reindex(metric=[*scores["metric"].values, "crps"])
-    values = wide["tp"].values.copy()
-    values[-1] = crps.values[0]
-    return wide.assign(tp=(wide["tp"].dims, values, wide["tp"].attrs))
+def _scored(
+    ds: xr.Dataset, past: xr.Dataset, forecast: xr.Dataset, progress: bool
+) -> tuple[xr.Dataset, dict[str, xr.Dataset]]:
+    """Scores of the forecast, and of what it is compared with."""
+    normals = climatology.build(past, ["t2m", "msl", "tp"])
+    persistence = baselines.persistence(ds, ["t2m", "msl", "tp"], LEADS).sel(init_time=forecast["init_time"])
+    together = {
+        "this forecast": forecast,
+        "climatology": baselines.climatology_forecast(normals, forecast),
+        "persistence": persistence,
+    }
+    rivals = compare(together, ds, climatology=normals, regions=["global"], metrics="all", progress=progress)
+    scores = rivals.pop("this forecast")
+    exact = exact_scores(ds, forecast["init_time"].values)
+    # The climatological forecaster of rain is a distribution, not its mean: its CRPS is known exactly.
+    tp = rivals["climatology"]["tp"].copy()
+    tp.loc[{"metric": "crps"}] = exact["climatology"]["tp"].sel(metric="crps")
+    rivals["climatology"] = scores_without(rivals["climatology"].assign(tp=tp), "tp__crps")
+    rivals["perfect forecaster"] = (
+        exact["perfect forecaster"]
+        .reindex(metric=scores["metric"].values)
+        .assign_attrs({k: scores.attrs[k] for k in ("grid", "fields_scored") if k in scores.attrs})
+    )
+    return scores, rivals
+
+
+def scores_without(scores: xr.Dataset, carried: str) -> xr.Dataset:
+    """Scores that do not carry the init times of one statistic, because its score was replaced."""
+    return scores.drop_vars([c for c in scores.coords if str(c).startswith(carried)])
 
 
 def _pictures(

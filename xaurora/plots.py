@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from xaurora import variables
-from xaurora.errors import InitTimeError, LeadTimeError, MissingVariableError, OptionError
+from xaurora import recognition, variables
+from xaurora.errors import InitTimeError, LeadTimeError, LevelError, MissingVariableError, OptionError
 
 RAIN_STEPS_MM = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 50)
 """mm in six hours; uneven, as rain maps are: half of all rain is drizzle, and the rest must stay apart."""
@@ -39,9 +40,10 @@ def field(
     rain: bool | None = None,
     symmetric: bool = False,
     limits: tuple[float, float] | None = None,
+    bar: bool = True,
     ax: Any = None,
 ) -> Any:
-    """A map of one field.
+    """A map of one field, with coastlines where Cartopy is there (axes of a Cartopy projection, or new ones).
 
     Parameters
     ----------
@@ -54,6 +56,8 @@ def field(
         Colours around zero, for differences.
     limits : tuple of float, optional
         Ends of the colour scale.
+    bar : bool
+        Whether to draw the colour bar.
     ax : matplotlib axes, optional
 
     Returns
@@ -61,6 +65,7 @@ def field(
     matplotlib axes
     """
     plt = _pyplot()
+    da = _single(da)
     if da.ndim != 2:
         raise OptionError(
             f"a map needs two dims, and '{da.name}' has {list(da.dims)}.", fix="da.isel(init_time=0, lead_time=0)"
@@ -94,8 +99,43 @@ def field(
     ax.set_xlabel("longitude")
     ax.set_ylabel("latitude")
     ax.set_title(title, fontsize=10)
-    ax.figure.colorbar(mesh, ax=ax, label="" if units == "1" else units, shrink=0.85, extend=extend)
+    coastlines(ax, longitude, da[lat].values)
+    if bar:
+        ax.figure.colorbar(mesh, ax=ax, label="" if units == "1" else units, shrink=0.85, extend=extend)
     return ax
+
+
+def coastlines(ax: Any, longitude: np.ndarray, latitude: np.ndarray) -> None:
+    """Draw coastlines into a map in degrees, where Cartopy and its files are there; else nothing.
+
+    Cartopy is not among what xaurora installs. Its coastlines of 1:110 million come from a file that it fetches once.
+    """
+    lines = _coastlines()
+    if not lines:
+        return
+    limits = ax.get_xlim(), ax.get_ylim()
+    for line in lines:
+        x = np.asarray(line[:, 0])
+        for turn in (-360.0, 0.0, 360.0):  # the map may lie in any convention
+            if x.max() + turn >= limits[0][0] and x.min() + turn <= limits[0][1]:
+                ax.plot(x + turn, line[:, 1], color="0.25", linewidth=0.6, scalex=False, scaley=False)
+    ax.set_xlim(limits[0])
+    ax.set_ylim(limits[1])
+
+
+@functools.cache
+def _coastlines() -> tuple[np.ndarray, ...]:
+    try:
+        from cartopy.io import shapereader
+
+        path = shapereader.natural_earth(resolution="110m", category="physical", name="coastline")
+        return tuple(
+            np.asarray(part.coords)
+            for geometry in shapereader.Reader(path).geometries()
+            for part in getattr(geometry, "geoms", [geometry])
+        )
+    except Exception:  # not there, or its file cannot be fetched: a map without coastlines is still a map
+        return ()
 
 
 def _is_rain(da: xr.DataArray) -> bool:
@@ -111,32 +151,53 @@ def _to_mm(units: str) -> float:
 def _pick(fc: xr.Dataset, name: str, init_time: Any, lead: Any, level: float | None) -> xr.DataArray:
     import pandas as pd
 
-    init_dim = "init_time" if "init_time" in fc.dims else "time"
-    lead_dim = "lead_time" if "lead_time" in fc.dims else "prediction_timedelta"
+    init_dim = "init_time" if "init_time" in fc.coords else "time"
+    lead_dim = "lead_time" if "lead_time" in fc.coords else "prediction_timedelta"
+    name = _found(fc, name)
     if name not in fc:
         raise MissingVariableError(
             f"'{name}' is not in the forecast, which holds {sorted(map(str, fc.data_vars))}.",
             fix=f"plot({sorted(map(str, fc.data_vars))[0]!r})",
         )
     da = fc[name]
+    aloft = next((str(d) for d in da.dims if d in recognition.NAMES["level"]), "level")
+    members = next((str(d) for d in da.dims if d in recognition.NAMES["number"]), "number")
+    da = da.rename({k: v for k, v in ((aloft, "level"), (members, "number")) if k != v and k in da.dims})
+    for dim in (init_dim, lead_dim):  # one time of a forecast is a forecast
+        if dim in da.coords and dim not in da.dims:
+            da = da.expand_dims(dim)
     try:
         da = da.isel({init_dim: 0}) if init_time is None else da.sel({init_dim: pd.Timestamp(init_time)})
     except (KeyError, ValueError):
         raise InitTimeError(
-            f"init time {init_time!r} is not in the forecast.", fix=f"init_time='{str(fc[init_dim].values[0])[:16]}'"
+            f"init time {init_time!r} is not in the forecast.",
+            fix=f"init_time='{str(np.ravel(fc[init_dim].values)[0])[:16]}'",
         ) from None
     try:
         da = da.isel({lead_dim: 0}) if lead is None else da.sel({lead_dim: pd.Timedelta(lead)})
     except (KeyError, ValueError):
         raise LeadTimeError(
             f"lead {lead!r} is not in the forecast.",
-            fix=f"lead='{int(fc[lead_dim].values[0] / np.timedelta64(1, 'h'))}h'",
+            fix=f"lead='{int(np.ravel(fc[lead_dim].values)[0] / np.timedelta64(1, 'h'))}h'",
         ) from None
     if "number" in da.dims:
         da = da.mean("number", keep_attrs=True)
     if "level" in da.dims:
+        if level is not None and level not in da["level"].values:
+            raise LevelError(
+                f"'{name}' has no level {level!r}; it has {da['level'].values.tolist()}.",
+                fix=f"level={da['level'].values[0]:g}",
+            )
         da = da.isel(level=0) if level is None else da.sel(level=level)
     return da
+
+
+def _found(fc: xr.Dataset, name: str) -> str:
+    """The variable as this forecast calls it: ``tp`` is ``total_precipitation_6hr`` in WeatherBench2."""
+    known = variables.find(name) if isinstance(name, str) else None
+    if name in fc or known is None:
+        return name
+    return next((n for n in (known.name, known.weatherbench2, *known.aliases) if n in fc), name)
 
 
 def forecast(
@@ -159,6 +220,7 @@ def forecast(
             fix="fc = ds.aurora.predict('6h', model=...); fc.aurora.plot('tp')",
         )
     da = _pick(fc, name, init_time, lead, level)
+    name = str(da.name)
     init = da.coords.get("init_time", da.coords.get("time"))
     lead_value = da.coords.get("lead_time", da.coords.get("prediction_timedelta"))
     stamp = (
@@ -166,18 +228,26 @@ def forecast(
         if init is not None and lead_value is not None
         else ""
     )
+    aloft = f" {float(da['level']):g} hPa" if "level" in da.coords else ""
     if truth is None:
-        return field(da, title=f"{name}, {stamp}", ax=ax)
+        return field(da, title=f"{name}{aloft}, {stamp}", ax=ax)
+    if ax is not None and np.size(ax) != 3:
+        raise OptionError(
+            f"a triptych is drawn into three axes, and {np.size(ax)} were given.", fix="plt.subplots(1, 3)"
+        )
+    if ax is not None and np.ndim(ax) > 1:
+        ax = np.ravel(ax)
     return _triptych(fc, da, name, stamp, truth, level, ax)
 
 
-def _triptych(
-    fc: xr.Dataset, da: xr.DataArray, name: str, stamp: str, truth: xr.Dataset, level: float | None, ax: Any
-) -> Any:
-    from xaurora.evaluation import alignment
+def _truth_of(
+    fc: xr.Dataset, name: str, da: xr.DataArray, truth: xr.Dataset, level: float | None
+) -> tuple[Any, tuple[str, str], np.ndarray, np.ndarray]:
+    """Forecast as it is scored, the variable's key, and one field of forecast and truth on its grid."""
+    from xaurora.evaluation import alignment, truths
 
     known = alignment.read_forecast(fc)
-    right = alignment.read_truth(truth, known)
+    right = truths.read_truth(truth, known)
     key = next((k for k, item in known.fields.items() if item.source == name), None)
     if key is None:
         raise MissingVariableError(
@@ -189,16 +259,25 @@ def _triptych(
     i = int(np.flatnonzero(known.init_times == init.values)[0])
     j = int(np.flatnonzero(known.leads == lead.values)[0])
     levels = () if key[0] != "atmos" else ((level,) if level is not None else known.levels[:1])
-    y = right.read(*key, known.init_times[i] + known.leads[j], levels)
-    if y is None:
+    valid = known.init_times[i] + known.leads[j]
+    found = right.read(*key, [valid], levels)
+    if not found:
         raise InitTimeError(
-            f"the truth has no field at the valid time of {stamp}.", fix="choose another init_time or lead"
+            f"the truth has no field at {str(valid)[:16]}, the valid time of the forecast.",
+            fix="choose another init_time or lead",
         )
-    f = known.raw(name, i, j)
-    f = f.mean(axis=0) if known.members and f.ndim > y.ndim else f
+    y = right.like(*key, next(iter(found.values())), item)
+    f = known.block(name, slice(i, i + 1), slice(j, j + 1))[0, 0].astype(np.float64)
+    f = f.mean(axis=0) if known.has_members(name) else f
     if key[0] == "atmos":
         f, y = f[known.levels.index(levels[0])], y[0]
-    y = (y - item.offset) / item.scale
+    return known, key, f, y
+
+
+def _triptych(
+    fc: xr.Dataset, da: xr.DataArray, name: str, stamp: str, truth: xr.Dataset, level: float | None, ax: Any
+) -> Any:
+    known, _, f, y = _truth_of(fc, name, da, truth, level)
     like = xr.DataArray(
         f,
         dims=("latitude", "longitude"),
@@ -210,7 +289,8 @@ def _triptych(
     if axes is None:
         _, axes = _pyplot().subplots(1, 3, figsize=(15, 3.8), layout="constrained", sharey=True)
     low, high = float(np.nanmin([f, y])), float(np.nanmax([f, y]))
-    field(like, title=f"forecast of {name}, {stamp}", limits=(low, high), ax=axes[0])
+    aloft = f" {float(da['level']):g} hPa" if "level" in da.coords else ""
+    field(like, title=f"forecast of {name}{aloft}, {stamp}", limits=(low, high), ax=axes[0])
     field(like.copy(data=y), title="truth", limits=(low, high), ax=axes[1])
     field(like.copy(data=f - y), title="forecast − truth", symmetric=True, ax=axes[2])
     for later in axes[1:]:
@@ -317,43 +397,228 @@ def _histogram(values: np.ndarray, weights: np.ndarray, unit: str, *, rain: bool
 
 
 def lead_curve(
-    scores: Mapping[str, xr.Dataset],
+    scores: xr.Dataset | Mapping[str, xr.Dataset],
     name: str = "tp",
     metric: str = "rmse",
     *,
     region: str | None = None,
     level: float | None = None,
+    intervals: bool = True,
     ax: Any = None,
 ) -> Any:
     """One metric by lead time, one line a forecast.
 
     Parameters
     ----------
-    scores : dict of Dataset
+    scores : Dataset or dict of Dataset
         Label → what ``evaluate`` gave.
     name, metric, region, level
-        What to draw; by default the first region and level.
+        What to draw; by default the first region and level. Variables that mean the same are found under other names as well.
+    intervals : bool
+        With two forecasts or more, bars on the first one's line: the 95 % interval of its difference to the next that it can be paired with
+        (:func:`xaurora.significance`).
     ax : matplotlib axes, optional
     """
+    from xaurora.diagrams import COLOURS, label_of, labelled, shown
+
     if ax is None:
         _, ax = _pyplot().subplots(figsize=(6, 4), layout="constrained")
-    units = ""
-    for label, ds in scores.items():
-        if name not in ds or metric not in ds["metric"].values:
+    units, several = "", labelled(scores)
+    first = next(iter(several.values()))
+    key = first[name].attrs.get("xaurora_variable") if name in first else None
+    for (label, ds), colour in zip(several.items(), COLOURS * 9, strict=False):
+        found = name if name in ds else next((str(n) for n in ds.data_vars if key and ds[n].attrs.get("xaurora_variable") == key and "metric" in ds[n].dims), None)  # fmt: skip
+        if found is None or metric not in ds["metric"].values:
             continue
-        da = ds[name].sel(metric=metric)
-        da = da.isel(region=0) if region is None else da.sel(region=region)
+        da = ds[found].sel(metric=metric)
+        if kept := [str(d) for d in da.dims if d not in ("region", "lead_time", "level")]:
+            raise OptionError(
+                f"the scores {label!r} are kept apart by {', '.join(kept)}, and a curve goes over lead times.",
+                fix=f"scores.isel({kept[0]}=0, drop=True)",
+            )
+        if region is None:
+            region = str(da["region"].values[0])
+        if region not in da["region"].values:
+            continue  # a curve of another region is no comparison
+        da = da.sel(region=region)
         if "level" in da.dims:
+            if level is not None and level not in da["level"].values:
+                raise OptionError(
+                    f"the scores hold no level {level!r}; they hold {da['level'].values.tolist()}.",
+                    fix=f"level={da['level'].values[0]:g}",
+                )
             da = da.isel(level=0) if level is None else da.sel(level=level)
-        values, units = da.values, str(da.attrs.get("units", ""))
-        if _is_rain(da):
-            values, units = values * _to_mm(units), "mm"
-        ax.plot(ds["lead_time"].values / np.timedelta64(1, "h"), values, "o-", label=label)
-    leads: Any = np.unique(np.concatenate([line.get_xdata() for line in ax.lines])) if ax.lines else []
+        if not np.isfinite(da.values).any():
+            continue
+        own, units = shown(ds[found], name, metric)
+        factor = own if ds is first else own * _alike(first, name, ds, found, metric)
+        hours = ds["lead_time"].values / np.timedelta64(1, "h")
+        ax.plot(hours, da.values * factor, "o-", label=label, color=colour, markersize=4)
+        bars = _bars(first, ds, name, found, metric, region, level) if intervals and ds is not first else None
+        if bars is not None:  # what the first forecast would score at either end of the interval of its skill
+            reference = da.sel(lead_time=bars["lead_time"]).values * factor
+            middle = (1.0 - bars.sel(estimate="skill").values) * reference
+            low, high = ((1.0 - bars.sel(estimate=e).values) * reference for e in ("high", "low"))
+            at = bars["lead_time"].values / np.timedelta64(1, "h")
+            ax.errorbar(
+                at, middle, [middle - low, high - middle], fmt="none", ecolor=COLOURS[0], capsize=3, linewidth=1
+            )
+            intervals = False  # one set of bars is enough
+    if not ax.lines:
+        raise MissingVariableError(
+            f"none of these scores holds {metric!r} of '{name}'.", fix=f"evaluate(truth, metrics=[{metric!r}])"
+        )
+    leads: Any = np.unique(np.concatenate([line.get_xdata() for line in ax.lines]))
     if len(leads) <= 12:
         ax.set_xticks(leads)
     ax.set_xlabel("lead time in h")
-    ax.set_ylabel(f"{metric.upper()} of {name}" + (f" in {units}" if units and metric != "acc" else ""))
+    ax.set_ylabel(f"{label_of(metric)} of {name}" + (f" in {units}" if units else ""))
     ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
     ax.legend(frameon=False)
     return ax
+
+
+def _alike(first: xr.Dataset, name: str, ds: xr.Dataset, found: str, metric: str) -> float:
+    """What brings a score of other units to those of the first, where both are known and are not rain, which is shown in mm in any case."""
+    from xaurora.evaluation.metrics import ALIASES, METRICS
+
+    known = variables.find(name)
+    kind = METRICS[ALIASES.get(metric, metric)].units if ALIASES.get(metric, metric) in METRICS else ""
+    if name not in first or known is None or known.accumulated or kind == "":
+        return 1.0
+    scales = [
+        variables.conversion(str(d[n].attrs.get("units", "")), known.units) for d, n in ((first, name), (ds, found))
+    ]
+    if scales[0] is None or scales[1] is None:
+        return 1.0
+    return float((scales[1][0] / scales[0][0]) ** (2 if kind == "square" else 1))
+
+
+def _bars(
+    first: xr.Dataset, other: xr.Dataset, name: str, found: str, metric: str, region: str | None, level: float | None
+) -> xr.DataArray | None:
+    """Interval of the first forecast's skill against another, where there is one; scores that are better when small."""
+    from xaurora.errors import XauroraError
+    from xaurora.evaluation.metrics import ALIASES, METRICS
+    from xaurora.evaluation.significance import significance
+
+    if METRICS[ALIASES.get(metric, metric)].better != "low":
+        return None
+    try:
+        # Only what this curve needs: the others' samples would be drawn as well.
+        alone = (
+            ds.drop_vars([c for c in ds.coords if "__" in str(c) and not str(c).startswith(f"{n}__")])
+            for ds, n in ((first, name), (other, found))
+        )
+        result = significance(*alone, metrics=[metric])
+    except XauroraError:
+        return None
+    if name not in result:
+        return None
+    da = result[name].sel(metric=metric)
+    da = da.isel(region=0) if region is None else da.sel(region=region)
+    if "level" in da.dims:
+        da = da.isel(level=0) if level is None else da.sel(level=level)
+    return da if bool(np.isfinite(da.sel(estimate="low")).any()) else None
+
+
+def models(
+    forecasts: Mapping[str, xr.Dataset],
+    name: str = "tp",
+    *,
+    init_time: Any = None,
+    leads: Any = None,
+    level: float | None = None,
+    truth: xr.Dataset | None = None,
+    ax: Any = None,
+) -> Any:
+    """Maps side by side: a row a forecast, a column a lead time, on one colour scale; with ``truth`` a last row of that.
+
+    Parameters
+    ----------
+    forecasts : dict of Dataset, or Dataset
+        By label.
+    name, init_time, level
+        What to draw; by default the first init time and level.
+    leads : sequence, optional
+        Columns; by default up to four of the first forecast's.
+    truth : Dataset, optional
+        Fields.
+    ax : array of matplotlib axes, ``(row, column)``, optional
+
+    Returns
+    -------
+    ndarray of matplotlib axes
+    """
+    from xaurora.diagrams import labelled
+
+    several = labelled(forecasts)
+    first = next(iter(several.values()))
+    lead_dim = "lead_time" if "lead_time" in first.coords else "prediction_timedelta"
+    columns = (
+        list(np.ravel(first[lead_dim].values)[:4])
+        if leads is None
+        else list(np.atleast_1d(np.asarray(leads, dtype=object)))
+    )
+    rows: list[tuple[str, list[xr.DataArray]]] = []
+    for label, fc in several.items():
+        rows.append((label, [_in_units(_single(_pick(fc, name, init_time, lead, level)), rows) for lead in columns]))
+    if truth is not None:
+        rows.append(("truth", [_truth_like(first, name, da, truth, level) for da in rows[0][1]]))
+    if ax is not None and np.shape(ax) != (len(rows), len(columns)):
+        raise OptionError(
+            f"ax has the shape {np.shape(ax)}, and {len(rows)} rows of {len(columns)} maps are drawn.",
+            fix=f"plt.subplots({len(rows)}, {len(columns)}, squeeze=False)",
+        )
+    if ax is None:
+        _, ax = _pyplot().subplots(
+            len(rows),
+            len(columns),
+            figsize=(3.9 * len(columns), 2.7 * len(rows)),
+            layout="constrained",
+            squeeze=False,
+            sharex=True,
+            sharey=True,
+        )
+    values = np.concatenate([np.ravel(da.values) for _, line in rows for da in line])
+    limits = (float(np.nanmin(values)), float(np.nanmax(values)))
+    for r, (label, line) in enumerate(rows):
+        for c, da in enumerate(line):
+            lead = da.coords.get("lead_time", da.coords.get("prediction_timedelta"))
+            title = f"{label}, +{float(lead / np.timedelta64(1, 'h')):g} h" if lead is not None else label
+            field(da, title=title, limits=limits, bar=c == len(line) - 1, ax=ax[r][c])
+            ax[r][c].label_outer()
+    return ax
+
+
+def _in_units(da: xr.DataArray, rows: list[tuple[str, list[xr.DataArray]]]) -> xr.DataArray:
+    """In the units of the first map, so that one scale serves all."""
+    known = variables.find(str(da.name))
+    if not rows or known is None:
+        return da
+    units = str(rows[0][1][0].attrs.get("units", ""))
+    there, wanted = (variables.conversion(u, known.units) for u in (str(da.attrs.get("units", "")), units))
+    if there is None or wanted is None or there == wanted:
+        return da
+    return (
+        ((da * there[0] + there[1] - wanted[1]) / wanted[0]).rename(da.name).assign_attrs({**da.attrs, "units": units})
+    )
+
+
+def _single(da: xr.DataArray) -> xr.DataArray:
+    members = [d for d in ("number", "realization", "member", "ensemble") if d in da.dims]
+    return da.mean(members[0], keep_attrs=True) if members else da
+
+
+def _truth_like(fc: xr.Dataset, name: str, da: xr.DataArray, truth: xr.Dataset, level: float | None) -> xr.DataArray:
+    name = str(da.name)
+    known, _, _, y = _truth_of(fc, name, da, truth, level)
+    out = xr.DataArray(
+        y,
+        dims=("latitude", "longitude"),
+        coords={"latitude": known.latitude, "longitude": known.longitude},
+        name=name,
+        attrs=da.attrs,
+    )
+    lead = da.coords.get("lead_time", da.coords.get("prediction_timedelta"))
+    return out.assign_coords(lead_time=lead.values)

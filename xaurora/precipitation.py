@@ -263,7 +263,7 @@ def accumulate_in(ds: xr.Dataset, name: str, period: str) -> xr.DataArray:
             fix="ds.aurora lists what was recognised",
         )
     if recognition.is_forecast(ds):
-        return _over_leads(ds[name], name, hours)
+        return over_leads(ds[name], name, hours)
     found.raise_first()
     items = {item.source: item for item in found.fields.values()}
     if name not in items or not items[name].variable.accumulated:
@@ -276,7 +276,7 @@ def accumulate_in(ds: xr.Dataset, name: str, period: str) -> xr.DataArray:
     return accumulate(da, hours, name=name, dim=dim, clip=True)
 
 
-def _over_leads(da: xr.DataArray, name: str, hours: int) -> xr.DataArray:
+def over_leads(da: xr.DataArray, name: str, hours: int) -> xr.DataArray:
     """Sums over lead times that end at each lead; NaN where a part is missing."""
     lead = "lead_time" if "lead_time" in da.dims else "prediction_timedelta"
     period = declared_hours(name, da.attrs)

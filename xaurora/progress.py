@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def bar(*, total: int, label: str, unit: str, shown: bool) -> Any:
-    """A bar to be moved on by hand."""
+def bar(*, total: int, label: str, unit: str, shown: bool, after: float = 0.0) -> Any:
+    """A bar to be moved on by hand; seen only of work that takes longer than ``after`` seconds."""
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, desc=label, unit=unit, disable=not shown, mininterval=_interval())
+    return tqdm(total=total, desc=label, unit=unit, disable=not shown, mininterval=_interval(), delay=after)
 
 
 def watched(items: Iterable[Any], label: str, *, unit: str = "time", shown: bool = True) -> Iterable[Any]:

@@ -100,7 +100,7 @@ TABLE: tuple[Variable, ...] = (
     Variable("100u", "surface", "m s-1", "100 metre U wind component", "100m_u_component_of_wind", ("u100",), plausible=(-150.0, 150.0)),
     Variable("100v", "surface", "m s-1", "100 metre V wind component", "100m_v_component_of_wind", ("v100",), plausible=(-150.0, 150.0)),
     # targets
-    Variable("tp", "surface", "m", "Total precipitation", "total_precipitation_6hr", ("total_precipitation", "total_precipitation_1hr", "precipitation", "mtpr", "avg_tprate", "tprate", "mean_total_precipitation_rate", "pr"), ("lwe_thickness_of_precipitation_amount", "precipitation_amount", "precipitation_flux", "lwe_precipitation_rate"), long_aliases=("total_precipitation",), accumulated=True, nonnegative=True, plausible=(-1e-4, 0.5)),
+    Variable("tp", "surface", "m", "Total precipitation", "total_precipitation_6hr", ("total_precipitation", "total_precipitation_1hr", "scaled_tp_1h", "precipitation", "mtpr", "avg_tprate", "tprate", "mean_total_precipitation_rate", "pr"), ("lwe_thickness_of_precipitation_amount", "precipitation_amount", "precipitation_flux", "lwe_precipitation_rate"), long_aliases=("total_precipitation",), accumulated=True, nonnegative=True, plausible=(-1e-4, 0.5)),
 )
 # fmt: on
 
@@ -174,6 +174,9 @@ _CONVERSIONS: dict[str, dict[str, tuple[float, float]]] = {
     },
     "1": _FRACTION,
 }
+
+CANONICAL = tuple(_CONVERSIONS)
+"""Units that others convert to."""
 
 _RATES = {  # m s-1 of water
     "kg m-2 s-1": 1e-3,  # 1 kg m-2 of water is 1 mm at 1000 kg m-3

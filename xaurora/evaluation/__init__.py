@@ -2,80 +2,424 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from xaurora import distributions
-from xaurora.distributions import Family
+from xaurora.distributions import Deterministic, Family
 from xaurora.errors import KindError, OptionError, TruthError
-from xaurora.evaluation import alignment, statistics
+from xaurora.evaluation import alignment, scores, truths
+from xaurora.evaluation import engine as _engine
 from xaurora.evaluation import metrics as _metrics
 from xaurora.evaluation import regions as region_weights
-from xaurora.evaluation.aggregation import Means, area_mean
+from xaurora.evaluation.aggregation import AreaMeans
 from xaurora.evaluation.alignment import Forecast
+from xaurora.evaluation.layout import to_weatherbench2
+from xaurora.evaluation.sample import Settings
+from xaurora.evaluation.statistics import OF_WINDS, STATISTICS
 
 logger = logging.getLogger("xaurora")
 
-__all__ = ["evaluate", "to_weatherbench2"]
+__all__ = ["compare", "evaluate", "to_weatherbench2"]
+
+THRESHOLDS_MM = (0.1, 1.0, 5.0, 10.0, 20.0)
+SIZES = (1, 3, 5, 9)
+LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+CONVENTIONS = {
+    "weatherbench2": "weatherbench2",
+    "wb2": "weatherbench2",
+    "weatherbenchx": "weatherbenchx",
+    "wbx": "weatherbenchx",
+}
+_WINDS = {
+    ("surface", "10m_wind_vector"): (("surface", "10u"), ("surface", "10v")),
+    ("surface", "100m_wind_vector"): (("surface", "100u"), ("surface", "100v")),
+    ("atmos", "wind_vector"): (("atmos", "u"), ("atmos", "v")),
+}
 
 
-def evaluate(
-    ds: xr.Dataset,
+def evaluate(ds: xr.Dataset, truth: xr.Dataset, **options: Any) -> xr.Dataset:
+    """Score a forecast. See :meth:`xaurora.accessor.AuroraAccessor.evaluate`."""
+    return compare({"forecast": ds}, truth, **options)["forecast"]
+
+
+def compare(
+    forecasts: Mapping[str, xr.Dataset],
     truth: xr.Dataset,
     *,
     climatology: xr.Dataset | None = None,
-    metrics: Sequence[str] | None = None,
+    metrics: Sequence[str] | str | None = None,
     regions: Any = None,
+    thresholds_mm: Sequence[float] = THRESHOLDS_MM,
+    neighborhood_sizes: Sequence[int] = SIZES,
+    quantile_levels: Sequence[float] = LEVELS,
     skipna: bool = False,
-) -> xr.Dataset:
-    """Score a forecast. See :meth:`xaurora.accessor.AuroraAccessor.evaluate`."""
-    chosen = _metrics.check(metrics)
-    forecast = alignment.read_forecast(ds)
-    right = alignment.read_truth(truth, forecast)
-    keys = alignment.matched_variables(forecast, right)
-    normals = alignment.ClimatologyFields(climatology, forecast) if climatology is not None else None
-    if metrics is not None and "acc" in chosen and normals is None:
-        raise OptionError("acc needs a climatology.", fix="evaluate(truth, climatology=xaurora.climatology(past))")
-    weights = region_weights.weights(forecast.latitude, forecast.longitude, regions, right.land())
-    laws = (
-        {key: alignment.distribution(forecast, forecast.fields[key], needed=metrics is not None) for key in keys}
-        if "crps" in chosen
-        else {}
-    )
-    levels = {key: _shared_levels(forecast, right, normals, key) for key in keys}
-    means = {key: Means(skipna=skipna) for key in keys}
-    scored, missing = 0, 0
-    for i, init in enumerate(forecast.init_times):
-        for j, lead in enumerate(forecast.leads):
-            if (init + lead).item() not in right.position:
-                missing += 1
-                continue
-            scored += 1
-            for key in keys:
-                _score(
-                    forecast, right, normals, key, i, j, levels[key], weights, laws.get(key), chosen, means[key], skipna
-                )
-    if missing:
-        logger.warning(
-            "%d of %d forecast fields have no truth at their valid time and are left out.", missing, missing + scored
+    accumulate: str | None = None,
+    regrid: str | None = None,
+    by: Sequence[str] | str = (),
+    lead_bins: Mapping[str, Any] | None = None,
+    convention: str = "weatherbench2",
+    engine: str = "xaurora",
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, xr.Dataset]:
+    """Score several forecasts on what they have in common: the same init times, leads and, where something is missing by nature, the same cells.
+
+    Parameters
+    ----------
+    forecasts : dict of Dataset
+        By label, in either layout; names and units of the scores are the first one's.
+    truth, climatology, metrics, ...
+        As of :meth:`xaurora.accessor.AuroraAccessor.evaluate`.
+
+    Returns
+    -------
+    dict of Dataset
+        Scores by label, as ``evaluate`` gives them: for ``scores["mine"].aurora.scorecard(path, baseline={...})`` and
+        :func:`xaurora.significance`.
+
+    Raises
+    ------
+    XauroraError
+        As of ``evaluate``; also where the forecasts share no init time, lead time or grid.
+    """
+    convention = _convention(convention)
+    _check_options(forecasts, engine, thresholds_mm, neighborhood_sizes, quantile_levels, seed)
+    labels = _metrics.check(metrics)
+    explicit = metrics is not None and metrics != "all"
+    by = (by,) if isinstance(by, str) else tuple(by or ())
+    if unknown := [b for b in by if b not in scores.BY]:
+        raise OptionError(
+            f"by={unknown} is no way to group times; valid are {', '.join(map(repr, scores.BY))}.", fix="by='season'"
         )
-    return _collect(forecast, keys, levels, means, chosen, list(weights), scored, missing)
+    read = {label: alignment.read_forecast(ds, accumulate) for label, ds in forecasts.items()}
+    read = _in_common(read)
+    first = next(iter(read.values()))
+    every = {key: item for f in reversed(read.values()) for key, item in f.fields.items()}
+    right = truths.read_truth(truth, first, regrid, every)
+    keys = alignment.matched_variables(read.values(), right)
+    normals = truths.ClimatologyFields(climatology, first) if climatology is not None else None
+    if engine == "weatherbench2":
+        if by or lead_bins or convention != "weatherbench2" or tuple(thresholds_mm) != THRESHOLDS_MM:
+            raise OptionError(
+                "WeatherBench2's own classes give no by, lead_bins, thresholds or other convention.",
+                fix="engine='xaurora' does",
+            )
+        from xaurora.evaluation import weatherbench2
+
+        return {
+            label: weatherbench2.evaluate(f, right, normals, keys, labels, regions, skipna=skipna, explicit=explicit)
+            for label, f in read.items()
+        }
+    weights = region_weights.weights(first.latitude, first.longitude, regions, right.land(), convention=convention)
+    statistics = list(dict.fromkeys(s for m in labels.values() for s in _metrics.statistics_of(m, convention)))
+    with_law = any(
+        s in ("crps", "brier", "bin_share", "pit", "quantile_coverage", "forecast_intensity") for s in statistics
+    )
+    laws = {
+        (label, key): law
+        for label, f in read.items()
+        for key in keys
+        if key in f.fields
+        and (law := alignment.distribution(f, f.fields[key], needed=explicit and with_law)) is not None
+    }
+    wraps = region_weights.goes_round(first.longitude)
+    order = tuple(np.argsort(first.longitude % 360.0).tolist()) if convention == "weatherbenchx" and not wraps else ()
+    settings = Settings(
+        tuple(map(float, thresholds_mm)), tuple(map(int, neighborhood_sizes)), tuple(map(float, quantile_levels)),
+        convention, wraps, seed, order,
+    )  # fmt: skip
+    jobs = _jobs(read, right, normals, keys, statistics, labels, laws, explicit, settings, everything=metrics == "all")
+    masked = bool(skipna or right.masked)
+    groups, by_init_time = _groups(first, by, lead_bins, jobs, len(weights) * len(read), settings)
+    plan = _engine.Plan(
+        read,
+        right,
+        normals,
+        jobs,
+        AreaMeans(weights),
+        settings,
+        laws,
+        skipna,
+        groups,
+        by_init_time,
+        "bias_map" in labels.values(),
+    )
+    tables, counts = _engine.run(plan, progress=progress)
+    _say(counts, len(jobs), masked)
+    quantiles = normals.quantile_levels(keys[0]) if normals is not None else ()
+    if normals is not None:
+        quantiles = next((q for key in keys if (q := normals.quantile_levels(key))), ())
+    _, bins = scores.lead_groups(first.leads, lead_bins)
+    out = {}
+    for label, table in tables.items():
+        frame = scores.Frame(
+            {"/".join(job.key): _described(job, plan) for job in jobs if any(k == "/".join(job.key) for k, _ in table.found)},
+            list(weights), first.init_times, first.leads, labels, by, bins, convention,
+            scores.extra_coords(thresholds_mm, neighborhood_sizes, quantiles, quantile_levels),
+            _attrs(read[label], first, counts, len(jobs), convention, masked, labels, by, bins, _hash(weights)),
+        )  # fmt: skip
+        out[label] = scores.build(table, frame)
+        if plan.maps:
+            out[label] = out[label].assign(_maps(counts["maps"], label, jobs, plan))
+        if masked:
+            _say_coverage(label, out[label])
+    return out
 
 
-def _shared_levels(
-    forecast: Forecast, truth: alignment.Truth, normals: alignment.ClimatologyFields | None, key: tuple[str, str]
-) -> tuple[float, ...]:
+def _convention(name: Any) -> str:
+    known = CONVENTIONS.get(str(name).lower().replace("-", "").replace("_", "").replace(" ", ""))
+    if known is None:
+        raise OptionError(f"convention={name!r} is not known; valid are 'weatherbench2' and 'weatherbenchx'.", fix="convention='weatherbench2'")  # fmt: skip
+    return known
+
+
+def _check_options(forecasts: Any, which: str, thresholds_mm: Any, sizes: Any, levels: Any, seed: Any) -> None:
+    if (
+        not isinstance(forecasts, Mapping)
+        or not forecasts
+        or not all(isinstance(f, xr.Dataset) for f in forecasts.values())
+    ):
+        found = (
+            {k: type(v).__name__ for k, v in forecasts.items()}
+            if isinstance(forecasts, Mapping)
+            else type(forecasts).__name__
+        )
+        raise KindError(f"forecasts are a dict of Datasets by label, and these are {found}.", fix="xaurora.compare({'mine': fc, 'persistence': other}, truth)")  # fmt: skip
+    if which not in ("xaurora", "weatherbench2"):
+        raise OptionError(
+            f"engine={which!r} is not known; valid are 'xaurora' and 'weatherbench2'.", fix="engine='xaurora'"
+        )
+    for name, values, good, what, fix in (
+        ("thresholds_mm", thresholds_mm, lambda v: v >= 0, "increasing amounts in mm", "thresholds_mm=(0.1, 1, 5, 10, 20)"),
+        ("neighborhood_sizes", sizes, lambda v: v >= 1 and v == int(v) and v % 2 == 1, "odd numbers of grid points", "neighborhood_sizes=(1, 3, 5, 9)"),
+        ("quantile_levels", levels, lambda v: 0 < v < 1, "increasing levels between 0 and 1", "quantile_levels=(0.05, 0.5, 0.95)"),
+    ):  # fmt: skip
+        try:
+            numbers = [float(v) for v in values]
+        except (TypeError, ValueError):
+            numbers = []
+        rising = all(b > a for a, b in itertools.pairwise(numbers))
+        if not numbers or not rising or not all(good(v) for v in numbers):
+            raise OptionError(f"{name}={values!r} are no {what}.", fix=fix)
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise OptionError(f"seed={seed!r} is no whole number from 0 on.", fix="seed=0")
+
+
+def _in_common(read: dict[str, Forecast]) -> dict[str, Forecast]:
+    """Forecasts on their common init times and leads, in order.
+
+    Raises
+    ------
+    TruthError
+        There are none, the grids or the periods of precipitation differ.
+    """
+    from dataclasses import replace
+
+    first_label, first = next(iter(read.items()))
+    times, leads = first.init_times, first.leads
+    for f in read.values():
+        times, leads = times[np.isin(times, f.init_times)], leads[np.isin(leads, f.leads)]
+    for label, f in read.items():
+        if not len(times) or not len(leads):
+            raise TruthError(
+                f"the forecasts share no {'init time' if not len(times) else 'lead time'}: {first_label!r} has {first.init_times[0].astype('datetime64[h]')} and on, {label!r} {f.init_times[0].astype('datetime64[h]')} and on.",
+                fix="forecast the same init times: predict(time=other['init_time'].values)",
+            )
+        if f.hours != first.hours and ("surface", "tp") in f.fields and ("surface", "tp") in first.fields:
+            raise TruthError(
+                f"precipitation of {label!r} is over {f.hours} h, of {first_label!r} over {first.hours} h.",
+                fix=f"accumulate='{max(f.hours, first.hours)}h'",
+            )
+        same = len(f.latitude) == len(first.latitude) and len(f.longitude) == len(first.longitude)
+        apart = np.abs(f.longitude - first.longitude) % 360.0 if same else np.array([np.inf])
+        if (
+            not same
+            or np.abs(f.latitude - first.latitude).max() > 1e-3
+            or np.minimum(apart, 360.0 - apart).max() > 1e-3
+        ):
+            raise TruthError(
+                f"the grid of {label!r} is not that of {first_label!r}: {len(f.latitude)} × {len(f.longitude)} and {len(first.latitude)} × {len(first.longitude)}. Scores on different grids are not comparable.",
+                fix="bring one onto the other's grid first",
+            )
+    out = {}
+    for label, f in read.items():
+        dropped = len(f.init_times) - len(times)
+        if dropped:
+            logger.warning(
+                "%s: %d of %d init times are not common to all, and left out.", label, dropped, len(f.init_times)
+            )
+        rows = [int(np.flatnonzero(f.init_times == t)[0]) for t in times]
+        columns = [int(np.flatnonzero(f.leads == t)[0]) for t in leads]
+        if rows != list(range(len(f.init_times))) or columns != list(range(len(f.leads))):
+            f = replace(f, ds=f.ds.isel(init_time=rows, lead_time=columns), init_times=times, leads=leads)
+        out[label] = f
+    return out
+
+
+def _jobs(
+    read: dict[str, Forecast],
+    right: truths.Truth,
+    normals: truths.ClimatologyFields | None,
+    keys: list[tuple[str, str]],
+    statistics: list[str],
+    labels: dict[str, str],
+    laws: dict[tuple[str, tuple[str, str]], Family],
+    explicit: bool,
+    settings: Settings,
+    *,
+    everything: bool,
+) -> list[_engine.Job]:
+    """What to score of each variable; what was asked for by name and cannot be had raises."""
+    named = {m: label for label, m in labels.items()} if explicit else {}
+    anomalies = [s for s in statistics if "anomal" in s]
+    wanted_normals = [m for m in ("acc", "prediction_activity", "truth_activity") if m in named]
+    if wanted_normals and normals is None:
+        raise OptionError(
+            f"{wanted_normals[0]} needs a climatology.", fix="evaluate(truth, climatology=xaurora.climatology(past))"
+        )
+    first = next(iter(read.values()))
+    fields = {key: next(f.fields[key] for f in read.values() if key in f.fields) for key in keys}
+    rain = [key for key in keys if fields[key].variable.accumulated]
+    jobs = []
+    lacking = []
+    for key in keys:
+        levels = _shared_levels(read, right, key)
+        mine = list(statistics)
+        has_normal = normals is not None and normals.has(key) and set(levels) <= set(normals.found.levels)
+        if anomalies and normals is not None and not has_normal:
+            lacking.append(fields[key].source)
+        seeps = "seeps" in mine and key in rain and normals is not None and normals.seeps_name(first.hours) is not None
+        quantiled = normals is not None and has_normal and bool(normals.quantile_levels(key)) and any(s.startswith("quantile_true") for s in mine)  # fmt: skip
+        drop = set() if has_normal and anomalies else set(anomalies)
+        probabilistic = any(k == key and not isinstance(v, Deterministic) for (_, k), v in laws.items()) or any(
+            f.has_members(f.fields[key].source) for f in read.values() if key in f.fields
+        )
+        if not named and not everything and not probabilistic:
+            drop.add("crps")  # of single values it would be the MAE over again
+        jobs.append(
+            _engine.Job(key, (key,), levels, tuple(s for s in (*mine, "coverage") if s not in drop),
+                       bool(anomalies) and has_normal, quantiled, seeps, first.whole if key in rain else None)
+        )  # fmt: skip
+    if lacking and (wanted_normals or len(lacking) == len(keys)):
+        text = f"the climatology has no field of {', '.join(map(repr, lacking))}"
+        if normals is not None and ("surface", "tp") in normals.found.fields and not normals.has(("surface", "tp")):
+            text += f" (its precipitation is over {normals.rain_hours:g} h, the forecast's over {first.hours} h)"
+        if wanted_normals:
+            raise TruthError(f"{text}, which {wanted_normals[0]} needs.", fix=f"xaurora.climatology(past, {lacking}), or score fc[[...]] without them")  # fmt: skip
+    if lacking:
+        logger.warning("the climatology has no field of %s, whose anomalies are not scored.", ", ".join(lacking))
+    if normals is not None and any(j.normals or j.seeps or j.normal_quantiles for j in jobs):
+        valid = (first.init_times[:, None] + first.leads[None]).ravel()
+        if missing := normals.lacks(valid):
+            raise TruthError(
+                f"the climatology lacks {', '.join(missing)}, at which the forecast is valid.",
+                fix="xaurora.climatology(ds) over at least that season and those hours",
+            )
+    _refuse_impossible(fields, read, normals, keys, rain, named, laws, jobs, settings)
+    winds = [s for s in statistics if s in OF_WINDS]
+    for key, parts in _WINDS.items():
+        if winds and all(p in keys for p in parts):
+            levels = next(j.levels for j in jobs if j.key == parts[0])
+            same = all(j.levels == levels for j in jobs if j.key in parts)
+            alike = all(
+                f.has_members(f.fields[parts[0]].source) == f.has_members(f.fields[parts[1]].source)
+                for f in read.values()
+                if all(p in f.fields for p in parts)
+            )
+            if same and alike:
+                jobs.append(_engine.Job(key, parts, levels, (*winds, "coverage")))
+    return jobs
+
+
+def _refuse_impossible(
+    fields: dict[tuple[str, str], Any],
+    read: dict[str, Forecast],
+    normals: truths.ClimatologyFields | None,
+    keys: list[tuple[str, str]],
+    rain: list[tuple[str, str]],
+    named: dict[str, str],
+    laws: dict[tuple[str, tuple[str, str]], Family],
+    jobs: list[_engine.Job],
+    settings: Settings,
+) -> None:
+    """Raise for a metric that was named and that no variable can be scored by."""
+
+    def members(key: tuple[str, str]) -> bool:
+        return any(f.has_members(f.fields[key].source) for f in read.values() if key in f.fields)
+
+    def law(key: tuple[str, str]) -> bool:
+        return any(k == key and not isinstance(v, Deterministic) for (_, k), v in laws.items())
+
+    def beside(key: tuple[str, str], suffix: str) -> bool:
+        return any(f"{f.fields[key].source}_{suffix}" in f.ds for f in read.values() if key in f.fields)
+
+    for metric, label in named.items():
+        needs = _metrics.METRICS[metric].needs
+        if ("rain" in needs or needs in ("seeps", "probability")) and not rain:
+            raise OptionError(f"{label} is a score of precipitation, and neither is there: {[fields[k].source for k in keys]}.", fix="metrics=['rmse', 'mae', 'bias']")  # fmt: skip
+        if needs == "seeps" and not any(j.seeps for j in jobs):
+            hours = next(iter(read.values())).hours
+            lacks = (
+                "a climatology"
+                if normals is None
+                else f"the fields total_precipitation_{hours}hr_seeps_dry_fraction and …_threshold of the climatology"
+            )
+            if hours not in (6, 24):
+                raise OptionError(f"{label} is defined for totals over 6 and 24 hours, and these are over {hours} h.", fix="accumulate='24h'")  # fmt: skip
+            raise TruthError(
+                f"{label} needs {lacks}.", fix=f"evaluate(truth, climatology=xaurora.climatology(past, seeps={hours}))"
+            )
+        if needs.startswith("members") and not any(members(k) for k in (rain if "rain" in needs else keys)):
+            raise OptionError(f"{label} is a score of an ensemble, and the forecast has no members.", fix="predict(members=50), or metrics=['rmse', 'crps']")  # fmt: skip
+        if needs == "probability" and not any(members(k) or law(k) or beside(k, "probability") for k in rain):
+            raise OptionError(f"{label} is a score of probabilities, and the forecast has none.", fix="predict(thresholds_mm=(1, 5)), members, or a head's parameters beside tp")  # fmt: skip
+        if needs == "quantile" and not any(members(k) or law(k) or beside(k, "quantile") for k in keys):
+            raise OptionError(
+                f"{label} is a score of quantiles, and the forecast has none.",
+                fix="predict(quantiles=(0.05, 0.5, 0.95))",
+            )
+        wanted = settings.thresholds_mm if needs == "probability" else settings.levels
+        suffix, dim = ("probability", "threshold") if needs == "probability" else ("quantile", "quantile")
+        if needs in ("probability", "quantile") and not any(members(k) or law(k) for k in keys):
+            found = [
+                float(v) * (alignment.to_mm(f.ds[dim]) if dim == "threshold" else 1.0)
+                for f in read.values()
+                for k in keys
+                if k in f.fields and f"{f.fields[k].source}_{suffix}" in f.ds
+                for v in f.ds[dim].values
+            ]
+            if not any(abs(v - w) <= 1e-6 * max(w, 1e-9) for v in found for w in wanted):
+                names = "thresholds_mm" if needs == "probability" else "quantile_levels"
+                raise OptionError(
+                    f"{label}: the forecast has {suffix} at {sorted(set(found))}, and {names} are {list(wanted)}.",
+                    fix=f"{names}={sorted(set(found))}",
+                )
+        if needs == "law" and not any(law(k) and not members(k) for k in keys):
+            raise OptionError(f"{label} is a score of a distribution, and the forecast has none.", fix="keep the head's parameters beside tp (rank_histogram is the members' own)")  # fmt: skip
+        if "joint" in needs:
+            among = rain if "rain" in needs else keys
+            marginal = [k for k in among if law(k) and not members(k)]
+            if marginal and (len(marginal) == len(among) or "rain" in needs):
+                raise KindError(
+                    f"{label} asks how a field hangs together, and '{fields[marginal[0]].source}' is a distribution at every point for itself; its mean is no field that falls.",
+                    fix="predict(members=50), whose members are joint in space and time",
+                )
+        if needs == "normal_quantiles" and not any(j.normal_quantiles for j in jobs):
+            raise TruthError(f"{label} needs quantiles of the climatology.", fix="climatology=xaurora.climatology(past, statistics=['mean', 'quantile'], quantiles=[0.9, 0.95])")  # fmt: skip
+
+
+def _shared_levels(read: dict[str, Forecast], truth: truths.Truth, key: tuple[str, str]) -> tuple[float, ...]:
     if key[0] != "atmos":
         return ()
-    levels = tuple(
-        v
-        for v in forecast.levels
-        if v in truth.fields.levels and (normals is None or not normals.has(key) or v in normals.found.levels)
-    )
+    having = [f for f in read.values() if key in f.fields]
+    levels = tuple(v for v in having[0].levels if v in truth.fields.levels and all(v in f.levels for f in having))
     if not levels:
         raise TruthError(
             f"forecast and truth share no pressure level of {key[1]!r}.", fix="give a truth with the forecast's levels"
@@ -83,135 +427,136 @@ def _shared_levels(
     return levels
 
 
-def _score(
-    forecast: Forecast,
-    truth: alignment.Truth,
-    normals: alignment.ClimatologyFields | None,
-    key: tuple[str, str],
-    i: int,
-    j: int,
-    levels: tuple[float, ...],
-    weights: dict[str, np.ndarray],
-    law: Family | None,
-    chosen: list[str],
-    means: Means,
-    skipna: bool,
-) -> None:
-    """Add one init time and lead of one variable to its running means; values in the forecast's own units."""
-    kind, name = key
-    item = forecast.fields[key]
-    valid = forecast.init_times[i] + forecast.leads[j]
-    y_si = truth.read(kind, name, valid, levels)
-    if y_si is None:
-        return
-    f = forecast.raw(item.source, i, j)
-    y = (y_si - item.offset) / item.scale
-    if kind == "atmos":
-        f = np.take(f, [forecast.levels.index(v) for v in levels], axis=-3)
-    ensemble = forecast.members > 0 and f.ndim == y.ndim + 1
-
-    def add(statistic: str, values: np.ndarray) -> None:
-        means.add(statistic, j, {region: area_mean(values, w, skipna=skipna) for region, w in weights.items()})
-
-    single = f.mean(axis=0) if ensemble else f  # an ensemble's deterministic scores are those of its mean
-    for statistic in {_metrics.STATISTIC[m] for m in chosen} - {"acc", "crps"}:
-        add(statistic, getattr(statistics, statistic)(single, y))
-    if "acc" in chosen and normals is not None and normals.has(key):
-        normal = normals.read(key, valid, levels)
-        if normal is not None:
-            normal = (normal - item.offset) / item.scale
-            means.add(
-                "acc",
-                j,
-                {
-                    r: _metrics.anomaly_correlation(single - normal, y - normal, w, skipna=skipna)
-                    for r, w in weights.items()
-                },
-            )
-    if "crps" in chosen:
-        if ensemble:
-            add("crps", statistics.crps_of_members(f, y))
-        elif law is not None:
-            params = alignment.parameters(forecast, item, law, i, j)
-            rain = item.variable.accumulated
-            add("crps", statistics.crps_of_parameters(law, params, y_si, rain=rain) / abs(item.scale))
+def _groups(
+    first: Forecast,
+    by: tuple[str, ...],
+    lead_bins: Any,
+    jobs: list[_engine.Job],
+    regions: int,
+    settings: Settings,
+) -> tuple[np.ndarray, bool]:
+    """Init times kept one by one where that takes little memory, else the groups that are asked for."""
+    scores.lead_groups(first.leads, lead_bins)
+    sizes = {
+        "threshold_mm": len(settings.thresholds_mm), "quantile": 8, "forecast_quantile": len(settings.levels), "neighborhood_size": len(settings.sizes),
+        "probability_bin": 20, "pit_bin": 20, "intensity_bin": 42, "rank": 64, "zonal_wavenumber": len(first.longitude) // 2 + 1,
+    }  # fmt: skip
+    numbers = sum(
+        int(np.prod([sizes[d] for d in STATISTICS[s].dims], initial=1)) * max(len(job.levels), 1)
+        for job in jobs
+        for s in job.statistics
+    )
+    shape = len(first.init_times), len(first.leads)
+    if 16 * numbers * regions * shape[0] * shape[1] <= scores.MOST_KEPT:
+        return np.repeat(np.arange(shape[0])[:, None], shape[1], axis=1), True
+    logger.info(
+        "these scores do not carry their init times one by one, which would take more than 128 MB; without them there are no intervals."
+    )
+    return scores.groups_of(first.init_times, first.leads, by)[0], False
 
 
-def _collect(
-    forecast: Forecast,
-    keys: list[tuple[str, str]],
-    levels: dict[tuple[str, str], tuple[float, ...]],
-    means: dict[tuple[str, str], Means],
-    chosen: list[str],
-    regions: list[str],
-    scored: int,
-    missing: int,
-) -> xr.Dataset:
-    all_levels = [v for v in forecast.levels if any(v in found for found in levels.values())]
-    names = [
-        m
-        for m in chosen
-        if any(
-            means[k].mean(_metrics.STATISTIC[m], regions[0], j) is not None
-            for k in keys
-            for j in range(len(forecast.leads))
-        )
-    ]
-    data = {}
-    for key in keys:
-        shape = (len(names), len(regions), len(forecast.leads)) + ((len(all_levels),) if key[0] == "atmos" else ())
-        values = np.full(shape, np.nan)
-        for a, metric in enumerate(names):
-            for b, region in enumerate(regions):
-                for c in range(len(forecast.leads)):
-                    mean = means[key].mean(_metrics.STATISTIC[metric], region, c)
-                    if mean is not None:
-                        place: Any = (
-                            (a, b, c, [all_levels.index(v) for v in levels[key]]) if key[0] == "atmos" else (a, b, c)
-                        )
-                        values[place] = _metrics.from_mean(metric, mean)
-        item = forecast.fields[key]
-        dims = ("metric", "region", "lead_time", "level")[: values.ndim]
-        attrs = {"units": item.attrs.get("units", item.variable.units), "long_name": item.variable.long_name}
-        data[item.source] = (dims, values, attrs)
-    coords: dict[str, Any] = {"metric": names, "region": regions, "lead_time": forecast.leads}
-    if any(key[0] == "atmos" for key in keys):
-        coords["level"] = ("level", all_levels, {"units": "hPa"})
-    attrs = {
-        "title": "Scores with WeatherBench2's definitions",
-        "number_of_init_times": len(forecast.init_times),
-        "fields_scored": scored,
-        "fields_without_truth": missing,
-        "grid": f"{len(forecast.latitude)} × {len(forecast.longitude)}",
-    }
-    for name in ("xaurora_base", "xaurora_weights", "xaurora_strategy"):
-        if name in forecast.ds.attrs:
-            attrs[name] = forecast.ds.attrs[name]
-    return xr.Dataset(data, coords, attrs)
+def _hash(weights: Mapping[str, np.ndarray]) -> str:
+    """Of the regions themselves: another box may have the same name."""
+    digest = hashlib.sha256()
+    for name, values in weights.items():
+        digest.update(name.encode() + np.ascontiguousarray(values.astype(np.float32)).tobytes())
+    return digest.hexdigest()[:12]
 
 
-def to_weatherbench2(ds: xr.Dataset) -> xr.Dataset:
-    """A forecast in WeatherBench2's names, units and layout. See :meth:`xaurora.accessor.AuroraAccessor.to_weatherbench2`. Lazy."""
-    forecast = alignment.read_forecast(ds)
-    source = forecast.ds
+def _maps(
+    maps: dict[tuple[str, tuple[str, str], int], Any], label: str, jobs: list[_engine.Job], plan: _engine.Plan
+) -> dict[str, Any]:
+    """Mean error at every grid point: ``(lead_time, [level,] latitude, longitude)``, in the forecast's order of the grid."""
     out = {}
-    for item in forecast.fields.values():
-        da = source[item.source]
-        if item.scale != 1.0 or item.offset != 0.0:
-            da = (da.astype(np.float64) * item.scale + item.offset).astype(np.float32)
-        # The parameters of a distribution have no name in WeatherBench2; what leads to them must not be left behind.
-        attrs = {k: v for k, v in da.attrs.items() if not distributions.is_attr(k)}
-        out[item.variable.weatherbench2] = da.drop_attrs(deep=False).assign_attrs(
-            {**attrs, "units": item.variable.units, "long_name": item.variable.long_name}
-        )
-    if not out:
-        raise KindError(
-            "no variable of this forecast has a name in WeatherBench2.", fix="ds.aurora lists what was recognised"
-        )
-    result = xr.Dataset(out, attrs=ds.attrs).drop_vars("valid_time", errors="ignore")
-    names = {"init_time": "time", "lead_time": "prediction_timedelta"} | {
-        found: axis for axis, found in forecast.dims.items() if found != axis
+    for job in jobs:
+        there = {k: v for (who, key, k), v in maps.items() if who == label and key == job.key}
+        if not there:
+            continue
+        item, first = plan.item(job.key), plan.first
+        shape = next(iter(there.values()))[0].shape
+        values = np.full((len(first.leads), *shape), np.nan, np.float32)
+        for k, (total, count) in there.items():
+            with np.errstate(invalid="ignore", divide="ignore"):
+                values[k] = np.where(count > 0, total / count, np.nan)
+        dims = ("map_lead_time", *(("map_level",) if job.levels else ()), "latitude", "longitude")
+        attrs = {
+            "units": str(item.attrs.get("units", item.variable.units)),
+            "long_name": f"{item.variable.long_name}: mean of f − y",
+        }
+        coords: dict[str, Any] = {
+            "map_lead_time": first.leads,
+            "latitude": first.latitude,
+            "longitude": first.longitude,
+        }
+        if job.levels:
+            coords["map_level"] = list(job.levels)
+        out[f"{item.source}_bias_map"] = xr.DataArray(values, coords, dims, attrs=attrs)
+    return out
+
+
+def _described(job: _engine.Job, plan: _engine.Plan) -> scores.Described:
+    item = plan.item(job.parts[0])
+    units = str(item.attrs.get("units", item.variable.units))
+    if len(job.parts) > 1:
+        return scores.Described(job.key[1], units, "Wind vector", "/".join(job.key), job.levels)
+    return scores.Described(item.source, units, item.variable.long_name, "/".join(job.key), job.levels)
+
+
+def _attrs(
+    f: Forecast,
+    first: Forecast,
+    counts: dict[str, Any],
+    jobs: int,
+    convention: str,
+    masked: bool,
+    labels: dict[str, str],
+    by: tuple[str, ...],
+    bins: dict[str, np.ndarray] | None,
+    regions: str,
+) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "number_of_init_times": len(first.init_times),
+        "first_init_time": str(first.init_times.min().astype("datetime64[m]")),
+        "last_init_time": str(first.init_times.max().astype("datetime64[m]")),
+        "fields_scored": counts["scored"] // max(jobs, 1),
+        "fields_without_truth": counts["without_truth"] // max(jobs, 1),
+        "grid": f"{len(first.latitude)} × {len(first.longitude)}",
+        "convention": convention,
+        "masked": int(masked),
+        "regions_hash": regions,
+        "metrics": " ".join(labels),
     }
-    result = result.rename(names).assign_coords(prediction_timedelta=forecast.leads)
-    result = result.assign_coords(longitude=("longitude", forecast.longitude, {"units": "degrees_east"}))
-    return result.sortby("latitude").sortby("longitude")
+    if by:
+        out["by"] = " ".join(by)
+    if bins is not None:
+        out["lead_bins"] = json.dumps(
+            {k: v.astype("timedelta64[ns]").astype(np.int64).tolist() for k, v in bins.items()}
+        )
+    if first.hours != 6:
+        out["precipitation_hours"] = first.hours
+    for name in ("xaurora_base", "xaurora_base_hash", "xaurora_weights", "xaurora_strategy", "title"):
+        if name in f.ds.attrs:
+            out["forecast_title" if name == "title" else name] = f.ds.attrs[name]
+    return out
+
+
+def _say(counts: dict[str, Any], jobs: int, masked: bool) -> None:
+    if counts["without_truth"]:
+        logger.warning(
+            "%d of %d forecast fields have no truth at their valid time and are left out.",
+            -(-counts["without_truth"] // jobs),
+            -(-(counts["without_truth"] + counts["scored"]) // jobs),
+        )
+    if counts["missing_truth"] and not masked:
+        logger.warning(
+            "the truth of %s holds missing values, so scores of regions that hold them are NaN. To score what is there: evaluate(truth, skipna=True); "
+            "to leave an area out: regions={'mine': mask}.",
+            ", ".join(sorted(counts["missing_truth"])),
+        )
+
+
+def _say_coverage(label: str, ds: xr.Dataset) -> None:
+    for name, da in ds.data_vars.items():
+        if "metric" in da.dims and "coverage" in ds["metric"].values and np.isfinite(da.sel(metric="coverage")).any():
+            lowest = float(da.sel(metric="coverage").isel(region=0).min())
+            logger.warning("%s: %s is scored where truth and forecasts have values: %.0f %% of %s.", label, name, 100 * lowest, ds["region"].values[0])  # fmt: skip

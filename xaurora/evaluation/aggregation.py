@@ -1,8 +1,10 @@
-"""Aggregation: weighted means over area and init times that add up over chunks. Knows nothing of torch."""
+"""Aggregation: area sums by region, and means over init times that add up over chunks, files and workers. Knows nothing of torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -21,52 +23,268 @@ def area_mean(values: np.ndarray, weights: np.ndarray, *, skipna: bool) -> np.nd
     -------
     ndarray, ``(...)``
     """
-    rows, columns = np.nonzero(weights > 0)
-    inside, w = values[..., rows, columns], weights[rows, columns]
-    if skipna:
-        there = np.isfinite(inside)
-        total = (there * w).sum(axis=-1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(total > 0, np.where(there, inside, 0.0) @ w / total, np.nan)
-    return inside @ w / w.sum()
+    return AreaMeans({"": weights})(values, np.isfinite(values) if skipna else None)[0][0]
 
 
-class Means:
-    """Running means over init times, by metric, region and lead; two of them can be merged.
+class AreaMeans:
+    """Weighted means over regions, for many fields at once.
+
+    A box of the plain grid needs no pass of its own: rows and columns separate, so one matrix product serves all boxes. Masks, land and polygons
+    are summed over their own bounding box. What lies outside a region never reaches it, not even as NaN.
 
     Parameters
     ----------
-    skipna : bool
-        Whether an init time whose area mean is missing is left out.
+    weights : dict of ndarray, ``(h, w)``
+        Area weights by region, zero outside.
     """
 
-    def __init__(self, *, skipna: bool) -> None:
-        self.skipna = skipna
-        self._sums: dict[tuple[str, str, int], np.ndarray] = {}
-        self._counts: dict[tuple[str, str, int], np.ndarray] = {}
+    def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
+        self.names = list(weights)
+        self.boxes: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
+        self._masks: list[tuple[int, tuple[slice, slice], np.ndarray]] = []
+        for r, w in enumerate(weights.values()):
+            there = w > 0
+            rows, columns = np.flatnonzero(there.any(axis=1)), np.flatnonzero(there.any(axis=0))
+            inner = w[np.ix_(rows, columns)]
+            if len(columns) and (inner == inner[:, :1]).all() and (inner > 0).all():
+                self.boxes.append((r, rows, columns, inner[:, 0].copy()))
+            else:
+                box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)) if len(rows) else (slice(0, 0),) * 2  # fmt: skip
+                self._masks.append((r, box, np.ascontiguousarray(w[box])))
+        shape = next(iter(weights.values())).shape
+        self._columns, self._column_of = self._column_sets(shape[1])
+        self.whole = np.array([w.sum() for w in weights.values()])
 
-    def add(self, statistic: str, lead: int, by_region: Mapping[str, np.ndarray]) -> None:
-        """Add the area means of one init time."""
-        for region, value in by_region.items():
-            value = np.asarray(value, dtype=np.float64)
-            key = (statistic, region, lead)
-            there = np.isfinite(value) if self.skipna else np.ones(value.shape, bool)
-            self._sums[key] = self._sums.get(key, 0.0) + np.where(there, value, 0.0 if self.skipna else value)
-            self._counts[key] = self._counts.get(key, 0) + there.astype(int)
+    def _column_sets(self, width: int) -> tuple[np.ndarray, list[int]]:
+        sets: list[bytes] = []
+        masks, place = [], []
+        for _, _, columns, _ in self.boxes:
+            mask = np.zeros(width)
+            mask[columns] = 1.0
+            if (key := mask.tobytes()) not in sets:
+                sets.append(key)
+                masks.append(mask)
+            place.append(sets.index(key))
+        return np.array(masks).T if masks else np.zeros((width, 0)), place
 
-    def merge(self, other: Means) -> Means:
-        """The means of both."""
-        out = Means(skipna=self.skipna)
-        for part in (self, other):
-            for key, value in part._sums.items():
-                out._sums[key] = out._sums.get(key, 0.0) + value
-                out._counts[key] = out._counts.get(key, 0) + part._counts[key]
+    def __call__(self, values: np.ndarray, valid: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Means and weights.
+
+        Parameters
+        ----------
+        values : ndarray, ``(..., h, w)``
+        valid : ndarray of bool, optional
+            Points that count, broadcast against ``values``; by default all, and NaN passes on.
+
+        Returns
+        -------
+        tuple of ndarray, ``(region, ...)`` each
+            Means, and the weight that they stand for as a share of the region's.
+        """
+        shape = values.shape
+        flat = np.ascontiguousarray(values, dtype=np.float64).reshape(-1, *shape[-2:])
+        if valid is None:
+            means = self._sums(flat) / self.whole[:, None]
+            return means.reshape(-1, *shape[:-2]), np.ones((len(self.names), *shape[:-2]))
+        valid = np.broadcast_to(valid, shape).reshape(flat.shape)
+        if valid.all():
+            weights = np.repeat(self.whole[:, None], len(flat), axis=1)
+            sums = self._sums(flat)
+        else:
+            weights = self._sums(valid.astype(np.float64))
+            sums = self._sums(np.where(valid, flat, 0.0))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = np.where(weights > 0, sums / weights, np.nan)
+        share = weights / self.whole[:, None]
+        return means.reshape(-1, *shape[:-2]), share.reshape(-1, *shape[:-2])
+
+    def histogram(
+        self, labels: np.ndarray, bins: int, values: np.ndarray | None = None, valid: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Share of each region's area by label, or that times ``values``.
+
+        Parameters
+        ----------
+        labels : ndarray of int, ``(h, w)``
+            0 … bins − 1; −1 for a missing value, which makes the region's shares missing unless it does not count.
+        bins : int
+        values : ndarray, ``(h, w)``, optional
+        valid : ndarray of bool, ``(h, w)``, optional
+            Points that count.
+
+        Returns
+        -------
+        tuple of ndarray, ``(region, bins)`` and ``(region,)``
+            Shares, and the share of the region that they stand for.
+        """
+        out, share = np.empty((len(self.names), bins)), np.ones(len(self.names))
+        for r, at, weight in self._windows():
+            label, w = labels[at].ravel(), weight.ravel()
+            counts = w > 0 if valid is None else (w > 0) & valid[at].ravel()
+            label, w = label[counts], w[counts]
+            share[r] = w.sum() / self.whole[r]
+            if (label < 0).any() or not len(label):
+                out[r] = np.nan
+                continue
+            amount = w if values is None else w * values[at].ravel()[counts]
+            out[r] = np.bincount(label, weights=amount, minlength=bins) / w.sum()
+        return out, share
+
+    def _windows(self) -> Iterable[tuple[int, Any, np.ndarray]]:
+        for r, rows, columns, weight in self.boxes:
+            yield r, np.ix_(rows, columns), np.repeat(weight[:, None], len(columns), axis=1)
+        for r, box, weight in self._masks:
+            yield r, box, weight
+
+    def _sums(self, values: np.ndarray) -> np.ndarray:
+        """``(k, h, w)`` → ``(region, k)``."""
+        out = np.empty((len(self.names), len(values)))
+        if self.boxes:
+            by_columns = values @ self._columns
+            clean = np.isfinite(by_columns).all()
+            for (r, rows, columns, weight), at in zip(self.boxes, self._column_of, strict=True):
+                if clean:
+                    out[r] = by_columns[:, rows, at] @ weight
+                else:  # a zero in the matrix does not keep NaN out
+                    out[r] = values[:, rows][:, :, columns].sum(axis=2) @ weight
+        for r, box, weight in self._masks:
+            inside = values[:, box[0], box[1]].reshape(len(values), -1)
+            out[r] = inside @ weight.ravel()
+            if not np.isfinite(out[r]).all():
+                there = weight.ravel() > 0
+                out[r] = inside[:, there] @ weight.ravel()[there]
         return out
 
-    def mean(self, statistic: str, region: str, lead: int) -> np.ndarray | None:
-        """The mean, or None if nothing was added."""
-        key = (statistic, region, lead)
-        if key not in self._sums:
-            return None
+
+@dataclass
+class Sums:
+    """What is kept of one statistic of one variable: sums over init times, by group, lead and region.
+
+    Parameters
+    ----------
+    dims : tuple of str
+        Extra dims of the statistic.
+    mean, count : ndarray, ``(group, lead, region, *extra, [level])``
+        Sum of area means over init times, and how many there were.
+    total, weight : ndarray
+        Sum of area means times the share of the region that they stand for, and sum of the shares.
+    """
+
+    dims: tuple[str, ...]
+    mean: np.ndarray
+    count: np.ndarray
+    total: np.ndarray
+    weight: np.ndarray
+
+    @staticmethod
+    def zeros(dims: tuple[str, ...], shape: tuple[int, ...]) -> Sums:
+        """Nothing yet."""
+        return Sums(dims, *(np.zeros(shape) for _ in range(4)))
+
+    def add(self, group: int, lead: int, means: np.ndarray, share: np.ndarray) -> None:
+        """Add the area means of one init time, ``(region, *extra)``; a share of zero is no value."""
+        there = share > 0
+        kept = np.where(there, means, 0.0)
+        at = (group, lead)
+        self.mean[at] += kept
+        self.count[at] += there
+        self.total[at] += kept * share
+        self.weight[at] += share
+
+    def means(self, convention: str = "weatherbench2") -> np.ndarray:
+        """Means over init times: of area means (WeatherBench2), or over all valid points alike (WeatherBench-X)."""
+        top, bottom = (self.mean, self.count) if convention == "weatherbench2" else (self.total, self.weight)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(self._sums[key] / self._counts[key], dtype=np.float64)
+            return np.asarray(top / bottom)
+
+
+@dataclass
+class Slots:
+    """The same, every init time for itself: of which sums are made when they are asked for.
+
+    Parameters
+    ----------
+    dims : tuple of str
+    mean : ndarray, ``(init, lead, region, *extra, [level])``
+        Area means, NaN where there is none.
+    weight : ndarray
+        The share of the region that they stand for; zero where there is none.
+    """
+
+    dims: tuple[str, ...]
+    mean: np.ndarray
+    weight: np.ndarray
+
+    @staticmethod
+    def empty(dims: tuple[str, ...], shape: tuple[int, ...]) -> Slots:
+        """Nothing yet."""
+        return Slots(dims, np.full(shape, np.nan), np.zeros(shape))
+
+    def add(self, group: int, lead: int, means: np.ndarray, share: np.ndarray) -> None:
+        """Put the area means of one init time into their place."""
+        self.mean[group, lead], self.weight[group, lead] = means, share
+
+    def sums(self, to: np.ndarray, leads: np.ndarray) -> Sums:
+        """Sums over init times and leads that have the same number.
+
+        Parameters
+        ----------
+        to : ndarray of int, ``(init, lead)``
+            Group.
+        leads : ndarray of int, ``(lead,)``
+            New lead; −1 leaves out.
+        """
+        out = Sums.zeros(self.dims, (int(to.max(initial=-1)) + 1, int(leads.max(initial=-1)) + 1, *self.mean.shape[2:]))
+        for old, new in enumerate(leads):
+            if new < 0:
+                continue
+            there = self.weight[:, old] > 0
+            kept = np.where(there, self.mean[:, old], 0.0)
+            at = (to[:, old], np.full(len(to), new))
+            np.add.at(out.mean, at, kept)
+            np.add.at(out.count, at, there)
+            np.add.at(out.total, at, kept * self.weight[:, old])
+            np.add.at(out.weight, at, self.weight[:, old])
+        return out
+
+
+@dataclass
+class Table:
+    """What is kept, by (variable, statistic).
+
+    Parameters
+    ----------
+    groups, leads : int
+    one_by_one : bool
+        Whether groups are init times, each kept for itself.
+    """
+
+    groups: int
+    leads: int
+    one_by_one: bool
+    found: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+    def add(
+        self, key: tuple[str, str], dims: tuple[str, ...], group: int, lead: int, means: np.ndarray, share: np.ndarray
+    ) -> None:
+        """Add the area means of one init time and lead, ``(region, *extra)``."""
+        if key not in self.found:
+            shape = (self.groups, self.leads, *means.shape)
+            self.found[key] = Slots.empty(dims, shape) if self.one_by_one else Sums.zeros(dims, shape)
+        self.found[key].add(group, lead, means, share)
+
+    def sums(self, to: np.ndarray, leads: np.ndarray) -> dict[tuple[str, str], Sums]:
+        """Sums by group and lead bin; of groups that are already added up only the leads are put together."""
+        if self.one_by_one:
+            return {key: slots.sums(to, leads) for key, slots in self.found.items()}
+        if (leads == np.arange(len(leads))).all():
+            return dict(self.found)
+        out = {}
+        for key, have in self.found.items():
+            new = Sums.zeros(have.dims, (self.groups, int(leads.max(initial=-1)) + 1, *have.mean.shape[2:]))
+            for name in ("mean", "count", "total", "weight"):
+                for old, place in enumerate(leads):
+                    if place >= 0:
+                        getattr(new, name)[:, place] += getattr(have, name)[:, old]
+            out[key] = new
+        return out

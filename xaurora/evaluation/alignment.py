@@ -1,17 +1,18 @@
-"""Bringing forecast, truth and climatology onto one grid, one set of names and one time axis. Knows nothing of torch."""
+"""A forecast as it is scored: recognised, on a canonical grid, read in blocks. Knows nothing of torch."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from xaurora import conventions, periods, precipitation, recognition, variables
+from xaurora import periods, precipitation, recognition, variables
 from xaurora.distributions import FAMILIES, Deterministic, Family, from_attrs
-from xaurora.errors import AccumulationError, EnsembleError, KindError, LeadTimeError, TruthError
+from xaurora.errors import AccumulationError, KindError, LeadTimeError, TruthError
 from xaurora.recognition import Field
 from xaurora.variables import TIMESTEP_HOURS
 
@@ -19,6 +20,17 @@ _LEADS = {"h": 3_600_000_000_000, "hour": 3_600_000_000_000, "hours": 3_600_000_
 
 
 logger = logging.getLogger("xaurora")
+
+_BLOCK = 64 * 1024**2  # bytes of one variable that are read at once, at most
+_SMALL = 4 * 1024**2  # ... and at least, where the data have so much
+_MOST_FIELDS = 512  # in a block: each leaves some hundred numbers behind
+
+
+def loaded(da: xr.DataArray) -> np.ndarray:
+    """Values; of dask without a pool of its own, because the caller is one of several threads."""
+    if da.chunks is not None:
+        return np.asarray(da.data.compute(scheduler="synchronous"))
+    return np.asarray(da.values)
 
 
 @dataclass
@@ -39,6 +51,10 @@ class Forecast:
         hPa, in the forecast's order.
     dims : dict
         Names of ``latitude``, ``longitude``, ``level`` and ``number`` in ``ds``.
+    hours : int
+        Period of its precipitation.
+    whole : frozenset of int, optional
+        Leads at which precipitation has a whole period; None for all.
     """
 
     ds: xr.Dataset
@@ -49,25 +65,55 @@ class Forecast:
     leads: np.ndarray
     levels: tuple[float, ...]
     dims: dict[str, str]
+    hours: int = TIMESTEP_HOURS
+    whole: frozenset[int] | None = None
 
-    def read(self, item: Field, init: int, lead: int) -> np.ndarray:
-        """One field in canonical units, float64: ``([number,] [level,] h, w)``."""
-        return self.raw(item.source, init, lead) * item.scale + item.offset
-
-    def raw(self, name: str, init: int, lead: int) -> np.ndarray:
-        """One variable as it stands, float64, in canonical grid order."""
+    def block(self, name: str, init: slice, lead: slice, levels: tuple[float, ...] = ()) -> np.ndarray:
+        """One variable as it stands, ``(init, lead, ..., [number,] [level,] h, w)``, in canonical grid order."""
         da = self.ds[name].isel(init_time=init, lead_time=lead)
-        order = [self.dims[d] for d in ("number", "level", "latitude", "longitude") if self.dims.get(d) in da.dims]
-        return da.transpose(*order).values.astype(np.float64)
+        if levels and self.dims.get("level") in da.dims and levels != self.levels:
+            da = da.isel({self.dims["level"]: [self.levels.index(v) for v in levels]})
+        own = [self.dims[d] for d in ("number", "level", "latitude", "longitude") if self.dims.get(d) in da.dims]
+        return loaded(da.transpose("init_time", "lead_time", ..., *own))
+
+    def has_members(self, name: str) -> bool:
+        """Whether a variable is an ensemble."""
+        return self.dims.get("number") in self.ds[name].dims
+
+    def lengths(self, name: str) -> tuple[int, int]:
+        """Init times and leads to read at once: whole chunks of the store, as far as a block stays small."""
+        da = self.ds[name]
+        count = da.sizes["init_time"], da.sizes["lead_time"]
+        frame = max(da.dtype.itemsize * da.size // max(count[0] * count[1], 1), 1)
+        most = min(max(_BLOCK // frame, 1), _MOST_FIELDS)
+        chunk = []
+        for dim, size in zip(("init_time", "lead_time"), count, strict=True):
+            stored = da.encoding.get("preferred_chunks", {}).get(self.stored.get(dim, dim), 1)
+            chunk.append(min(max(int(da.chunksizes[dim][0] if da.chunks else stored), 1), size))
+
+        def whole(limit: int, size: int, stored: int) -> int:
+            """As many as fit: a multiple of a chunk, or part of one that is too large."""
+            limit = max(min(limit, size), 1)
+            return limit if limit == size or limit < stored else limit // stored * stored
+
+        leads = whole(most, count[1], chunk[1])
+        few = max(min(_SMALL // frame, _MOST_FIELDS) // leads, chunk[0])
+        return whole(min(most // leads, few), count[0], chunk[0]), leads
 
     @property
-    def members(self) -> int:
-        """Ensemble members, 0 if it is none."""
-        return self.ds.sizes.get(self.dims.get("number", ""), 0)
+    def stored(self) -> dict[str, str]:
+        """Names of the time dims in the store, where they differ."""
+        return dict(self.ds.attrs.get("_stored_dims", {}))
 
 
-def read_forecast(ds: xr.Dataset) -> Forecast:
+def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
     """Recognise a forecast in this package's layout or WeatherBench2's. Lazy.
+
+    Parameters
+    ----------
+    ds : Dataset
+    accumulate : str, optional
+        Sum precipitation over so long first; hourly lead times are summed over six hours in any case.
 
     Raises
     ------
@@ -75,6 +121,8 @@ def read_forecast(ds: xr.Dataset) -> Forecast:
         It has no lead times.
     LeadTimeError
         Lead times are not durations.
+    AccumulationError
+        Its precipitation does not say over how many hours, or cannot be summed as asked.
     """
     if not isinstance(ds, xr.Dataset) or not recognition.is_forecast(ds):
         raise KindError(
@@ -82,8 +130,14 @@ def read_forecast(ds: xr.Dataset) -> Forecast:
             f"has {sorted(map(str, getattr(ds, 'dims', ())))}.",
             fix="fc = ds.aurora.predict('24h', model=...); fc.aurora.evaluate(truth)",
         )
-    if "prediction_timedelta" in ds.coords:
+    names = {"init_time": "time", "lead_time": "prediction_timedelta"} if "prediction_timedelta" in ds.coords else {}
+    if names:
+        if "time" not in ds.variables:
+            raise KindError("the forecast has prediction_timedelta and no time.", fix="ds.rename(init_time='time')")
         ds = ds.rename(time="init_time", prediction_timedelta="lead_time")
+    elif "time" in ds.coords and "time" not in ds.dims:
+        ds = ds.drop_vars("time")  # the valid time under another name
+    ds = ds.assign_attrs(_stored_dims=names)
     for dim in ("lead_time", "init_time"):
         if dim not in ds.dims:  # one time of a forecast is a forecast
             static = [
@@ -95,7 +149,12 @@ def read_forecast(ds: xr.Dataset) -> Forecast:
                     ds[static].drop_vars([dim, "valid_time"], errors="ignore"),
                 ]
             )
-    leads = _durations(ds["lead_time"])
+    if not ds.sizes["init_time"] or not ds.sizes["lead_time"]:
+        raise KindError(
+            f"the forecast holds no {'init time' if not ds.sizes['init_time'] else 'lead time'}.",
+            fix="look at how it was selected",
+        )
+    leads = durations_of(ds["lead_time"])
     init_times = ds["init_time"].values.astype("datetime64[ns]")
     probe = ds.isel(lead_time=0, drop=True).drop_vars("valid_time", errors="ignore").rename(init_time="time")
     members = [d for d in recognition.NAMES["number"] if d in probe.dims]
@@ -106,10 +165,14 @@ def read_forecast(ds: xr.Dataset) -> Forecast:
             recognition.add_generic(single, name, found)
     found.raise_first()
     rain = found.fields.get(("surface", "tp"))
-    if rain is not None and periods.declared_hours(rain.source, rain.attrs) != TIMESTEP_HOURS:
+    hours = TIMESTEP_HOURS
+    whole = None
+    if rain is not None:
+        ds, hours, whole = _totals(ds, rain.source, accumulate)
+    elif accumulate is not None:
         raise AccumulationError(
-            f"'{rain.source}' of the forecast does not say that it is a total over {TIMESTEP_HOURS} hours.",
-            fix=f"fc['{rain.source}'].attrs['cell_methods'] = '{periods.cell_methods(TIMESTEP_HOURS)}' if it is, else sum it to that first",
+            f"accumulate={accumulate!r}: the forecast holds no precipitation, but {sorted(map(str, ds.data_vars))}.",
+            fix="accumulate=None",
         )
     if found.grid is None:
         raise KindError("the forecast has no latitude and longitude.", fix="ds.aurora.check()")
@@ -121,11 +184,68 @@ def read_forecast(ds: xr.Dataset) -> Forecast:
     ordered = ds.isel({dims["latitude"]: found.grid.rows, dims["longitude"]: found.grid.columns})
     fields = {key: item for key, item in found.fields.items() if key[0] != "static"}
     return Forecast(
-        ordered, fields, found.grid.latitude, found.grid.true_longitude, init_times, leads, found.levels, dims
+        ordered,
+        fields,
+        found.grid.latitude,
+        found.grid.true_longitude,
+        init_times,
+        leads,
+        found.levels,
+        dims,
+        hours,
+        whole,
     )
 
 
-def _durations(lead: xr.DataArray) -> np.ndarray:
+def _totals(ds: xr.Dataset, name: str, accumulate: str | None) -> tuple[xr.Dataset, int, frozenset[int] | None]:
+    """Precipitation over the period that is scored, the hours of it, and the leads at which the period is whole."""
+    declared = periods.declared_hours(name, ds[name].attrs)
+    wanted = periods.hours_of(accumulate) if accumulate is not None else None
+    if declared is None:
+        raise AccumulationError(
+            f"'{name}' of the forecast does not say over how many hours it is a total.",
+            fix=f"fc['{name}'].attrs['cell_methods'] = '{periods.cell_methods(TIMESTEP_HOURS)}' if it is one over {TIMESTEP_HOURS} hours, else sum it to that first",
+        )
+    if wanted is None:
+        wanted = max(int(declared), TIMESTEP_HOURS)
+    if wanted == declared:
+        return ds, wanted, None
+    law = from_attrs(ds[name].attrs)
+    if law is not None and not isinstance(law, Deterministic) and not _is_ensemble(ds[name]):
+        raise KindError(
+            f"'{name}' is a distribution at every point for itself, which says nothing of sums over {wanted} hours.",
+            fix="predict(members=50), whose members are joint in time; or score the sum of the means alone: fc.aurora.accumulate('tp', '24h')",
+        )
+    total = precipitation.over_leads(ds[name].assign_coords(lead_time=durations_of(ds["lead_time"])), name, wanted)
+    lead_hours = durations_of(ds["lead_time"]) / np.timedelta64(1, "h")
+    there = set(lead_hours.tolist())
+    whole = [
+        i for i, h in enumerate(lead_hours) if all(h - k * declared in there for k in range(int(wanted / declared)))
+    ]
+    if declared < TIMESTEP_HOURS:  # of hourly leads those that the truth has
+        whole = [i for i in whole if lead_hours[i] % TIMESTEP_HOURS == 0]
+    if not whole:
+        raise AccumulationError(
+            f"no lead time of '{name}' has a whole {wanted} hours before it: {[f'{h:g}' for h in lead_hours]} h, totals over {declared:g} h.",
+            fix=f"leads every {declared:g} h from the init time on",
+        )
+    beside = [n for n in ds.data_vars if ds[n].attrs.get("parameter_of") == name or n in (f"{name}_quantile", f"{name}_probability", f"{name}_mean")]  # fmt: skip
+    total = total.assign_coords(lead_time=ds["lead_time"])
+    return ds.drop_vars(beside).assign({name: total}), wanted, frozenset(whole)
+
+
+def _is_ensemble(da: xr.DataArray) -> bool:
+    return any(d in recognition.NAMES["number"] for d in da.dims)
+
+
+def durations_of(lead: xr.DataArray) -> np.ndarray:
+    """Lead times as timedelta64[ns], also where they are numbers that carry only their units.
+
+    Raises
+    ------
+    LeadTimeError
+        Numbers without units.
+    """
     if np.issubdtype(lead.dtype, np.timedelta64):
         return lead.values.astype("timedelta64[ns]")
     unit = str(lead.attrs.get("units", ""))
@@ -136,127 +256,31 @@ def _durations(lead: xr.DataArray) -> np.ndarray:
     )
 
 
-@dataclass
-class Truth:
-    """Fields to score against, on the forecast's grid.
-
-    Parameters
-    ----------
-    fields : Fields
-        Canonical.
-    rows, columns : ndarray of int
-        Where the forecast's grid points stand.
-    """
-
-    fields: conventions.Fields
-    rows: np.ndarray
-    columns: np.ndarray
-    position: dict[Any, int]
-    totals: xr.DataArray | None
-
-    def read(self, kind: str, name: str, time: np.datetime64, levels: tuple[float, ...]) -> np.ndarray | None:
-        """One field in canonical units, float64, or None when the time is not there."""
-        i = self.position.get(time.astype("datetime64[ns]").item())
-        if i is None:
-            return None
-        da = (
-            self.totals
-            if (kind, name) == ("surface", "tp") and self.totals is not None
-            else getattr(self.fields, kind)[name]
-        )
-        da = da.isel(time=i)
-        if kind == "atmos":
-            da = da.isel(level=[self.fields.levels.index(level) for level in levels])
-        return da.values[..., self.rows, :][..., self.columns].astype(np.float64)
-
-    def land(self) -> np.ndarray | None:
-        """Land fraction on the forecast's grid."""
-        if "lsm" not in self.fields.static:
-            return None
-        return self.fields.static["lsm"].values[self.rows][:, self.columns].astype(np.float64)
+def to_mm(threshold: xr.DataArray) -> float:
+    """Millimetres a unit of a coordinate of thresholds; without units they are millimetres."""
+    return 1e3 * (variables.conversion(str(threshold.attrs.get("units", "mm")), "m") or (1e-3, 0.0))[0]
 
 
-def read_truth(ds: xr.Dataset, forecast: Forecast) -> Truth:
-    """Recognise the truth and find the forecast's grid in it. Lazy.
-
-    Raises
-    ------
-    KindError
-        A forecast was given as truth.
-    TruthError
-        Its grid does not hold the forecast's points, or it shares no valid time with the forecast.
-    AccumulationError
-        Its precipitation is not over six hours and cannot be summed to that.
-    """
-    if not isinstance(ds, xr.Dataset):
-        raise KindError(
-            f"the truth is a Dataset of fields, and this is {type(ds).__name__}.", fix="fc.aurora.evaluate(ds)"
-        )
-    if recognition.is_forecast(ds):
-        raise KindError(
-            "the truth is itself a forecast (it has lead times).",
-            fix="fc.aurora.evaluate(fields), with fields that have one time axis",
-        )
-    found = recognition.recognise(ds)
-    wanted = set(forecast.fields)
-    for key in wanted - set(variables.BY_KEY):
-        recognition.add_generic(ds, forecast.fields[key].source, found)
-    for key in [k for k in found.fields if k not in wanted and k != ("static", "lsm")]:
-        del found.fields[key]
-    found.problems = [p for p in found.problems if p.about is None or p.about in wanted]
-    found.raise_first()
-    fields = conventions.standardise(ds, found)
-    rows = _match("latitude", fields.layout.grid.latitude, forecast.latitude, wrap=False)
-    columns = _match("longitude", fields.layout.grid.true_longitude, forecast.longitude, wrap=True)
-    totals = None
-    if ("surface", "tp") in wanted and "tp" in fields.surface:
-        source = fields.layout.fields["surface", "tp"].source
-        totals = precipitation.accumulate(fields.surface["tp"], TIMESTEP_HOURS, name=source)
-    position = {t: i for i, t in enumerate(fields.times.tolist())}
-    truth = Truth(fields, rows, columns, position, totals)
-    valid = (forecast.init_times[:, None] + forecast.leads[None]).ravel()
-    if not any(t in position for t in valid.tolist()):
-        raise TruthError(
-            f"no valid time of the forecast ({valid.min().astype('datetime64[m]')} to {valid.max().astype('datetime64[m]')}) is in the truth "
-            f"({fields.times[0].astype('datetime64[m]')} to {fields.times[-1].astype('datetime64[m]')}, every {periods.spacing_hours(fields.times) if len(fields.times) > 1 else 0:g} h).",
-            fix="give a truth that covers init_time + lead_time",
-        )
-    return truth
-
-
-def _match(axis: str, have: np.ndarray, want: np.ndarray, *, wrap: bool) -> np.ndarray:
-    distance = np.abs(have[None, :] - want[:, None])
-    if wrap:
-        distance = np.minimum(distance % 360.0, 360.0 - distance % 360.0)
-    nearest = distance.argmin(axis=1)
-    step = float(np.median(np.abs(np.diff(want)))) if len(want) > 1 else 1.0
-    worst = float(distance[np.arange(len(want)), nearest].max())
-    if worst > 0.01 * step:
-        raise TruthError(
-            f"the truth has no grid points at the forecast's {axis}s: {len(have)} from {have[0]:g} to {have[-1]:g}, and the forecast {len(want)} from {want[0]:g} to {want[-1]:g}. "
-            "Scores on different grids are not comparable.",
-            fix="bring one onto the other's grid first, conservatively for precipitation",
-        )
-    return nearest
-
-
-def matched_variables(forecast: Forecast, truth: Truth) -> list[tuple[str, str]]:
-    """Variables that both have, in the table's order.
+def matched_variables(forecasts: Iterable[Forecast], truth: Any) -> list[tuple[str, str]]:
+    """Variables that the truth and one of the forecasts have, in the table's order.
 
     Raises
     ------
     TruthError
-        There are none.
+        A forecast has none.
     """
-    both = [key for key in forecast.fields if key[1] in getattr(truth.fields, key[0])]
-    if not both:
-        have = sorted(i.source for i in truth.fields.layout.fields.values())
-        raise TruthError(
-            f"forecast and truth share no variable: {sorted(i.source for i in forecast.fields.values())} and {have}.",
-            fix="give a truth that holds the forecast's variables",
-        )
+    every: set[tuple[str, str]] = set()
+    for forecast in forecasts:
+        both = [key for key in forecast.fields if key[1] in getattr(truth.fields, key[0])]
+        if not both:
+            have = sorted(i.source for i in truth.fields.layout.fields.values())
+            raise TruthError(
+                f"forecast and truth share no variable: {sorted(i.source for i in forecast.fields.values())} and {have}.",
+                fix="give a truth that holds the forecast's variables",
+            )
+        every |= set(both)
     order = {key: i for i, key in enumerate(variables.BY_KEY)}
-    return sorted(both, key=lambda key: (order.get(key, len(order)), key))
+    return sorted(every, key=lambda key: (order.get(key, len(order)), key))
 
 
 def distribution(forecast: Forecast, item: Field, *, needed: bool) -> Family | None:
@@ -282,7 +306,11 @@ def distribution(forecast: Forecast, item: Field, *, needed: bool) -> Family | N
         return family
     missing = [p for p in family.parameters if f"{item.source}_{p}" not in forecast.ds]
     if missing and not needed:
-        logger.warning("'%s' has no CRPS: its parameters %s are not in the forecast.", item.source, ", ".join(missing))
+        logger.warning(
+            "'%s' has no scores of its distribution: its parameters %s are not in the forecast.",
+            item.source,
+            ", ".join(missing),
+        )
         return None
     if missing:
         raise TruthError(
@@ -290,61 +318,3 @@ def distribution(forecast: Forecast, item: Field, *, needed: bool) -> Family | N
             fix="keep them beside it, or metrics=['rmse', 'mae']",
         )
     return family
-
-
-def parameters(forecast: Forecast, item: Field, family: Family, init: int, lead: int) -> dict[str, np.ndarray]:
-    """Parameters of a family at one init time and lead, canonical units."""
-    if isinstance(family, Deterministic):
-        return {"value": forecast.read(item, init, lead)}
-    return {p: forecast.raw(f"{item.source}_{p}", init, lead) for p in family.parameters}
-
-
-def refuse_members(forecast: Forecast) -> None:
-    """Raise for an ensemble where one forecast is expected."""
-    if forecast.members > 1:
-        raise EnsembleError(
-            f"the forecast holds {forecast.members} members.", fix=f"fc.mean('{forecast.dims['number']}')"
-        )
-
-
-class ClimatologyFields:
-    """A climatology in WeatherBench2's layout (``hour``, ``dayofyear``) on the forecast's grid."""
-
-    def __init__(self, ds: xr.Dataset, forecast: Forecast) -> None:
-        if not {"hour", "dayofyear"} <= set(ds.dims):
-            raise TruthError(
-                f"a climatology has the dims hour and dayofyear, and this one has {sorted(map(str, ds.dims))}.",
-                fix="xaurora.climatology(ds)",
-            )
-        probe = ds.isel(hour=0, drop=True).rename(dayofyear="time")
-        probe = probe.assign_coords(
-            time=np.datetime64("2000-01-01", "ns") + np.arange(probe.sizes["time"]) * np.timedelta64(1, "D")
-        )
-        found = recognition.recognise(probe)
-        if found.grid is None:
-            found.raise_first()
-        self.ds, self.found = ds, found
-        grid = found.grid
-        self.dims = {axis: found.axes[axis].dim for axis in ("latitude", "longitude", "level") if axis in found.axes}
-        if grid is None:
-            raise TruthError("the climatology has no grid.", fix="xaurora.climatology(ds)")
-        self.rows = grid.rows[_match("latitude", grid.latitude, forecast.latitude, wrap=False)]
-        self.columns = grid.columns[_match("longitude", grid.true_longitude, forecast.longitude, wrap=True)]
-
-    def has(self, key: tuple[str, str]) -> bool:
-        """Whether it holds a variable."""
-        return key in self.found.fields
-
-    def read(self, key: tuple[str, str], time: np.datetime64, levels: tuple[float, ...]) -> np.ndarray | None:
-        """The normal of a variable at a valid time, canonical units, or None where it has none."""
-        import pandas as pd
-
-        stamp, item = pd.Timestamp(time), self.found.fields[key]
-        if stamp.hour not in self.ds["hour"].values or stamp.day_of_year not in self.ds["dayofyear"].values:
-            return None
-        da = self.ds[item.source].sel(hour=stamp.hour, dayofyear=stamp.day_of_year)
-        order = [self.dims[d] for d in ("level", "latitude", "longitude") if self.dims.get(d) in da.dims]
-        values = da.transpose(*order).values[..., self.rows, :][..., self.columns].astype(np.float64)
-        if key[0] == "atmos":
-            values = values[[self.found.levels.index(level) for level in levels]]
-        return values * item.scale + item.offset

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from xaurora import periods, precipitation, recognition
-from xaurora.errors import LeadTimeError, MissingVariableError, TruthError
+from xaurora.errors import KindError, LeadTimeError, MissingVariableError, OptionError, TruthError
 from xaurora.variables import TIMESTEP_HOURS
 
 
@@ -115,6 +115,26 @@ def persistence(ds: xr.Dataset, names: Sequence[str] | str | None = None, leads:
     )
 
 
+def _times_of(like: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Init times and leads of a forecast, of which either may be a single one.
+
+    Raises
+    ------
+    KindError
+        It is no forecast.
+    """
+    from xaurora.evaluation.alignment import durations_of
+
+    init = "time" if "prediction_timedelta" in like.coords else "init_time"
+    lead = "prediction_timedelta" if "prediction_timedelta" in like.coords else "lead_time"
+    if not isinstance(like, xr.Dataset) or init not in like.coords or lead not in like.coords:
+        raise KindError(
+            f"like= is a forecast, whose init and lead times are taken, and this has {sorted(map(str, getattr(like, 'coords', ())))}.",
+            fix="climatology_forecast(normals, fc)",
+        )
+    return np.atleast_1d(like[init].values.astype("datetime64[ns]")), np.atleast_1d(durations_of(like[lead]))
+
+
 def climatology_forecast(climatology: xr.Dataset, like: xr.Dataset) -> xr.Dataset:
     """The forecast of the climatology of each valid time.
 
@@ -132,9 +152,12 @@ def climatology_forecast(climatology: xr.Dataset, like: xr.Dataset) -> xr.Datase
     """
     import pandas as pd
 
-    init = "init_time" if "init_time" in like.dims else "time"
-    lead = "lead_time" if "lead_time" in like.dims else "prediction_timedelta"
-    times, leads = like[init].values.astype("datetime64[ns]"), like[lead].values.astype("timedelta64[ns]")
+    times, leads = _times_of(like)
+    if not {"hour", "dayofyear"} <= set(climatology.dims):
+        raise TruthError(
+            f"a climatology has the dims hour and dayofyear, and this one has {sorted(map(str, climatology.dims))}.",
+            fix="xaurora.climatology(ds)",
+        )
     valid = pd.DatetimeIndex((times[:, None] + leads[None]).ravel())
     hours, days = climatology["hour"].values, climatology["dayofyear"].values
     if not (np.isin(valid.hour, hours).all() and np.isin(valid.day_of_year, days).all()):
@@ -153,3 +176,84 @@ def climatology_forecast(climatology: xr.Dataset, like: xr.Dataset) -> xr.Datase
         init_time=times, lead_time=leads, valid_time=(shape, times[:, None] + leads[None])
     )
     return out.assign_attrs(title="Climatology")
+
+
+def probabilistic_climatology(
+    ds: xr.Dataset,
+    like: xr.Dataset,
+    names: Sequence[str] | str | None = None,
+    *,
+    window_days: int = 0,
+    exclude_year: bool = True,
+) -> xr.Dataset:
+    """The forecast that it is a year like any other: members are the same day and hour of other years. Lazy over dask.
+
+    As WeatherBench-X's probabilistic climatology, whose members are years; with a window also the days around.
+
+    Parameters
+    ----------
+    ds : Dataset
+        Fields of many years, in any naming; precipitation over six hours.
+    like : Dataset
+        A forecast whose init and lead times are taken.
+    names : str or sequence of str, optional
+        Variables in the data's own names; by default all that change over time.
+    window_days : int
+        Days before and after the same day that are members as well.
+    exclude_year : bool
+        Leave out the year that is forecast, where the data hold it.
+
+    Returns
+    -------
+    Dataset
+        Dims ``(init_time, lead_time, number[, level], latitude, longitude)``; where a year lacks a time, its member is left out of all.
+
+    Raises
+    ------
+    TruthError
+        Fewer than two years have what is needed.
+    """
+    import pandas as pd
+
+    if isinstance(window_days, bool) or not isinstance(window_days, int) or window_days < 0:
+        raise OptionError(f"window_days={window_days!r} is no number of days.", fix="window_days=5")
+    found, wanted = _chosen(ds, names)
+    times, leads = _times_of(like)
+    valid = times[:, None] + leads[None]
+    have = found.times if found.times is not None else np.array([], "datetime64[ns]")
+    place = {int(t): i for i, t in enumerate(have.astype("datetime64[ns]").astype(np.int64))}
+    own = set(pd.DatetimeIndex(valid.ravel()).year) if exclude_year else set()
+    members = []
+    for year in sorted(set(pd.DatetimeIndex(have).year) - own):
+        for shift in range(-window_days, window_days + 1):
+            rows = [place.get(_same_day(pd.Timestamp(t), year, shift)) for t in valid.ravel()]
+            if all(r is not None for r in rows):
+                members.append(rows)
+    if len(members) < 2:
+        raise TruthError(
+            f"{len(members)} years of the data have fields at every day and hour that is needed; a distribution takes two at least.",
+            fix="give more years, of every season that is forecast, or window_days=5",
+        )
+    index = xr.DataArray(np.array(members).T.reshape(*valid.shape, -1), dims=("init_time", "lead_time", "number"))
+    time_dim = found.axes["time"].dim
+    out = {}
+    for name in wanted:
+        da = _public(_six_hourly(ds, found, name), found).isel({time_dim: index})
+        da = da.drop_vars(time_dim, errors="ignore")
+        order = ["init_time", "lead_time", "number", *[d for d in ("level", "latitude", "longitude") if d in da.dims]]
+        out[name] = da.transpose(*order)
+    result = xr.Dataset(out, attrs={"title": "Probabilistic climatology"})
+    return result.assign_coords(
+        init_time=times, lead_time=leads, number=np.arange(len(members)), valid_time=(("init_time", "lead_time"), valid)
+    )
+
+
+def _same_day(stamp: Any, year: int, shift: int) -> int:
+    """The same month, day and hour of another year, in ns; 29 February is the 28th where there is none."""
+    import pandas as pd
+
+    try:
+        other = stamp.replace(year=int(year))
+    except ValueError:
+        other = stamp.replace(year=int(year), day=28)
+    return int((other + pd.Timedelta(days=shift)).value)

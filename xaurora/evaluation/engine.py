@@ -1,0 +1,430 @@
+"""The pass over the fields: blocks are read, statistics computed, area means added up. Knows nothing of torch.
+
+Blocks of init times and leads are independent, so they run on threads here, or on the workers of a ``dask.distributed`` client if there is one;
+what comes back are area means, a few numbers a field, so memory does not grow with the number of init times.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from xaurora import variables
+from xaurora.distributions import Deterministic, Family
+from xaurora.errors import UnitsError
+from xaurora.evaluation import alignment
+from xaurora.evaluation.aggregation import AreaMeans, Table
+from xaurora.evaluation.alignment import Forecast
+from xaurora.evaluation.sample import Sample, Settings
+from xaurora.evaluation.statistics import STATISTICS
+from xaurora.evaluation.truths import ClimatologyFields, Truth
+from xaurora.progress import bar
+from xaurora.recognition import Field
+
+Key = tuple[str, str]
+
+_NEGATIVE = -1e-5  # m; what lies above is noise of packing
+_MOST = 3.0  # m in six hours: no rain, but millimetres that are said to be metres (the record of 12 h is 1.1 m)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One variable to score, or the two components of a wind.
+
+    Parameters
+    ----------
+    key : (kind, name)
+    parts : tuple of (kind, name)
+        Itself, or two components.
+    levels : tuple of float
+        Common to forecast and truth.
+    statistics : tuple of str
+    normals : bool
+        Whether statistics compare with the climatology's mean.
+    """
+
+    key: Key
+    parts: tuple[Key, ...]
+    levels: tuple[float, ...]
+    statistics: tuple[str, ...]
+    normals: bool = False
+    normal_quantiles: bool = False
+    seeps: bool = False
+    whole: frozenset[int] | None = None
+
+
+@dataclass
+class Plan:
+    """What to do; can be sent to another process.
+
+    Parameters
+    ----------
+    forecasts : dict of Forecast
+        By label; the same init times and leads.
+    truth : Truth
+    normals : ClimatologyFields, optional
+    jobs : list of Job
+    areas : AreaMeans
+    settings : Settings
+    laws : dict
+        (label, key) → distribution family, where the forecast has one.
+    skipna : bool
+        Whether to score what is there.
+    groups : ndarray of int, ``(init, lead)``
+        Group of each field.
+    one_by_one : bool
+        Whether groups are init times, each kept for itself.
+    maps : bool
+        Whether to add up errors at every grid point.
+    """
+
+    forecasts: dict[str, Forecast]
+    truth: Truth
+    normals: ClimatologyFields | None
+    jobs: list[Job]
+    areas: AreaMeans
+    settings: Settings
+    laws: dict[tuple[str, Key], Family]
+    skipna: bool
+    groups: np.ndarray
+    one_by_one: bool
+    maps: bool = False
+
+    @property
+    def first(self) -> Forecast:
+        """The forecast whose init times, leads and grid all have."""
+        return next(iter(self.forecasts.values()))
+
+    def item(self, key: Key) -> Field:
+        """The field whose name and units the scores have: that of the first forecast that has it."""
+        return next(f.fields[key] for f in self.forecasts.values() if key in f.fields)
+
+
+@dataclass
+class Found:
+    """Of one block: area means by (label, key, statistic) and place, and what was noticed."""
+
+    means: list[tuple[str, Key, str, int, int, np.ndarray, np.ndarray]]
+    scored: int = 0
+    without_truth: int = 0
+    missing_truth: set[str] = field(default_factory=set)
+    maps: dict[tuple[str, Key, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+
+def run(plan: Plan, *, progress: bool) -> tuple[dict[str, Table], dict[str, Any]]:
+    """Score all blocks.
+
+    Returns
+    -------
+    tuple of dict
+        Sums by label, with keys (kind/name, statistic); and counts: fields scored, without truth, variables whose truth has holes.
+    """
+    tables = {
+        label: Table(int(plan.groups.max(initial=0)) + 1, plan.groups.shape[1], plan.one_by_one)
+        for label in plan.forecasts
+    }
+    counts: dict[str, Any] = {"scored": 0, "without_truth": 0, "missing_truth": set(), "maps": {}}
+    blocks = [(j, init, lead) for j, job in enumerate(plan.jobs) for init, lead in _blocks(plan, job)]
+    total = sum((i.stop - i.start) * (k.stop - k.start) for _, i, k in blocks)
+    with bar(total=total, label="evaluate", unit="field", shown=progress, after=2.0) as meter:
+        for (_, init, lead), found in zip(blocks, _results(plan, blocks), strict=True):
+            for label, key, name, i, k, means, share in found.means:
+                tables[label].add(("/".join(key), name), STATISTICS[name].dims, int(plan.groups[i, k]), k, means, share)
+            for (label, key, k), parts in found.maps.items():
+                _add(counts["maps"], (label, key, k), parts)
+            counts["scored"] += found.scored
+            counts["without_truth"] += found.without_truth
+            counts["missing_truth"] |= found.missing_truth
+            meter.update((init.stop - init.start) * (lead.stop - lead.start))
+    return tables, counts
+
+
+def _blocks(plan: Plan, job: Job) -> Iterator[tuple[slice, slice]]:
+    sizes = [
+        f.lengths(f.fields[part].source) for f in plan.forecasts.values() for part in job.parts if part in f.fields
+    ]
+    inits, leads = min(s[0] for s in sizes), min(s[1] for s in sizes)
+    count = len(plan.first.init_times), len(plan.first.leads)
+    for i in range(0, count[0], inits):
+        for k in range(0, count[1], leads):
+            yield slice(i, min(i + inits, count[0])), slice(k, min(k + leads, count[1]))
+
+
+def _results(plan: Plan, blocks: list[tuple[int, slice, slice]]) -> Iterator[Found]:
+    """What each block gives, in order, however they are run."""
+    client = _client()
+    if client is not None:
+        sent = client.scatter(plan, broadcast=True, hash=False)
+        ahead = 4 * max(len(client.scheduler_info()["workers"]), 1)
+        yield from _in_order(lambda b: client.submit(_block, sent, *b, pure=False), blocks, ahead)
+        return
+    workers = max(min(os.cpu_count() or 1, len(blocks), 8), 1)
+    if workers == 1:
+        yield from (_block(plan, *b) for b in blocks)
+        return
+    with ThreadPoolExecutor(workers, thread_name_prefix="xaurora-evaluate") as pool:
+        yield from _in_order(lambda b: pool.submit(_block, plan, *b), blocks, 2 * workers)
+
+
+def _in_order(submit: Callable[[Any], Any], items: list[Any], ahead: int) -> Iterator[Found]:
+    waiting: deque[Any] = deque()
+    try:
+        for item in items:
+            waiting.append(submit(item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _client() -> Any:
+    """A client of dask.distributed that the user has made, or None."""
+    import sys
+
+    if "distributed" not in sys.modules:
+        return None
+    from distributed import get_client
+
+    try:
+        return get_client()
+    except ValueError:
+        return None
+
+
+def _block(plan: Plan, number: int, init: slice, lead: slice) -> Found:
+    """Area means of one block of one job."""
+    job = plan.jobs[number]
+    first = plan.first
+    valid = first.init_times[init][:, None] + first.leads[lead][None]
+    times = valid.astype("datetime64[ns]").astype(np.int64)
+    truths = [plan.truth.read(part[0], part[1], valid.ravel(), job.levels) for part in job.parts]
+    blocks = {label: _Block(f, job, init, lead, plan) for label, f in plan.forecasts.items()}
+    found = Found([])
+    for i, k in np.ndindex(*times.shape):
+        time = int(times[i, k])
+        if job.whole is not None and lead.start + k not in job.whole:
+            continue  # no whole period has passed
+        if any(time not in truth for truth in truths):
+            found.without_truth += 1
+            continue
+        found.scored += 1
+        row, column = init.start + i, lead.start + k
+        ys = [truth[time] for truth in truths]
+        if any(not np.isfinite(y).all() for y in ys):
+            found.missing_truth.add(job.key[1])
+        samples = {
+            label: _sample(plan, job, plan.forecasts[label], label, block, (i, k), (row, column), ys, time)
+            for label, block in blocks.items()
+            if block.there
+        }
+        if plan.skipna or plan.truth.masked:
+            _mask(list(samples.values()))
+        for label, sample in samples.items():
+            if plan.maps and sample.partner is None:
+                here = np.isfinite(sample.error) if sample.valid is None else np.isfinite(sample.error) & sample.valid
+                _add(found.maps, (label, job.key, column), (np.where(here, sample.error, 0.0), here.astype(np.float64)))
+            for name in job.statistics:
+                if not STATISTICS[name].applies(sample):
+                    continue
+                means, share = STATISTICS[name].means(sample, plan.areas)
+                found.means.append((label, job.key, name, row, column, means, share))
+    return found
+
+
+def _add(maps: dict[Any, Any], key: Any, parts: tuple[np.ndarray, np.ndarray]) -> None:
+    if key in maps:
+        for total, part in zip(maps[key], parts, strict=True):
+            total += part
+    else:
+        maps[key] = parts
+
+
+class _Block:
+    """What is read of one forecast for one job: fields, and what stands beside them."""
+
+    def __init__(self, forecast: Forecast, job: Job, init: slice, lead: slice, plan: Plan) -> None:
+        self.there = all(part in forecast.fields for part in job.parts)
+        if not self.there:
+            return
+        self.items = [forecast.fields[part] for part in job.parts]
+        self.raw = [forecast.block(item.source, init, lead, job.levels) for item in self.items]
+        self.params: dict[str, np.ndarray] = {}
+        self.beside: dict[str, np.ndarray] = {}
+        label = next(n for n, f in plan.forecasts.items() if f is forecast)
+        law = plan.laws.get((label, job.key))
+        source = self.items[0].source
+        if (
+            law is not None
+            and not isinstance(law, Deterministic)
+            and not forecast.has_members(source)
+            and len(job.parts) == 1
+        ):
+            self.params = {p: forecast.block(f"{source}_{p}", init, lead, job.levels) for p in law.parameters}
+        for suffix in ("quantile", "probability") if len(job.parts) == 1 else ():
+            if f"{source}_{suffix}" in forecast.ds:
+                self.beside[suffix] = forecast.block(f"{source}_{suffix}", init, lead, job.levels)
+
+
+def _sample(
+    plan: Plan,
+    job: Job,
+    forecast: Forecast,
+    label: str,
+    block: _Block,
+    at: tuple[int, int],
+    place: tuple[int, int],
+    ys: list[np.ndarray],
+    time: int,
+) -> Sample:
+    parts = []
+    stamp = (
+        forecast.init_times[place[0]].astype("datetime64[s]").astype(int),
+        forecast.leads[place[1]] // np.timedelta64(1, "s"),
+    )
+    for part, raw, mine, own in zip(job.parts, block.raw, block.items, ys, strict=True):
+        item = plan.item(part)  # one unit for all that are compared
+        rain = item.variable.accumulated
+        y = plan.truth.like(*part, own, item)
+        values = _like(raw[at], mine, item)
+        if rain:
+            _check_rain(values, item, "forecast", forecast)
+            _check_rain(y, item, "truth", forecast)
+        if place[0] == 0:
+            _check_size(values, y, item, label)
+        parts.append(
+            Sample(
+                plan.settings,
+                values,
+                forecast.has_members(mine.source),
+                y,
+                scale=item.scale,
+                offset=item.offset,
+                mm=1e3 * item.scale if rain else 0.0,
+                hours=forecast.hours if rain else 0,
+                number=tuple(map(int, stamp)),
+            )
+        )
+    sample = parts[0]
+    if len(parts) > 1:
+        sample.partner = parts[1]
+        return sample
+    mine, item = block.items[0], plan.item(job.key)
+    sample.law = plan.laws.get((label, job.key))
+    sample.lost = sample.law is None and "distribution" in forecast.ds[mine.source].attrs
+    sample.params = {name: values[at].astype(np.float64) for name, values in block.params.items()}
+    if "quantile" in block.beside:
+        levels = forecast.ds["quantile"].values
+        own_units = _own_units(forecast.ds[f"{mine.source}_quantile"], mine)
+        sample.quantiles = {
+            float(q): _like(v.astype(np.float64), own_units, item)
+            for q, v in zip(levels, block.beside["quantile"][at], strict=True)
+        }
+    if "probability" in block.beside:
+        coordinate = forecast.ds["threshold"]
+        to_mm = alignment.to_mm(coordinate)
+        sample.probabilities = {
+            float(t) * to_mm: v.astype(np.float64)
+            for t, v in zip(coordinate.values, block.beside["probability"][at], strict=True)
+        }
+    if plan.normals is not None:
+        if job.normals:
+            sample.normal = (plan.normals.normal(job.key, time, job.levels) - item.offset) / item.scale
+        if job.normal_quantiles:
+            sample.normal_quantiles = (plan.normals.quantiles(job.key, time, job.levels) - item.offset) / item.scale
+        if job.seeps:
+            sample.seeps = plan.normals.seeps(forecast.hours, time)
+    return sample
+
+
+def _like(values: np.ndarray, mine: Field, item: Field) -> np.ndarray:
+    """Values of one forecast in the units that all are scored in; as they are where these are the same."""
+    if (mine.scale, mine.offset) == (item.scale, item.offset):
+        return values
+    return values.astype(np.float64) * (mine.scale / item.scale) + (mine.offset - item.offset) / item.scale
+
+
+def _own_units(da: Any, mine: Field) -> Field:
+    """A field with the units that stand at what lies beside it."""
+    units = str(da.attrs.get("units", ""))
+    found = (
+        variables.conversion(units, mine.variable.units)
+        if units and mine.variable.units in variables.CANONICAL
+        else None
+    )
+    return mine if found is None else replace(mine, scale=found[0], offset=found[1])
+
+
+# What a field is multiplied by where its units are mistaken: Pa and hPa, m² s⁻² and m, kg/kg and g/kg, m and mm of rain.
+_MISTAKES = {"Pa": 100.0, "m2 s-2": variables.GRAVITY, "kg kg-1": 1000.0, "m": 1000.0}
+_ZERO_CELSIUS = 273.15  # K
+
+
+def _check_size(values: np.ndarray, y: np.ndarray, item: Field, label: str) -> None:
+    """Refuse units that cannot be, by a look at forecast and truth together: one of them is off by a known factor, or by the zero of Celsius."""
+    name, units = item.source, item.variable.units
+    there = [v[np.isfinite(v)] * item.scale + item.offset for v in (values.astype(np.float64), y)]
+    if not all(v.size for v in there):
+        return
+    whose = "forecast" if label == "forecast" else f"forecast {label!r}"
+    if units == "K" and abs(abs(there[0].mean() - there[1].mean()) - _ZERO_CELSIUS) < 15.0:
+        cold = whose if there[0].mean() < there[1].mean() else "truth"
+        raise UnitsError(
+            f"'{name}' of the {cold} is 273 K colder than the other: degrees Celsius that are said to be kelvins, by the look of it.",
+            fix=f"{'truth' if cold == 'truth' else 'fc'}['{name}'].attrs['units'] = 'degC'",
+        )
+    factor = _MISTAKES.get(units)
+    sizes = [(float(np.sqrt((v**2).mean())), float(np.abs(v).max())) for v in there]
+    if factor is None or min(min(pair) for pair in sizes) <= 0:
+        return
+    near = 2.5 if item.variable.accumulated else 1.05  # rain differs more between forecast and truth than anything else
+    ratios = [max(pair) / min(pair) for pair in zip(*sizes, strict=True)]
+    drizzle = item.variable.accumulated and max(pair[0] for pair in sizes) < 2e-4
+    if not drizzle and all(factor / near < r < factor * near for r in ratios):
+        small = whose if sizes[0][0] < sizes[1][0] else "truth"
+        raise UnitsError(
+            f"'{name}' of the {small} is {ratios[0]:.0f} times smaller than the other, which is what mistaken units do ({units!r} are expected).",
+            fix=f"look at both units: {'truth' if small == 'truth' else 'fc'}['{name}'].attrs['units'] = ...",
+        )
+
+
+def _check_rain(values: np.ndarray, item: Field, whose: str, forecast: Forecast) -> None:
+    """Refuse rain that cannot be: negative beyond noise, or millimetres said to be metres."""
+    low, high = np.fmin.reduce(values, axis=None) * item.scale, np.fmax.reduce(values, axis=None) * item.scale
+    name = item.source
+    units = item.attrs.get("units", item.variable.units)
+    if low < _NEGATIVE and whose == "forecast":
+        raise UnitsError(
+            f"'{name}' of the forecast falls to {low * 1e3:.3g} mm in {forecast.hours} h; precipitation is not negative.",
+            fix=f"fc['{name}'] = fc['{name}'].clip(min=0) if that is what the model gives, else look at its units",
+        )
+    if high > _MOST * max(forecast.hours / 6.0, 1.0):
+        raise UnitsError(
+            f"'{name}' of the {whose} reaches {high:.3g} m in {forecast.hours} h"
+            + (f" if its units are {units!r}" if whose == "forecast" else "")
+            + "; these look like millimetres.",
+            fix=f"{'fc' if whose == 'forecast' else 'truth'}['{name if whose == 'forecast' else 'tp'}'].attrs['units'] = 'mm'",
+        )
+
+
+def _mask(samples: list[Sample]) -> None:
+    """One mask for all that are compared: points where truth, every forecast and their normals have values."""
+    if not samples:
+        return
+    valid = np.ones(samples[0].y.shape, bool)
+    for s in [*samples, *(s.partner for s in samples if s.partner is not None)]:
+        valid &= np.isfinite(s.y)
+        valid &= np.isfinite(s.members).all(axis=0) if s.ensemble else np.isfinite(s.raw)
+        for other in (s.normal, *s.params.values(), *s.quantiles.values(), *s.probabilities.values()):
+            if other is not None:
+                valid &= np.isfinite(other)
+    for s in samples:
+        s.valid = None if valid.all() else valid

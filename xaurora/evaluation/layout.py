@@ -1,0 +1,93 @@
+"""Forecasts in WeatherBench2's names and layout. Knows nothing of torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from xaurora import distributions, variables
+from xaurora.errors import KindError
+from xaurora.evaluation import alignment
+from xaurora.evaluation import metrics as _metrics
+from xaurora.evaluation.scores import without_carried
+
+
+def results(scores: xr.Dataset) -> xr.Dataset:
+    """Scores as WeatherBench2's evaluation writes them: its names of variables and metrics, SI units, nothing carried along.
+
+    Variables with more than ``metric``, ``region``, ``lead_time`` and ``level`` follow its names as far as it has any.
+    """
+    out = {}
+    for name, da in without_carried(scores).data_vars.items():
+        kind, _, short = str(da.attrs.get("xaurora_variable", "")).partition("/")
+        variable = variables.BY_KEY.get((kind, short))
+        if variable is None:
+            out[str(name)] = da
+            continue
+        suffix = str(name).removeprefix(_base(scores, str(name), str(da.attrs["xaurora_variable"])))
+        public = variable.weatherbench2
+        if variable.accumulated and scores.attrs.get("precipitation_hours", 6) != 6:
+            public = f"total_precipitation_{scores.attrs['precipitation_hours']}hr"
+        units = str(da.attrs.get("units", ""))
+        scale, _ = variables.conversion(units, variable.units) or (1.0, 0.0)
+        if "metric" in da.dims and scale != 1.0:
+            kinds = [
+                _metrics.METRICS[_metrics.ALIASES.get(m, m)].units if m != "coverage" else ""
+                for m in map(str, da["metric"].values)
+            ]
+            factors = xr.DataArray(
+                [{"own": scale, "square": scale**2, "": 1.0}[k] for k in kinds], {"metric": da["metric"]}
+            )
+            da = (da * factors).transpose(*da.dims).assign_attrs(da.attrs)
+        out[public + suffix] = da.assign_attrs(units=variable.units)
+    attrs = {k: v for k, v in scores.attrs.items() if k in ("number_of_init_times", "grid", "convention", "title")}
+    ds = xr.Dataset(out, attrs=attrs)
+    if "metric" in ds.coords:
+        ds = ds.assign_coords(metric=[_RESULT.get(m, m) for m in map(str, ds["metric"].values)])
+    return ds
+
+
+_RESULT = {"seeps": "seeps_6hr"}
+"""Names of WeatherBench2's own evaluation, where they are not ours."""
+
+
+def _base(scores: xr.Dataset, name: str, key: str) -> str:
+    """The variable that a name with a suffix belongs to."""
+    same = [
+        str(n)
+        for n, da in scores.data_vars.items()
+        if da.attrs.get("xaurora_variable") == key and name.startswith(str(n))
+    ]
+    return min(same, key=len)
+
+
+def to_weatherbench2(ds: xr.Dataset) -> xr.Dataset:
+    """A forecast (or scores) in WeatherBench2's names, units and layout. See :meth:`xaurora.accessor.AuroraAccessor.to_weatherbench2`. Lazy."""
+    if {"metric", "region"} <= {d for da in ds.data_vars.values() for d in da.dims}:
+        return results(ds)
+    forecast = alignment.read_forecast(ds)
+    source = forecast.ds
+    out = {}
+    for item in forecast.fields.values():
+        da = source[item.source]
+        if item.scale != 1.0 or item.offset != 0.0:
+            da = (da.astype(np.float64) * item.scale + item.offset).astype(np.float32)
+        # The parameters of a distribution have no name in WeatherBench2; what leads to them must not be left behind.
+        attrs = {k: v for k, v in da.attrs.items() if not distributions.is_attr(k)}
+        name = item.variable.weatherbench2
+        if item.variable.accumulated and forecast.hours != 6:
+            name = f"total_precipitation_{forecast.hours}hr"
+        out[name] = da.drop_attrs(deep=False).assign_attrs(
+            {**attrs, "units": item.variable.units, "long_name": item.variable.long_name}
+        )
+    if not out:
+        raise KindError(
+            "no variable of this forecast has a name in WeatherBench2.", fix="ds.aurora lists what was recognised"
+        )
+    result = xr.Dataset(out, attrs=ds.attrs).drop_vars("valid_time", errors="ignore")
+    names = {"init_time": "time", "lead_time": "prediction_timedelta"} | {
+        found: axis for axis, found in forecast.dims.items() if found != axis
+    }
+    result = result.rename(names).assign_coords(prediction_timedelta=forecast.leads)
+    result = result.assign_coords(longitude=("longitude", forecast.longitude, {"units": "degrees_east"}))
+    return result.sortby("latitude").sortby("longitude")

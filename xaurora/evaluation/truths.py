@@ -1,0 +1,384 @@
+"""What a forecast is scored against, truth and climatology, on the forecast's grid. Knows nothing of torch."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xaurora import conventions, periods, precipitation, recognition, regridding, variables
+from xaurora.errors import KindError, OptionError, TruthError
+from xaurora.evaluation.alignment import Forecast, loaded
+from xaurora.recognition import Field
+
+logger = logging.getLogger("xaurora")
+
+_KEPT = 160 * 1024**2  # bytes of fields of the truth that later leads will ask for again
+
+
+@dataclass
+class Kept:
+    """Fields read once and used by several leads: those used last are kept, up to a number of bytes."""
+
+    limit: int = _KEPT
+    fields: OrderedDict[Any, np.ndarray] = field(default_factory=OrderedDict)
+    lock: Any = field(default_factory=threading.Lock)
+    held: int = 0
+
+    def get(self, keys: Sequence[Any], read: Callable[[list[Any]], Sequence[np.ndarray]]) -> dict[Any, np.ndarray]:
+        """Fields by key; ``read`` brings those that are not there."""
+        with self.lock:
+            out = {key: self.fields[key] for key in keys if key in self.fields}
+            for key in out:
+                self.fields.move_to_end(key)
+        missing = [key for key in dict.fromkeys(keys) if key not in out]
+        if missing:
+            new = dict(zip(missing, read(missing), strict=True))
+            out |= new
+            with self.lock:
+                for key, values in new.items():
+                    if key not in self.fields:
+                        self.fields[key] = values
+                        self.held += values.nbytes
+                while self.held > self.limit and len(self.fields) > 1:
+                    self.held -= self.fields.popitem(last=False)[1].nbytes
+        return out
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"limit": self.limit}  # a worker elsewhere begins with nothing
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+@dataclass
+class Truth:
+    """Fields to score against, on the forecast's grid.
+
+    Parameters
+    ----------
+    fields : Fields
+        Canonical.
+    rows, columns : ndarray of int
+        Where the forecast's grid points stand.
+    position : dict
+        Time in ns → place.
+    totals : DataArray, optional
+        Precipitation over the forecast's period.
+    masked : bool
+        Whether values are missing by nature, as satellites' are, so that what is there is scored.
+    """
+
+    fields: conventions.Fields
+    rows: np.ndarray
+    columns: np.ndarray
+    position: dict[Any, int]
+    totals: xr.DataArray | None
+    masked: bool = False
+    kept: Kept = field(default_factory=Kept)
+
+    def array(self, kind: str, name: str) -> xr.DataArray:
+        """One variable, ``(time, [level,] latitude, longitude)``, the truth's own units."""
+        if (kind, name) == ("surface", "tp") and self.totals is not None:
+            return self.totals
+        return getattr(self.fields, kind)[name]
+
+    def read(
+        self, kind: str, name: str, times: Sequence[np.datetime64], levels: tuple[float, ...]
+    ) -> dict[int, np.ndarray]:
+        """Fields in the truth's own units by time in ns; times that the truth lacks are left out. :meth:`like` converts them."""
+        wanted = [int(t.astype("datetime64[ns]").astype(np.int64)) for t in times]
+        there = [t for t in wanted if t in self.position]
+
+        def fetch(keys: list[Any]) -> list[np.ndarray]:
+            places = np.array([self.position[key[2]] for key in keys])
+            order = np.argsort(places)
+            # A run of neighbours is a slice, which a lazy store reads better than a list of places.
+            ranked = places[order]
+            index: Any = (
+                slice(int(ranked[0]), int(ranked[-1]) + 1) if len(ranked) == ranked[-1] - ranked[0] + 1 else ranked
+            )
+            da = self.array(kind, name).isel(time=index)
+            if kind == "atmos":
+                da = da.isel(level=[self.fields.levels.index(level) for level in levels])
+            values = loaded(da)
+            if not self._whole:
+                values = values[..., self.rows, :][..., self.columns]
+            out: list[Any] = [None] * len(keys)
+            for i, place in enumerate(order):
+                out[place] = values[i].copy() if len(keys) > 1 else values[i]
+            return out
+
+        return {key[2]: v for key, v in self.kept.get([(kind, name, t) for t in there], fetch).items()}
+
+    def like(self, kind: str, name: str, values: np.ndarray, item: Field) -> np.ndarray:
+        """Values of the truth in the units of a forecast's field, float64; as they are where the units are the same."""
+        mine = self.fields.layout.fields[kind, name]
+        scale, offset = (1.0, 0.0) if variables.is_rate(str(mine.attrs.get("units", ""))) else (mine.scale, mine.offset)
+        values = values.astype(np.float64)
+        if (scale, offset) == (item.scale, item.offset):
+            return values
+        return values * (scale / item.scale) + (offset - item.offset) / item.scale
+
+    @property
+    def _whole(self) -> bool:
+        grid = self.fields.layout.grid
+        return (
+            len(self.rows) == len(grid.latitude)
+            and len(self.columns) == len(grid.longitude)
+            and (np.diff(self.rows) == 1).all()
+            and (np.diff(self.columns) == 1).all()
+        )
+
+    def land(self) -> np.ndarray | None:
+        """Land fraction on the forecast's grid."""
+        if "lsm" not in self.fields.static:
+            return None
+        return self.fields.static["lsm"].values[self.rows][:, self.columns].astype(np.float64)
+
+
+def read_truth(
+    ds: xr.Dataset, forecast: Forecast, regrid: str | None = None, fields_of: dict[Any, Field] | None = None
+) -> Truth:
+    """Recognise the truth and find the forecast's grid in it. Lazy.
+
+    Parameters
+    ----------
+    ds : Dataset
+    forecast : Forecast
+    regrid : {"conservative"}, optional
+        Bring the truth onto the forecast's grid first.
+    fields_of : dict, optional
+        Variables to look for; by default the forecast's.
+
+    Raises
+    ------
+    KindError
+        A forecast was given as truth.
+    TruthError
+        Its grid does not hold the forecast's points, or it shares no valid time with the forecast.
+    AccumulationError
+        Its precipitation is not over six hours and cannot be summed to that.
+    """
+    if regrid not in (None, "conservative"):
+        raise OptionError(f"regrid={regrid!r} is no way of regridding a truth.", fix="regrid='conservative'")
+    if not isinstance(ds, xr.Dataset):
+        raise KindError(
+            f"the truth is a Dataset of fields, and this is {type(ds).__name__}.", fix="fc.aurora.evaluate(ds)"
+        )
+    if recognition.is_forecast(ds):
+        raise KindError(
+            "the truth is itself a forecast (it has lead times).",
+            fix="fc.aurora.evaluate(fields), with fields that have one time axis",
+        )
+    found = recognition.recognise(ds)
+    sought = forecast.fields if fields_of is None else fields_of
+    wanted = set(sought)
+    for key in wanted - set(variables.BY_KEY):
+        recognition.add_generic(ds, sought[key].source, found)
+    for key in [k for k in found.fields if k not in wanted and k != ("static", "lsm")]:
+        del found.fields[key]
+    found.problems = [p for p in found.problems if p.about is None or p.about in wanted]
+    found.raise_first()
+    fields = conventions.standardise(ds, found, own_values=True)
+    totals = None
+    if ("surface", "tp") in wanted and "tp" in fields.surface:
+        source = fields.layout.fields["surface", "tp"].source
+        totals = precipitation.accumulate(fields.surface["tp"], forecast.hours, name=source)
+    if regrid is not None:
+        fields, totals = _onto(fields, totals, forecast)
+        rows, columns = np.arange(len(forecast.latitude)), np.arange(len(forecast.longitude))
+    else:
+        rows = _match("latitude", fields.layout.grid.latitude, forecast.latitude, wrap=False)
+        columns = _match("longitude", fields.layout.grid.true_longitude, forecast.longitude, wrap=True)
+    position = {t: i for i, t in enumerate(fields.times.astype("datetime64[ns]").astype(np.int64).tolist())}
+    truth = Truth(fields, rows, columns, position, totals, masked=_is_masked(ds))
+    if not len(fields.times):
+        raise TruthError("the truth holds no time.", fix="give a truth that covers init_time + lead_time")
+    valid = (forecast.init_times[:, None] + forecast.leads[None]).ravel()
+    if not any(t in position for t in valid.astype("datetime64[ns]").astype(np.int64).tolist()):
+        raise TruthError(
+            f"no valid time of the forecast ({valid.min().astype('datetime64[m]')} to {valid.max().astype('datetime64[m]')}) is in the truth "
+            f"({fields.times[0].astype('datetime64[m]')} to {fields.times[-1].astype('datetime64[m]')}, every {periods.spacing_hours(fields.times) if len(fields.times) > 1 else 0:g} h).",
+            fix="give a truth that covers init_time + lead_time",
+        )
+    return truth
+
+
+def _is_masked(ds: xr.Dataset) -> bool:
+    """Whether what is missing is missing by nature: satellites see no snow and no poles."""
+    return ds.attrs.get("xaurora_source") == "IMERG" or "valid_fraction" in ds
+
+
+def _onto(
+    fields: conventions.Fields, totals: xr.DataArray | None, forecast: Forecast
+) -> tuple[conventions.Fields, xr.DataArray | None]:
+    """Surface and atmosphere on the forecast's grid, conservatively, lazily; the land-sea mask as well."""
+    from dataclasses import replace
+
+    grid = forecast.latitude, forecast.longitude
+    if all(
+        regridding.same(a, b)
+        for a, b in zip((fields.layout.grid.latitude, fields.layout.grid.true_longitude), grid, strict=True)
+    ):
+        return fields, totals
+    # Longitudes that a region unrolls across Greenwich are numbers of the circle again.
+    true = {"longitude": fields.layout.grid.true_longitude}
+
+    def turn(da: xr.DataArray) -> xr.DataArray:
+        da = da.assign_coords(true)
+        if "level" in da.dims:
+            parts = [regridding.onto(da.isel(level=i, drop=True), *grid) for i in range(da.sizes["level"])]
+            return xr.concat(parts, "level").transpose("time", "level", "latitude", "longitude")
+        return regridding.onto(da, *grid)
+
+    static = {}
+    if "lsm" in fields.static:
+        lsm = fields.static["lsm"].expand_dims(time=[np.datetime64("2000-01-01", "ns")])
+        static["lsm"] = turn(lsm).isel(time=0, drop=True)
+    surface = xr.Dataset(
+        {str(n): turn(da) for n, da in fields.surface.items() if not (n == "tp" and totals is not None)}
+    )
+    if totals is not None:
+        totals = turn(totals)
+        surface["tp"] = totals
+    atmos = xr.Dataset({str(n): turn(da) for n, da in fields.atmos.items()})
+    new = replace(fields, surface=surface, static=xr.Dataset(static), atmos=atmos)
+    return new, totals
+
+
+def _match(axis: str, have: np.ndarray, want: np.ndarray, *, wrap: bool) -> np.ndarray:
+    distance = np.abs(have[None, :] - want[:, None])
+    if wrap:
+        distance = np.minimum(distance % 360.0, 360.0 - distance % 360.0)
+    nearest = distance.argmin(axis=1)
+    step = float(np.median(np.abs(np.diff(want)))) if len(want) > 1 else 1.0
+    worst = float(distance[np.arange(len(want)), nearest].max())
+    if worst > 0.01 * step:
+        raise TruthError(
+            f"the truth has no grid points at the forecast's {axis}s: {len(have)} from {have[0]:g} to {have[-1]:g}, and the forecast {len(want)} from {want[0]:g} to {want[-1]:g}. "
+            "Scores on different grids are not comparable.",
+            fix="evaluate(truth, regrid='conservative'), or bring one onto the other's grid first",
+        )
+    return nearest
+
+
+class ClimatologyFields:
+    """A climatology in WeatherBench2's layout (``hour``, ``dayofyear``) on the forecast's grid.
+
+    Raises
+    ------
+    TruthError
+        It has other dims, or another grid.
+    """
+
+    def __init__(self, ds: xr.Dataset, forecast: Forecast) -> None:
+        if not isinstance(ds, xr.Dataset):
+            raise KindError(
+                f"a climatology is a Dataset, and this is {type(ds).__name__}.",
+                fix="climatology=xaurora.climatology(past)",
+            )
+        if not {"hour", "dayofyear"} <= set(ds.dims):
+            raise TruthError(
+                f"a climatology has the dims hour and dayofyear, and this one has {sorted(map(str, ds.dims))}.",
+                fix="xaurora.climatology(ds)",
+            )
+        # WeatherBench2 knows means by `2m_temperature_mean` as well.
+        ds = ds.rename({n: n[:-5] for n in map(str, ds.data_vars) if n.endswith("_mean") and n[:-5] not in ds})
+        self.hours = forecast.hours
+        probe = ds.isel(hour=0, drop=True).rename(dayofyear="time")
+        probe = probe.assign_coords(
+            time=np.datetime64("2000-01-01", "ns") + np.arange(probe.sizes["time"]) * np.timedelta64(1, "D")
+        )
+        found = recognition.recognise(probe)
+        if found.grid is None:
+            found.raise_first()
+        # Fields beside the means, such as those of SEEPS, are no variables of their own.
+        self.ds, self.found = ds, found
+        grid = found.grid
+        self.dims = {axis: found.axes[axis].dim for axis in ("latitude", "longitude", "level") if axis in found.axes}
+        if grid is None:
+            raise TruthError("the climatology has no grid.", fix="xaurora.climatology(ds)")
+        self.rows = grid.rows[_match("latitude", grid.latitude, forecast.latitude, wrap=False)]
+        self.columns = grid.columns[_match("longitude", grid.true_longitude, forecast.longitude, wrap=True)]
+        self.kept = Kept()
+        self._p1: np.ndarray | None = None
+
+    def has(self, key: tuple[str, str]) -> bool:
+        """Whether it holds a variable, and of precipitation the same period."""
+        return key in self.found.fields and (key != ("surface", "tp") or self.rain_hours == self.hours)
+
+    @property
+    def rain_hours(self) -> float:
+        """Period of its precipitation; six hours where it says nothing."""
+        item = self.found.fields.get(("surface", "tp"))
+        return (
+            periods.declared_hours(item.source, item.attrs) if item is not None else None
+        ) or variables.TIMESTEP_HOURS
+
+    def lacks(self, valid: np.ndarray) -> list[str]:
+        """Hours and days of the year that are needed and not there, in words."""
+        import pandas as pd
+
+        index = pd.DatetimeIndex(valid)
+        hours = sorted(set(index.hour) - set(self.ds["hour"].values.tolist()))
+        days = sorted(set(index.day_of_year) - set(self.ds["dayofyear"].values.tolist()))
+        out = [f"hour {h:02d}" for h in hours]
+        return out + ([f"{len(days)} days of the year from {days[0]} on"] if days else [])
+
+    def _ordered(self, name: str, first: tuple[str, ...] = ()) -> xr.DataArray:
+        da = self.ds[name]
+        order = [self.dims[d] for d in ("level", "latitude", "longitude") if self.dims.get(d) in da.dims]
+        return da.transpose("hour", "dayofyear", *first, *order)
+
+    def _at(self, name: str, time: int, levels: tuple[float, ...], first: tuple[str, ...] = ()) -> np.ndarray:
+        """One variable of the climatology at a valid time in ns, as it stands, on the forecast's grid."""
+        import pandas as pd
+
+        stamp = pd.Timestamp(time)
+
+        def fetch(keys: list[Any]) -> list[np.ndarray]:
+            da = self._ordered(name, first).sel(hour=stamp.hour, dayofyear=stamp.day_of_year)
+            if levels:
+                places = [self.found.levels.index(level) for level in levels]
+                da = da.isel({self.dims["level"]: places})
+            return [loaded(da)[..., self.rows, :][..., self.columns]]
+
+        key = (name, stamp.hour, stamp.day_of_year)
+        return self.kept.get([key], fetch)[key]
+
+    def normal(self, key: tuple[str, str], time: int, levels: tuple[float, ...]) -> np.ndarray:
+        """The mean of a variable at a valid time, canonical units."""
+        item = self.found.fields[key]
+        return self._at(item.source, time, levels) * item.scale + item.offset
+
+    def quantile_levels(self, key: tuple[str, str]) -> tuple[float, ...]:
+        """Quantiles that it has of a variable."""
+        name = f"{self.found.fields[key].source}_quantile" if self.has(key) else ""
+        if name not in self.ds or "quantile" not in self.ds[name].dims:
+            return ()
+        return tuple(map(float, self.ds["quantile"].values))
+
+    def quantiles(self, key: tuple[str, str], time: int, levels: tuple[float, ...]) -> np.ndarray:
+        """Quantiles at a valid time, ``(quantile, [level,] h, w)``, canonical units."""
+        item = self.found.fields[key]
+        return self._at(f"{item.source}_quantile", time, levels, ("quantile",)) * item.scale + item.offset
+
+    def seeps_name(self, hours: int) -> str | None:
+        """How its SEEPS fields for totals over so many hours are called, or None."""
+        name = f"total_precipitation_{hours}hr_seeps"
+        return name if f"{name}_dry_fraction" in self.ds and f"{name}_threshold" in self.ds else None
+
+    def seeps(self, hours: int, time: int) -> tuple[np.ndarray, np.ndarray]:
+        """Share of dry totals over all days and hours, and the amount from which on totals are heavy, metres."""
+        name = self.seeps_name(hours)
+        if self._p1 is None:
+            mean = self._ordered(f"{name}_dry_fraction").mean(("hour", "dayofyear"))
+            self._p1 = loaded(mean)[self.rows][:, self.columns].astype(np.float64)
+        return self._p1, self._at(f"{name}_threshold", time, ()).astype(np.float64)
