@@ -57,6 +57,7 @@ LAYERS = {
         "prediction",
         "diagrams",
         "evaluation",
+        "scorecards",
         "plots",
     ),
     5: ("accessor", "demonstration", "cli"),

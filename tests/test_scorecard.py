@@ -16,7 +16,8 @@ import xarray as xr
 
 import xaurora
 from xaurora import errors
-from xaurora.evaluation import page, scorecard
+from xaurora.scorecards import card as scorecard
+from xaurora.scorecards import page
 
 BROWSER = next((b for b in ("chromium", "chromium-browser", "google-chrome", "chrome") if shutil.which(b)), None)
 

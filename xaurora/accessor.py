@@ -686,9 +686,9 @@ class AuroraAccessor:
         Scorecard
             With ``rows``, ``notes``, ``html``, ``plot()`` and ``save(path)``.
         """
-        from xaurora.evaluation import scorecard
+        from xaurora import scorecards
 
-        return scorecard.build(
+        return scorecards.build(
             self._ds,
             path,
             baseline=baseline,

@@ -409,7 +409,7 @@ def evaluate(
 
 def _table(scores: Any) -> str:
     """Scores as text, rain in mm."""
-    from xaurora.evaluation import scorecard
+    from xaurora import scorecards
     from xaurora.evaluation.scores import without_carried
 
     kept = [
@@ -419,9 +419,9 @@ def _table(scores: Any) -> str:
     ]
     if kept:
         return str(without_carried(scores))
-    card = scorecard.build(scores, pictures=False)
+    card = scorecards.build(scores, pictures=False)
     lines = [(r.region, r.label, f"{r.metric_label}{' ' + r.units if r.units else ''}", r.values) for r in card.rows]
-    lines += scorecard.by_threshold(scores)
+    lines += scorecards.by_threshold(scores)
     widths = [
         max([len(line[i]) for line in lines] + [len(h)]) + 2 for i, h in enumerate(("region", "variable", "metric"))
     ]

@@ -15,9 +15,9 @@ import xarray as xr
 from xaurora import storage, variables
 from xaurora.errors import KindError, OptionError, TruthError, XauroraError
 from xaurora.evaluation import metrics as _metrics
-from xaurora.evaluation import page
 from xaurora.evaluation import scores as _scores
 from xaurora.evaluation.significance import significance
+from xaurora.scorecards import page
 
 _SHOWN = ("rmse", "mae", "bias", "acc", "crps", "seeps", "spread_skill_ratio", "blur", "coverage")
 """Metrics of the card; mse says the same as rmse, and the activities are for looking up."""
@@ -571,7 +571,7 @@ def _figures(
     published: Mapping[str, xr.Dataset] | None,
     notes: list[str],
 ) -> tuple[tuple[str, tuple[tuple[str, bytes, str, bool], ...]], ...]:
-    from xaurora.evaluation import pictures
+    from xaurora.scorecards import pictures
 
     out = []
     bases = {
