@@ -119,6 +119,21 @@ def test_check_stats_and_scorecard(fields: xr.Dataset, tuned, tmp_path: Path) ->
         "--out",
         tmp_path / "scores.nc",
     )
+    chosen = _run(
+        "evaluate", tmp_path / "fc.zarr", tmp_path / "fields.nc", "--regions", "20,60,0,90", "--metrics", "csi", "--metrics", "mse",
+        "--thresholds-mm", 2, "--by", "season", "--out", tmp_path / "csi.nc",
+    )  # fmt: skip
+    with xr.open_dataset(tmp_path / "csi.nc") as seen:
+        assert seen["tp_exceed"].dims == ("metric", "region", "season", "lead_time", "threshold_mm")
+        assert seen["region"].values.tolist() == ["20,60,0,90"]
+    assert "DJF" in chosen.stdout
+    table = _run("evaluate", tmp_path / "fc.zarr", tmp_path / "fields.nc", "--regions", "global", "--metrics", "csi", "--thresholds-mm", 2)  # fmt: skip
+    assert "tp > 2 mm" in table.stdout
+    twice = _run(
+        "scorecard", tmp_path / "scores.nc", "--baseline", tmp_path / "scores.nc", "--baseline", tmp_path / "scores.nc", "--out", tmp_path / "card.html",
+        code=2,
+    )  # fmt: skip
+    assert "two baselines are called 'scores'" in twice.stderr + twice.stdout
     _run(
         "scorecard",
         tmp_path / "scores.nc",

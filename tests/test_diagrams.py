@@ -119,3 +119,15 @@ def test_what_is_missing_is_said(scores: dict[str, xr.Dataset]) -> None:
         with pytest.raises(error, match=match):
             call()
     plt.close("all")
+
+
+def test_coastlines_where_cartopy_is(scores: dict[str, xr.Dataset], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With lines from a stand-in for Cartopy's file they are drawn in the map's own longitudes, and the map keeps its limits."""
+    plots._coastlines.cache_clear()
+    assert plots._coastlines() == () or len(plots._coastlines()) > 50
+    line = np.array([[-20.0, 10.0], [-10.0, 20.0], [-5.0, 40.0]])
+    monkeypatch.setattr(plots, "_coastlines", lambda: (line,))
+    ax = scores["forecast"].aurora.plot("t2m")  # 0 to 360
+    assert any(np.allclose(drawn.get_xdata(), line[:, 0] + 360) for drawn in ax.lines)
+    assert ax.get_xlim()[1] < 365
+    plt.close("all")

@@ -554,3 +554,60 @@ def test_the_page_quotes_the_report() -> None:
     assert f"in at most {report['rows'][0]['peak_mb']:.0f} MB" in page
     assert report["time_over_xarray"] <= 1.5
     assert report["rows"][0]["peak_mb"] < 1000
+
+
+def test_more_of_the_package_scores() -> None:
+    """SEEPS, FSS, quantile score, ROC area and rank histogram, on random data; with holes where the other takes them."""
+    pytest.importorskip("scores")
+    from scores import categorical, continuous, probability, spatial
+
+    rng = np.random.default_rng(5)
+    lat = np.linspace(-0.011, 0.011, 12)  # so near the equator that rows weigh the same to 1e-7
+    members = rng.gamma(0.5, 4.0, (5, 6, 12, 14))
+    members[rng.random(members.shape) < 0.4] = 0.0
+    y = rng.gamma(0.5, 4.0, (5, 12, 14))
+    y[rng.random(y.shape) < 0.4] = 0.0
+    holes = y.copy()
+    holes[rng.random(y.shape) < 0.1] = np.nan
+    fc, truth = _case(members, holes, lat=lat)
+    f = fc["tp"].isel(lead_time=0, drop=True)
+    t = truth["tp"].rename(time="init_time").assign_coords(init_time=fc["init_time"])
+    got = fc.aurora.evaluate(truth, skipna=True, metrics=["quantile_score", "roc_area", "rank_histogram"], thresholds_mm=(1.0,), convention="weatherbenchx")  # fmt: skip
+    for level in (0.25, 0.5, 0.95):
+        want = continuous.quantile_score(f.quantile(level, "number").drop_vars("quantile"), t, level)
+        mine = got["tp_quantile_score"].sel(region="domain", forecast_quantile=level).squeeze()
+        assert float(mine) == pytest.approx(float(want), rel=1e-6)
+    p, o = (f > 1.0).mean("number").where(t.notnull()), (t > 1.0).where(t.notnull()).astype(float)
+    roc = probability.roc_curve_data(p, o, [0.0, *(np.arange(1, 7) / 6 - 0.05), 1.0])
+    assert _one(got, "tp_exceed", metric="roc_area", threshold_mm=1.0) == pytest.approx(float(roc["AUC"]), rel=1e-6)
+    no_ties, wet = _case(members + rng.random(members.shape) * 1e-3, holes + 5e-4, lat=lat)
+    ranks = no_ties.aurora.evaluate(wet, skipna=True, metrics="rank_histogram", convention="weatherbenchx")[
+        "tp_rank_histogram"
+    ]
+    one, other = (
+        no_ties["tp"].isel(lead_time=0, drop=True),
+        wet["tp"].rename(time="init_time").assign_coords(init_time=no_ties["init_time"]),
+    )
+    np.testing.assert_allclose(
+        ranks.sel(region="domain").squeeze(), probability.rank_histogram(one, other, "number"), rtol=1e-6
+    )
+    single, dense = _case(members[:, 0], y, lat=lat)
+    a, b = (
+        single["tp"].isel(lead_time=0, drop=True),
+        dense["tp"].rename(time="init_time").assign_coords(init_time=single["init_time"]),
+    )
+    fss = single.aurora.evaluate(dense, metrics="fss", thresholds_mm=(1.0, 5.0), neighborhood_sizes=(3, 5))["tp_fss"]
+    for threshold in (1.0, 5.0):
+        for size in (3, 5):
+            want = spatial.fss_2d(a, b, event_threshold=threshold, window_size=(size, size), spatial_dims=("latitude", "longitude"), threshold_operator=np.greater)  # fmt: skip
+            mine = fss.sel(region="domain", threshold_mm=threshold, neighborhood_size=size).squeeze()
+            assert float(mine) == pytest.approx(float(want), rel=1e-6)
+    # SEEPS: its light and heavy rain are those of Rodwell et al., two thirds and one third of what is wet
+    p1 = xr.DataArray(
+        0.2 + 0.5 * rng.random((12, 14)), {"latitude": lat, "longitude": single["longitude"]}, ("latitude", "longitude")
+    )
+    heavy = xr.full_like(p1, 4.0)
+    want = categorical.seeps(a, t, p1, heavy, dry_light_threshold=0.1, mask_clim_extremes=True)
+    normal = xr.Dataset({"total_precipitation_6hr_seeps_dry_fraction": p1.expand_dims(hour=[0, 6, 12, 18], dayofyear=range(1, 9)), "total_precipitation_6hr_seeps_threshold": (heavy * 1e-3).assign_attrs(units="m").expand_dims(hour=[0, 6, 12, 18], dayofyear=range(1, 9))})  # fmt: skip
+    seeps = single.aurora.evaluate(truth, skipna=True, metrics="seeps", climatology=normal, convention="weatherbenchx")
+    assert _one(seeps, "tp", metric="seeps") == pytest.approx(float(want), rel=1e-6)

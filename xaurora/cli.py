@@ -367,8 +367,12 @@ def evaluate(
     truth: Annotated[list[str] | None, typer.Option(help="The truth, as an option; repeat it for several.")] = None,
     climatology: Annotated[Path | None, typer.Option(help="In WeatherBench2's layout, for ACC and SEEPS.")] = None,
     metrics: Annotated[list[str] | None, typer.Option(help="Such as rmse, crps, csi; or all.")] = None,
-    regions: Annotated[list[str] | None, typer.Option(help="Such as europe, or edge.")] = None,
+    regions: Annotated[
+        list[str] | None, typer.Option(help="Such as europe, edge, or a box south,north,west,east; repeat it.")
+    ] = None,
     thresholds_mm: Annotated[list[float] | None, typer.Option(help="Amounts at which rain is yes or no.")] = None,
+    neighborhood_sizes: Annotated[list[int] | None, typer.Option(help="Of FSS, in grid points, odd.")] = None,
+    quantile_levels: Annotated[list[float] | None, typer.Option(help="At which quantiles are scored.")] = None,
     accumulate: Annotated[str | None, typer.Option(help="Sum rain over so long first, such as 24h.")] = None,
     regrid: Annotated[str | None, typer.Option(help="conservative: the truth onto the forecast's grid.")] = None,
     by: Annotated[
@@ -376,6 +380,7 @@ def evaluate(
     ] = None,
     convention: Annotated[str, typer.Option(help="weatherbench2 or weatherbenchx.")] = "weatherbench2",
     engine: Annotated[str, typer.Option(help="xaurora, or weatherbench2 where it is installed.")] = "xaurora",
+    seed: Annotated[int, typer.Option(help="Of what is drawn: ties of ranks.")] = 0,
     skipna: Annotated[bool, typer.Option(help="Leave missing values out.")] = False,
     quiet: Quiet = False,
     out: Annotated[Path | None, typer.Option(help="scores.nc or scores.zarr")] = None,
@@ -387,12 +392,18 @@ def evaluate(
         raise OptionError("no truth was given.", fix="xaurora evaluate forecast.nc era5/*.nc")
     normals = _open([str(climatology)]) if climatology is not None else None
     made = _open([forecast])
-    more: dict[str, Any] = {"thresholds_mm": thresholds_mm} if thresholds_mm else {}
+    chosen = {
+        "thresholds_mm": thresholds_mm,
+        "neighborhood_sizes": neighborhood_sizes,
+        "quantile_levels": quantile_levels,
+    }
+    more: dict[str, Any] = {k: v for k, v in chosen.items() if v}
     scores = made.aurora.evaluate(
         _truth(paths, made if regrid is None else None),
         climatology=normals,
         metrics="all" if metrics == ["all"] else metrics or None,
-        regions=regions or None,
+        regions=_regions(regions),
+        seed=seed,
         accumulate=accumulate,
         regrid=regrid,
         by=by or (),
@@ -405,6 +416,20 @@ def evaluate(
     if out is not None:
         _write(scores, out)
     typer.echo(_table(scores))
+
+
+def _regions(texts: list[str] | None) -> Any:
+    """Names, and boxes such as ``20,50,0,60``."""
+    if not texts:
+        return None
+    out: dict[str, Any] = {}
+    for text in texts:
+        parts = text.split(",")
+        try:
+            out[text] = tuple(float(p) for p in parts) if len(parts) == 4 else None
+        except ValueError:
+            out[text] = None
+    return out
 
 
 def _table(scores: Any) -> str:
@@ -448,6 +473,8 @@ def scorecard(
     published: Annotated[
         list[str] | None, typer.Option(help="Published models to draw beside, such as ifs_hres.")
     ] = None,
+    level: Annotated[float, typer.Option(help="Of the intervals by which differences are marked.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
 ) -> None:
     """Scores as a page or a picture, beside those of baselines."""
     _check_out(out, (".html", ".png"))
@@ -473,6 +500,8 @@ def scorecard(
         forecast=made,
         truth=_truth(list(truth), made) if truth else None,
         published=beside,
+        level=level,
+        seed=seed,
     )
     typer.echo(f"Wrote {out}.")
 

@@ -84,8 +84,17 @@ def of_rain(
         yield ("Brier score by threshold", lambda: diagrams.threshold_curve(few, name, "brier_score_mm"), "Mean squared difference of probability and what happened. Smaller is better.", False)  # fmt: skip
     if _has(scores, f"{name}_fss"):
         yield ("FSS by scale", lambda: diagrams.fss_curve(scores, name), "Fractions skill score: do the shares of wet neighbours agree? Above ½ is useful at that scale.", False)  # fmt: skip
+    several = {n: ds for n, ds in models.items() if _has(ds, f"{name}_fss")}
+    if len(several) > 1:
+        yield ("FSS, side by side", partial(diagrams.fss_curve, several, name), "The same at the middle threshold, the first lead time.", False)  # fmt: skip
+    with_seeps = {n: ds for n, ds in models.items() if _has(ds, name, "seeps")}
+    if with_seeps and scores.sizes["lead_time"] > 1 and scores["lead_time"].dtype.kind == "m":
+        yield ("SEEPS", partial(plots.lead_curve, with_seeps, name, "seeps"), "Dry, light or heavy for this climate: 0 is perfect, 1 is no skill.", False)  # fmt: skip
     if _has(scores, f"{name}_reliability"):
         yield ("Reliability", lambda: diagrams.reliability(scores, name), "On the diagonal, what is forecast with 30 % happens in 30 % of cases. Larger points are more cases.", False)  # fmt: skip
+    others = {n: ds for n, ds in models.items() if _has(ds, f"{name}_reliability")}
+    if len(others) > 1:
+        yield ("Reliability, side by side", partial(diagrams.reliability, others, name), "The same at the middle threshold.", False)  # fmt: skip
     if _has(scores, f"{name}_pit") or _has(scores, f"{name}_rank_histogram"):
         yield ("Calibration", lambda: diagrams.calibration(scores, name), "Flat is calibrated; ∪ is too narrow, ∩ too wide, a slope biased.", False)  # fmt: skip
     if _has(scores, f"{name}_intensity"):
