@@ -255,3 +255,26 @@ def test_to_batch_takes_what_a_model_takes(europe: xr.Dataset) -> None:
     assert list(batch.surf_vars) == ["10u", "10v", "2d", "sp", "tcw"]
     assert len(batch.metadata.atmos_levels) == 10
     assert bridge.needs_for("small")(None).surface == ("2t", "10u", "10v", "msl")
+
+
+def test_rain_alone_is_not_decoded_with_the_rest(fields: xr.Dataset, tuned) -> None:
+    """The same rain to the bit, and the decoder runs only for steps that another one stands on."""
+    times = fields["time"].values[10:12]
+    whole = fields.aurora.predict("12h", model=tuned, time=times, progress=False)
+    calls = []
+    handle = tuned.model.base.decoder.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        alone = fields.aurora.predict("12h", model=tuned, time=times, variables=["tp"], progress=False)
+        assert len(calls) == len(times)  # of two steps each the first
+        calls.clear()
+        first = fields.aurora.predict(
+            "6h", model=tuned, time=times, variables=["tp"], thresholds_mm=(1.0,), progress=False
+        )
+        assert not calls
+    finally:
+        handle.remove()
+    assert "t2m" not in alone
+    for name in alone.data_vars:
+        np.testing.assert_array_equal(alone[name], whole[name])
+    np.testing.assert_array_equal(first["tp"].isel(lead_time=0), whole["tp"].isel(lead_time=0))
+    assert not tuned.model.head_alone

@@ -299,10 +299,14 @@ def _unwrapped(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
 @dataclasses.dataclass  # not frozen: Fabric rebuilds what a module returns field by field
 class Step:
     """What one step gives: the base's prediction, and what the head made of the latents: for a
-    :class:`~xaurora.heads.HeadSet` raw output ``(b, n, h, w)``, float32, by target."""
+    :class:`~xaurora.heads.HeadSet` raw output ``(b, n, h, w)``, float32, by target. The prediction is None where the head was run alone."""
 
-    prediction: Batch
+    prediction: Any
     raw: Any
+
+
+class _HeadIsEnoughError(Exception):
+    """Raised before the decoder, to leave upstream's forward pass there."""
 
 
 class AuroraWithHead(torch.nn.Module):
@@ -335,11 +339,15 @@ class AuroraWithHead(torch.nn.Module):
         self.inputs = dict(inputs or {})
         self.adapter = adapter
         self._raw: Any = None
+        self.head_alone = False
+        """Whether a step ends at the head; set by :func:`xaurora.rollout.steps` for the last one."""
         if self.inputs:
             extend(base, self.inputs)
 
     def forward(self, batch: Batch) -> Step:
         """One six-hour step. The hook is there only while it runs, so that the base stays a stock Aurora."""
+        if self.head_alone and self.head is not None:
+            return Step(None, self._undecoded(batch))
         handle = (
             self.base.decoder.register_forward_hook(self._beside, with_kwargs=True) if self.head is not None else None
         )
@@ -352,6 +360,23 @@ class AuroraWithHead(torch.nn.Module):
         if self.inputs:
             prediction = self._with_means(prediction, raw)
         return Step(prediction, raw)
+
+    def _undecoded(self, batch: Batch) -> Any:
+        """What the head reads off the latents, without decoding Aurora's own variables, of which the 13 levels take a fifth of a step."""
+
+        def stop(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._beside(module, args, kwargs, None)
+            raise _HeadIsEnoughError
+
+        handle = self.base.decoder.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self.base(plain(batch))
+        except _HeadIsEnoughError:
+            pass
+        finally:
+            handle.remove()
+        raw, self._raw = self._raw, None
+        return raw
 
     def _with_means(self, prediction: Batch, raw: dict[str, torch.Tensor]) -> Batch:
         """Put the heads' means where the decoder has untrained values of the targets."""

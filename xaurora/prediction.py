@@ -329,7 +329,10 @@ def _one(
     def keep(key: str, values: torch.Tensor) -> None:
         out.setdefault(key, []).append(values.float().cpu().numpy()[..., trim[0], trim[1]])
 
-    for i, step in enumerate(rollout.steps(module, batches.to_batch(cut, [init]), request.steps[-1])):
+    # A step that the next one stands on is decoded in any case; the last one only for what is asked of it.
+    head_alone = not request.surface and not request.atmos
+    batch = batches.to_batch(cut, [init])
+    for i, step in enumerate(rollout.steps(module, batch, request.steps[-1], head_alone=head_alone)):
         if i + 1 not in request.steps:
             continue
         for name in request.surface:

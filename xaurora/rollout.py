@@ -26,6 +26,7 @@ def steps(
     *,
     run: Callable[[Batch], Step] | None = None,
     push_forward: bool = False,
+    head_alone: bool = False,
 ) -> Iterator[Step]:
     """Six-hour steps, each from the state that the last one left.
 
@@ -41,6 +42,8 @@ def steps(
         Runs the model, where something is wrapped around it (distributed training).
     push_forward : bool
         Stop gradients between steps. A step's graph can then be freed before the next one runs.
+    head_alone : bool
+        Of the last step give what the head says alone, and decode nothing else; its prediction is None.
 
     Yields
     ------
@@ -54,7 +57,11 @@ def steps(
     """
     batch = prepare(model, batch)
     for i in range(count):
-        step = (run or model)(batch)
+        model.head_alone = head_alone and i + 1 == count
+        try:
+            step = (run or model)(batch)
+        finally:
+            model.head_alone = False
         following = None
         if i + 1 < count:
             following = advance(model, batch, step.prediction)
