@@ -76,6 +76,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("plots", "diagrams"):
+        import importlib
+
+        return importlib.import_module(f"xaurora.{name}")
     if name in _LAZY:
         import importlib
 
@@ -87,4 +91,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted([*globals(), *_LAZY, "plots", "diagrams"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from xaurora.scorecards.card import Row, Scorecard, build, by_threshold
+from xaurora.scorecards.card import Scorecard, build
+from xaurora.scorecards.rows import Row, by_threshold
 
 __all__ = ["Row", "Scorecard", "build", "by_threshold"]
