@@ -360,4 +360,8 @@ def test_learn_from_and_be_scored_against_satellite_rain(tmp_path: Path) -> None
     truth = xaurora.open_imerg(tmp_path / "*.HDF5", grid=forecast)
     scores = forecast.aurora.evaluate(truth, metrics=["rmse", "crps"], skipna=True)
     assert np.isfinite(scores["tp"]).all()
-    assert np.isnan(forecast.aurora.evaluate(truth, metrics=["rmse"])["tp"]).all(), "holes are not skipped unless asked"
+    seen = forecast.aurora.evaluate(truth, metrics=["rmse"])  # missing by nature: scored where it is seen
+    assert float(seen["tp"].sel(metric="coverage").squeeze()) == pytest.approx(0.75)
+    np.testing.assert_allclose(seen["tp"].sel(metric="rmse"), scores["tp"].sel(metric="rmse"))
+    other = truth.drop_vars("valid_fraction").drop_attrs(deep=False)  # not known to be a satellite's
+    assert np.isnan(forecast.aurora.evaluate(other, metrics=["rmse"])["tp"]).all(), "holes are not skipped unless asked"
