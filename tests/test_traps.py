@@ -103,7 +103,7 @@ def test_running_totals_are_refused(europe: xr.Dataset, tmp_path) -> None:
 def test_a_forecast_must_say_what_its_rain_is(fields: xr.Dataset) -> None:
     forecast = xaurora.persistence(fields, ["tp"], ["6h"])
     forecast["tp"].attrs.pop("cell_methods")
-    with pytest.raises(errors.AccumulationError, match="does not say that it is a total over 6 hours"):
+    with pytest.raises(errors.AccumulationError, match="does not say over how many hours it is a total"):
         forecast.aurora.evaluate(fields)
 
 
