@@ -519,6 +519,15 @@ def test_metric_names() -> None:
         metrics.check([])
 
 
+def test_scores_say_what_they_are() -> None:
+    fc, truth = _case(np.full((1, 2, 3), 4.0), np.full((1, 2, 3), 1.0))
+    scores = fc.aurora.evaluate(truth)
+    assert repr(scores.aurora).startswith("xaurora: scores")
+    assert "domain" in repr(scores.aurora)
+    with pytest.raises(errors.KindError, match="a forecast is expected"):
+        scores.aurora.evaluate(truth)
+
+
 def test_results_as_weatherbench2_writes_them() -> None:
     fc, truth = _case(np.full((1, 2, 3), 4.0), np.full((1, 2, 3), 1.0))
     scores = fc.aurora.evaluate(

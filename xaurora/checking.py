@@ -335,6 +335,8 @@ def _standard_geopotential(levels: np.ndarray) -> np.ndarray:
 
 def describe(ds: xr.Dataset) -> str:
     """One screen of what was recognised as what. Lazy."""
+    if recognition.is_scores(ds):
+        return _describe_scores(ds)
     if recognition.is_forecast(ds):
         return _describe_forecast(ds)
     found = recognition.recognise(ds)
@@ -370,6 +372,19 @@ def describe(ds: xr.Dataset) -> str:
         lines.append(f"  left alone {', '.join(found.unrecognised)}")
     if found.problems:
         lines.append(f"  {len(found.problems)} problem(s): ds.aurora.check() lists them with their mends")
+    return "\n".join(lines)
+
+
+def _describe_scores(ds: xr.Dataset) -> str:
+    carried = "of each init time as well" if any("__" in str(c) for c in ds.coords) else "without their init times"
+    lines = [
+        "xaurora: scores",
+        f"  regions    {', '.join(map(str, np.atleast_1d(ds['region'].values)))}",
+        f"  metrics    {', '.join(map(str, np.atleast_1d(ds['metric'].values))) if 'metric' in ds.coords else '–'}",
+        f"  variables  {', '.join(map(str, ds.data_vars))}",
+        f"  over       {ds.attrs.get('number_of_init_times', '?')} init times, {carried}",
+        "  next       scorecard(path, baseline=...), xaurora.significance(scores, other), xaurora.combine_scores([...])",
+    ]
     return "\n".join(lines)
 
 

@@ -98,8 +98,15 @@ class Recognition:
 
 def is_forecast(ds: xr.Dataset) -> bool:
     """Whether a Dataset is a forecast in this package's layout or in WeatherBench2's, or one time of it."""
-    return any(
+    return not is_scores(ds) and any(
         pair <= set(ds.dims) | set(ds.coords) for pair in ({"init_time", "lead_time"}, {"time", "prediction_timedelta"})
+    )
+
+
+def is_scores(ds: xr.Dataset) -> bool:
+    """Whether a Dataset holds scores, as ``evaluate`` gives them."""
+    return "region" in ds.coords and any(
+        "xaurora_variable" in da.attrs or "metric" in da.dims for da in ds.data_vars.values()
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from xaurora import distributions, variables
+from xaurora import distributions, recognition, variables
 from xaurora.errors import KindError
 from xaurora.evaluation import alignment
 from xaurora.evaluation import metrics as _metrics
@@ -63,7 +63,7 @@ def _base(scores: xr.Dataset, name: str, key: str) -> str:
 
 def to_weatherbench2(ds: xr.Dataset) -> xr.Dataset:
     """A forecast (or scores) in WeatherBench2's names, units and layout. See :meth:`xaurora.accessor.AuroraAccessor.to_weatherbench2`. Lazy."""
-    if {"metric", "region"} <= {d for da in ds.data_vars.values() for d in da.dims}:
+    if recognition.is_scores(ds):
         return results(ds)
     forecast = alignment.read_forecast(ds)
     source = forecast.ds

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xaurora import storage, variables
+from xaurora import recognition, storage, variables
 from xaurora.errors import KindError, OptionError, TruthError, XauroraError
 from xaurora.evaluation import scores as _scores
 from xaurora.evaluation.significance import significance
@@ -216,7 +216,11 @@ def build(
 
 
 def _are_scores(ds: Any) -> bool:
-    return isinstance(ds, xr.Dataset) and "region" in ds.coords and any(d in ds.coords for d in ("lead_time", "lead_bin")) and any("xaurora_variable" in da.attrs or "metric" in da.dims for da in ds.data_vars.values())  # fmt: skip
+    return (
+        isinstance(ds, xr.Dataset)
+        and recognition.is_scores(ds)
+        and any(d in ds.coords for d in ("lead_time", "lead_bin"))
+    )
 
 
 def _whole(scores: xr.Dataset) -> xr.Dataset:
