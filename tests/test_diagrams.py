@@ -131,3 +131,11 @@ def test_coastlines_where_cartopy_is(scores: dict[str, xr.Dataset], monkeypatch:
     assert any(np.allclose(drawn.get_xdata(), line[:, 0] + 360) for drawn in ax.lines)
     assert ax.get_xlim()[1] < 365
     plt.close("all")
+
+
+def test_leads_that_are_numbers(scores: dict[str, xr.Dataset]) -> None:
+    numbers = scores["forecast"].assign_coords(lead_time=("lead_time", [6, 12], {"units": "hours"}))
+    assert "+ 12 h" in numbers.aurora.plot("t2m", lead="12h").get_title()
+    with pytest.raises(errors.LeadTimeError, match="not in the forecast"):
+        numbers.aurora.plot("t2m", lead="18h")
+    plt.close("all")

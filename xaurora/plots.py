@@ -157,6 +157,11 @@ def _pick(fc: xr.Dataset, name: str, init_time: Any, lead: Any, level: float | N
     init_dim = "init_time" if "init_time" in fc.coords else "time"
     lead_dim = "lead_time" if "lead_time" in fc.coords else "prediction_timedelta"
     name = _found(fc, name)
+    if lead_dim in fc.coords and fc[lead_dim].dtype.kind != "m":  # durations that carry only their units
+        from xaurora.evaluation.alignment import durations_of
+
+        hours = durations_of(fc[lead_dim])
+        fc = fc.assign_coords({lead_dim: (fc[lead_dim].dims, hours)})
     if name not in fc:
         raise MissingVariableError(
             f"'{name}' is not in the forecast, which holds {sorted(map(str, fc.data_vars))}.",
