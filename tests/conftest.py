@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -15,6 +17,13 @@ from xaurora.tiny import randomise_modulation
 
 matplotlib.use("Agg")
 torch.set_num_threads(2)
+
+
+
+def pytest_configure() -> None:
+    """A crash prints the thread that crashed, and not a screen of idle ones before it."""
+    faulthandler.enable(file=sys.__stderr__, all_threads=False)
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -22,7 +22,7 @@ def test_norway_in_either_order(data) -> None:
 
 
 def test_europe_with_global_statics(europe: xr.Dataset, data) -> None:
-    static = xr.open_dataset(data / "era5_static" / "static.nc")
+    static = xaurora.open(data / "era5_static" / "static.nc")
     assert europe.sizes["latitude"] == 41
     want = (
         static["lsm"]
@@ -112,3 +112,19 @@ def test_grib_without_the_extra(tmp_path, monkeypatch) -> None:
     with pytest.raises(errors.MissingExtraError, match="is GRIB") as error:
         xaurora.open(tmp_path / "a.grib")
     assert "xaurora[grib]" in error.value.fix
+
+
+def test_files_with_strings_are_read_with_h5netcdf(data, tmp_path, monkeypatch) -> None:
+    """netCDF4 brings the process down when a file that holds strings, as CDS files do, is opened while it is open already. It does so now and
+    then, so that what is asserted is who reads."""
+    engines = []
+    before = xr.open_dataset
+    monkeypatch.setattr(xr, "open_dataset", lambda *a, **k: engines.append(k["engine"]) or before(*a, **k))
+    real = data / "era5_norway_2025-06" / "surface.nc"
+    held = [xaurora.open(real) for _ in range(30)]
+    assert {str(v) for v in held[0]["expver"].load().values} <= {"0001", "0005"}
+    assert engines == ["h5netcdf"] * 30
+    xr.testing.assert_identical(held[0].load(), xaurora.open(real, engine="netcdf4").load())
+    held[0][["t2m"]].isel(valid_time=0, drop=True).to_netcdf(tmp_path / "old.nc", format="NETCDF3_64BIT")
+    assert xaurora.open(tmp_path / "old.nc")["t2m"].shape == held[0]["t2m"].shape[1:]
+    assert engines[-1] is None

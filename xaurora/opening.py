@@ -35,7 +35,7 @@ def open(
     *paths : str or path
         NetCDF, GRIB or Zarr; globs and URLs; surface, pressure-level and static files in any mixture.
     engine : str, optional
-        Passed to :func:`xarray.open_dataset`; by default the file's ending decides.
+        Passed to :func:`xarray.open_dataset`; by default NetCDF 4 is read with h5netcdf, and else the file's ending decides.
     chunks : optional
         Passed to xarray: ``{}`` for dask with the file's own chunks. Files that continue one another in time always use dask.
 
@@ -116,6 +116,8 @@ def _read(path: str, engine: str | None, chunks: Any) -> list[xr.Dataset]:
             raise MissingExtraError(
                 f"'{path}' is on Google Cloud Storage.", fix="pip install 'xaurora[cloud]'"
             ) from None
+    if engine is None and _is_hdf5(path):
+        engine = "h5netcdf"
     if engine is None and (suffix == ".zarr" or any((Path(path) / name).exists() for name in ("zarr.json", ".zgroup"))):
         engine = "zarr"
     options: dict[str, Any] = {"engine": engine, "chunks": chunks, "decode_timedelta": True}
@@ -127,6 +129,18 @@ def _read(path: str, engine: str | None, chunks: Any) -> list[xr.Dataset]:
         raise SourceError(
             f"'{path}' could not be opened: {error}", fix="give engine=..., or check that the download is complete"
         ) from error
+
+
+def _is_hdf5(path: str) -> bool:
+    """Whether a local file is NetCDF 4, to be read with h5netcdf: netCDF4 brings the process down when a file that holds strings, such as the
+    ``expver`` of CDS files, is opened while it is open already (Unidata/netcdf-c, issue 2510; HDFGroup/hdf5, issue 5359)."""
+    if "://" in path or not Path(path).is_file():
+        return False
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(8) == b"\x89HDF\r\n\x1a\n"
+    except OSError:
+        return False  # opening it says what is wrong
 
 
 def _is_consolidated(path: Path) -> bool:
