@@ -19,7 +19,6 @@ matplotlib.use("Agg")
 torch.set_num_threads(2)
 
 
-
 def pytest_configure() -> None:
     """A crash prints the thread that crashed, and not a screen of idle ones before it."""
     faulthandler.enable(file=sys.__stderr__, all_threads=False)
