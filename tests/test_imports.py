@@ -40,6 +40,7 @@ LAYERS = {
         "parallel",
         "checkpoints",
         "journal",
+        "latents",
         "replay",
         "rollout",
         "tuned",

@@ -185,15 +185,15 @@ def test_options_that_do_not_fit(fields: xr.Dataset, tuned, aurora_model, tmp_pa
 def test_a_store_equals_memory_and_goes_on(fields: xr.Dataset, tuned, tmp_path, monkeypatch) -> None:
     times = fields["time"].values[[3, 4, 5, 6]]
     whole = fields.aurora.predict("12h", model=tuned, time=times, progress=False)
-    real, calls = prediction._one, []
+    real, calls = prediction._Job.forecast, []
 
-    def fail_at_third(*args: object) -> dict[str, np.ndarray]:
-        calls.append(args[2])
+    def fail_at_third(self, module, inits, batch):
+        calls.append(inits)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(*args)
+        return real(self, module, inits, batch)
 
-    monkeypatch.setattr(prediction, "_one", fail_at_third)
+    monkeypatch.setattr(prediction._Job, "forecast", fail_at_third)
     with pytest.raises(KeyboardInterrupt):
         fields.aurora.predict("12h", model=tuned, time=times, store=tmp_path / "fc.zarr", progress=False)
     stored = fields.aurora.predict("12h", model=tuned, time=times, store=tmp_path / "fc.zarr", progress=False)
@@ -207,6 +207,90 @@ def test_a_store_equals_memory_and_goes_on(fields: xr.Dataset, tuned, tmp_path, 
     with pytest.raises(errors.SaveError, match="is no forecast store"):
         fields.aurora.predict("6h", model=tuned, time=times, store=tmp_path / "other", progress=False)
     assert (tmp_path / "other" / "precious.txt").read_text() == "mine"
+
+
+def test_several_init_times_at_once_and_several_devices(fields: xr.Dataset, tuned, tmp_path) -> None:
+    times = fields["time"].values[3:8]
+    one = fields.aurora.predict("12h", model=tuned, time=times, progress=False)
+    for options in ({"batch_size": 2}, {"devices": 2}, {"batch_size": 3, "devices": 2, "store": tmp_path / "fc.zarr"}):
+        other = fields.aurora.predict("12h", model=tuned, time=times, progress=False, **options)
+        np.testing.assert_array_equal(other["init_time"].values, times)
+        for name in one:
+            _close(other[name].values, one[name].values)
+    for bad, what in (
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"devices": 99}, "devices=99"),
+        ({"compile": "yes"}, "compile="),
+    ):
+        with pytest.raises(errors.OptionError, match=what):
+            fields.aurora.predict("6h", model=tuned, progress=False, **bad)
+
+
+def test_surface_alone_is_as_with_all_levels(fields: xr.Dataset, aurora_model) -> None:
+    """At the last step nothing on levels is decoded that is not asked for; what is decoded is the same to the bit."""
+    when = fields["time"].values[5]
+    whole = fields.aurora.predict("12h", model=aurora_model, time=when, progress=False)
+    for names in (["t2m"], ["msl", "u10"], ["t2m", "t"], ["q"]):
+        few = fields.aurora.predict("12h", model=aurora_model, time=when, variables=names, progress=False)
+        assert set(few.data_vars) == set(names)
+        for name in names:
+            np.testing.assert_array_equal(few[name].values, whole[name].values)
+
+
+@pytest.mark.parametrize("region", [(-20, 40, 100, 200), (30, 70, -30, 40), "tropics", (-90, -40, 10, 60)])
+def test_a_region_is_cut_from_the_globe(fields: xr.Dataset, tuned, region) -> None:
+    """The model sees the globe; across Greenwich and at a pole as well."""
+    when = fields["time"].values[5]
+    whole = fields.aurora.predict("12h", model=tuned, time=when, quantiles=[0.5], progress=False)
+    part = fields.aurora.predict("12h", model=tuned, time=when, quantiles=[0.5], region=region, progress=False)
+    assert part["tp"].size < whole["tp"].size
+    at = {d: part[d].values for d in ("latitude", "longitude")}
+    for name in whole:
+        _close(part[name].values, whole[name].sel(at).values)
+    south, north, west, east = (-20, 20, 0, 360) if region == "tropics" else region
+    assert part["latitude"].min() >= south
+    assert part["latitude"].max() <= north
+    inside = (fields["longitude"].values - west) % 360 <= (east - west)
+    assert part.sizes["longitude"] == (inside.sum() if east - west < 360 else fields.sizes["longitude"])
+    with pytest.raises(errors.OptionError, match="halo="):
+        fields.aurora.predict("6h", model=tuned, time=when, region=region, halo=4, progress=False)
+
+
+def test_a_region_that_is_none(fields: xr.Dataset, tuned) -> None:
+    for bad, what in (
+        ("atlantis", "there is no region"),
+        ((50, 40, 0, 10), "not below north"),
+        ((1.0, 1.1, 1.0, 1.1), "no grid point of the data"),
+    ):
+        with pytest.raises(errors.RegionError, match=what):
+            fields.aurora.predict("6h", model=tuned, region=bad, progress=False)
+
+
+def test_compile_that_is_not_available(fields: xr.Dataset, aurora_model, monkeypatch, caplog) -> None:
+    when = fields["time"].values[5]
+    plain = fields.aurora.predict("6h", model=aurora_model, time=when, progress=False)
+
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("no compiler was found")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    found = fields.aurora.predict("6h", model=aurora_model, time=when, compile=True, progress=False)
+    xr.testing.assert_identical(found, plain)
+    said = [r.getMessage() for r in caplog.records if "compile" in r.getMessage()]
+    assert len(said) == 1
+    assert "no compiler was found" in said[0]
+
+
+def test_blocks_are_compiled_and_left_as_they_were(fields: xr.Dataset, aurora_model, monkeypatch) -> None:
+    when, made = fields["time"].values[5], []
+    plain = fields.aurora.predict("6h", model=aurora_model, time=when, progress=False)
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **k: made.append(f) or real(f, backend="eager", **k))
+    found = fields.aurora.predict("6h", model=aurora_model, time=when, compile=True, progress=False)
+    assert len(made) == sum(type(m).__name__ == "Swin3DTransformerBlock" for m in aurora_model.modules())
+    for name in plain:
+        _close(found[name].values, plain[name].values)
+    assert not any("forward" in m.__dict__ for m in aurora_model.modules())
 
 
 def test_a_killed_run_goes_on(tuned, tmp_path) -> None:

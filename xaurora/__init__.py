@@ -11,7 +11,7 @@ from xaurora import accessor as _accessor  # noqa: F401  (registers ds.aurora)
 from xaurora.errors import XauroraError
 
 if TYPE_CHECKING:
-    from xaurora.config import ReplayOptions, StrategyOptions, TrainingOptions
+    from xaurora.config import LatentOptions, ReplayOptions, StrategyOptions, TrainingOptions
     from xaurora.curves import learning_curves
     from xaurora.evaluation import compare
     from xaurora.evaluation.baselines import climatology_forecast, persistence, probabilistic_climatology
@@ -37,6 +37,7 @@ _LAZY = {
     "HeadOptions": ("xaurora.heads", "HeadOptions"),
     "StrategyOptions": ("xaurora.config", "StrategyOptions"),
     "TrainingOptions": ("xaurora.config", "TrainingOptions"),
+    "LatentOptions": ("xaurora.config", "LatentOptions"),
     "ReplayOptions": ("xaurora.config", "ReplayOptions"),
     "learning_curves": ("xaurora.curves", "learning_curves"),
     "climatology": ("xaurora.evaluation.climatology", "build"),
@@ -52,6 +53,7 @@ _LAZY = {
 
 __all__ = [
     "HeadOptions",
+    "LatentOptions",
     "ReplayOptions",
     "StrategyOptions",
     "TrainingOptions",

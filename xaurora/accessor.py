@@ -203,6 +203,7 @@ class AuroraAccessor:
         train: Any = None,
         validation: Any = None,
         halo: int = 0,
+        region: Any = None,
         out: str | Path | None = None,
         epochs: int | None = None,
         steps: int | None = None,
@@ -220,6 +221,7 @@ class AuroraAccessor:
         replay_buffer: Any = None,
         precision: str = "auto",
         activation_checkpointing: bool | str = "auto",
+        latents: Any = "auto",
         ema: float | None = None,
         early_stopping: int | None = None,
         validations: int = 10,
@@ -262,6 +264,10 @@ class AuroraAccessor:
             A slice, a year, or a pair such as ``("2016", "2023")``; by default the last fifth validates, with a gap between.
         halo : int
             Grid points at the edges of a region that are computed and not trained on (see ``docs/regions.md``).
+        region : str, tuple, mask or polygon, optional
+            Where the target is learnt and scored: a name such as ``"europe"``, a box ``(south, north, west, east)``, a DataArray, a polygon. The
+            backbone sees all of the data, the heads this part of its latents: with global data a region then has no edges
+            (``docs/regions.md``).
         out : path, optional
             Where ``best/``, ``last/``, ``checkpoint/``, ``log.jsonl`` and ``learning.png`` go; by default ``runs/<target>-<time>``.
         epochs, steps : int, optional
@@ -288,6 +294,10 @@ class AuroraAccessor:
             Of the backbone; ``"auto"`` is bf16 on a GPU that has it, else float32. ``"fp16"`` is for GPUs without bf16.
         activation_checkpointing : bool or "auto"
             Recompute instead of store; ``"auto"`` is on for a GPU when the base trains.
+        latents : {"auto", True, False}, path or LatentOptions
+            Whether the latents of a frozen backbone are computed once and kept, in bfloat16 unless :class:`~xaurora.config.LatentOptions` say
+            otherwise, in ``latents/`` beside the run's folder or in the store that is named. ``"auto"`` does so where samples are seen more
+            than once (``docs/latents.md``).
         ema : float, optional
             Decay of a moving average of the weights, which is then what is validated and kept.
         early_stopping : int, optional
@@ -346,6 +356,7 @@ class AuroraAccessor:
                 "replay_buffer": replay_buffer,
                 "precision": precision,
                 "activation_checkpointing": activation_checkpointing,
+                "latents": latents,
                 "ema": ema,
                 "early_stopping": early_stopping,
                 "validations": validations,
@@ -373,6 +384,7 @@ class AuroraAccessor:
             train=train,
             validation=validation,
             halo=halo,
+            region=region,
             out=out,
             options=options,
         )
@@ -390,6 +402,7 @@ class AuroraAccessor:
         train: Any = None,
         validation: Any = None,
         halo: int = 0,
+        region: Any = None,
         out: str | Path | None = None,
         compare: bool = False,
         **options: Any,
@@ -398,7 +411,7 @@ class AuroraAccessor:
 
         Parameters
         ----------
-        target, truth, model, weights, strategy, head, as_input, train, validation, halo, out, **options
+        target, truth, model, weights, strategy, head, as_input, train, validation, halo, region, out, **options
             Those of :meth:`finetune`.
         compare : bool
             Every base and strategy side by side as well.
@@ -427,6 +440,7 @@ class AuroraAccessor:
             train=train,
             validation=validation,
             halo=halo,
+            region=region,
             out=out,
             options=config.training_options(options),
             compare=compare,
@@ -445,7 +459,11 @@ class AuroraAccessor:
         members: int = 0,
         past: xr.Dataset | None = None,
         halo: int | None = None,
+        region: Any = None,
         store: str | Path | None = None,
+        batch_size: int = 1,
+        devices: int = 1,
+        compile: bool = False,
         precision: str = "auto",
         progress: bool = True,
     ) -> xr.Dataset:
@@ -474,8 +492,17 @@ class AuroraAccessor:
             Fields whose dependence the members take; by default those of the data, the forecast's own time left out.
         halo : int, optional
             Grid points trimmed from the edges of a region; by default what the model was tuned with.
+        region : str, tuple, mask or polygon, optional
+            Put out this part alone, as in :meth:`finetune`; the model sees all of the data. Of a mask or polygon it is the box around.
         store : path, optional
             A Zarr store that is written one init time after another; an interrupted run goes on where it stopped.
+        batch_size : int
+            Init times at once.
+        devices : int
+            GPUs that share the init times, each with a copy of the model.
+        compile : bool
+            Compile the backbone's blocks with ``torch.compile``: worth it on a GPU and for many init times. Where it is not available, that is
+            said, and they run as they are.
         precision : {"auto", "32", "bf16"}
             Of the backbone.
         progress : bool
@@ -507,7 +534,11 @@ class AuroraAccessor:
             members=members,
             past=past,
             halo=halo,
+            region=region,
             store=store,
+            batch_size=batch_size,
+            devices=devices,
+            compile=compile,
             precision=precision,
             progress=progress,
         )

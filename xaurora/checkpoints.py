@@ -20,7 +20,7 @@ from xaurora.errors import CheckpointError, OptionError, SaveError
 
 FOLDER = "checkpoint"
 FORMAT = 1
-_MAY_DIFFER = ("progress", "resume", "workers", "logger")
+_MAY_DIFFER = ("progress", "resume", "workers", "logger", "latents")
 
 
 def settings_of(options: Mapping[str, Any], **more: Any) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import numbers
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -18,6 +21,7 @@ LORA_MODES = ("single", "from_second", "all")
 PEFT_METHODS = ("lora", "dora", "rslora")
 PARALLEL = ("auto", "ddp", "fsdp")
 SCHEDULES = ("cosine", "constant")
+LATENT_DTYPES = ("bfloat16", "float32")
 
 _OWN = {
     "layers": ("decoder", "peft"),
@@ -176,6 +180,64 @@ class ReplayOptions:
 
 
 @dataclass(frozen=True)
+class LatentOptions:
+    """How the latents of a frozen backbone are kept (:mod:`xaurora.latents`).
+
+    Parameters
+    ----------
+    path : str, optional
+        The store; by default one beside the run's folder, ``latents/<key>.zarr``, which other runs and heads find again.
+    dtype : {"bfloat16", "float32"}
+        Half the room, or every bit.
+    size : float or str, optional
+        Most bytes that the store may hold, or in words: ``"200 GB"``; by default half of what is free on its disk. Samples that do not fit
+        any more are computed each time; nothing that is stored is thrown away.
+    """
+
+    path: str | None = None
+    dtype: str = "bfloat16"
+    size: float | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.path is not None:
+            if not isinstance(self.path, str | os.PathLike) or not str(self.path):
+                raise OptionError(f"latents: path={self.path!r} is no path.", fix="latents='latents.zarr'")
+            object.__setattr__(self, "path", os.fspath(self.path))
+        if self.dtype not in LATENT_DTYPES:
+            raise OptionError(
+                f"latents: dtype={self.dtype!r} is not among {', '.join(map(repr, LATENT_DTYPES))}.",
+                fix="latents=LatentOptions(dtype='float32')",
+            )
+        if self.size is not None:
+            object.__setattr__(self, "size", bytes_of(self.size))
+
+
+def bytes_of(size: Any) -> float:
+    """Bytes of ``2e9`` or ``"2 GB"``.
+
+    Raises
+    ------
+    OptionError
+        It is no amount.
+
+    Examples
+    --------
+    >>> bytes_of("1.5 GB"), bytes_of("2 MiB")
+    (1500000000.0, 2097152.0)
+    """
+    if _number(size) and size > 0:
+        return float(size)
+    words = re.fullmatch(r"\s*([0-9.]+)\s*([kMGT]i?)?B\s*", size) if isinstance(size, str) else None
+    if words is not None:
+        prefix = words[2] or ""
+        with contextlib.suppress(ValueError):
+            found = float(words[1]) * (1024 if prefix.endswith("i") else 1000) ** " kMGT".index(prefix[:1] or " ")
+            if found > 0:
+                return found
+    raise OptionError(f"latents: size={size!r} is no amount of bytes.", fix="size='200 GB'")
+
+
+@dataclass(frozen=True)
 class TrainingOptions:
     """How long and how to train.
 
@@ -215,6 +277,9 @@ class TrainingOptions:
         without bf16: it scales the loss.
     activation_checkpointing : bool or "auto"
         Recompute instead of store; ``auto`` is on for a GPU when the base trains.
+    latents : {"auto", True, False}, path or LatentOptions
+        Whether the latents of a frozen backbone are computed once and kept; ``auto`` does so where the backbone stays as it is and samples
+        are seen more than once.
     ema : float, optional
         Decay of an exponential moving average of the weights, such as 0.999; it is what is validated and kept.
     early_stopping : int, optional
@@ -255,6 +320,7 @@ class TrainingOptions:
     replay_buffer: int | ReplayOptions | None = None
     precision: str = "auto"
     activation_checkpointing: bool | str = "auto"
+    latents: Any = "auto"
     ema: float | None = None
     early_stopping: int | None = None
     validations: int = 10
@@ -330,6 +396,13 @@ class TrainingOptions:
             raise OptionError(
                 f"activation_checkpointing={self.activation_checkpointing!r} is not True, False or 'auto'.",
                 fix="activation_checkpointing='auto'",
+            )
+        if isinstance(self.latents, str | os.PathLike) and self.latents != "auto":
+            object.__setattr__(self, "latents", LatentOptions(path=os.fspath(self.latents)))
+        if not isinstance(self.latents, LatentOptions) and not any(self.latents is v for v in (True, False, "auto")):
+            raise OptionError(
+                f"latents={self.latents!r} is neither True, False, 'auto', a path, nor LatentOptions.",
+                fix="latents='auto'",
             )
         if self.replay_buffer is not None and not isinstance(self.replay_buffer, ReplayOptions):
             if not _whole(self.replay_buffer, 1):
@@ -436,6 +509,15 @@ def check_precision(precision: Any) -> None:
         raise OptionError(
             f"precision={precision!r} is not among {', '.join(map(repr, PRECISIONS))}.", fix="precision='auto'"
         )
+
+
+def check_running(*, batch_size: Any, devices: Any, compile: Any) -> None:
+    """Raise :class:`OptionError` for how a forecast cannot be run."""
+    for name, value in (("batch_size", batch_size), ("devices", devices)):
+        if not _whole(value, 1) or not isinstance(value, numbers.Integral):
+            raise OptionError(f"{name}={value!r} is no whole number of at least 1.", fix=f"{name}=1")
+    if compile not in (True, False):
+        raise OptionError(f"compile={compile!r} is neither True nor False.", fix="compile=True")
 
 
 def check_halo(halo: Any) -> int:

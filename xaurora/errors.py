@@ -190,6 +190,12 @@ class TrainingError(XauroraError, ArithmeticError):
     code = "training"
 
 
+class LatentsError(XauroraError, ValueError):
+    """A store of latents that belongs to something else, or that cannot be had."""
+
+    code = "latents"
+
+
 class MemoryTooSmallError(XauroraError, MemoryError):
     """Training does not fit into the device's memory."""
 

@@ -21,7 +21,7 @@ import xarray as xr
 from aurora import Aurora, Batch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from xaurora import adapters, config, heads, losses, parallel, planning, requirements, rollout, targets
+from xaurora import adapters, config, heads, latents, losses, parallel, planning, requirements, rollout, targets
 from xaurora import model as models
 from xaurora.batch import STEP, metadata
 from xaurora.config import StrategyOptions, TrainingOptions
@@ -140,6 +140,7 @@ def estimate(
     train: Any = None,
     validation: Any = None,
     halo: int = 0,
+    region: Any = None,
     out: Any = None,
     options: TrainingOptions | None = None,
     compare: bool = False,
@@ -160,6 +161,7 @@ def estimate(
         "train": train,
         "validation": validation,
         "halo": halo,
+        "region": region,
         "options": options,
     }
     how = config.strategy_of(strategy)
@@ -246,9 +248,22 @@ def of_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
     validations = min(options.validations, steps)
     scored = min(len(plan.parts.validation), 100) * validations
     scored += len(plan.parts.validation) if len(plan.parts.validation) > 100 else 0
-    once_forward = counted.forward_flops / (1 if options.replay is not None else options.batch_size)
+    reused = planning.kept_latents(plan)
+    once_forward = counted.forward_flops / (1 if options.replay is not None or reused else options.batch_size)
     seconds = steps * step + scored * options.rollout_steps * once_forward / rate / options.world_size
-    epochs = 1 if frames * frame <= _FRAMES_KEPT else -(-steps * options.samples_a_step // count)
+    latent_bytes = 0
+    if reused is not None:
+        # Each sample's latents are made once; after that steps and validations are the heads' alone.
+        different = count + len(plan.parts.validation)
+        seconds = (
+            steps * step + scored * step / 3 / options.batch_size + different * once_forward / rate
+        ) / options.world_size
+        one = counted.latents * (2 if reused.dtype == "bfloat16" else 4)
+        latent_bytes = int(min(different * one, reused.size if isinstance(reused.size, float) else math.inf))
+        parts["latents"] = min(different * one, _FRAMES_KEPT)
+        if where.type == "cpu":
+            memory += parts["latents"]
+    epochs = 1 if reused is not None or frames * frame <= _FRAMES_KEPT else -(-steps * options.samples_a_step // count)
     stored = _stored_bytes(plan, ds)
     module = counted.parameters
     once = 4 * (module["head"] + (module["all"] if _saves_base(plan) else module["adapter"]))
@@ -267,7 +282,7 @@ def of_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
         seconds=seconds,
         steps=steps,
         bytes_read=int(stored * frames * epochs),
-        disk=int(3 * once + 2 * checkpoint + replay),
+        disk=int(3 * once + 2 * checkpoint + replay + latent_bytes),
         trainable=module["trainable"],
         total=module["all"] + module["adapter"] + module["head"],
     )
@@ -275,13 +290,14 @@ def of_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
 
 @dataclass(frozen=True)
 class Counted:
-    """What a step takes: bytes of tensors at the peak and what they are, floating-point operations, parameters."""
+    """What a step takes: bytes of tensors at the peak and what they are, floating-point operations, parameters; numbers in a sample's latents."""
 
     peak: int
     parts: dict[str, int]
     flops: int
     forward_flops: int
     parameters: dict[str, int]
+    latents: int = 0
 
 
 def simulate(plan: Plan, where: torch.device) -> Counted:
@@ -292,11 +308,13 @@ def simulate(plan: Plan, where: torch.device) -> Counted:
     groups = plan.groups(module)
     chosen = {id(p) for g in groups for p in g["params"]}
     names = {n for n, p in module.named_parameters() if id(p) in chosen}
+    kept = planning.kept_latents(plan)
     base_parameters = dict(module.base.named_parameters())
     added = sum(p.numel() for n, p in base_parameters.items() if module.adapter and module.adapter.adds(n))
     own = sum(p.numel() for p in base_parameters.values()) - added
     head: Any = module.head
     fake: Any = imagined(module, mode, where.type)
+    fake.window = plan.window
     moving = [p for n, p in fake.named_parameters() if n in names]
     count = {
         "all": own,
@@ -321,8 +339,15 @@ def simulate(plan: Plan, where: torch.device) -> Counted:
         average = [torch.empty_like(p) for p in moving] if options.ema is not None else []
         optimizer = torch.optim.AdamW(moving, lr=1e-3)
         area = torch.empty(rows, 1, device=where)
+        part = (torch.empty(plan.target_grid.shape[0], 1, device=where), plan.target_trim)
         for _ in range(2):
             counter.flops = 0
+            if kept is not None:
+                forward = _on_latents(plan, fake, counter, forms, (area, part))
+                torch.nn.utils.clip_grad_norm_(moving, options.clip)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                continue
             batch = rollout.prepare(fake, _batch(plan, forms))
             total: Any = 0.0
             length = 1 if options.replay is not None else options.rollout_steps
@@ -330,7 +355,7 @@ def simulate(plan: Plan, where: torch.device) -> Counted:
             for k in range(length):
                 step = next(stepping)
                 loss, parts = losses.of_step(
-                    fake, step, _truth(plan), area, plan.trim, options.base_loss if plan.scores_base else 0.0
+                    fake, step, _truth(plan), area, plan.trim, options.base_loss if plan.scores_base else 0.0, part
                 )
                 forward = counter.flops if k == 0 else forward
                 if options.push_forward:
@@ -353,7 +378,8 @@ def simulate(plan: Plan, where: torch.device) -> Counted:
     flops = counter.flops * options.gradient_accumulation
     if options.replay is not None:  # forecasts of the buffer go one at a time
         flops *= options.batch_size
-    return Counted(counter.peak, {**known, "activations": activations}, flops, forward, count)
+    size = int(np.prod(_latents_shape(plan, fake))) if kept is not None else 0
+    return Counted(counter.peak, {**known, "activations": activations}, flops, forward, count, size)
 
 
 def _meta_module(plan: Plan) -> tuple[models.AuroraWithHead, dict[str, targets.InputForm]]:
@@ -399,13 +425,34 @@ def _batch(plan: Plan, forms: dict[str, targets.InputForm]) -> Batch:
 
 def _truth(plan: Plan) -> Truth:
     b, (h, w) = (1 if plan.options.replay is not None else plan.options.batch_size), plan.grid.shape
+    own = plan.target_grid.shape
     state = None
     if plan.scores_base:
         state = {
             "surface": {n: torch.empty(b, h, w) for n in plan.needs.surface},
             "atmos": {n: torch.empty(b, len(plan.cut.levels), h, w) for n in plan.needs.atmos},
         }
-    return Truth({t.name: torch.empty(b, h, w) for t in plan.learnt}, state)
+    return Truth({t.name: torch.empty(b, *own) for t in plan.learnt}, state)
+
+
+def _latents_shape(plan: Plan, module: Any) -> tuple[int, ...]:
+    surface = all(h.options.latents == "surface" for _, h in module.head.items())
+    return latents.shape_of(module, plan.grid.shape, plan.needs.patch_size, surface=surface)
+
+
+def _on_latents(plan: Plan, fake: Any, counter: LiveBytes, forms: dict[str, targets.InputForm], areas: Any) -> int:
+    """A step of a training whose latents are kept: one sample's are made, then the heads learn from a batch of them. Returns the operations
+    of the former; the counter is left with those of the latter."""
+    area, part = areas
+    single = replace(plan, options=replace(plan.options, batch_size=1))
+    fake.latents(rollout.prepare(fake, _batch(single, forms)))
+    forward = counter.flops
+    counter.flops = 0
+    values = torch.empty(plan.options.batch_size, *_latents_shape(plan, fake), device=area.device)
+    step = fake(None, latents=values)
+    loss, _ = losses.of_step(fake, step, _truth(plan), area, plan.trim, 0.0, part)
+    loss.backward()
+    return forward
 
 
 def _rate(plan: Plan, where: torch.device) -> float:
@@ -519,7 +566,7 @@ def _advice(ds: xr.Dataset, target: Any, model: Any, how: StrategyOptions, commo
     if len(together) > 1:
         found = _changed(ds, target, model, how, common, together)
         out.append(f"all of these with the same strategy: {_size(found.memory)}{', which fits' if found.fits else ''}")
-    out.append("a smaller region= of the data: ds.sel(latitude=..., longitude=...); memory goes with its area")
+    out.append("a smaller part of the data: ds.sel(latitude=..., longitude=...); memory goes with its area")
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import hashlib
 import logging
 import re
 import shutil
@@ -24,6 +25,7 @@ from xaurora import (
     curves,
     estimation,
     heads,
+    latents,
     loading,
     normalisation,
     parallel,
@@ -41,7 +43,7 @@ from xaurora import model as models
 from xaurora import validation as validation_
 from xaurora.batch import STEP
 from xaurora.conventions import Fields
-from xaurora.errors import MemoryTooSmallError, OptionError, SplitError
+from xaurora.errors import MemoryTooSmallError, OptionError, SaveError, SplitError
 from xaurora.planning import Plan
 from xaurora.progress import say, watched
 from xaurora.tiny import build_tiny
@@ -63,6 +65,7 @@ def finetune(
     train: Any = None,
     validation: Any = None,
     halo: int = 0,
+    region: Any = None,
     out: str | Path | None = None,
     options: config.TrainingOptions | None = None,
 ) -> TunedAurora:
@@ -95,6 +98,7 @@ def finetune(
         train=train,
         validation=validation,
         halo=halo,
+        region=region,
         options=options,
         named=isinstance(strategy, str),
     )
@@ -105,7 +109,7 @@ def finetune(
         )
     if fabric.global_rank == 0:
         common = {"truth": truth, "weights": weights, "head": head, "as_input": as_input, "train": train}
-        common |= {"validation": validation, "halo": halo, "options": options}
+        common |= {"validation": validation, "halo": halo, "region": region, "options": options}
         if warning := estimation.warn_if_too_large(ds, target, plan, common):
             logger.warning("%s", warning)
     # Once, for all processes.
@@ -113,7 +117,8 @@ def finetune(
     made = _build(plan, looked, fabric)
     meta = _describe_run(plan, looked, made, truth is not None)
     _warn(plan, looked, meta)
-    settings = _settings(plan, looked, made, meta)
+    kept = planning.kept_latents(plan)
+    settings = _settings(plan, looked, made, meta, kept)
     if run is not None:
         checkpoints.compare(folder, run["settings"], settings)
     if plan.chosen.skipped:
@@ -131,11 +136,14 @@ def finetune(
     else:
         parallel.first(fabric, lambda: _begin(folder, run))
         units = {t.name: ("_mm", 1e3) if t.is_rain else ("", 1.0) for t in plan.learnt}
+        loader = loading.Loader(
+            made.cut, {t.name: t.values for t in plan.learnt}, scored=plan.cut if plan.scores_base else None
+        )
+        if kept is not None:
+            loader.latents = _latents(plan, looked, made, kept, loader, fabric, folder)
         work = training.Work(
             result=result,
-            loader=loading.Loader(
-                made.cut, {t.name: t.values for t in plan.learnt}, scored=plan.cut if plan.scores_base else None
-            ),
+            loader=loader,
             groups=made.groups,
             train=looked.train,
             validation=looked.validation,
@@ -143,6 +151,8 @@ def finetune(
             trim=plan.trim,
             task=validation_.Task(units, plan.scores_base, plan.every, options.rollout_steps),
             moves_base=plan.moves_base,
+            target_grid=plan.target_grid,
+            target_trim=plan.target_trim,
             settings=settings,
         )
         try:
@@ -152,6 +162,8 @@ def finetune(
                 f"the GPU has too little memory for this training ({str(error).splitlines()[0]}).",
                 fix="print(ds.aurora.estimate(...)) with the same arguments says what to change; activation_checkpointing=True first",
             ) from error
+        finally:
+            result.model.window = made.module.window = None
         if fabric.global_rank == 0:
             _draw_history(result, folder)
     tuned.remember(result)
@@ -209,6 +221,7 @@ def _build(plan: Plan, looked: _Looked, fabric: Any) -> _Made:
     if adapter is None and how.name in ("lora", "peft"):
         adapter = adapters.install(base, how, seed)
     module = models.AuroraWithHead(base, heads.HeadSet(heads_), forms, adapter)
+    module.window = plan.window
     return _Made(module, cut, forms, original_hash, plan.groups(module))
 
 
@@ -237,12 +250,16 @@ def _describe_run(plan: Plan, looked: _Looked, made: _Made, from_truth: bool) ->
             "validated_on_training_samples": plan.parts.same,
             "start": str((looked.train[0] - STEP).astype("datetime64[m]")),
             "end": str((looked.train[-1] + STEP * options.rollout_steps).astype("datetime64[m]")),
-            "region": planning.describe_region(plan.grid),
+            "region": planning.describe_region(plan.target_grid),
             "grid_spacing": list(plan.grid.spacing),
             "batch_size": options.batch_size,
             "steps": options.total_steps(len(looked.train)),
             "seed": options.seed,
-            "options": {k: v for k, v in asdict(replace(options, logger=None)).items() if k != "logger"},
+            "options": {
+                k: v
+                for k, v in asdict(replace(options, logger=None, latents="auto")).items()
+                if k not in ("logger", "latents")
+            },
             "skipped": plan.chosen.skipped,
         },
         "parameters": [asdict(part) for part in strategies.table(module)],
@@ -251,7 +268,9 @@ def _describe_run(plan: Plan, looked: _Looked, made: _Made, from_truth: bool) ->
     }
 
 
-def _settings(plan: Plan, looked: _Looked, made: _Made, meta: dict[str, Any]) -> dict[str, Any]:
+def _settings(
+    plan: Plan, looked: _Looked, made: _Made, meta: dict[str, Any], kept: config.LatentOptions | None
+) -> dict[str, Any]:
     """What a resumed run must have in common with the one that stopped."""
     heads_: Any = made.module.head
     return checkpoints.settings_of(
@@ -266,6 +285,7 @@ def _settings(plan: Plan, looked: _Looked, made: _Made, meta: dict[str, Any]) ->
         inputs=sorted(made.forms),
         halo=plan.halo,
         region=meta["training"]["region"],
+        kept_latents=kept.dtype if kept is not None else None,
         train=samples.describe(looked.train),
         validation=samples.describe(looked.validation),
     )
@@ -304,6 +324,64 @@ def _look(plan: Plan) -> _Looked:
     train, seen = _drop_without_truth(plan, plan.parts.train, progress=plan.options.progress)
     validation, _ = _drop_without_truth(plan, plan.parts.validation, progress=False)
     return _Looked(train, validation, seen)
+
+
+def _latents(
+    plan: Plan,
+    looked: _Looked,
+    made: _Made,
+    kept: config.LatentOptions,
+    loader: loading.Loader,
+    fabric: Any,
+    folder: Path,
+) -> latents.Latents:
+    """What is read instead of running the backbone in every step."""
+    module, options, cut = made.module, plan.options, made.cut
+    surface = all(h.options.latents == "surface" for h in _heads_of(module))
+    models.set_precision(module.base, options.precision, fabric.device)
+    shape = latents.shape_of(module, plan.grid.shape, plan.needs.patch_size, surface=surface)
+    window = plan.window
+    static = {
+        n: hashlib.sha256(np.ascontiguousarray(v).tobytes()).hexdigest()[:16] for n, v in batches.statics(cut).items()
+    }
+    versions = tuned.versions()
+    base = module.base
+    description = {
+        "weights": models.state_hash(base),
+        "grid": [
+            *plan.grid.shape,
+            float(plan.grid.latitude[0]),
+            float(plan.grid.true_longitude[0]),
+            *plan.grid.spacing,
+        ],
+        "variables": [*map(str, cut.surface), *map(str, cut.atmos)],
+        "levels": list(cut.levels),
+        "static fields": static,
+        "region": "all" if window is None else [window.patch_rows.tolist(), window.patch_columns.tolist()],
+        "precision": str(base.autocast_dtype).removeprefix("torch.") if base.autocast_backbone else "float32",
+        "versions": {n: versions.get(n, "") for n in ("microsoft-aurora", "torch")},
+    }
+    wanted = np.union1d(looked.train, looked.validation)
+    store = None
+    try:
+        store = latents.open_store(
+            folder.parent / "latents", kept, shape, description, wanted, lambda t: loader.batch([t])
+        )
+    except SaveError as error:
+        logger.warning("Latents are kept in memory alone: %s", error.message)
+    if store is not None:
+        there = sum(store.has(p) for t in wanted if (p := latents.slot(t)) is not None)
+        say(
+            f"Latents: {there} of {len(wanted)} samples are stored in {store.path}, {store.sample_bytes / 1e6:.3g} MB each; the others are added when they are first seen.",
+            shown=options.progress,
+        )
+    return latents.Latents(store, kept.dtype, shape[0])
+
+
+def _heads_of(module: models.AuroraWithHead) -> list[heads.DistributionHead]:
+    """The heads of a module."""
+    found: Any = module.head
+    return [head for _, head in found.items()]
 
 
 def _begin(folder: Path, run: dict[str, Any] | None) -> None:
@@ -475,7 +553,7 @@ def _drop_without_truth(
     plan: Plan, init_times: np.ndarray, *, progress: bool
 ) -> tuple[np.ndarray, dict[str, normalisation.Distribution]]:
     """Init times whose targets have values inside the halo, and the climatology of those targets by area. Reads them once."""
-    learnt, grid, trim, steps = plan.learnt, plan.grid, plan.trim, plan.options.rollout_steps
+    learnt, grid, trim, steps = plan.learnt, plan.target_grid, plan.target_trim, plan.options.rollout_steps
     seen = {t.name: normalisation.Distribution(amounts=t.is_rain) for t in learnt}
     position = {t.name: samples.positions(t.values) for t in learnt}
     area = np.broadcast_to(grids.latitude_weights(grid.latitude)[:, None], grid.shape)[trim]

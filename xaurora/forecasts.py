@@ -7,7 +7,8 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ class Writer:
         self,
         fields: Fields,
         cut: Fields,
-        trim: tuple[slice, slice],
+        part: tuple[slice | np.ndarray, slice | np.ndarray],
         request: Request,
         heads: Any,
         learnt: dict[str, Any],
@@ -78,7 +79,7 @@ class Writer:
         self.times = np.array(times, dtype="datetime64[ns]")
         self.heads, self.learnt = heads, learnt
         layout = cut.layout
-        self.grid = layout.grid.take(*trim)
+        self.grid = layout.grid.take(*part)
         self.rows, self.columns = (
             np.argsort(self.grid.rows, kind="stable"),
             np.argsort(self.grid.columns, kind="stable"),
@@ -264,9 +265,18 @@ _REQUEST, _DONE = "xaurora_request", "xaurora_complete"
 
 
 def to_store(
-    path: Path, writer: Writer, run: Callable[[np.datetime64], dict[str, np.ndarray]], progress: bool
+    path: Path, writer: Writer, run: Callable[[np.ndarray], Iterable[dict[str, np.ndarray]]], progress: bool
 ) -> xr.Dataset:
-    """Write init time after init time; what an interrupted run has finished is not run again."""
+    """Write init time after init time, each while the next one is computed; what an interrupted run has finished is not run again.
+
+    Parameters
+    ----------
+    path : path
+    writer : Writer
+    run : callable
+        Init times → their canonical arrays, one after another.
+    progress : bool
+    """
     import zarr
 
     coords = xr.Dataset(coords=writer.coords())
@@ -276,17 +286,30 @@ def to_store(
         done = _resume(path, signature)
         if done:
             logger.info("%s: %d of %d init times are there already.", path, done, len(writer.times))
-    for i in watched(range(done, len(writer.times)), "predict", shown=progress):
-        parts = writer.variables(run(writer.times[i]))
+
+    def write(i: int, block: dict[str, np.ndarray]) -> None:
+        parts = writer.variables(block)
         with storage.named_failures(path):
             if not path.exists():
                 _create(path, parts, coords, {**writer.attrs, _REQUEST: signature, _DONE: 0})
-            block = xr.Dataset(
+            fields = xr.Dataset(
                 {name: (("init_time", *dims), values[None]) for name, (dims, values, _) in parts.items()}
             )
-            block.to_zarr(path, region={"init_time": slice(i, i + 1)}, consolidated=False)
+            fields.to_zarr(path, region={"init_time": slice(i, i + 1)}, consolidated=False)
             # Set after the data: a kill between the two costs one init time, and never leaves a hole.
             zarr.open_group(path, mode="r+", use_consolidated=False).attrs[_DONE] = i + 1
+
+    left = writer.times[done:]
+    with ThreadPoolExecutor(1, thread_name_prefix="xaurora-write") as pool:
+        writing: Future[None] | None = None
+        for i, block in enumerate(
+            watched(run(left), "predict", shown=progress, total=len(left)) if len(left) else (), done
+        ):
+            if writing is not None:
+                writing.result()
+            writing = pool.submit(write, i, block)
+        if writing is not None:
+            writing.result()
     return xr.open_dataset(path, engine="zarr", chunks={}, consolidated=False, decode_timedelta=True)
 
 

@@ -305,6 +305,92 @@ def trim(grid: Grid, halo: int) -> tuple[slice, slice]:
     return rows, columns
 
 
+@dataclass(frozen=True)
+class Window:
+    """The part of a grid that a region covers, and the patches that shape it.
+
+    Parameters
+    ----------
+    rows, columns : ndarray of int, ``(h,)``, ``(w,)``
+        Canonical rows and columns of the region's bounding box; columns go on across the grid's seam.
+    patch_rows, patch_columns : ndarray of int
+        Patches that cover it, with a margin around.
+    top, left : int
+        Where the first row and column stand in the pixels of those patches.
+    wraps : bool
+        Whether its east meets its west.
+    mask : ndarray of bool, ``(h, w)``, optional
+        The cells inside, where they are not all of the bounding box.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    patch_rows: np.ndarray
+    patch_columns: np.ndarray
+    top: int
+    left: int
+    wraps: bool
+    mask: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return len(self.rows), len(self.columns)
+
+
+def window(grid: Grid, inside: np.ndarray, patch_size: int, margin: int) -> Window:
+    """The window of a region in a grid that patches tile.
+
+    Parameters
+    ----------
+    grid : Grid
+    inside : ndarray of bool, ``(h, w)``
+        Cells of the region; at least one.
+    patch_size : int
+    margin : int
+        Patches around it that shape its cells too.
+    """
+    rows = np.flatnonzero(inside.any(axis=1))
+    rows = np.arange(rows[0], rows[-1] + 1)
+    there = np.flatnonzero(inside.any(axis=0))
+    width = grid.shape[1]
+    if grid.wraps:  # the widest gap is what lies outside
+        gaps = np.diff(np.append(there, there[0] + width))
+        start = int(there[(int(np.argmax(gaps)) + 1) % len(there)])
+        count = width - int(gaps.max()) + 1
+        if width - count < (2 * margin + 1) * patch_size:
+            start, count = 0, width  # next to nothing would be left out
+    else:
+        start, count = int(there[0]), int(there[-1] - there[0] + 1)
+    columns = np.arange(start, start + count)
+    whole = grid.wraps and count == width
+    first_row, last_row = rows[0] // patch_size, rows[-1] // patch_size
+    top = max(first_row - margin, 0)
+    patch_rows = np.arange(top, min(last_row + margin, grid.shape[0] // patch_size - 1) + 1)
+    first, last = start // patch_size, (start + count - 1) // patch_size
+    if whole:
+        patch_columns = np.arange(width // patch_size)
+        left = 0
+    elif grid.wraps:
+        patch_columns = np.arange(first - margin, last + margin + 1)
+        left = int(patch_columns[0])
+        patch_columns = patch_columns % (width // patch_size)
+    else:
+        left = max(first - margin, 0)
+        patch_columns = np.arange(left, min(last + margin, width // patch_size - 1) + 1)
+    box = inside[np.ix_(rows, columns % width)]
+    return Window(
+        rows=rows,
+        columns=columns % width,
+        patch_rows=patch_rows,
+        patch_columns=patch_columns,
+        top=int(rows[0]) - int(patch_rows[0]) * patch_size,
+        left=start - left * patch_size,
+        wraps=whole,
+        mask=None if box.all() else box,
+    )
+
+
 def latitude_weights(latitude: np.ndarray, *, regional: bool | None = None) -> np.ndarray:
     """Area weights by latitude, normalised to mean 1, as WeatherBench2 defines them.
 

@@ -8,7 +8,7 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -39,11 +39,17 @@ class Truth:
 
 @dataclass
 class Sample:
-    """What one training forecast reads: its input, and the truth of each of its steps."""
+    """What one training forecast reads: its input, and the truth of each of its steps.
 
-    batch: Batch
+    Where latents are kept the input is what was found of them, None for those that were not, and ``missing`` holds a Batch of one for each of
+    these; ``batch`` is then None.
+    """
+
+    batch: Batch | None
     truths: list[Truth]
     init_times: list[np.datetime64]
+    latents: list[torch.Tensor | None] | None = None
+    missing: list[Batch] = field(default_factory=list)
 
 
 class Loader:
@@ -59,6 +65,8 @@ class Loader:
         Where the base's own variables are scored too: those that are, without targets among the inputs.
     budget : int
         Bytes of frames to keep.
+    latents : Latents, optional
+        What is read instead of inputs (:mod:`xaurora.latents`).
     """
 
     def __init__(
@@ -68,7 +76,9 @@ class Loader:
         *,
         scored: Fields | None = None,
         budget: int = 2 * 1024**3,
+        latents: Any = None,
     ) -> None:
+        self.latents = latents
         self.fields, self.targets, self.scored, self.budget = fields, targets, scored, budget
         self.still = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in batches.statics(fields).items()}
         self._kept: OrderedDict[tuple[str, int], Any] = OrderedDict()
@@ -132,7 +142,11 @@ class Loader:
     def read(self, init_times: Sequence[np.datetime64], steps: int = 1) -> Sample:
         """Forecasts of so many steps from these init times."""
         truths = [self.truth([t + STEP * k for t in init_times]) for k in range(1, steps + 1)]
-        return Sample(self.batch(init_times), truths, list(init_times))
+        if self.latents is None:
+            return Sample(self.batch(init_times), truths, list(init_times))
+        found = [self.latents.find(t) for t in init_times]
+        missing = [self.batch([t]) for t, latents in zip(init_times, found, strict=True) if latents is None]
+        return Sample(None, truths, list(init_times), found, missing)
 
 
 def _key(time: np.datetime64) -> int:

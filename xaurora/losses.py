@@ -24,7 +24,13 @@ Trim = tuple[slice, slice]
 
 
 def of_step(
-    module: AuroraWithHead, step: Step, truth: Truth, area: torch.Tensor, trim: Trim, base_loss: float
+    module: AuroraWithHead,
+    step: Step,
+    truth: Truth,
+    area: torch.Tensor,
+    trim: Trim,
+    base_loss: float,
+    part: tuple[torch.Tensor, Trim] | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss of one six-hour step, and what it is made of.
 
@@ -40,6 +46,8 @@ def of_step(
         The rows and columns inside the halo.
     base_loss : float
         Weight of Aurora's own loss.
+    part : tuple, optional
+        Cell areas and ``trim`` of the targets, where they are learnt in a part of the grid alone.
 
     Returns
     -------
@@ -50,17 +58,18 @@ def of_step(
     parts: dict[str, torch.Tensor] = {}
     score: Any = torch.zeros((), device=area.device)
     heads: Any = module.head
+    own_area, own_trim = part or (area, trim)
     for name, head in heads.items():
         target = truth.targets[name].to(area.device)
         params, y = head.parameters_of(step.raw[name]), seen(head, target)
-        own = mean(head.loss(params, y), target, area, trim)
+        own = mean(head.loss(params, y), target, own_area, own_trim)
         score = score + own / len(truth.targets)
         if len(truth.targets) > 1:
             parts[f"{name}_loss"] = own.detach()
         with torch.no_grad():
             error = head.mean(params) - y
-            parts[f"{name}:squares"] = mean(error**2, target, area, trim)
-            parts[f"{name}:absolute"] = mean(error.abs(), target, area, trim)
+            parts[f"{name}:squares"] = mean(error**2, target, own_area, own_trim)
+            parts[f"{name}:absolute"] = mean(error.abs(), target, own_area, own_trim)
     if truth.targets:
         parts["head_loss"] = score.detach()
     if base_loss and truth.state is not None:

@@ -7,7 +7,9 @@ import copy
 import dataclasses
 import hashlib
 import json
+import logging
 import pickle
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,14 @@ from einops import rearrange
 from xaurora.batch import plain
 from xaurora.config import check_precision
 from xaurora.errors import CheckpointError, OptionError, WeightsUnavailableError
-from xaurora.grid import Grid
+from xaurora.grid import Grid, Window
 from xaurora.memory import LiveBytes
 from xaurora.requirements import MODELS, Needs, unknown_model
 from xaurora.targets import InputForm
 from xaurora.tiny import TinyAurora, load_tiny_pretrained
 from xaurora.variables import TIMESTEP_HOURS
+
+logger = logging.getLogger("xaurora")
 
 _CLASSES: dict[str, type[Aurora]] = {"small": AuroraSmallPretrained, "base": AuroraPretrained, "finetuned": Aurora}
 
@@ -263,8 +267,9 @@ def placed(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
     base = model.base if isinstance(model, AuroraWithHead) else model
     handles: list[Any] = []
     trunks = [m for m in model.modules() if hasattr(m, "wraps")]
+    window = model.window if isinstance(model, AuroraWithHead) else None
     for trunk in trunks:
-        trunk.wraps = grid.wraps
+        trunk.wraps = grid.wraps if window is None else window.wraps
     if not grid.wraps:
         blocks = [m for m in base.modules() if isinstance(m, Swin3DTransformerBlock)]
         handles += [block.register_forward_pre_hook(_unwrapped, with_kwargs=True) for block in blocks]
@@ -341,20 +346,29 @@ class AuroraWithHead(torch.nn.Module):
         self._raw: Any = None
         self.head_alone = False
         """Whether a step ends at the head; set by :func:`xaurora.rollout.steps` for the last one."""
+        self.window: Window | None = None
+        """The part of the grid that the heads see: raw output then has its shape; set while a region is trained or forecast."""
+        self.decoded: tuple[str, ...] | None = None
+        """Aurora's variables on levels that are decoded, by default all; set by :func:`xaurora.rollout.steps` for the last step."""
         if self.inputs:
             extend(base, self.inputs)
 
-    def forward(self, batch: Batch) -> Step:
-        """One six-hour step. The hook is there only while it runs, so that the base stays a stock Aurora."""
+    def forward(self, batch: Batch | None, latents: torch.Tensor | None = None) -> Step:
+        """One six-hour step, or of latents ``(b, c, hp, wp, d)`` that :meth:`latents` made what the heads make of them. The hook is there only
+        while it runs, so that the base stays a stock Aurora."""
+        if latents is not None:
+            return Step(None, self._heads(latents))
         if self.head_alone and self.head is not None:
             return Step(None, self._undecoded(batch))
-        handle = (
-            self.base.decoder.register_forward_hook(self._beside, with_kwargs=True) if self.head is not None else None
-        )
+        decoder, handles = self.base.decoder, []
+        if self.decoded is not None and set(self.decoded) < set(decoder.atmos_vars):
+            handles.append(decoder.register_forward_pre_hook(self._fewer, with_kwargs=True))
+        if self.head is not None:
+            handles.append(decoder.register_forward_hook(self._beside, with_kwargs=True))
         try:
             prediction = self.base(plain(batch))
         finally:
-            if handle is not None:
+            for handle in handles:
                 handle.remove()
         raw, self._raw = self._raw, None
         if self.inputs:
@@ -364,8 +378,14 @@ class AuroraWithHead(torch.nn.Module):
     def _undecoded(self, batch: Batch) -> Any:
         """What the head reads off the latents, without decoding Aurora's own variables, of which the 13 levels take a fifth of a step."""
 
+        return self._heads(self._up_to_decoder(batch))
+
+    def _up_to_decoder(self, batch: Batch) -> torch.Tensor:
+        """The latents that the heads see, ``(b, c, hp, wp, d)``."""
+        found: list[torch.Tensor] = []
+
         def stop(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._beside(module, args, kwargs, None)
+            found.append(self._latents(args, kwargs))
             raise _HeadIsEnoughError
 
         handle = self.base.decoder.register_forward_pre_hook(stop, with_kwargs=True)
@@ -375,8 +395,36 @@ class AuroraWithHead(torch.nn.Module):
             pass
         finally:
             handle.remove()
-        raw, self._raw = self._raw, None
-        return raw
+        return found[0]
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> torch.Tensor:
+        """What the backbone hands to its decoder, in evaluation mode, inside :func:`placed`.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(b, c, hp, wp, d)``, float32: latent levels (the surface first), patches of the window, channels.
+        """
+        was_training = self.base.training
+        self.base.eval()
+        try:
+            return self._up_to_decoder(batch).float()
+        finally:
+            self.base.train(was_training)
+
+    def _fewer(
+        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Have fewer variables on levels decoded. Where none is wanted, one is, on one level: the decoder cannot do without."""
+        x, batch = args[0], args[1]
+        kept = {n: v for n, v in batch.atmos_vars.items() if n in (self.decoded or ())}
+        meta = batch.metadata
+        if not kept:
+            name, values = next(iter(batch.atmos_vars.items()))
+            kept = {name: values[:, :, :1]}
+            meta = dataclasses.replace(meta, atmos_levels=meta.atmos_levels[:1])
+        return (x, dataclasses.replace(batch, atmos_vars=kept, metadata=meta), *args[2:]), kwargs
 
     def _with_means(self, prediction: Batch, raw: dict[str, torch.Tensor]) -> Batch:
         """Put the heads' means where the decoder has untrained values of the targets."""
@@ -388,11 +436,27 @@ class AuroraWithHead(torch.nn.Module):
         return dataclasses.replace(prediction, surf_vars=surface)
 
     def _beside(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self._raw = self._heads(self._latents(args, kwargs))
+
+    def _latents(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+        """Of what the decoder is given, the patches of the window."""
         levels, height, width = kwargs["patch_res"]
         latents = rearrange(args[0], "b (c h w) d -> b c h w d", c=levels, h=height, w=width)
+        if self.window is None:
+            return latents
+        rows, columns = (
+            torch.from_numpy(v).to(latents.device) for v in (self.window.patch_rows, self.window.patch_columns)
+        )
+        return latents.index_select(2, rows).index_select(3, columns)
+
+    def _heads(self, latents: torch.Tensor) -> Any:
         # The head and its score stay in float32: bfloat16 would cost up to 1.7 % in z.
         with torch.autocast(device_type=latents.device.type, enabled=False):
-            self._raw = self.head(latents.float())  # type: ignore[misc]
+            raw: Any = self.head(latents.float())  # type: ignore[misc]
+        if self.window is None:
+            return raw
+        (top, left), (height, width) = (self.window.top, self.window.left), self.window.shape
+        return {name: v[..., top : top + height, left : left + width] for name, v in raw.items()}
 
 
 def extend(base: Aurora, inputs: Mapping[str, InputForm]) -> None:
@@ -430,6 +494,46 @@ def latent_size(base: Aurora) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
+def compiled(base: Aurora) -> Iterator[None]:
+    """Run the backbone's blocks through ``torch.compile``; where that fails, which is said once, they run as they are."""
+    blocks = [m for m in base.modules() if isinstance(m, Swin3DTransformerBlock)]
+    failed: list[str] = []
+
+    def wrap(forward: Any) -> Any:
+        made: list[Any] = []
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if not failed:
+                try:
+                    if not made:
+                        made.append(torch.compile(forward, dynamic=False))
+                    return made[0](*args, **kwargs)
+                except (RuntimeError, ImportError, OSError, NotImplementedError, AttributeError) as error:
+                    if isinstance(error, torch.cuda.OutOfMemoryError):
+                        raise
+                    failed.append(type(error).__name__)
+                    logger.warning(
+                        "compile=True: torch.compile is not available here (%s: %s); the blocks run as they are, with the same results.",
+                        type(error).__name__,
+                        (str(error).strip().splitlines() or ["no reason given"])[0],
+                    )
+            return forward(*args, **kwargs)
+
+        return run
+
+    for block in blocks:
+        block.forward = wrap(block.forward)
+    try:
+        with warnings.catch_warnings():
+            # Upstream keeps the masks of shifted windows in a cache, which compiled code goes round: they are made anew, and the same.
+            warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
+            yield
+    finally:
+        for block in blocks:
+            block.__dict__.pop("forward", None)
+
+
+@contextlib.contextmanager
 def recomputed(base: Aurora) -> Iterator[None]:
     """Activation checkpointing: blocks, encoder and decoder run again in the backward pass instead of being stored.
 
@@ -453,4 +557,4 @@ def recomputed(base: Aurora) -> Iterator[None]:
         yield
     finally:
         for module in modules:
-            del module.forward
+            module.__dict__.pop("forward", None)

@@ -17,9 +17,10 @@ from aurora import Aurora
 from xaurora import adapters, checking, config, conventions, heads, requirements, samples, strategies, targets, tuned
 from xaurora import grid as grids
 from xaurora import model as models
-from xaurora.config import StrategyOptions, TrainingOptions
+from xaurora.config import LatentOptions, StrategyOptions, TrainingOptions
 from xaurora.conventions import Fields
 from xaurora.errors import OptionError
+from xaurora.evaluation import regions
 from xaurora.requirements import Needs
 from xaurora.tuned import TunedAurora
 from xaurora.variables import Variable
@@ -61,6 +62,10 @@ class Plan:
     trim : tuple of slice
         Rows and columns inside the halo.
     halo : int
+    window : Window, optional
+        The region where the targets are learnt.
+    target_grid, target_trim : Grid, tuple of slice
+        The targets' own.
     chosen : Index
         Init times that make a sample.
     parts : Split
@@ -85,6 +90,9 @@ class Plan:
     grid: grids.Grid
     trim: tuple[slice, slice]
     halo: int
+    window: grids.Window | None
+    target_grid: grids.Grid
+    target_trim: tuple[slice, slice]
     chosen: samples.Index
     parts: samples.Split
 
@@ -163,6 +171,7 @@ def plan(
     validation: Any,
     halo: int,
     options: TrainingOptions,
+    region: Any = None,
     named: bool = False,
 ) -> Plan:
     """Resolve everything. Reads a few frames of a target that has to be looked at, and no others. A strategy that was ``named`` alone goes on
@@ -207,8 +216,17 @@ def plan(
             checking.refuse_implausible_target(t)
     learnt = [replace(t, values=t.values.isel(latitude=crop.rows, longitude=crop.columns)) for t in learnt]
     grid = cut.layout.grid
+    window = None
+    if region is not None:
+        window = _window(region, cut, needs.patch_size, chosen_heads, halo)
+        learnt = [replace(t, values=_inside(t.values, window)) for t in learnt]
     fed = as_input or (isinstance(model, TunedAurora) and bool(model.model.inputs))
     if fed:
+        if window is not None:
+            raise OptionError(
+                "region= learns the target in a part of the grid, and as_input=True needs it on all of it.",
+                fix="leave one of them out",
+            )
         targets.refuse_as_input([t.name for t in learnt])
         own = list(model.model.inputs) if isinstance(model, TunedAurora) else []
         if missing := [n for n in own if n not in {t.name for t in learnt}]:
@@ -240,9 +258,66 @@ def plan(
         grid=grid,
         trim=grids.trim(grid, halo),
         halo=int(halo),
+        window=window,
+        target_grid=grid if window is None else grid.take(window.rows, window.columns),
+        target_trim=grids.trim(grid, halo) if window is None else (slice(None), slice(None)),
         chosen=chosen,
         parts=samples.split(chosen, train, validation, steps=options.rollout_steps, also_input=fed),
     )
+
+
+def _window(region: Any, cut: Fields, patch_size: int, chosen: dict[str, heads.HeadOptions], halo: int) -> grids.Window:
+    """Where the targets are learnt."""
+    if not chosen:
+        raise OptionError(
+            "region= is where a target is learnt, and target='all' has none with a head.", fix="leave region out"
+        )
+    if halo:
+        raise OptionError(
+            "halo= throws away the edges of regional data, and region= takes a part of what the backbone sees.",
+            fix="leave one of them out",
+        )
+    inside = regions.cells(cut, region)
+    margin = max(1, *(options.neighbours // 2 for options in chosen.values()))
+    return grids.window(cut.layout.grid, inside, patch_size, margin)
+
+
+def _inside(values: xr.DataArray, window: grids.Window) -> xr.DataArray:
+    """A target in a region; NaN in cells of its box that lie outside."""
+    part = values.isel(latitude=window.rows, longitude=window.columns)
+    if window.mask is None:
+        return part
+    return part.where(xr.DataArray(window.mask, dims=("latitude", "longitude")))
+
+
+def kept_latents(plan: Plan) -> LatentOptions | None:
+    """How latents are kept in a training, or None where the backbone runs in every step.
+
+    Raises
+    ------
+    OptionError
+        They were asked for, and cannot be kept.
+    """
+    options, wanted = plan.options, plan.options.latents
+    if wanted is False:
+        return None
+    why = ""
+    if plan.how.name != "frozen":
+        why = f"strategy={plan.how.name!r} trains what makes them"
+    elif options.rollout_steps > 1:
+        why = f"rollout_steps={options.rollout_steps} starts later steps from forecasts"
+    elif plan.fed:
+        why = "as_input=True trains what the encoder makes of the target"
+    elif options.parallel == "fsdp":
+        why = "parallel='fsdp' runs all processes at once"
+    if why and wanted == "auto":
+        return None
+    if why:
+        raise OptionError(f"latents can be kept where the backbone stays as it is, and {why}.", fix="latents='auto'")
+    if wanted == "auto":
+        seen = options.total_steps(len(plan.parts.train)) * options.samples_a_step
+        return LatentOptions() if seen > len(plan.parts.train) else None
+    return wanted if isinstance(wanted, LatentOptions) else LatentOptions()
 
 
 def _check_all(every: bool, names: list[str], how: config.StrategyOptions, options: config.TrainingOptions) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import logging
+import os
+import queue
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from aurora import Aurora
+from aurora import Aurora, Batch
 
 from xaurora import batch as batches
 from xaurora import bridge, checking, config, conventions, normalisation, periods, requirements, rollout, targets, tuned
@@ -23,8 +26,10 @@ from xaurora import members as ensembles
 from xaurora import model as models
 from xaurora.conventions import Fields
 from xaurora.errors import InitTimeError, LeadTimeError, MissingVariableError, NoModelError, OptionError
+from xaurora.evaluation import regions
 from xaurora.forecasts import Request, Writer, target_field, to_store
 from xaurora.heads import RAIN
+from xaurora.loading import Loader, ahead
 from xaurora.members import PastOrder
 from xaurora.progress import watched
 from xaurora.requirements import Needs
@@ -87,13 +92,18 @@ def predict(
     members: int = 0,
     past: xr.Dataset | None = None,
     halo: int | None = None,
+    region: Any = None,
     store: str | Path | None = None,
+    batch_size: int = 1,
+    devices: int = 1,
+    compile: bool = False,
     precision: str = "auto",
     progress: bool = True,
 ) -> xr.Dataset:
     """Forecast. See :meth:`xaurora.accessor.AuroraAccessor.predict`."""
     steps = lead_steps(lead)
     config.check_precision(precision)
+    config.check_running(batch_size=batch_size, devices=devices, compile=compile)
     quantiles, thresholds_mm = (list(dict.fromkeys(_several(v))) for v in (quantiles, thresholds_mm))
     if isinstance(model, Aurora) and weights is not None:
         raise OptionError(
@@ -119,11 +129,16 @@ def predict(
     if isinstance(model, TunedAurora) and model.model.inputs:
         cut, times = _with_inputs(model, fields, cut, crop, times, chosen=time is not None)
     halo = config.check_halo(halo if halo is not None else (model.halo if isinstance(model, TunedAurora) else 0))
-    trim = grids.trim(cut.layout.grid, halo)
+    grid = cut.layout.grid
+    part: tuple[Any, Any] = grids.trim(grid, halo)
+    window = None
+    if region is not None:
+        window = _window(region, cut, model, wanted.patch_size, halo)
+        part = (window.rows, window.columns)
     request = _request(fields, wanted, model, steps, variables, quantiles, thresholds_mm, members)
     order = None
     if members:
-        rows, columns = (np.arange(n)[part][inner] for n, part, inner in zip(fields.layout.grid.shape, (crop.rows, crop.columns), trim, strict=True))  # fmt: skip
+        rows, columns = (np.arange(n)[kept][inner] for n, kept, inner in zip(fields.layout.grid.shape, (crop.rows, crop.columns), part, strict=True))  # fmt: skip
         order = PastOrder(past, fields, request.targets, steps, members, rows, columns)
     checking.warn_implausible(fields)
     if not cut.layout.grid.is_global and steps[-1] > 1 and not wanted.model.startswith("tiny"):
@@ -136,18 +151,46 @@ def predict(
 
     module = _module(model, weights, wanted, cut, progress)
     attrs = _provenance(model, module, cut, times[0] - batches.STEP, halo, precision)
+    if window is not None:
+        attrs["xaurora_region"] = region if isinstance(region, str) else json.dumps(_box(grid, window))
     if order is not None:
         attrs["xaurora_members"] = f"{members}, Schaake shuffle of past fields"
         attrs["xaurora_members_past"] = order.digest
-    writer = Writer(fields, cut, trim, request, module.head, learnt, times, attrs)
-    device = torch.device(
-        "cuda" if torch.cuda.is_available() and not isinstance(model, Aurora) else next(module.parameters()).device
-    )
-    with _inference(module, cut.layout.grid, precision, device):
+    writer = Writer(fields, cut, part, request, module.head, learnt, times, attrs)
+    job = _Job(module, cut, request, part, window, order, precision, batch_size)
+    places = _devices(model, module, devices)
+    modules = [module, *(copy.deepcopy(module) for _ in places[1:])]
+    with contextlib.ExitStack() as stack:
+        replicas = [
+            stack.enter_context(_inference(m, job, place, compile=compile))
+            for m, place in zip(modules, places, strict=True)
+        ]
         if store is not None:
-            return to_store(Path(store), writer, lambda t: _one(module, cut, t, request, trim, order), progress)
-        blocks = [_one(module, cut, t, request, trim, order) for t in watched(times, "predict", shown=progress)]
+            return to_store(Path(store), writer, lambda left: job.run(list(left), replicas), progress)
+        blocks = list(watched(job.run(times, replicas), "predict", shown=progress, total=len(times)))
     return writer.dataset(blocks)
+
+
+def _window(region: Any, cut: Fields, model: Any, patch_size: int, halo: int) -> grids.Window:
+    """The part of the grid that is forecast."""
+    if halo:
+        raise OptionError(
+            "halo= throws away the edges of regional data, and region= takes a part of what the backbone sees.",
+            fix="predict(region=..., halo=0)",
+        )
+    heads_: Any = model.model.head if isinstance(model, TunedAurora) else None
+    margin = max([1, *(h.options.neighbours // 2 for _, h in heads_.items())] if heads_ is not None else [1])
+    return grids.window(cut.layout.grid, regions.cells(cut, region), patch_size, margin)
+
+
+def _box(grid: grids.Grid, window: grids.Window) -> list[float]:
+    """South, north, west, east."""
+    return [
+        float(grid.latitude[window.rows[-1]]),
+        float(grid.latitude[window.rows[0]]),
+        float(grid.longitude[window.columns[0]]),
+        float(grid.longitude[window.columns[-1]]),
+    ]
 
 
 def _check_members(members: Any, past: Any) -> None:
@@ -289,9 +332,26 @@ def _module(model: Any, weights: Any, needs: Needs, cut: Fields, progress: bool)
     return models.AuroraWithHead(models.load_pretrained(model, weights))
 
 
+def _devices(model: Any, module: models.AuroraWithHead, count: int) -> list[torch.device]:
+    """Where to run: a given Aurora where it is, others on the GPU; several GPUs share the init times."""
+    here = next(module.parameters()).device
+    if count == 1:
+        return [torch.device("cuda") if torch.cuda.is_available() and not isinstance(model, Aurora) else here]
+    cuda = torch.cuda.is_available()
+    there = torch.cuda.device_count() if cuda else os.cpu_count() or 1
+    if count > there:
+        raise OptionError(
+            f"devices={count}, and this machine has {there} {'GPU(s)' if cuda else 'processor(s) and no GPU'}.",
+            fix=f"devices={there}",
+        )
+    return [torch.device("cuda", i) if cuda else torch.device("cpu") for i in range(count)]
+
+
 @contextlib.contextmanager
-def _inference(module: models.AuroraWithHead, grid: grids.Grid, precision: str, device: torch.device) -> Iterator[None]:
-    """Evaluation mode, on the device, in place; all of it is undone afterwards."""
+def _inference(
+    module: models.AuroraWithHead, job: _Job, device: torch.device, *, compile: bool
+) -> Iterator[models.AuroraWithHead]:
+    """The module in evaluation mode, on the device, in place; all of it is undone afterwards."""
     base = module.base
     before = (
         module.training,
@@ -301,59 +361,124 @@ def _inference(module: models.AuroraWithHead, grid: grids.Grid, precision: str, 
         base.autocast_dtype,
     )
     module.eval().to(device)
-    if precision != "auto":  # else the model's own setting holds, as in upstream's rollout
-        models.set_precision(base, precision, device)
+    if job.precision != "auto":  # else the model's own setting holds, as in upstream's rollout
+        models.set_precision(base, job.precision, device)
+    module.window = job.window
     try:
-        with torch.inference_mode(), models.placed(module, grid):
-            yield
+        with models.placed(module, job.cut.layout.grid), models.compiled(base) if compile else contextlib.nullcontext():
+            yield module
     finally:
+        module.window = None
         module.train(before[0])
         base.train(before[1])
         module.to(before[2])
         base.autocast_backbone, base.autocast_dtype = before[3], before[4]
 
 
-def _one(
-    module: models.AuroraWithHead,
-    cut: Fields,
-    init: np.datetime64,
-    request: Request,
-    trim: tuple[slice, slice],
-    order: PastOrder | None,
-) -> dict[str, np.ndarray]:
-    """The forecast from one init time: canonical arrays ``(lead, [level,] h, w)`` by name, halo trimmed."""
-    heads: Any = module.head
-    ranks = order.ranks(init) if order is not None else {}
-    out: dict[str, list[np.ndarray]] = {}
+_FRAMES = 256 * 1024**2  # bytes of states kept: each is the history of the next init time
 
-    def keep(key: str, values: torch.Tensor) -> None:
-        out.setdefault(key, []).append(values.float().cpu().numpy()[..., trim[0], trim[1]])
 
-    # A step that the next one stands on is decoded in any case; the last one only for what is asked of it.
-    head_alone = not request.surface and not request.atmos
-    batch = batches.to_batch(cut, [init])
-    for i, step in enumerate(rollout.steps(module, batch, request.steps[-1], head_alone=head_alone)):
-        if i + 1 not in request.steps:
-            continue
-        for name in request.surface:
-            keep(f"surface/{name}", step.prediction.surf_vars[name][0, 0])
-        for name in request.atmos:
-            keep(f"atmos/{name}", step.prediction.atmos_vars[name][0, 0])
-        for target in request.targets:
-            head = heads[target]
-            params = head.parameters_of(step.raw[target])
-            keep(f"{target}/mean", head.mean(params)[0])
-            for name, values in params.items():
-                keep(f"{target}/{name}", values[0])
-            for q in request.quantiles:
-                keep(f"{target}/quantile/{q}", head.quantile(params, q)[0])
-            for threshold in request.thresholds if head.options.family in RAIN else ():
-                keep(f"{target}/probability/{threshold}", head.probability_above(params, threshold * 1e-3)[0])
-            if target in ranks:
-                inner = {k: v[0][trim] for k, v in params.items()}
-                drawn = ensembles.draw(head, inner, ranks[target][request.steps.index(i + 1)])
-                out.setdefault(f"{target}/members", []).append(drawn)
-    return {key: np.stack(values) for key, values in out.items()}
+@dataclass(frozen=True)
+class _Job:
+    """What is forecast, and how.
+
+    Parameters
+    ----------
+    module : AuroraWithHead
+    cut : Fields
+    request : Request
+    part : tuple of slice or ndarray
+        Rows and columns that are put out.
+    window : Window, optional
+        Of a region: raw output of the heads has its shape already.
+    order : PastOrder, optional
+    precision : str
+    batch_size : int
+    """
+
+    module: models.AuroraWithHead
+    cut: Fields
+    request: Request
+    part: tuple[Any, Any]
+    window: grids.Window | None
+    order: PastOrder | None
+    precision: str
+    batch_size: int
+
+    def run(self, times: list[np.datetime64], replicas: list[models.AuroraWithHead]) -> Iterator[dict[str, np.ndarray]]:
+        """The forecasts of init times, in their order; inputs are read while those before are computed."""
+        loader = Loader(self.cut, {}, budget=_FRAMES)
+        groups = [times[i : i + self.batch_size] for i in range(0, len(times), self.batch_size)]
+        several = ahead(groups, loader.batch, 1 if len(groups) > 1 else 0)
+        if len(replicas) == 1:
+            for inits, batch in several:
+                yield from self.forecast(replicas[0], inits, batch)
+            return
+        free: queue.SimpleQueue[models.AuroraWithHead] = queue.SimpleQueue()
+        for replica in replicas:
+            free.put(replica)
+
+        def one(item: tuple[list[np.datetime64], Batch]) -> list[dict[str, np.ndarray]]:
+            replica = free.get()
+            try:
+                return self.forecast(replica, *item)
+            finally:
+                free.put(replica)
+
+        for _, blocks in ahead(several, one, len(replicas)):
+            yield from blocks
+
+    def forecast(
+        self, module: models.AuroraWithHead, inits: list[np.datetime64], batch: Batch
+    ) -> list[dict[str, np.ndarray]]:
+        """The forecasts from some init times: of each, canonical arrays ``(lead, [level,] h, w)`` by name, of the part that is put out."""
+        with torch.inference_mode():
+            return self._forecast(module, inits, batch)
+
+    def _forecast(
+        self, module: models.AuroraWithHead, inits: list[np.datetime64], batch: Batch
+    ) -> list[dict[str, np.ndarray]]:
+        heads: Any = module.head
+        request, (rows, columns) = self.request, self.part
+        ranks = [self.order.ranks(init) if self.order is not None else {} for init in inits]
+        out: list[dict[str, list[np.ndarray]]] = [{} for _ in inits]
+
+        def keep(key: str, values: torch.Tensor, *, cut: bool = True) -> None:
+            """Values ``(b, ..., h, w)``."""
+            found = values.float().cpu().numpy()
+            if cut:
+                found = found[..., rows, :][..., columns]
+            for own, one in zip(out, found, strict=True):
+                own.setdefault(key, []).append(one)
+
+        whole = self.window is None  # else the heads give the region alone
+        # A step that the next one stands on is decoded in any case; the last one only for what is asked of it.
+        alone = not request.surface and not request.atmos
+        stepping = rollout.steps(module, batch, request.steps[-1], head_alone=alone, atmos=tuple(request.atmos))
+        for i, step in enumerate(stepping):
+            if i + 1 not in request.steps:
+                continue
+            for name in request.surface:
+                keep(f"surface/{name}", step.prediction.surf_vars[name][:, 0])
+            for name in request.atmos:
+                keep(f"atmos/{name}", step.prediction.atmos_vars[name][:, 0])
+            for target in request.targets:
+                head = heads[target]
+                params = head.parameters_of(step.raw[target])
+                keep(f"{target}/mean", head.mean(params), cut=whole)
+                for name, values in params.items():
+                    keep(f"{target}/{name}", values, cut=whole)
+                for q in request.quantiles:
+                    keep(f"{target}/quantile/{q}", head.quantile(params, q), cut=whole)
+                for threshold in request.thresholds if head.options.family in RAIN else ():
+                    above = head.probability_above(params, threshold * 1e-3)
+                    keep(f"{target}/probability/{threshold}", above, cut=whole)
+                for b, own in enumerate(ranks):
+                    if target in own:
+                        inner = {k: v[b][rows, :][:, columns] if whole else v[b] for k, v in params.items()}
+                        drawn = ensembles.draw(head, inner, own[target][request.steps.index(i + 1)])
+                        out[b].setdefault(f"{target}/members", []).append(drawn)
+        return [{key: np.stack(values) for key, values in own.items()} for own in out]
 
 
 def _provenance(

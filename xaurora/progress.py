@@ -14,13 +14,15 @@ def bar(*, total: int, label: str, unit: str, shown: bool, after: float = 0.0) -
     return tqdm(total=total, desc=label, unit=unit, disable=not shown, mininterval=_interval(), delay=after)
 
 
-def watched(items: Iterable[Any], label: str, *, unit: str = "time", shown: bool = True) -> Iterable[Any]:
+def watched(
+    items: Iterable[Any], label: str, *, unit: str = "time", shown: bool = True, total: int | None = None
+) -> Iterable[Any]:
     """Iterate with a bar that goes away at the end."""
     if not shown:
         return items
     from tqdm.auto import tqdm
 
-    return tqdm(items, desc=label, unit=unit, leave=False, mininterval=_interval())
+    return tqdm(items, desc=label, unit=unit, leave=False, total=total, mininterval=_interval())
 
 
 def say(text: str, *, shown: bool = True) -> None:

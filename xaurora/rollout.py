@@ -27,6 +27,7 @@ def steps(
     run: Callable[[Batch], Step] | None = None,
     push_forward: bool = False,
     head_alone: bool = False,
+    atmos: tuple[str, ...] | None = None,
 ) -> Iterator[Step]:
     """Six-hour steps, each from the state that the last one left.
 
@@ -44,6 +45,8 @@ def steps(
         Stop gradients between steps. A step's graph can then be freed before the next one runs.
     head_alone : bool
         Of the last step give what the head says alone, and decode nothing else; its prediction is None.
+    atmos : tuple of str, optional
+        Of the last step decode these of Aurora's variables on levels alone; by default all.
 
     Yields
     ------
@@ -57,11 +60,12 @@ def steps(
     """
     batch = prepare(model, batch)
     for i in range(count):
-        model.head_alone = head_alone and i + 1 == count
+        last = i + 1 == count
+        model.head_alone, model.decoded = head_alone and last, atmos if last else None
         try:
             step = (run or model)(batch)
         finally:
-            model.head_alone = False
+            model.head_alone, model.decoded = False, None
         following = None
         if i + 1 < count:
             following = advance(model, batch, step.prediction)

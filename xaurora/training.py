@@ -51,6 +51,8 @@ class Work:
         How it is scored.
     moves_base : bool
         Whether the strategy trains the base.
+    target_grid, target_trim : Grid, tuple of slice
+        Where the targets are learnt: the grid, or a region of it.
     settings : dict
         What a resumed run must have in common.
     """
@@ -64,6 +66,8 @@ class Work:
     trim: Trim
     task: Task
     moves_base: bool
+    target_grid: grids.Grid
+    target_trim: Trim
     settings: dict[str, Any]
 
 
@@ -83,8 +87,12 @@ def fit(fabric: Any, work: Work, options: config.TrainingOptions, folder: Path, 
         training = _Training(fabric, work, module, options, folder, stack)
         if run is not None:
             training.restore(run)
-        training.loop()
-        training.close()
+        try:
+            training.loop()
+            training.close()
+        finally:
+            if work.loader.latents is not None:
+                work.loader.latents.close()
 
 
 class _Training:
@@ -120,7 +128,8 @@ class _Training:
         self.scaler = torch.amp.GradScaler(fabric.device.type, enabled=models.uses_fp16(module.base))
         self.total = options.total_steps(len(work.train))
         self.warmup = options.warmup_steps(self.total)
-        self.area = torch.from_numpy(grids.latitude_weights(work.grid.latitude)).float().to(fabric.device)[:, None]
+        self.area = _area(work.grid, fabric.device)
+        self.part = (_area(work.target_grid, fabric.device), work.target_trim)
         self.base_loss = options.base_loss if work.task.base else 0.0
         self.average = {k: p.detach().clone() for k, p in self.moving.items()} if options.ema is not None else None
         self.replay = self._replay(options.replay) if options.replay is not None else None
@@ -150,7 +159,16 @@ class _Training:
     def _validator(self, init_times: np.ndarray) -> Validator:
         w = self.work
         return Validator(
-            w.task, w.loader, init_times, self.area, w.trim, self.options.batch_size, self.rank, self.world, self._sum
+            w.task,
+            w.loader,
+            init_times,
+            self.area,
+            w.trim,
+            self.options.batch_size,
+            self.rank,
+            self.world,
+            self._sum,
+            self.part,
         )
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -297,6 +315,9 @@ class _Training:
 
     def _forecasts(self, sample: Sample, weight: float, sums: dict[str, torch.Tensor], *, final: bool) -> None:
         """Forward and backward of one batch of forecasts."""
+        if sample.batch is None:
+            self._read(sample, weight, sums, final=final)
+            return
         count = len(sample.truths)
         push = self.options.push_forward
         batch = rollout.prepare(self.module, sample.batch)
@@ -309,7 +330,7 @@ class _Training:
                 with self._unsynced(push and not (final and k + 1 == count)):
                     step = next(stepping)
                     loss, parts = losses.of_step(
-                        self.module, step, sample.truths[k], self.area, self.work.trim, self.base_loss
+                        self.module, step, sample.truths[k], self.area, self.work.trim, self.base_loss, self.part
                     )
                     _add(sums, {"loss": loss.detach(), **parts}, weight / count)
                     if push:
@@ -319,6 +340,15 @@ class _Training:
                     del step
             if not push:
                 self._backward(total * (weight / count))
+
+    def _read(self, sample: Sample, weight: float, sums: dict[str, torch.Tensor], *, final: bool) -> None:
+        """The same where latents are kept: the heads alone run."""
+        latents = self.work.loader.latents.of(self.module, sample, self.fabric.device)
+        with self._unsynced(not final):
+            step = self.runner(None, latents=latents)
+            loss, parts = losses.of_step(self.module, step, sample.truths[0], self.area, self.work.trim, 0.0, self.part)
+            _add(sums, {"loss": loss.detach(), **parts}, weight)
+            self._backward(loss * weight)
 
     def _unsynced(self, wanted: bool) -> Any:
         """Leave gradients where they are until the last batch of a step. Never entered for nothing: Fabric's context for FSDP turns
@@ -344,7 +374,9 @@ class _Training:
             with self._unsynced(i + 1 < count):
                 step = self.runner(batch)
                 truth = self.work.loader.truth([entry.next_time])
-                loss, parts = losses.of_step(self.module, step, truth, self.area, self.work.trim, self.base_loss)
+                loss, parts = losses.of_step(
+                    self.module, step, truth, self.area, self.work.trim, self.base_loss, self.part
+                )
                 weight = 1.0 / (count * self.world)
                 _add(sums, {"loss": loss.detach(), **parts}, weight)
                 self._backward(loss * weight)
@@ -609,6 +641,11 @@ class _Training:
 
     def _shapes(self) -> dict[str, torch.Tensor]:
         return dict(self.moving)  # a sharded parameter has the shape of the whole
+
+
+def _area(grid: grids.Grid, device: torch.device) -> torch.Tensor:
+    """Cell areas, ``(h, 1)``."""
+    return torch.from_numpy(grids.latitude_weights(grid.latitude)).float().to(device)[:, None]
 
 
 def _capital(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from xaurora import losses, rollout
 from xaurora.loading import STEP, Loader, Sample
 from xaurora.losses import Trim
-from xaurora.model import AuroraWithHead
+from xaurora.model import AuroraWithHead, Step
 
 MOST_KEPT = 100  # truths in memory, of which the climatology's score is made
 Sum = Callable[[torch.Tensor], torch.Tensor]
@@ -74,6 +74,8 @@ class Validator:
         This process's place among those that share the work.
     total : callable
         Sums a tensor over processes.
+    part : tuple, optional
+        Cell areas and ``trim`` of the targets, where they are learnt in a part of the grid alone.
     """
 
     def __init__(
@@ -87,8 +89,10 @@ class Validator:
         rank: int = 0,
         world: int = 1,
         total: Sum = lambda x: x,
+        part: tuple[torch.Tensor, Trim] | None = None,
     ) -> None:
         self.task, self.loader, self.area, self.trim, self.total = task, loader, area, trim, total
+        self.own_area, self.own_trim = part or (area, trim)
         self.init_times = init_times
         batches = [list(init_times[i : i + batch_size]) for i in range(0, len(init_times), batch_size)]
         rounds = -(-len(batches) // world)
@@ -103,12 +107,12 @@ class Validator:
         if self._reference is None:
             count = min(len(self.init_times), MOST_KEPT)
             chosen = self.init_times[np.unique(np.linspace(0, len(self.init_times) - 1, count).astype(int))]
-            weight = self.area.cpu().numpy()[self.trim[0]]
+            weight = self.own_area.cpu().numpy()[self.own_trim[0]]
             self._reference = {}
             for name in self.task.units:
                 per_step = []
                 for k in range(1, self.task.steps + 1):
-                    truth = np.stack([self.loader.target_at(name, t + STEP * k)[self.trim] for t in chosen])
+                    truth = np.stack([self.loader.target_at(name, t + STEP * k)[self.own_trim] for t in chosen])
                     low, high = self.ranges.get(name) or (None, None)
                     bounded = truth if low is None and high is None else np.clip(truth, low, high)
                     per_step.append(climatology_crps(bounded, weight))
@@ -136,7 +140,7 @@ class Validator:
         base = dict.fromkeys(("loss", "squares", "absolute", "persistence", "weight"), 0.0)
         for times, counts in self.batches:
             sample = self.loader.read(times, self.task.steps)
-            for k, step in enumerate(rollout.steps(module, sample.batch, self.task.steps)):
+            for k, step in enumerate(self._steps(module, sample)):
                 truth = sample.truths[k]
                 for name, head in heads.items():
                     self._add(sums[name], head, step.raw[name], truth.targets[name], counts)
@@ -151,10 +155,15 @@ class Validator:
         module.train(was_training)
         return self._scores(sums, base)
 
+    def _steps(self, module: AuroraWithHead, sample: Sample) -> Iterable[Step]:
+        if sample.batch is not None:
+            return rollout.steps(module, sample.batch, self.task.steps)
+        return [module(None, latents=self.loader.latents.of(module, sample, self.area.device))]
+
     def _add(self, sums: dict[str, float], head: Any, raw: torch.Tensor, target: torch.Tensor, counts: float) -> None:
         target = target.to(self.area.device)
         params, y = head.parameters_of(raw), losses.seen(head, target)
-        share = (torch.isfinite(target) * self.area)[..., self.trim[0], self.trim[1]]
+        share = (torch.isfinite(target) * self.own_area)[..., self.own_trim[0], self.own_trim[1]]
         error = head.mean(params) - y
         found = (
             ("crps", head.crps(params, y).float()),
@@ -163,13 +172,13 @@ class Validator:
             ("bias", error),
         )
         for key, values in found:
-            inside = values[..., self.trim[0], self.trim[1]]
+            inside = values[..., self.own_trim[0], self.own_trim[1]]
             inside = torch.where(share > 0, inside, torch.zeros_like(inside)) * share
             sums[key] += float(inside.sum(dtype=torch.float64)) * counts
         sums["weight"] += float(share.sum(dtype=torch.float64)) * counts
 
     def _persistence(self, module: AuroraWithHead, sample: Sample, state: Any) -> torch.Tensor:
-        batch = sample.batch
+        batch: Any = sample.batch
         same = type(batch)._fmap(batch, lambda v: v[:, -1:] if v.ndim > 2 else v)
         same.surf_vars = {k: v.to(self.area.device) for k, v in same.surf_vars.items()}
         same.atmos_vars = {k: v.to(self.area.device) for k, v in same.atmos_vars.items()}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from xaurora.conventions import Fields
 from xaurora.errors import RegionError
 from xaurora.evaluation import polygons
 from xaurora.grid import latitude_weights
@@ -128,6 +129,33 @@ def weights(
                 fix="regions=['domain'], or a box (south, north, west, east) inside",
             )
     return out
+
+
+def cells(fields: Fields, region: Any) -> np.ndarray:
+    """Grid points of canonical fields that lie in a region, ``(h, w)``, bool.
+
+    Parameters
+    ----------
+    fields : Fields
+    region : str, tuple, DataArray or polygon
+        A name, a box ``(south, north, west, east)``, a mask, or a polygon.
+
+    Raises
+    ------
+    RegionError
+        No such region, or none of the data lies in it.
+    """
+    grid = fields.layout.grid
+    land = fields.static["lsm"].values if "lsm" in fields.static else None
+    try:
+        found = weights(grid.latitude, grid.longitude, {"region": region} if isinstance(region, list) else region, land)
+    except RegionError as error:
+        message = error.message.replace("of the forecast", "of the data").replace("the truth holds", "the data hold")
+        message = message.replace("regions=", "region=").replace(", or a dict of boxes", "")
+        raise RegionError(message, fix="region='europe', or region=(south, north, west, east)") from None
+    if len(found) != 1:
+        raise RegionError(f"region={region!r} names {len(found)} regions, and one is wanted.", fix="region='europe'")
+    return np.asarray(next(iter(found.values())) > 0)
 
 
 def goes_round(longitude: np.ndarray) -> bool:

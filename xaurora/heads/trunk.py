@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import nn
@@ -60,7 +62,7 @@ class LatentMLP(nn.Module):
         """``(b, c, hp, wp, d)`` → ``(b, n, h, w)``, float32. The surface latent is level 0."""
         if self.surface_only:
             latents = latents[:, :1]
-        x = self.hidden(self.norm(rearrange(latents, "b c h w d -> b h w (c d)")))
+        x = self._hidden(rearrange(latents, "b c h w d -> b h w (c d)"))
         if self.around is not None:
             reach = self.around.kernel_size[0] // 2
             near = self.around(self._padded(rearrange(x, "b h w d -> b d h w"), reach))
@@ -76,6 +78,17 @@ class LatentMLP(nn.Module):
         whole = nn.functional.fold(blocks.flatten(1, 2), size, kernel, stride=p)
         start = p + self.overlap  # of the first patch that is no padding
         return whole[..., start : start + rows, start : start + columns]
+
+    def _hidden(self, x: torch.Tensor) -> torch.Tensor:
+        """``(b, h, w, c d)`` → hidden values of each patch."""
+        if not (isinstance(self.norm, nn.LayerNorm) and len(self.hidden)):
+            return self.hidden(self.norm(x))
+        # The norm's scale and shift go into the weights of the first layer: on latents that need no gradient, none is then made for the
+        # normalised ones, which is a third of the first layer's work.
+        first: Any = self.hidden[0]
+        x = nn.functional.layer_norm(x, self.norm.normalized_shape, eps=self.norm.eps)
+        bias = first.bias + first.weight @ self.norm.bias
+        return self.hidden[1:](nn.functional.linear(x, first.weight * self.norm.weight, bias))
 
     def _padded(self, x: torch.Tensor, reach: int) -> torch.Tensor:
         """``(b, d, h, w)`` with ``reach`` more patches on every side: around the globe, or the edge's own repeated."""
