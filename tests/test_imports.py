@@ -27,6 +27,7 @@ LAYERS = {
         "distributions",
         "requirements",
         "joining",
+        "stores",
         "opening",
         "imerg",
         "synthesis",
@@ -48,6 +49,7 @@ LAYERS = {
     ),
     4: (
         "planning",
+        "preparing",
         "estimation",
         "training",
         "finetuning",

@@ -190,6 +190,55 @@ class AuroraAccessor:
         q = normalisation.QUANTILES if quantiles is None else quantiles
         return normalisation.summary(self._ds, names, time=time, weights=weights, quantiles=q, progress=progress)
 
+    def prepare(
+        self,
+        path: str | Path,
+        *,
+        target: str | Sequence[str] | None = "tp",
+        model: Any = "small",
+        region: Any = None,
+        time: Any = None,
+        bits: int | None = None,
+        progress: bool = True,
+    ) -> xr.Dataset:
+        """A local Zarr store that training reads fast, from data that are far away or whose chunks hold whole globes and many times. Computes.
+        An interrupted call goes on where it stopped.
+
+        Parameters
+        ----------
+        path : path
+            Where it is written.
+        target : str or sequence of str, optional
+            Stored beside the model's variables; precipitation as six-hour totals.
+        model : str, optional
+            Variables and levels that this one takes; None stores all that were recognised.
+        region : str, tuple, mask or polygon, optional
+            The box around it, out to whole patches. Then the model sees the region alone: for a backbone that sees the globe, prepare the globe
+            and give ``region=`` to :meth:`finetune`.
+        time : optional
+            A slice, a year, or a pair such as ``("2016", "2021")``; by default all times.
+        bits : int, optional
+            Keep so many of float32's 23 mantissa bits, rounded to the nearest: a relative error of at most 2^−(bits+1), in less room. By default
+            nothing is lost.
+        progress : bool
+            Whether to show a bar.
+
+        Returns
+        -------
+        Dataset
+            Lazy, from the store: the data's own names, canonical units, float32, latitude decreasing. ``xaurora.open(path)`` opens it again.
+
+        Raises
+        ------
+        XauroraError
+            What :meth:`check` would list; a path that holds something else; a full disk, after which the same call goes on.
+        """
+        from xaurora import preparing
+
+        return preparing.prepare(
+            self._ds, path, target=target, model=model, region=region, time=time, bits=bits, progress=progress
+        )
+
     def finetune(
         self,
         target: str | Sequence[str] = "tp",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -161,8 +162,19 @@ def _name(time: np.datetime64) -> str:
     return str(time.astype("datetime64[m]"))
 
 
-def frame(fields: Fields, time: np.datetime64) -> dict[str, dict[str, np.ndarray]]:
+def frame(
+    fields: Fields, time: np.datetime64, *, index: int | None = None, pool: Executor | None = None
+) -> dict[str, dict[str, np.ndarray]]:
     """One time of the surface and atmospheric fields, read and checked.
+
+    Parameters
+    ----------
+    fields : Fields
+    time : datetime64
+    index : int, optional
+        Its place along time, where it is known.
+    pool : Executor, optional
+        Reads the variables at the same time: where a request takes long, a frame takes as long as one.
 
     Returns
     -------
@@ -174,14 +186,24 @@ def frame(fields: Fields, time: np.datetime64) -> dict[str, dict[str, np.ndarray
     MissingValuesError
         A field holds NaN.
     """
-    out: dict[str, dict[str, np.ndarray]] = {}
-    index = int(np.flatnonzero(fields.times == time)[0])
-    for kind in ("surface", "atmos"):
-        part = getattr(fields, kind).isel(time=index)
-        out[kind] = {str(name): part[name].values for name in part}
-        for name, values in out[kind].items():
-            if not np.isfinite(values).all():
-                raise _missing(fields, kind, name, values, f" at {_name(time)}")
+    place = int(np.flatnonzero(fields.times == time)[0]) if index is None else index
+
+    def read(key: tuple[str, str]) -> np.ndarray:
+        kind, name = key
+        # The variable alone: taking a time of a whole Dataset costs more than reading a small one does.
+        values = np.asarray(getattr(fields, kind).variables[name][place].values)
+        # A sum is quicker, and not finite where a value is not; one that overflows is looked at more closely.
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = values.sum()
+        if not np.isfinite(total) and not np.isfinite(values).all():
+            raise _missing(fields, kind, name, values, f" at {_name(time)}")
+        return values
+
+    keys = [(kind, str(name)) for kind in ("surface", "atmos") for name in getattr(fields, kind)]
+    found = list(map(read, keys) if pool is None else pool.map(read, keys))
+    out: dict[str, dict[str, np.ndarray]] = {"surface": {}, "atmos": {}}
+    for (kind, name), values in zip(keys, found, strict=True):
+        out[kind][name] = values
     return out
 
 
@@ -238,7 +260,7 @@ def assemble(
         names = frames[init_times[0]][kind]
         stacked[kind] = {
             name: torch.from_numpy(
-                np.stack([np.stack([frames[t - STEP][kind][name], frames[t][kind][name]]) for t in init_times])
+                _stacked([[frames[t - STEP][kind][name], frames[t][kind][name]] for t in init_times])
             )
             for name in names
         }
@@ -248,6 +270,14 @@ def assemble(
             stacked["surface"], still, stacked["atmos"], meta, longitude=torch.from_numpy(grid.true_longitude.copy())
         )
     return Batch(stacked["surface"], still, stacked["atmos"], meta)
+
+
+def _stacked(pairs: list[list[np.ndarray]]) -> np.ndarray:
+    """``(b, 2, ...)``, copied once."""
+    out = np.empty((len(pairs), 2, *pairs[0][0].shape), pairs[0][0].dtype)
+    for own, pair in zip(out, pairs, strict=True):
+        own[0], own[1] = pair
+    return out
 
 
 def from_batch(batch: Batch, fields: Fields) -> xr.Dataset:

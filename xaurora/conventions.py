@@ -144,42 +144,42 @@ def _canonical(da: xr.DataArray, item: Field, layout: Layout, times: np.ndarray,
     axes, grid = layout.axes, layout.grid
     if item.variable.kind == "static" and axes["time"].dim in da.dims:
         da = _still(da, axes["time"].dim, item)
-    for dim in da.dims:
-        if dim not in {axis.dim for key, axis in axes.items() if key != "number"}:
-            da = da.isel({dim: 0})  # length 1: longer ones were refused
+    # Without its coordinates: carrying those through each of these steps costs more than a forecast of a small model.
+    bare = da.variable
+    known = {axis.dim for key, axis in axes.items() if key != "number"}
+    at: dict[Any, Any] = {dim: 0 for dim in bare.dims if dim not in known}  # length 1: longer ones were refused
     for axis, index in (("latitude", grid.rows), ("longitude", grid.columns)):
-        if not np.array_equal(index, np.arange(len(index))):
-            da = da.isel({axes[axis].dim: index})
+        if axes[axis].dim in bare.dims and not np.array_equal(index, np.arange(len(index))):
+            at[axes[axis].dim] = index
+    if at:
+        bare = bare.isel(at)
     names = {
         "surface": ("time", "latitude", "longitude"),
         "static": ("latitude", "longitude"),
         "atmos": ("time", "level", "latitude", "longitude"),
     }[item.variable.kind]
-    if missing := [axes[n].dim for n in names if axes[n].dim not in da.dims]:
+    if missing := [axes[n].dim for n in names if axes[n].dim not in bare.dims]:
         raise TimeError(
             f"'{item.source}' has no dimension {missing}.",
             fix=f"ds['{item.source}'] = ds['{item.source}'].expand_dims({missing})",
         )
-    da = da.reset_coords(drop=True).transpose(*(axes[n].dim for n in names))
-    da = da.drop_vars(list(da.coords)).rename({axes[n].dim: n for n in names if axes[n].dim != n})
+    bare = bare.transpose(*(axes[n].dim for n in names))._replace(dims=names)
     own = own and item.variable.kind != "static" and not variables.is_rate(str(item.attrs.get("units", "")))
-    if not own and (item.converted or da.dtype != np.float32):
+    if not own and (item.converted or bare.dtype != np.float32):
         # Arithmetic on a lazy array of a file would read it whole; a dask array is read frame by frame.
-        da = as_dask(da, "time")
-        da = (
-            (da.astype(np.float64) * item.scale + item.offset).astype(np.float32)
+        wide = as_dask(xr.DataArray(bare), "time")
+        bare = (
+            (wide.astype(np.float64) * item.scale + item.offset).astype(np.float32)
             if item.converted
-            else da.astype(np.float32)
-        )
+            else wide.astype(np.float32)
+        ).variable
     values = {"time": times, "level": np.asarray(layout.levels), "latitude": grid.latitude, "longitude": grid.longitude}
-    da = da.assign_coords({n: values[n] for n in names}).rename(item.variable.name)
-    return da.drop_attrs(deep=False).assign_attrs(
-        {
-            **_statement(item),
-            "units": str(item.attrs.get("units", item.variable.units)) if own else item.variable.units,
-            "long_name": item.variable.long_name,
-        }
-    )
+    attrs = {
+        **_statement(item),
+        "units": str(item.attrs.get("units", item.variable.units)) if own else item.variable.units,
+        "long_name": item.variable.long_name,
+    }
+    return xr.DataArray(bare._replace(attrs=attrs), {n: values[n] for n in names}, name=item.variable.name)
 
 
 def _statement(item: Field) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -137,10 +137,19 @@ def finetune(
         parallel.first(fabric, lambda: _begin(folder, run))
         units = {t.name: ("_mm", 1e3) if t.is_rain else ("", 1.0) for t in plan.learnt}
         loader = loading.Loader(
-            made.cut, {t.name: t.values for t in plan.learnt}, scored=plan.cut if plan.scores_base else None
+            made.cut,
+            {t.name: t.values for t in plan.learnt},
+            scored=plan.cut if plan.scores_base else None,
+            pin=fabric.device.type == "cuda",
         )
+
+        def scan(init_times: np.ndarray) -> None:
+            _refuse_missing(plan, loader, init_times, after=not made.forms)
+
         if kept is not None:
-            loader.latents = _latents(plan, looked, made, kept, loader, fabric, folder)
+            loader.latents = _latents(plan, looked, made, kept, loader, fabric, folder, scan)
+        else:
+            scan(np.union1d(looked.train, looked.validation))
         work = training.Work(
             result=result,
             loader=loader,
@@ -203,7 +212,6 @@ def _build(plan: Plan, looked: _Looked, fabric: Any) -> _Made:
                 fix=f"target={list(forms)!r}, as_input=True",
             )
     cut = targets.with_inputs(plan.cut, plan.learnt, forms) if forms else plan.cut
-    _refuse_missing(cut, np.union1d(looked.train, looked.validation), options.rollout_steps, after=not forms)
     base = plan.base
     if base is None:
         base = _make_base(plan, cut, looked.train, fabric, without=tuple(forms))
@@ -334,6 +342,7 @@ def _latents(
     loader: loading.Loader,
     fabric: Any,
     folder: Path,
+    scan: Callable[[np.ndarray], None],
 ) -> latents.Latents:
     """What is read instead of running the backbone in every step."""
     module, options, cut = made.module, plan.options, made.cut
@@ -365,7 +374,7 @@ def _latents(
     store = None
     try:
         store = latents.open_store(
-            folder.parent / "latents", kept, shape, description, wanted, lambda t: loader.batch([t])
+            folder.parent / "latents", kept, shape, description, wanted, lambda t: loader.batch([t]), scan
         )
     except SaveError as error:
         logger.warning("Latents are kept in memory alone: %s", error.message)
@@ -498,16 +507,21 @@ def _describe(target: targets.Target, head: Any, seen: normalisation.Distributio
 _SCANNED = 4 * 1024**3  # bytes of frames
 
 
-def _refuse_missing(cut: Fields, init_times: np.ndarray, steps: int, *, after: bool = True) -> None:
-    """Find NaN before anything is written: in all frames up to 4 GiB, else in as many of them evenly spaced."""
+def _refuse_missing(plan: Plan, loader: loading.Loader, init_times: np.ndarray, *, after: bool = True) -> None:
+    """Find NaN before anything is written: in all frames up to 4 GiB, else in as many of them evenly spaced. What is read stays in the loader
+    while it fits."""
+    if not len(init_times):
+        return
+    steps = plan.options.rollout_steps
+    after = after and (plan.scores_base or steps > 1)  # else no later state is ever read
     parts = [init_times - STEP, init_times] + ([init_times + STEP * k for k in range(1, steps + 1)] if after else [])
     frames = np.unique(np.concatenate(parts))
-    rows, columns = cut.layout.grid.shape
-    size = 4 * rows * columns * (len(cut.surface) + len(cut.atmos) * len(cut.levels))
-    count = min(len(frames), max(_SCANNED // size, 20))
-    for t in frames[np.unique(np.linspace(0, len(frames) - 1, count).astype(int))]:
-        batches.frame(cut, t)
-    batches.statics(cut)
+    count = min(len(frames), max(_SCANNED // loader.frame_bytes, 20))
+    chosen = list(frames[np.unique(np.linspace(0, len(frames) - 1, count).astype(int))])
+    room = int(min(loading.AHEAD, loader.budget / 2 // loader.frame_bytes))
+    reading = loading.ahead(chosen, loader.frame, plan.options.workers, room)
+    for _ in watched(reading, "look", unit="time", shown=plan.options.progress, total=len(chosen)):
+        pass
 
 
 def _make_base(plan: Plan, cut: Fields, train: np.ndarray, fabric: Any, without: tuple[str, ...] = ()) -> Aurora:
@@ -558,21 +572,19 @@ def _drop_without_truth(
     position = {t.name: samples.positions(t.values) for t in learnt}
     area = np.broadcast_to(grids.latitude_weights(grid.latitude)[:, None], grid.shape)[trim]
     whole: dict[int, bool] = {}  # by valid time: windows of a rollout overlap, and each time counts once
-    kept = []
-    for time in watched(init_times, "target", shown=progress):
-        fine = True
-        for valid in (time + STEP * k for k in range(1, steps + 1)):
-            key = int(valid.astype("datetime64[ns]").astype(np.int64))
-            if key not in whole:
-                found = {t.name: t.values.isel(time=position[t.name][key]).values[trim] for t in learnt}
-                there = {name: np.isfinite(values) for name, values in found.items()}
-                whole[key] = all(mask.any() for mask in there.values())
-                if whole[key]:
-                    for name, values in found.items():
-                        seen[name].add(values[there[name]], area[there[name]])
-            fine = fine and whole[key]
-        if fine:
-            kept.append(time)
+    valid = {_stamp(time + STEP * k): None for time in init_times for k in range(1, steps + 1)}
+
+    def read(key: int) -> dict[str, np.ndarray]:
+        return {t.name: t.values.isel(time=position[t.name][key]).values[trim] for t in learnt}
+
+    reading = loading.ahead(valid, read, plan.options.workers, loading.AHEAD)
+    for key, found in watched(reading, "target", shown=progress, total=len(valid)):
+        there = {name: np.isfinite(values) for name, values in found.items()}
+        whole[key] = all(mask.any() for mask in there.values())
+        if whole[key]:
+            for name, values in found.items():
+                seen[name].add(values[there[name]], area[there[name]])
+    kept = [time for time in init_times if all(whole[_stamp(time + STEP * k)] for k in range(1, steps + 1))]
     if not kept:
         raise SplitError(
             "the target has no value in any sample of this part.",
@@ -590,3 +602,7 @@ def _drop_without_truth(
                 fix="take another target, a longer period or a larger region",
             )
     return np.array(kept, dtype="datetime64[ns]"), seen
+
+
+def _stamp(time: np.datetime64) -> int:
+    return int(time.astype("datetime64[ns]").astype(np.int64))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,9 +14,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xaurora import conventions, distributions, periods, storage
+from xaurora import conventions, distributions, periods, storage, stores
 from xaurora.conventions import Fields
-from xaurora.errors import SaveError
 from xaurora.progress import watched
 from xaurora.recognition import Field
 from xaurora.variables import BY_KEY, TIMESTEP_HOURS, Variable, is_rate
@@ -261,7 +258,7 @@ def _clean(attrs: dict[str, Any]) -> dict[str, Any]:
 
 # --- a store, one init time after another ------------------------------------------------------------------------------
 
-_REQUEST, _DONE = "xaurora_request", "xaurora_complete"
+_REQUEST = "xaurora_request"
 
 
 def to_store(
@@ -277,13 +274,18 @@ def to_store(
         Init times → their canonical arrays, one after another.
     progress : bool
     """
-    import zarr
-
     coords = xr.Dataset(coords=writer.coords())
     signature = writer.signature(coords)
     done = 0
     if path.exists():
-        done = _resume(path, signature)
+        done = stores.done(
+            path,
+            _REQUEST,
+            signature,
+            what="forecast store",
+            argument="store=",
+            differs="other weights, init times, leads, variables or region",
+        )
         if done:
             logger.info("%s: %d of %d init times are there already.", path, done, len(writer.times))
 
@@ -291,13 +293,12 @@ def to_store(
         parts = writer.variables(block)
         with storage.named_failures(path):
             if not path.exists():
-                _create(path, parts, coords, {**writer.attrs, _REQUEST: signature, _DONE: 0})
+                _create(path, parts, coords, {**writer.attrs, _REQUEST: signature})
             fields = xr.Dataset(
                 {name: (("init_time", *dims), values[None]) for name, (dims, values, _) in parts.items()}
             )
             fields.to_zarr(path, region={"init_time": slice(i, i + 1)}, consolidated=False)
-            # Set after the data: a kill between the two costs one init time, and never leaves a hole.
-            zarr.open_group(path, mode="r+", use_consolidated=False).attrs[_DONE] = i + 1
+            stores.mark(path, i + 1)
 
     left = writer.times[done:]
     with ThreadPoolExecutor(1, thread_name_prefix="xaurora-write") as pool:
@@ -313,27 +314,8 @@ def to_store(
     return xr.open_dataset(path, engine="zarr", chunks={}, consolidated=False, decode_timedelta=True)
 
 
-def _resume(path: Path, signature: str) -> int:
-    import zarr
-
-    try:
-        attrs = dict(zarr.open_group(path, mode="r", use_consolidated=False).attrs)
-    except (OSError, ValueError, KeyError, TypeError):
-        attrs = {}
-    if _REQUEST not in attrs:
-        raise SaveError(
-            f"'{path}' is there and is no forecast store; it is not overwritten.", fix="choose another store="
-        )
-    if attrs[_REQUEST] != signature:
-        raise SaveError(
-            f"'{path}' holds another forecast (other weights, init times, leads, variables or region).",
-            fix="choose another store=, or remove it to start again",
-        )
-    return int(str(attrs[_DONE]))
-
-
 def _create(path: Path, parts: dict[str, Any], coords: xr.Dataset, attrs: dict[str, Any]) -> None:
-    """An empty store of the right shape, in its place in one step."""
+    """An empty store of the right shape."""
     import dask.array
 
     count = coords.sizes["init_time"]
@@ -341,14 +323,4 @@ def _create(path: Path, parts: dict[str, Any], coords: xr.Dataset, attrs: dict[s
     for name, (dims, values, own) in parts.items():
         empty = dask.array.full((count, *values.shape), np.nan, dtype=values.dtype, chunks=(1, *values.shape))
         data[name] = (("init_time", *dims), empty, own)
-    template = xr.Dataset(data, coords.coords, attrs)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.new-*"):
-        shutil.rmtree(left, ignore_errors=True)  # of an earlier, killed writer
-    staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
-    try:
-        template.to_zarr(staged, mode="w", compute=False, consolidated=False)
-        staged.chmod(0o755)
-        staged.rename(path)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+    stores.create(path, xr.Dataset(data, coords.coords, attrs))

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time as clock
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -400,7 +400,8 @@ def open_store(
     shape: tuple[int, ...],
     description: Mapping[str, Any],
     init_times: np.ndarray,
-    read: Any,
+    read: Callable[[np.datetime64], Batch],
+    scan: Callable[[np.ndarray], None],
 ) -> Store:
     """The store for this training: the one that was named, or the one in ``folder`` that fits.
 
@@ -415,6 +416,8 @@ def open_store(
         That this training needs.
     read : callable
         Init time → Batch of one: some of what is stored is compared with the data.
+    scan : callable
+        Looks for what is wrong with the inputs of init times that are not stored, before a store is made.
 
     Raises
     ------
@@ -424,8 +427,18 @@ def open_store(
         It cannot be written.
     """
     limit = options.size if options.size is None else float(options.size)
+
+    def opened(path: Path) -> Store:
+        new = not path.exists()
+        if new:
+            scan(init_times)
+        store = Store(path, shape, options.dtype, description, limit)
+        if not new:
+            scan(np.array([t for t in init_times if (p := slot(t)) is None or not store.has(p)], "datetime64[ns]"))
+        return store
+
     if options.path is not None:
-        store = Store(Path(options.path), shape, options.dtype, description, limit)
+        store = opened(Path(options.path))
         if (wrong := _of_other_fields(store, init_times, read)) is not None:
             raise LatentsError(
                 f"the latents in '{store.path}' were computed from other fields (those of {wrong.astype('datetime64[h]')} differ); they are not used.",
@@ -436,13 +449,15 @@ def open_store(
     number = 0
     while True:
         path = folder / (f"{key}.zarr" if not number else f"{key}-{number}.zarr")
-        store = Store(path, shape, options.dtype, description, limit)
+        store = opened(path)
         if _of_other_fields(store, init_times, read) is None:
             return store
         number += 1
 
 
-def _of_other_fields(store: Store, init_times: np.ndarray, read: Any) -> np.datetime64 | None:
+def _of_other_fields(
+    store: Store, init_times: np.ndarray, read: Callable[[np.datetime64], Batch]
+) -> np.datetime64 | None:
     """An init time whose stored latents come from other fields than the data's, among a few that are looked at."""
     there = [t for t in init_times if (place := slot(t)) is not None and store.has(place)]
     if not there:

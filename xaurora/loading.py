@@ -6,6 +6,7 @@ import collections
 import concurrent.futures
 import itertools
 import threading
+import time as clock
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,12 @@ from xaurora import samples
 from xaurora.conventions import Fields
 
 STEP = batches.STEP
+REQUESTS = 16
+"""Variables that are requested from a store at the same time."""
+_SLOW = 0.02  # seconds a request
+_FAST = 100e6  # bytes a second
+AHEAD = 32
+"""Steps that are read ahead at most, where the store is slow."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -67,6 +74,10 @@ class Loader:
         Bytes of frames to keep.
     latents : Latents, optional
         What is read instead of inputs (:mod:`xaurora.latents`).
+    readers : int
+        Variables that are requested at the same time where the store proves slow; 0 reads one after another.
+    pin : bool
+        Put inputs into pinned memory, from which a GPU copies faster.
     """
 
     def __init__(
@@ -77,13 +88,21 @@ class Loader:
         scored: Fields | None = None,
         budget: int = 2 * 1024**3,
         latents: Any = None,
+        readers: int = REQUESTS,
+        pin: bool = False,
     ) -> None:
-        self.latents = latents
+        self.latents, self.pin = latents, pin
         self.fields, self.targets, self.scored, self.budget = fields, targets, scored, budget
         self.still = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in batches.statics(fields).items()}
         self._kept: OrderedDict[tuple[str, int], Any] = OrderedDict()
         self._held = 0
         self._lock = threading.Lock()
+        self._reading: dict[tuple[str, int], concurrent.futures.Future[Any]] = {}
+        self._places = {int(t): i for i, t in enumerate(fields.times.astype(np.int64))}
+        # For a store that lets one wait; a local one is read no faster by many threads, and what is in memory needs none.
+        lazy = any(not v._in_memory for part in (fields.surface, fields.atmos) for v in part.variables.values())
+        self._slow: bool | None = None if lazy else False
+        self._pool = concurrent.futures.ThreadPoolExecutor(readers, "xaurora-request") if lazy and readers else None
         self._index = {name: samples.positions(da) for name, da in targets.items()}
 
     def _remember(self, key: tuple[str, int], read: Callable[[], Any], size: Callable[[Any], int]) -> Any:
@@ -91,26 +110,58 @@ class Loader:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        values = read()
+            waiting = self._reading.get(key)
+            if waiting is None:
+                mine = self._reading[key] = concurrent.futures.Future()
+        if waiting is not None:  # another thread is at it
+            return waiting.result()
+        try:
+            values = read()
+        except BaseException as error:
+            with self._lock:
+                del self._reading[key]
+            mine.set_exception(error)
+            raise
         with self._lock:
-            if key not in self._kept:  # another thread may have been faster
-                self._kept[key] = values
-                self._held += size(values)
+            del self._reading[key]
+            self._kept[key] = values
+            self._held += size(values)
             while self._held > self.budget and len(self._kept) > 3:
                 old, dropped = self._kept.popitem(last=False)
                 self._held -= _size(dropped) if not old[0] else dropped.nbytes
+        mine.set_result(values)
         return values
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of a state."""
+        rows, columns = self.fields.layout.grid.shape
+        return 4 * rows * columns * (len(self.fields.surface) + len(self.fields.atmos) * len(self.fields.levels))
+
+    def _frame(self, fields: Fields, time: np.datetime64) -> dict[str, dict[str, np.ndarray]]:
+        began = clock.perf_counter()
+        frame = batches.frame(fields, time, index=self._places[_key(time)], pool=self._pool if self._slow else None)
+        if self._slow is None:
+            took = clock.perf_counter() - began
+            self._slow = took > _SLOW * (len(frame["surface"]) + len(frame["atmos"])) and took > _size(frame) / _FAST
+        return frame
+
+    def close(self) -> None:
+        """Let go of the threads that read."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
 
     def frame(self, time: np.datetime64) -> dict[str, dict[str, np.ndarray]]:
         """The state at a time, ``(h, w)`` and ``(c, h, w)``, canonical units, float32."""
-        return self._remember(("", _key(time)), lambda: batches.frame(self.fields, time), _size)
+        return self._remember(("", _key(time)), lambda: self._frame(self.fields, time), _size)
 
     def _scored(self, time: np.datetime64) -> dict[str, dict[str, np.ndarray]]:
         assert self.scored is not None
         if set(self.scored.surface) == set(self.fields.surface):
             return self.frame(time)  # as it is read for the input
         fields = self.scored
-        return self._remember(("", -_key(time)), lambda: batches.frame(fields, time), _size)
+        return self._remember(("", -_key(time)), lambda: self._frame(fields, time), _size)
 
     def target_at(self, name: str, time: np.datetime64) -> np.ndarray:
         """A target at a valid time, ``(h, w)``, canonical units, float32."""
@@ -125,7 +176,8 @@ class Loader:
         """The input of forecasts: the states at init times and six hours before."""
         needed = {t for init in init_times for t in (init - STEP, init)}
         frames = {t: self.frame(t) for t in sorted(needed)}
-        return batches.assemble(frames, self.still, init_times, self.fields.layout.grid, self.fields.levels)
+        batch = batches.assemble(frames, self.still, init_times, self.fields.layout.grid, self.fields.levels)
+        return batch._fmap(torch.Tensor.pin_memory) if self.pin else batch
 
     def truth(self, times: Sequence[np.datetime64]) -> Truth:
         """What is true at valid times."""
@@ -203,7 +255,7 @@ def shares(times: Sequence[np.datetime64], parts: int, rank: int, world: int) ->
     ]
 
 
-def ahead(items: Iterable[T], read: Callable[[T], R], workers: int) -> Iterator[tuple[T, R]]:
+def ahead(items: Iterable[T], read: Callable[[T], R], workers: int, most: int | None = None) -> Iterator[tuple[T, R]]:
     """Items with what was read for them, in their order, while threads read the next ones.
 
     Parameters
@@ -213,21 +265,30 @@ def ahead(items: Iterable[T], read: Callable[[T], R], workers: int) -> Iterator[
         Called in a thread, if there are any.
     workers : int
         Threads; 0 reads when asked.
+    most : int, optional
+        Where what comes next has to be waited for, one more is read ahead from then on, in a thread of its own, up to so many; by default
+        ``workers``.
     """
     if not workers:
         for item in items:
             yield item, read(item)
         return
     source = iter(items)
-    with concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="xaurora-read") as pool:
+    most = max(workers, most or workers)
+    depth = workers + 1
+    with concurrent.futures.ThreadPoolExecutor(most, thread_name_prefix="xaurora-read") as pool:
         waiting: collections.deque[tuple[T, concurrent.futures.Future[R]]] = collections.deque(
-            (item, pool.submit(read, item)) for item in itertools.islice(source, workers + 1)
+            (item, pool.submit(read, item)) for item in itertools.islice(source, depth)
         )
+        first = True
         try:
             while waiting:
                 item, future = waiting.popleft()
+                if not first and not future.done() and depth <= most:
+                    depth += 1
+                first = False
                 result = future.result()
-                for following in itertools.islice(source, 1):
+                for following in itertools.islice(source, depth - len(waiting)):
                     waiting.append((following, pool.submit(read, following)))
                 yield item, result
         finally:

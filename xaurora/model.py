@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from aurora import Aurora, AuroraPretrained, AuroraSmallPretrained, Batch
+from aurora.model.perceiver import PerceiverAttention
 from aurora.model.swin3d import Swin3DTransformerBlock, WindowAttention
 from einops import rearrange
 
@@ -214,7 +216,42 @@ def module_parts(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def state_hash(model: torch.nn.Module) -> str:
-    """SHA-256 over names, shapes and values of all tensors, and a tiny model's statistics: ``sha256:…``."""
+    """SHA-256 over names, shapes and values of all tensors, and a tiny model's statistics: ``sha256:…``.
+
+    Remembered on the module as long as nothing was changed: of each tensor its place in memory, Torch's count of changes in place, and some of
+    its values (which ``.data`` changes without being counted) are looked at.
+    """
+    now = _fingerprint(model)
+    holder = (
+        model.base if isinstance(model, AuroraWithHead) else model
+    )  # what is put around a given Aurora is made anew each time
+    known: dict[str, tuple[str, str]] = holder.__dict__.setdefault("_xaurora_hashes", {})
+    kind = type(model).__name__
+    if kind not in known or known[kind][0] != now:
+        known[kind] = (now, _hash_state(model))
+    return known[kind][1]
+
+
+_LOOKED_AT = 16  # values of a tensor
+
+
+def _fingerprint(model: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for part in module_parts(model):
+        if isinstance(part, TinyAurora):
+            digest.update(json.dumps([part.surf_stats, part.atmos_stats], sort_keys=True).encode())
+    seen = []
+    for name, tensor in model.state_dict().items():
+        version = 0 if tensor.is_inference() else tensor._version
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{tensor.data_ptr()}{version}{tensor.device}".encode())
+        flat = tensor.detach().flatten()
+        seen.append(flat[:: max(flat.numel() // _LOOKED_AT, 1)][: 2 * _LOOKED_AT].double())
+    if seen:
+        digest.update(torch.cat(seen).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _hash_state(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for part in module_parts(model):
         if isinstance(part, TinyAurora):
@@ -255,12 +292,14 @@ def uses_fp16(base: Aurora) -> bool:
 def placed(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
     """Run Aurora on a region as if it lay in the globe; a global grid changes nothing but that heads look across the date line.
 
-    Two traps of microsoft-aurora 2.0.1 are taken care of, both by hooks that are gone afterwards:
+    Two traps of microsoft-aurora 2.0.1 are taken care of, and one waste, by hooks that are gone afterwards:
 
     - ``compute_3d_shifted_window_mask`` joins the left and right edges (``swin3d.py``; the layers never pass ``warped``), so that
       in a region the western edge would attend to the eastern one.
     - ``Metadata`` cannot hold longitudes that cross Greenwich (``batch.py``), and position encodings use longitude as a number:
       −15° is not 345° to the model. The encoder gets the true ones on a shallow copy, which skips the check.
+
+    - The decoder asks the same questions at every patch (:func:`_asked_once`).
 
     Keep the backward pass inside as well: with activation checkpointing the blocks run again there.
     """
@@ -285,13 +324,32 @@ def placed(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
             return (batch, *args[1:]), kwargs
 
         handles.append(base.encoder.register_forward_pre_hook(true_longitude, with_kwargs=True))
+    queries: list[Any] = [m.to_q for m in base.decoder.modules() if isinstance(m, PerceiverAttention)]
+    queries = [query for query in queries if type(query) is torch.nn.Linear and "forward" not in query.__dict__]
+    for query in queries:
+        query.forward = functools.partial(_asked_once, query)
     try:
         yield
     finally:
+        for query in queries:
+            query.__dict__.pop("forward", None)
         for handle in handles:
             handle.remove()
         for trunk in trunks:
             trunk.wraps = False
+
+
+_ROWS = 512
+
+
+def _asked_once(query: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """The queries of a Perceiver's first layer are the same at every patch (``aurora/model/decoder.py`` expands one embedding of the levels over
+    all of them), and a fourteenth of a step went into computing them again and again."""
+    patches = -(-_ROWS // x.shape[1]) if x.ndim == 3 else 0
+    if x.ndim == 3 and x.stride(0) == 0 and x.shape[0] > patches:
+        # Of some patches, so that the matrix is large enough to be multiplied as the whole one would be: to the bit, as far as was seen.
+        return torch.nn.functional.linear(x[:patches], query.weight, query.bias)[:1].expand(x.shape[0], -1, -1)
+    return torch.nn.functional.linear(x, query.weight, query.bias)
 
 
 def _unwrapped(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xaurora import joining, recognition
+from xaurora import joining, recognition, stores
 from xaurora.errors import MissingExtraError, SourceError
 from xaurora.lazy import as_dask
 
@@ -124,7 +124,11 @@ def _read(path: str, engine: str | None, chunks: Any) -> list[xr.Dataset]:
     if engine == "zarr" and "://" not in path:
         options["consolidated"] = _is_consolidated(Path(path))
     try:
-        return [xr.open_dataset(path, **options)]
+        opened = xr.open_dataset(path, **options)
+        stores.refuse_unfinished(opened.attrs, path)
+        return [opened]
+    except SourceError:
+        raise
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise SourceError(
             f"'{path}' could not be opened: {error}", fix="give engine=..., or check that the download is complete"

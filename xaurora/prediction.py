@@ -354,13 +354,15 @@ def _inference(
     """The module in evaluation mode, on the device, in place; all of it is undone afterwards."""
     base = module.base
     before = (
-        module.training,
-        base.training,
         next(base.parameters()).device,
         base.autocast_backbone,
         base.autocast_dtype,
     )
-    module.eval().to(device)
+    trained = [m for m in module.modules() if m.training]
+    for part in trained:
+        part.training = False
+    if before[0] != device:
+        module.to(device)
     if job.precision != "auto":  # else the model's own setting holds, as in upstream's rollout
         models.set_precision(base, job.precision, device)
     module.window = job.window
@@ -369,10 +371,11 @@ def _inference(
             yield module
     finally:
         module.window = None
-        module.train(before[0])
-        base.train(before[1])
-        module.to(before[2])
-        base.autocast_backbone, base.autocast_dtype = before[3], before[4]
+        for part in trained:
+            part.training = True
+        if before[0] != device:
+            module.to(before[0])
+        base.autocast_backbone, base.autocast_dtype = before[1:]
 
 
 _FRAMES = 256 * 1024**2  # bytes of states kept: each is the history of the next init time
@@ -413,6 +416,7 @@ class _Job:
         if len(replicas) == 1:
             for inits, batch in several:
                 yield from self.forecast(replicas[0], inits, batch)
+            loader.close()
             return
         free: queue.SimpleQueue[models.AuroraWithHead] = queue.SimpleQueue()
         for replica in replicas:
@@ -427,6 +431,7 @@ class _Job:
 
         for _, blocks in ahead(several, one, len(replicas)):
             yield from blocks
+        loader.close()
 
     def forecast(
         self, module: models.AuroraWithHead, inits: list[np.datetime64], batch: Batch

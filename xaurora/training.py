@@ -91,6 +91,7 @@ def fit(fabric: Any, work: Work, options: config.TrainingOptions, folder: Path, 
             training.loop()
             training.close()
         finally:
+            work.loader.close()
             if work.loader.latents is not None:
                 work.loader.latents.close()
 
@@ -248,7 +249,15 @@ class _Training:
                 return [(part, None) for part in parts]
             return [(part, self.work.loader.read(part.init_times, options.rollout_steps)) for part in parts]
 
-        return loading.ahead(chosen, read, options.workers)
+        # As far ahead as half the loader's budget holds: what is read for a step, and not yet used.
+        each = (
+            self.work.loader.frame_bytes
+            * (2 + options.rollout_steps)
+            * options.batch_size
+            * options.gradient_accumulation
+        )
+        room = int(min(loading.AHEAD, self.work.loader.budget / 2 // each))
+        return loading.ahead(chosen, read, options.workers, room)
 
     def _together(self, items: Iterator[Any]) -> Iterator[Any]:
         """Items as they come; where reading fails in one process, all of them stop with a word."""

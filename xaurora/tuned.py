@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -403,6 +404,11 @@ def describe_base(
 
 def versions() -> dict[str, str]:
     """Versions of the packages that results depend on."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     names = ("xaurora", "microsoft-aurora", "torch", "xarray", "numpy")
     out = {}
     for name in names:
