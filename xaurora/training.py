@@ -123,8 +123,11 @@ class _Training:
         self.moving = {name: parameters[name] for g in groups for name in g["params"]}
         self.rates = [g["lr"] for g in groups]
         self._near = self._dropouts(module)
+        self._trains = False
         groups = [{**g, "params": [parameters[name] for name in g["params"]]} for g in groups]
-        self.adamw = torch.optim.AdamW(groups, weight_decay=options.weight_decay, betas=(0.9, 0.95))
+        # Fused: one pass over memory. Sharded parameters and meta devices take the plain one.
+        fused = not self.sharded and all(p.is_floating_point() for g in groups for p in g["params"])
+        self.adamw = torch.optim.AdamW(groups, weight_decay=options.weight_decay, betas=(0.9, 0.95), fused=fused)
         self.optimizer = fabric.setup_optimizers(self.adamw)
         self.scaler = torch.amp.GradScaler(fabric.device.type, enabled=models.uses_fp16(module.base))
         self.total = options.total_steps(len(work.train))
@@ -317,6 +320,9 @@ class _Training:
 
     def _train_mode(self) -> None:
         """Dropout acts where something trains: an adapter that stays as it is is no noise to the head."""
+        if self._trains:  # as the last step left it; going through all modules takes as long as a head's own step
+            return
+        self._trains = True
         self.runner.train()
         for module in self.module.modules():
             if isinstance(module, torch.nn.Dropout) and not self._near[id(module)]:
@@ -458,6 +464,7 @@ class _Training:
     def _validate(self, entry: dict[str, Any]) -> bool:
         """Score; keep the best. Returns whether to stop for want of progress."""
         result = self.work.result
+        self._trains = False
         with self._averaged():
             scores = self.validator.score(self.module)
             entry.update(scores)
