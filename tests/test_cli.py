@@ -260,3 +260,25 @@ def test_training_options_on_the_command_line(fields: xr.Dataset, tmp_path: Path
     ).stderr
     assert "made with other settings" in wrong
     assert "rank=0" in _run("estimate", tmp_path / "fields.nc", "--strategy", "lora", "--rank", 0, code=2).stderr
+
+
+def test_prepare_region_and_latents_on_the_command_line(fields: xr.Dataset, tmp_path: Path) -> None:
+    fields.to_netcdf(tmp_path / "fields.nc")
+    store, out = tmp_path / "training.zarr", tmp_path / "run"
+    said = _run("prepare", tmp_path / "fields.nc", "--out", store, "--model", "tiny", "--bits", 12, "--quiet").stdout
+    assert "40 times" in said
+    region = "--region=-30,60,-40,80"
+    common = (store, "--model", "tiny-pretrained", "--steps", 40, "--validations", 1, "--out", out, region)
+    said = _run("finetune", *common, "--latents", tmp_path / "latents.zarr").stderr
+    assert "Latents: 0 of" in said
+    assert (tmp_path / "latents.zarr").is_dir()
+    said = _run("finetune", *common, "--latents", tmp_path / "latents.zarr").stderr
+    assert "Latents: 36 of 36" in said
+    forecast = tmp_path / "fc.nc"
+    _run("predict", store, "--model", out / "best", "--out", forecast, region, "--batch-size", 3, "--quiet")
+    made = xr.open_dataset(forecast, decode_timedelta=True)
+    assert made.sizes["longitude"] < fields.sizes["longitude"]
+    assert (
+        "no box" in _run("predict", store, "--model", out / "best", "--out", forecast, "--region=1,2,3", code=2).stderr
+    )
+    assert "bits=99" in _run("prepare", store, "--out", tmp_path / "x.zarr", "--bits", 99, code=2).stderr

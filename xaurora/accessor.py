@@ -271,6 +271,7 @@ class AuroraAccessor:
         precision: str = "auto",
         activation_checkpointing: bool | str = "auto",
         latents: Any = "auto",
+        compile: bool = False,
         ema: float | None = None,
         early_stopping: int | None = None,
         validations: int = 10,
@@ -347,6 +348,8 @@ class AuroraAccessor:
             Whether the latents of a frozen backbone are computed once and kept, in bfloat16 unless :class:`~xaurora.config.LatentOptions` say
             otherwise, in ``latents/`` beside the run's folder or in the store that is named. ``"auto"`` does so where samples are seen more
             than once (``docs/latents.md``).
+        compile : bool
+            Compile the backbone's blocks with ``torch.compile``: for GPUs. Where it is not available, that is said, and they run as they are.
         ema : float, optional
             Decay of a moving average of the weights, which is then what is validated and kept.
         early_stopping : int, optional
@@ -406,6 +409,7 @@ class AuroraAccessor:
                 "precision": precision,
                 "activation_checkpointing": activation_checkpointing,
                 "latents": latents,
+                "compile": compile,
                 "ema": ema,
                 "early_stopping": early_stopping,
                 "validations": validations,

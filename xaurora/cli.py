@@ -32,6 +32,7 @@ Model = Annotated[
     str, typer.Option(help="tiny, tiny-pretrained, small, base, finetuned, or the folder of a tuned model.")
 ]
 Weights = Annotated[Path | None, typer.Option(help="Local checkpoint of the named model; fetched otherwise.")]
+Region = Annotated[str | None, typer.Option(help="A name such as europe, or --region=south,north,west,east.")]
 Precision = Annotated[str, typer.Option(help="auto, 32, bf16 or fp16, of the backbone.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no notes.")]
 
@@ -176,6 +177,34 @@ def _layers(names: list[str] | None) -> Any:
 
 @app.command()
 @_readable
+def prepare(
+    files: Files,
+    out: Annotated[Path, typer.Option(help="The Zarr store; an interrupted call goes on where it stopped.")],
+    target: Annotated[
+        list[str] | None, typer.Option(help="Stored beside the model's variables, tp by default; 'none' for none.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Variables and levels that this one takes; 'none' for all.")] = "small",
+    region: Region = None,
+    time: Annotated[str | None, typer.Option(help="2016:2021, or one year or date.")] = None,
+    bits: Annotated[int | None, typer.Option(help="Mantissa bits to keep; all by default.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """A local, rechunked store that training reads fast, from a slow or huge source."""
+    names = target or ["tp"]
+    made = _open(files).aurora.prepare(
+        out,
+        target=None if names == ["none"] else names,
+        model=None if model == "none" else model,
+        region=_region(region),
+        time=_period(time),
+        bits=bits,
+        progress=not quiet,
+    )
+    typer.echo(f"{out}: {made.sizes['time']} times, {made.nbytes / 1e9:.3g} GB before compression.")
+
+
+@app.command()
+@_readable
 def finetune(
     files: Files,
     target: Annotated[
@@ -209,6 +238,7 @@ def finetune(
     train: Annotated[str | None, typer.Option(help="2016:2023, or one year or date.")] = None,
     validation: Annotated[str | None, typer.Option(help="As --train; by default the last fifth.")] = None,
     halo: Annotated[int, typer.Option(help="Grid points at a region's edges that are not trained on.")] = 0,
+    region: Region = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<target>-<time> by default.")] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
     steps: Annotated[int | None, typer.Option()] = None,
@@ -228,6 +258,10 @@ def finetune(
     activation_checkpointing: Annotated[
         str, typer.Option(help="auto, on or off: recompute instead of store.")
     ] = "auto",
+    latents: Annotated[
+        str, typer.Option(help="auto, on, off or a store's path: compute a frozen backbone's latents once.")
+    ] = "auto",
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the backbone's blocks.")] = False,
     ema: Annotated[float | None, typer.Option(help="Decay of a moving average of the weights.")] = None,
     early_stopping: Annotated[int | None, typer.Option(help="Validations without a better score.")] = None,
     validations: Annotated[int, typer.Option(help="How often to score.")] = 10,
@@ -265,6 +299,8 @@ def _training_arguments(
     train: str | None,
     validation: str | None,
     activation_checkpointing: str,
+    latents: str,
+    region: str | None,
     quiet: bool,
     **same: Any,
 ) -> tuple[Any, dict[str, Any]]:
@@ -279,8 +315,23 @@ def _training_arguments(
         "train": _period(train),
         "validation": _period(validation),
         "activation_checkpointing": _ON_OFF.get(activation_checkpointing.lower(), activation_checkpointing),
+        "latents": _ON_OFF.get(latents.lower(), latents),
+        "region": _region(region),
         "progress": not quiet,
     }
+
+
+def _region(text: str | None) -> Any:
+    """A name, or a box."""
+    if text is None or not any(c.isdigit() for c in text):
+        return text
+    try:
+        values = tuple(float(v) for v in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 4:
+        raise OptionError(f"'{text}' is no box south,north,west,east.", fix="--region=35,75,-12.5,42.5")
+    return values
 
 
 def _estimate(compare: bool = False, **options: Any) -> None:
@@ -325,6 +376,10 @@ def predict(
         list[str] | None, typer.Option(help="Files of past fields for the members; repeat it for several.")
     ] = None,
     halo: Annotated[int | None, typer.Option(help="Grid points trimmed from a region's edges.")] = None,
+    region: Region = None,
+    batch_size: Annotated[int, typer.Option(help="Init times at once.")] = 1,
+    devices: Annotated[int, typer.Option(help="GPUs that share the init times.")] = 1,
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the backbone's blocks.")] = False,
     out: Annotated[Path | None, typer.Option(help="forecast.nc or forecast.zarr")] = None,
     store: Annotated[
         Path | None, typer.Option(help="A Zarr store, written init time by init time; goes on where it stopped.")
@@ -348,6 +403,10 @@ def predict(
         members=members,
         past=_open(past) if past else None,
         halo=halo,
+        region=_region(region),
+        batch_size=batch_size,
+        devices=devices,
+        compile=compile,
         store=store,
         precision=precision,
         progress=not quiet,

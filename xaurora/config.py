@@ -280,6 +280,8 @@ class TrainingOptions:
     latents : {"auto", True, False}, path or LatentOptions
         Whether the latents of a frozen backbone are computed once and kept; ``auto`` does so where the backbone stays as it is and samples
         are seen more than once.
+    compile : bool
+        Compile the backbone's blocks with ``torch.compile``.
     ema : float, optional
         Decay of an exponential moving average of the weights, such as 0.999; it is what is validated and kept.
     early_stopping : int, optional
@@ -321,6 +323,7 @@ class TrainingOptions:
     precision: str = "auto"
     activation_checkpointing: bool | str = "auto"
     latents: Any = "auto"
+    compile: bool = False
     ema: float | None = None
     early_stopping: int | None = None
     validations: int = 10
@@ -375,13 +378,13 @@ class TrainingOptions:
                     f"{name}={getattr(self, name)!r} is not among {', '.join(map(repr, valid))}.",
                     fix=f"{name}={valid[0]!r}",
                 )
-        for name in ("push_forward", "resume", "progress"):
+        for name in ("push_forward", "resume", "progress", "compile"):
             if getattr(self, name) not in (True, False):
                 raise OptionError(f"{name}={getattr(self, name)!r} is neither True nor False.", fix=f"{name}=True")
         for name in ("learning_rate", "head_learning_rate", "clip", "base_loss", "weight_decay", "ema"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, float(getattr(self, name)))
-        for name in ("push_forward", "resume", "progress"):
+        for name in ("push_forward", "resume", "progress", "compile"):
             object.__setattr__(self, name, bool(getattr(self, name)))
         if isinstance(self.activation_checkpointing, int):
             object.__setattr__(self, "activation_checkpointing", bool(self.activation_checkpointing))

@@ -113,6 +113,8 @@ class _Training:
         self.sharded = work.result.model is not module
         models.set_precision(module.base, options.precision, fabric.device)
         checkpointing = options.activation_checkpointing
+        if options.compile:
+            stack.enter_context(models.compiled(module.base))
         if work.moves_base and fabric.device.type == "cuda" if checkpointing == "auto" else bool(checkpointing):
             stack.enter_context(models.recomputed(module.base))
         # By name, because sharding replaces the parameters.
