@@ -21,7 +21,19 @@ import xarray as xr
 from aurora import Aurora, Batch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from xaurora import adapters, config, heads, latents, losses, parallel, planning, requirements, rollout, targets
+from xaurora import (
+    adapters,
+    config,
+    heads,
+    latents,
+    loading,
+    losses,
+    parallel,
+    planning,
+    requirements,
+    rollout,
+    targets,
+)
 from xaurora import model as models
 from xaurora.batch import STEP, metadata
 from xaurora.config import StrategyOptions, TrainingOptions
@@ -228,7 +240,7 @@ def of_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
     frame = _frame_bytes(plan)
     frames = len(_frames(plan, plan.parts.train)) + len(_frames(plan, plan.parts.validation))
     lazy = _is_lazy(plan)
-    kept = min(frames * frame, _FRAMES_KEPT) if lazy else 0
+    kept = min(min(frames, loading.KEPT) * frame, _FRAMES_KEPT) if lazy else 0
     lasting = 0
     slack = int(counted.peak * _GPU_SLACK)
     memory = counted.peak + slack
@@ -260,10 +272,10 @@ def of_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
         ) / options.world_size
         one = counted.latents * (2 if reused.dtype == "bfloat16" else 4)
         latent_bytes = int(min(different * one, reused.size if isinstance(reused.size, float) else math.inf))
-        parts["latents"] = min(different * one, _FRAMES_KEPT)
+        parts["latents"] = min(min(different, loading.KEPT) * one, _FRAMES_KEPT)
         if where.type == "cpu":
             memory += parts["latents"]
-    epochs = 1 if reused is not None or frames * frame <= _FRAMES_KEPT else -(-steps * options.samples_a_step // count)
+    epochs = 1 if reused is not None or frames <= loading.KEPT else -(-steps * options.samples_a_step // count)
     stored = _stored_bytes(plan, ds)
     module = counted.parameters
     once = 4 * (module["head"] + (module["all"] if _saves_base(plan) else module["adapter"]))

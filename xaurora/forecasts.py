@@ -262,7 +262,11 @@ _REQUEST = "xaurora_request"
 
 
 def to_store(
-    path: Path, writer: Writer, run: Callable[[np.ndarray], Iterable[dict[str, np.ndarray]]], progress: bool
+    path: Path,
+    writer: Writer,
+    run: Callable[[np.ndarray], Iterable[dict[str, np.ndarray]]],
+    progress: bool,
+    together: int = 1,
 ) -> xr.Dataset:
     """Write init time after init time, each while the next one is computed; what an interrupted run has finished is not run again.
 
@@ -273,6 +277,8 @@ def to_store(
     run : callable
         Init times → their canonical arrays, one after another.
     progress : bool
+    together : int
+        Init times that are written at once.
     """
     coords = xr.Dataset(coords=writer.coords())
     signature = writer.signature(coords)
@@ -289,26 +295,32 @@ def to_store(
         if done:
             logger.info("%s: %d of %d init times are there already.", path, done, len(writer.times))
 
-    def write(i: int, block: dict[str, np.ndarray]) -> None:
-        parts = writer.variables(block)
+    def write(first: int, blocks: list[dict[str, np.ndarray]]) -> None:
+        parts = [writer.variables(block) for block in blocks]
         with storage.named_failures(path):
             if not path.exists():
-                _create(path, parts, coords, {**writer.attrs, _REQUEST: signature})
+                _create(path, parts[0], coords, {**writer.attrs, _REQUEST: signature})
             fields = xr.Dataset(
-                {name: (("init_time", *dims), values[None]) for name, (dims, values, _) in parts.items()}
+                {
+                    name: (("init_time", *dims), np.stack([p[name][1] for p in parts]))
+                    for name, (dims, _, _) in parts[0].items()
+                }
             )
-            fields.to_zarr(path, region={"init_time": slice(i, i + 1)}, consolidated=False)
-            stores.mark(path, i + 1)
+            fields.to_zarr(path, region={"init_time": slice(first, first + len(blocks))}, consolidated=False)
+            stores.mark(path, first + len(blocks))
 
     left = writer.times[done:]
     with ThreadPoolExecutor(1, thread_name_prefix="xaurora-write") as pool:
         writing: Future[None] | None = None
-        for i, block in enumerate(
-            watched(run(left), "predict", shown=progress, total=len(left)) if len(left) else (), done
-        ):
-            if writing is not None:
-                writing.result()
-            writing = pool.submit(write, i, block)
+        waiting: list[dict[str, np.ndarray]] = []
+        forecasts = watched(run(left), "predict", shown=progress, total=len(left)) if len(left) else ()
+        for i, block in enumerate(forecasts, 1):
+            waiting.append(block)
+            if len(waiting) == together or i == len(left):
+                if writing is not None:
+                    writing.result()
+                writing = pool.submit(write, done + i - len(waiting), waiting)
+                waiting = []
         if writing is not None:
             writing.result()
     return xr.open_dataset(path, engine="zarr", chunks={}, consolidated=False, decode_timedelta=True)
@@ -319,8 +331,10 @@ def _create(path: Path, parts: dict[str, Any], coords: xr.Dataset, attrs: dict[s
     import dask.array
 
     count = coords.sizes["init_time"]
-    data = {}
+    data, encoding = {}, {}
     for name, (dims, values, own) in parts.items():
-        empty = dask.array.full((count, *values.shape), np.nan, dtype=values.dtype, chunks=(1, *values.shape))
+        # One task, never run, however many init times; the chunks on disk are the encoding's.
+        empty = dask.array.full((count, *values.shape), np.nan, dtype=values.dtype, chunks=-1)
         data[name] = (("init_time", *dims), empty, own)
-    stores.create(path, xr.Dataset(data, coords.coords, attrs))
+        encoding[name] = {"chunks": (1, *values.shape)}
+    stores.create(path, xr.Dataset(data, coords.coords, attrs), encoding)

@@ -42,6 +42,7 @@ _DIGEST = 16  # bytes
 _CHECKED = 8  # samples of a store that was there before whose fields are compared with the data
 _SHARE_OF_DISK = 0.5  # of what is free
 _STALE = 3600.0  # seconds after which a file that was never finished belongs to nobody
+_KEPT = 64  # samples in memory beside a store: then memory does not grow with their number
 _WAITING = 4  # samples that wait to be written
 
 
@@ -277,6 +278,8 @@ class Latents:
 
     def __init__(self, store: Store | None, dtype: str, levels: int, budget: int = 2 * 1024**3) -> None:
         self.store, self.levels, self.budget = store, levels, budget
+        # What is on disk is read again; without a disk as many are kept as fit.
+        self.most = _KEPT if store is not None else _SLOTS
         self.dtype = getattr(torch, dtype)
         self.made = 0
         self._kept: OrderedDict[int, torch.Tensor] = OrderedDict()
@@ -311,7 +314,7 @@ class Latents:
             if place not in self._kept:
                 self._kept[place] = values
                 self._held += size
-            while self._held > self.budget and len(self._kept) > 1:
+            while len(self._kept) > 1 and (self._held > self.budget or len(self._kept) > self.most):
                 _, dropped = self._kept.popitem(last=False)
                 self._held -= dropped.numel() * dropped.element_size()
 
@@ -348,7 +351,7 @@ class Latents:
         self._remember(place, values)
         if self.store is not None and self._writes and not self.store.has(place):
             if not self.store.fits_another():
-                self._writes = False
+                self._writes, self.most = False, _SLOTS
                 self._say(
                     "limit",
                     f"The store of latents '{self.store.path}' has reached its limit of {self.store.limit / 1e9:.3g} GB with {self.store.count} samples; "
@@ -378,7 +381,7 @@ class Latents:
             try:
                 self._writing.pop(0).result()
             except SaveError as error:
-                self._writes = False
+                self._writes, self.most = False, _SLOTS
                 self._say("disk", f"Latents are no longer stored, and training goes on without: {error.message}")
 
     def _say(self, what: str, text: str) -> None:

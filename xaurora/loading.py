@@ -22,6 +22,8 @@ from xaurora import samples
 from xaurora.conventions import Fields
 
 STEP = batches.STEP
+KEPT = 64
+"""States and targets that are kept at most: neighbours in time share them, and memory does not grow with the data."""
 REQUESTS = 16
 """Variables that are requested from a store at the same time."""
 _SLOW = 0.02  # seconds a request
@@ -70,8 +72,8 @@ class Loader:
         By name, ``(time, h, w)``, canonical units, on the same grid.
     scored : Fields, optional
         Where the base's own variables are scored too: those that are, without targets among the inputs.
-    budget : int
-        Bytes of frames to keep.
+    budget, most : int
+        Bytes of frames to keep, and how many frames.
     latents : Latents, optional
         What is read instead of inputs (:mod:`xaurora.latents`).
     readers : int
@@ -90,8 +92,9 @@ class Loader:
         latents: Any = None,
         readers: int = REQUESTS,
         pin: bool = False,
+        most: int = KEPT,
     ) -> None:
-        self.latents, self.pin = latents, pin
+        self.latents, self.pin, self.most = latents, pin, most
         self.fields, self.targets, self.scored, self.budget = fields, targets, scored, budget
         self.still = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in batches.statics(fields).items()}
         self._kept: OrderedDict[tuple[str, int], Any] = OrderedDict()
@@ -126,7 +129,7 @@ class Loader:
             del self._reading[key]
             self._kept[key] = values
             self._held += size(values)
-            while self._held > self.budget and len(self._kept) > 3:
+            while (self._held > self.budget and len(self._kept) > 3) or len(self._kept) > self.most:
                 old, dropped = self._kept.popitem(last=False)
                 self._held -= _size(dropped) if not old[0] else dropped.nbytes
         mine.set_result(values)

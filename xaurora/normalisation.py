@@ -227,6 +227,7 @@ def _finite(values: np.ndarray, fields: Fields, kind: str, name: str, time: np.d
 
 _LABELS = ("mean", "std", "min", "max", "count", "wet_fraction", "wet_log_mean", "wet_log_std", "clipped")
 _BLOCK = 128 * 1024**2  # bytes read at once, where chunks allow
+_CHUNKS = 256  # along time, read at once: each costs Zarr some 20 kB beside its values
 
 
 def summary(
@@ -387,7 +388,7 @@ def _tiles(raw: xr.DataArray, dim: str, where: np.ndarray) -> Iterator[tuple[np.
     if depth * point * height * width > _BLOCK:  # a chunk's times over all of space are too many: take part of space
         wide = min(max(_BLOCK // (depth * point * rows) // columns, 1) * columns, width)
         tall = min(max(_BLOCK // (depth * point * wide) // rows, 1) * rows, height)
-    length = max(_BLOCK // (point * tall * wide) // depth, 1) * depth
+    length = max(min(_BLOCK // (point * tall * wide) // depth, _CHUNKS), 1) * depth
     edges = np.flatnonzero(np.diff(where // length)) + 1
     for block in np.split(where, edges):
         for top in range(0, height, tall):

@@ -166,7 +166,7 @@ def predict(
             for m, place in zip(modules, places, strict=True)
         ]
         if store is not None:
-            return to_store(Path(store), writer, lambda left: job.run(list(left), replicas), progress)
+            return to_store(Path(store), writer, lambda left: job.run(list(left), replicas), progress, batch_size)
         blocks = list(watched(job.run(times, replicas), "predict", shown=progress, total=len(times)))
     return writer.dataset(blocks)
 
