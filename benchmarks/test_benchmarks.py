@@ -1,79 +1,478 @@
-"""Throughput beside stock microsoft-aurora in the same run: ``pytest benchmarks/ --benchmark-only``."""
+"""Throughput and memory beside stock microsoft-aurora in the same run: ``pytest benchmarks/ --benchmark-only``.
+
+Where there is a stock way it runs in turns with this package's, so that what else the machine does meets both; ``ratio`` is the median of stock's
+seconds over the median of ours. Peaks are of a fresh process on a CPU, of the tensors on a GPU. ``of peak`` is the share of the machine's own
+matrix product that a step reaches.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import cases
+import numpy as np
 import pytest
 import torch
 import xarray as xr
-from aurora import Aurora, rollout
+from cases import SMALL_HEAD, Size
 
 import xaurora
-from xaurora.tiny import randomise_modulation
+from xaurora import conventions, latents, loading, requirements
+from xaurora.config import LatentOptions
 
 pytest.importorskip("pytest_benchmark")
 
 
-@pytest.fixture(scope="module")
-def fields() -> xr.Dataset:
-    return xaurora.synthetic(shape=(32, 64), times=12)
+def pair(
+    benchmark: Any, ours: Callable[[], Any], stock: Callable[[], Any] | None, rounds: int, samples: int = 1, **info: Any
+) -> None:
+    """Run ours, and stock's before each of its rounds; what was measured goes into ``extra_info``."""
+    beside: list[float] = []
+    ours()
+
+    def setup() -> None:
+        if stock is not None:
+            began = time.perf_counter()
+            stock()
+            beside.append(time.perf_counter() - began)
+
+    if stock is not None:
+        stock()
+    benchmark.pedantic(ours, setup=setup, rounds=rounds, iterations=1)
+    median = benchmark.stats.stats.median
+    benchmark.extra_info.update(info, samples_a_second=samples / median)
+    if beside:
+        benchmark.extra_info.update(stock_seconds=statistics.median(beside), ratio=statistics.median(beside) / median)
 
 
 @pytest.fixture(scope="module")
-def model() -> Aurora:
+def data(size: Size) -> xr.Dataset:
+    return cases.fields(size)
+
+
+@pytest.fixture(scope="module")
+def base(size: Size) -> Any:
+    return cases.build(size).eval()
+
+
+@pytest.fixture(scope="module")
+def tuned(data: xr.Dataset, base: Any, tmp_path_factory: Any) -> Any:
+    """A head that was trained for one step: what it says does not matter here."""
+    from xaurora import requirements as needs
+    from xaurora.model import AuroraWithHead
+    from xaurora.tuned import TunedAurora
+
+    known = needs.Needs("given")
+    described = {
+        "targets": {
+            "tp": {"source": "tp", "long_name": "Total precipitation", "units": "m", "rain": True, "from_truth": False}
+        },
+        "base": {"name": "given", "hash": "none", "saved": False},
+        "strategy": "frozen",
+    }
+    return TunedAurora(AuroraWithHead(base, cases.head_of(base)), known, described)
+
+
+# --- forecasts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.benchmark(group="forecast of 6 hours, one init time")
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+@pytest.mark.parametrize("what", ["all variables", "t2m alone", "tp alone"])
+def test_predict(
+    benchmark: Any, size: Size, data: xr.Dataset, base: Any, tuned: Any, peak: float, what: str, precision: str
+) -> None:
+    when = data["time"].values[-1]
+    names = {"all variables": None, "t2m alone": ["t2m"], "tp alone": ["tp"]}[what]
+    model = tuned if what == "tp alone" else base
+    before = base.autocast_backbone, base.autocast_dtype
+    base.autocast_backbone, base.autocast_dtype = precision == "bf16", torch.bfloat16
+    try:
+        stock = cases.stock_forecast(base, data.aurora.to_batch(when, model=base).to(size.device))
+        # A given Aurora runs where it is; that of a tuned model is moved to the GPU by itself.
+        pair(
+            benchmark,
+            lambda: data.aurora.predict("6h", model=model, time=when, variables=names, progress=False),
+            stock,
+            size.rounds + 2,
+        )
+        if precision == "32":
+            flops = cases.operations(
+                lambda: data.aurora.predict("6h", model=model, time=when, variables=names, progress=False)
+            )
+            benchmark.extra_info["of_matrix_peak"] = flops / benchmark.stats.stats.median / peak
+    finally:
+        base.autocast_backbone, base.autocast_dtype = before
+
+
+@pytest.mark.benchmark(group="forecast of 6 hours, one init time")
+def test_accessor_overhead(benchmark: Any, size: Size, data: xr.Dataset, base: Any) -> None:
+    """Dataset → Batch → Dataset, as a share of the forward pass."""
+    when = data["time"].values[-1]
+    batch = data.aurora.to_batch(when, model=base)
+    stock = cases.stock_forecast(base, batch)
+    pair(benchmark, lambda: data.aurora.from_batch(data.aurora.to_batch(when, model=base)), stock, size.rounds + 2)
+    share = 1.0 / benchmark.extra_info["ratio"]
+    benchmark.extra_info["note"] = f"{100 * share:.1f} % of the forward pass"
+
+
+@pytest.mark.once
+@pytest.mark.benchmark(group="many init times to a store, tiny model")
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_predict_to_a_store(benchmark: Any, tmp_path: Path, batch_size: int) -> None:
+    ds = xaurora.synthetic(shape=(32, 64), times=66)
+    made: list[int] = []
+
+    def run() -> None:
+        made.append(1)
+        store = tmp_path / f"fc{len(made)}.zarr"
+        ds.aurora.predict("6h", model="tiny-pretrained", store=store, batch_size=batch_size, progress=False)
+
+    pair(benchmark, run, None, 2, samples=64)
+
+
+# --- training steps ---------------------------------------------------------------------------------------------------
+
+_PEAKS = {
+    ("full", "none"),
+    ("full", "xaurora"),
+    ("full", "stock"),
+    ("lora", "none"),
+    ("frozen", "none"),
+    ("latents", "none"),
+}
+
+
+@pytest.mark.benchmark(group="training step, batch 1")
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+@pytest.mark.parametrize("checkpointing", ["none", "stock", "xaurora"])
+@pytest.mark.parametrize("strategy", ["frozen", "latents", "lora", "full"])
+def test_training_step(
+    benchmark: Any,
+    size: Size,
+    data: xr.Dataset,
+    stack: Any,
+    peak: float,
+    strategy: str,
+    checkpointing: str,
+    precision: str,
+) -> None:
+    """``stock`` checkpointing is stock code with upstream's policy; ``xaurora`` is this package's, beside it."""
+    if strategy in ("frozen", "latents") and checkpointing != "none":
+        pytest.skip("nothing is kept for a backward pass through the backbone")
+    rounds = size.rounds if precision == "32" else 2
+    how = "frozen" if strategy == "latents" else strategy
+    again = checkpointing != "none"
+    stock = cases.stock_step(size, data, how, again, precision, {})
+    flops = None
+    if checkpointing == "stock":
+        pair(benchmark, stock, None, rounds)
+    else:
+        ours = cases.own_step(size, data, strategy, again, precision, {}, stack)
+        pair(benchmark, ours, stock, rounds)
+        flops = cases.operations(ours) if precision == "32" and strategy != "latents" else None
+    if flops:
+        benchmark.extra_info["of_matrix_peak"] = flops / benchmark.stats.stats.median / peak
+    if precision == "32" and (strategy, checkpointing) in _PEAKS:
+        words = [strategy, *(["checkpointing"] if again else [])]
+        mine = _resident(size, ["stock", *words] if checkpointing == "stock" else words)
+        benchmark.extra_info["peak_bytes"] = mine
+        if checkpointing != "stock" and strategy != "latents":
+            benchmark.extra_info["stock_peak_bytes"] = _resident(size, ["stock", *words])
+
+
+_measured: dict[tuple[str, ...], int] = {}
+
+
+def _resident(size: Size, words: list[str]) -> int:
+    """The peak of a case in a fresh process."""
+    key = tuple(words)
+    if key not in _measured:
+        command = [sys.executable, str(Path(cases.__file__)), *words, "--size", size.name]
+        ran = subprocess.run(command, capture_output=True, text=True, check=True)
+        _measured[key] = json.loads(ran.stdout.splitlines()[-1])["peak"]
+    return _measured[key]
+
+
+@pytest.mark.benchmark(group="head on stored latents, beside the backbone in each step")
+@pytest.mark.parametrize("head", ["default", "small"])
+@pytest.mark.parametrize("levels", ["surface", "all"])
+def test_head_on_latents(
+    benchmark: Any, size: Size, data: xr.Dataset, base: Any, stack: Any, tmp_path: Path, levels: str, head: str
+) -> None:
+    """The step with its sample read from the store on disk. ``small`` is a two-layer MLP for each patch, 256 wide, of a censored normal law."""
+    options: dict[str, Any] = {"latents": levels, **(SMALL_HEAD if head == "small" else {})}
+    stock = cases.stock_step(size, data, "frozen", False, "32", options)
+    step, read = _reading_step(size, data, options, tmp_path, stack)
+    with ThreadPoolExecutor(1) as pool:  # one sample is read while the one before is learnt from, as in training
+        waiting = [pool.submit(read)]
+
+        def run() -> None:
+            values = waiting.pop().result()
+            waiting.append(pool.submit(read))
+            step(values)
+
+        for _ in range(5):
+            run()
+        pair(benchmark, run, None, 40)
+        waiting.pop().result()
+    times = []
+    for _ in range(size.rounds + 1):
+        began = time.perf_counter()
+        stock()
+        times.append(time.perf_counter() - began)
+    seconds = statistics.median(times[1:])
+    benchmark.extra_info.update(stock_seconds=seconds, ratio=seconds / benchmark.stats.stats.median)
+
+
+def _reading_step(size: Size, data: xr.Dataset, options: dict[str, Any], folder: Path, stack: Any) -> tuple[Any, Any]:
+    """A training step of a head on latents, and what reads a sample of a store of 100."""
+    from xaurora import losses
+    from xaurora import rollout as stepping
+    from xaurora.model import AuroraWithHead, placed
+
+    base = cases.build(size).requires_grad_(False)
+    module = AuroraWithHead(base, cases.head_of(base, **options))
+    batch = data.aurora.to_batch(data["time"].values[-2], model=base)
+    truth = cases.truth_of(data, batch)
+    from xaurora import grid as grids
+
+    grid = grids.from_axes(np.asarray(batch.metadata.lat), np.asarray(batch.metadata.lon))
+    stack.enter_context(placed(module, grid))
+    values = module.latents(stepping.prepare(module, batch))[0].to(torch.bfloat16).cpu()
+    values = values[: 1 if options["latents"] == "surface" else None].contiguous()
+    count = 100 if values.numel() < 1e8 else 4
+    store = latents.Store(folder / "l.zarr", tuple(values.shape), "bfloat16", {}, 1e12)
+    for i in range(count):
+        store.write(i, values, bytes(16))
+    rng = np.random.default_rng(0)
+    moving = list(module.head.parameters())
+    optimizer = torch.optim.AdamW(moving, lr=1e-5, fused=True)
+    area = torch.from_numpy(grids.latitude_weights(grid.latitude)).float().to(size.device)[:, None]
+
+    def step(one: torch.Tensor) -> None:
+        found = module(None, latents=one[None].to(size.device).float())
+        loss, _ = losses.of_step(module, found, truth, area, (slice(None), slice(None)), 0.0)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(moving, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        cases.sync(size.device)
+
+    return step, lambda: store.read(int(rng.integers(count)))
+
+
+@pytest.mark.once
+@pytest.mark.benchmark(group="finetune as a whole, frozen, AuroraSmall")
+@pytest.mark.parametrize("latents_", ["built on the way", "stored"])
+def test_an_epoch(benchmark: Any, size: Size, base: Any, tmp_path: Path, latents_: str) -> None:
+    """An epoch of ``finetune``, the first one with its store, and one more; beside as many stock steps."""
+    ds = cases.fields(size, times=14)
+    stock = cases.stock_step(size, ds, "frozen", False, "32", {})
+    stamps: list[float] = []
+    from xaurora import training
+
+    real = training._Training._one_step
+
+    def timed(self: Any, *args: Any) -> Any:
+        stamps.append(time.perf_counter())
+        return real(self, *args)
+
+    def run() -> None:
+        kept = LatentOptions(path=str(tmp_path / "l.zarr"))
+        training._Training._one_step = timed  # type: ignore[method-assign]
+        try:
+            ds.aurora.finetune(
+                "tp", model=base, latents=kept, epochs=4, validations=1, out=tmp_path / "run", progress=False
+            )
+        finally:
+            training._Training._one_step = real  # type: ignore[method-assign]
+
+    benchmark.pedantic(run, rounds=1, iterations=1)
+    count = len(stamps) // 4
+    first, later = stamps[count] - stamps[0], (stamps[-1] - stamps[2 * count]) / (len(stamps) - 1 - 2 * count) * count
+    times = []
+    for _ in range(4):
+        began = time.perf_counter()
+        stock()
+        times.append(time.perf_counter() - began)
+    epoch = statistics.median(times[1:]) * count
+    ours = first if latents_ == "built on the way" else later
+    benchmark.extra_info.update(
+        stock_seconds=epoch, ratio=epoch / ours, samples_a_second=count / ours, note=f"epoch of {count}: {ours:.3g} s"
+    )
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: Any) -> Path:
+    """Fields of the default size in a training store."""
+    path = tmp_path_factory.mktemp("stored") / "training.zarr"
+    cases.fields(cases.SIZES["default"], times=40).aurora.prepare(path, progress=False)
+    return path
+
+
+def _arrays(path: Path) -> list[Any]:
+    import zarr
+
+    group: Any = zarr.open_group(path, mode="r")
+    return [group[n] for n in ("t2m", "u10", "v10", "msl", "t", "u", "v", "q", "z")]
+
+
+def _cut(ds: xr.Dataset) -> Any:
+    found = conventions.standardise(ds)
+    return requirements.fit(found, requirements.needs_of("small", found))[0]
+
+
+@pytest.mark.once
+@pytest.mark.benchmark(group="loader, 96 × 160, 8.7 MB a sample")
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_loader(benchmark: Any, stored: Path, threads: int) -> None:
+    """All frames once through the loader; stock is plain zarr with as many threads."""
+    arrays, cut = _arrays(stored), _cut(xaurora.open(stored))
+
+    def ours() -> None:
+        loader = loading.Loader(cut, {}, most=3)
+        for _ in loading.ahead([[t] for t in cut.times[1:]], loader.batch, threads):
+            pass
+        loader.close()
+
+    def plain() -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda i: [a[i] for a in arrays], range(40)))
+
+    pair(benchmark, ours, plain, 4, samples=39)
+    size = sum(a.nbytes for a in arrays)
+    benchmark.extra_info["note"] = f"{size / benchmark.stats.stats.median / 1e6:.0f} MB/s"
+
+
+@pytest.mark.once
+@pytest.mark.benchmark(group="loader, 96 × 160, 8.7 MB a sample")
+def test_one_sample(benchmark: Any, stored: Path) -> None:
+    """A Batch; stock is plain zarr of the same two frames."""
+    arrays, cut = _arrays(stored), _cut(xaurora.open(stored))
+    times = iter(list(range(1, 40, 2)) * 9)
+    again = iter(list(range(1, 40, 2)) * 9)
+    loader = loading.Loader(cut, {}, most=3)
+
+    def plain() -> None:
+        i = next(again)
+        for j in (i - 1, i):
+            _ = [a[j] for a in arrays]
+
+    pair(benchmark, lambda: loader.batch([cut.times[next(times)]]), plain, 30)
+
+
+@pytest.mark.once
+@pytest.mark.benchmark(group="loader, 96 × 160, 8.7 MB a sample")
+def test_first_batch(benchmark: Any, stored: Path) -> None:
+    """From an open store to the first Batch."""
+    ds = xaurora.open(stored)
+
+    def run() -> None:
+        cut = _cut(ds)
+        loading.Loader(cut, {}).batch([cut.times[5]])
+
+    pair(benchmark, run, None, 5)
+
+
+@pytest.mark.once
+@pytest.mark.benchmark(group="training from a store that answers after 50 ms")
+def test_slow_store(benchmark: Any, tmp_path: Path) -> None:
+    """The share of the time that steps take once 20 have run; the model is small, so that a step takes some 50 ms."""
+    from aurora import Aurora
+    from zarr.storage import LocalStore, WrapperStore
+
+    from xaurora import training
+
+    class Slow(WrapperStore):
+        async def get(self, *args: Any, **kwargs: Any) -> Any:
+            await asyncio.sleep(0.05)
+            return await self._store.get(*args, **kwargs)
+
+    xaurora.synthetic(shape=(32, 64), times=80).aurora.prepare(
+        tmp_path / "a.zarr", model="tiny-pretrained", progress=False
+    )
+    store = Slow(LocalStore(tmp_path / "a.zarr", read_only=True))
+    ds = xr.open_dataset(store, engine="zarr", consolidated=False, chunks=None)
     torch.manual_seed(0)
     base = Aurora(
         encoder_depths=(2, 2, 2),
         decoder_depths=(2, 2, 2),
         encoder_num_heads=(2, 4, 8),
         decoder_num_heads=(8, 4, 2),
-        embed_dim=64,
-        num_heads=4,
+        embed_dim=48,
+        num_heads=2,
         use_lora=False,
     )
-    randomise_modulation(base)
-    return base.eval()
+    spans: list[tuple[float, float]] = []
+    real = training._Training._one_step
 
-
-def test_to_batch(benchmark: Any, fields: xr.Dataset) -> None:
-    benchmark(fields.aurora.to_batch)
-
-
-def test_round_trip(benchmark: Any, fields: xr.Dataset) -> None:
-    batch = fields.aurora.to_batch()
-    benchmark(fields.aurora.from_batch, batch)
-
-
-@pytest.mark.benchmark(group="a day's forecast")
-def test_stock_rollout(benchmark: Any, fields: xr.Dataset, model: Aurora) -> None:
-    batch = fields.aurora.to_batch(model=model)
+    def timed(self: Any, *args: Any) -> Any:
+        began = time.perf_counter()
+        out = real(self, *args)
+        spans.append((began, time.perf_counter()))
+        return out
 
     def run() -> None:
-        with torch.inference_mode():
-            for _ in rollout(model, batch, steps=4):
-                pass
+        training._Training._one_step = timed  # type: ignore[method-assign]
+        try:
+            ds.aurora.finetune(
+                "tp",
+                model=base,
+                strategy="full",
+                steps=150,
+                validations=1,
+                checkpoint_every=999,
+                out=tmp_path / "run",
+                progress=False,
+            )
+        finally:
+            training._Training._one_step = real  # type: ignore[method-assign]
 
-    benchmark(run)
-
-
-@pytest.mark.benchmark(group="a day's forecast")
-def test_predict(benchmark: Any, fields: xr.Dataset, model: Aurora) -> None:
-    benchmark(lambda: fields.aurora.predict("24h", model=model, time=fields["time"].values[-1], progress=False))
-
-
-@pytest.mark.benchmark(group="training, 5 steps")
-@pytest.mark.parametrize("strategy", ["frozen", "full"])
-def test_finetune(benchmark: Any, fields: xr.Dataset, model: Aurora, tmp_path: Any, strategy: str) -> None:
-    benchmark.pedantic(
-        lambda: fields.aurora.finetune(
-            "tp", model=model, strategy=strategy, steps=5, out=tmp_path / "run", progress=False
-        ),
-        rounds=3,
-        iterations=1,
+    benchmark.pedantic(run, rounds=1, iterations=1)
+    warm = np.array(spans[20:])
+    busy = float((warm[:-1, 1] - warm[:-1, 0]).sum() / (warm[-1, 0] - warm[0, 0]))
+    benchmark.extra_info.update(
+        busy=busy, note=f"busy {100 * busy:.1f} % of the time, {1e3 * (warm[:, 1] - warm[:, 0]).mean():.0f} ms a step"
     )
 
 
-def test_evaluate(benchmark: Any, fields: xr.Dataset) -> None:
-    forecast = xaurora.persistence(fields, leads=["6h", "12h"])
-    benchmark.pedantic(lambda: forecast.aurora.evaluate(fields), rounds=3, iterations=1)
+# --- statistics, evaluation, growth -----------------------------------------------------------------------------------
+
+
+@pytest.mark.once
+@pytest.mark.benchmark(group="statistics and evaluation")
+def test_statistics(benchmark: Any, stored: Path) -> None:
+    ds = xaurora.open(stored)
+    pair(benchmark, lambda: ds.aurora.statistics(["t2m", "tp", "t"], progress=False), None, 2, samples=40)
+
+
+@pytest.mark.once
+@pytest.mark.benchmark(group="statistics and evaluation")
+def test_evaluate(benchmark: Any, stored: Path) -> None:
+    ds = xaurora.open(stored)[["t2m", "msl", "tp"]].load()
+    forecast = xaurora.persistence(ds, leads=["6h", "12h"])
+    pair(benchmark, lambda: forecast.aurora.evaluate(ds, progress=False), None, 2, samples=38)
+
+
+@pytest.mark.once
+@pytest.mark.benchmark(group="growth with the grid, AuroraSmall, forecast of 6 hours")
+@pytest.mark.parametrize("shape", [(48, 80), (96, 160), (144, 240)], ids=lambda s: f"{s[0]}x{s[1]}")
+def test_grid_size(benchmark: Any, size: Size, base: Any, shape: tuple[int, int]) -> None:
+    ds = cases.fields(size, times=2, shape=shape)
+    stock = cases.stock_forecast(base, ds.aurora.to_batch(model=base))
+    pair(benchmark, lambda: ds.aurora.predict("6h", model=base, progress=False), stock, 3)
+    points = shape[0] * shape[1]
+    benchmark.extra_info["note"] = f"{1e6 * benchmark.stats.stats.median / points:.0f} µs a grid point"

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import pickle
+import types
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -299,7 +300,8 @@ def placed(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
     - ``Metadata`` cannot hold longitudes that cross Greenwich (``batch.py``), and position encodings use longitude as a number:
       −15° is not 345° to the model. The encoder gets the true ones on a shallow copy, which skips the check.
 
-    - The decoder asks the same questions at every patch (:func:`_asked_once`).
+    - The decoder asks the same questions at every patch (:func:`_asked_once`), and the encoder makes the encodings of position, scale and
+      levels anew in every call (:func:`_keep_encodings`).
 
     Keep the backward pass inside as well: with activation checkpointing the blocks run again there.
     """
@@ -328,15 +330,54 @@ def placed(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
     queries = [query for query in queries if type(query) is torch.nn.Linear and "forward" not in query.__dict__]
     for query in queries:
         query.forward = functools.partial(_asked_once, query)
+    _keep_encodings(base)
     try:
         yield
     finally:
+        base.encoder.__dict__.pop("forward", None)
         for query in queries:
             query.__dict__.pop("forward", None)
         for handle in handles:
             handle.remove()
         for trunk in trunks:
             trunk.wraps = False
+
+
+def _keep_encodings(base: Aurora) -> None:
+    """Have the encoder make its encodings of position, scale and levels once for a grid; they stay on its device.
+
+    They are functions in the globals of ``aurora/model/encoder.py``. This encoder gets a copy of its own forward pass that finds others in their
+    place, so that no other model is touched.
+    """
+    encoder: Any = base.encoder
+    forward = type(encoder).forward
+    names = ("pos_scale_enc", "levels_expansion")
+    if "forward" in encoder.__dict__ or not all(n in getattr(forward, "__globals__", {}) for n in names):
+        return
+    kept: dict[Any, Any] = {}
+    now: list[Any] = [None]
+
+    def once(name: str) -> Any:
+        make = forward.__globals__[name]
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            shapes = tuple((v.shape, v.dtype, v.device) if isinstance(v, torch.Tensor) else v for v in args)
+            # What inference makes cannot be trained with.
+            key = (name, shapes, now[0] if name == "levels_expansion" else None, torch.is_inference_mode_enabled())
+            if key not in kept:
+                kept[key] = make(*args, **kwargs)
+            return kept[key]
+
+        return run
+
+    others = {**forward.__globals__, **{name: once(name) for name in names}}
+    copied = types.FunctionType(forward.__code__, others, forward.__name__, forward.__defaults__, forward.__closure__)
+
+    def encode(batch: Batch, *args: Any, **kwargs: Any) -> Any:
+        now[0] = tuple(batch.metadata.atmos_levels)
+        return copied(encoder, batch, *args, **kwargs)
+
+    encoder.forward = encode
 
 
 _ROWS = 512

@@ -1,0 +1,341 @@
+"""What the benchmark suite measures: sizes, and steps of this package beside stock microsoft-aurora code that does the same work.
+
+python benchmarks/cases.py full --size default        # the peak memory of one case in this process, as JSON
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from aurora import Aurora, AuroraPretrained, AuroraSmallPretrained, Batch, rollout
+
+from xaurora import config, heads, losses, strategies
+from xaurora import grid as grids
+from xaurora import model as models
+from xaurora.loading import Truth
+from xaurora.memory import LiveBytes
+from xaurora.tiny import randomise_modulation
+
+LEVELS = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)
+MEANS = {"t2m": 280.0, "u10": 1.0, "v10": 0.0, "msl": 101e3, "t": 250.0, "u": 5.0, "v": 0.0, "q": 2e-3, "z": 6e4}
+STDS = {"t2m": 12.0, "u10": 5.0, "v10": 5.0, "msl": 900.0, "t": 12.0, "u": 9.0, "v": 7.0, "q": 8e-4, "z": 2e3}
+UNITS = {
+    "t2m": "K",
+    "u10": "m s-1",
+    "v10": "m s-1",
+    "msl": "Pa",
+    "t": "K",
+    "u": "m s-1",
+    "v": "m s-1",
+    "q": "kg kg-1",
+    "z": "m2 s-2",
+}
+SMALL_HEAD = {"width": 256, "neighbours": 1, "family": "censored_normal"}
+"""A two-layer MLP for each patch on its own, 256 wide: what a published head on frozen latents looks like."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and a grid."""
+
+    name: str
+    model: type[Aurora]
+    spacing: float
+    shape: tuple[int, int]
+    north: float
+    rounds: int
+
+    @property
+    def device(self) -> torch.device:
+        """A GPU where there is one."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+SIZES = {
+    "default": Size("default", AuroraSmallPretrained, 0.25, (96, 160), 60.0, 3),
+    "small-region": Size("small-region", AuroraSmallPretrained, 0.25, (192, 384), 72.0, 3),
+    "small-0.4": Size("small-0.4", AuroraSmallPretrained, 0.4, (451, 900), 90.0, 3),
+    "small-0.25": Size("small-0.25", AuroraSmallPretrained, 0.25, (721, 1440), 90.0, 3),
+    "base-0.25": Size("base-0.25", AuroraPretrained, 0.25, (721, 1440), 90.0, 3),
+}
+
+
+def fields(size: Size, times: int = 4, shape: tuple[int, int] | None = None) -> xr.Dataset:
+    """Random ERA5-like fields, six-hourly, with rain: in memory."""
+    rng = np.random.default_rng(0)
+    height, width = shape or size.shape
+    latitude = size.north - np.arange(height) * size.spacing
+    longitude = np.arange(width) * size.spacing
+    when = np.datetime64("2020-01-01", "ns") + np.arange(times) * np.timedelta64(6, "h")
+    dims = ("time", "latitude", "longitude")
+
+    def noise(name: str, *more: int) -> np.ndarray:
+        values = rng.standard_normal((times, *more, height, width), dtype=np.float32)
+        return np.float32(MEANS[name]) + np.float32(STDS[name]) * values
+
+    data: dict[str, Any] = {n: (dims, noise(n), {"units": UNITS[n]}) for n in ("t2m", "u10", "v10", "msl")}
+    upper = ("time", "level", *dims[1:])
+    data |= {n: (upper, noise(n, len(LEVELS)), {"units": UNITS[n]}) for n in ("t", "u", "v", "q", "z")}
+    data["q"] = (upper, np.abs(data["q"][1]), {"units": "kg kg-1"})
+    still = {"lsm": "1", "slt": "1", "geopotential_at_surface": "m2 s-2"}
+    data |= {n: (dims[1:], rng.random((height, width), np.float32), {"units": u}) for n, u in still.items()}
+    rain = np.maximum(rng.standard_normal((times, height, width), dtype=np.float32), 0) ** 2 * np.float32(2e-3)
+    data["tp"] = (dims, rain, {"units": "m", "cell_methods": "time: sum (interval: 6 hours)"})
+    coords = {"time": when, "level": ("level", [float(v) for v in LEVELS], {"units": "hPa"})}
+    return xr.Dataset(data, {**coords, "latitude": latitude, "longitude": longitude})
+
+
+def build(size: Size, *, lora: bool = False) -> Aurora:
+    """The model with random weights and awake blocks, the same each time."""
+    torch.manual_seed(0)
+    base = size.model(use_lora=lora)
+    randomise_modulation(base)
+    return base.to(size.device)
+
+
+def head_of(base: Aurora, **options: Any) -> heads.HeadSet:
+    """A head for rain."""
+    torch.manual_seed(1)
+    chosen = heads.options_for(heads.HeadOptions(**options), "csgd").for_climate(5e-4)
+    levels, width = models.latent_size(base)
+    head = heads.build(chosen, levels, width, base.patch_size)
+    values = np.concatenate([[0.0], np.geomspace(1e-6, 3e-2, 200)])
+    head.initialise(heads.Climatology(values, np.full(201, 1 / 201)))
+    return heads.HeadSet({"tp": head}).to(next(base.parameters()).device)
+
+
+def truth_of(ds: xr.Dataset, batch: Batch) -> Truth:
+    """What a step is scored against."""
+    height, width = batch.spatial_shape
+    tp = torch.from_numpy(ds["tp"].values[-1:, :height, :width])
+    state = {
+        "surface": {n: v[:, -1] for n, v in batch.surf_vars.items()},
+        "atmos": {n: v[:, -1] for n, v in batch.atmos_vars.items()},
+    }
+    return Truth({"tp": tp}, state)
+
+
+def sync(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+# --- forecasts --------------------------------------------------------------------------------------------------------
+
+
+def stock_forecast(base: Aurora, batch: Batch, steps: int = 1) -> Callable[[], None]:
+    """Upstream's ``rollout``."""
+    base.eval()
+
+    def run() -> None:
+        with torch.inference_mode():
+            for _ in rollout(base, batch, steps=steps):
+                pass
+        sync(next(base.parameters()).device)
+
+    return run
+
+
+# --- training steps ---------------------------------------------------------------------------------------------------
+
+
+def _groups(base: Aurora, head: heads.HeadSet, how: str) -> list[torch.nn.Parameter]:
+    """What trains in stock code."""
+    base.requires_grad_(how == "full")
+    if how == "lora":
+        for name, p in base.named_parameters():
+            p.requires_grad_("lora_" in name)
+    return [p for p in (*base.parameters(), *head.parameters()) if p.requires_grad]
+
+
+def stock_step(
+    size: Size, ds: xr.Dataset, how: str, checkpointing: bool, precision: str, head: dict[str, Any]
+) -> Callable[[], None]:
+    """A training step as one writes it with microsoft-aurora alone: a hook on the decoder for the head, the sum of mean absolute errors for
+    Aurora's own variables, AdamW."""
+    base = build(size, lora=how == "lora")
+    models.set_precision(base, "bf16" if precision == "bf16" else "32", size.device)
+    own = head_of(base, **head)
+    moving = _groups(base, own, how)
+    if checkpointing:
+        base.configure_activation_checkpointing()
+    base.train(how != "frozen")
+    optimizer = torch.optim.AdamW(moving, lr=1e-5)
+    batch = ds.aurora.to_batch(ds["time"].values[-2], model=base if not checkpointing else build_needs(size)).to(
+        size.device
+    )
+    truth = truth_of(ds, batch)
+    target = truth.targets["tp"].to(size.device)
+    found: list[torch.Tensor] = []
+
+    def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        levels, rows, columns = kwargs["patch_res"]
+        found.append(args[0].unflatten(1, (levels, rows, columns)).float())
+
+    base.decoder.register_forward_hook(hook, with_kwargs=True)
+    scales = {n: float(v.std()) for n, v in (*batch.surf_vars.items(), *batch.atmos_vars.items())}
+
+    def run() -> None:
+        found.clear()
+        with torch.no_grad() if how == "frozen" else contextlib.nullcontext():
+            prediction = base(batch)
+        raw = own(found[0])["tp"]
+        loss: Any = own["tp"].loss(own["tp"].parameters_of(raw), target).mean()
+        if how != "frozen":
+            pairs = [(prediction.surf_vars, truth.state["surface"]), (prediction.atmos_vars, truth.state["atmos"])]  # type: ignore[index]
+            for said, true in pairs:
+                loss = loss + sum((said[n][:, 0] - true[n]).abs().mean() / scales[n] for n in true) / 9
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(moving, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        sync(size.device)
+
+    return run
+
+
+def build_needs(size: Size) -> str:
+    """The name of the size's model, for what it takes."""
+    return "base" if size.model is AuroraPretrained else "small"
+
+
+def own_step(
+    size: Size,
+    ds: xr.Dataset,
+    how: str,
+    checkpointing: bool,
+    precision: str,
+    head: dict[str, Any],
+    stack: contextlib.ExitStack,
+) -> Callable[[], None]:
+    """The same with this package's parts, as :func:`xaurora.training.fit` puts them together."""
+    from xaurora import adapters
+    from xaurora import rollout as stepping
+
+    base = build(size)
+    options = config.strategy_of("frozen" if how == "latents" else how)
+    adapter = adapters.install(base, options, 0) if how == "lora" else None
+    if adapter is not None:
+        base.to(size.device)
+    models.set_precision(base, "bf16" if precision == "bf16" else "32", size.device)
+    module = models.AuroraWithHead(base, head_of(base, **head), None, adapter)
+    groups = strategies.apply(module, options, trains_base_outputs=how in ("full", "lora"))
+    moving = [p for g in groups for p in g["params"]]
+    module.train(how in ("full", "lora"))
+    optimizer = torch.optim.AdamW(moving, lr=1e-5, fused=True)
+    batch = ds.aurora.to_batch(ds["time"].values[-2], model=base)
+    truth = truth_of(ds, batch)
+    grid = grids.from_axes(np.asarray(batch.metadata.lat), np.asarray(batch.metadata.lon))
+    area = torch.from_numpy(grids.latitude_weights(grid.latitude)).float().to(size.device)[:, None]
+    everything = (slice(None), slice(None))
+    stack.enter_context(models.placed(module, grid))
+    kept = None
+    if how == "latents":
+        kept = module.latents(stepping.prepare(module, batch)).to(torch.bfloat16).cpu()
+        levels = 1 if head.get("latents") == "surface" else kept.shape[1]
+        kept = kept[:, :levels].contiguous()
+        del base.backbone
+        gc.collect()
+    if checkpointing:
+        stack.enter_context(models.recomputed(base))
+
+    def run() -> None:
+        if kept is not None:
+            step = module(None, latents=kept.to(size.device).float())
+        else:
+            step = next(iter(stepping.steps(module, batch, 1)))
+        loss, _ = losses.of_step(module, step, truth, area, everything, 1.0 if how in ("full", "lora") else 0.0)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(moving, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        sync(size.device)
+
+    return run
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """Floating-point operations a second of a plain matrix product."""
+    n = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(6):
+        began = time.perf_counter()
+        for _ in range(4):
+            a @ a
+        sync(device)
+        best = max(best, 4 * 2 * n**3 / (time.perf_counter() - began))
+    return best
+
+
+def operations(run: Callable[[], None]) -> int:
+    """Floating-point operations of a call: matrix products and attention."""
+    with LiveBytes() as counter:
+        run()
+    return counter.flops
+
+
+def resident(reset: bool = False) -> int:
+    """The most bytes that this process held in memory, or on a GPU the tensors' peak."""
+    if torch.cuda.is_available():
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return int(torch.cuda.max_memory_allocated())
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+
+def memory_case(name: str, size: Size) -> Iterator[Callable[[], None]]:
+    """A case by its name, ``stock full checkpointing``: yields what is to run."""
+    words = name.split()
+    ds = fields(size)
+    if "predict" in words:
+        base = build(size).eval()
+        if "stock" in words:
+            yield stock_forecast(base, ds.aurora.to_batch(ds["time"].values[-1], model=base))
+        else:
+            yield lambda: ds.aurora.predict("6h", model=base, time=ds["time"].values[-1], progress=False)
+        return
+    how = next(w for w in words if w in ("full", "lora", "frozen", "latents"))
+    again = "checkpointing" in words
+    if "stock" in words:
+        yield stock_step(size, ds, how, again, "32", {})
+        return
+    with contextlib.ExitStack() as stack:
+        yield own_step(size, ds, how, again, "32", {}, stack)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", nargs="+")
+    parser.add_argument("--size", default="default", choices=list(SIZES))
+    arguments = parser.parse_args()
+    torch.set_num_threads(min(os.cpu_count() or 1, 2) if not torch.cuda.is_available() else os.cpu_count() or 1)
+    for run in memory_case(" ".join(arguments.case), SIZES[arguments.size]):
+        gc.collect()
+        resident(reset=True)
+        for _ in range(2):
+            run()
+        print(json.dumps({"peak": resident()}))
+
+
+if __name__ == "__main__":
+    main()
