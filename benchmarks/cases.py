@@ -291,6 +291,12 @@ def operations(run: Callable[[], None]) -> int:
     return counter.flops
 
 
+def forward_operations(base: Aurora, batch: Batch) -> int:
+    """Of a forward pass; in inference mode they would not be seen."""
+    with torch.no_grad():
+        return operations(lambda: base(batch))
+
+
 def resident(reset: bool = False) -> int:
     """The most bytes that this process held in memory, or on a GPU the tensors' peak."""
     if torch.cuda.is_available():

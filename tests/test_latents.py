@@ -123,6 +123,56 @@ def test_a_store_of_something_else_is_never_used(fields: xr.Dataset, base, tmp_p
     assert len(list((tmp_path / "auto" / "latents").iterdir())) == len(cases) - 1
 
 
+def test_the_same_weights_set_to_other_windows(fields: xr.Dataset, tmp_path) -> None:
+    """Windows, heads and statistics stand in no tensor, and change the latents."""
+    a, b, c = (make_aurora(**o) for o in ({}, {"window_size": (2, 4, 8)}, {}))
+    c.surf_stats = {"2t": (250.0, 40.0)}
+    b.load_state_dict(a.state_dict())
+    fields.aurora.finetune("tp", model=a, latents=tmp_path / "l.zarr", out=tmp_path / "a", **FAST)
+    for other in (b, c):
+        with pytest.raises(errors.LatentsError, match="configuration"):
+            fields.aurora.finetune("tp", model=other, latents=tmp_path / "l.zarr", out=tmp_path / "b", **FAST)
+
+
+def test_one_mended_frame_is_noticed(fields: xr.Dataset, base, tmp_path) -> None:
+    mended = fields.copy(deep=True)
+    mended["t2m"].values[12] += 30.0
+    fields.aurora.finetune("tp", model=base, latents=tmp_path / "l.zarr", out=tmp_path / "a", **FAST)
+    with pytest.raises(errors.LatentsError, match="computed from other fields"):
+        mended.aurora.finetune("tp", model=base, latents=tmp_path / "l.zarr", out=tmp_path / "b", **FAST)
+
+
+def test_a_damaged_store_of_nobodys_name(fields: xr.Dataset, base, reference, tmp_path, caplog) -> None:
+    first = fields.aurora.finetune("tp", model=base, out=tmp_path / "a", **FAST)
+    store = next((tmp_path / "latents").iterdir())
+    (store / "latents" / "c.tmp").write_text("somebody's")
+    fields.aurora.finetune("tp", model=base, out=tmp_path / "b", **FAST)
+    (store / "zarr.json").write_text("{")
+    again = fields.aurora.finetune("tp", model=base, out=tmp_path / "c", **FAST)
+    np.testing.assert_array_equal(_losses(first), _losses(again))
+    assert any("Another one is made beside it" in r.getMessage() for r in caplog.records)
+    assert len(list((tmp_path / "latents").iterdir())) == 2
+
+
+def test_a_store_that_is_removed_while_it_is_filled(
+    fields: xr.Dataset, base, reference, tmp_path, monkeypatch, caplog
+) -> None:
+    real, written = latents.Store.write, []
+
+    def removes(self, place, values, inputs):
+        written.append(place)
+        if len(written) == 4:
+            shutil.rmtree(self.path)
+        real(self, place, values, inputs)
+
+    monkeypatch.setattr(latents.Store, "write", removes)
+    kept = LatentOptions(path=str(tmp_path / "l.zarr"), dtype="float32")
+    tuned = fields.aurora.finetune("tp", model=base, latents=kept, out=tmp_path / "run", **FAST)
+    np.testing.assert_array_equal(_losses(tuned), _losses(reference))
+    assert any("was removed" in r.getMessage() for r in caplog.records)
+    assert not (tmp_path / "l.zarr").exists()
+
+
 def test_what_is_there_and_is_no_store(fields: xr.Dataset, base, tmp_path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "precious.txt").write_text("mine")
@@ -317,6 +367,7 @@ def test_options() -> None:
             LatentOptions(size=bad)
     with pytest.raises(errors.OptionError, match="dtype='float16'"):
         LatentOptions(dtype="float16")
+    assert TrainingOptions(latents="".join(["au", "to"])).latents == "auto"
     assert TrainingOptions(latents="runs/l.zarr").latents == LatentOptions(path="runs/l.zarr")
 
 
@@ -364,5 +415,7 @@ def test_estimate_counts_the_store(fields: xr.Dataset, base) -> None:
         for latents in (True, False)
     )
     assert with_.seconds < without.seconds
+    part = fields.aurora.estimate("tp", model=base, epochs=10, region=(-30, 30, 0, 120), progress=False)
+    assert part.disk < with_.disk
     one = 4 * 4 * 8 * 64 * 2
     assert with_.disk - without.disk == pytest.approx(36 * one, abs=3 * one)

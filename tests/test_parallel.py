@@ -73,6 +73,19 @@ def test_every_strategy_runs_on_two(tmp_path: Path, mode: str, options: dict[str
 
 
 @pytest.mark.slow
+def test_two_processes_share_latents(tmp_path: Path) -> None:
+    """Several epochs: each process reads what the other has made. 1e-4: bfloat16 is the same in both, sums over processes are not."""
+    options = {"strategy": "frozen", "epochs": 3, "latents": True, "validations": 1}
+    one = _train(tmp_path, "one", {**options, "batch_size": 2})
+    (tmp_path / "latents").rename(tmp_path / "of_one")
+    two = _train(tmp_path, "two", {**options, "devices": 2})
+    assert two == pytest.approx(one, rel=1e-4)
+    stores = [sorted(p.name for p in next((tmp_path / n).iterdir()).glob("latents/c.*")) for n in ("of_one", "latents")]
+    assert stores[0] == stores[1]
+    assert len(stores[0]) > 30
+
+
+@pytest.mark.slow
 def test_torchrun(tmp_path: Path) -> None:
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517")
     options = {"strategy": "frozen", "steps": 3}

@@ -256,6 +256,18 @@ def test_a_region_is_cut_from_the_globe(fields: xr.Dataset, tuned, region) -> No
         fields.aurora.predict("6h", model=tuned, time=when, region=region, halo=4, progress=False)
 
 
+def test_a_region_of_a_model_that_takes_its_target(fields: xr.Dataset, tmp_path) -> None:
+    model = fields.aurora.finetune(
+        "tp", model="tiny", strategy="full", as_input=True, steps=2, validations=1, out=tmp_path / "run", progress=False
+    )
+    when = fields["time"].values[8]
+    whole = fields.aurora.predict("12h", model=model, time=when, progress=False)
+    part = fields.aurora.predict("12h", model=model, time=when, region=(-30, 30, 40, 120), progress=False)
+    at = {d: part[d].values for d in ("latitude", "longitude")}
+    for name in whole:
+        _close(part[name].values, whole[name].sel(at).values)
+
+
 def test_a_region_that_is_none(fields: xr.Dataset, tuned) -> None:
     for bad, what in (
         ("atlantis", "there is no region"),

@@ -123,6 +123,28 @@ ds.aurora.prepare({str(tmp_path / "a.zarr")!r}, model="tiny", progress=False)
     assert os.listdir(tmp_path) == ["a.zarr"]
 
 
+def test_a_source_that_changed_in_between(fields: xr.Dataset, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(preparing, "_SHARD", 8 * 16 * 32 * 4 * 3)
+    monkeypatch.setattr(preparing, "_BLOCK", 1)
+    real, marked = preparing.stores.mark, []
+
+    def killed(path, count):
+        real(path, count)
+        marked.append(count)
+        if count == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(preparing.stores, "mark", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fields.aurora.prepare(tmp_path / "a.zarr", model="tiny", progress=False)
+    changed = fields.copy(deep=True)
+    changed["t2m"].values[23] += 50.0
+    with pytest.raises(errors.SaveError, match="other values of 't2m'"):
+        changed.aurora.prepare(tmp_path / "a.zarr", model="tiny", progress=False)
+    fields.aurora.prepare(tmp_path / "a.zarr", model="tiny", progress=False)
+    assert marked == [1, 2, 3, 4, 5]
+
+
 def test_another_store_is_left_alone(fields: xr.Dataset, tmp_path) -> None:
     fields.aurora.prepare(tmp_path / "a.zarr", model="tiny", progress=False)
     for other in (fields.isel(time=slice(5, None)), fields.assign(t2m=fields["t2m"] + 1)):

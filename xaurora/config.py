@@ -402,7 +402,7 @@ class TrainingOptions:
             )
         if isinstance(self.latents, str | os.PathLike) and self.latents != "auto":
             object.__setattr__(self, "latents", LatentOptions(path=os.fspath(self.latents)))
-        if not isinstance(self.latents, LatentOptions) and not any(self.latents is v for v in (True, False, "auto")):
+        if not isinstance(self.latents, LatentOptions | bool) and self.latents != "auto":
             raise OptionError(
                 f"latents={self.latents!r} is neither True, False, 'auto', a path, nor LatentOptions.",
                 fix="latents='auto'",

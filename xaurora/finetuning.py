@@ -357,6 +357,7 @@ def _latents(
     base = module.base
     description = {
         "weights": models.state_hash(base),
+        "configuration": models.configuration_hash(base),
         "grid": [
             *plan.grid.shape,
             float(plan.grid.latitude[0]),
@@ -368,13 +369,21 @@ def _latents(
         "static fields": static,
         "region": "all" if window is None else [window.patch_rows.tolist(), window.patch_columns.tolist()],
         "precision": str(base.autocast_dtype).removeprefix("torch.") if base.autocast_backbone else "float32",
-        "versions": {n: versions.get(n, "") for n in ("microsoft-aurora", "torch")},
+        "versions": {n: versions.get(n, "") for n in ("xaurora", "microsoft-aurora", "torch")},
     }
     wanted = np.union1d(looked.train, looked.validation)
+    in_memory = all(v._in_memory for part in (cut.surface, cut.atmos) for v in part.variables.values())
     store = None
     try:
         store = latents.open_store(
-            folder.parent / "latents", kept, shape, description, wanted, lambda t: loader.batch([t]), scan
+            folder.parent / "latents",
+            kept,
+            shape,
+            description,
+            wanted,
+            lambda t: loader.batch([t]),
+            scan,
+            checked=len(wanted) if in_memory else latents.CHECKED,
         )
     except SaveError as error:
         logger.warning("Latents are kept in memory alone: %s", error.message)

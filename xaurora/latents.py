@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -39,7 +40,10 @@ _ATTRIBUTE = "xaurora_latents"
 _EPOCH = np.datetime64("1900-01-01T00", "h")
 _SLOTS = 24 * 366 * 400  # hours
 _DIGEST = 16  # bytes
-_CHECKED = 8  # samples of a store that was there before whose fields are compared with the data
+CHECKED = (
+    32  # samples of a store that was there before whose fields are compared with the data, where these have to be read
+)
+_RECOUNTED = 32  # samples
 _SHARE_OF_DISK = 0.5  # of what is free
 _STALE = 3600.0  # seconds after which a file that was never finished belongs to nobody
 _KEPT = 64  # samples in memory beside a store: then memory does not grow with their number
@@ -100,9 +104,16 @@ class Store:
             json.dumps({**description, "format": FORMAT, "shape": self.shape, "dtype": dtype})
         )
         self.sample_bytes = int(np.prod(self.shape)) * (2 if dtype == "bfloat16" else 4)
+        self._asked = 0
         self._open()
-        self._there = {int(n.split(".")[1]) for n in os.listdir(self.path / "latents") if _is_chunk(n)}
+        self._there = self._listed()
         self.limit = float(limit) if limit is not None else self._free()
+
+    def _listed(self) -> set[int]:
+        """Places of what is stored, by whichever process."""
+        with storage.named_failures(self.path):
+            names = os.listdir(self.path / "latents")
+        return {int(found[1]) for n in names if (found := _CHUNK.fullmatch(n))}
 
     def _free(self) -> float:
         """What this store holds already, and half of what is free."""
@@ -195,7 +206,8 @@ class Store:
 
     def read(self, place: int) -> torch.Tensor | None:
         """A sample as it is stored, or None where it is not, or is damaged, which is said."""
-        if not self.has(place):
+        if not self.has(place) or not self._file("latents", place).exists():
+            self._there.discard(place)
             return None
         try:
             values = np.asarray(self._latents[place])
@@ -229,7 +241,11 @@ class Store:
             return None
 
     def fits_another(self) -> bool:
-        """Whether one more sample stays within the limit."""
+        """Whether one more sample stays within the limit; now and then what other processes have stored is counted in."""
+        self._asked += 1
+        if self._asked % _RECOUNTED == 0 or (len(self._there) + _RECOUNTED) * self.sample_bytes > self.limit:
+            with contextlib.suppress(SaveError):
+                self._there |= self._listed()
         return (len(self._there) + 1) * self.sample_bytes <= self.limit
 
     def write(self, place: int, values: torch.Tensor, inputs: bytes) -> None:
@@ -245,6 +261,9 @@ class Store:
             with storage.named_failures(self.path):
                 self._inputs[place] = np.frombuffer(inputs, np.uint8)  # first: latents that are there have theirs
                 self._latents[place] = raw.contiguous().numpy()
+                if not (self.path / "zarr.json").exists():  # Zarr has made folders for what nobody will read
+                    shutil.rmtree(self.path, ignore_errors=True)
+                    raise SaveError(f"the store '{self.path}' was removed.", fix="start again, and it is made anew")
         except SaveError:
             with contextlib.suppress(OSError):
                 self._file("latents", place).unlink(missing_ok=True)
@@ -252,8 +271,7 @@ class Store:
         self._there.add(place)
 
 
-def _is_chunk(name: str) -> bool:
-    return name.startswith("c.") and not name.endswith(".partial")
+_CHUNK = re.compile(r"c\.(\d+)(\.0)+")
 
 
 def key_of(description: Mapping[str, Any]) -> str:
@@ -405,6 +423,8 @@ def open_store(
     init_times: np.ndarray,
     read: Callable[[np.datetime64], Batch],
     scan: Callable[[np.ndarray], None],
+    *,
+    checked: int = CHECKED,
 ) -> Store:
     """The store for this training: the one that was named, or the one in ``folder`` that fits.
 
@@ -421,6 +441,8 @@ def open_store(
         Init time → Batch of one: some of what is stored is compared with the data.
     scan : callable
         Looks for what is wrong with the inputs of init times that are not stored, before a store is made.
+    checked : int
+        How many stored samples are compared with the data.
 
     Raises
     ------
@@ -442,31 +464,44 @@ def open_store(
 
     if options.path is not None:
         store = opened(Path(options.path))
-        if (wrong := _of_other_fields(store, init_times, read)) is not None:
+        if (wrong := _of_other_fields(store, init_times, read, checked)) is not None:
             raise LatentsError(
                 f"the latents in '{store.path}' were computed from other fields (those of {wrong.astype('datetime64[h]')} differ); they are not used.",
                 fix="another latents= path, or remove that one",
             )
         return store
-    key = key_of({**description, "format": FORMAT, "shape": list(shape), "dtype": options.dtype})
+    # Its name holds what the first sample is made of as well: other data find another store.
+    key = key_of(
+        {
+            **description,
+            "format": FORMAT,
+            "shape": list(shape),
+            "dtype": options.dtype,
+            "first": digest(read(init_times[0])).hex(),
+        }
+    )
     number = 0
     while True:
         path = folder / (f"{key}.zarr" if not number else f"{key}-{number}.zarr")
-        store = opened(path)
-        if _of_other_fields(store, init_times, read) is None:
-            return store
         number += 1
+        try:
+            store = opened(path)
+        except LatentsError as error:  # damaged, or somebody else's
+            logger.warning("%s Another one is made beside it.", error.message)
+            continue
+        if _of_other_fields(store, init_times, read, checked) is None:
+            return store
 
 
 def _of_other_fields(
-    store: Store, init_times: np.ndarray, read: Callable[[np.datetime64], Batch]
+    store: Store, init_times: np.ndarray, read: Callable[[np.datetime64], Batch], checked: int
 ) -> np.datetime64 | None:
     """An init time whose stored latents come from other fields than the data's, among a few that are looked at."""
     there = [t for t in init_times if (place := slot(t)) is not None and store.has(place)]
     if not there:
         # Other data may have been stored at other times: a store holds one source.
         return None
-    chosen = np.unique(np.linspace(0, len(there) - 1, min(len(there), _CHECKED)).astype(int))
+    chosen = np.unique(np.linspace(0, len(there) - 1, min(len(there), checked)).astype(int))
     for i in chosen:
         place = slot(there[i])
         known = store.inputs_of(place) if place is not None else None

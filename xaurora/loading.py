@@ -130,8 +130,8 @@ class Loader:
             self._kept[key] = values
             self._held += size(values)
             while (self._held > self.budget and len(self._kept) > 3) or len(self._kept) > self.most:
-                old, dropped = self._kept.popitem(last=False)
-                self._held -= _size(dropped) if not old[0] else dropped.nbytes
+                _, dropped = self._kept.popitem(last=False)
+                self._held -= _size(dropped) if isinstance(dropped, dict) else dropped.nbytes
         mine.set_result(values)
         return values
 
@@ -164,7 +164,7 @@ class Loader:
         if set(self.scored.surface) == set(self.fields.surface):
             return self.frame(time)  # as it is read for the input
         fields = self.scored
-        return self._remember(("", -_key(time)), lambda: self._frame(fields, time), _size)
+        return self._remember((" scored", _key(time)), lambda: self._frame(fields, time), _size)
 
     def target_at(self, name: str, time: np.datetime64) -> np.ndarray:
         """A target at a valid time, ``(h, w)``, canonical units, float32."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import datetime
 import functools
 import hashlib
 import json
@@ -216,12 +217,37 @@ def module_parts(model: torch.nn.Module) -> list[torch.nn.Module]:
     return [model, *model.children()]
 
 
-def state_hash(model: torch.nn.Module) -> str:
+def configuration_hash(model: torch.nn.Module) -> str:
+    """SHA-256 over what modules are set to beside their tensors: windows, numbers of heads, time step, statistics. Precision and mode are no part of
+    it."""
+    left_out = ("training", "autocast", "autocast_dtype", "autocast_backbone", "use_fp16_safe_attention", "wraps")
+
+    def plain(value: Any) -> bool:
+        if isinstance(value, dict):
+            return all(plain(k) and plain(v) for k, v in value.items())
+        if isinstance(value, list | tuple):
+            return all(map(plain, value))
+        return value is None or isinstance(value, bool | int | float | str | datetime.timedelta)
+
+    digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        own = {k: v for k, v in vars(module).items() if not k.startswith("_") and k not in left_out and plain(v)}
+        digest.update(f"{name} {type(module).__name__} {json.dumps(own, default=str, sort_keys=True)}".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def state_hash(model: torch.nn.Module, *, remembered: bool = False) -> str:
     """SHA-256 over names, shapes and values of all tensors, and a tiny model's statistics: ``sha256:…``.
 
-    Remembered on the module as long as nothing was changed: of each tensor its place in memory, Torch's count of changes in place, and some of
-    its values (which ``.data`` changes without being counted) are looked at.
+    Parameters
+    ----------
+    model : torch.nn.Module
+    remembered : bool
+        Take the hash of an earlier call where nothing seems to have changed since: of each tensor its place in memory, Torch's count of changes
+        in place, and some of its values are looked at. A change through ``.data`` may be missed.
     """
+    if not remembered:
+        return _hash_state(model)
     now = _fingerprint(model)
     holder = (
         model.base if isinstance(model, AuroraWithHead) else model
@@ -233,7 +259,7 @@ def state_hash(model: torch.nn.Module) -> str:
     return known[kind][1]
 
 
-_LOOKED_AT = 16  # values of a tensor
+_LOOKED_AT = 8  # values of a tensor
 
 
 def _fingerprint(model: torch.nn.Module) -> str:
@@ -245,10 +271,12 @@ def _fingerprint(model: torch.nn.Module) -> str:
     for name, tensor in model.state_dict().items():
         version = 0 if tensor.is_inference() else tensor._version
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{tensor.data_ptr()}{version}{tensor.device}".encode())
-        flat = tensor.detach().flatten()
-        seen.append(flat[:: max(flat.numel() // _LOOKED_AT, 1)][: 2 * _LOOKED_AT].double())
+        if tensor.is_contiguous() and tensor.numel() and tensor.is_floating_point():
+            step = max(tensor.numel() // _LOOKED_AT, 1)
+            seen.append(tensor.detach().view(-1)[::step][:_LOOKED_AT].float())
     if seen:
-        digest.update(torch.cat(seen).cpu().numpy().tobytes())
+        same = len({v.device for v in seen}) == 1
+        digest.update((torch.cat(seen) if same else torch.cat([v.cpu() for v in seen])).cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -330,11 +358,12 @@ def placed(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
     queries = [query for query in queries if type(query) is torch.nn.Linear and "forward" not in query.__dict__]
     for query in queries:
         query.forward = functools.partial(_asked_once, query)
-    _keep_encodings(base)
+    encodes = _keep_encodings(base)
     try:
         yield
     finally:
-        base.encoder.__dict__.pop("forward", None)
+        if encodes:
+            base.encoder.__dict__.pop("forward", None)
         for query in queries:
             query.__dict__.pop("forward", None)
         for handle in handles:
@@ -343,8 +372,8 @@ def placed(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
             trunk.wraps = False
 
 
-def _keep_encodings(base: Aurora) -> None:
-    """Have the encoder make its encodings of position, scale and levels once for a grid; they stay on its device.
+def _keep_encodings(base: Aurora) -> bool:
+    """Have the encoder make its encodings of position, scale and levels once for a grid; they stay on its device. Returns whether it does.
 
     They are functions in the globals of ``aurora/model/encoder.py``. This encoder gets a copy of its own forward pass that finds others in their
     place, so that no other model is touched.
@@ -353,7 +382,7 @@ def _keep_encodings(base: Aurora) -> None:
     forward = type(encoder).forward
     names = ("pos_scale_enc", "levels_expansion")
     if "forward" in encoder.__dict__ or not all(n in getattr(forward, "__globals__", {}) for n in names):
-        return
+        return False
     kept: dict[Any, Any] = {}
     now: list[Any] = [None]
 
@@ -378,6 +407,7 @@ def _keep_encodings(base: Aurora) -> None:
         return copied(encoder, batch, *args, **kwargs)
 
     encoder.forward = encode
+    return True
 
 
 _ROWS = 512

@@ -150,14 +150,19 @@ def predict(
         logger.warning("Left out, because patches of %d do not reach there: %s.", wanted.patch_size, crop.left_out)
 
     module = _module(model, weights, wanted, cut, progress)
-    attrs = _provenance(model, module, cut, times[0] - batches.STEP, halo, precision)
+    # The resumption of a store rests on it; a forecast in memory has no need to read all weights each time.
+    weights_hash = models.state_hash(module, remembered=store is None)
+    attrs = _provenance(model, module, weights_hash, cut, times[0] - batches.STEP, halo, precision)
+    attrs["xaurora_configuration"] = models.configuration_hash(module.base)
     if window is not None:
         attrs["xaurora_region"] = region if isinstance(region, str) else json.dumps(_box(grid, window))
     if order is not None:
         attrs["xaurora_members"] = f"{members}, Schaake shuffle of past fields"
         attrs["xaurora_members_past"] = order.digest
     writer = Writer(fields, cut, part, request, module.head, learnt, times, attrs)
-    job = _Job(module, cut, request, part, window, order, precision, batch_size)
+    # Heads whose means go back into the next step are run on all of the grid.
+    seen = None if module.inputs else window
+    job = _Job(module, cut, request, part, seen, order, precision, batch_size)
     places = _devices(model, module, devices)
     modules = [module, *(copy.deepcopy(module) for _ in places[1:])]
     with contextlib.ExitStack() as stack:
@@ -414,9 +419,11 @@ class _Job:
         groups = [times[i : i + self.batch_size] for i in range(0, len(times), self.batch_size)]
         several = ahead(groups, loader.batch, 1 if len(groups) > 1 else 0)
         if len(replicas) == 1:
-            for inits, batch in several:
-                yield from self.forecast(replicas[0], inits, batch)
-            loader.close()
+            try:
+                for inits, batch in several:
+                    yield from self.forecast(replicas[0], inits, batch)
+            finally:
+                loader.close()
             return
         free: queue.SimpleQueue[models.AuroraWithHead] = queue.SimpleQueue()
         for replica in replicas:
@@ -429,9 +436,11 @@ class _Job:
             finally:
                 free.put(replica)
 
-        for _, blocks in ahead(several, one, len(replicas)):
-            yield from blocks
-        loader.close()
+        try:
+            for _, blocks in ahead(several, one, len(replicas)):
+                yield from blocks
+        finally:
+            loader.close()
 
     def forecast(
         self, module: models.AuroraWithHead, inits: list[np.datetime64], batch: Batch
@@ -487,7 +496,13 @@ class _Job:
 
 
 def _provenance(
-    model: Any, module: models.AuroraWithHead, cut: Fields, first_time: np.datetime64, halo: int, precision: str
+    model: Any,
+    module: models.AuroraWithHead,
+    weights_hash: str,
+    cut: Fields,
+    first_time: np.datetime64,
+    halo: int,
+    precision: str,
 ) -> dict[str, Any]:
     name = (
         model
@@ -504,7 +519,7 @@ def _provenance(
         "title": "Forecast by Aurora with xaurora",
         "Conventions": "CF-1.11",
         "xaurora_base": str(name),
-        "xaurora_weights": models.state_hash(module),
+        "xaurora_weights": weights_hash,
         "xaurora_versions": json.dumps(tuned.versions()),
         "xaurora_input": f"{cut.times[0].astype('datetime64[m]')} to {cut.times[-1].astype('datetime64[m]')}",
         "xaurora_input_hash": f"sha256:{digest}",

@@ -20,7 +20,7 @@ import xarray as xr
 from xaurora import conventions, periods, requirements, storage, stores, targets
 from xaurora import grid as grids
 from xaurora.conventions import Fields
-from xaurora.errors import OptionError
+from xaurora.errors import OptionError, SaveError
 from xaurora.evaluation import regions
 from xaurora.progress import say, watched
 from xaurora.recognition import Field
@@ -31,6 +31,7 @@ logger = logging.getLogger("xaurora")
 _SHARD = 64 * 1024**2  # bytes of a file before compression, about
 _BLOCK = 512 * 1024**2  # bytes held at once, about
 _ATTRIBUTE = "xaurora_prepared"
+_COMPARED = 6  # times of a store that is gone on with
 _MANTISSA = 23  # bits of float32
 
 
@@ -78,9 +79,11 @@ def prepare(
     else:
         with storage.named_failures(path):
             stores.create(path, template, encoding)
+    lazy = xr.Dataset({n: da for n, (da, _) in variables.items() if "time" in da.dims})
+    if done:
+        _refuse_other_values(path, lazy, min(done * length, template.sizes["time"]), bits)
     size = sum(v.nbytes for v in template.data_vars.values())
     say(f"{template.sizes['time']} times, {size / 1e9:.3g} GB before compression, to {path}", shown=progress)
-    lazy = xr.Dataset({n: da for n, (da, _) in variables.items() if "time" in da.dims})
     for i, first in enumerate(watched(blocks, "prepare", unit="piece", shown=progress)):
         if i < done:
             continue
@@ -241,6 +244,22 @@ def _signature(
         values = da.isel(time=0).values if "time" in da.dims else da.values
         found.update(name.encode() + np.ascontiguousarray(values, np.float32).tobytes())
     return found.hexdigest()
+
+
+def _refuse_other_values(path: Path, lazy: xr.Dataset, count: int, bits: int | None) -> None:
+    """Compare some of the times that are stored with the source, the last one among them."""
+    there = xr.open_dataset(path, engine="zarr", chunks=None, consolidated=False, decode_timedelta=True)
+    for i in np.unique(np.linspace(0, count - 1, min(count, _COMPARED)).astype(int)):
+        source = lazy.isel(time=int(i)).compute()
+        for name, da in source.data_vars.items():
+            if not np.array_equal(
+                _rounded(np.asarray(da.values), bits), there[name].isel(time=int(i)).values, equal_nan=True
+            ):
+                when = np.datetime_as_string(lazy["time"].values[int(i)], unit="h")
+                raise SaveError(
+                    f"'{path}' holds other values of {name!r} at {when} than the data.",
+                    fix="choose another path, or remove it to start again",
+                )
 
 
 def _rounded(values: np.ndarray, bits: int | None) -> np.ndarray:

@@ -156,7 +156,7 @@ class _Training:
         out: dict[int, bool] = {}
         for parent in module.modules():
             for child in parent.modules():
-                if isinstance(child, torch.nn.Dropout):
+                if _drops(child):
                     # the innermost parent with parameters decides, and comes last
                     own = [p.requires_grad for p in parent.parameters()]
                     out[id(child)] = any(own) if own else out.get(id(child), True)
@@ -327,7 +327,7 @@ class _Training:
         self._trains = True
         self.runner.train()
         for module in self.module.modules():
-            if isinstance(module, torch.nn.Dropout) and not self._near[id(module)]:
+            if _drops(module) and not self._near[id(module)]:
                 module.eval()
 
     def _forecasts(self, sample: Sample, weight: float, sums: dict[str, torch.Tensor], *, final: bool) -> None:
@@ -659,6 +659,11 @@ class _Training:
 
     def _shapes(self) -> dict[str, torch.Tensor]:
         return dict(self.moving)  # a sharded parameter has the shape of the whole
+
+
+def _drops(module: torch.nn.Module) -> bool:
+    """Whether a module is noise in training: dropout, or timm's stochastic depth."""
+    return isinstance(module, torch.nn.Dropout) or type(module).__name__ == "DropPath"
 
 
 def _area(grid: grids.Grid, device: torch.device) -> torch.Tensor:
