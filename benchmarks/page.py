@@ -44,6 +44,7 @@ def section(report: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{n} {v}" for n, v in m["versions"].items())
     lines = [f"## Size `{m['size']}`: {where}", "", f"{report['date'][:16]} UTC; Python {m['python']}, {versions}.", ""]
     for group in dict.fromkeys(row["group"] for row in report["rows"]):
+        dates = sorted({r["date"] for r in report["rows"] if r["group"] == group})
         lines += [
             f"### {group[:1].upper()}{group[1:]}",
             "",

@@ -192,9 +192,10 @@ def frame(
         kind, name = key
         # The variable alone: taking a time of a whole Dataset costs more than reading a small one does.
         values = np.asarray(getattr(fields, kind).variables[name][place].values)
-        # A sum is quicker, and not finite where a value is not; one that overflows is looked at more closely.
+        # A sum of squares is quicker, and not finite where a value is not; one that overflows is looked at more closely.
         with np.errstate(invalid="ignore", over="ignore"):
-            total = values.sum()
+            flat = values.reshape(-1)
+            total = np.dot(flat, flat)
         if not np.isfinite(total) and not np.isfinite(values).all():
             raise _missing(fields, kind, name, values, f" at {_name(time)}")
         return values

@@ -24,7 +24,7 @@ from xaurora.conventions import Fields
 STEP = batches.STEP
 KEPT = 64
 """States and targets that are kept at most: neighbours in time share them, and memory does not grow with the data."""
-REQUESTS = 16
+REQUESTS = 64
 """Variables that are requested from a store at the same time."""
 _SLOW = 0.02  # seconds a request
 _FAST = 100e6  # bytes a second
