@@ -25,6 +25,7 @@ def condensed(run: dict[str, Any]) -> dict[str, Any]:
             "case": b["name"].removeprefix("test_"),
             "seconds": b["stats"]["median"],
             "rounds": b["stats"]["rounds"],
+            "date": run["datetime"],
             **b["extra_info"],
         }
         for b in run["benchmarks"]
@@ -48,6 +49,7 @@ def section(report: dict[str, Any]) -> list[str]:
         lines += [
             f"### {group[:1].upper()}{group[1:]}",
             "",
+            *([] if dates == [report["date"]] else [f"Measured {dates[0][:16]} UTC.", ""]),
             "| case | seconds | stock | ratio | samples/s | of matrix peak | peak | stock's peak | |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
@@ -100,12 +102,19 @@ def page(reports: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", help="what --benchmark-json wrote")
+    parser.add_argument("--merge", action="store_true", help="a run of some groups; the others stay as they are")
     arguments = parser.parse_args()
     if arguments.run is not None:
         report = condensed(json.loads(arguments.run.read_text(encoding="utf-8")))
         gpu = report["machine"]["gpu"]
         where = "cpu" if gpu == "none" else gpu.lower().replace(" ", "-")
         target = REPORTS / f"suite-{report['machine']['size']}-{where}.json"
+        if arguments.merge and target.exists():
+            before = json.loads(target.read_text(encoding="utf-8"))
+            new = {row["group"] for row in report["rows"]}
+            order = list(dict.fromkeys(row["group"] for row in [*before["rows"], *report["rows"]]))
+            rows = [*(row for row in before["rows"] if row["group"] not in new), *report["rows"]]
+            report = {**before, "rows": sorted(rows, key=lambda row: order.index(row["group"]))}
         target.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     reports = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(REPORTS.glob("suite-*.json"))]
     PAGE.write_text(page(reports), encoding="utf-8")
