@@ -147,11 +147,12 @@ def test_an_infinite_value_is_found(fields: xr.Dataset) -> None:
     assert loading.Loader(_cut(huge), {}).frame(fields["time"].values[7])
 
 
-def test_the_queries_of_the_decoder_are_the_same(fields: xr.Dataset) -> None:
-    """To 1e-6 of the largest, with gradients; where matrices are large enough to the bit."""
+def test_the_queries_of_the_decoder_are_the_same(fields: xr.Dataset, monkeypatch) -> None:
+    """To 1e-6 of the largest, with gradients, at fewer operations."""
     from xaurora import grid as grids
     from xaurora import model as models
 
+    monkeypatch.setattr(models, "_ROWS", 6)  # two of the 32 patches: else there are too few of them to leave any out
     base = make_aurora()
     globe = grids.from_axes(fields["latitude"].values, fields["longitude"].values)
     example = fields.aurora.to_batch(model=base)
@@ -173,7 +174,27 @@ def test_the_queries_of_the_decoder_are_the_same(fields: xr.Dataset) -> None:
             )
         )
     assert (found[0][0] - found[1][0]).abs().max() <= 1e-6 * found[0][0].abs().max()
+    assert found[1][2] < found[0][2]
     assert found[0][1].keys() == found[1][1].keys()
     for name, want in found[0][1].items():
         assert (want - found[1][1][name]).abs().max() <= 1e-4 * want.abs().max() + 1e-8, name
     assert not any("forward" in m.__dict__ for m in base.modules())
+
+
+def test_encodings_are_made_once_for_a_grid(fields: xr.Dataset, monkeypatch) -> None:
+    from aurora.model import encoder
+
+    from xaurora import grid as grids
+    from xaurora import model as models
+
+    calls, real = [], encoder.pos_scale_enc
+    monkeypatch.setattr(encoder, "pos_scale_enc", lambda *a, **k: calls.append(1) or real(*a, **k))
+    base = make_aurora()
+    globe = grids.from_axes(fields["latitude"].values, fields["longitude"].values)
+    example = fields.aurora.to_batch(model=base)
+    with torch.inference_mode(), models.placed(base, globe):
+        first, again = base(example), base(example)
+    assert len(calls) == 1
+    assert torch.equal(first.surf_vars["2t"], again.surf_vars["2t"])
+    base(example)
+    assert len(calls) == 2  # outside nothing is kept

@@ -211,6 +211,8 @@ class Store:
             return None
         try:
             values = np.asarray(self._latents[place])
+        except (OSError, MemoryError):  # of the machine, and not of the chunk: it may be read another time
+            return None
         except Exception as error:  # Zarr's codecs raise many kinds for a chunk that was cut or changed
             self._drop(place, error)
             return None
