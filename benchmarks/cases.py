@@ -21,12 +21,14 @@ import torch
 import xarray as xr
 from aurora import Aurora, AuroraPretrained, AuroraSmallPretrained, Batch, rollout
 
-from xaurora import config, heads, losses, strategies
-from xaurora import grid as grids
-from xaurora import model as models
-from xaurora.loading import Truth
-from xaurora.memory import LiveBytes
-from xaurora.tiny import randomise_modulation
+from xaurora.fields.grid import lattice as grids
+from xaurora.model import aurora as models
+from xaurora.model import heads, strategies
+from xaurora.model.loader import Truth
+from xaurora.model.memory import LiveBytes
+from xaurora.model.tiny import randomise_modulation
+from xaurora.training import losses
+from xaurora.training import options as config
 
 LEVELS = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)
 MEANS = {"t2m": 280.0, "u10": 1.0, "v10": 0.0, "msl": 101e3, "t": 250.0, "u": 5.0, "v": 0.0, "q": 2e-3, "z": 6e4}
@@ -221,9 +223,9 @@ def own_step(
     head: dict[str, Any],
     stack: contextlib.ExitStack,
 ) -> Callable[[], None]:
-    """The same with this package's parts, as :func:`xaurora.training.fit` puts them together."""
-    from xaurora import adapters
-    from xaurora import rollout as stepping
+    """The same with this package's parts, as :func:`xaurora.training.loop.fit` puts them together."""
+    from xaurora.model import adapters
+    from xaurora.model import rollout as stepping
 
     base = build(size)
     options = config.strategy_of("frozen" if how == "latents" else how)

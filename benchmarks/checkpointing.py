@@ -21,10 +21,10 @@ import torch
 from aurora import AuroraSmallPretrained, Batch
 
 import xaurora
-from xaurora import model as models
-from xaurora import tuned
-from xaurora.memory import LiveBytes
-from xaurora.tiny import randomise_modulation
+from xaurora.model import aurora as models
+from xaurora.model import tuned
+from xaurora.model.memory import LiveBytes
+from xaurora.model.tiny import randomise_modulation
 
 ROOT = Path(__file__).resolve().parents[1]
 HOWS = ("none", "stock", "once")

@@ -62,7 +62,7 @@ def stack() -> Iterator[Any]:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    from xaurora import tuned
+    from xaurora.model import tuned
 
     machine_info.clear()  # the names of machines and people are nobody's business
     machine_info |= {

@@ -67,8 +67,10 @@ def measure(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     from aurora import AuroraSmallPretrained
 
     import xaurora
-    from xaurora import curves, estimation, finetuning
-    from xaurora.config import TrainingOptions
+    from xaurora.training import curves
+    from xaurora.training import estimate as estimation
+    from xaurora.training import finetune as finetuning
+    from xaurora.training.options import TrainingOptions
 
     assert all((matplotlib.figure, peft, scipy.stats, zarr, AuroraSmallPretrained, curves, finetuning))
     gpu = torch.cuda.is_available()
@@ -114,7 +116,7 @@ def prepare(folder: Path) -> None:
     from safetensors.torch import save_file
 
     import xaurora
-    from xaurora.tiny import randomise_modulation
+    from xaurora.model.tiny import randomise_modulation
 
     for shape in sorted({tuple(c["shape"]) for c in [*CALIBRATION, *CASES]}):
         ds = xaurora.synthetic(shape=shape, times=16, levels=LEVELS)
@@ -218,7 +220,7 @@ def main() -> None:
         return
     import torch
 
-    from xaurora import tuned
+    from xaurora.model import tuned
 
     with tempfile.TemporaryDirectory() as made:
         prepare(Path(made))

@@ -40,8 +40,10 @@ def learn(job: tuple[str, str, int, int, int, int]) -> dict[str, Any]:
     import torch
 
     import xaurora
-    from xaurora import distributions, heads, synthesis
-    from xaurora.grid import latitude_weights
+    from xaurora import distributions
+    from xaurora.fields.grid.lattice import latitude_weights
+    from xaurora.model import heads
+    from xaurora.sources import synthesis
 
     torch.set_num_threads(threads)
     ds = xaurora.synthetic(shape=(24, 48), times=times + HELD_OUT + 2, rain=rain, seed=seed)
@@ -110,7 +112,8 @@ def marginal(totals: np.ndarray, head: str) -> dict[str, Any]:
     """The member of a family that fits the distribution of real totals best by the head's own score, with no state to look at."""
     import torch
 
-    from xaurora import heads, normalisation
+    from xaurora.fields import statistics as normalisation
+    from xaurora.model import heads
 
     seen = normalisation.Distribution(amounts=True)
     seen.add(totals)
@@ -170,7 +173,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    from xaurora import heads, tuned
+    from xaurora.model import heads, tuned
 
     jobs = [(law, head, options.times, options.steps, options.seed, 1) for law in LAWS for head in heads.RAIN]
     path = ROOT / "benchmarks" / "reports" / "heads.json"

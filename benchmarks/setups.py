@@ -90,7 +90,7 @@ def imerg_like(ds: Any) -> Any:
 def errors(forecast: Any, ds: Any, name: str, kind: str) -> np.ndarray:
     """Area mean of an error by init time and lead, ``(init_time, lead_time)``, NaN where there is no truth."""
     from xaurora import distributions
-    from xaurora.grid import latitude_weights
+    from xaurora.fields.grid.lattice import latitude_weights
 
     axis = "latitude" if "latitude" in ds.dims else next(d for d in ds[name].dims if "lat" in str(d))
     time = next(d for d in ds[name].dims if "time" in str(d))
@@ -296,7 +296,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(run(*options.one, options.data, options.scale)))
         return
-    from xaurora import tuned
+    from xaurora.model import tuned
 
     report = json.loads(path.read_text()) if options.keep else None
     if report is None:

@@ -70,7 +70,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     times = int(options.gigabytes * 1e9 / (4 * SHAPE[0] * SHAPE[1]))
-    from xaurora import tuned
+    from xaurora.model import tuned
 
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         store = Path(folder) / "tp.zarr"

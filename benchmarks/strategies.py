@@ -50,7 +50,7 @@ FAR: dict[str, dict[str, Any]] = {
 
 def pretrain(out: Path) -> None:
     """Train a ``tiny`` on the state variables of several laws of motion, then once more with more of the hardest, and keep it in bfloat16."""
-    from xaurora.synthesis import MOTIONS
+    from xaurora.sources.synthesis import MOTIONS
 
     motions = list(MOTIONS)
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +68,7 @@ def _pretrained(
     import xarray as xr
 
     import xaurora
-    from xaurora.synthesis import MOTIONS
+    from xaurora.sources.synthesis import MOTIONS
 
     still = ["lsm", "slt", "geopotential_at_surface"]
     parts = [
@@ -121,10 +121,12 @@ def learn(name: str) -> dict[str, Any]:
     import torch
 
     import xaurora
-    from xaurora import curves, finetuning, synthesis
-    from xaurora.grid import latitude_weights
-    from xaurora.model import load_pretrained
-    from xaurora.tiny import build_tiny
+    from xaurora.fields.grid.lattice import latitude_weights
+    from xaurora.model.aurora import load_pretrained
+    from xaurora.model.tiny import build_tiny
+    from xaurora.sources import synthesis
+    from xaurora.training import curves
+    from xaurora.training import finetune as finetuning
 
     assert all((matplotlib.figure, peft, scipy.stats, curves, finetuning))
     case = {**COMMON, **{**CASES, **FAR}[name]}
@@ -136,7 +138,7 @@ def learn(name: str) -> dict[str, Any]:
     base: Any = "tiny-pretrained"
     if scrambled:
         real: Any = load_pretrained(base)
-        from xaurora.requirements import TINY_PRETRAINED
+        from xaurora.fields.requirements import TINY_PRETRAINED
 
         base = build_tiny(TINY_PRETRAINED, real.surf_stats, real.atmos_stats, seed=7)
     with tempfile.TemporaryDirectory() as out:
@@ -305,7 +307,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(learn(options.one)))
         return
-    from xaurora import tuned
+    from xaurora.model import tuned
 
     before = json.loads(path.read_text()) if path.exists() else {"rows": []}
     kept = {r["case"]: r for r in before["rows"]} if options.keep or options.only else {}

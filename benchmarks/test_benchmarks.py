@@ -26,7 +26,9 @@ import xarray as xr
 from cases import SMALL_HEAD, Size
 
 import xaurora
-from xaurora import conventions, latents, loading, requirements
+from xaurora.fields import conventions, requirements
+from xaurora.model import loader as loading
+from xaurora.training import latents
 
 pytest.importorskip("pytest_benchmark")
 
@@ -66,9 +68,9 @@ def base(size: Size) -> Any:
 @pytest.fixture(scope="module")
 def tuned(data: xr.Dataset, base: Any, tmp_path_factory: Any) -> Any:
     """A head that was trained for one step: what it says does not matter here."""
-    from xaurora import requirements as needs
-    from xaurora.model import AuroraWithHead
-    from xaurora.tuned import TunedAurora
+    from xaurora.fields import requirements as needs
+    from xaurora.model.aurora import AuroraWithHead
+    from xaurora.model.tuned import TunedAurora
 
     known = needs.Needs("given")
     described = {
@@ -228,15 +230,15 @@ def test_head_on_latents(
 
 def _reading_step(size: Size, data: xr.Dataset, options: dict[str, Any], folder: Path, stack: Any) -> tuple[Any, Any]:
     """A training step of a head on latents, and what reads a sample of a store of 100."""
-    from xaurora import losses
-    from xaurora import rollout as stepping
-    from xaurora.model import AuroraWithHead, placed
+    from xaurora.model import rollout as stepping
+    from xaurora.model.aurora import AuroraWithHead, placed
+    from xaurora.training import losses
 
     base = cases.build(size).requires_grad_(False)
     module = AuroraWithHead(base, cases.head_of(base, **options))
     batch = data.aurora.to_batch(data["time"].values[-2], model=base)
     truth = cases.truth_of(data, batch)
-    from xaurora import grid as grids
+    from xaurora.fields.grid import lattice as grids
 
     grid = grids.from_axes(np.asarray(batch.metadata.lat), np.asarray(batch.metadata.lon))
     stack.enter_context(placed(module, grid))
@@ -270,7 +272,7 @@ def test_an_epoch(benchmark: Any, size: Size, base: Any, tmp_path: Path) -> None
     ds = cases.fields(size, times=14)
     stock = cases.stock_step(size, ds, "frozen", False, "32", {})
     stamps: list[float] = []
-    from xaurora import training
+    from xaurora.training import loop as training
 
     real = training._Training._one_step
 
@@ -386,7 +388,7 @@ def test_slow_store(benchmark: Any, tmp_path: Path) -> None:
     from aurora import Aurora
     from zarr.storage import LocalStore, WrapperStore
 
-    from xaurora import training
+    from xaurora.training import loop as training
 
     class Slow(WrapperStore):
         async def get(self, *args: Any, **kwargs: Any) -> Any:

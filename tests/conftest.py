@@ -11,9 +11,9 @@ import pytest
 import torch
 import xarray as xr
 from aurora import Aurora
+from helpers import make_aurora
 
 import xaurora
-from xaurora.tiny import randomise_modulation
 
 matplotlib.use("Agg")
 torch.set_num_threads(2)
@@ -60,23 +60,6 @@ def europe(data: Path) -> xr.Dataset:
 def fields() -> xr.Dataset:
     """A small globe with rain, every six hours."""
     return xaurora.synthetic(shape=(16, 32), times=40)
-
-
-def make_aurora(*, seed: int = 0, **options: object) -> Aurora:
-    """A small three-stage Aurora with random weights and awake blocks; its latitude and longitude encodings are the real ones."""
-    torch.manual_seed(seed)
-    config: dict = {
-        "encoder_depths": (2, 2, 2),
-        "decoder_depths": (2, 2, 2),
-        "encoder_num_heads": (2, 4, 8),
-        "decoder_num_heads": (8, 4, 2),
-        "embed_dim": 32,
-        "num_heads": 2,
-        "use_lora": False,
-    }
-    model = Aurora(**{**config, **options})
-    randomise_modulation(model, std=0.5)
-    return model.eval()
 
 
 @pytest.fixture(scope="session")

@@ -11,40 +11,40 @@ from xaurora import accessor as _accessor  # noqa: F401  (registers ds.aurora)
 from xaurora.errors import XauroraError
 
 if TYPE_CHECKING:
-    from xaurora.config import LatentOptions, ReplayOptions, StrategyOptions, TrainingOptions
-    from xaurora.curves import learning_curves
-    from xaurora.evaluation import compare
     from xaurora.evaluation.baselines import climatology_forecast, persistence, probabilistic_climatology
     from xaurora.evaluation.climatology import build as climatology
+    from xaurora.evaluation.compare import compare
     from xaurora.evaluation.published import published_scores
-    from xaurora.evaluation.regions import edge_rings
     from xaurora.evaluation.scores import combine as combine_scores
     from xaurora.evaluation.significance import significance
-    from xaurora.heads import HeadOptions
-    from xaurora.imerg import open_imerg
-    from xaurora.opening import open
-    from xaurora.synthesis import synthetic
-    from xaurora.tuned import TunedAurora, load
+    from xaurora.fields.grid.regions import edge_rings
+    from xaurora.model.heads import HeadOptions
+    from xaurora.model.tuned import TunedAurora, load
+    from xaurora.sources.imerg import open_imerg
+    from xaurora.sources.opening import open
+    from xaurora.sources.synthesis import synthetic
+    from xaurora.training.curves import learning_curves
+    from xaurora.training.options import LatentOptions, ReplayOptions, StrategyOptions, TrainingOptions
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "open": ("xaurora.opening", "open"),
-    "open_imerg": ("xaurora.imerg", "open_imerg"),
-    "synthetic": ("xaurora.synthesis", "synthetic"),
-    "load": ("xaurora.tuned", "load"),
-    "TunedAurora": ("xaurora.tuned", "TunedAurora"),
-    "HeadOptions": ("xaurora.heads", "HeadOptions"),
-    "StrategyOptions": ("xaurora.config", "StrategyOptions"),
-    "TrainingOptions": ("xaurora.config", "TrainingOptions"),
-    "LatentOptions": ("xaurora.config", "LatentOptions"),
-    "ReplayOptions": ("xaurora.config", "ReplayOptions"),
-    "learning_curves": ("xaurora.curves", "learning_curves"),
+    "open": ("xaurora.sources.opening", "open"),
+    "open_imerg": ("xaurora.sources.imerg", "open_imerg"),
+    "synthetic": ("xaurora.sources.synthesis", "synthetic"),
+    "load": ("xaurora.model.tuned", "load"),
+    "TunedAurora": ("xaurora.model.tuned", "TunedAurora"),
+    "HeadOptions": ("xaurora.model.heads", "HeadOptions"),
+    "StrategyOptions": ("xaurora.training.options", "StrategyOptions"),
+    "TrainingOptions": ("xaurora.training.options", "TrainingOptions"),
+    "LatentOptions": ("xaurora.training.options", "LatentOptions"),
+    "ReplayOptions": ("xaurora.training.options", "ReplayOptions"),
+    "learning_curves": ("xaurora.training.curves", "learning_curves"),
     "climatology": ("xaurora.evaluation.climatology", "build"),
     "climatology_forecast": ("xaurora.evaluation.baselines", "climatology_forecast"),
     "combine_scores": ("xaurora.evaluation.scores", "combine"),
-    "compare": ("xaurora.evaluation", "compare"),
-    "edge_rings": ("xaurora.evaluation.regions", "edge_rings"),
+    "compare": ("xaurora.evaluation.compare", "compare"),
+    "edge_rings": ("xaurora.fields.grid.regions", "edge_rings"),
     "persistence": ("xaurora.evaluation.baselines", "persistence"),
     "probabilistic_climatology": ("xaurora.evaluation.baselines", "probabilistic_climatology"),
     "published_scores": ("xaurora.evaluation.published", "published_scores"),
@@ -81,7 +81,7 @@ def __getattr__(name: str) -> Any:
     if name in ("plots", "diagrams"):
         import importlib
 
-        return importlib.import_module(f"xaurora.{name}")
+        return importlib.import_module("xaurora.plots" if name == "plots" else "xaurora.plots.diagrams")
     if name in _LAZY:
         import importlib
 

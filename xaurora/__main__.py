@@ -1,5 +1,5 @@
 """``python -m xaurora``."""
 
-from xaurora.cli import main
+from xaurora.cli.commands import main
 
 main()

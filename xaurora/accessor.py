@@ -12,9 +12,9 @@ import xarray as xr
 if TYPE_CHECKING:
     from aurora import Batch
 
-    from xaurora.checking import Report
-    from xaurora.estimation import Estimate
-    from xaurora.tuned import TunedAurora
+    from xaurora.fields.checking import Report
+    from xaurora.model.tuned import TunedAurora
+    from xaurora.training.estimate import Estimate
 
 
 @xr.register_dataset_accessor("aurora")
@@ -28,7 +28,7 @@ class AuroraAccessor:
         self._ds = ds
 
     def __repr__(self) -> str:
-        from xaurora.checking import describe
+        from xaurora.fields.checking import describe
 
         return describe(self._ds)
 
@@ -52,11 +52,11 @@ class AuroraAccessor:
         Report
             ``.ok``, ``.problems`` (code, message, fix), ``.notes``; ``str()`` is readable.
         """
-        from xaurora import checking, requirements
+        from xaurora.fields import checking, requirements
 
         if isinstance(model, str) and model in requirements.MODELS:  # needs no torch
             return checking.check(self._ds, target, lambda fields: requirements.needs_of(model, fields))
-        from xaurora import bridge
+        from xaurora.model import bridge
 
         return checking.check(self._ds, target, bridge.needs_for(model))
 
@@ -81,7 +81,7 @@ class AuroraAccessor:
         XauroraError
             What :meth:`check` would list; a time without its history; NaN in a field.
         """
-        from xaurora import bridge
+        from xaurora.model import bridge
 
         return bridge.to_batch(self._ds, time, model)
 
@@ -103,7 +103,7 @@ class AuroraAccessor:
         GridError
             The Batch has another grid.
         """
-        from xaurora import bridge
+        from xaurora.model import bridge
 
         return bridge.from_batch(self._ds, batch)
 
@@ -122,7 +122,7 @@ class AuroraAccessor:
         AccumulationError
             Nothing says what the values sum up, or the period cannot be made of them.
         """
-        from xaurora import precipitation
+        from xaurora.fields import precipitation
 
         return precipitation.accumulate_in(self._ds, name, period)
 
@@ -143,7 +143,7 @@ class AuroraAccessor:
         AccumulationError
             The totals fall at other times than these.
         """
-        from xaurora import precipitation
+        from xaurora.fields import precipitation
 
         return precipitation.deaccumulate_in(self._ds, name, every, start)
 
@@ -185,7 +185,7 @@ class AuroraAccessor:
         XauroraError
             What :meth:`check` would list; an unknown variable; a period without times.
         """
-        from xaurora import normalisation
+        from xaurora.fields import statistics as normalisation
 
         q = normalisation.QUANTILES if quantiles is None else quantiles
         return normalisation.summary(self._ds, names, time=time, weights=weights, quantiles=q, progress=progress)
@@ -233,7 +233,7 @@ class AuroraAccessor:
         XauroraError
             What :meth:`check` would list; a path that holds something else; a full disk, after which the same call goes on.
         """
-        from xaurora import preparing
+        from xaurora.sources import preparing
 
         return preparing.prepare(
             self._ds, path, target=target, model=model, region=region, time=time, bits=bits, progress=progress
@@ -298,7 +298,7 @@ class AuroraAccessor:
             conservatively.
         model : str or model
             ``"tiny"`` (made here, random), ``"tiny-pretrained"`` (knows the synthetic fields), ``"small"``, ``"base"``, ``"finetuned"``, a
-            :class:`~xaurora.tuned.TunedAurora` or its path, or an :class:`aurora.Aurora`, which is copied.
+            :class:`~xaurora.model.tuned.TunedAurora` or its path, or an :class:`aurora.Aurora`, which is copied.
         weights : path, optional
             Local checkpoint of the named model; by default it is fetched.
         strategy : {"frozen", "decoder", "lora", "peft", "full"} or StrategyOptions
@@ -345,7 +345,7 @@ class AuroraAccessor:
         activation_checkpointing : bool or "auto"
             Recompute instead of store; ``"auto"`` is on for a GPU when the base trains.
         latents : {"auto", True, False}, path or LatentOptions
-            Whether the latents of a frozen backbone are computed once and kept, in bfloat16 unless :class:`~xaurora.config.LatentOptions` say
+            Whether the latents of a frozen backbone are computed once and kept, in bfloat16 unless :class:`~xaurora.training.options.LatentOptions` say
             otherwise, in ``latents/`` beside the run's folder or in the store that is named. ``"auto"`` does so where samples are seen more
             than once (``docs/latents.md``).
         compile : bool
@@ -388,7 +388,8 @@ class AuroraAccessor:
         Bodnar et al. (2025), A foundation model for the Earth system, doi:10.1038/s41586-025-09005-y. Lehmann et al. (2025),
         arXiv:2506.19088, for heads on a frozen backbone.
         """
-        from xaurora import config, finetuning
+        from xaurora.training import finetune as finetuning
+        from xaurora.training import options as config
 
         options = config.training_options(
             {
@@ -479,7 +480,8 @@ class AuroraAccessor:
         XauroraError
             What :meth:`finetune` would raise before it starts.
         """
-        from xaurora import config, estimation
+        from xaurora.training import estimate as estimation
+        from xaurora.training import options as config
 
         return estimation.estimate(
             self._ds,
@@ -573,7 +575,7 @@ class AuroraAccessor:
             A lead that is no positive multiple of six hours, an init time without its history, no model, and what :meth:`check`
             would list.
         """
-        from xaurora import prediction
+        from xaurora.forecasting import predict as prediction
 
         return prediction.predict(
             self._ds,
@@ -671,9 +673,9 @@ class AuroraAccessor:
         XauroraError
             This is no forecast; truth and forecast share no time, variable or grid; a metric that was named cannot be had.
         """
-        from xaurora import evaluation
+        from xaurora.evaluation import compare
 
-        return evaluation.evaluate(
+        return compare.evaluate(
             self._ds,
             truth,
             climatology=climatology,
@@ -695,7 +697,7 @@ class AuroraAccessor:
 
     def to_weatherbench2(self) -> xr.Dataset:
         """This forecast in WeatherBench2's names and layout: ``time``, ``prediction_timedelta``, SI units. Lazy. Of scores: as its evaluation writes them."""
-        from xaurora.evaluation import to_weatherbench2
+        from xaurora.evaluation.layout import to_weatherbench2
 
         return to_weatherbench2(self._ds)
 
@@ -727,7 +729,8 @@ class AuroraAccessor:
         ax : matplotlib axes, optional
             To draw into; three of them for a triptych, four for a target.
         """
-        from xaurora import plots, recognition
+        from xaurora.fields import recognition
+        from xaurora.plots import maps as plots
 
         if not recognition.is_forecast(self._ds):
             return plots.target(self._ds, name, truth=truth, ax=ax)
@@ -770,7 +773,7 @@ class AuroraAccessor:
         Scorecard
             With ``rows``, ``notes``, ``html``, ``plot()`` and ``save(path)``.
         """
-        from xaurora import scorecards
+        from xaurora.plots import scorecards
 
         return scorecards.build(
             self._ds,

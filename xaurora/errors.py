@@ -21,7 +21,7 @@ class XauroraError(Exception):
     Attributes
     ----------
     code : str
-        Short, stable name of the kind of problem, as it stands in a :class:`~xaurora.checking.Report`.
+        Short, stable name of the kind of problem, as it stands in a :class:`~xaurora.fields.checking.Report`.
     about : tuple of str, optional
         Kind and canonical name of the variable that it concerns.
     """

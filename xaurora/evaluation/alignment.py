@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xaurora import periods, precipitation, recognition, variables
 from xaurora.distributions import FAMILIES, Deterministic, Family, from_attrs
 from xaurora.errors import AccumulationError, KindError, LeadTimeError, TruthError
-from xaurora.recognition import Field
-from xaurora.variables import TIMESTEP_HOURS
+from xaurora.fields import periods, precipitation, recognition, variables
+from xaurora.fields.recognition import Field
+from xaurora.fields.variables import TIMESTEP_HOURS
 
 _LEADS = {"h": 3_600_000_000_000, "hour": 3_600_000_000_000, "hours": 3_600_000_000_000, "days": 86_400_000_000_000, "nanoseconds": 1, "ns": 1, "seconds": 1_000_000_000, "minutes": 60_000_000_000}  # fmt: skip
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xaurora import periods, precipitation, recognition
 from xaurora.errors import KindError, LeadTimeError, MissingVariableError, OptionError, TruthError
-from xaurora.variables import TIMESTEP_HOURS
+from xaurora.fields import periods, precipitation, recognition
+from xaurora.fields.variables import TIMESTEP_HOURS
 
 
 def durations(leads: Any) -> np.ndarray:

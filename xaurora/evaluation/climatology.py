@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xaurora import periods, precipitation, recognition, variables
 from xaurora.errors import OptionError
 from xaurora.evaluation import baselines
-from xaurora.progress import bar
-from xaurora.variables import TIMESTEP_HOURS
+from xaurora.fields import periods, precipitation, recognition, variables
+from xaurora.fields.variables import TIMESTEP_HOURS
+from xaurora.utils.progress import bar
 
 DRY_MM = {6: 0.1, 24: 0.25}
 """mm; below it a total over so many hours is dry (Rodwell et al. 2010, doi:10.1002/qj.656, and WeatherBench2)."""

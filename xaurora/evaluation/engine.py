@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from xaurora import variables
 from xaurora.distributions import Deterministic, Family
 from xaurora.errors import UnitsError
 from xaurora.evaluation import alignment
@@ -24,8 +23,9 @@ from xaurora.evaluation.alignment import Forecast
 from xaurora.evaluation.sample import Sample, Settings
 from xaurora.evaluation.statistics import STATISTICS
 from xaurora.evaluation.truths import ClimatologyFields, Truth
-from xaurora.progress import bar
-from xaurora.recognition import Field
+from xaurora.fields import variables
+from xaurora.fields.recognition import Field
+from xaurora.utils.progress import bar
 
 Key = tuple[str, str]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from xaurora import distributions, recognition, variables
+from xaurora import distributions
 from xaurora.errors import KindError
 from xaurora.evaluation import alignment
 from xaurora.evaluation import metrics as _metrics
 from xaurora.evaluation.scores import without_carried
+from xaurora.fields import recognition, variables
 
 
 def results(scores: xr.Dataset) -> xr.Dataset:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xaurora import variables
 from xaurora.errors import KindError, OptionError, TruthError
 from xaurora.evaluation import metrics as _metrics
 from xaurora.evaluation import scores as _scores
+from xaurora.fields import variables
 
 _FEWEST = 5  # blocks; fewer say nothing of a spread
 

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xaurora import conventions, periods, precipitation, recognition, regridding, variables
 from xaurora.errors import KindError, OptionError, TruthError
 from xaurora.evaluation.alignment import Forecast, loaded
-from xaurora.recognition import Field
+from xaurora.fields import conventions, periods, precipitation, recognition, variables
+from xaurora.fields.grid import regridding
+from xaurora.fields.recognition import Field
 
 logger = logging.getLogger("xaurora")
 

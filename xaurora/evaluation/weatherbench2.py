@@ -11,9 +11,9 @@ import numpy as np
 import xarray as xr
 
 from xaurora.errors import MissingExtraError, OptionError
-from xaurora.evaluation import regions as _regions
 from xaurora.evaluation.alignment import Forecast
 from xaurora.evaluation.truths import ClimatologyFields, Truth
+from xaurora.fields.grid import regions as _regions
 
 INSTALL = 'pip install "weatherbench2 @ git+https://github.com/google-research/weatherbench2.git"'
 METRICS = ("rmse", "mse", "mae", "bias", "acc", "seeps", "crps", "crps_skill", "crps_spread", "ensemble_stddev", "ensemble_variance", "ensemble_mean_mse", "mean_rmse", "ensemble_mean_rmse", "debiased_ensemble_mean_mse", "energy_score", "rmse_sqrt_before_time_avg")  # fmt: skip

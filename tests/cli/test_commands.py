@@ -1,0 +1,284 @@
+"""The command line, as a new user types it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import xaurora
+
+
+def _run(*args: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    run = subprocess.run(
+        [sys.executable, "-m", "xaurora", *map(str, args)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == code, run.stderr + run.stdout
+    return run
+
+
+def test_real_europe_from_the_command_line(data: Path, europe: xr.Dataset, tmp_path: Path) -> None:
+    files = [*sorted((data / "era5_europe_2020-01-01").glob("*.nc")), data / "era5_static" / "static.nc"]
+    out, forecast, scores = tmp_path / "runs" / "europe", tmp_path / "fc.nc", tmp_path / "scores.nc"
+    run = _run(
+        "finetune",
+        *files,
+        "--target",
+        "tp",
+        "--model",
+        "tiny",
+        "--strategy",
+        "full",
+        "--steps",
+        200,
+        "--out",
+        out,
+        "--quiet",
+    )
+    assert "12 samples" in run.stdout
+    _run("predict", *files, "--model", out, "--out", forecast, "--quiet")
+    run = _run("evaluate", forecast, *files, "--out", scores)
+    assert "CRPS mm" in run.stdout
+    fc = xaurora.open(forecast)
+    assert float(fc["tp"].min()) >= 0
+    assert fc.sizes["latitude"] == 40
+    # the climatology of the twelve samples: all their totals at each point as an ensemble, the observed one among them
+    totals = (
+        europe["tp"]
+        .rolling(time=6)
+        .sum()
+        .isel(time=slice(12, 24), latitude=slice(0, 40), longitude=slice(0, 40))
+        .values
+    )
+    climate = np.mean(
+        [np.abs(totals - y).mean(axis=0) - np.abs(totals[:, None] - totals[None]).mean(axis=(0, 1)) / 2 for y in totals]
+    )
+    crps = float(
+        xr.open_dataset(scores, decode_timedelta=True)["tp"].sel(metric="crps", region="domain").isel(lead_time=0)
+    )
+    assert crps < climate / 3
+    # and it is scored against the right totals at the right times
+    y = (
+        europe["tp"]
+        .rolling(time=6)
+        .sum()
+        .sel(time=fc["valid_time"].values[3, 0])
+        .isel(latitude=slice(0, 40), longitude=slice(0, 40))
+    )
+    assert float(np.abs(fc["tp"].isel(init_time=3, lead_time=0) - y.values).mean()) < 0.3 * float(y.mean() + 1e-5)
+
+
+def test_check_stats_and_scorecard(fields: xr.Dataset, tuned, tmp_path: Path) -> None:
+    fields.to_netcdf(tmp_path / "fields.nc")
+    run = _run("check", tmp_path / "fields.nc", "--target", "tp", "--model", "tiny")
+    assert "No problem found" in run.stdout
+    fields.drop_vars("q").to_netcdf(tmp_path / "lacking.nc")
+    run = _run("check", tmp_path / "lacking.nc", code=1)
+    assert "q (specific humidity)" in run.stdout
+    run = _run(
+        "stats", tmp_path / "fields.nc", "--names", "tp", "--names", "t", "--out", tmp_path / "stats.nc", "--quiet"
+    )
+    assert "wet_fraction" in run.stdout
+    stats = xr.open_dataset(tmp_path / "stats.nc")
+    area = np.cos(np.deg2rad(fields["latitude"]))
+    assert float(stats["tp"].sel(statistic="mean")) == pytest.approx(
+        float(fields["tp"].astype(float).weighted(area).mean()), rel=1e-9
+    )
+    assert float(stats["t"].sel(statistic="std", level=700)) == pytest.approx(
+        float(fields["t"].sel(level=700).astype(float).weighted(area).std()), rel=1e-9
+    )
+    folder = tuned.save(tmp_path / "model")
+    _run(
+        "predict",
+        tmp_path / "fields.nc",
+        "--model",
+        folder,
+        "--lead",
+        "12h",
+        "--time",
+        "2020-01-05T00",
+        "--store",
+        tmp_path / "fc.zarr",
+        "--quantiles",
+        0.9,
+        "--quiet",
+    )
+    _run(
+        "evaluate",
+        tmp_path / "fc.zarr",
+        "--truth",
+        tmp_path / "fields.nc",
+        "--regions",
+        "global",
+        "--metrics",
+        "rmse",
+        "--out",
+        tmp_path / "scores.nc",
+    )
+    chosen = _run(
+        "evaluate", tmp_path / "fc.zarr", tmp_path / "fields.nc", "--regions", "20,60,0,90", "--metrics", "csi", "--metrics", "mse",
+        "--thresholds-mm", 2, "--by", "season", "--out", tmp_path / "csi.nc",
+    )  # fmt: skip
+    with xr.open_dataset(tmp_path / "csi.nc") as seen:
+        assert seen["tp_exceed"].dims == ("metric", "region", "season", "lead_time", "threshold_mm")
+        assert seen["region"].values.tolist() == ["20,60,0,90"]
+    assert "DJF" in chosen.stdout
+    table = _run("evaluate", tmp_path / "fc.zarr", tmp_path / "fields.nc", "--regions", "global", "--metrics", "csi", "--thresholds-mm", 2)  # fmt: skip
+    assert "tp > 2 mm" in table.stdout
+    twice = _run(
+        "scorecard", tmp_path / "scores.nc", "--baseline", tmp_path / "scores.nc", "--baseline", tmp_path / "scores.nc", "--out", tmp_path / "card.html",
+        code=2,
+    )  # fmt: skip
+    assert "two baselines are called 'scores'" in twice.stderr + twice.stdout
+    _run(
+        "scorecard",
+        tmp_path / "scores.nc",
+        "--baseline",
+        f"itself={tmp_path / 'scores.nc'}",
+        "--out",
+        tmp_path / "card.html",
+    )
+    assert "+0.0%" in (tmp_path / "card.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("check", "nothing.nc"), "no file matches"),
+        (("finetune", "FIELDS", "--strategy", "half", "--model", "tiny"), "there is no strategy"),
+        (("finetune", "FIELDS", "--model", "huge"), "there is no model"),
+        (("predict", "FIELDS", "--model", "tiny"), "nowhere to write"),
+        (("predict", "FIELDS", "--model", "tiny", "--out", "fc.txt"), "ends in none of"),
+        (("predict", "FIELDS", "--model", "tiny", "--lead", "5h", "--out", "fc.nc"), "no positive multiple of 6 hours"),
+        (("predict", "FIELDS", "--out", "fc.nc"), "no model was named"),
+        (("evaluate", "FIELDS"), "no truth was given"),
+        (("evaluate", "FIELDS", "FIELDS"), "a forecast is expected"),
+        (("scorecard", "FIELDS", "--out", "card.txt"), "ends in none of"),
+    ],
+)
+def test_bad_input_is_one_readable_line(
+    fields: xr.Dataset, tmp_path: Path, monkeypatch, args: tuple[str, ...], words: str
+) -> None:
+    from typer.testing import CliRunner
+
+    from xaurora.cli.commands import app
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("xaurora.model.tuned._last", None)
+    fields.isel(time=slice(0, 10)).to_netcdf(tmp_path / "fields.nc")
+    result = CliRunner().invoke(app, ["fields.nc" if a == "FIELDS" else a for a in args])
+    assert result.exit_code == 2
+    lines = [line for line in result.stderr.strip().splitlines() if line.startswith("xaurora: ") and words in line]
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.output
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fields.nc"]
+
+
+@pytest.mark.slow
+def test_demo_in_short(tmp_path: Path) -> None:
+    run = _run("demo", "--out", tmp_path / "demo", "--steps", 8, "--quiet")
+    assert "perfect forecaster" in run.stdout
+    names = {p.name for p in (tmp_path / "demo").iterdir()}
+    assert {
+        "scorecard.html",
+        "scorecard.png",
+        "forecast-6h.png",
+        "learning.png",
+        "crps-by-lead.png",
+        "forecast.nc",
+        "scores.nc",
+        "run",
+    } <= names
+
+
+def test_truth_targets_and_members_from_the_command_line(fields: xr.Dataset, tmp_path: Path) -> None:
+    """In this process, for speed."""
+    from typer.testing import CliRunner
+
+    from xaurora.cli.commands import app
+
+    fields.drop_vars("tp").to_netcdf(tmp_path / "states.nc")
+    fields[["tp"]].to_netcdf(tmp_path / "tp.nc")
+    runner = CliRunner()
+
+    def run(*args: object, code: int = 0) -> str:
+        result = runner.invoke(app, [str(a) for a in args])
+        assert result.exit_code == code, result.output
+        return str(result.output)
+
+    states, tp, model = tmp_path / "states.nc", tmp_path / "tp.nc", tmp_path / "run"
+    common = ("--model", "tiny", "--strategy", "full", "--steps", 2, "--quiet")
+    said = run("finetune", states, "--truth", tp, "--head", "csgd", "--out", model, *common)
+    assert "tp by a csgd head" in said
+    out = tmp_path / "fc.nc"
+    time = str(fields["time"].values[6])
+    run("predict", states, "--model", model, "--time", time, "--members", 5, "--past", tp, "--out", out, "--quiet")
+    forecast = xr.open_dataset(out, decode_timedelta=True)
+    assert forecast["tp"].sizes["number"] == 5
+    said = run("evaluate", out, states, tp)
+    assert "CRPS mm" in said
+    both = run("finetune", states, tp, "--target", "tp", "--target", "msl", "--out", tmp_path / "both", *common)
+    assert "msl by a normal head" in both
+    assert "needs as many past dates" in run(
+        "predict", states, tp, "--model", model, "--time", time, "--members", 500, "--out", tmp_path / "x.nc", code=2
+    )
+    assert "there is no head 'gumbel'" in run("finetune", states, tp, "--head", "gumbel", code=2)
+    assert "99.9 %" in run("stats", tp, "--quantiles", 0.999, "--weights", "none", "--quiet")
+
+
+def test_training_options_on_the_command_line(fields: xr.Dataset, tmp_path: Path) -> None:
+    fields.to_netcdf(tmp_path / "fields.nc")
+    common = (
+        "--model",
+        "tiny",
+        "--strategy",
+        "lora",
+        "--rank",
+        2,
+        "--steps",
+        3,
+        "--rollout-steps",
+        2,
+        "--push-forward",
+    )
+    said = _run("estimate", tmp_path / "fields.nc", *common).stdout
+    for part in ("at the peak", "strategy 'lora'", "it fits", "disk"):
+        assert part in said
+    out = tmp_path / "run"
+    options = (*common, "--activation-checkpointing", "on", "--ema", 0.9, "--validations", 1, "--out", out, "--quiet")
+    said = _run("finetune", tmp_path / "fields.nc", *options).stdout
+    assert "lora (rank 2, alpha 2.0" in said
+    assert "adapter" in said
+    said = _run("finetune", tmp_path / "fields.nc", *options, "--resume").stdout
+    assert "lora (rank 2" in said
+    wrong = _run(
+        "finetune", tmp_path / "fields.nc", *options[:-3], "--out", out, "--resume", "--seed", 4, code=2
+    ).stderr
+    assert "made with other settings" in wrong
+    assert "rank=0" in _run("estimate", tmp_path / "fields.nc", "--strategy", "lora", "--rank", 0, code=2).stderr
+
+
+def test_prepare_region_and_latents_on_the_command_line(fields: xr.Dataset, tmp_path: Path) -> None:
+    fields.to_netcdf(tmp_path / "fields.nc")
+    store, out = tmp_path / "training.zarr", tmp_path / "run"
+    said = _run("prepare", tmp_path / "fields.nc", "--out", store, "--model", "tiny", "--bits", 12, "--quiet").stdout
+    assert "40 times" in said
+    region = "--region=-30,60,-40,80"
+    common = (store, "--model", "tiny-pretrained", "--steps", 40, "--validations", 1, "--out", out, region)
+    said = _run("finetune", *common, "--latents", tmp_path / "latents.zarr").stderr
+    assert "Latents: 0 of" in said
+    assert (tmp_path / "latents.zarr").is_dir()
+    said = _run("finetune", *common, "--latents", tmp_path / "latents.zarr").stderr
+    assert "Latents: 36 of 36" in said
+    forecast = tmp_path / "fc.nc"
+    _run("predict", store, "--model", out / "best", "--out", forecast, region, "--batch-size", 3, "--quiet")
+    made = xr.open_dataset(forecast, decode_timedelta=True)
+    assert made.sizes["longitude"] < fields.sizes["longitude"]
+    assert (
+        "no box" in _run("predict", store, "--model", out / "best", "--out", forecast, "--region=1,2,3", code=2).stderr
+    )
+    assert "bits=99" in _run("prepare", store, "--out", tmp_path / "x.zarr", "--bits", 99, code=2).stderr

@@ -1,0 +1,199 @@
+"""What is recognised as what, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from xaurora import errors
+from xaurora.fields import recognition
+
+
+def _first(ds: xr.Dataset, kind: type[Exception], match: str) -> errors.XauroraError:
+    """The error that reading raises, which check() must list too."""
+    with pytest.raises(kind, match=match) as caught:
+        ds.aurora.to_batch()
+    report = ds.aurora.check()
+    assert not report.ok
+    assert caught.value.code in [p.code for p in report.problems]
+    assert all(p.fix for p in report.problems), report
+    return caught.value
+
+
+def test_norway(norway: xr.Dataset) -> None:
+    text = repr(norway.aurora)
+    for part in (
+        "region, 61 × 61 at 0.25°",
+        "28 every 6 h",
+        "1000, 925, 850, 700 hPa",
+        "geopotential_at_surface",
+        "2t    t2m [K]",
+    ):
+        assert part in text
+    assert norway.aurora._repr_html_().startswith("<pre>")
+    assert norway.aurora.check().ok
+
+
+def test_europe_lists_all_that_is_missing(europe: xr.Dataset) -> None:
+    report = europe.aurora.check("tp")
+    assert [p.code for p in report.problems] == ["missing_variable"]
+    for name in ("2t", "msl", "t (temperature)", "z (geopotential), on pressure levels"):
+        assert name in report.problems[0].message
+    assert europe.aurora.check("tp", model="tiny").ok
+    assert "'e'" in repr(europe.aurora) or "left alone e" in repr(europe.aurora)
+
+
+def test_grib_short_names_speak_first(fields: xr.Dataset) -> None:
+    ds = fields.rename(t2m="something")
+    ds["something"].attrs = {"units": "K", "GRIB_shortName": "2t", "standard_name": "unknown"}
+    assert recognition.recognise(ds).fields["surface", "2t"].source == "something"
+
+
+def test_cf_attributes_speak_before_names(fields: xr.Dataset) -> None:
+    ds = fields.rename(msl="pressure_reduced")
+    assert recognition.recognise(ds).fields["surface", "msl"].source == "pressure_reduced"
+
+
+@pytest.mark.parametrize("axis", ["latitude", "longitude"])
+def test_no_axis(fields: xr.Dataset, axis: str) -> None:
+    ds = fields.rename({axis: "cell"})
+    ds["cell"].attrs = {}
+    assert "rename" in _first(ds, errors.CoordinateError, f"no {axis} was found").fix
+
+
+def test_curvilinear(fields: xr.Dataset) -> None:
+    lat2, lon2 = np.meshgrid(fields["latitude"], fields["longitude"], indexing="ij")
+    ds = fields.rename(latitude="y", longitude="x").drop_vars(["y", "x"])
+    ds = ds.assign_coords(
+        latitude=(("y", "x"), lat2, {"units": "degrees_north"}), longitude=(("y", "x"), lon2, {"units": "degrees_east"})
+    )
+    _first(ds, errors.GridError, "curvilinear")
+
+
+def test_missing_variables_are_all_named(fields: xr.Dataset) -> None:
+    error = _first(fields.drop_vars(["t2m", "q", "lsm"]), errors.MissingVariableError, "2t")
+    assert "q (specific humidity), on pressure levels" in str(error)
+    assert "lsm (land-sea mask), static" in str(error)
+
+
+def test_units(fields: xr.Dataset) -> None:
+    def with_units(name: str, units: str | None) -> xr.Dataset:
+        ds = fields.copy()
+        ds[name] = fields[name].copy()
+        ds[name].attrs = {k: v for k, v in fields[name].attrs.items() if k != "units"} | (
+            {} if units is None else {"units": units}
+        )
+        return ds
+
+    _first(with_units("t2m", "furlong"), errors.UnitsError, "is in 'furlong'")
+    _first(with_units("t2m", "Pa"), errors.UnitsError, "is in 'Pa'")
+    _first(with_units("t2m", None), errors.UnitsError, "has no units")
+    rate = with_units("tp", "kg m-2 s-1")
+    del rate["tp"].attrs["cell_methods"]
+    _first(rate, errors.UnitsError, "is a rate .*, and nothing says over which period")
+    named = with_units("tp", "m")
+    named["tp"].attrs["standard_name"] = "precipitation_flux"
+    _first(named, errors.UnitsError, "calls itself a rate")
+    # values that contradict the units are found by check() and refused by finetune()
+    wrong = with_units("t2m", "degC")
+    assert [p.code for p in wrong.aurora.check().problems] == ["units"]
+    with pytest.raises(errors.UnitsError, match="its mean is"):
+        wrong.aurora.finetune("tp", model="tiny", progress=False)
+    millimetres = fields.assign(tp=(fields["tp"] * 1000.0).assign_attrs(fields["tp"].attrs))
+    assert "'tp' says 'm'" in millimetres.aurora.check("tp").problems[0].message
+    one_storm = fields.assign(tp=fields["tp"].where(fields["tp"] < 0.01, 12.0).assign_attrs(fields["tp"].attrs))
+    assert "tp" in one_storm.aurora.check("tp").problems[0].message
+
+
+def test_two_claim_to_be_one(fields: xr.Dataset) -> None:
+    ds = fields.assign({"2m_temperature": fields["t2m"]})
+    _first(ds, errors.AmbiguousVariableError, "are both 2 metre temperature")
+
+
+def test_times(fields: xr.Dataset) -> None:
+    _first(xr.concat([fields, fields.isel(time=[3])], "time", data_vars="minimal"), errors.TimeError, "more than once")
+    _first(fields.isel(time=slice(None, None, -1)), errors.TimeError, "not in order")
+    missing = fields["time"].values.copy()
+    missing[4] = np.datetime64("NaT")
+    _first(fields.assign_coords(time=missing), errors.TimeError, "missing")
+    _first(fields.assign_coords(time=np.arange(40)), errors.TimeError, "not times")
+    _first(fields.isel(time=5, drop=True), errors.TimeError, "no time axis")
+
+
+def test_other_calendars(fields: xr.Dataset) -> None:
+    julian = fields.convert_calendar("julian", use_cftime=True)
+    _first(julian, errors.TimeError, "calendar 'julian'")
+    standard = fields.convert_calendar("standard", use_cftime=True)
+    assert standard.aurora.to_batch().metadata.time == fields.aurora.to_batch().metadata.time
+
+
+def test_levels(fields: xr.Dataset) -> None:
+    _first(fields.assign_coords(level=[500.0, 500.0, 850.0]), errors.LevelError, "more than once")
+    few = fields.isel(level=[0])
+    error = _first(few, errors.LevelError, "needs at least 3")
+    assert "tiny" in error.fix
+    assert few.aurora.check(model="tiny").ok
+
+
+def test_members(fields: xr.Dataset) -> None:
+    ensemble = fields.expand_dims(number=3)
+    _first(ensemble, errors.EnsembleError, "3 ensemble members")
+    one = fields.expand_dims(number=1)
+    assert one.aurora.to_batch().surf_vars["2t"].shape == (1, 2, 16, 32)
+
+
+def test_mixed_expver(norway: xr.Dataset, fields: xr.Dataset) -> None:
+    mixed = norway.assign_coords(expver=("valid_time", ["0001"] * 20 + ["0005"] * 8))
+    report = mixed.aurora.check()
+    assert report.ok
+    assert any("ERA5T" in note for note in report.notes)
+    _first(fields.expand_dims(expver=[1, 5]), errors.CoordinateError, "expver")
+
+
+def test_notes_on_what_is_legal_but_unwise(norway: xr.Dataset) -> None:
+    notes = " ".join(norway.aurora.check(model="finetuned").notes)
+    assert "tuned on IFS HRES" in notes
+    assert "4 of Aurora's 13" in notes
+    assert "regional" in notes
+    assert "debugging" in " ".join(norway.aurora.check().notes)
+    coarse = norway.assign_coords(latitude=np.linspace(70, 46, 61), longitude=np.linspace(0, 24, 61))
+    assert "made for 0.25°" in " ".join(coarse.aurora.check().notes)
+
+
+def test_nan(fields: xr.Dataset) -> None:
+    ds = fields.copy(deep=True)
+    ds["msl"][7, 3, 4] = np.nan
+    report = ds.aurora.check()
+    assert [p.code for p in report.problems] == ["missing_values"]
+    assert "interpolate_na" in report.problems[0].fix
+    ds.aurora.to_batch(ds["time"].values[5])
+    with pytest.raises(errors.MissingValuesError, match="'msl' has 1 missing") as error:
+        ds.aurora.to_batch(ds["time"].values[7])
+    assert "interpolate_na" in error.value.fix
+    for verb in (
+        lambda: ds.aurora.predict(model="tiny", progress=False),
+        lambda: ds.aurora.finetune(model="tiny", progress=False),
+    ):
+        with pytest.raises(errors.MissingValuesError, match="msl"):
+            verb()
+
+
+def test_all_problems_at_once(fields: xr.Dataset) -> None:
+    ds = fields.drop_vars("q").expand_dims(number=2)
+    ds["t2m"] = ds["t2m"].assign_attrs(units="furlong")
+    codes = {p.code for p in ds.aurora.check().problems}
+    assert {"ensemble", "units"} <= codes
+
+
+def test_gap_is_noted(fields: xr.Dataset) -> None:
+    report = fields.isel(time=[0, 1, 2, 5, 6, 7]).aurora.check()
+    assert report.ok
+    assert any("1 gap(s)" in note for note in report.notes)
+
+
+def test_a_standard_name_beside_the_variable_itself_is_something_else(fields: xr.Dataset) -> None:
+    ds = fields.assign(t_canopy=fields["t2m"].assign_attrs(standard_name="air_temperature"))
+    found = recognition.recognise(ds)
+    assert found.fields["surface", "2t"].source == "t2m"
+    assert found.unrecognised == ["t_canopy"]

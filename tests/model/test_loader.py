@@ -1,0 +1,202 @@
+"""The loader: what it reads, how often, how far ahead, and what it holds."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from helpers import make_aurora
+from zarr.storage import LocalStore, WrapperStore
+
+import xaurora
+from xaurora.fields import conventions, requirements
+from xaurora.model import batch
+from xaurora.model import loader as loading
+from xaurora.model.memory import LiveBytes
+
+
+def _cut(ds: xr.Dataset):
+    fields = conventions.standardise(ds)
+    return requirements.fit(fields, requirements.needs_of("tiny", fields, ["tp"]))[0]
+
+
+@pytest.fixture(scope="module")
+def stored(fields: xr.Dataset, tmp_path_factory):
+    path = tmp_path_factory.mktemp("store") / "a.zarr"
+    fields.aurora.prepare(path, model="tiny", progress=False)
+    return path
+
+
+def test_a_sample_is_the_batch(fields: xr.Dataset, stored) -> None:
+    times = [fields["time"].values[i] for i in (3, 9, 4)]
+    cut, lazy = _cut(fields), _cut(xaurora.open(stored))
+    want = batch.to_batch(cut, times)
+    for loader in (loading.Loader(cut, {}), loading.Loader(lazy, {}), loading.Loader(lazy, {}, readers=0, budget=1)):
+        got = loader.batch(times)
+        for part in ("surf_vars", "atmos_vars", "static_vars"):
+            for name, value in getattr(want, part).items():
+                assert torch.equal(value, getattr(got, part)[name])
+        assert got.metadata.time == want.metadata.time
+        loader.close()
+
+
+def test_a_frame_is_read_once_by_many_threads(fields: xr.Dataset, monkeypatch) -> None:
+    cut, reads, real = _cut(fields), [], batch.frame
+
+    def slowly(*args, **kwargs):
+        reads.append(args[1])
+        time.sleep(0.05)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(batch, "frame", slowly)
+    loader = loading.Loader(cut, {})
+    when = fields["time"].values[5]
+    threads = [threading.Thread(target=loader.batch, args=([when],)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(reads) == 2
+
+
+def test_a_failed_read_is_everyones_error_and_not_kept(fields: xr.Dataset, monkeypatch) -> None:
+    cut, real = _cut(fields), batch.frame
+    loader = loading.Loader(cut, {})
+    monkeypatch.setattr(batch, "frame", lambda *a, **k: (_ for _ in ()).throw(OSError("gone")))
+    with pytest.raises(OSError, match="gone"):
+        loader.frame(fields["time"].values[5])
+    monkeypatch.setattr(batch, "frame", real)
+    assert loader.frame(fields["time"].values[5])
+
+
+def test_order_is_kept_and_the_depth_grows_only_while_it_waits() -> None:
+    running, most = [0], [0]
+    lock = threading.Lock()
+
+    def read(i: int) -> int:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        time.sleep(0.03)
+        with lock:
+            running[0] -= 1
+        return i * i
+
+    assert list(loading.ahead(range(40), read, 2, 8)) == [(i, i * i) for i in range(40)]
+    assert most[0] == 8
+    most[0] = 0
+    for _ in loading.ahead(range(12), read, 2, 8):
+        time.sleep(0.06)  # who computes longer than it takes to read is never waited for
+    assert most[0] <= 3
+    assert [r for _, r in loading.ahead(range(5), read, 0)] == [0, 1, 4, 9, 16]
+    asked = []
+    some = loading.ahead((asked.append(i) or i for i in itertools.count()), read, 2, 4)
+    next(some)
+    some.close()
+    assert len(asked) < 10
+
+
+class _Slow(WrapperStore):
+    """A store that answers after 50 ms."""
+
+    async def get(self, *args, **kwargs):
+        await asyncio.sleep(0.05)
+        return await self._store.get(*args, **kwargs)
+
+
+def test_a_slow_store_keeps_nobody_waiting(stored, tmp_path) -> None:
+    """50 ms a request. The share of waiting goes with the machine; that it is small beside reading one after another does not."""
+    ds = xr.open_dataset(_Slow(LocalStore(stored, read_only=True)), engine="zarr", consolidated=False, chunks=None)
+    cut = _cut(ds)
+    init = list(cut.times[1:31])
+    waits = {}
+    for name, workers, most, readers in (("one by one", 0, None, 0), ("ahead", 2, 16, 16)):
+        loader = loading.Loader(cut, {}, readers=readers, budget=1)
+        began, waited = time.perf_counter(), 0.0
+        for _ in loading.ahead([[t] for t in init], loader.batch, workers, most):
+            waited += time.perf_counter() - began
+            time.sleep(0.05)  # what a step takes
+            began = time.perf_counter()
+        waits[name] = waited
+        loader.close()
+    assert waits["ahead"] < 0.15 * waits["one by one"]
+
+
+def test_what_is_kept_stays_within_the_budget(fields: xr.Dataset) -> None:
+    cut = _cut(fields)
+    loader = loading.Loader(cut, {})
+    loader.budget = 5 * loader.frame_bytes
+    for t in cut.times:
+        loader.frame(t)
+    assert len(loader._kept) == 5
+    assert loader._held == 5 * loader.frame_bytes
+
+
+def test_an_infinite_value_is_found(fields: xr.Dataset) -> None:
+    for bad in (np.nan, np.inf, -np.inf):
+        broken = fields.copy(deep=True)
+        broken["t2m"].values[7, 3, 3] = bad
+        with pytest.raises(xaurora.errors.MissingValuesError, match="t2m"):
+            loading.Loader(_cut(broken), {}).frame(fields["time"].values[7])
+    huge = fields.copy(deep=True)
+    huge["msl"].values[7] = 3e38  # a sum of these overflows, and each is a number
+    assert loading.Loader(_cut(huge), {}).frame(fields["time"].values[7])
+
+
+def test_the_queries_of_the_decoder_are_the_same(fields: xr.Dataset, monkeypatch) -> None:
+    """To 1e-6 of the largest, with gradients, at fewer operations."""
+    from xaurora.fields.grid import lattice as grids
+    from xaurora.model import aurora as models
+
+    monkeypatch.setattr(models, "_ROWS", 6)  # two of the 32 patches: else there are too few of them to leave any out
+    base = make_aurora()
+    globe = grids.from_axes(fields["latitude"].values, fields["longitude"].values)
+    example = fields.aurora.to_batch(model=base)
+    found = []
+    for inside in (False, True):
+        base.zero_grad()
+        with LiveBytes() as counter:
+            if inside:
+                with models.placed(base, globe):
+                    out = base(example)
+            else:
+                out = base(example)
+            out.atmos_vars["t"].sum().backward()
+        found.append(
+            (
+                out.atmos_vars["t"].detach(),
+                {n: p.grad.clone() for n, p in base.named_parameters() if p.grad is not None},
+                counter.flops,
+            )
+        )
+    assert (found[0][0] - found[1][0]).abs().max() <= 1e-6 * found[0][0].abs().max()
+    assert found[1][2] < found[0][2]
+    assert found[0][1].keys() == found[1][1].keys()
+    for name, want in found[0][1].items():
+        assert (want - found[1][1][name]).abs().max() <= 1e-4 * want.abs().max() + 1e-8, name
+    assert not any("forward" in m.__dict__ for m in base.modules())
+
+
+def test_encodings_are_made_once_for_a_grid(fields: xr.Dataset, monkeypatch) -> None:
+    from aurora.model import encoder
+
+    from xaurora.fields.grid import lattice as grids
+    from xaurora.model import aurora as models
+
+    calls, real = [], encoder.pos_scale_enc
+    monkeypatch.setattr(encoder, "pos_scale_enc", lambda *a, **k: calls.append(1) or real(*a, **k))
+    base = make_aurora()
+    globe = grids.from_axes(fields["latitude"].values, fields["longitude"].values)
+    example = fields.aurora.to_batch(model=base)
+    with torch.inference_mode(), models.placed(base, globe):
+        first, again = base(example), base(example)
+    assert len(calls) == 1
+    assert torch.equal(first.surf_vars["2t"], again.surf_vars["2t"])
+    base(example)
+    assert len(calls) == 2  # outside nothing is kept

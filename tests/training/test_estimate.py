@@ -1,0 +1,229 @@
+"""What a training will take, before it is begun."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import xarray as xr
+from aurora import AuroraSmallPretrained
+from helpers import make_aurora
+
+import xaurora
+from xaurora import errors
+from xaurora.model import aurora as models
+from xaurora.model import memory
+from xaurora.training import estimate as estimation
+from xaurora.training.loop import _Training
+from xaurora.training.options import StrategyOptions
+
+
+def test_the_count_of_live_bytes_is_exact() -> None:
+    counter = memory.LiveBytes()
+    with counter:
+        a = torch.zeros(1000)
+        b = a + 1.0
+        assert counter.live == counter.peak == 8000
+        view = b[10:]
+        assert counter.live == 8000
+        del a, b
+        assert counter.live == 4000, "a view keeps its storage"
+        del view
+        assert counter.live == 0
+        assert counter.peak == 8000
+        torch.ones(20, 30) @ torch.ones(30, 40)
+    assert counter.flops == 2 * 20 * 30 * 40
+    assert counter.peak == 4 * (20 * 30 + 30 * 40 + 20 * 40)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"strategy": "full"},
+        {"strategy": "full", "activation_checkpointing": True},
+        {"strategy": "lora", "rollout_steps": 2},
+        {"strategy": "lora", "rollout_steps": 2, "push_forward": True},
+        {"strategy": "frozen", "precision": "bf16"},
+        {"strategy": StrategyOptions("peft", method="dora"), "ema": 0.9},
+        {"strategy": "full", "target": "all", "rollout_steps": 3, "replay_buffer": 3},
+    ],
+    ids=str,
+)
+def test_imagined_steps_take_what_real_ones_take(
+    fields: xr.Dataset, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same code, with and without values: the same bytes at the peak."""
+    options = {"target": "tp", "model": make_aurora(), **options}
+    estimate = fields.aurora.estimate(**options)
+    peaks = []
+    real = _Training._one_step
+
+    def counted(self: Any, *args: Any) -> Any:
+        counter = memory.LiveBytes()
+        state = [v for part in self.adamw.state.values() for v in part.values()]
+        for tensor in [*self.module.parameters(), *self.module.buffers(), *state, *(self.average or {}).values()]:
+            counter.track(tensor)
+        with counter:
+            out = real(self, *args)
+        peaks.append(counter.peak)
+        return out
+
+    monkeypatch.setattr(_Training, "_one_step", counted)
+    fields.aurora.finetune(**options, steps=3, progress=False, workers=0, out=tmp_path / "run")
+    imagined = sum(v for k, v in estimate.parts.items() if k not in ("slack", "frames"))
+    # the batch that is read counts in one and not in the other; steps of the gamma function's slope depend on values
+    assert imagined == pytest.approx(max(peaks), rel=0.1)
+
+
+@pytest.mark.slow
+def test_within_a_fifth_of_what_a_process_takes(tmp_path: Path) -> None:
+    """One case of docs/memory.md; the others are in benchmarks/estimates.py."""
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "estimates.py"
+    code = f"""
+import sys, json
+from pathlib import Path
+sys.path.insert(0, {str(script.parent)!r})
+import estimates, xaurora
+xaurora.synthetic(shape=(64, 96), times=16, levels=estimates.LEVELS).chunk(time=1).to_zarr(Path({str(tmp_path)!r}) / "64x96.zarr", mode="w", consolidated=False)
+print(json.dumps(estimates.run([{{"model": "tiny", "strategy": "lora", "shape": (64, 96), "batch_size": 4}}], Path({str(tmp_path)!r}))))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    import json
+
+    row = json.loads(done.stdout.splitlines()[-1])[0]
+    assert row["estimated"] == pytest.approx(row["measured"], rel=0.2)
+
+
+def test_bases_and_strategies_side_by_side(fields: xr.Dataset) -> None:
+    found = fields.aurora.estimate("tp", model="tiny", batch_size=2, compare=True, progress=False)
+    rows = {(e.model, e.strategy): e for e in [found, *found.others]}
+    assert {m for m, _ in rows} == {"tiny", "small", "base"}
+    assert len(rows) == 15
+    assert not any(e.problem for e in rows.values())
+    for model in ("small", "base"):
+        by = {s: rows[model, s] for s in ("frozen", "decoder", "lora", "full")}
+        assert by["frozen"].memory < by["lora"].memory < by["full"].memory
+        assert by["frozen"].trainable < by["decoder"].trainable < by["full"].trainable
+        assert by["frozen"].seconds < by["full"].seconds
+        assert by["frozen"].disk < by["full"].disk
+    assert rows["small", "full"].total == pytest.approx(113e6, rel=0.02)
+    assert rows["base", "full"].memory > 4 * 4 * 1.2e9
+    text = str(found)
+    for part in ("at the peak", "a step", "reads", "disk", "trains", "base", "lora"):
+        assert part in text
+
+
+def _resident() -> int:
+    return next(
+        int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line
+    )
+
+
+def test_no_weights_are_needed_and_none_are_made(fields: xr.Dataset) -> None:
+    before = _resident()
+    found = fields.aurora.estimate("tp", model="base", strategy="full")
+    assert found.parts["weights"] > 4.5e9
+    assert _resident() - before < 1e9, "1.3 billion parameters were imagined, not made"
+
+
+def test_what_does_not_fit_says_what_to_change(
+    fields: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(estimation, "free_memory", lambda where: 120 * 1024**2)
+    found = fields.aurora.estimate("tp", model="tiny", strategy="full", batch_size=8, rollout_steps=2)
+    assert not found.fits
+    advice = "\n".join(found.advice)
+    for part in (
+        "batch_size=1, gradient_accumulation=8",
+        "activation_checkpointing=True",
+        "push_forward=True",
+        "strategy='frozen'",
+    ):
+        assert part in advice
+    with caplog.at_level(logging.WARNING, "xaurora"):
+        fields.aurora.finetune(
+            "tp", model="tiny", strategy="full", batch_size=8, steps=1, progress=False, out=tmp_path / "run"
+        )
+    assert any("does not fit" in r.message and "activation_checkpointing=True" in r.message for r in caplog.records)
+    caplog.clear()
+    monkeypatch.setattr(estimation, "free_memory", lambda where: 64 * 1024**3)
+    with caplog.at_level(logging.WARNING, "xaurora"):
+        fields.aurora.finetune("tp", model="tiny", strategy="full", steps=1, progress=False, out=tmp_path / "b")
+    assert not caplog.records
+
+
+def test_a_model_that_was_given_stays_as_it_was(fields: xr.Dataset, tmp_path: Path) -> None:
+    base = make_aurora()
+    before = models.state_hash(base)
+    fields.aurora.estimate("tp", model=base, strategy="peft")
+    assert models.state_hash(base) == before
+    assert not any(".lora_" in n for n, _ in base.named_parameters())
+    with pytest.raises(errors.OptionError, match="takes no lr="):
+        fields.aurora.estimate("tp", lr=1e-3)
+    with pytest.raises(errors.TargetError):
+        fields.aurora.estimate("hail")
+
+
+def test_lazy_data_are_counted(fields: xr.Dataset, tmp_path: Path) -> None:
+    fields.to_netcdf(tmp_path / "fields.nc")
+    lazy = xaurora.open(tmp_path / "fields.nc", chunks={})
+    found = lazy.aurora.estimate("tp", model="tiny")
+    assert found.parts["frames"] > 0
+    assert found.bytes_read > 0
+    assert fields.aurora.estimate("tp", model="tiny").bytes_read == 0
+
+
+# --- recomputing ---
+
+
+def _gradients(base: Any, batch: Any, how: Any) -> tuple[dict[str, torch.Tensor], int]:
+    base.zero_grad(set_to_none=True)
+    counter = memory.LiveBytes()
+    with counter, how:
+        out = base(batch)
+        loss = sum(
+            v.square().mean() / v.detach().square().mean() for v in (*out.surf_vars.values(), *out.atmos_vars.values())
+        )
+        loss.backward()
+    return {n: p.grad.clone() for n, p in base.named_parameters() if p.grad is not None}, counter.peak
+
+
+def test_recomputing_once_gives_the_same_gradients(fields: xr.Dataset) -> None:
+    """And no higher peak than upstream's, which recomputes several times over."""
+    ds = xaurora.synthetic(shape=(48, 96), times=3, levels=(500.0, 700.0, 850.0))
+    batch = ds.aurora.to_batch(model=make_aurora())
+    base = make_aurora(seed=1)
+    plain, most = _gradients(base, batch, contextlib.nullcontext())
+    again, ours = _gradients(base, batch, models.recomputed(base))
+    assert plain.keys() == again.keys()
+    for name, gradient in plain.items():
+        scale = float(gradient.abs().max())
+        assert float((again[name] - gradient).abs().max()) <= 1e-5 * scale, name
+    stock = make_aurora(seed=1)
+    stock.configure_activation_checkpointing()
+    _, theirs = _gradients(stock, batch, contextlib.nullcontext())
+    assert ours <= theirs < most
+
+
+def test_loading_takes_the_weights_once(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    base = AuroraSmallPretrained()
+    save_file(base.state_dict(), tmp_path / "small.safetensors")
+    before = (tmp_path / "small.safetensors").read_bytes()[-1000:]
+    loaded = models.load_pretrained("small", tmp_path / "small.safetensors")
+    assert models.state_hash(loaded) == models.state_hash(base)
+    assert all(p.requires_grad for p in loaded.parameters())
+    assert not any(t.is_meta for t in [*loaded.parameters(), *loaded.buffers()])
+    with torch.no_grad():
+        for p in loaded.parameters():
+            p.add_(1.0)
+    assert (tmp_path / "small.safetensors").read_bytes()[-1000:] == before, "training does not write into the file"

@@ -1,0 +1,395 @@
+"""Scores as WeatherBench2 defines them: statistics per point → weighted means → metrics. Runs without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xaurora.errors import KindError, OptionError, TruthError
+from xaurora.evaluation import alignment, scores, truths
+from xaurora.evaluation import engine as _engine
+from xaurora.evaluation import metrics as _metrics
+from xaurora.evaluation.aggregation import AreaMeans
+from xaurora.evaluation.alignment import Forecast
+from xaurora.evaluation.jobs import jobs_of
+from xaurora.evaluation.layout import to_weatherbench2
+from xaurora.evaluation.sample import Settings
+from xaurora.evaluation.statistics import STATISTICS
+from xaurora.fields.grid import regions as region_weights
+
+logger = logging.getLogger("xaurora")
+
+__all__ = ["compare", "evaluate", "to_weatherbench2"]
+
+THRESHOLDS_MM = (0.1, 1.0, 5.0, 10.0, 20.0)
+SIZES = (1, 3, 5, 9)
+LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+CONVENTIONS = {
+    "weatherbench2": "weatherbench2",
+    "wb2": "weatherbench2",
+    "weatherbenchx": "weatherbenchx",
+    "wbx": "weatherbenchx",
+}
+
+
+def evaluate(ds: xr.Dataset, truth: xr.Dataset, **options: Any) -> xr.Dataset:
+    """Score a forecast. See :meth:`xaurora.accessor.AuroraAccessor.evaluate`."""
+    return compare({"forecast": ds}, truth, **options)["forecast"]
+
+
+def compare(
+    forecasts: Mapping[str, xr.Dataset],
+    truth: xr.Dataset,
+    *,
+    climatology: xr.Dataset | None = None,
+    metrics: Sequence[str] | str | None = None,
+    regions: Any = None,
+    thresholds_mm: Sequence[float] = THRESHOLDS_MM,
+    neighborhood_sizes: Sequence[int] = SIZES,
+    quantile_levels: Sequence[float] = LEVELS,
+    skipna: bool = False,
+    accumulate: str | None = None,
+    regrid: str | None = None,
+    by: Sequence[str] | str = (),
+    lead_bins: Mapping[str, Any] | None = None,
+    convention: str = "weatherbench2",
+    engine: str = "xaurora",
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, xr.Dataset]:
+    """Score several forecasts on what they have in common: the same init times, leads and, where something is missing by nature, the same cells.
+
+    Parameters
+    ----------
+    forecasts : dict of Dataset
+        By label, in either layout; names and units of the scores are the first one's.
+    truth, climatology, metrics, ...
+        As of :meth:`xaurora.accessor.AuroraAccessor.evaluate`.
+
+    Returns
+    -------
+    dict of Dataset
+        Scores by label, as ``evaluate`` gives them: for ``scores["mine"].aurora.scorecard(path, baseline={...})`` and
+        :func:`xaurora.significance`.
+
+    Raises
+    ------
+    XauroraError
+        As of ``evaluate``; also where the forecasts share no init time, lead time or grid.
+    """
+    convention = _convention(convention)
+    _check_options(forecasts, engine, thresholds_mm, neighborhood_sizes, quantile_levels, seed)
+    labels = _metrics.check(metrics)
+    explicit = metrics is not None and metrics != "all"
+    by = (by,) if isinstance(by, str) else tuple(by or ())
+    if unknown := [b for b in by if b not in scores.BY]:
+        raise OptionError(
+            f"by={unknown} is no way to group times; valid are {', '.join(map(repr, scores.BY))}.", fix="by='season'"
+        )
+    read = {label: alignment.read_forecast(ds, accumulate) for label, ds in forecasts.items()}
+    read = _in_common(read)
+    first = next(iter(read.values()))
+    every = {key: item for f in reversed(read.values()) for key, item in f.fields.items()}
+    right = truths.read_truth(truth, first, regrid, every)
+    keys = alignment.matched_variables(read.values(), right)
+    normals = truths.ClimatologyFields(climatology, first) if climatology is not None else None
+    if engine == "weatherbench2":
+        if by or lead_bins or convention != "weatherbench2" or tuple(thresholds_mm) != THRESHOLDS_MM:
+            raise OptionError(
+                "WeatherBench2's own classes give no by, lead_bins, thresholds or other convention.",
+                fix="engine='xaurora' does",
+            )
+        from xaurora.evaluation import weatherbench2
+
+        return {
+            label: weatherbench2.evaluate(f, right, normals, keys, labels, regions, skipna=skipna, explicit=explicit)
+            for label, f in read.items()
+        }
+    weights = region_weights.weights(first.latitude, first.longitude, regions, right.land(), convention=convention)
+    statistics = list(dict.fromkeys(s for m in labels.values() for s in _metrics.statistics_of(m, convention)))
+    with_law = any(
+        s in ("crps", "brier", "bin_share", "pit", "quantile_coverage", "forecast_intensity") for s in statistics
+    )
+    laws = {
+        (label, key): law
+        for label, f in read.items()
+        for key in keys
+        if key in f.fields
+        and (law := alignment.distribution(f, f.fields[key], needed=explicit and with_law)) is not None
+    }
+    wraps = region_weights.goes_round(first.longitude)
+    order = tuple(np.argsort(first.longitude % 360.0).tolist()) if convention == "weatherbenchx" and not wraps else ()
+    settings = Settings(
+        tuple(map(float, thresholds_mm)), tuple(map(int, neighborhood_sizes)), tuple(map(float, quantile_levels)),
+        convention, wraps, seed, order,
+    )  # fmt: skip
+    jobs = jobs_of(
+        read, right, normals, keys, statistics, labels, laws, explicit, settings, everything=metrics == "all"
+    )
+    masked = bool(skipna or right.masked)
+    groups, by_init_time = _groups(first, by, lead_bins, jobs, len(weights) * len(read), settings)
+    plan = _engine.Plan(
+        read,
+        right,
+        normals,
+        jobs,
+        AreaMeans(weights),
+        settings,
+        laws,
+        skipna,
+        groups,
+        by_init_time,
+        "bias_map" in labels.values(),
+    )
+    tables, counts = _engine.run(plan, progress=progress)
+    _say(counts, len(jobs), masked)
+    quantiles = normals.quantile_levels(keys[0]) if normals is not None else ()
+    if normals is not None:
+        quantiles = next((q for key in keys if (q := normals.quantile_levels(key))), ())
+    _, bins = scores.lead_groups(first.leads, lead_bins)
+    out = {}
+    for label, table in tables.items():
+        frame = scores.Frame(
+            {"/".join(job.key): _described(job, plan) for job in jobs if any(k == "/".join(job.key) for k, _ in table.found)},
+            list(weights), first.init_times, first.leads, labels, by, bins, convention,
+            scores.extra_coords(thresholds_mm, neighborhood_sizes, quantiles, quantile_levels),
+            _attrs(read[label], first, counts, len(jobs), convention, masked, labels, by, bins, _hash(weights)),
+        )  # fmt: skip
+        out[label] = scores.build(table, frame)
+        if plan.maps:
+            out[label] = out[label].assign(_maps(counts["maps"], label, jobs, plan))
+        if masked:
+            _say_coverage(label, out[label])
+    return out
+
+
+def _convention(name: Any) -> str:
+    known = CONVENTIONS.get(str(name).lower().replace("-", "").replace("_", "").replace(" ", ""))
+    if known is None:
+        raise OptionError(f"convention={name!r} is not known; valid are 'weatherbench2' and 'weatherbenchx'.", fix="convention='weatherbench2'")  # fmt: skip
+    return known
+
+
+def _check_options(forecasts: Any, which: str, thresholds_mm: Any, sizes: Any, levels: Any, seed: Any) -> None:
+    if (
+        not isinstance(forecasts, Mapping)
+        or not forecasts
+        or not all(isinstance(f, xr.Dataset) for f in forecasts.values())
+    ):
+        found = (
+            {k: type(v).__name__ for k, v in forecasts.items()}
+            if isinstance(forecasts, Mapping)
+            else type(forecasts).__name__
+        )
+        raise KindError(f"forecasts are a dict of Datasets by label, and these are {found}.", fix="xaurora.compare({'mine': fc, 'persistence': other}, truth)")  # fmt: skip
+    if which not in ("xaurora", "weatherbench2"):
+        raise OptionError(
+            f"engine={which!r} is not known; valid are 'xaurora' and 'weatherbench2'.", fix="engine='xaurora'"
+        )
+    for name, values, good, what, fix in (
+        ("thresholds_mm", thresholds_mm, lambda v: v >= 0, "increasing amounts in mm", "thresholds_mm=(0.1, 1, 5, 10, 20)"),
+        ("neighborhood_sizes", sizes, lambda v: v >= 1 and v == int(v) and v % 2 == 1, "odd numbers of grid points", "neighborhood_sizes=(1, 3, 5, 9)"),
+        ("quantile_levels", levels, lambda v: 0 < v < 1, "increasing levels between 0 and 1", "quantile_levels=(0.05, 0.5, 0.95)"),
+    ):  # fmt: skip
+        try:
+            numbers = [float(v) for v in values]
+        except (TypeError, ValueError):
+            numbers = []
+        rising = all(b > a for a, b in itertools.pairwise(numbers))
+        if not numbers or not rising or not all(good(v) for v in numbers):
+            raise OptionError(f"{name}={values!r} are no {what}.", fix=fix)
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise OptionError(f"seed={seed!r} is no whole number from 0 on.", fix="seed=0")
+
+
+def _in_common(read: dict[str, Forecast]) -> dict[str, Forecast]:
+    """Forecasts on their common init times and leads, in order.
+
+    Raises
+    ------
+    TruthError
+        There are none, the grids or the periods of precipitation differ.
+    """
+    from dataclasses import replace
+
+    first_label, first = next(iter(read.items()))
+    times, leads = first.init_times, first.leads
+    for f in read.values():
+        times, leads = times[np.isin(times, f.init_times)], leads[np.isin(leads, f.leads)]
+    for label, f in read.items():
+        if not len(times) or not len(leads):
+            raise TruthError(
+                f"the forecasts share no {'init time' if not len(times) else 'lead time'}: {first_label!r} has {first.init_times[0].astype('datetime64[h]')} and on, {label!r} {f.init_times[0].astype('datetime64[h]')} and on.",
+                fix="forecast the same init times: predict(time=other['init_time'].values)",
+            )
+        if f.hours != first.hours and ("surface", "tp") in f.fields and ("surface", "tp") in first.fields:
+            raise TruthError(
+                f"precipitation of {label!r} is over {f.hours} h, of {first_label!r} over {first.hours} h.",
+                fix=f"accumulate='{max(f.hours, first.hours)}h'",
+            )
+        same = len(f.latitude) == len(first.latitude) and len(f.longitude) == len(first.longitude)
+        apart = np.abs(f.longitude - first.longitude) % 360.0 if same else np.array([np.inf])
+        if (
+            not same
+            or np.abs(f.latitude - first.latitude).max() > 1e-3
+            or np.minimum(apart, 360.0 - apart).max() > 1e-3
+        ):
+            raise TruthError(
+                f"the grid of {label!r} is not that of {first_label!r}: {len(f.latitude)} × {len(f.longitude)} and {len(first.latitude)} × {len(first.longitude)}. Scores on different grids are not comparable.",
+                fix="bring one onto the other's grid first",
+            )
+    out = {}
+    for label, f in read.items():
+        dropped = len(f.init_times) - len(times)
+        if dropped:
+            logger.warning(
+                "%s: %d of %d init times are not common to all, and left out.", label, dropped, len(f.init_times)
+            )
+        rows = [int(np.flatnonzero(f.init_times == t)[0]) for t in times]
+        columns = [int(np.flatnonzero(f.leads == t)[0]) for t in leads]
+        if rows != list(range(len(f.init_times))) or columns != list(range(len(f.leads))):
+            f = replace(f, ds=f.ds.isel(init_time=rows, lead_time=columns), init_times=times, leads=leads)
+        out[label] = f
+    return out
+
+
+def _groups(
+    first: Forecast,
+    by: tuple[str, ...],
+    lead_bins: Any,
+    jobs: list[_engine.Job],
+    regions: int,
+    settings: Settings,
+) -> tuple[np.ndarray, bool]:
+    """Init times kept one by one where that takes little memory, else the groups that are asked for."""
+    scores.lead_groups(first.leads, lead_bins)
+    sizes = {
+        "threshold_mm": len(settings.thresholds_mm), "quantile": 8, "forecast_quantile": len(settings.levels), "neighborhood_size": len(settings.sizes),
+        "probability_bin": 20, "pit_bin": 20, "intensity_bin": 42, "rank": 64, "zonal_wavenumber": len(first.longitude) // 2 + 1,
+    }  # fmt: skip
+    numbers = sum(
+        int(np.prod([sizes[d] for d in STATISTICS[s].dims], initial=1)) * max(len(job.levels), 1)
+        for job in jobs
+        for s in job.statistics
+    )
+    shape = len(first.init_times), len(first.leads)
+    if 16 * numbers * regions * shape[0] * shape[1] <= scores.MOST_KEPT:
+        return np.repeat(np.arange(shape[0])[:, None], shape[1], axis=1), True
+    logger.info(
+        "these scores do not carry their init times one by one, which would take more than 128 MB; without them there are no intervals."
+    )
+    return scores.groups_of(first.init_times, first.leads, by)[0], False
+
+
+def _hash(weights: Mapping[str, np.ndarray]) -> str:
+    """Of the regions themselves: another box may have the same name."""
+    digest = hashlib.sha256()
+    for name, values in weights.items():
+        digest.update(name.encode() + np.ascontiguousarray(values.astype(np.float32)).tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _maps(
+    maps: dict[tuple[str, tuple[str, str], int], Any], label: str, jobs: list[_engine.Job], plan: _engine.Plan
+) -> dict[str, Any]:
+    """Mean error at every grid point: ``(lead_time, [level,] latitude, longitude)``, in the forecast's order of the grid."""
+    out = {}
+    for job in jobs:
+        there = {k: v for (who, key, k), v in maps.items() if who == label and key == job.key}
+        if not there:
+            continue
+        item, first = plan.item(job.key), plan.first
+        shape = next(iter(there.values()))[0].shape
+        values = np.full((len(first.leads), *shape), np.nan, np.float32)
+        for k, (total, count) in there.items():
+            with np.errstate(invalid="ignore", divide="ignore"):
+                values[k] = np.where(count > 0, total / count, np.nan)
+        dims = ("map_lead_time", *(("map_level",) if job.levels else ()), "latitude", "longitude")
+        attrs = {
+            "units": str(item.attrs.get("units", item.variable.units)),
+            "long_name": f"{item.variable.long_name}: mean of f − y",
+        }
+        coords: dict[str, Any] = {
+            "map_lead_time": first.leads,
+            "latitude": first.latitude,
+            "longitude": first.longitude,
+        }
+        if job.levels:
+            coords["map_level"] = list(job.levels)
+        out[f"{item.source}_bias_map"] = xr.DataArray(values, coords, dims, attrs=attrs)
+    return out
+
+
+def _described(job: _engine.Job, plan: _engine.Plan) -> scores.Described:
+    item = plan.item(job.parts[0])
+    units = str(item.attrs.get("units", item.variable.units))
+    if len(job.parts) > 1:
+        return scores.Described(job.key[1], units, "Wind vector", "/".join(job.key), job.levels)
+    return scores.Described(item.source, units, item.variable.long_name, "/".join(job.key), job.levels)
+
+
+def _attrs(
+    f: Forecast,
+    first: Forecast,
+    counts: dict[str, Any],
+    jobs: int,
+    convention: str,
+    masked: bool,
+    labels: dict[str, str],
+    by: tuple[str, ...],
+    bins: dict[str, np.ndarray] | None,
+    regions: str,
+) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "number_of_init_times": len(first.init_times),
+        "first_init_time": str(first.init_times.min().astype("datetime64[m]")),
+        "last_init_time": str(first.init_times.max().astype("datetime64[m]")),
+        "fields_scored": counts["scored"] // max(jobs, 1),
+        "fields_without_truth": counts["without_truth"] // max(jobs, 1),
+        "grid": f"{len(first.latitude)} × {len(first.longitude)}",
+        "convention": convention,
+        "masked": int(masked),
+        "regions_hash": regions,
+        "metrics": " ".join(labels),
+    }
+    if by:
+        out["by"] = " ".join(by)
+    if bins is not None:
+        out["lead_bins"] = json.dumps(
+            {k: v.astype("timedelta64[ns]").astype(np.int64).tolist() for k, v in bins.items()}
+        )
+    if first.hours != 6:
+        out["precipitation_hours"] = first.hours
+    for name in ("xaurora_base", "xaurora_base_hash", "xaurora_weights", "xaurora_strategy", "title"):
+        if name in f.ds.attrs:
+            out["forecast_title" if name == "title" else name] = f.ds.attrs[name]
+    return out
+
+
+def _say(counts: dict[str, Any], jobs: int, masked: bool) -> None:
+    if counts["without_truth"]:
+        logger.warning(
+            "%d of %d forecast fields have no truth at their valid time and are left out.",
+            -(-counts["without_truth"] // jobs),
+            -(-(counts["without_truth"] + counts["scored"]) // jobs),
+        )
+    if counts["missing_truth"] and not masked:
+        logger.warning(
+            "the truth of %s holds missing values, so scores of regions that hold them are NaN. To score what is there: evaluate(truth, skipna=True); "
+            "to leave an area out: regions={'mine': mask}.",
+            ", ".join(sorted(counts["missing_truth"])),
+        )
+
+
+def _say_coverage(label: str, ds: xr.Dataset) -> None:
+    for name, da in ds.data_vars.items():
+        if "metric" in da.dims and "coverage" in ds["metric"].values and np.isfinite(da.sel(metric="coverage")).any():
+            lowest = float(da.sel(metric="coverage").isel(region=0).min())
+            logger.warning("%s: %s is scored where truth and forecasts have values: %.0f %% of %s.", label, name, 100 * lowest, ds["region"].values[0])  # fmt: skip

@@ -1,0 +1,1 @@
+"""A Dataset as canonical fields: names, units, times, targets and the grid."""

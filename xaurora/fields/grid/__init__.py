@@ -1,0 +1,1 @@
+"""The horizontal grid: its points, patches, area weights, regions and regridding."""

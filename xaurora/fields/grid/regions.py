@@ -1,0 +1,289 @@
+"""WeatherBench2's regions, boxes of one's own, and their area weights. Knows nothing of torch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xaurora.errors import RegionError
+from xaurora.fields.conventions import Fields
+from xaurora.fields.grid import polygons
+from xaurora.fields.grid.lattice import latitude_weights
+
+Box = tuple[float, float, float, float]
+
+# south, north, west, east; ends included. WeatherBench2, scripts/evaluate.py at commit 021c0b3 (Rasp et al. 2024,
+# doi:10.1029/2023MS004019, table 3, after ECMWF's scorecards).
+BOXES: dict[str, tuple[Box, ...]] = {
+    "global": ((-90.0, 90.0, 0.0, 360.0),),
+    "tropics": ((-20.0, 20.0, 0.0, 360.0),),
+    "extra-tropics": ((-90.0, -20.0, 0.0, 360.0), (20.0, 90.0, 0.0, 360.0)),
+    "northern-hemisphere": ((20.0, 90.0, 0.0, 360.0),),
+    "southern-hemisphere": ((-90.0, -20.0, 0.0, 360.0),),
+    "europe": ((35.0, 75.0, -12.5, 42.5),),
+    "north-america": ((25.0, 60.0, -120.0, -75.0),),
+    "north-atlantic": ((25.0, 65.0, -70.0, -10.0),),
+    "north-pacific": ((25.0, 60.0, 145.0, -130.0),),
+    "east-asia": ((25.0, 60.0, 102.5, 150.0),),
+    "ausnz": ((-45.0, -12.5, 120.0, 175.0),),
+    "arctic": ((60.0, 90.0, 0.0, 360.0),),
+    "antarctic": ((-90.0, -60.0, 0.0, 360.0),),
+}
+# WeatherBench-X, public_benchmark/run_benchmark_evaluation.py at commit 2047a84; scored when they are named.
+MORE_BOXES: dict[str, tuple[Box, ...]] = {
+    "northern-africa": ((5.0, 32.5, -12.5, 37.5),),
+    "southern-africa": ((-30.0, 5.0, 12.5, 37.5),),
+    "south-america": ((-40.0, 5.0, -75.0, -45.0),),
+    "west-asia": ((15.0, 60.0, 42.5, 102.5),),
+    "south-east-asia": ((-12.5, 25.0, 95.0, 125.0),),
+}
+NAMED = BOXES | MORE_BOXES
+WITH_LAND = ("global", "extra-tropics", "tropics", "domain")
+"""Regions whose land version is scored by default where there is a land-sea mask."""
+
+
+def _inside(latitude: np.ndarray, longitude: np.ndarray, box: Box) -> np.ndarray:
+    south, north, west, east = box
+    rows = (latitude >= south) & (latitude <= north)
+    if east - west >= 360.0:
+        columns = np.ones(len(longitude), bool)
+    else:
+        columns = (longitude - west) % 360.0 <= (east - west) % 360.0
+    return rows[:, None] & columns[None, :]
+
+
+def weights(
+    latitude: np.ndarray,
+    longitude: np.ndarray,
+    wanted: Sequence[str] | Mapping[str, Any] | str | None = None,
+    land: np.ndarray | None = None,
+    *,
+    convention: str = "weatherbench2",
+) -> dict[str, np.ndarray]:
+    """Area weights by region, ``(h, w)`` each; zero outside.
+
+    Parameters
+    ----------
+    latitude, longitude : ndarray
+        Degrees, ``(h,)`` and ``(w,)``.
+    wanted : optional
+        Names (``"europe"``, ``"tropics_land"``, ``"domain"``), or a dict of boxes ``(south, north, west, east)``, DataArray masks with coordinates, and polygons
+        (GeoJSON, or anything with ``__geo_interface__``, such as Shapely's), or one such box, mask or polygon; ``"edge"`` stands for rings by distance
+        from the domain's edge (:func:`edge_rings`). By default the whole domain, and on a global grid all of WeatherBench2's regions.
+    land : ndarray, ``(h, w)``, optional
+        Land fraction, which weighs the ``_land`` versions.
+    convention : {"weatherbench2", "weatherbenchx"}
+        WeatherBench-X counts every cell with some land as land, and gives end rows half a cell even on a globe.
+
+    Raises
+    ------
+    RegionError
+        Unknown name, a box or mask that cannot be read, or no grid point inside.
+    """
+    longitude = np.asarray(longitude, dtype=np.float64)
+    latitude = np.asarray(latitude, dtype=np.float64)
+    if convention == "weatherbenchx":
+        land = None if land is None else (land != 0).astype(np.float64)
+    regional = True if convention == "weatherbenchx" else None
+    area = np.repeat(latitude_weights(latitude, regional=regional)[:, None], len(longitude), axis=1)
+    is_global = goes_round(longitude) and np.ptp(latitude) > 160.0
+    if wanted is None:
+        names = list(BOXES) if is_global else ["domain"]
+        if land is not None:
+            names += [f"{n}_land" for n in names if n in WITH_LAND]
+        chosen: dict[str, Any] = dict.fromkeys(names)
+    elif isinstance(wanted, str):
+        chosen = {wanted: None}
+    elif isinstance(wanted, Mapping) and not polygons.is_polygon(wanted):
+        chosen = dict(wanted)
+    elif isinstance(wanted, tuple) and len(wanted) == 4 and all(isinstance(v, int | float) for v in wanted):
+        chosen = {"box": wanted}
+    elif isinstance(wanted, xr.DataArray):
+        chosen = {"mask": wanted}
+    elif polygons.is_polygon(wanted):
+        chosen = {"polygon": wanted}
+    elif isinstance(wanted, Sequence) and wanted and all(isinstance(v, str) for v in wanted):
+        chosen = dict.fromkeys(wanted)
+    else:
+        raise RegionError(
+            f"regions={wanted!r} are neither names, a box (south, north, west, east), a mask, a polygon, nor a dict of those.",
+            fix="regions=['europe']",
+        )
+    if "edge" in chosen and chosen["edge"] is None:
+        rings = edge_rings(latitude, longitude)
+        chosen = {
+            k: v for name, shape in chosen.items() for k, v in (rings.items() if name == "edge" else [(name, shape)])
+        }
+    out = {}
+    for name, shape in chosen.items():
+        out[name] = area * (
+            _named(name, latitude, longitude, land) if shape is None else _own(name, shape, latitude, longitude)
+        )
+        if not (out[name] > 0).any():
+            raise RegionError(
+                f"region {name!r} holds no grid point of the forecast ({latitude.min():g} to {latitude.max():g}°N, {longitude.min():g} to {longitude.max():g}°E).",
+                fix="regions=['domain'], or a box (south, north, west, east) inside",
+            )
+    return out
+
+
+def cells(fields: Fields, region: Any) -> np.ndarray:
+    """Grid points of canonical fields that lie in a region, ``(h, w)``, bool.
+
+    Parameters
+    ----------
+    fields : Fields
+    region : str, tuple, DataArray or polygon
+        A name, a box ``(south, north, west, east)``, a mask, or a polygon.
+
+    Raises
+    ------
+    RegionError
+        No such region, or none of the data lies in it.
+    """
+    grid = fields.layout.grid
+    land = fields.static["lsm"].values if "lsm" in fields.static else None
+    try:
+        found = weights(grid.latitude, grid.longitude, {"region": region} if isinstance(region, list) else region, land)
+    except RegionError as error:
+        message = error.message.replace("of the forecast", "of the data").replace("the truth holds", "the data hold")
+        message = message.replace("regions=", "region=").replace(", or a dict of boxes", "")
+        raise RegionError(message, fix="region='europe', or region=(south, north, west, east)") from None
+    if len(found) != 1:
+        raise RegionError(f"region={region!r} names {len(found)} regions, and one is wanted.", fix="region='europe'")
+    return np.asarray(next(iter(found.values())) > 0)
+
+
+def goes_round(longitude: np.ndarray) -> bool:
+    """Whether longitudes go round the whole circle."""
+    gaps = np.diff(np.asarray(longitude, np.float64)) % 360.0
+    return len(longitude) > 1 and len(longitude) * float(np.median(np.minimum(gaps, 360.0 - gaps))) > 359.0
+
+
+def edge_rings(
+    latitude: np.ndarray, longitude: np.ndarray, km: Sequence[float] | None = None
+) -> dict[str, xr.DataArray]:
+    """Masks by the distance to the nearest edge of the domain, for ``regions=``: how far does what lies outside reach in?
+
+    Parameters
+    ----------
+    latitude, longitude : ndarray
+        The forecast's grid, degrees.
+    km : sequence of float, optional
+        Inner bounds of the rings, beginning with 0; by default four rings of equal width, and what is left.
+
+    Returns
+    -------
+    dict of DataArray
+        ``"edge 0-100 km"`` → mask ``(latitude, longitude)``.
+
+    Raises
+    ------
+    RegionError
+        The grid goes round the globe and from pole to pole: it has no edge.
+    """
+    latitude, longitude = np.asarray(latitude, np.float64), np.asarray(longitude, np.float64)
+    round_ = goes_round(longitude)
+    to_poles = np.ptp(latitude) > 160.0
+    if round_ and to_poles:
+        raise RegionError("a global grid has no edge to measure distances from.", fix="regions=['global']")
+    mile = 111.195  # km, one degree of a great circle of the mean Earth radius, 6371 km
+    rows = np.minimum(latitude - latitude.min(), latitude.max() - latitude) * mile
+    east = np.abs((longitude - longitude[0]) % 360.0)
+    columns = np.minimum(east, east.max() - east)
+    narrowed = columns[None] * np.cos(np.deg2rad(latitude))[:, None] * mile
+    distance = (
+        np.repeat(rows[:, None], len(longitude), 1)
+        if round_
+        else narrowed
+        if to_poles
+        else np.minimum(rows[:, None], narrowed)
+    )
+    width = float(distance.max()) / 5
+    bounds = list(km) if km is not None else [round(i * width, -1 if width > 20 else 2) for i in range(5)]
+    if len(bounds) < 1 or bounds[0] != 0 or any(b <= a for a, b in itertools.pairwise(bounds)):
+        raise RegionError(f"km={bounds} are not increasing distances that begin with 0.", fix="km=(0, 100, 250, 500)")
+    out = {}
+    for low, high in zip(bounds, [*bounds[1:], np.inf], strict=True):
+        label = f"edge {low:g}-{high:g} km" if np.isfinite(high) else f"edge over {low:g} km"
+        inside = (distance >= low) & (distance < high)
+        if inside.any():
+            out[label] = xr.DataArray(
+                inside.astype(float), {"latitude": latitude, "longitude": longitude}, ("latitude", "longitude")
+            )
+    return out
+
+
+def _named(name: str, latitude: np.ndarray, longitude: np.ndarray, land: np.ndarray | None) -> np.ndarray:
+    base = name.removesuffix("_land")
+    if base != "domain" and base not in NAMED:
+        raise RegionError(
+            f"there is no region {name!r}; valid are 'domain', {', '.join(map(repr, NAMED))}, each also with '_land', or a dict of boxes.",
+            fix="regions=['europe']",
+        )
+    mask = np.ones((len(latitude), len(longitude)))
+    if base != "domain":
+        mask = np.any([_inside(latitude, longitude, box) for box in NAMED[base]], axis=0).astype(float)
+    if name.endswith("_land"):
+        if land is None:
+            raise RegionError(
+                f"region {name!r} needs a land-sea mask, and the truth holds none.",
+                fix="truth['land_sea_mask'] = ...",
+            )
+        mask = mask * land  # the fraction is the weight, as in WeatherBench2
+    return mask
+
+
+def _aligned(name: str, mask: xr.DataArray, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+    """A mask with coordinates on the forecast's grid points, whatever its order; outside of it there is nothing."""
+    lat = next((d for d in mask.dims if str(d).startswith("lat")), mask.dims[0])
+    lon = next((d for d in mask.dims if str(d).startswith("lon")), mask.dims[-1])
+    if lat not in mask.coords or lon not in mask.coords:
+        raise RegionError(
+            f"the mask {name!r} has no coordinates of latitude and longitude, so that its place is unknown.",
+            fix="xr.DataArray(mask, {'latitude': fc['latitude'], 'longitude': fc['longitude']}, ('latitude', 'longitude'))",
+        )
+    apart = np.abs(mask[lat].values[None, :] - latitude[:, None])
+    distance = np.abs(mask[lon].values[None, :] - longitude[:, None]) % 360.0
+    distance = np.minimum(distance, 360.0 - distance)
+    rows, columns = apart.argmin(axis=1), distance.argmin(axis=1)
+    values = mask.transpose(lat, lon).values[rows][:, columns].astype(np.float64)
+    if not np.isfinite(values).all() or (values < 0).any():
+        raise RegionError(
+            f"the mask {name!r} holds {'negative' if (values < 0).any() else 'missing'} values; it is a weight, 0 outside and 1 inside.",
+            fix="mask.fillna(0)",
+        )
+
+    def step(axis: np.ndarray) -> float:
+        return float(np.median(np.abs(np.diff(axis)))) if len(axis) > 1 else np.inf
+
+    # A mask on coarser points serves its neighbourhood; points beyond its reach are outside.
+    near = (apart.min(axis=1) <= 0.51 * step(mask[lat].values))[:, None] & (
+        distance.min(axis=1) <= 0.51 * step(mask[lon].values)
+    )[None]
+    return np.where(near, values, 0.0)
+
+
+def _own(name: str, shape: Any, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+    if isinstance(shape, xr.DataArray) and shape.ndim == 2:
+        return _aligned(name, shape, latitude, longitude)
+    if polygons.is_polygon(shape):
+        return polygons.inside(name, shape, latitude, longitude).astype(np.float64)
+    numbers = isinstance(shape, Sequence | np.ndarray) and all(isinstance(v, int | float | np.number) for v in shape)
+    values = np.asarray(shape, dtype=np.float64) if numbers else np.empty(0)
+    if values.shape == (4,):
+        south, north, west, east = map(float, values)
+        if south >= north:
+            raise RegionError(
+                f"region {name!r}: south {south:g} is not below north {north:g}.",
+                fix="boxes are (south, north, west, east)",
+            )
+        return _inside(latitude, longitude, (south, north, west, east)).astype(float)
+    raise RegionError(
+        f"region {name!r} is neither a box (south, north, west, east), a DataArray mask with latitude and longitude, nor a polygon.",
+        fix="regions={'alps': (44, 48, 5, 16)}",
+    )

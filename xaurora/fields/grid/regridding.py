@@ -1,0 +1,186 @@
+"""From one regular latitude–longitude grid onto another: conservatively for amounts, by the nearest point for categories.
+
+Weights are the areas that cells share, exact on the sphere, also at the poles and where a cell is cut. (xarray-regrid 0.4.2 was tried first: rows
+at ±90° get no weight there, and cells that are cut are shared by degrees, not by area.) Both axes are separable: two sparse matrices.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xaurora.errors import GridError, TruthError
+from xaurora.utils.lazy import as_dask
+
+_TOUCH = 1e-3  # of a cell; coordinates are rounded to float32
+_LEAST_COVER = 0.5  # of a target's row or column that the source must reach
+
+
+def same(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two axes hold the same points, up to float32 rounding."""
+    if len(first) != len(second):
+        return False
+    step = abs(float(first[1] - first[0])) if len(first) > 1 else 1.0
+    return bool(np.abs(np.asarray(first, float) - np.asarray(second, float)).max() <= _TOUCH * step)
+
+
+def _latitude_weights(have: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """Share of each wanted row's area that lies in each row of the source, ``(h', h)``."""
+
+    def bounds(latitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        half = 0.5 * abs(float(np.median(np.diff(latitude))))
+        low, high = np.clip(latitude - half, -90.0, 90.0), np.clip(latitude + half, -90.0, 90.0)
+        return np.sin(np.deg2rad(low)), np.sin(np.deg2rad(high))
+
+    (low, high), (want_low, want_high) = bounds(have), bounds(want)
+    shared = np.minimum(high[None], want_high[:, None]) - np.maximum(low[None], want_low[:, None])
+    return np.clip(shared, 0.0, None) / (want_high - want_low)[:, None]
+
+
+def _longitude_weights(have: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """Share of each wanted column that lies in each column of the source, ``(w', w)``; longitudes in any convention."""
+    half, want_half = 0.5 * spacing(have), 0.5 * spacing(want)
+    # The distance of two cells' middles, the short way around, and what is left of both widths.
+    apart = np.abs((have[None] - want[:, None] + 180.0) % 360.0 - 180.0)
+    shared = np.minimum(np.minimum(half + want_half - apart, 2.0 * half), 2.0 * want_half)
+    return np.clip(shared, 0.0, None) / (2.0 * want_half)
+
+
+class Conservative:
+    """Area-weighted means onto a target grid, with the share of each target cell that has values.
+
+    Parameters
+    ----------
+    latitude, longitude : ndarray
+        The source's, evenly spaced, in any order; longitude in any convention.
+    to_latitude, to_longitude : ndarray
+        The target's, in the order that is wanted back.
+
+    Raises
+    ------
+    GridError
+        An axis has a single point.
+    TruthError
+        The source leaves a row or column of the target mostly uncovered.
+    """
+
+    def __init__(
+        self, latitude: np.ndarray, longitude: np.ndarray, to_latitude: np.ndarray, to_longitude: np.ndarray
+    ) -> None:
+        from scipy.sparse import csr_array
+
+        have = (np.asarray(latitude, np.float64), np.asarray(longitude, np.float64))
+        want = (np.asarray(to_latitude, np.float64), np.asarray(to_longitude, np.float64))
+        for name, axis in zip(("latitude", "longitude") * 2, (*have, *want), strict=True):
+            if len(axis) < 2:
+                raise GridError(
+                    f"{name} has a single point, which has no cell to take the mean over.",
+                    fix="give a grid of at least 2 × 2 points",
+                )
+        rows, columns = _latitude_weights(have[0], want[0]), _longitude_weights(have[1], want[1])
+        for name, weights, h, w in (("latitude", rows, have[0], want[0]), ("longitude", columns, have[1], want[1])):
+            if weights.sum(axis=1).min() < _LEAST_COVER - _TOUCH:
+                raise TruthError(
+                    f"{name} runs from {h[0]:g} to {h[-1]:g}, and the grid that is wanted from {w[0]:g} to {w[-1]:g}.",
+                    fix="give data that cover the region, or cut the region: ds.sel(latitude=slice(...), longitude=slice(...))",
+                )
+        self._rows, self._columns = csr_array(rows), csr_array(columns)
+
+    def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Regrid one field.
+
+        Parameters
+        ----------
+        values : ndarray, ``(h, w)``
+            NaN where there is none.
+
+        Returns
+        -------
+        tuple of ndarray, ``(h', w')`` each
+            The mean over the valid part of each target cell (NaN where there is none), float64, and the valid fraction of the cell.
+        """
+        there = np.isfinite(values)
+        amount = self._rows @ (np.where(there, values, 0.0).astype(np.float64) @ self._columns.T)
+        share = self._rows @ (there.astype(np.float64) @ self._columns.T)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = np.where(share > 1e-9, amount / share, np.nan)
+        return mean, np.clip(share, 0.0, 1.0)
+
+
+def spacing(longitude: np.ndarray) -> float:
+    """Spacing of longitudes that may jump across the date line or Greenwich."""
+    gaps = np.diff(np.asarray(longitude, np.float64)) % 360.0
+    return float(np.median(np.minimum(gaps, 360.0 - gaps)))
+
+
+def nearest(
+    latitude: np.ndarray, longitude: np.ndarray, to_latitude: np.ndarray, to_longitude: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the source points nearest to the target's.
+
+    Raises
+    ------
+    TruthError
+        A target point lies more than a cell away from every source point.
+    """
+    out = []
+    for axis, have, want in (("latitude", latitude, to_latitude), ("longitude", longitude, to_longitude)):
+        distance = np.abs(np.asarray(have, np.float64)[None] - np.asarray(want, np.float64)[:, None])
+        if axis == "longitude":
+            distance = np.minimum(distance % 360.0, 360.0 - distance % 360.0)
+        index = distance.argmin(axis=1)
+        step = spacing(have) if len(have) > 1 else 1.0
+        if distance[np.arange(len(want)), index].max() > step:
+            raise TruthError(
+                f"{axis} runs from {have[0]:g} to {have[-1]:g}, and the grid that is wanted from {want[0]:g} to {want[-1]:g}.",
+                fix="give data that cover the region",
+            )
+        out.append(index)
+    return out[0], out[1]
+
+
+def onto(
+    da: xr.DataArray, latitude: np.ndarray, longitude: np.ndarray, *, method: str = "conservative", least: float = 0.5
+) -> xr.DataArray:
+    """Bring fields onto another grid. Lazy: frame by frame.
+
+    Parameters
+    ----------
+    da : DataArray, ``(time, latitude, longitude)``
+    latitude, longitude : ndarray
+        The target's.
+    method : {"conservative", "nearest"}
+        ``nearest`` for categories, of which there is no mean.
+    least : float
+        Share of a target cell that must have values; NaN below.
+
+    Returns
+    -------
+    DataArray
+        Same dims and attributes, float32.
+    """
+    have = (da["latitude"].values, da["longitude"].values)
+    coords: dict[str, Any] = {"time": da["time"].values, "latitude": latitude, "longitude": longitude}
+    if method == "nearest":
+        rows, columns = nearest(*have, latitude, longitude)
+        return da.isel(latitude=rows, longitude=columns).assign_coords(coords)
+    regrid = Conservative(*have, latitude, longitude)
+
+    def block(values: np.ndarray) -> np.ndarray:
+        out = np.empty((len(values), len(latitude), len(longitude)), np.float32)
+        for i, frame in enumerate(values):
+            mean, share = regrid(frame)
+            out[i] = np.where(share >= least, mean, np.nan)
+        return out
+
+    lazy = as_dask(da, "time").chunk().data  # what is in memory becomes dask as well, so that both go one way
+    lazy = lazy.rechunk({0: 1, 1: -1, 2: -1})
+    result = lazy.map_blocks(
+        block,
+        dtype=np.float32,
+        chunks=(lazy.chunks[0], (len(latitude),), (len(longitude),)),
+        meta=np.empty((0, 0, 0), np.float32),
+    )
+    return xr.DataArray(result, dims=("time", "latitude", "longitude"), coords=coords, name=da.name, attrs=da.attrs)

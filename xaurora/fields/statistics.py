@@ -1,0 +1,416 @@
+"""Statistics in one streaming pass: float64, merged after Chan, Golub and LeVeque (1983), with a histogram for quantiles.
+
+Pretrained models keep Aurora's own normalisation; these statistics serve models made here and new variables, and come from
+the training period alone. Memory does not grow with the number of times; it is some blocks of 128 MB, or one chunk of the source where that is larger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xaurora.errors import MissingValuesError, MissingVariableError, OptionError
+from xaurora.fields import periods, recognition
+from xaurora.fields.conventions import Fields
+from xaurora.fields.recognition import Field, Recognition
+from xaurora.utils.progress import bar, watched
+
+QUANTILES = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999)
+"""What ``statistics`` gives where no quantiles are named."""
+
+
+@dataclass
+class Moments:
+    """Running weighted mean and sum of squared deviations, with count and extremes.
+
+    References
+    ----------
+    Chan, Golub, LeVeque (1983), Algorithms for computing the sample variance, Am. Stat. 37, doi:10.1080/00031305.1983.10483115.
+    """
+
+    count: int = 0
+    weight: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0
+    low: float = float("inf")
+    high: float = float("-inf")
+
+    def add(self, values: np.ndarray, weights: np.ndarray | None = None) -> None:
+        """Merge an array in, whatever its shape; ``weights`` of the same shape, all one by default."""
+        v = np.asarray(values, dtype=np.float64)
+        if not v.size:
+            return
+        total = float(v.size) if weights is None else float(weights.sum())
+        if total <= 0.0:
+            return
+        mean = float(v.mean()) if weights is None else float((weights * v).sum()) / total
+        deviations = (v - mean) ** 2
+        squares = float(deviations.sum() if weights is None else (weights * deviations).sum())
+        low, high = float(v.min()), float(v.max())
+        self.merge(Moments(v.size, total, mean, squares, low, high))
+
+    def merge(self, other: Moments) -> None:
+        """Take in what another pass has seen."""
+        if not other.count:
+            return
+        delta, total = other.mean - self.mean, self.weight + other.weight
+        self.squares += other.squares + delta * delta * self.weight * other.weight / total
+        self.mean += delta * other.weight / total
+        self.weight, self.count = total, self.count + other.count
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation."""
+        return float(np.sqrt(self.squares / self.weight)) if self.weight else float("nan")
+
+
+_SHIFT = 11  # of the 23 bits of a float32's mantissa that are dropped
+BIN_WIDTH = 2.0 ** -(23 - _SHIFT)
+"""Relative width of the histogram's bins: 1/4096."""
+
+
+class Histogram:
+    """A mergeable histogram over all float32 numbers, in bins of :data:`BIN_WIDTH` relative width.
+
+    A number's bin is its own bit pattern without the last bits of the mantissa, so that no range has to be known beforehand.
+    """
+
+    _HALF = 1 << (31 - _SHIFT)
+
+    def __init__(self) -> None:
+        self.weights = np.zeros(2 * self._HALF, np.float64)
+
+    def add(self, values: np.ndarray, weights: np.ndarray | None = None) -> None:
+        """Merge finite values in."""
+        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.int32).ravel()
+        keys = np.where(bits >= 0, bits >> _SHIFT, -((bits & 0x7FFFFFFF) >> _SHIFT) - 1) + self._HALF
+        self.weights += np.bincount(keys, None if weights is None else weights.ravel(), minlength=len(self.weights))
+
+    def merge(self, other: Histogram) -> None:
+        """Take in what another pass has seen."""
+        self.weights += other.weights
+
+    def filled(self) -> tuple[np.ndarray, np.ndarray]:
+        """Centres of the bins that hold something, increasing, and their weights; zero is itself."""
+        keys = np.flatnonzero(self.weights)
+        place = keys - self._HALF
+        negative = place < 0
+        magnitude = np.where(negative, -place - 1, place).astype(np.int64)
+        bits = ((magnitude << _SHIFT) + (1 << (_SHIFT - 1))).astype(np.int32)
+        centres = bits.view(np.float32).astype(np.float64)
+        centres[magnitude == 0] = 0.0
+        return np.where(negative, -centres, centres), self.weights[keys]
+
+    def quantile(self, q: float | np.ndarray) -> np.ndarray:
+        """The smallest value that at least a share ``q`` does not exceed (the inverse of the empirical distribution), to the width of a bin."""
+        centres, weights = self.filled()
+        if not len(centres):
+            return np.full(np.shape(q), np.nan)
+        share = np.cumsum(weights) / weights.sum()
+        return centres[np.minimum(np.searchsorted(share, np.asarray(q)), len(centres) - 1)]
+
+
+@dataclass
+class Distribution:
+    """All that one pass learns of a variable: moments, quantiles, and for amounts the wet part.
+
+    Parameters
+    ----------
+    amounts : bool
+        Whether values are amounts: negative ones are noise, set to zero and counted, and the wet ones are looked at apart.
+    """
+
+    amounts: bool = False
+    moments: Moments = field(default_factory=Moments)
+    log_wet: Moments = field(default_factory=Moments)
+    histogram: Histogram = field(default_factory=Histogram)
+    clipped: int = 0
+    clipped_amount: float = 0.0
+
+    def add(self, values: np.ndarray, weights: np.ndarray | None = None) -> None:
+        """Merge finite values in."""
+        v = np.asarray(values, np.float64)
+        if self.amounts:
+            negative = v < 0
+            if negative.any():
+                self.clipped += int(negative.sum())
+                self.clipped_amount += float(-v[negative].sum())
+                v = np.maximum(v, 0.0)
+            wet = v > 0
+            self.log_wet.add(np.log(v[wet]), None if weights is None else weights[wet])
+        self.moments.add(v, weights)
+        self.histogram.add(v, weights)
+
+    def merge(self, other: Distribution) -> None:
+        """Take in what another pass has seen."""
+        self.moments.merge(other.moments)
+        self.log_wet.merge(other.log_wet)
+        self.histogram.merge(other.histogram)
+        self.clipped += other.clipped
+        self.clipped_amount += other.clipped_amount
+
+    @property
+    def wet_fraction(self) -> float:
+        """Weighted share of amounts above zero."""
+        return self.log_wet.weight / self.moments.weight if self.moments.weight else float("nan")
+
+    def binned(self, count: int = 1500) -> tuple[np.ndarray, np.ndarray]:
+        """The distribution in at most some ``count`` bins of about equal share: centres, increasing, and shares that sum to one."""
+        centres, weights = self.histogram.filled()
+        share = weights / weights.sum()
+        before = np.cumsum(share) - share
+        zero = centres == 0.0
+        # A new bin wherever enough has come together; what is exactly zero stays on its own.
+        starts = np.diff(np.floor(before * count), prepend=-1.0) > 0
+        starts |= zero | np.concatenate([[False], zero[:-1]])
+        group = np.cumsum(starts) - 1
+        shares = np.bincount(group, share)
+        return np.bincount(group, share * centres) / shares, shares
+
+
+# --- what a model made here is normalised with ---------------------------------------------------------------------------
+
+
+def statistics_of(
+    fields: Fields, times: Sequence[np.datetime64], *, progress: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Mean and standard deviation of every surface variable, and of every atmospheric one by level. Reads ``times`` once.
+
+    Returns
+    -------
+    tuple of dict
+        ``{"2t": (mean, std)}`` and ``{"t": {"850": (mean, std)}}``, canonical units.
+
+    Raises
+    ------
+    MissingValuesError
+        A field holds NaN.
+    """
+    surface = {str(name): Moments() for name in fields.surface}
+    atmos = {str(name): {f"{level:g}": Moments() for level in fields.levels} for name in fields.atmos}
+    index = {t: i for i, t in enumerate(fields.times)}
+    for t in watched(times, "statistics", shown=progress):
+        for name, moments in surface.items():
+            moments.add(_finite(fields.surface[name].isel(time=index[t]).values, fields, "surface", name, t))
+        for name, by_level in atmos.items():
+            values = _finite(fields.atmos[name].isel(time=index[t]).values, fields, "atmos", name, t)
+            for i, level_moments in enumerate(by_level.values()):
+                level_moments.add(values[i])
+
+    def pair(moments: Moments) -> tuple[float, float]:
+        # A constant field has no spread to divide by.
+        return moments.mean, moments.std if moments.std > 1e-12 * max(abs(moments.mean), 1e-30) else 1.0
+
+    return {n: pair(m) for n, m in surface.items()}, {
+        n: {lv: pair(m) for lv, m in by.items()} for n, by in atmos.items()
+    }
+
+
+def _finite(values: np.ndarray, fields: Fields, kind: str, name: str, time: np.datetime64) -> np.ndarray:
+    if not np.isfinite(values).all():
+        source = fields.layout.fields[kind, name].source
+        raise MissingValuesError(
+            f"'{source}' has {int((~np.isfinite(values)).sum())} missing value(s) at {time.astype('datetime64[m]')}, and Aurora takes none.",
+            fix=f"fill them, for example ds['{source}'] = ds['{source}'].interpolate_na('{fields.layout.axes['longitude'].dim}', fill_value='extrapolate').fillna(ds['{source}'].mean()), or drop the time",
+        )
+    return values
+
+
+# --- the verb ------------------------------------------------------------------------------------------------------------
+
+_LABELS = ("mean", "std", "min", "max", "count", "wet_fraction", "wet_log_mean", "wet_log_std", "clipped")
+_BLOCK = 128 * 1024**2  # bytes read at once, where chunks allow
+_CHUNKS = 256  # along time, read at once: each costs Zarr some 20 kB beside its values
+
+
+def summary(
+    ds: xr.Dataset,
+    names: Sequence[str] | str | None = None,
+    *,
+    time: Any = None,
+    weights: str | None = "cosine",
+    quantiles: Sequence[float] = QUANTILES,
+    progress: bool = True,
+) -> xr.Dataset:
+    """See :meth:`xaurora.accessor.AuroraAccessor.statistics`."""
+    if weights not in ("cosine", None):
+        raise OptionError(f"weights={weights!r} is neither 'cosine' nor None.", fix="weights='cosine'")
+    try:
+        q = np.atleast_1d(np.asarray(quantiles, np.float64))
+    except (TypeError, ValueError):
+        q = np.array([np.nan])
+    if not ((q > 0) & (q < 1)).all():
+        raise OptionError(f"quantiles={list(quantiles)!r} do not all lie between 0 and 1.", fix="quantiles=[0.5, 0.99]")
+    found = recognition.recognise(ds)
+    for name in [names] if isinstance(names, str) else names if isinstance(names, list | tuple) else ():
+        if name in found.unrecognised:
+            recognition.add_generic(ds, name, found)
+    found.raise_first()
+    items = {item.source: (kind, item) for (kind, _), item in found.fields.items() if kind != "static"}
+    chosen: list[Any] = (
+        list(items) if names is None else [names] if not isinstance(names, list | tuple) else list(names)
+    )
+    if unknown := [n for n in chosen if n not in items]:
+        raise MissingVariableError(
+            f"{unknown} is not among the recognised variables {sorted(items)}.",
+            fix="ds.aurora lists what was recognised",
+        )
+    where = _selected(found, time)
+    total = sum(len(where) * (len(found.levels) if items[n][0] == "atmos" else 1) for n in chosen)
+    out: dict[str, Any] = {}
+    checksums = {}
+    with bar(total=total, label="statistics", unit="field", shown=progress) as meter:
+        for source in chosen:
+            kind, item = items[source]
+            parts, checksums[source] = _of_variable(ds, item, kind, found, where, weights, meter)
+            attrs = {"units": item.variable.units, "long_name": item.variable.long_name}
+            if item.variable.accumulated and (hours := periods.declared_hours(item.source, item.attrs)):
+                attrs["cell_methods"] = periods.cell_methods(hours)
+            level = ("level",) if kind == "atmos" else ()
+            rows = np.array([_row(part) for part in parts]).T
+            tails = np.array(
+                [np.clip(part.histogram.quantile(q), part.moments.low, part.moments.high) for part in parts]
+            ).T
+            out[source] = (("statistic", *level), rows if level else rows[:, 0], attrs)
+            out[f"{source}_quantile"] = (("quantile", *level), tails if level else tails[:, 0], attrs)
+    coords: dict[str, Any] = {"statistic": list(_LABELS), "quantile": q}
+    if any("level" in v[0] for v in out.values()):
+        coords["level"] = ("level", list(found.levels), {"units": "hPa"})
+    times = found.times[where] if found.times is not None else np.array([])
+    return xr.Dataset(
+        out,
+        coords,
+        {
+            "title": "Statistics in canonical (SI) units",
+            "weights": weights or "none",
+            "quantile_relative_bin_width": BIN_WIDTH,
+            "start": str(times[0])[:16],
+            "end": str(times[-1])[:16],
+            "number_of_times": len(times),
+            "source_hash": _hash(found, items, chosen, times, checksums),
+        },
+    )
+
+
+def _selected(found: Recognition, time: Any) -> np.ndarray:
+    times = found.times if found.times is not None else np.array([], "datetime64[ns]")
+    if time is None:
+        return np.arange(len(times))
+    start, end = periods.bounds("time", time)
+    where = np.flatnonzero((times >= start) & (times <= end))
+    if not len(where):
+        raise OptionError(
+            f"time={time!r} selects none of the times, which run from {str(times[0])[:16]} to {str(times[-1])[:16]}.",
+            fix="time=None for all of them",
+        )
+    return where
+
+
+def _row(part: Distribution) -> list[float]:
+    m, wet = part.moments, part.log_wet
+    nan = float("nan")
+    rain = [part.wet_fraction, wet.mean if wet.count else nan, wet.std, part.clipped] if part.amounts else [nan] * 4
+    if not m.count:
+        return [nan, nan, nan, nan, 0, *rain]
+    return [m.mean, m.std, m.low, m.high, m.count, *rain]
+
+
+def _of_variable(
+    ds: xr.Dataset, item: Field, kind: str, found: Recognition, where: np.ndarray, weights: str | None, meter: Any
+) -> tuple[list[Distribution], int]:
+    """One variable, level by level. Values are read in their own dtype, block by block, and converted frame by frame."""
+    axes = found.axes
+    names = ["time", "level", "latitude", "longitude"] if kind == "atmos" else ["time", "latitude", "longitude"]
+    raw = ds[item.source]
+    dims = [axes[n].dim for n in names]
+    for dim in raw.dims:
+        if dim not in dims:
+            raw = raw.isel({dim: 0})
+    raw = raw.transpose(*dims)
+    parts = [Distribution(amounts=item.variable.accumulated) for _ in (found.levels if kind == "atmos" else (0,))]
+    lat = np.asarray(ds[axes["latitude"].name].values, np.float64)
+    area = np.broadcast_to(np.cos(np.deg2rad(lat))[:, None], raw.shape[-2:])
+    # A checksum that does not depend on how the data are cut: every value's bits times a number of its place, modulo 2⁶⁴.
+    rng = np.random.default_rng(20_240_229)
+    places = rng.integers(0, 2**63, raw.shape[-2:], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    stamps = found.times if found.times is not None else np.zeros(raw.shape[0], "datetime64[ns]")
+    minutes = stamps.astype("datetime64[m]").astype(np.int64)
+    total = 0
+    done = 0.0
+    for block, rows, columns in _tiles(raw, dims[0], where):
+        values = raw.isel({dims[0]: block, dims[-2]: rows, dims[-1]: columns}).values
+        w_here, places_here = area[rows, columns], places[rows, columns]
+        for i, t in enumerate(block):
+            for k, part in enumerate(parts):
+                frame = np.asarray(values[i, k] if kind == "atmos" else values[i], np.float64)
+                frame = frame * item.scale + item.offset if item.converted else frame
+                finite = np.isfinite(frame)
+                w = w_here if weights else None
+                if finite.all():
+                    part.add(frame, w)
+                else:
+                    part.add(frame[finite], None if w is None else w[finite])
+                    frame = np.where(finite, frame, np.nan)
+                with np.errstate(over="ignore"):
+                    bits = int((np.ascontiguousarray(frame).view(np.uint64) * places_here).sum(dtype=np.uint64))
+                total = (total + (2 * (int(minutes[t]) * len(parts) + k) + 1) * bits) % 2**64
+        before, done = int(done), done + len(block) * len(parts) * w_here.size / area.size
+        meter.update(int(done + 1e-6) - before)
+    return parts, total
+
+
+def _tiles(raw: xr.DataArray, dim: str, where: np.ndarray) -> Iterator[tuple[np.ndarray, slice, slice]]:
+    """Times, rows and columns that are read together: whole chunks of the source, as many as fit a block.
+
+    Chunks are decoded whole: smaller tiles would decode each several times. One that is larger than a block is read as it is.
+    """
+    height, width = raw.shape[-2:]
+    stored = raw.encoding.get("preferred_chunks", {})
+
+    def chunk(axis: int, name: Any, whole: int, unknown: int) -> int:
+        size = raw.chunks[axis][0] if raw.chunks else int(stored.get(name, unknown))
+        return max(min(size, whole), 1)
+
+    depth = chunk(0, dim, len(raw), 1)
+    rows = chunk(raw.ndim - 2, raw.dims[-2], height, height)
+    columns = chunk(raw.ndim - 1, raw.dims[-1], width, width)
+    point = max(
+        raw.dtype.itemsize * int(np.prod(raw.shape[1:])) // (height * width), 1
+    )  # bytes of a point at one time, all levels
+    tall, wide = height, width
+    if depth * point * height * width > _BLOCK:  # a chunk's times over all of space are too many: take part of space
+        wide = min(max(_BLOCK // (depth * point * rows) // columns, 1) * columns, width)
+        tall = min(max(_BLOCK // (depth * point * wide) // rows, 1) * rows, height)
+    length = max(min(_BLOCK // (point * tall * wide) // depth, _CHUNKS), 1) * depth
+    edges = np.flatnonzero(np.diff(where // length)) + 1
+    for block in np.split(where, edges):
+        for top in range(0, height, tall):
+            for left in range(0, width, wide):
+                yield block, slice(top, min(top + tall, height)), slice(left, min(left + wide, width))
+
+
+def _hash(
+    found: Recognition,
+    items: dict[str, tuple[str, Field]],
+    chosen: list[str],
+    times: np.ndarray,
+    checksums: dict[str, int],
+) -> str:
+    grid = found.grid
+    described = [
+        [
+            [name, items[name][1].variable.name, items[name][1].variable.units, checksums[name]]
+            for name in sorted(chosen)
+        ],
+        [str(t) for t in times],
+        list(found.levels),
+        [] if grid is None else [grid.latitude.round(6).tolist(), grid.true_longitude.round(6).tolist()],
+    ]
+    return f"sha256:{hashlib.sha256(json.dumps(described).encode()).hexdigest()}"

@@ -1,0 +1,1 @@
+"""Aurora: building and loading it, batches, heads, adapters, and the tuned artefact."""

@@ -1,0 +1,328 @@
+"""Dataset ↔ :class:`aurora.Batch`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from aurora import Batch, Metadata
+
+from xaurora.errors import GridError, InitTimeError, MissingValuesError
+from xaurora.fields import conventions
+from xaurora.fields.conventions import Fields
+from xaurora.fields.grid import lattice as grids
+from xaurora.fields.variables import TIMESTEP_HOURS
+
+STEP = np.timedelta64(TIMESTEP_HOURS, "h")
+
+
+@dataclasses.dataclass
+class PlacedBatch(Batch):
+    """A Batch whose domain crosses Greenwich.
+
+    ``Metadata`` cannot express such longitudes (it demands [0, 360), increasing), so that ``metadata.lon`` holds placeholders.
+    Stock Aurora would take them at their word and put every patch in the wrong place without a sound; this class makes that
+    an error. This package runs such batches with the true longitudes: :func:`xaurora.model.aurora.placed`.
+    """
+
+    longitude: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
+
+    def normalise(self, surf_stats: dict[str, tuple[float, float]]) -> Batch:
+        """Refuse: the first thing that ``Aurora.forward`` does with a Batch.
+
+        Raises
+        ------
+        GridError
+            Always.
+        """
+        raise GridError(
+            "this Batch crosses Greenwich, which aurora.Metadata cannot express; stock Aurora would misplace every patch.",
+            fix="ds.aurora.predict('6h', model=model), or: with xaurora.model.aurora.placed(model, grid): model(xaurora.model.batch.plain(batch))",
+        )
+
+    def _fmap(self, f: Any) -> PlacedBatch:
+        moved = Batch._fmap(self, f)
+        return PlacedBatch(
+            moved.surf_vars, moved.static_vars, moved.atmos_vars, moved.metadata, longitude=self.longitude
+        )
+
+
+def plain(batch: Batch) -> Batch:
+    """The same tensors as a stock Batch; only for use inside :func:`xaurora.model.aurora.placed`."""
+    return Batch(batch.surf_vars, batch.static_vars, batch.atmos_vars, batch.metadata)
+
+
+def utc(time: np.datetime64) -> datetime:
+    """An aware datetime. Aurora's encoder calls ``timestamp()``, which reads a naive one in the machine's time zone."""
+    return datetime.fromtimestamp(int(time.astype("datetime64[s]").astype(np.int64)), tz=UTC)
+
+
+def from_utc(time: datetime) -> np.datetime64:
+    """The inverse of :func:`utc`; a naive datetime is taken as UTC."""
+    if time.tzinfo is not None:
+        time = time.astimezone(UTC).replace(tzinfo=None)
+    return np.datetime64(time, "ns")
+
+
+def metadata(
+    grid: grids.Grid, times: Sequence[np.datetime64], levels: Sequence[float], rollout_step: int = 0
+) -> Metadata:
+    """Metadata of a grid; latitudes and longitudes as float64 tensors, which Aurora casts to float32 itself."""
+    return Metadata(
+        lat=torch.from_numpy(grid.latitude.copy()),
+        lon=torch.from_numpy(grid.placed_longitude.copy()),
+        time=tuple(utc(np.datetime64(t)) for t in times),
+        atmos_levels=tuple(int(v) if float(v).is_integer() else float(v) for v in levels),
+        rollout_step=rollout_step,
+    )
+
+
+def resolve_times(times: np.ndarray, wanted: Any) -> list[np.datetime64]:
+    """Init times that have their history.
+
+    Parameters
+    ----------
+    times : ndarray of datetime64, ``(time,)``
+        What the data have.
+    wanted : optional
+        A time, several, a slice of times, or None for all.
+
+    Raises
+    ------
+    InitTimeError
+        A time is not in the data, or six hours before it there is none; or no time has its history.
+    """
+    there = set(times.tolist())
+
+    def has_history(t: np.datetime64) -> bool:
+        return (t - STEP).astype("datetime64[ns]").item() in there
+
+    if wanted is None or isinstance(wanted, slice):
+        chosen = [t for t in times if has_history(t)]
+        if isinstance(wanted, slice):
+            low = _time(wanted.start) if wanted.start is not None else None
+            high = _time(wanted.stop, end=True) if wanted.stop is not None else None
+            chosen = [t for t in chosen if (low is None or t >= low) and (high is None or t <= high)]
+        if isinstance(wanted, slice) and not chosen:
+            raise InitTimeError(
+                f"no init time with its history lies in {wanted!r}; the data run from {_name(times[0])} to {_name(times[-1])}.",
+                fix="time=None forecasts from every time that has its history",
+            )
+        if not chosen:
+            raise InitTimeError(
+                f"none of the {len(times)} time(s) has another one {TIMESTEP_HOURS} hours before it; Aurora needs both.",
+                fix=f"open at least two times {TIMESTEP_HOURS} hours apart",
+            )
+        return chosen
+    if not np.size(wanted):
+        raise InitTimeError(
+            "time=[] names no init time.", fix="time=None forecasts from every time that has its history"
+        )
+    out = []
+    for value in (
+        [wanted] if isinstance(wanted, str | datetime | np.datetime64) or np.ndim(wanted) == 0 else list(wanted)
+    ):
+        t = _time(value)
+        if t.item() not in there:
+            raise InitTimeError(
+                f"init time {_name(t)} is not in the data, which run from {_name(times[0])} to {_name(times[-1])}.",
+                fix="time=None forecasts from every time that has its history",
+            )
+        if not has_history(t):
+            raise InitTimeError(
+                f"init time {_name(t)} has no frame {TIMESTEP_HOURS} hours before it ({_name(t - STEP)}), which Aurora needs.",
+                fix=f"add that time to the data, or start at {_name(t + STEP)}",
+            )
+        out.append(t)
+    return out
+
+
+def _time(value: Any, *, end: bool = False) -> np.datetime64:
+    import pandas as pd
+
+    try:
+        if end and isinstance(value, str):
+            stamp = pd.Period(value).end_time
+        else:
+            stamp = pd.Timestamp(value.values if isinstance(value, xr.DataArray) else value)
+        if stamp.tzinfo is not None:
+            stamp = stamp.tz_convert("UTC").tz_localize(None)
+        return stamp.to_datetime64().astype("datetime64[ns]")
+    except (ValueError, TypeError):
+        raise InitTimeError(f"{value!r} is not a time.", fix="time='2025-06-01T12'") from None
+
+
+def _name(time: np.datetime64) -> str:
+    return str(time.astype("datetime64[m]"))
+
+
+def frame(
+    fields: Fields, time: np.datetime64, *, index: int | None = None, pool: Executor | None = None
+) -> dict[str, dict[str, np.ndarray]]:
+    """One time of the surface and atmospheric fields, read and checked.
+
+    Parameters
+    ----------
+    fields : Fields
+    time : datetime64
+    index : int, optional
+        Its place along time, where it is known.
+    pool : Executor, optional
+        Reads the variables at the same time: where a request takes long, a frame takes as long as one.
+
+    Returns
+    -------
+    dict
+        ``{"surface": {name: (h, w)}, "atmos": {name: (c, h, w)}}``, canonical units, float32.
+
+    Raises
+    ------
+    MissingValuesError
+        A field holds NaN.
+    """
+    place = int(np.flatnonzero(fields.times == time)[0]) if index is None else index
+
+    def read(key: tuple[str, str]) -> np.ndarray:
+        kind, name = key
+        # The variable alone: taking a time of a whole Dataset costs more than reading a small one does.
+        values = np.asarray(getattr(fields, kind).variables[name][place].values)
+        # A sum of squares is quicker, and not finite where a value is not; one that overflows is looked at more closely.
+        with np.errstate(invalid="ignore", over="ignore"):
+            flat = values.reshape(-1)
+            total = np.dot(flat, flat)
+        if not np.isfinite(total) and not np.isfinite(values).all():
+            raise _missing(fields, kind, name, values, f" at {_name(time)}")
+        return values
+
+    keys = [(kind, str(name)) for kind in ("surface", "atmos") for name in getattr(fields, kind)]
+    found = list(map(read, keys) if pool is None else pool.map(read, keys))
+    out: dict[str, dict[str, np.ndarray]] = {"surface": {}, "atmos": {}}
+    for (kind, name), values in zip(keys, found, strict=True):
+        out[kind][name] = values
+    return out
+
+
+def statics(fields: Fields) -> dict[str, np.ndarray]:
+    """Static fields, ``(h, w)``, float32, read and checked for NaN."""
+    out = {str(name): fields.static[name].values for name in fields.static}
+    for name, values in out.items():
+        if not np.isfinite(values).all():
+            raise _missing(fields, "static", name, values, "")
+    return out
+
+
+def _missing(fields: Fields, kind: str, name: str, values: np.ndarray, when: str) -> MissingValuesError:
+    source = fields.layout.fields[kind, name].source
+    count = int((~np.isfinite(values)).sum())
+    dim = fields.layout.axes["longitude"].dim
+    return MissingValuesError(
+        f"'{source}' has {count} missing value(s){when} in the part that Aurora reads, and Aurora takes none.",
+        fix=f"fill them, for example ds['{source}'] = ds['{source}'].interpolate_na('{dim}', fill_value='extrapolate').fillna(ds['{source}'].mean()), or drop the time",
+    )
+
+
+def to_batch(fields: Fields, init_times: Sequence[np.datetime64]) -> Batch:
+    """A Batch of one or several init times, each with its history. Reads the data.
+
+    Parameters
+    ----------
+    fields : Fields
+        Canonical, cut to the model's variables, levels and patches (:func:`xaurora.fields.requirements.fit`).
+    init_times : sequence of datetime64
+        Times that have their history (:func:`resolve_times`).
+
+    Returns
+    -------
+    aurora.Batch
+        ``surf_vars`` ``(b, 2, h, w)``, ``static_vars`` ``(h, w)``, ``atmos_vars`` ``(b, 2, c, h, w)``, SI units, float32;
+        a :class:`PlacedBatch` where the domain crosses Greenwich.
+    """
+    frames = {t: frame(fields, t) for t in sorted({t for init in init_times for t in (init - STEP, init)})}
+    still = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in statics(fields).items()}
+    return assemble(frames, still, init_times, fields.layout.grid, fields.levels)
+
+
+def assemble(
+    frames: dict[np.datetime64, dict[str, dict[str, np.ndarray]]],
+    still: dict[str, torch.Tensor],
+    init_times: Sequence[np.datetime64],
+    grid: grids.Grid,
+    levels: Sequence[float],
+) -> Batch:
+    """Stack frames that were read into a Batch, ``(b, t, ...)``."""
+    stacked: dict[str, dict[str, torch.Tensor]] = {}
+    for kind in ("surface", "atmos"):
+        names = frames[init_times[0]][kind]
+        stacked[kind] = {
+            name: torch.from_numpy(
+                _stacked([[frames[t - STEP][kind][name], frames[t][kind][name]] for t in init_times])
+            )
+            for name in names
+        }
+    meta = metadata(grid, init_times, levels)
+    if grid.crosses_greenwich:
+        return PlacedBatch(
+            stacked["surface"], still, stacked["atmos"], meta, longitude=torch.from_numpy(grid.true_longitude.copy())
+        )
+    return Batch(stacked["surface"], still, stacked["atmos"], meta)
+
+
+def _stacked(pairs: list[list[np.ndarray]]) -> np.ndarray:
+    """``(b, 2, ...)``, copied once."""
+    out = np.empty((len(pairs), 2, *pairs[0][0].shape), pairs[0][0].dtype)
+    for own, pair in zip(out, pairs, strict=True):
+        own[0], own[1] = pair
+    return out
+
+
+def from_batch(batch: Batch, fields: Fields) -> xr.Dataset:
+    """A Batch in the form of the Dataset that ``fields`` came from.
+
+    Parameters
+    ----------
+    batch : aurora.Batch
+        Made by :func:`to_batch`, or what a model made of it.
+    fields : Fields
+        The cut fields that the Batch was made from; their layout leads back.
+
+    Returns
+    -------
+    Dataset
+        One entry along time for every distinct time in the Batch, history included.
+
+    Raises
+    ------
+    GridError
+        The Batch has another grid than the Dataset.
+    """
+    grid = fields.layout.grid
+    latitude = batch.metadata.lat.detach().cpu().numpy().astype(np.float64)
+    if batch.spatial_shape != grid.shape or np.abs(latitude - grid.latitude).max() > 1e-3:
+        raise GridError(
+            f"the Batch has {batch.spatial_shape[0]} × {batch.spatial_shape[1]} grid points from {latitude[0]:g}°N, and this Dataset gives "
+            f"{grid.shape[0]} × {grid.shape[1]} from {grid.latitude[0]:g}°N.",
+            fix="call from_batch() on the Dataset that to_batch() was called on",
+        )
+    history = next(iter(batch.surf_vars.values())).shape[1]
+    times = [from_utc(t) - STEP * (history - 1 - k) for t in batch.metadata.time for k in range(history)]
+    unique, first = np.unique(np.array(times, dtype="datetime64[ns]"), return_index=True)
+
+    def flat(tensors: dict[str, torch.Tensor], dims: tuple[str, ...]) -> dict[str, Any]:
+        return {
+            name: (dims, v.detach().to("cpu", torch.float32).flatten(0, 1).numpy()[first])
+            for name, v in tensors.items()
+        }
+
+    coords: dict[str, Any] = {"time": unique, "latitude": grid.latitude, "longitude": grid.longitude}
+    levels = [float(v) for v in batch.metadata.atmos_levels]
+    surface = xr.Dataset(flat(batch.surf_vars, ("time", "latitude", "longitude")), coords)
+    atmos = xr.Dataset(flat(batch.atmos_vars, ("time", "level", "latitude", "longitude")), {**coords, "level": levels})
+    still = {name: (("latitude", "longitude"), v.detach().cpu().numpy()) for name, v in batch.static_vars.items()}
+    static = xr.Dataset(still, {k: v for k, v in coords.items() if k != "time"})
+    return conventions.restore(Fields(surface, static, atmos, fields.layout), levels=levels)

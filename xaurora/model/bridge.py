@@ -1,0 +1,110 @@
+"""What the accessor offers between Datasets and Batches: which data a model takes, and the way there and back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from aurora import Aurora, Batch
+
+from xaurora.errors import KindError, MissingVariableError
+from xaurora.fields import conventions, requirements
+from xaurora.fields.conventions import Fields
+from xaurora.fields.grid import lattice as grids
+from xaurora.fields.requirements import Needs
+from xaurora.model import aurora as models
+from xaurora.model import batch as batches
+from xaurora.model import tuned
+from xaurora.model.tuned import TunedAurora
+
+logger = logging.getLogger("xaurora")
+
+
+def needs_for(model: Any) -> Callable[[Fields], Needs]:
+    """What a model needs, as a function of the data's fields.
+
+    Raises
+    ------
+    OptionError
+        No such model.
+    """
+    if isinstance(model, TunedAurora):
+        return lambda fields: model.needs
+    if isinstance(model, Aurora):
+        return lambda fields: models.needs_of_instance(model)
+    if isinstance(model, str) and model in requirements.MODELS:
+        return lambda fields: requirements.needs_of(model, fields)
+    if isinstance(model, str | Path) and str(model) and Path(model).is_dir():
+        loaded = tuned.load(model)
+        return lambda fields: loaded.needs
+    raise requirements.unknown_model(model)
+
+
+def to_batch(ds: xr.Dataset, time: Any, model: Any) -> Batch:
+    """See :meth:`xaurora.accessor.AuroraAccessor.to_batch`."""
+    needs = needs_for(model)
+    fields = conventions.standardise(ds)
+    cut, crop = requirements.fit(fields, needs(fields))
+    times = batches.resolve_times(cut.times, time)
+    if time is None:
+        times = times[-1:]
+    if crop.left_out:
+        logger.warning("Left out, because patches do not reach there: %s.", crop.left_out)
+    return batches.to_batch(cut, times)
+
+
+def from_batch(ds: xr.Dataset, batch: Batch) -> xr.Dataset:
+    """See :meth:`xaurora.accessor.AuroraAccessor.from_batch`."""
+    if not isinstance(batch, Batch):
+        raise KindError(
+            f"an aurora.Batch is expected, and this is {type(batch).__name__}.",
+            fix="ds.aurora.from_batch(ds.aurora.to_batch())",
+        )
+    fields = conventions.standardise(ds)
+    levels = [float(v) for v in batch.metadata.atmos_levels]
+    unknown = [n for n in batch.surf_vars if n not in fields.surface] + [
+        n for n in batch.atmos_vars if n not in fields.atmos
+    ]
+    if unknown or [v for v in levels if v not in fields.levels]:
+        raise MissingVariableError(
+            f"the Batch holds {unknown or levels}, which this Dataset does not have.",
+            fix="call from_batch() on the Dataset that to_batch() was called on",
+        )
+    chosen = fields.select(
+        surface=batch.surf_vars,
+        static=[n for n in batch.static_vars if n in fields.static],
+        atmos=batch.atmos_vars,
+        levels=levels,
+    )
+    latitude = batch.metadata.lat.detach().cpu().numpy().astype(np.float64)
+    longitude = getattr(batch, "longitude", batch.metadata.lon).detach().cpu().numpy().astype(np.float64)
+    return batches.from_batch(batch, chosen.crop(_window(fields.layout.grid, latitude, longitude, batch.spatial_shape)))
+
+
+def _window(grid: grids.Grid, latitude: np.ndarray, longitude: np.ndarray, shape: tuple[int, int]) -> grids.Crop:
+    """The rows and columns of a grid that a Batch covers."""
+    row = int(np.abs(grid.latitude - latitude[0]).argmin())
+    if (np.diff(longitude) < 0).any() or not grid.crosses_greenwich:
+        distance = np.abs(grid.true_longitude - longitude[0] % 360.0)
+        column = int(np.minimum(distance, 360.0 - distance).argmin())
+    else:
+        column = _placeholder_column(grid, longitude, shape[1])
+    rows, columns = slice(row, row + shape[0]), slice(column, column + shape[1])
+    if rows.stop > grid.shape[0] or columns.stop > grid.shape[1]:
+        rows, columns = slice(0, grid.shape[0]), slice(0, grid.shape[1])  # from_batch() says that they differ
+    return grids.Crop(rows, columns, grid.take(rows, columns), "")
+
+
+def _placeholder_column(grid: grids.Grid, longitude: np.ndarray, width: int) -> int:
+    """Where a Batch starts whose metadata hold placeholders: they count from the region's first kept column."""
+    if longitude[0] != 0.0:
+        return int(np.abs(grid.true_longitude - longitude[0]).argmin())
+    for patch in (4, 3, 10, 2, 5, 6, 8):
+        columns = grids._whole_patches(grid.first_column, grid.shape[1], patch)
+        if columns.stop - columns.start == width:
+            return int(columns.start)
+    return 0

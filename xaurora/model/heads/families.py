@@ -1,0 +1,288 @@
+"""The heads: raw output → bounded parameters of each family, and the score that each trains on."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn.functional import softplus
+
+from xaurora import distributions
+from xaurora.distributions import Family
+from xaurora.errors import OptionError
+from xaurora.model.heads.base import Climatology, DistributionHead, Params
+from xaurora.model.heads.options import QUANTILE_LEVELS, HeadOptions
+
+WETTEST = 0.5
+"""m over six hours; no mean that a head can emit lies above (the record is about 0.84 m, WMO archive of extremes)."""
+LARGEST = 2.0
+"""m; no 99.9 % quantile that a head can emit lies far above."""
+_TAIL = 3.09  # standard deviations that a normal exceeds once in a thousand
+LARGEST_RATIO = 300.0
+"""Of μ to σ in z: up to there the CRPS is good to 1e-3 in float32."""
+_MM = 1e-3  # m
+_DRIEST = -8.0  # of μ in z: there rain has no chance left
+_CHANCE = 1e-5  # smallest probability of rain, and of none
+_SHAPES = (0.1, 20.0)  # of gamma laws: from a spread of three times the mean to a fifth of it
+_FAINTEST = 1e-7  # m, smallest mean amount given rain
+_LARGEST_SHIFT = 12.0  # of the CSGD, in means of its gamma: dry to 1e-5 for an exponential law
+
+
+def _below(x: torch.Tensor, top: torch.Tensor | float) -> torch.Tensor:
+    """A soft corner: the identity far below ``top``, never above."""
+    return top - softplus(top - x)
+
+
+def _above(x: torch.Tensor, floor: float) -> torch.Tensor:
+    return floor + softplus(x - floor)
+
+
+def _between(raw: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    return low + (high - low) * torch.sigmoid(raw)
+
+
+def _chance(raw: torch.Tensor) -> torch.Tensor:
+    return _between(raw, _CHANCE, 1.0 - _CHANCE)
+
+
+def _log_between(raw: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    return torch.exp(_between(raw, math.log(low), math.log(high)))
+
+
+def _log_amount(raw: torch.Tensor, scale: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
+    """Logarithm of the mean of a gamma amount in metres, within its bounds; raw zero is the climatology's scale.
+
+    The 99.9 % quantile in units of the mean is that of Wilson and Hilferty (1931), doi:10.1073/pnas.17.12.684.
+    """
+    reach = (1.0 - 1.0 / (9.0 * shape) + _TAIL / (3.0 * torch.sqrt(shape))) ** 3
+    top = torch.minimum(math.log(LARGEST) - torch.log(reach), torch.full_like(shape, math.log(WETTEST)))
+    return _above(_below(torch.log(scale).to(raw) + raw, top), math.log(_FAINTEST))
+
+
+class _InZ(DistributionHead):
+    """What the heads in ``z = log1p(tp / ε)`` share."""
+
+    @property
+    def epsilon(self) -> float:
+        """ε in metres."""
+        if self.options.epsilon is None:
+            raise OptionError("the head has no epsilon yet.", fix="heads.build(options.for_climate(mean_amount), ...)")
+        return self.options.epsilon
+
+    @property
+    def _top(self) -> float:
+        return math.log(WETTEST / self.epsilon)
+
+    def _set_scale(self, climatology: Climatology) -> None:
+        import numpy as np
+
+        z = distributions.to_latent(climatology.values, self.epsilon)
+        mean = float(climatology.shares @ z)
+        spread = float(np.sqrt(climatology.shares @ (z - mean) ** 2))
+        self.scale.fill_(min(max(spread, 0.05), 2.0))
+
+
+class CensoredNormalHead(_InZ):
+    """z as a normal that is censored at zero; trained on its closed-form CRPS in z, which weighs a threshold t by 1/(ε + t).
+
+    μ is bounded above so that ``ε e^{μ+σ²/2}`` stays below :data:`WETTEST`, and below at −8; σ lies between 0.001 (or μ/300) and
+    ``largest_sigma``.
+    """
+
+    outputs = 2
+
+    @property
+    def law(self) -> Family:
+        """Censored normal in z."""
+        return distributions.CensoredNormal(self.epsilon)
+
+    def _bounded(self, raw: torch.Tensor) -> Params:
+        sigma = _between(raw[:, 1], *self.options.sigma_bounds)
+        top = torch.minimum(self._top - 0.5 * sigma**2, math.log(LARGEST / self.epsilon) - _TAIL * sigma)
+        mu = _above(_below(self.scale.to(raw) * raw[:, 0], top), _DRIEST)
+        return {"mu": mu, "sigma": torch.maximum(sigma, mu.detach() / LARGEST_RATIO)}
+
+    def _score(self, params: Params, y: torch.Tensor) -> torch.Tensor:
+        z = distributions.to_latent(y, self.epsilon)
+        return distributions.censored_normal_crps_z(params["mu"], params["sigma"], z)
+
+
+class HurdleLognormalHead(DistributionHead):
+    """A chance of rain, and a lognormal amount; trained on its closed-form CRPS in metres."""
+
+    outputs = 3
+
+    @property
+    def law(self) -> Family:
+        """Hurdle with lognormal amounts."""
+        return distributions.HurdleLognormal()
+
+    def _bounded(self, raw: torch.Tensor) -> Params:
+        sigma = _between(raw[:, 2], *self.options.sigma_bounds)
+        middle = torch.log(self.scale / _MM).to(raw)
+        top = torch.minimum(math.log(WETTEST / _MM) - 0.5 * sigma**2, math.log(LARGEST / _MM) - _TAIL * sigma)
+        mu = _below(middle + raw[:, 1], top)
+        return {"p": _chance(raw[:, 0]), "mu": _above(mu, math.log(_FAINTEST / _MM)), "sigma": sigma}
+
+    def _set_scale(self, climatology: Climatology) -> None:
+        self.scale.fill_(_mean_given_rain(climatology))
+
+
+class HurdleGammaHead(DistributionHead):
+    """A chance of rain, and a gamma amount; trained on its closed-form CRPS in metres."""
+
+    outputs = 3
+
+    @property
+    def law(self) -> Family:
+        """Hurdle with gamma amounts."""
+        return distributions.HurdleGamma()
+
+    def _bounded(self, raw: torch.Tensor) -> Params:
+        shape = _log_between(raw[:, 2], *_SHAPES)
+        amount = torch.exp(_log_amount(raw[:, 1], self.scale, shape))
+        return {"p": _chance(raw[:, 0]), "shape": shape, "amount": amount}
+
+    def _set_scale(self, climatology: Climatology) -> None:
+        self.scale.fill_(_mean_given_rain(climatology))
+
+
+class CsgdHead(DistributionHead):
+    """A censored shifted gamma law, its shift free at every pixel; trained on its closed-form CRPS in metres."""
+
+    outputs = 3
+
+    @property
+    def law(self) -> Family:
+        """Censored shifted gamma."""
+        return distributions.CensoredShiftedGamma()
+
+    def _bounded(self, raw: torch.Tensor) -> Params:
+        shape = _log_between(raw[:, 2], *_SHAPES)
+        whole = torch.exp(_log_amount(raw[:, 0], self.scale, shape))
+        share = 1e-3 + _below(softplus(raw[:, 1]), _LARGEST_SHIFT).clamp(min=0.0)
+        return {"shape": shape, "scale": whole / shape, "shift": share * whole}
+
+    def _set_scale(self, climatology: Climatology) -> None:
+        self.scale.fill_(max(climatology.mean, _FAINTEST))
+
+
+class QuantileHead(_InZ):
+    """A chance of rain, and quantiles of its amount that cannot cross: each adds something positive in z to the one below.
+
+    Trained on the closed-form CRPS in metres of the piecewise linear distribution.
+    """
+
+    least_offset = -5.0
+
+    def __init__(self, options: HeadOptions, levels: int, width_in: int, patch_size: int) -> None:
+        self._levels = options.levels or QUANTILE_LEVELS
+        self.outputs = 1 + len(self._levels)
+        super().__init__(options, levels, width_in, patch_size)
+
+    @property
+    def law(self) -> Family:
+        """Quantiles with linear pieces and an exponential tail."""
+        return distributions.Quantiles(self._levels)
+
+    def _bounded(self, raw: torch.Tensor) -> Params:
+        steps = softplus(raw[:, 1:]) * self.scale.to(raw)
+        z = _below(torch.cumsum(steps, dim=1), self._top) + softplus(torch.tensor(-self._top)).to(raw)
+        values = distributions.from_latent(z.clamp(min=0.0), self.epsilon)  # rounding at the soft corner
+        return {"p": _chance(raw[:, 0]), **{f"q{i + 1}": values[:, i] for i in range(len(self._levels))}}
+
+    def _start(self) -> torch.Tensor:
+        return torch.cat([torch.zeros(1), torch.full((len(self._levels),), -1.0)]).double()
+
+
+class DeterministicHead(_InZ):
+    """z as one number, bounded at zero; trained on the absolute error in z, which makes it the median."""
+
+    outputs = 1
+    least_offset = -0.6
+
+    @property
+    def law(self) -> Family:
+        """All probability on one value."""
+        return distributions.Deterministic()
+
+    def _bounded(self, raw: torch.Tensor) -> Params:
+        sharp = 4.0  # of the corner at zero, in units of the climatology's spread
+        z = self.scale.to(raw) * softplus(raw[:, 0], beta=sharp)
+        z = _below(z, self._top) + softplus(torch.tensor(-self._top)).to(raw)
+        return {"value": distributions.from_latent(z, self.epsilon).clamp(min=0.0)}
+
+    def _score(self, params: Params, y: torch.Tensor) -> torch.Tensor:
+        z = distributions.to_latent(params["value"], self.epsilon)
+        return (z - distributions.to_latent(y, self.epsilon)).abs()
+
+
+class NormalHead(DistributionHead):
+    """A normal in units of the climatology's spread; trained on its CRPS."""
+
+    outputs = 2
+
+    @property
+    def law(self) -> Family:
+        """Normal."""
+        return distributions.Normal()
+
+    def _bounded(self, raw: torch.Tensor) -> Params:
+        scale = self.scale.to(raw)
+        return {
+            "mu": self.location.to(raw) + scale * raw[:, 0],
+            "sigma": scale * _log_between(raw[:, 1], 1e-3, 10.0),
+        }
+
+    def _set_scale(self, climatology: Climatology) -> None:
+        self.location.fill_(climatology.mean)
+        self.scale.fill_(climatology.std)
+
+    def _start(self) -> torch.Tensor:
+        return torch.tensor([0.0, 0.8], dtype=torch.float64)  # σ near the climatology's
+
+
+class BoundedNormalHead(DistributionHead):
+    """A normal that is censored at both ends of its range; trained on its closed-form CRPS."""
+
+    outputs = 2
+
+    @property
+    def law(self) -> Family:
+        """Normal censored at both ends."""
+        lower, upper = self._ends
+        return distributions.BoundedNormal(lower, upper)
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        if self.options.bounds is None:
+            raise OptionError("the head has no bounds yet.", fix="HeadOptions(family='bounded_normal', bounds=(0, 1))")
+        return self.options.bounds
+
+    def _bounded(self, raw: torch.Tensor) -> Params:
+        lower, upper = self._ends
+        span = upper - lower
+        # Three ranges beyond either end leave nothing inside.
+        mu = _above(_below(self.location.to(raw) + self.scale.to(raw) * raw[:, 0], upper + 3 * span), lower - 3 * span)
+        return {"mu": mu, "sigma": span * _log_between(raw[:, 1], 1e-3, 3.0)}
+
+    def _set_scale(self, climatology: Climatology) -> None:
+        self.location.fill_(climatology.mean)
+        self.scale.fill_(climatology.std)
+
+
+def _mean_given_rain(climatology: Climatology) -> float:
+    return max(climatology.mean / max(climatology.wet_fraction, 1e-6), _FAINTEST)
+
+
+CLASSES: dict[str, type[DistributionHead]] = {
+    "censored_normal": CensoredNormalHead,
+    "hurdle_lognormal": HurdleLognormalHead,
+    "hurdle_gamma": HurdleGammaHead,
+    "csgd": CsgdHead,
+    "quantile": QuantileHead,
+    "deterministic": DeterministicHead,
+    "normal": NormalHead,
+    "bounded_normal": BoundedNormalHead,
+}
+"""Head classes by family."""

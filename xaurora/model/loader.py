@@ -1,0 +1,299 @@
+"""Reading samples: frames kept while they fit, read ahead by threads, in an order that depends on the seed alone."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import itertools
+import threading
+import time as clock
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import xarray as xr
+from aurora import Batch
+
+from xaurora.fields.conventions import Fields
+from xaurora.model import batch as batches
+from xaurora.training import samples
+
+STEP = batches.STEP
+KEPT = 64
+"""States and targets that are kept at most: neighbours in time share them, and memory does not grow with the data."""
+REQUESTS = 64
+"""Variables that are requested from a store at the same time."""
+_SLOW = 0.02  # seconds a request
+_FAST = 100e6  # bytes a second
+AHEAD = 32
+"""Steps that are read ahead at most, where the store is slow."""
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass
+class Truth:
+    """What a step of a forecast is scored against.
+
+    ``targets`` holds ``(b, h, w)`` by name, canonical units (metres for precipitation), float32, NaN where there is no truth;
+    ``state`` holds canonical arrays ``(b, h, w)`` and ``(b, c, h, w)`` by kind and name, or None when it is not scored.
+    """
+
+    targets: dict[str, torch.Tensor]
+    state: dict[str, dict[str, torch.Tensor]] | None
+
+
+@dataclass
+class Sample:
+    """What one training forecast reads: its input, and the truth of each of its steps.
+
+    Where latents are kept the input is what was found of them, None for those that were not, and ``missing`` holds a Batch of one for each of
+    these; ``batch`` is then None.
+    """
+
+    batch: Batch | None
+    truths: list[Truth]
+    init_times: list[np.datetime64]
+    latents: list[torch.Tensor | None] | None = None
+    missing: list[Batch] = field(default_factory=list)
+
+
+class Loader:
+    """Reads samples, keeping frames it has read while they fit a budget of memory. Several threads may read at once.
+
+    Parameters
+    ----------
+    fields : Fields
+        Cut to the model (:func:`xaurora.fields.requirements.fit`).
+    targets : dict of DataArray
+        By name, ``(time, h, w)``, canonical units, on the same grid.
+    scored : Fields, optional
+        Where the base's own variables are scored too: those that are, without targets among the inputs.
+    budget, most : int
+        Bytes of frames to keep, and how many frames.
+    latents : Latents, optional
+        What is read instead of inputs (:mod:`xaurora.training.latents`).
+    readers : int
+        Variables that are requested at the same time where the store proves slow; 0 reads one after another.
+    pin : bool
+        Put inputs into pinned memory, from which a GPU copies faster.
+    """
+
+    def __init__(
+        self,
+        fields: Fields,
+        targets: Mapping[str, xr.DataArray],
+        *,
+        scored: Fields | None = None,
+        budget: int = 2 * 1024**3,
+        latents: Any = None,
+        readers: int = REQUESTS,
+        pin: bool = False,
+        most: int = KEPT,
+    ) -> None:
+        self.latents, self.pin, self.most = latents, pin, most
+        self.fields, self.targets, self.scored, self.budget = fields, targets, scored, budget
+        self.still = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in batches.statics(fields).items()}
+        self._kept: OrderedDict[tuple[str, int], Any] = OrderedDict()
+        self._held = 0
+        self._lock = threading.Lock()
+        self._reading: dict[tuple[str, int], concurrent.futures.Future[Any]] = {}
+        self._places = {int(t): i for i, t in enumerate(fields.times.astype(np.int64))}
+        # For a store that lets one wait; a local one is read no faster by many threads, and what is in memory needs none.
+        lazy = any(not v._in_memory for part in (fields.surface, fields.atmos) for v in part.variables.values())
+        self._slow: bool | None = None if lazy else False
+        self._pool = concurrent.futures.ThreadPoolExecutor(readers, "xaurora-request") if lazy and readers else None
+        self._index = {name: samples.positions(da) for name, da in targets.items()}
+
+    def _remember(self, key: tuple[str, int], read: Callable[[], Any], size: Callable[[Any], int]) -> Any:
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            waiting = self._reading.get(key)
+            if waiting is None:
+                mine = self._reading[key] = concurrent.futures.Future()
+        if waiting is not None:  # another thread is at it
+            return waiting.result()
+        try:
+            values = read()
+        except BaseException as error:
+            with self._lock:
+                del self._reading[key]
+            mine.set_exception(error)
+            raise
+        with self._lock:
+            del self._reading[key]
+            self._kept[key] = values
+            self._held += size(values)
+            while (self._held > self.budget and len(self._kept) > 3) or len(self._kept) > self.most:
+                _, dropped = self._kept.popitem(last=False)
+                self._held -= _size(dropped) if isinstance(dropped, dict) else dropped.nbytes
+        mine.set_result(values)
+        return values
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of a state."""
+        rows, columns = self.fields.layout.grid.shape
+        return 4 * rows * columns * (len(self.fields.surface) + len(self.fields.atmos) * len(self.fields.levels))
+
+    def _frame(self, fields: Fields, time: np.datetime64) -> dict[str, dict[str, np.ndarray]]:
+        began = clock.perf_counter()
+        frame = batches.frame(fields, time, index=self._places[_key(time)], pool=self._pool if self._slow else None)
+        if self._slow is None:
+            took = clock.perf_counter() - began
+            self._slow = took > _SLOW * (len(frame["surface"]) + len(frame["atmos"])) and took > _size(frame) / _FAST
+        return frame
+
+    def close(self) -> None:
+        """Let go of the threads that read."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+    def frame(self, time: np.datetime64) -> dict[str, dict[str, np.ndarray]]:
+        """The state at a time, ``(h, w)`` and ``(c, h, w)``, canonical units, float32."""
+        return self._remember(("", _key(time)), lambda: self._frame(self.fields, time), _size)
+
+    def _scored(self, time: np.datetime64) -> dict[str, dict[str, np.ndarray]]:
+        assert self.scored is not None
+        if set(self.scored.surface) == set(self.fields.surface):
+            return self.frame(time)  # as it is read for the input
+        fields = self.scored
+        return self._remember((" scored", _key(time)), lambda: self._frame(fields, time), _size)
+
+    def target_at(self, name: str, time: np.datetime64) -> np.ndarray:
+        """A target at a valid time, ``(h, w)``, canonical units, float32."""
+        place = self._index[name][_key(time)]
+        return self._remember(
+            (name, _key(time)),
+            lambda: self.targets[name].isel(time=place).values.astype(np.float32),
+            lambda values: values.nbytes,
+        )
+
+    def batch(self, init_times: Sequence[np.datetime64]) -> Batch:
+        """The input of forecasts: the states at init times and six hours before."""
+        needed = {t for init in init_times for t in (init - STEP, init)}
+        frames = {t: self.frame(t) for t in sorted(needed)}
+        batch = batches.assemble(frames, self.still, init_times, self.fields.layout.grid, self.fields.levels)
+        return batch._fmap(torch.Tensor.pin_memory) if self.pin else batch
+
+    def truth(self, times: Sequence[np.datetime64]) -> Truth:
+        """What is true at valid times."""
+        targets = {name: torch.from_numpy(np.stack([self.target_at(name, t) for t in times])) for name in self.targets}
+        state = None
+        if self.scored is not None:
+            frames = [self._scored(t) for t in times]
+            state = {
+                kind: {name: torch.from_numpy(np.stack([f[kind][name] for f in frames])) for name in frames[0][kind]}
+                for kind in ("surface", "atmos")
+            }
+        return Truth(targets, state)
+
+    def read(self, init_times: Sequence[np.datetime64], steps: int = 1) -> Sample:
+        """Forecasts of so many steps from these init times."""
+        truths = [self.truth([t + STEP * k for t in init_times]) for k in range(1, steps + 1)]
+        if self.latents is None:
+            return Sample(self.batch(init_times), truths, list(init_times))
+        found = [self.latents.find(t) for t in init_times]
+        missing = [self.batch([t]) for t, latents in zip(init_times, found, strict=True) if latents is None]
+        return Sample(None, truths, list(init_times), found, missing)
+
+
+def _key(time: np.datetime64) -> int:
+    return int(time.astype("datetime64[ns]").astype(np.int64))
+
+
+def _size(frame: dict[str, dict[str, np.ndarray]]) -> int:
+    return sum(v.nbytes for part in frame.values() for v in part.values())
+
+
+def order(times: np.ndarray, size: int, total: int, seed: int, start: int = 0) -> Iterator[list[np.datetime64]]:
+    """The init times of each optimiser step, reshuffled each epoch; the last of an epoch may have fewer.
+
+    Parameters
+    ----------
+    times : ndarray of datetime64
+    size : int
+        Samples a step, over all devices.
+    total : int
+        Steps.
+    seed : int
+    start : int
+        Steps to leave out: the same as if they had been drawn.
+    """
+    rng = np.random.default_rng(seed)
+    done = 0
+    while done < total:
+        shuffled = times[rng.permutation(len(times))]
+        for first in range(0, len(shuffled), size):
+            if done == total:
+                return
+            done += 1
+            if done > start:
+                yield list(shuffled[first : first + size])
+
+
+@dataclass(frozen=True)
+class Share:
+    """One batch of a step that is this process's to do: its samples, and their weight in the step's mean."""
+
+    init_times: list[np.datetime64]
+    weight: float
+
+
+def shares(times: Sequence[np.datetime64], parts: int, rank: int, world: int) -> list[Share]:
+    """A step's samples in ``world × parts`` batches as equal as can be, of which this process does ``parts``. No sample is done twice.
+
+    A batch that would be empty is a sample of weight zero: every process must take part in every step.
+    """
+    chunks = np.array_split(np.arange(len(times)), world * parts)[rank * parts : (rank + 1) * parts]
+    return [
+        Share([times[i] for i in chunk], len(chunk) / len(times)) if len(chunk) else Share([times[0]], 0.0)
+        for chunk in chunks
+    ]
+
+
+def ahead(items: Iterable[T], read: Callable[[T], R], workers: int, most: int | None = None) -> Iterator[tuple[T, R]]:
+    """Items with what was read for them, in their order, while threads read the next ones.
+
+    Parameters
+    ----------
+    items : iterable
+    read : callable
+        Called in a thread, if there are any.
+    workers : int
+        Threads; 0 reads when asked.
+    most : int, optional
+        Where what comes next has to be waited for, one more is read ahead from then on, in a thread of its own, up to so many; by default
+        ``workers``.
+    """
+    if not workers:
+        for item in items:
+            yield item, read(item)
+        return
+    source = iter(items)
+    most = max(workers, most or workers)
+    depth = workers + 1
+    with concurrent.futures.ThreadPoolExecutor(most, thread_name_prefix="xaurora-read") as pool:
+        waiting: collections.deque[tuple[T, concurrent.futures.Future[R]]] = collections.deque(
+            (item, pool.submit(read, item)) for item in itertools.islice(source, depth)
+        )
+        first = True
+        try:
+            while waiting:
+                item, future = waiting.popleft()
+                if not first and not future.done() and depth <= most:
+                    depth += 1
+                first = False
+                result = future.result()
+                for following in itertools.islice(source, depth - len(waiting)):
+                    waiting.append((following, pool.submit(read, following)))
+                yield item, result
+        finally:
+            for _, future in waiting:
+                future.cancel()

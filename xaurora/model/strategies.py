@@ -1,0 +1,219 @@
+"""What trains: the parameters of each strategy, and their learning rates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from xaurora.errors import OptionError
+from xaurora.model import adapters
+from xaurora.model.aurora import AuroraWithHead, new_parameters
+from xaurora.model.tiny import TinyAurora
+from xaurora.training.options import STRATEGIES, StrategyOptions, strategy_of
+
+__all__ = ["STRATEGIES", "Part", "apply", "render", "strategy_of", "table"]
+
+HEAD_RATE = 1e-3
+"""AdamW's rate for new parameters (Aurora's authors, fine-tuning guide)."""
+PRETRAINED_RATE = 5e-5
+"""For pretrained parameters, one-step full fine-tuning (Bodnar et al. 2025, supplement D)."""
+SCRATCH_RATE = 2e-3
+"""For the random parameters of a tiny model, which has nothing to lose, and for its head."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Parameters of one part of the model, for the table that is printed before training."""
+
+    name: str
+    trainable: int
+    total: int
+
+
+def apply(
+    model: AuroraWithHead,
+    options: StrategyOptions,
+    *,
+    trains_base_outputs: bool,
+    learning_rate: float | None = None,
+    head_learning_rate: float | None = None,
+    rollout_steps: int = 1,
+    push_forward: bool = False,
+    replay: bool = False,
+    scratch: bool = False,
+) -> list[dict[str, Any]]:
+    """Freeze what the strategy does not train, and group the rest by learning rate. Whatever would get no gradient is frozen too:
+    parameters without one make distributed training fail, and stand in the table as trained when they are not.
+
+    Parameters
+    ----------
+    model : AuroraWithHead
+        With its adapter in place, where the strategy has one.
+    options : StrategyOptions
+    trains_base_outputs : bool
+        Whether the base's own variables are scored.
+    learning_rate, head_learning_rate : float, optional
+        For all parameters, and for new ones; by default new ones learn faster than pretrained ones.
+    rollout_steps, push_forward, replay : int, bool, bool
+        Which steps the loss sees, and whether gradients pass from one to the one before.
+    scratch : bool
+        Whether the base has random weights, which learn faster.
+
+    Returns
+    -------
+    list of dict
+        Parameter groups for a Torch optimiser.
+
+    Raises
+    ------
+    OptionError
+        Nothing would train, or a name means no part of the model.
+    """
+    base = model.base
+    heads = list(model.head.parameters()) if model.head is not None else []
+    model.requires_grad_(False)
+    if model.head is not None:
+        model.head.requires_grad_(True)
+    if options.name == "full":
+        base.requires_grad_(True)
+    elif options.name == "decoder":
+        for module in _decoder_parts(base, options.layers):
+            module.requires_grad_(True)
+    elif options.name in ("lora", "peft"):
+        for name, parameter in base.named_parameters():
+            parameter.requires_grad_(model.adapter.adds(name))
+    chained = rollout_steps > 1 and not push_forward and not replay  # later steps reach back through earlier outputs
+    if not trains_base_outputs and not chained:
+        base.decoder.requires_grad_(False)
+    _freeze_unused_lora(base, rollout_steps)
+    _refuse_uneven_lora(base, options, rollout_steps, push_forward=push_forward, replay=replay)
+    new = new_parameters(base, model.inputs)
+    for parameter in new:
+        parameter.requires_grad_(True)
+    for name in model.inputs:  # replaced by the head's mean: no gradient reaches it
+        base.decoder.surf_heads[name].requires_grad_(False)
+
+    new_rate = head_learning_rate or learning_rate
+    groups: list[dict[str, Any]] = []
+    if heads:
+        rate = SCRATCH_RATE if options.name == "full" and scratch else HEAD_RATE
+        groups.append({"name": "head", "params": heads, "lr": new_rate or rate})
+    if new:
+        groups.append({"name": "inputs", "params": new, "lr": new_rate or HEAD_RATE})
+    known = {id(p) for p in new}
+    moving = [p for p in base.parameters() if p.requires_grad and id(p) not in known]
+    if moving:
+        rate = SCRATCH_RATE if scratch else PRETRAINED_RATE
+        groups.append({"name": "base", "params": moving, "lr": learning_rate or rate})
+    elif options.name != "frozen":
+        raise _nothing(options, rollout_steps, trains_base_outputs)
+    if not groups:
+        raise OptionError(
+            "strategy='frozen' trains the head alone, and target='all' has none: nothing would be learnt.",
+            fix="strategy='full', or target='tp'",
+        )
+    return groups
+
+
+def _decoder_parts(base: Any, layers: int | tuple[str, ...] | None) -> list[nn.Module]:
+    """Modules of Aurora's decoding half: layers of the backbone's decoder, and the decoder itself."""
+    own = base.backbone.decoder_layers
+    valid = [f"backbone.decoder_layers.{i}" for i in range(len(own))] + ["decoder"]
+    if isinstance(layers, tuple):
+        there = {
+            name: m for name, m in base.named_modules() if any(name == v or name.startswith(f"{v}.") for v in valid)
+        }
+        if unknown := [n for n in layers if n not in there]:
+            raise OptionError(
+                f"layers: {unknown} are no modules of the decoding half; it has {', '.join(valid)} and what is in them.",
+                fix=f"StrategyOptions('decoder', layers={(valid[-2], valid[-1])!r})",
+            )
+        return [there[n] for n in layers]
+    count = int(layers or 0)
+    if count > len(own):
+        raise OptionError(
+            f"layers={count}: the backbone has {len(own)} decoder layers.",
+            fix=f"StrategyOptions('decoder', layers={len(own)})",
+        )
+    return [*own[len(own) - count :], base.decoder]
+
+
+def _freeze_unused_lora(base: Any, rollout_steps: int) -> None:
+    """Upstream's modes leave some LoRAs out of the first steps: those have no gradient."""
+    for module in base.modules():
+        if isinstance(module, adapters.LoRARollout):
+            if module.mode == "from_second" and rollout_steps == 1:
+                module.requires_grad_(False)
+            if module.mode == "all":
+                for lora in module.loras[rollout_steps:]:
+                    lora.requires_grad_(False)
+
+
+def _refuse_uneven_lora(
+    base: Any, options: StrategyOptions, rollout_steps: int, *, push_forward: bool, replay: bool
+) -> None:
+    """Where each step is learnt from alone, every step must have something to learn, and the same on every device."""
+    there = adapters.own_lora(base)
+    if there is None or there.mode == "single" or options.name not in ("lora", "full") or rollout_steps == 1:
+        return
+    if push_forward or replay:
+        how = "push_forward=True" if push_forward else "a replay buffer"
+        raise OptionError(
+            f"a LoRA of mode={there.mode!r} has other parameters in other steps, and {how} learns from each step alone.",
+            fix="StrategyOptions('lora', mode='single'), or gradients through all steps",
+        )
+
+
+def _nothing(options: StrategyOptions, rollout_steps: int, trains_base_outputs: bool) -> OptionError:
+    if options.mode == "from_second" and rollout_steps == 1:
+        return OptionError(
+            "a LoRA of mode='from_second' rests in the first step, and rollout_steps=1 has no other: it would not be trained.",
+            fix="rollout_steps=2, or mode='single'",
+        )
+    why = (
+        ""
+        if trains_base_outputs
+        else " (base_loss=0: Aurora's own variables are not scored, and its decoder gets no gradient)"
+    )
+    return OptionError(
+        f"strategy={options.name!r} with layers={options.layers!r} trains nothing of the base{why}.",
+        fix="base_loss=1.0, or layers=('backbone.decoder_layers.1',)" if options.name == "decoder" else "base_loss=1.0",
+    )
+
+
+def table(model: AuroraWithHead) -> list[Part]:
+    """Trainable and total parameters by part; those of an adapter stand apart."""
+    parts: dict[str, nn.Module] = {
+        "encoder": model.base.encoder,
+        "backbone": model.base.backbone,
+        "decoder": model.base.decoder,
+    }
+    out = []
+    for name, module in parts.items():
+        own = [p for n, p in module.named_parameters(name) if not (model.adapter and model.adapter.adds(n))]
+        out.append(_part(name, own))
+    adapter = model.adapter
+    if added := [p for n, p in model.base.named_parameters() if adapter and adapter.adds(n)]:
+        out.append(_part("adapter", added))
+    if model.head is not None and (heads := list(model.head.parameters())):
+        out.append(_part("head", heads))
+    out.append(Part("all", sum(p.trainable for p in out), sum(p.total for p in out)))
+    return out
+
+
+def _part(name: str, parameters: list[nn.Parameter]) -> Part:
+    return Part(name, sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters))
+
+
+def render(parts: list[Part]) -> str:
+    """The table as text."""
+    lines = [f"{'part':<10}{'trainable':>14}{'total':>14}"]
+    lines += [f"{p.name:<10}{p.trainable:>14,}{p.total:>14,}" for p in parts]
+    return "\n".join(lines)
+
+
+def is_scratch(base: Any, *, tuned: bool) -> bool:
+    """Whether a base has random weights: a tiny one that nobody has trained."""
+    return isinstance(base, TinyAurora) and not tuned

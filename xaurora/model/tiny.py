@@ -1,0 +1,140 @@
+"""A small Aurora for any variables, with its own normalisation: for tests, the demo, and data that no pretrained model takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from aurora import Aurora, Batch
+
+from xaurora.fields.requirements import TINY_PRETRAINED, Needs
+from xaurora.model.batch import PlacedBatch
+
+TINY_CONFIG: dict[str, Any] = {
+    "encoder_depths": (1, 1),
+    "decoder_depths": (1, 1),
+    "encoder_num_heads": (4, 8),
+    "decoder_num_heads": (8, 4),
+    "embed_dim": 128,
+    "num_heads": 4,
+}
+"""Shape of the ``tiny`` Aurora: 3.8 million parameters, two stages."""
+
+Stats = dict[str, tuple[float, float]]
+
+
+@dataclasses.dataclass
+class _OwnStats(Batch):
+    """A Batch that is normalised with its own statistics aloft.
+
+    Upstream keeps those of atmospheric variables in global dicts (microsoft-aurora 2.0.1, ``aurora/normalisation.py``), which
+    one model must not change under another; ``Aurora.forward`` lets a subclass hand in its own kind of Batch instead.
+    """
+
+    atmos_stats: Mapping[str, Stats] = dataclasses.field(default_factory=dict)
+
+    def _aloft(self, name: str, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pairs = [self.atmos_stats[name][f"{float(level):g}"] for level in self.metadata.atmos_levels]
+        both = torch.tensor(pairs, dtype=like.dtype, device=like.device)
+        return both[:, 0, None, None], both[:, 1, None, None]
+
+    def normalise(self, surf_stats: Stats) -> Batch:
+        flat = Batch(self.surf_vars, self.static_vars, {}, self.metadata).normalise(surf_stats)
+        aloft = {}
+        for name, values in self.atmos_vars.items():
+            location, scale = self._aloft(name, values)
+            aloft[name] = (values - location) / scale
+        return dataclasses.replace(flat, atmos_vars=aloft)
+
+    def unnormalise(self, surf_stats: Stats) -> Batch:
+        flat = Batch(self.surf_vars, self.static_vars, {}, self.metadata).unnormalise(surf_stats)
+        aloft = {}
+        for name, values in self.atmos_vars.items():
+            location, scale = self._aloft(name, values)
+            aloft[name] = values * scale + location
+        return dataclasses.replace(flat, atmos_vars=aloft)
+
+    def _fmap(self, f: Any) -> _OwnStats:
+        moved = Batch._fmap(self, f)
+        return _OwnStats(
+            moved.surf_vars, moved.static_vars, moved.atmos_vars, moved.metadata, atmos_stats=self.atmos_stats
+        )
+
+
+class TinyAurora(Aurora):
+    """A small Aurora for any set of variables and levels, with its own normalisation.
+
+    Parameters
+    ----------
+    needs : Needs
+        Its variables and levels.
+    surf_stats : dict
+        Mean and standard deviation by surface variable.
+    atmos_stats : dict
+        Mean and standard deviation by variable and level: ``{"t": {"850": (mean, std)}}``.
+    """
+
+    def __init__(self, needs: Needs, surf_stats: Stats, atmos_stats: Mapping[str, Stats]) -> None:
+        super().__init__(
+            surf_vars=needs.surface,
+            static_vars=needs.static,
+            atmos_vars=needs.atmos,
+            patch_size=needs.patch_size,
+            use_lora=False,
+            **TINY_CONFIG,
+        )
+        # Set, not passed: the argument warns that statistics were changed by hand, and here that is the point.
+        self.surf_stats = dict(surf_stats)
+        self.atmos_stats = {name: dict(by_level) for name, by_level in atmos_stats.items()}
+        self.levels = needs.levels
+
+    def _pre_norm_hook(self, batch: Batch) -> Batch:
+        return batch if isinstance(batch, PlacedBatch) else _own(batch, self.atmos_stats)
+
+    def _post_decoder_hook(self, batch: Batch, pred: Batch) -> Batch:
+        return _own(pred, self.atmos_stats)
+
+
+def _own(batch: Batch, atmos_stats: Mapping[str, Stats]) -> _OwnStats:
+    return _OwnStats(batch.surf_vars, batch.static_vars, batch.atmos_vars, batch.metadata, atmos_stats=atmos_stats)
+
+
+def build_tiny(needs: Needs, surf_stats: Stats, atmos_stats: Mapping[str, Stats], seed: int = 0) -> TinyAurora:
+    """A ``tiny`` with random weights that depend on ``seed`` alone. The global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = TinyAurora(needs, surf_stats, atmos_stats)
+        randomise_modulation(model)
+    return model
+
+
+ASSETS = Path(__file__).parents[1] / "assets"
+
+
+def load_tiny_pretrained() -> TinyAurora:
+    """The ``tiny`` that was pretrained on the state variables of :func:`xaurora.synthetic`, under five laws of motion, as Aurora was on
+    the weather. Written by ``benchmarks/strategies.py --pretrain``; its weights are kept in bfloat16."""
+    from safetensors.torch import load_file
+
+    about = json.loads((ASSETS / "tiny.json").read_text(encoding="utf-8"))
+    surface = {name: (float(v[0]), float(v[1])) for name, v in about["surface"].items()}
+    atmos = {n: {lv: (float(v[0]), float(v[1])) for lv, v in by.items()} for n, by in about["atmos"].items()}
+    model = TinyAurora(TINY_PRETRAINED, surface, atmos)
+    state = load_file(ASSETS / "tiny.safetensors")
+    model.load_state_dict({name: values.float() for name, values in state.items()})
+    return model
+
+
+def randomise_modulation(model: Aurora, std: float = 0.1) -> None:
+    """Wake the adaptive layer norms of an untrained Aurora.
+
+    They start at zero (``aurora/model/film.py``), so that every block is the identity until weights are loaded: a frozen
+    random backbone would pass its input through, and tests on it would prove nothing about attention.
+    """
+    for name, parameter in model.named_parameters():
+        if "ln_modulation" in name:
+            torch.nn.init.normal_(parameter, std=std)

@@ -1,0 +1,523 @@
+"""``TunedAurora``: the artefact of fine-tuning; save, load, provenance, model card.
+
+On disk a folder with ``config.json``, ``head.safetensors``, ``model.safetensors`` where the base moved or was made here, the adapter
+(``adapter.safetensors``, or a folder ``adapter`` in PEFT's own format), ``normalisation.json``, ``history.json`` and ``README.md``. Never a
+pickle.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import functools
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xaurora.errors import CheckpointError, OptionError
+from xaurora.fields.requirements import Needs
+from xaurora.fields.targets import InputForm
+from xaurora.model import adapters, strategies
+from xaurora.model.aurora import AuroraWithHead, compare_keys, extend, load_pretrained, read_state, state_hash
+from xaurora.model.heads import DistributionHead, HeadSet, from_config
+from xaurora.model.tiny import TinyAurora, build_tiny
+from xaurora.utils import storage
+
+FORMAT = 3
+_READS = (2, 3)  # format 2 knew no adapters
+_INPUT = "input."
+
+
+@dataclass
+class TunedAurora:
+    """A fine-tuned Aurora.
+
+    Parameters
+    ----------
+    model : AuroraWithHead
+        Base and head.
+    needs : Needs
+        Variables, levels and patches that it takes.
+    config : dict
+        Everything else that is written to ``config.json``: base, strategy, target, training data, scores, versions.
+    history : list of dict
+        One entry per logged step: ``step``, ``loss``, ``learning_rate``, and at validations ``validation_crps_mm`` and others.
+    path : Path, optional
+        Where it was saved to or loaded from.
+    """
+
+    model: AuroraWithHead
+    needs: Needs
+    config: dict[str, Any]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    path: Path | None = None
+
+    @property
+    def heads(self) -> HeadSet:
+        """The heads, by target."""
+        heads = self.model.head
+        if not isinstance(heads, HeadSet):
+            raise OptionError("this model has no head of this package.", fix="ds.aurora.finetune(target='tp')")
+        return heads
+
+    @property
+    def head(self) -> DistributionHead:
+        """The head of the first target."""
+        return self.heads[self.target]
+
+    @property
+    def targets(self) -> list[str]:
+        """Canonical names of the variables that were learnt."""
+        return list(self.config["targets"])
+
+    @property
+    def target(self) -> str:
+        """Canonical name of the first of them.
+
+        Raises
+        ------
+        OptionError
+            Aurora's own variables alone were trained.
+        """
+        if not self.targets:
+            raise OptionError(
+                "this model was trained on Aurora's own variables alone and has no head.",
+                fix="ds.aurora.finetune(target='tp', model=tuned)",
+            )
+        return self.targets[0]
+
+    @property
+    def halo(self) -> int:
+        """Grid points at the edges of a region that were computed and not trained on."""
+        return int(self.config.get("halo", 0))
+
+    @property
+    def hash(self) -> str:
+        """Hash of all weights."""
+        return state_hash(self.model)
+
+    def summary(self) -> str:
+        """What was trained, on what, and how well, as text."""
+        config = self.config
+        learnt = ", ".join(
+            (["Aurora's own variables"] if config.get("all") else [])
+            + [f"{name} by a {info['head']['options']['family']} head" for name, info in config["targets"].items()]
+        )
+        fed = f", fed back: {', '.join(config['inputs'])}" if config["inputs"] else ""
+        lines = [
+            f"TunedAurora: {learnt} on Aurora {config['base']['name']!r}, strategy {_strategy(config)}{fed}",
+            f"  trained  {config['training']['samples']} samples, {config['training']['start']} to {config['training']['end']}, {config['training']['steps']} steps",
+        ]
+        scores = config.get("scores", {})
+        if scores:
+            lines.append(
+                "  scores   " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if isinstance(v, int | float))
+            )
+        if config["training"].get("validated_on_training_samples"):
+            lines.append(
+                "           (on the training samples themselves: how well they are fitted, not how good a forecast is)"
+            )
+        lines += ["", strategies.render([strategies.Part(**part) for part in config["parameters"]])]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.summary()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the artefact; an older one at ``path`` stays whole until the new one is complete.
+
+        Raises
+        ------
+        SaveError
+            Writing failed (a full disk, no permission); nothing was changed.
+        """
+        path = Path(path)
+        if path.exists() and any(path.iterdir() if path.is_dir() else [path]) and not (path / "config.json").exists():
+            raise storage.SaveError(
+                f"'{path}' is there and is no tuned model; it is not overwritten.", fix="choose another folder"
+            )
+        storage.replace_folder(path, self._write)
+        self.path = path
+        return path
+
+    def merge(self) -> TunedAurora:
+        """The same model with its adapter added to the weights: no slower than without one, and saved with all its weights.
+
+        Aurora's own LoRA switches itself off after 40 rollout steps; merged, it stays.
+
+        Raises
+        ------
+        OptionError
+            There is no adapter, or it depends on the rollout step.
+        """
+        if self.model.adapter is None:
+            raise OptionError("this model has no adapter to merge.", fix="use it as it is")
+        model = copy.deepcopy(self.model)
+        adapters.merge(model.base, model.adapter)
+        model.adapter = None
+        base = {**self.config["base"], "saved": True, "lora": adapters.own_lora(model.base) is not None}
+        config = {**self.config, "base": base, "merged": self.config["strategy"]}
+        return TunedAurora(model, self.needs, config, list(self.history))
+
+    def take(self, path: str | Path, moved: Collection[str] | None = None) -> dict[str, Any]:
+        """Put the weights of an artefact of this very model in place of the present ones; returns its scores.
+
+        Parameters
+        ----------
+        path : path
+        moved : collection of str, optional
+            Parameters of the base that may differ; the others are not read.
+        """
+        from safetensors import safe_open
+
+        folder = Path(path)
+        config = _read_json(folder / "config.json")
+        state = read_state(folder / "head.safetensors")
+        embeddings = {k.removeprefix(_INPUT): state.pop(k) for k in list(state) if k.startswith(_INPUT)}
+        self.heads.load_state_dict(state)
+        base = self.model.base
+        for name, embedding in embeddings.items():
+            base.encoder.surf_token_embeds.weights[name].data.copy_(embedding)
+        if (folder / "model.safetensors").exists():
+            own = adapters.plain_state(base, self.model.adapter)
+            with torch.no_grad(), safe_open(folder / "model.safetensors", framework="pt") as file:
+                for name in own if moved is None else own.keys() & set(moved):
+                    own[name].copy_(file.get_tensor(name))
+        if self.model.adapter is not None:
+            adapters.fill(base, self.model.adapter, folder)
+        return config.get("scores", {})
+
+    def _write(self, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        state = dict(self.heads.state_dict())
+        if not self.config["base"]["saved"]:  # embeddings of targets among the inputs go with the heads
+            embeds = self.model.base.encoder.surf_token_embeds.weights
+            state |= {f"{_INPUT}{name}": embeds[name] for name in self.model.inputs}
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "head.safetensors")
+        if self.config["base"]["saved"]:
+            plain = adapters.plain_state(self.model.base, self.model.adapter)
+            save_file({k: v.detach().cpu().contiguous() for k, v in plain.items()}, folder / "model.safetensors")
+        if self.model.adapter is not None:
+            adapters.save(self.model.base, self.model.adapter, folder)
+        base = self.model.base
+        own = {"surface": base.surf_stats, "atmos": base.atmos_stats} if isinstance(base, TinyAurora) else {}
+        _dump(
+            folder / "normalisation.json",
+            {
+                "base": own or "Aurora's own",
+                "targets": {name: info["statistics"] for name, info in self.config["targets"].items()},
+            },
+        )
+        _dump(folder / "history.json", self.history)
+        files = {
+            str(p.relative_to(folder)): _hash_file(p)
+            for p in sorted(folder.rglob("*"))
+            if p.suffix in (".safetensors", ".json")
+        }
+        adapter = self.model.adapter.config() if self.model.adapter is not None else None
+        config = {**self.config, "adapter": adapter, "format": FORMAT, "needs": asdict(self.needs), "files": files}
+        _dump(folder / "config.json", config)
+        (folder / "README.md").write_text(model_card(self), encoding="utf-8")
+
+
+def load(path: str | Path, *, weights: str | Path | None = None, base: Any = None) -> TunedAurora:
+    """Load a tuned model.
+
+    Parameters
+    ----------
+    path : path
+        Its folder, or the folder of a run, whose best model is then taken.
+    weights : path, optional
+        Local checkpoint of the pretrained base, where the artefact holds the head alone.
+    base : aurora.Aurora, optional
+        The base itself, where it was neither a named one nor saved.
+
+    Raises
+    ------
+    CheckpointError
+        No tuned model there, a damaged file, or a base with other weights than the one that was tuned.
+    WeightsUnavailableError
+        The pretrained base is not on this machine and cannot be fetched.
+    """
+    folder = _folder(Path(path))
+    config = _read_json(folder / "config.json")
+    if config.get("format") not in _READS:
+        raise CheckpointError(
+            f"'{folder}' has format {config.get('format')!r}, and this version reads format {FORMAT}.",
+            fix="install the version of xaurora that wrote it",
+        )
+    for name, expected in config["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"'{folder}' lacks its file '{name}'.", fix="copy the whole folder again")
+        if _hash_file(file) != expected:
+            raise CheckpointError(
+                f"'{file}' is damaged: it is not the file that was saved (its SHA-256 differs).",
+                fix="copy the whole folder again",
+            )
+    if config["base"]["saved"] and (
+        weights is not None or (base is not None and config["base"]["name"].startswith("tiny"))
+    ):
+        raise OptionError(
+            f"'{folder}' holds its own weights, so that {'weights=' if weights is not None else 'base='} would have no effect.",
+            fix="xaurora.load(path)",
+        )
+    needs = _needs(config["needs"])
+    inputs = {name: InputForm(**form) for name, form in config["inputs"].items()}
+    if inputs and base is not None:
+        base = copy.deepcopy(base)  # its encoder takes more from here on, and the caller's is left alone
+    if config.get("adapter") and base is not None:
+        base = copy.deepcopy(base)
+    model_base, adapter = _base(config, folder, needs, weights, base, inputs)
+    heads = HeadSet({name: from_config(info["head"]) for name, info in config["targets"].items()})
+    state = read_state(folder / "head.safetensors")
+    embeddings = {k.removeprefix(_INPUT): state.pop(k) for k in list(state) if k.startswith(_INPUT)}
+    compare_keys(heads.state_dict(), state, f"heads in '{folder}'", " and ".join(config["targets"]))
+    heads.load_state_dict(state)
+    model = AuroraWithHead(model_base, heads, inputs, adapter).eval()
+    for name, embedding in embeddings.items():
+        model_base.encoder.surf_token_embeds.weights[name].data.copy_(embedding)
+    # As after training: Torch picks other kernels for parameters without gradient, and PEFT leaves the base so.
+    model.requires_grad_(True)
+    history = _read_json(folder / "history.json")
+    meta = {k: v for k, v in config.items() if k not in ("format", "needs", "files", "adapter")}
+    return TunedAurora(model, needs, meta, history, folder)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of an artefact."""
+    return _read_json(folder / "config.json")
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """``history.json`` of an artefact."""
+    return _read_json(folder / "history.json")
+
+
+def _folder(path: Path) -> Path:
+    for candidate in (path, path / "best"):
+        storage.recover(candidate)
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise CheckpointError(
+        f"there is no tuned model in '{path}' (no config.json there or in its folder 'best').",
+        fix="give the folder that finetune(out=...) or tuned.save(...) wrote",
+    )
+
+
+def _base(
+    config: dict[str, Any],
+    folder: Path,
+    needs: Needs,
+    weights: str | Path | None,
+    given: Any,
+    inputs: dict[str, InputForm],
+) -> tuple[Any, adapters.Adapter | None]:
+    """The base, with its adapter in place."""
+    model = _plain_base(config, folder, needs, weights, given, inputs)
+    made = config.get("adapter")
+    return model, adapters.load(model, made, folder) if made else None
+
+
+def _plain_base(
+    config: dict[str, Any],
+    folder: Path,
+    needs: Needs,
+    weights: str | Path | None,
+    given: Any,
+    inputs: dict[str, InputForm],
+) -> Any:
+    info = config["base"]
+    if info["saved"]:
+        stats = _read_json(folder / "normalisation.json")["base"]
+        state = read_state(folder / "model.safetensors")
+        if stats != "Aurora's own":
+            surface = {k: (float(v[0]), float(v[1])) for k, v in stats["surface"].items()}
+            atmos = {k: {lv: (float(p[0]), float(p[1])) for lv, p in by.items()} for k, by in stats["atmos"].items()}
+            model = build_tiny(needs, {k: v for k, v in surface.items() if k not in inputs}, atmos)
+        elif given is not None:
+            model = copy.deepcopy(given)  # it gets other weights, and the caller's keeps its own
+        elif info["name"] == "given":
+            raise CheckpointError(
+                f"'{folder}' was tuned from a model that was given as an object of class {info['class']}.",
+                fix="xaurora.load(path, base=a model of that class)",
+            )
+        else:
+            from xaurora.model.aurora import _CLASSES
+
+            model = _CLASSES[info["name"]]()
+        extend(model, inputs)
+        if not info.get("lora", True):
+            adapters.take_out(model)  # it came with a LoRA, which was merged into the weights
+        compare_keys(model.state_dict(), state, f"weights in '{folder}'", type(model).__name__)
+        model.load_state_dict(state)
+        return model
+    if given is not None:
+        model = given
+    elif info["name"] == "given":
+        raise CheckpointError(
+            f"'{folder}' holds the head alone, tuned on a model that was given as an object.",
+            fix="xaurora.load(path, base=that model)",
+        )
+    else:
+        model = load_pretrained(info["name"], weights)
+    found = state_hash(model)
+    if found != info["hash"]:
+        raise CheckpointError(
+            f"the base model has other weights than the one that '{folder}' was tuned on (expected {info['hash'][:19]}…, found {found[:19]}…).",
+            fix="give the checkpoint it was tuned on: xaurora.load(path, weights='file.ckpt')",
+        )
+    return model
+
+
+def _needs(config: dict[str, Any]) -> Needs:
+    lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    return Needs(**lists)
+
+
+def describe_base(
+    base: Any, name: str, *, saved: bool, original_hash: str, adapter: adapters.Adapter | None = None
+) -> dict[str, Any]:
+    """The base's part of the config."""
+    own = adapter is None or adapter.own or adapter.peft is not None  # a LoRA that is there is the base's
+    return {
+        "name": name,
+        "class": f"{type(base).__module__}.{type(base).__qualname__}",
+        "hash": original_hash,
+        "saved": saved,
+        "lora": own and adapters.own_lora(base) is not None,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that results depend on."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    names = ("xaurora", "microsoft-aurora", "torch", "xarray", "numpy")
+    out = {}
+    for name in names:
+        try:
+            out[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            out[name] = "unknown"
+    return out
+
+
+def now() -> str:
+    """The present in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def model_card(tuned: TunedAurora) -> str:
+    """``README.md`` of the artefact."""
+    config, training = tuned.config, tuned.config["training"]
+    variables = ", ".join(
+        (
+            *tuned.needs.surface,
+            *(f"{v} aloft" for v in tuned.needs.atmos),
+            *(f"{v} (static)" for v in tuned.needs.static),
+        )
+    )
+    levels = (
+        "all that the data have"
+        if tuned.needs.levels is None
+        else ", ".join(f"{v:g}" for v in tuned.needs.levels) + " hPa"
+    )
+    scores = (
+        "\n".join(f"| {k} | {v:.6g} |" for k, v in config.get("scores", {}).items() if isinstance(v, int | float))
+        or "| none | |"
+    )
+    warning = (
+        "\n\nThese are scores on the training samples themselves: how well they are fitted, not how good a forecast is."
+        if training.get("validated_on_training_samples")
+        else ""
+    )
+    learnt = "; ".join(
+        [f"{info['long_name'].lower()} ({name})" for name, info in config["targets"].items()]
+        or ["none, its own ones trained on"]
+    )
+    heads = "; ".join(f"{name}: {info['head']['options']}" for name, info in config["targets"].items())
+    return f"""# Aurora, fine-tuned for {", ".join(config["targets"]) or "its own variables"}
+
+New variables of Aurora {config["base"]["name"]!r}, made with xaurora: {learnt}. Precipitation is the total over six hours.
+
+```python
+import xaurora
+
+tuned = xaurora.load("this folder")
+forecast = ds.aurora.predict("24h", model=tuned)
+```
+
+| | |
+|---|---|
+| base | {config["base"]["name"]} ({config["base"]["class"]}), {config["base"]["hash"]} |
+| strategy | {_strategy(config)} |
+| heads | {heads or "none"} |
+| fed back to the encoder | {", ".join(config["inputs"]) or "nothing"} |
+| inputs | {variables} |
+| levels | {levels} |
+| trained on | {training["samples"]} samples from {training["start"]} to {training["end"]} |
+| region | {training["region"]} |
+| steps | {training["steps"]} of batch size {training["batch_size"]}, seed {training["seed"]} |
+| made | {config["made"]} with {", ".join(f"{k} {v}" for k, v in config["versions"].items())} |
+
+## Scores on the validation samples
+
+| score | value |
+|---|---|
+{scores}{warning}
+
+## Parameters
+
+```
+{strategies.render([strategies.Part(**part) for part in config["parameters"]])}
+```
+"""
+
+
+def _strategy(config: dict[str, Any]) -> str:
+    """The strategy with its options, in words."""
+    options = {k: v for k, v in config.get("strategy_options", {}).items() if k != "name" and v is not None}
+    more = ", ".join(f"{k} {', '.join(map(str, v)) if isinstance(v, list | tuple) else v}" for k, v in options.items())
+    merged = ", merged into the weights" if config.get("merged") else ""
+    return f"{config['strategy']}" + (f" ({more})" if more else "") + merged
+
+
+def _dump(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, allow_nan=True, default=float) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"'{path}' is missing or damaged: {error}", fix="copy the whole folder again") from error
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+_last: TunedAurora | None = None
+
+
+def remember(tuned: TunedAurora) -> None:
+    """Keep the model that was tuned last in this session, for ``predict(model=None)``."""
+    global _last
+    _last = tuned
+
+
+def last() -> TunedAurora | None:
+    """The model that was tuned last in this session."""
+    return _last

@@ -1,0 +1,401 @@
+"""The scorecard: scores beside those of baselines, as one page that opens from disk, and as a picture. Knows nothing of torch."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xaurora.errors import KindError, OptionError, TruthError, XauroraError
+from xaurora.evaluation import scores as _scores
+from xaurora.evaluation.significance import significance
+from xaurora.fields import recognition, variables
+from xaurora.plots.scorecards import page
+from xaurora.plots.scorecards import rows as rows_
+from xaurora.plots.scorecards.rows import Row
+from xaurora.utils import storage
+
+_WORDS = {
+    "small": "AuroraSmall, which its authors made for debugging",
+    "tiny": "a toy made here",
+    "tiny-pretrained": "a toy pretrained on synthetic fields",
+}
+
+
+@dataclass(frozen=True)
+class Scorecard:
+    """Scores beside those of baselines and other models.
+
+    Parameters
+    ----------
+    rows : tuple of Row
+    leads : ndarray
+        Hours.
+    baselines : tuple of str
+        The first is what the others are compared with.
+    notes : tuple of str
+        What was left out, and warnings.
+    provenance : tuple of (str, str)
+        What the scores rest on.
+    figures : tuple
+        (heading, figures): each figure is (title, PNG bytes, caption, whether it takes the whole width).
+    name, title : str
+    level : float
+        Of the intervals behind the marks.
+    columns : tuple of str
+        Leads as they are printed.
+    """
+
+    rows: tuple[Row, ...]
+    leads: np.ndarray
+    baselines: tuple[str, ...]
+    notes: tuple[str, ...]
+    provenance: tuple[tuple[str, str], ...] = ()
+    figures: tuple[tuple[str, tuple[tuple[str, bytes, str, bool], ...]], ...] = ()
+    name: str = "forecast"
+    title: str = "Scorecard"
+    level: float = 0.95
+    columns: tuple[str, ...] = ()
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Labels beside this forecast's."""
+        return self.baselines
+
+    @property
+    def marked(self) -> bool:
+        """Whether significance was worked out."""
+        return any(row.marks for row in self.rows)
+
+    @property
+    def html(self) -> str:
+        """A page that needs nothing else."""
+        return page.page(self)
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def plot(self) -> Any:
+        """The card as a Matplotlib figure: relative difference to the first baseline, blue is better."""
+        return page.picture(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``.html`` or ``.png``.
+
+        Raises
+        ------
+        OptionError
+            Another ending.
+        SaveError
+            Writing failed.
+        """
+        path = Path(path)
+        if path.suffix == ".html":
+            storage.replace_file(path, lambda p: _write_text(p, self.html))
+        elif path.suffix == ".png":
+            import matplotlib.pyplot as plt
+
+            figure = self.plot()
+            try:
+                storage.replace_file(path, lambda p: figure.savefig(p, dpi=150, format="png"))
+            finally:
+                plt.close(figure)
+        else:
+            raise OptionError(
+                f"a scorecard is written as .html or .png, and '{path}' is neither.", fix="scorecard('scorecard.html')"
+            )
+        return path
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def build(
+    scores: xr.Dataset,
+    path: str | Path | None = None,
+    *,
+    baseline: xr.Dataset | Mapping[str, xr.Dataset] | None = None,
+    name: str = "forecast",
+    title: str = "Scorecard",
+    forecast: xr.Dataset | None = None,
+    truth: xr.Dataset | None = None,
+    published: Mapping[str, xr.Dataset] | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+    pictures: bool = True,
+) -> Scorecard:
+    """Make a scorecard. See :meth:`xaurora.accessor.AuroraAccessor.scorecard`.
+
+    Raises
+    ------
+    KindError
+        What is given are no scores.
+    OptionError
+        Truth without forecast or the reverse; a label twice.
+    """
+    if not _are_scores(scores):
+        raise KindError(
+            f"scores have the dims metric, region and lead_time, and this Dataset has {sorted(map(str, getattr(scores, 'dims', ())))}.",
+            fix="scores = fc.aurora.evaluate(truth); scores.aurora.scorecard('scorecard.html')",
+        )
+    if not 0.0 < level < 1.0:
+        raise OptionError(f"level={level!r} does not lie between 0 and 1.", fix="level=0.95")
+    scores = _whole(scores)
+    if (forecast is None) != (truth is None):
+        raise OptionError("pictures of cases need forecast and truth.", fix="scorecard(path, forecast=fc, truth=ds)")
+    kept = [d for d in _scores.BY if any(d in da.dims for da in scores.data_vars.values())]
+    if kept:
+        raise KindError(f"these scores are kept apart by {', '.join(kept)}, and a card has one table.", fix=f"scores.isel({kept[0]}=0, drop=True).aurora.scorecard(path)")  # fmt: skip
+    others = (
+        {}
+        if baseline is None
+        else dict(baseline)
+        if isinstance(baseline, Mapping) and not isinstance(baseline, xr.Dataset)
+        else {"baseline": baseline}
+    )
+    for label, other in others.items():
+        if not _are_scores(other):
+            raise KindError(
+                f"the baseline {label!r} is no Dataset of scores.",
+                fix="baseline={'persistence': persistence_forecast.aurora.evaluate(truth)}",
+            )
+    others = {n: _whole(o) for n, o in others.items()}
+    if name in others:
+        raise OptionError(f"{name!r} is this forecast's label and a baseline's.", fix="scorecard(path, name='mine')")
+    tested, notes = _tests(scores, others, level, seed)
+    notes = [*_notes(scores, others), *notes]
+    rows: list[Row] = []
+    for region in map(str, scores["region"].values):
+        for variable in map(str, scores.data_vars):
+            if "metric" not in scores[variable].dims or set(scores[variable].dims) - {
+                "metric",
+                "region",
+                "lead_time",
+                "level",
+            }:
+                continue
+            for at in scores[variable]["level"].values if "level" in scores[variable].dims else [None]:
+                for metric in rows_.in_order(scores):
+                    row = rows_.row(scores, others, tested, region, variable, at, metric, name)
+                    if row is not None and not rows_.says_the_same(row, rows):
+                        rows.append(row)
+    figures = () if not pictures else _figures(scores, {name: scores, **others}, forecast, truth, published, notes)
+    for label, other in (published or {}).items():
+        notes += _period(scores, other, f"{label} (published)")
+        if other.attrs.get("grid") != scores.attrs.get("grid"):
+            notes.append(f"{label} (published) was scored on another grid ({other.attrs.get('grid', '?')}) and year; it shows an order of magnitude. {other.attrs.get('source', '')}")  # fmt: skip
+    binned = scores["lead_time"].dtype.kind in "UO"
+    leads = np.arange(scores.sizes["lead_time"]) if binned else scores["lead_time"].values / np.timedelta64(1, "h")
+    columns = tuple(map(str, scores["lead_time"].values)) if binned else tuple(f"{v:g} h" for v in leads)
+    shown = rows_.in_order(scores)
+    if "metric" in scores.coords:
+        rest = [m for m in map(str, scores["metric"].values) if m not in shown]
+        if rest:
+            notes.append(f"Scored, and not in the table: {', '.join(rest)}.")
+    card = Scorecard(
+        tuple(rows),
+        leads,
+        tuple(others),
+        tuple(dict.fromkeys(notes)),
+        _provenance(scores),
+        figures,
+        name,
+        title,
+        level,
+        columns,
+    )
+    if path is not None:
+        card.save(path)
+    return card
+
+
+def _are_scores(ds: Any) -> bool:
+    return (
+        isinstance(ds, xr.Dataset)
+        and recognition.is_scores(ds)
+        and any(d in ds.coords for d in ("lead_time", "lead_bin"))
+    )
+
+
+def _whole(scores: xr.Dataset) -> xr.Dataset:
+    """With the dims that a selection of one region, metric or lead has taken away."""
+    for dim in ("lead_time", "region", "metric"):
+        if dim in scores.coords and dim not in scores.dims:
+            names = [n for n in scores.data_vars if dim in scores[n].coords]
+            carried = {c: scores.coords[c] for c in scores.coords if "__" in str(c) or c == "carried_lead_time"}
+            plain = scores.drop_vars(list(carried))
+            kept = [c for c in carried if dim != "region" and c in carried]
+            scores = plain.assign({n: plain[n].expand_dims(dim) for n in names}).assign_coords(
+                {c: carried[c] for c in kept}
+            )
+    if "lead_bin" in scores.dims:  # columns are what they are
+        scores = scores.rename(lead_bin="lead_time")
+    return scores
+
+
+def _tests(
+    scores: xr.Dataset, others: Mapping[str, xr.Dataset], level: float, seed: int
+) -> tuple[dict[str, xr.Dataset], list[str]]:
+    """Significance of every model against the first baseline, as far as scores carry their init times."""
+    if not others:
+        return {}, []
+    first, *rest = others
+    out, notes = {}, []
+    for label, ds in (("", scores), *((n, others[n]) for n in rest)):
+        try:
+            out[label] = significance(ds, others[first], level=level, seed=seed)
+        except KindError:
+            if label == "":
+                notes.append(
+                    f"No significance is marked: the scores or those of {first} do not carry their init times one by one."
+                )
+        except TruthError as why:
+            if label == "":
+                notes.append(f"No significance is marked: {str(why).splitlines()[0]}")
+    if "" in out and not any(np.isfinite(da.sel(estimate="low")).any() for da in out[""].data_vars.values()):
+        notes.append(
+            f"No significance is marked: {out['']['estimate'].size and out[''].attrs['pairs']} common init times are too few."
+        )
+    return out, notes
+
+
+def _notes(scores: xr.Dataset, others: Mapping[str, xr.Dataset]) -> list[str]:
+    notes = []
+    if scores.attrs.get("fields_without_truth"):
+        notes.append(
+            f"{scores.attrs['fields_without_truth']} fields without a truth at their valid time were left out."
+        )
+    if scores.attrs.get("masked"):
+        notes.append("Scored where truth and forecasts have values; coverage is that share of the area.")
+    for label, other in others.items():
+        notes += _period(scores, other, label)
+        if other.attrs.get("grid") != scores.attrs.get("grid"):
+            notes.append(
+                f"{label} was scored on another grid ({other.attrs.get('grid', '?')}); scores on different grids are not comparable."
+            )
+        if other.attrs.get("fields_scored") != scores.attrs.get("fields_scored"):
+            notes.append(
+                f"{label} was scored on {other.attrs.get('fields_scored', '?')} fields, this forecast on {scores.attrs.get('fields_scored', '?')}."
+            )
+    return notes
+
+
+def _period(scores: xr.Dataset, other: xr.Dataset, label: str) -> list[str]:
+    """What to say where totals are over other periods."""
+    hours = [int(ds.attrs.get("precipitation_hours", 6)) for ds in (scores, other)]
+    return (
+        []
+        if hours[0] == hours[1]
+        else [f"{label} is of precipitation over {hours[1]} h, this forecast over {hours[0]} h: they do not compare."]
+    )
+
+
+def _provenance(scores: xr.Dataset) -> tuple[tuple[str, str], ...]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    attrs = scores.attrs
+    out = []
+    if "xaurora_base" in attrs:
+        base = str(attrs["xaurora_base"])
+        out.append(("Base model", base + (f" ({_WORDS[base]})" if base in _WORDS else "")))
+    for key, label in (
+        ("xaurora_strategy", "Strategy"),
+        ("xaurora_weights", "Weights"),
+        ("forecast_title", "Forecast"),
+    ):
+        if key in attrs:
+            out.append((label, str(attrs[key])))
+    if "number_of_init_times" in attrs:
+        span = f", {attrs['first_init_time']} to {attrs['last_init_time']}" if "first_init_time" in attrs else ""
+        out.append(("Init times", f"{attrs['number_of_init_times']}{span}"))
+    out.append(("Fields scored", f"{attrs.get('fields_scored', '?')} of each variable"))
+    out.append(("Grid", str(attrs.get("grid", "?"))))
+    out.append(
+        (
+            "Definitions",
+            {"weatherbench2": "WeatherBench 2", "weatherbenchx": "WeatherBench-X"}.get(
+                str(attrs.get("convention")), "?"
+            ),
+        )
+    )
+    if "precipitation_hours" in attrs:
+        out.append(("Precipitation", f"totals over {attrs['precipitation_hours']} h"))
+    with contextlib.suppress(PackageNotFoundError):
+        out.append(("Written by", f"xaurora {version('xaurora')}"))
+    return tuple(out)
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------------
+
+
+def _pictures(found: Any, notes: list[str]) -> tuple[tuple[str, bytes, str, bool], ...]:
+    """Pictures that can be drawn; one that cannot is said, and does not cost the page."""
+    out = []
+    for title, draw, caption, wide in found:
+        try:
+            out.append((title, _png(draw), caption, wide))
+        except XauroraError as why:
+            notes.append(f"No picture of {title}: {why.args[0] if why.args else why}".split("\n")[0])
+    return tuple(out)
+
+
+def _png(draw: Any) -> bytes:
+    """A picture, drawn off screen."""
+    import matplotlib.pyplot as plt
+
+    try:
+        ax = draw()
+    except Exception:
+        plt.close("all")
+        raise
+    figure = np.ravel(ax)[0].figure
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _figures(
+    scores: xr.Dataset,
+    models: dict[str, xr.Dataset],
+    forecast: xr.Dataset | None,
+    truth: xr.Dataset | None,
+    published: Mapping[str, xr.Dataset] | None,
+    notes: list[str],
+) -> tuple[tuple[str, tuple[tuple[str, bytes, str, bool], ...]], ...]:
+    from xaurora.plots.scorecards import pictures
+
+    out = []
+    bases = {
+        n: n
+        for n in map(str, scores.data_vars)
+        if "metric" in scores[n].dims and not n.endswith(("_exceed", "_exceed_quantile"))
+    }
+    bases |= {
+        str(n).removesuffix(s): str(n)
+        for n in scores.data_vars
+        for s in ("_exceed", "_fss", "_reliability")
+        if str(n).endswith(s)
+    }
+    for variable in bases:
+        known = variables.find(variable)
+        if known is None or not known.accumulated:
+            continue
+        if made := _pictures(pictures.of_rain(scores, models, variable, published), notes):
+            out.append((f"Precipitation ({variable})", made))
+        if (
+            forecast is not None
+            and truth is not None
+            and (cases := _pictures(pictures.of_cases(scores, forecast, truth, variable), notes))
+        ):
+            out.append((f"Cases of {variable}", cases))
+    if scores["lead_time"].dtype.kind == "m" and (lines := _pictures(pictures.by_lead(scores, models), notes)):
+        out.append(("By lead time", lines))
+    return tuple(out)

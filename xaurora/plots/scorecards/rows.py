@@ -1,0 +1,221 @@
+"""Lines of a scorecard: a variable and a metric in one region, of every model. Knows nothing of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xaurora.evaluation import metrics as _metrics
+from xaurora.fields import variables
+
+_SHOWN = ("rmse", "mae", "bias", "acc", "crps", "seeps", "spread_skill_ratio", "blur", "coverage")
+"""Metrics of the card; mse says the same as rmse, and the activities are for looking up."""
+_LABELS = {"spread_skill_ratio": "spread/skill", "blur": "blur (1 is none)"}
+_POINTS = ("acc",)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the card: a variable (at a level) and a metric in one region, by lead time.
+
+    Parameters
+    ----------
+    region, label, metric, units : str
+    values : ndarray, ``(lead,)``
+        Of this forecast.
+    others : dict of ndarray
+        Of the others, by label.
+    marks : dict of ndarray of bool
+        Where a difference to the first baseline is more than luck, by label; ``""`` for this forecast.
+    name : str
+        Label of this forecast.
+    """
+
+    region: str
+    label: str
+    metric: str
+    units: str
+    values: np.ndarray
+    others: dict[str, np.ndarray]
+    marks: dict[str, np.ndarray] = field(default_factory=dict)
+    name: str = "forecast"
+
+    @property
+    def metric_label(self) -> str:
+        """As it is printed."""
+        return _LABELS.get(self.metric, self.metric.upper() if len(self.metric) <= 5 else self.metric.replace("_", " "))
+
+    def of(self, model: str) -> np.ndarray:
+        """Values of one model."""
+        return self.values if model == self.name else self.others[model]
+
+    def relative(self, model: str, baseline: str | None = None) -> np.ndarray:
+        """Relative difference to a baseline, ``(lead,)``; negative is better.
+
+        Of ACC it is that of ``1 − ACC``, what is missing to a perfect pattern; of a ratio that is best at 1, that of its distance from 1. A bias
+        and a coverage have none.
+        """
+        if baseline is None:  # one name: this forecast against it
+            model, baseline = self.name, model
+        a, b = self.of(model), self.others.get(baseline, np.full(len(self.values), np.nan))
+        known = _metrics.METRICS.get(_metrics.ALIASES.get(self.metric, self.metric))
+        better = known.better if known else ""
+        if better not in ("low", "high", "one"):
+            return np.full(len(a), np.nan)
+        if better == "high":
+            a, b = 1.0 - a, 1.0 - b
+        elif better == "one":
+            a, b = np.abs(1.0 - a), np.abs(1.0 - b)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray((a - b) / b)
+
+    def difference(self, model: str, baseline: str, i: int) -> str:
+        """The difference to a baseline in words: per cent, or points of ACC."""
+        relative = self.relative(model, baseline)[i]
+        if not np.isfinite(relative):
+            return ""
+        if self.metric in _POINTS:
+            return f"{self.of(model)[i] - self.others[baseline][i]:+.2f}"
+        return f"{relative:+.1%}" if abs(relative) < 10 else ">+999%"
+
+    def significant(self, model: str, i: int) -> bool:
+        """Whether the difference to the first baseline is more than luck."""
+        marks = self.marks.get("" if model == self.name else model)
+        return marks is not None and bool(marks[i])
+
+
+def says_the_same(row: Row, rows: list[Row]) -> bool:
+    """Whether this is a CRPS of single values, which is the MAE above it."""
+    mae = next((r for r in rows if (r.region, r.label, r.metric) == (row.region, row.label, "mae")), None)
+    if row.metric != "crps" or mae is None:
+        return False
+    pairs = [(row.values, mae.values), *((v, mae.others[n]) for n, v in row.others.items())]
+    return all(np.allclose(a, b, rtol=1e-12, equal_nan=True) for a, b in pairs)
+
+
+_FEW = 8  # metrics of a table that are all shown
+
+
+def in_order(scores: xr.Dataset) -> list[str]:
+    """Metrics of the table: those that most people ask for, or all of a few that were chosen."""
+    if "metric" not in scores.coords:
+        return []
+    plain = [
+        m
+        for m in map(str, scores["metric"].values)
+        if m == "coverage" or _metrics.METRICS.get(_metrics.ALIASES.get(m, m), _NOTHING).suffix == ""
+    ]
+    known = [m for m in plain if _metrics.ALIASES.get(m, m) in _SHOWN]
+    others = [m for m in plain if m not in known] if len(plain) <= _FEW else []
+    return [*sorted(known, key=lambda m: _SHOWN.index(_metrics.ALIASES.get(m, m))), *others]
+
+
+_NOTHING = _metrics.Metric((), lambda m: np.empty(0), "", suffix="?")
+
+
+def match(scores: xr.Dataset, other: xr.Dataset, name: str) -> str | None:
+    """The variable of other scores that means the same, whatever it is called there."""
+    if name in other:
+        return name
+    key = scores[name].attrs.get("xaurora_variable")
+    return next(
+        (
+            str(n)
+            for n, da in other.data_vars.items()
+            if key and da.attrs.get("xaurora_variable") == key and "metric" in da.dims
+        ),
+        None,
+    )
+
+
+def row(
+    scores: xr.Dataset,
+    others: Mapping[str, xr.Dataset],
+    tested: Mapping[str, xr.Dataset],
+    region: str,
+    name: str,
+    level: Any,
+    metric: str,
+    label: str,
+) -> Row | None:
+    at = {"region": region, "metric": metric} | ({} if level is None else {"level": level})
+    da = scores[name].sel(at)
+    if not np.isfinite(da.values).any():
+        return None
+    known = variables.find(name)
+    units, factor = str(da.attrs.get("units", "")), 1.0
+    if known is not None and known.accumulated and (scale := variables.conversion(units, "m")):
+        units, factor = "mm", 1e3 * scale[0]
+    spec = _metrics.METRICS.get(_metrics.ALIASES.get(metric, metric))
+    if spec is None or spec.units == "":
+        units, factor = "", 1.0
+    elif spec.units == "square":
+        units, factor = f"({units})²" if " " in units else f"{units}²", factor**2
+    beside = {}
+    for who, other in others.items():
+        values = np.full(len(scores["lead_time"]), np.nan)
+        found = match(scores, other, name)
+        if (
+            found is not None
+            and "metric" in other.coords
+            and metric in other["metric"].values
+            and region in other["region"].values
+            and (level is None or level in other[found].coords.get("level", xr.DataArray([])).values)
+        ):
+            there = other[found].sel(at)
+            own = factor * _factor(da, other[found], known, spec)
+            for i, lead in enumerate(scores["lead_time"].values):
+                if lead in other["lead_time"].values:
+                    values[i] = float(there.sel(lead_time=lead)) * own
+        beside[who] = values
+    marks = {}
+    for who, result in tested.items():
+        target = name if who == "" else match(scores, others[who], name)
+        if target in result and metric in result[target]["metric"].values and region in result[target]["region"].values:
+            one = result[target].sel(at).reindex(lead_time=scores["lead_time"].values)
+            marks[who] = np.asarray((one.sel(estimate="low") > 0) | (one.sel(estimate="high") < 0))
+    text = f"{name} {level:g} hPa" if level is not None else name
+    return Row(region, text, metric, units, da.values * factor, beside, marks, label)
+
+
+def _factor(mine: xr.DataArray, other: xr.DataArray, known: Any, spec: Any) -> float:
+    """What brings a score of other units to one's own."""
+    if spec is None or spec.units == "" or known is None:
+        return 1.0
+    scales = [variables.conversion(str(da.attrs.get("units", "")), known.units) for da in (mine, other)]
+    if scales[0] is None or scales[1] is None:
+        return 1.0
+    return float((scales[1][0] / scales[0][0]) ** (2 if spec.units == "square" else 1))
+
+
+def by_threshold(scores: xr.Dataset) -> list[tuple[str, str, str, np.ndarray]]:
+    """Scores of yes or no as lines of a table: region, variable with its threshold, metric, values by lead."""
+    out = []
+    for name in map(str, scores.data_vars):
+        if "threshold_mm" not in scores[name].dims or set(scores[name].dims) - {
+            "metric",
+            "region",
+            "lead_time",
+            "threshold_mm",
+            "neighborhood_size",
+        }:
+            continue
+        da = (
+            scores[name]
+            if "metric" in scores[name].dims
+            else scores[name].expand_dims(metric=[name.rsplit("_", 1)[-1]])
+        )
+        da = da if "neighborhood_size" in da.dims else da.expand_dims(neighborhood_size=[0])
+        for region in map(str, da["region"].values):
+            for metric in map(str, da["metric"].values):
+                for t in da["threshold_mm"].values:
+                    for size in da["neighborhood_size"].values:
+                        values = da.sel(region=region, metric=metric, threshold_mm=t, neighborhood_size=size).values
+                        if np.isfinite(values).any():
+                            beside = f", {size} points" if size else ""
+                            out.append((region, f"{name.rsplit('_', 1)[0]} > {t:g} mm{beside}", metric, values))
+    return out

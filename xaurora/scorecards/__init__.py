@@ -1,8 +1,0 @@
-"""The scorecard: scores beside those of baselines, as one page that opens from disk, and as a picture. Runs without torch."""
-
-from __future__ import annotations
-
-from xaurora.scorecards.card import Scorecard, build
-from xaurora.scorecards.rows import Row, by_threshold
-
-__all__ = ["Row", "Scorecard", "build", "by_threshold"]

@@ -1,0 +1,1 @@
+"""Where a Dataset comes from: files, satellite rain, synthetic data, a prepared store."""

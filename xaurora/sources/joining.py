@@ -1,0 +1,282 @@
+"""Putting files together: one order of latitude, longitude and level, one time axis, statics under the data."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xaurora.errors import CoordinateError, SourceError, TimeError
+from xaurora.fields import periods, precipitation, recognition, variables
+from xaurora.fields.variables import TIMESTEP_HOURS
+from xaurora.utils.lazy import as_dask
+
+logger = logging.getLogger("xaurora")
+
+
+def combine(pieces: list[xr.Dataset]) -> xr.Dataset:
+    found = [recognition.recognise(piece) for piece in pieces]
+    for each in found:
+        if each.grid is None:
+            raise next((p for p in each.problems if isinstance(p, CoordinateError)), each.problems[0])
+        moving = [key for key in each.fields if key[0] != "static"]
+        if (
+            moving
+            and each.times is None
+            and (bad := [p for p in each.problems if isinstance(p, TimeError)])
+            and each.axes.get("time")
+        ):
+            raise bad[0]  # or these fields would pass for statics
+    dynamic = [i for i, r in enumerate(found) if _is_dynamic(pieces[i], r)]
+    if not dynamic:
+        return pieces[0] if len(pieces) == 1 else _merge_statics(pieces[0], found[0], pieces[1:], found[1:])
+    dynamic.sort(key=lambda i: not found[i].levels)  # the first one sets the order of the levels, so it must have them
+    reference = found[dynamic[0]]
+    same_names = [_rename_axes(pieces[i], found[i], reference) for i in dynamic]
+    same_names = _rename_surface_geopotential(same_names, [pieces[i] for i in range(len(pieces)) if i not in dynamic])
+    same_names = _stack_levels(same_names, reference)
+    lead = same_names[0]
+    aligned = [_same_grid(piece, lead, reference) for piece in same_names]
+    time_dim = reference.axes["time"].dim
+    groups = _concatenate(aligned, time_dim)
+    merged = _meet(groups, time_dim)
+    statics = [i for i in range(len(pieces)) if i not in dynamic]
+    return _merge_statics(merged, reference, [pieces[i] for i in statics], [found[i] for i in statics])
+
+
+def _is_dynamic(piece: xr.Dataset, found: recognition.Recognition) -> bool:
+    if found.times is None:
+        return False
+    return any(kind != "static" for kind, _ in found.fields) or (not found.fields and len(found.times) > 1)
+
+
+def _rename_axes(piece: xr.Dataset, found: recognition.Recognition, reference: recognition.Recognition) -> xr.Dataset:
+    renames: dict[str, str] = {}
+    for axis, there in reference.axes.items():
+        here = found.axes.get(axis)
+        if here is None or axis == "number":
+            continue
+        if here.dim != there.dim:
+            renames[here.dim] = there.dim
+        if here.name != there.name and here.name != here.dim:
+            renames[here.name] = there.name
+    renames = {old: new for old, new in renames.items() if old in piece.dims or old in piece.coords}
+    clash = [new for new in renames.values() if new in piece.coords and new not in renames]
+    return piece.drop_vars(clash).rename(renames) if renames else piece
+
+
+def _rename_surface_geopotential(pieces: list[xr.Dataset], statics: list[xr.Dataset]) -> list[xr.Dataset]:
+    """Give the surface ``z`` its own name where a pressure-level ``z`` stands beside it."""
+    ranks = {piece["z"].ndim for piece in (*pieces, *statics) if "z" in piece}
+    if len(ranks) < 2:
+        return pieces
+    deep = max(ranks)
+    return [p.rename(z="geopotential_at_surface") if "z" in p and p["z"].ndim < deep else p for p in pieces]
+
+
+def _stack_levels(pieces: list[xr.Dataset], reference: recognition.Recognition) -> list[xr.Dataset]:
+    """Join files that hold the same variables and times on different levels."""
+    axis, time = reference.axes.get("level"), reference.axes["time"]
+    if axis is None or axis.dim != axis.name:
+        return pieces
+    groups: dict[Any, list[xr.Dataset]] = {}
+    for i, piece in enumerate(pieces):
+        key: Any = i
+        if axis.dim in piece.dims and time.dim in piece.dims:
+            key = (frozenset(map(str, piece.data_vars)), tuple(piece[time.name].values.tolist()))
+        groups.setdefault(key, []).append(piece)
+    out = []
+    for members in groups.values():
+        levels = [v for m in members for v in m[axis.name].values.tolist()] if len(members) > 1 else []
+        if len(members) > 1 and len(set(levels)) == len(levels):
+            lazy = [as_dask(m, time.dim) for m in members]
+            out.append(
+                xr.concat(
+                    lazy,
+                    axis.dim,
+                    data_vars="minimal",
+                    coords="minimal",
+                    compat="override",
+                    join="override",
+                    combine_attrs="override",
+                )
+            )
+        else:
+            out.extend(members)
+    return out
+
+
+def _same_grid(piece: xr.Dataset, lead: xr.Dataset, reference: recognition.Recognition) -> xr.Dataset:
+    """The piece in the first one's order of latitude, longitude and level, with its coordinates, so that none is joined apart.
+
+    Raises
+    ------
+    SourceError
+        The grids or levels are not the same.
+    """
+    for axis in ("latitude", "longitude", "level"):
+        if (
+            axis not in reference.axes
+            or reference.axes[axis].dim not in piece.dims
+            or reference.axes[axis].dim not in lead.dims
+        ):
+            continue
+        name, dim = reference.axes[axis].name, reference.axes[axis].dim
+        here, there = piece[name].values.astype(np.float64), lead[name].values.astype(np.float64)
+        if axis == "level" and piece[name].attrs.get("units") != lead[name].attrs.get("units"):
+            here = here * _to_hpa(piece[name]) / _to_hpa(lead[name])
+        distance = np.abs(here[None, :] - there[:, None])
+        if axis == "longitude":
+            distance = np.minimum(distance % 360.0, 360.0 - distance % 360.0)
+        nearest = distance.argmin(axis=1)
+        if here.shape != there.shape or distance[np.arange(len(there)), nearest].max() > 1e-3:
+            raise SourceError(
+                f"the files have different {axis}s: {len(here)} from {here[0]:g} to {here[-1]:g}, and {len(there)} from {there[0]:g} to {there[-1]:g}.",
+                fix=f"cut them to the same first, for example ds.sel({dim}=...)",
+            )
+        if not np.array_equal(nearest, np.arange(len(there))):
+            piece = piece.isel({dim: nearest})
+        piece = piece.assign_coords({name: lead[name]})
+    return piece
+
+
+def _to_hpa(level: xr.DataArray) -> float:
+    return recognition.LEVEL_UNITS.get(variables.normalise_units(level.attrs.get("units", "")), 1.0)
+
+
+def _concatenate(pieces: list[xr.Dataset], time_dim: str) -> list[xr.Dataset]:
+    """Join files that continue one another in time, variable set by variable set."""
+    by_names: dict[frozenset[str], list[xr.Dataset]] = {}
+    for piece in pieces:
+        by_names.setdefault(frozenset(map(str, piece.data_vars)), []).append(piece)
+    groups = []
+    for names, members in by_names.items():
+        if len(members) > 1:
+            # Without dask, concatenating would read everything.
+            for name in names:
+                units = sorted({str(m[name].attrs.get("units", "none")) for m in members})
+                if len(units) > 1:
+                    raise SourceError(
+                        f"'{name}' has different units in different files: {', '.join(units)}.",
+                        fix="convert one of them first",
+                    )
+            members = [as_dask(m, time_dim) for m in members]
+            joined = xr.concat(
+                members,
+                time_dim,
+                data_vars="minimal",
+                coords="minimal",
+                compat="override",
+                join="override",
+                combine_attrs="override",
+            )
+            joined = joined.sortby(time_dim)
+            if joined.indexes[time_dim].has_duplicates:
+                raise SourceError(f"several files hold {sorted(names)} for the same time.", fix="leave one of them out")
+            groups.append(joined)
+        else:
+            groups.append(members[0])
+    seen: dict[str, int] = {}
+    for i, group in enumerate(groups):
+        for name in map(str, group.data_vars):
+            if name in seen:
+                raise SourceError(
+                    f"'{name}' is in several files that hold different variables.",
+                    fix=f"drop it from one: xr.open_dataset(path).drop_vars('{name}')",
+                )
+            seen[name] = i
+    return groups
+
+
+def _meet(groups: list[xr.Dataset], time_dim: str) -> xr.Dataset:
+    """Merge groups on the times they share; totals are accumulated first where the states come less often."""
+    if len(groups) == 1:
+        return groups[0]
+    times = [group[time_dim].values for group in groups]
+    steps = [periods.spacing_hours(t) if len(t) > 1 else float("inf") for t in times]
+    rain = [_rain(group) for group in groups]
+    state_step = max((step for step, names in zip(steps, rain, strict=True) if not names), default=0.0)
+    out = []
+    for group, step, names in zip(groups, steps, rain, strict=True):
+        finer = names and step < state_step != float("inf")
+        out.append(_accumulated(group, names, time_dim) if finer else group)
+    common = out[0][time_dim].values
+    for group in out[1:]:
+        common = np.intersect1d(common, group[time_dim].values)
+    if not len(common):
+        spans = "; ".join(
+            f"{t[0].astype('datetime64[m]')} to {t[-1].astype('datetime64[m]')} every {s:g} h"
+            for t, s in zip(times, steps, strict=True)
+        )
+        raise SourceError(f"the files share no time: {spans}.", fix="download them for the same period")
+    for group in out:
+        if (lost := group.sizes[time_dim] - len(common)) > 0 and group.sizes[time_dim] > 0:
+            logger.info(
+                "%s: %d time(s) left out that the other files lack.", ", ".join(sorted(map(str, group.data_vars))), lost
+            )
+    cut = [group.sel({time_dim: common}) for group in out]
+    return xr.merge(cut, compat="override", join="override", combine_attrs="override")
+
+
+def _rain(group: xr.Dataset) -> list[str]:
+    fields = recognition.recognise(group).fields
+    return [item.source for item in fields.values() if item.variable.accumulated]
+
+
+def _accumulated(group: xr.Dataset, names: list[str], time_dim: str) -> xr.Dataset:
+    """Six-hour totals at the times that have all their hours."""
+    lazy = as_dask(group, time_dim)
+    for name in names:
+        precipitation.refuse_running_totals(lazy[name], name=name, dim=time_dim)
+    totals = {name: precipitation.accumulate(lazy[name], TIMESTEP_HOURS, name=name, dim=time_dim) for name in names}
+    times = group[time_dim].values
+    parts = {precipitation.period_of(name, group[name].attrs, times) for name in names}
+    whole = np.ones(len(times), bool)
+    for part in range(int(TIMESTEP_HOURS / min(parts))):
+        whole &= np.isin(times - periods.span(part * min(parts)), times)
+    logger.info("%s: accumulated over %d hours.", ", ".join(names), TIMESTEP_HOURS)
+    return lazy.assign(totals).isel({time_dim: np.flatnonzero(whole)})
+
+
+def _merge_statics(
+    main: xr.Dataset,
+    reference: recognition.Recognition,
+    statics: list[xr.Dataset],
+    found: list[recognition.Recognition],
+) -> xr.Dataset:
+    for piece, each in zip(statics, found, strict=True):
+        time = each.axes.get("time")
+        if time is not None and time.dim in piece.dims:
+            piece = piece.isel({time.dim: 0}, drop=True)
+        piece = _rename_axes(piece, each, reference).reset_coords(drop=True)
+        piece = _cut_to(piece, main, reference)
+        if "z" in piece and "z" in main:
+            piece = piece.rename(z="geopotential_at_surface")
+        fresh = [str(name) for name in piece.data_vars if name not in main]
+        if known := [str(name) for name in piece.data_vars if name in main]:
+            logger.info("%s: already in the other files; theirs are kept.", ", ".join(known))
+        main = main.assign({name: piece[name] for name in fresh})
+    return main
+
+
+def _cut_to(piece: xr.Dataset, main: xr.Dataset, reference: recognition.Recognition) -> xr.Dataset:
+    """The part of a (usually global) static file that lies under the data, whatever its longitude convention."""
+    index: dict[str, np.ndarray] = {}
+    coords: dict[str, Any] = {}
+    for axis in ("latitude", "longitude"):
+        name, dim = reference.axes[axis].name, reference.axes[axis].dim
+        have, want = piece[name].values.astype(np.float64), main[name].values.astype(np.float64)
+        distance = np.abs(have[None, :] - want[:, None])
+        if axis == "longitude":
+            distance = np.minimum(distance % 360.0, 360.0 - distance % 360.0)
+        nearest = distance.argmin(axis=1)
+        step = np.abs(np.diff(want)).min() if len(want) > 1 else 1.0
+        if distance[np.arange(len(want)), nearest].max() > 0.01 * step:
+            raise SourceError(
+                f"the static fields {sorted(map(str, piece.data_vars))} do not cover the {axis}s of the data, or lie on another grid.",
+                fix="take static fields of the same grid, or regrid them (soil type by nearest neighbour)",
+            )
+        index[dim], coords[name] = nearest, main[name]
+    return piece.isel(index).assign_coords(coords)

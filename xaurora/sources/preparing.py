@@ -1,0 +1,276 @@
+"""``prepare``: a local Zarr store that training reads fast, from a source whose chunks make that slow or that is far away.
+
+What training needs of the source and no more: the model's variables and levels, the target as six-hour totals, a region, some times;
+canonical units, float32, north first. One time of a variable is one chunk, and many chunks share a file (a shard), so that a sample is read
+with one request a variable, and a store has no million files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xaurora.errors import OptionError, SaveError
+from xaurora.fields import conventions, periods, requirements, targets
+from xaurora.fields.conventions import Fields
+from xaurora.fields.grid import lattice as grids
+from xaurora.fields.grid import regions
+from xaurora.fields.recognition import Field
+from xaurora.fields.variables import TIMESTEP_HOURS
+from xaurora.utils import storage
+from xaurora.utils import zarr_stores as stores
+from xaurora.utils.progress import say, watched
+
+logger = logging.getLogger("xaurora")
+
+_SHARD = 64 * 1024**2  # bytes of a file before compression, about
+_BLOCK = 512 * 1024**2  # bytes held at once, about
+_ATTRIBUTE = "xaurora_prepared"
+_COMPARED = 6  # times of a store that is gone on with
+_MANTISSA = 23  # bits of float32
+
+
+def prepare(
+    ds: xr.Dataset,
+    path: str | Path,
+    *,
+    target: str | Sequence[str] | None = "tp",
+    model: Any = "small",
+    region: Any = None,
+    time: Any = None,
+    bits: int | None = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    """See :meth:`xaurora.accessor.AuroraAccessor.prepare`."""
+    if not isinstance(path, str | Path) or not str(path):
+        raise OptionError(f"path={path!r} is no path.", fix="ds.aurora.prepare('training.zarr')")
+    whole = isinstance(bits, int | np.integer) and not isinstance(bits, bool)
+    if bits is not None and not (whole and 1 <= bits <= _MANTISSA):
+        raise OptionError(f"bits={bits!r} is no number of mantissa bits from 1 to {_MANTISSA}.", fix="bits=12")
+    path = Path(path)
+    variables = _variables(ds, target, model, region, time)
+    template, encoding, length = _template(variables)
+    template.attrs |= {
+        "title": "Prepared for training with xaurora",
+        "Conventions": "CF-1.11",
+        "xaurora_bits": "all" if bits is None else int(bits),
+    }
+    signature = _signature(template, variables, bits)
+    template.attrs[_ATTRIBUTE] = signature
+    blocks = range(0, template.sizes["time"], length)
+    template.attrs[stores.PIECES] = len(blocks)
+    done = 0
+    if path.exists():
+        done = stores.done(
+            path,
+            _ATTRIBUTE,
+            signature,
+            what="prepared store",
+            argument="path",
+            differs="other variables, times, region, bits or values",
+        )
+        if done:
+            logger.info("%s: %d of %d pieces are there already.", path, done, len(blocks))
+    else:
+        with storage.named_failures(path):
+            stores.create(path, template, encoding)
+    lazy = xr.Dataset({n: da for n, (da, _) in variables.items() if "time" in da.dims})
+    if done:
+        _refuse_other_values(path, lazy, min(done * length, template.sizes["time"]), bits)
+    size = sum(v.nbytes for v in template.data_vars.values())
+    say(f"{template.sizes['time']} times, {size / 1e9:.3g} GB before compression, to {path}", shown=progress)
+    for i, first in enumerate(watched(blocks, "prepare", unit="piece", shown=progress)):
+        if i < done:
+            continue
+        piece = lazy.isel(time=slice(first, first + length)).compute()
+        with storage.named_failures(path):
+            plain = {n: (v.dims, _rounded(np.asarray(v.values), bits)) for n, v in piece.data_vars.items()}
+            xr.Dataset(plain).to_zarr(path, region={"time": slice(first, first + length)}, consolidated=False)
+            stores.mark(path, i + 1)
+    return xr.open_dataset(path, engine="zarr", chunks=None, consolidated=False, decode_timedelta=True)
+
+
+def _variables(
+    ds: xr.Dataset, target: Any, model: Any, region: Any, time: Any
+) -> dict[str, tuple[xr.DataArray, dict[str, Any]]]:
+    """What is stored, by the data's own names: lazy canonical arrays, and attributes."""
+    names = [] if target is None else [n for n in targets.names_of(target) if n != targets.ALL]
+    found = targets.recognise(ds, names)
+    found.raise_first()
+    fields = conventions.standardise(ds, found)
+    learnt = targets.resolve(fields, names) if names else []
+    if model is not None:
+        needs = requirements.needs_of(model, fields, [t.name for t in learnt])
+        requirements.check_variables(fields, needs)
+        levels = requirements.levels_for(fields, needs)
+        chosen = fields.select(surface=needs.surface, static=needs.static, atmos=needs.atmos, levels=levels)
+        patch = needs.patch_size
+    else:
+        own = {t.name for t in learnt}
+        surface = [str(n) for n in fields.surface if n not in own and not _accumulates(fields, str(n))]
+        chosen = fields.select(
+            surface=surface,
+            static=list(map(str, fields.static)),
+            atmos=list(map(str, fields.atmos)),
+            levels=fields.levels,
+        )
+        patch = requirements.TINY.patch_size
+    rows, columns, longitude = _part(fields, region, patch)
+    times = _times(chosen.times, time)
+    at: dict[str, Any] = {"latitude": rows, "longitude": columns}
+    coords = {"longitude": longitude}
+
+    def cut(da: xr.DataArray) -> xr.DataArray:
+        return da.isel(at).assign_coords(coords)
+
+    out: dict[str, tuple[xr.DataArray, dict[str, Any]]] = {}
+    for kind in ("static", "surface", "atmos"):
+        for name, da in getattr(chosen, kind).items():
+            item = fields.layout.fields[kind, str(name)]
+            da = da.sel(time=times) if "time" in da.dims else da
+            out[item.source] = (cut(da), _attrs(item))
+    for t in learnt:
+        totals = {"cell_methods": periods.cell_methods(TIMESTEP_HOURS)} if t.is_rain else {}
+        da = t.values.reindex(time=times)
+        out[t.item.source] = (cut(da), {**_attrs(t.item), **totals})
+    return out
+
+
+def _accumulates(fields: Fields, name: str) -> bool:
+    return fields.layout.fields["surface", name].variable.accumulated
+
+
+def _attrs(item: Field) -> dict[str, Any]:
+    """Attributes that still hold: values are canonical now."""
+    kept = {k: v for k, v in item.attrs.items() if k in ("standard_name", "long_name", "short_name")}
+    return {"long_name": item.variable.long_name, **kept, "units": item.variable.units}
+
+
+def _times(times: np.ndarray, wanted: Any) -> np.ndarray:
+    if wanted is None:
+        return times
+    start, end = periods.bounds("time", wanted)
+    chosen = times[(times >= start) & (times <= end)]
+    if not len(chosen):
+        raise OptionError(
+            f"time={wanted!r} holds none of the data's times, {times[0].astype('datetime64[m]')} to {times[-1].astype('datetime64[m]')}.",
+            fix=f"time=('{str(times[0])[:10]}', '{str(times[-1])[:10]}')",
+        )
+    return chosen
+
+
+def _part(fields: Fields, region: Any, patch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, columns and longitudes of a region's box, out to whole patches of the global lattice."""
+    grid = fields.layout.grid
+    if region is None:
+        return np.arange(grid.shape[0]), np.arange(grid.shape[1]), grid.longitude
+    box = grids.window(grid, regions.cells(fields, region), 1, 0)
+
+    def out(first: int, last: int, origin: int) -> tuple[int, int]:
+        return first - (origin + first) % patch, last + (patch - 1 - (origin + last) % patch)
+
+    top, bottom = out(int(box.rows[0]), int(box.rows[-1]), grid.first_row)
+    rows = np.arange(max(top, 0), min(bottom, grid.shape[0] - 1) + 1)
+    width = grid.shape[1]
+    if box.wraps:
+        return rows, np.arange(width), grid.longitude
+    start = int(box.columns[0])
+    left, right = out(start, start + len(box.columns) - 1, grid.first_column)
+    if not grid.wraps:
+        columns = np.arange(max(left, 0), min(right, width - 1) + 1)
+        return rows, columns, grid.longitude[columns]
+    if right - left + 1 >= width:
+        return rows, np.arange(width), grid.longitude
+    columns = np.arange(left, right + 1) % width
+    longitude = grid.longitude[columns]
+    longitude = np.where(longitude < longitude[0], longitude + 360.0, longitude)
+    return rows, columns, longitude - 360.0 if longitude[-1] >= 360.0 else longitude
+
+
+def _template(
+    variables: dict[str, tuple[xr.DataArray, dict[str, Any]]],
+) -> tuple[xr.Dataset, dict[str, Any], int]:
+    """The store's shape, how it is written, and the times of a piece: whole shards, and whole chunks of the source where these are not huge."""
+    import dask.array
+    from zarr.codecs import BloscCodec
+
+    data: dict[str, Any] = {}
+    encoding: dict[str, Any] = {}
+    changing = [da for da, _ in variables.values() if "time" in da.dims]
+    count = changing[0].sizes["time"]
+    frame = sum(4 * da.size for da in changing) // count
+    largest = max(4 * da.size // count for da in changing)
+    shard = max(min(_SHARD // largest, count), 1)
+    source = max((max(da.chunksizes.get("time", (1,))) for da in changing), default=1)
+    length = shard * max(round(max(min(source, max(_BLOCK // frame, 1)), 1) / shard), 1)
+    for name, (da, attrs) in variables.items():
+        codec = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=4)
+        if "time" not in da.dims:
+            data[name] = (da.dims, np.asarray(da.values, np.float32), attrs)
+            encoding[name] = {"compressors": (codec,)}
+            continue
+        one = da.shape[1:]
+        empty = dask.array.zeros(da.shape, dtype=np.float32, chunks=(shard, *one))
+        data[name] = (da.dims, empty, attrs)
+        encoding[name] = {"chunks": (1, *one), "shards": (shard, *one), "compressors": (codec,), "_FillValue": None}
+    first = changing[0]
+    levels = next((da["level"].values for da in changing if "level" in da.dims), None)
+    coords: dict[str, Any] = {
+        "time": ("time", first["time"].values, {"standard_name": "time", "long_name": "time"}),
+        "latitude": ("latitude", first["latitude"].values, {"units": "degrees_north", "standard_name": "latitude"}),
+        "longitude": ("longitude", first["longitude"].values, {"units": "degrees_east", "standard_name": "longitude"}),
+    }
+    if levels is not None:
+        attrs = {"units": "hPa", "standard_name": "air_pressure", "positive": "down"}
+        coords["level"] = ("level", np.asarray(levels), attrs)
+    return xr.Dataset(data, coords), encoding, length
+
+
+def _signature(
+    template: xr.Dataset, variables: dict[str, tuple[xr.DataArray, dict[str, Any]]], bits: int | None
+) -> str:
+    """A hash of what a store depends on; of the values the static ones and the first time tell."""
+    found = hashlib.sha256()
+    shape = {n: [list(map(str, v.dims)), list(v.shape), v.attrs] for n, v in template.variables.items()}
+    found.update(json.dumps([shape, bits], default=str, sort_keys=True).encode())
+    for name in sorted(map(str, template.coords)):
+        found.update(np.ascontiguousarray(template[name].values).tobytes())
+    for name, (da, _) in sorted(variables.items()):
+        values = da.isel(time=0).values if "time" in da.dims else da.values
+        found.update(name.encode() + np.ascontiguousarray(values, np.float32).tobytes())
+    return found.hexdigest()
+
+
+def _refuse_other_values(path: Path, lazy: xr.Dataset, count: int, bits: int | None) -> None:
+    """Compare some of the times that are stored with the source, the last one among them."""
+    there = xr.open_dataset(path, engine="zarr", chunks=None, consolidated=False, decode_timedelta=True)
+    for i in np.unique(np.linspace(0, count - 1, min(count, _COMPARED)).astype(int)):
+        source = lazy.isel(time=int(i)).compute()
+        for name, da in source.data_vars.items():
+            if not np.array_equal(
+                _rounded(np.asarray(da.values), bits), there[name].isel(time=int(i)).values, equal_nan=True
+            ):
+                when = np.datetime_as_string(lazy["time"].values[int(i)], unit="h")
+                raise SaveError(
+                    f"'{path}' holds other values of {name!r} at {when} than the data.",
+                    fix="choose another path, or remove it to start again",
+                )
+
+
+def _rounded(values: np.ndarray, bits: int | None) -> np.ndarray:
+    """float32 with so many mantissa bits kept, to the nearest; NaN and infinity stay. The relative error is at most 2^−(bits+1)."""
+    values = np.ascontiguousarray(values, np.float32)
+    if bits is None or bits == _MANTISSA:
+        return values
+    shift = _MANTISSA - bits
+    raw = values.view(np.uint32)
+    half = np.uint32((1 << (shift - 1)) - 1)
+    rounded = (raw + half + ((raw >> np.uint32(shift)) & np.uint32(1))) & np.uint32(~((1 << shift) - 1) & 0xFFFFFFFF)
+    return np.where(np.isfinite(values), rounded.view(np.float32), values)

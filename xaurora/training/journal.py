@@ -1,0 +1,100 @@
+"""What goes with a run beside the model: its log, and the signals that ask it to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from xaurora.utils import storage
+
+
+class Stop:
+    """Lets a step finish when the process is asked to stop (SIGTERM, as clusters send before they kill, or Ctrl-C); a second signal stops
+    at once. Signals reach the main thread alone; elsewhere this does nothing."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._asked)
+        return self
+
+    def _asked(self, number: int, frame: object) -> None:
+        if self.signal is not None:
+            self.__exit__()
+            signal.raise_signal(number)
+        self.signal = number
+
+    def again(self) -> None:
+        """What the signal would have done."""
+        number = self.signal if self.signal is not None else signal.SIGTERM
+        self.__exit__()
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        signal.raise_signal(number)
+        raise SystemExit(128 + number)  # if someone handles it and goes on
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+class Log:
+    """``log.jsonl`` in the run's folder, one line a step; the file appears with the first line."""
+
+    def __init__(self, folder: Path, *, writes: bool) -> None:
+        self.path, self.writes = folder / "log.jsonl", writes
+        self._file: Any = None
+        self._goes_on = False
+
+    def __enter__(self) -> Log:
+        return self
+
+    def keep(self, step: int) -> list[dict[str, Any]]:
+        """The lines up to a step, which a resumed run keeps; later ones are written anew."""
+        entries = []
+        if self.path.is_file():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError):  # a line that a kill cut off
+                    entries.append(json.loads(line))
+        entries = [e for e in entries if e["step"] <= step]
+        if self.writes:
+            text = "".join(json.dumps(e) + "\n" for e in entries)
+            storage.replace_file(self.path, lambda path: _write(path, text))
+        self._goes_on = True
+        return entries
+
+    def write(self, entry: dict[str, Any]) -> None:
+        if not self.writes:
+            return
+        with storage.named_failures(self.path):
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("a" if self._goes_on else "w", encoding="utf-8")
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+
+    def sync(self) -> None:
+        """Make what was written durable."""
+        if self._file is not None:
+            with storage.named_failures(self.path):
+                storage.sync(self.path)
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what could not be written was named when it was written
+                self._file.close()
+            self._file = None
+            self._goes_on = True
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,141 @@
+"""What training minimises: the heads' scores and Aurora's own loss, halo left out and points without truth weighed out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from aurora import Aurora, Batch
+from aurora.normalisation import scales as aurora_scales
+
+from xaurora.model.aurora import AuroraWithHead, Step
+from xaurora.model.heads import RAIN
+from xaurora.model.loader import Truth
+from xaurora.model.tiny import TinyAurora
+
+# Weights of the loss on Aurora's own variables: Bodnar et al. (2025), supplement D.1; other variables weigh 1.
+_SURFACE_SHARE, _ATMOS_SHARE = 0.25, 1.0
+_WEIGHTS = {
+    "surface": {"2t": 3.0, "msl": 1.5, "10u": 0.77, "10v": 0.66},
+    "atmos": {"z": 2.8, "q": 0.78, "t": 1.7, "u": 0.87, "v": 0.6},
+}
+
+Trim = tuple[slice, slice]
+
+
+def of_step(
+    module: AuroraWithHead,
+    step: Step,
+    truth: Truth,
+    area: torch.Tensor,
+    trim: Trim,
+    base_loss: float,
+    part: tuple[torch.Tensor, Trim] | None = None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss of one six-hour step, and what it is made of.
+
+    Parameters
+    ----------
+    module : AuroraWithHead
+    step : Step
+        What the model made.
+    truth : Truth
+    area : torch.Tensor, ``(h, 1)``
+        Cell areas.
+    trim : tuple of slice
+        The rows and columns inside the halo.
+    base_loss : float
+        Weight of Aurora's own loss.
+    part : tuple, optional
+        Cell areas and ``trim`` of the targets, where they are learnt in a part of the grid alone.
+
+    Returns
+    -------
+    tuple
+        The loss, a scalar; and by name, detached: ``head_loss``, ``<target>_loss``, ``base_loss``, and the mean squared and absolute
+        error of each target's mean and of the base's variables (``base``, in units of their standard deviations).
+    """
+    parts: dict[str, torch.Tensor] = {}
+    score: Any = torch.zeros((), device=area.device)
+    heads: Any = module.head
+    own_area, own_trim = part or (area, trim)
+    for name, head in heads.items():
+        target = truth.targets[name].to(area.device)
+        params, y = head.parameters_of(step.raw[name]), seen(head, target)
+        own = mean(head.loss(params, y), target, own_area, own_trim)
+        score = score + own / len(truth.targets)
+        if len(truth.targets) > 1:
+            parts[f"{name}_loss"] = own.detach()
+        with torch.no_grad():
+            error = head.mean(params) - y
+            parts[f"{name}:squares"] = mean(error**2, target, own_area, own_trim)
+            parts[f"{name}:absolute"] = mean(error.abs(), target, own_area, own_trim)
+    if truth.targets:
+        parts["head_loss"] = score.detach()
+    if base_loss and truth.state is not None:
+        state, squares, absolute = base_variables(
+            module.base, step.prediction, truth.state, area, trim, tuple(module.inputs)
+        )
+        parts |= {"base_loss": state.detach(), "base:squares": squares, "base:absolute": absolute}
+        score = score + base_loss * state
+    return score, parts
+
+
+def seen(head: Any, target: torch.Tensor) -> torch.Tensor:
+    """The truth without gaps, which are weighed out later, and without values that the family cannot have."""
+    y = target.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    if head.options.family in RAIN:
+        return y.clamp(min=0.0)
+    return y.clamp(*head.options.bounds) if head.options.bounds else y
+
+
+def mean(values: torch.Tensor, target: torch.Tensor, area: torch.Tensor, trim: Trim) -> torch.Tensor:
+    """The area mean of each sample over the points that have truth, halo left out; then the mean over samples. A sample without any truth
+    gives nothing."""
+    weight = (torch.isfinite(target) * area)[..., trim[0], trim[1]]
+    inside = values[..., trim[0], trim[1]]
+    total = (torch.where(weight > 0, inside, torch.zeros_like(inside)) * weight).sum(dim=(-2, -1))
+    return (total / weight.sum(dim=(-2, -1)).clamp(min=1e-12)).mean()
+
+
+def base_variables(
+    base: Aurora,
+    prediction: Batch,
+    truth: dict[str, dict[str, torch.Tensor]],
+    area: torch.Tensor,
+    trim: Trim,
+    without: tuple[str, ...] = (),
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Aurora's own loss: weighted, latitude-weighted mean absolute error of normalised variables; and the plain mean squared and
+    absolute errors of the normalised variables.
+
+    References
+    ----------
+    Bodnar et al. (2025), doi:10.1038/s41586-025-09005-y, supplement D.1.
+    """
+    total: Any = torch.zeros((), device=area.device)
+    squares, absolute = torch.zeros_like(total), torch.zeros_like(total)
+    weight = area / area[trim[0]].mean()
+    predicted = {"surface": prediction.surf_vars, "atmos": prediction.atmos_vars}
+    count = 0
+    for kind, share in (("surface", _SURFACE_SHARE), ("atmos", _ATMOS_SHARE)):
+        for name, values in truth[kind].items():
+            if kind == "surface" and name in without:
+                continue  # a target among the inputs has its own score
+            scale = _scales(base, kind, name, prediction.metadata.atmos_levels).to(area.device)
+            error = ((predicted[kind][name][:, 0] - values.to(area.device)).abs() / scale)[..., trim[0], trim[1]]
+            inside = weight[trim[0]]
+            own = (error * inside).mean()
+            total = total + share * _WEIGHTS[kind].get(name, 1.0) * own
+            absolute = absolute + own.detach()
+            squares = squares + (error.detach() ** 2 * inside).mean()
+            count += 1
+    return total / count, squares / count, absolute / count
+
+
+def _scales(base: Aurora, kind: str, name: str, levels: tuple[int | float, ...]) -> torch.Tensor:
+    if kind == "surface":
+        return torch.tensor(base.surf_stats[name][1] if name in base.surf_stats else aurora_scales[name])
+    if isinstance(base, TinyAurora):
+        return torch.tensor([base.atmos_stats[name][f"{float(level):g}"][1] for level in levels])[:, None, None]
+    return torch.tensor([aurora_scales[f"{name}_{level}"] for level in levels])[:, None, None]

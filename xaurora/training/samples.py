@@ -1,0 +1,263 @@
+"""Which times make a sample, and how they split."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xaurora.errors import SplitError
+from xaurora.fields import periods
+from xaurora.fields.variables import TIMESTEP_HOURS
+from xaurora.model import batch as batches
+
+logger = logging.getLogger("xaurora")
+
+STEP = batches.STEP
+NO_INPUT = "whose history lacks the target"
+FEWEST_FOR_SPLIT = 5
+"""The last fifth of fewer samples is less than one of them."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """Init times that make a sample, and why others do not."""
+
+    init_times: np.ndarray
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        text = f"{len(self.init_times)} samples"
+        left = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items() if count)
+        return f"{text} ({left})" if left else text
+
+
+def index(times: np.ndarray, target_times: np.ndarray, *, also_input: bool = False, steps: int = 1) -> Index:
+    """Init times whose history, later states and targets are all there; a gap is skipped and counted, never bridged.
+
+    Parameters
+    ----------
+    times : ndarray of datetime64, ``(time,)``
+        States.
+    target_times : ndarray of datetime64
+        Times that have the target: for precipitation a whole six-hour total.
+    also_input : bool
+        Whether the target is needed at the two times of the history as well.
+    steps : int
+        Six-hour steps of the forecasts that are trained.
+    """
+    after = [STEP * k for k in range(1, steps + 1)]
+    states, targets = set(times.tolist()), set(target_times.tolist())
+    kept, skipped = (
+        [],
+        {
+            "without the frame six hours before": 0,
+            "without the state six hours after": 0,
+            "without the states of the whole rollout": 0,
+            "without a whole six-hour total": 0,
+            NO_INPUT: 0,
+        },
+    )
+    for t in times:
+        if (t - STEP).item() not in states:
+            skipped["without the frame six hours before"] += 1
+        elif (t + STEP).item() not in states:
+            skipped["without the state six hours after"] += 1
+        elif any((t + d).item() not in states for d in after):
+            skipped["without the states of the whole rollout"] += 1
+        elif any((t + d).item() not in targets for d in after):
+            skipped["without a whole six-hour total"] += 1
+        elif also_input and not {t.item(), (t - STEP).item()} <= targets:
+            skipped[NO_INPUT] += 1
+        else:
+            kept.append(t)
+    return Index(np.array(kept, dtype="datetime64[ns]"), {k: v for k, v in skipped.items() if v})
+
+
+def without_holes(samples: Index, inputs: Sequence[xr.DataArray]) -> Index:
+    """Leave out init times whose history has a gap in a target that is an input. Reads the targets once.
+
+    Parameters
+    ----------
+    samples : Index
+    inputs : sequence of DataArray
+        ``(time, h, w)``.
+    """
+    whole: set[int] | None = None
+    needed = np.unique(np.concatenate([samples.init_times - STEP, samples.init_times]))
+    for da in inputs:
+        place = positions(da)
+        fine = {
+            int(t.astype(np.int64))
+            for t in needed
+            if np.isfinite(da.isel(time=place[int(t.astype(np.int64))]).values).all()
+        }
+        whole = fine if whole is None else whole & fine
+    keep = [
+        t for t in samples.init_times if {int(t.astype(np.int64)), int((t - STEP).astype(np.int64))} <= (whole or set())
+    ]
+    lost = len(samples.init_times) - len(keep)
+    skipped = {**samples.skipped}
+    if lost:
+        skipped[NO_INPUT] = skipped.get(NO_INPUT, 0) + lost
+    return Index(np.array(keep, dtype="datetime64[ns]"), skipped)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Init times to train on and to validate with.
+
+    Parameters
+    ----------
+    train, validation : ndarray of datetime64
+    same : bool
+        Whether the two are the same samples, because the data are too short for a gap.
+    dropped : int
+        Samples left out because their window crosses the split.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    same: bool = False
+    dropped: int = 0
+
+
+def split(
+    samples: Index, train: Any = None, validation: Any = None, *, steps: int = 1, also_input: bool = False
+) -> Split:
+    """Split in time, so that no sample's window (history to last target) touches the other part.
+
+    Parameters
+    ----------
+    samples : Index
+    train, validation : optional
+        A slice, a year, or a pair ``("2016", "2023")``, ends included. By default the last fifth validates.
+    steps : int
+        Six-hour steps of the forecasts: how far a window reaches.
+    also_input : bool
+        Whether the target is an input as well: its total at the older frame of the history reaches another six hours back.
+
+    Raises
+    ------
+    SplitError
+        Too few samples, an empty part, or parts that overlap.
+    """
+    times = samples.init_times
+    if not len(times):
+        why = (
+            "; ".join(f"{count} times {reason}" for reason, count in samples.skipped.items())
+            or "the data hold no times"
+        )
+        raise SplitError(
+            f"no time makes a sample: a sample is a frame, the one {TIMESTEP_HOURS} hours before, and the state and rain {TIMESTEP_HOURS} hours after ({why}).",
+            fix="open a longer, gap-free stretch of 6-hourly states with hourly tp",
+        )
+    # A total at the older frame sums up the six hours before it, but for the very first moment.
+    window = _Window(
+        (STEP * 2).astype("timedelta64[ns]") - np.timedelta64(1, "ns") if also_input else STEP, STEP * steps
+    )
+    if train is None and validation is None:
+        return _default_split(times, window)
+    bounds = {
+        name: periods.bounds(name, value)
+        for name, value in (("train", train), ("validation", validation))
+        if value is not None
+    }
+    chosen = {name: times[window.inside(times, *b)] for name, b in bounds.items()}
+    if "train" not in chosen:
+        start, end = bounds["validation"]
+        chosen["train"] = times[window.outside(times, start, end)]
+    if "validation" not in chosen:
+        start, end = bounds["train"]
+        chosen["validation"] = times[window.outside(times, start, end)]
+    for name, part in chosen.items():
+        given = train if name == "train" else validation
+        if not len(part) and given is None:
+            other, value = ("validation", validation) if name == "train" else ("train", train)
+            raise SplitError(
+                f"{other}={value!r} leaves nothing over for the other part; samples run from {_name(times[0])} to {_name(times[-1])}.",
+                fix=f"a shorter {other}=, or {name}= as well",
+            )
+        if not len(part):
+            raise SplitError(
+                f"{name}={(train if name == 'train' else validation)!r} leaves no sample; samples run from {_name(times[0])} to {_name(times[-1])}.",
+                fix=f"{name}=('{str(times[0])[:10]}', '{str(times[-1])[:10]}') or a part of it",
+            )
+    if len(shared := window.shared(chosen["train"], chosen["validation"])):
+        raise SplitError(
+            f"training and validation share times in the windows of {len(shared)} sample(s) that would validate, the first at {_name(shared[0])}; scores would be too good.",
+            fix=f"leave a gap of {window.hours} hours between train and validation",
+        )
+    return Split(
+        chosen["train"], chosen["validation"], dropped=len(times) - len(chosen["train"]) - len(chosen["validation"])
+    )
+
+
+def _default_split(times: np.ndarray, window: _Window) -> Split:
+    if len(times) < FEWEST_FOR_SPLIT:
+        raise SplitError(
+            f"there are {len(times)} sample(s), and a split into training and validation needs at least {FEWEST_FOR_SPLIT}.",
+            fix="open a longer stretch of data",
+        )
+    count = -(-len(times) // 5)
+    validation = times[-count:]
+    train = times[times + window.after < validation[0] - window.before]
+    if not len(train):
+        logger.warning(
+            "The %d samples span too short a time for a validation part whose windows do not cross into training; all of them train, and "
+            "the same ones are scored: the scores say how well the data are fitted, not how good a forecast is.",
+            len(times),
+        )
+        return Split(times, times, same=True)
+    return Split(train, validation, dropped=len(times) - len(train) - count)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """What a sample touches: from ``before`` the init time to ``after`` it."""
+
+    before: np.timedelta64
+    after: np.timedelta64
+
+    @property
+    def hours(self) -> int:
+        return int(np.ceil((self.before + self.after) / np.timedelta64(1, "h")))
+
+    def inside(self, times: np.ndarray, start: np.datetime64, end: np.datetime64) -> np.ndarray:
+        # A named part holds whole frames; the hours that the oldest total sums up may lie before it.
+        return np.asarray((times - STEP >= start) & (times + self.after <= end))
+
+    def outside(self, times: np.ndarray, start: np.datetime64, end: np.datetime64) -> np.ndarray:
+        return np.asarray((times + self.after < start) | (times - self.before > end))
+
+    def shared(self, train: np.ndarray, validation: np.ndarray) -> np.ndarray:
+        """Validation samples whose window overlaps that of a training sample."""
+        first, last = np.sort(train) - self.before, np.sort(train) + self.after
+        # All windows are of one length, so that the training sample that starts last before a window's end tells.
+        place = np.searchsorted(first, validation + self.after, side="right") - 1
+        return np.asarray(validation[(place >= 0) & (last[np.maximum(place, 0)] >= validation - self.before)])
+
+
+def _name(time: np.datetime64) -> str:
+    return str(time.astype("datetime64[m]"))
+
+
+def positions(da: xr.DataArray) -> dict[int, int]:
+    """Place of each time along a DataArray's axis, by nanoseconds since 1970."""
+    return {int(t): i for i, t in enumerate(da["time"].values.astype("datetime64[ns]").astype(np.int64))}
+
+
+def describe(init_times: np.ndarray) -> dict[str, Any]:
+    """Which samples these are, in short: how many, from when to when, and a hash of all."""
+    stamps = np.ascontiguousarray(init_times.astype("datetime64[ns]").astype(np.int64))
+    return {
+        "samples": len(init_times),
+        "from": _name(init_times[0]),
+        "to": _name(init_times[-1]),
+        "hash": hashlib.sha256(stamps.tobytes()).hexdigest()[:16],
+    }

@@ -1,0 +1,1 @@
+"""Helpers without any knowledge of weather: atomic writes, Zarr stores, progress bars."""
