@@ -1,6 +1,8 @@
-"""What the benchmark suite measures: sizes, and steps of this package beside stock microsoft-aurora code that does the same work.
+"""What the benchmark suite measures: sizes, and steps of this package beside stock microsoft-aurora
+code that does the same work.
 
-python benchmarks/cases.py full --size default        # the peak memory of one case in this process, as JSON
+python benchmarks/cases.py full --size default        # the peak memory of one case in this process,
+as JSON
 """
 
 from __future__ import annotations
@@ -31,8 +33,28 @@ from xaurora.training import losses
 from xaurora.training import options as config
 
 LEVELS = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)
-MEANS = {"t2m": 280.0, "u10": 1.0, "v10": 0.0, "msl": 101e3, "t": 250.0, "u": 5.0, "v": 0.0, "q": 2e-3, "z": 6e4}
-STDS = {"t2m": 12.0, "u10": 5.0, "v10": 5.0, "msl": 900.0, "t": 12.0, "u": 9.0, "v": 7.0, "q": 8e-4, "z": 2e3}
+MEANS = {
+    "t2m": 280.0,
+    "u10": 1.0,
+    "v10": 0.0,
+    "msl": 101e3,
+    "t": 250.0,
+    "u": 5.0,
+    "v": 0.0,
+    "q": 2e-3,
+    "z": 6e4,
+}
+STDS = {
+    "t2m": 12.0,
+    "u10": 5.0,
+    "v10": 5.0,
+    "msl": 900.0,
+    "t": 12.0,
+    "u": 9.0,
+    "v": 7.0,
+    "q": 8e-4,
+    "z": 2e3,
+}
 UNITS = {
     "t2m": "K",
     "u10": "m s-1",
@@ -45,7 +67,9 @@ UNITS = {
     "z": "m2 s-2",
 }
 SMALL_HEAD = {"width": 256, "neighbours": 1, "family": "censored_normal"}
-"""A two-layer MLP for each patch on its own, 256 wide: what a published head on frozen latents looks like."""
+"""A two-layer MLP for each patch on its own, 256 wide: what a published head on frozen latents
+looks like.
+"""
 
 
 @dataclass(frozen=True)
@@ -87,13 +111,22 @@ def fields(size: Size, times: int = 4, shape: tuple[int, int] | None = None) -> 
         values = rng.standard_normal((times, *more, height, width), dtype=np.float32)
         return np.float32(MEANS[name]) + np.float32(STDS[name]) * values
 
-    data: dict[str, Any] = {n: (dims, noise(n), {"units": UNITS[n]}) for n in ("t2m", "u10", "v10", "msl")}
+    data: dict[str, Any] = {
+        n: (dims, noise(n), {"units": UNITS[n]}) for n in ("t2m", "u10", "v10", "msl")
+    }
     upper = ("time", "level", *dims[1:])
-    data |= {n: (upper, noise(n, len(LEVELS)), {"units": UNITS[n]}) for n in ("t", "u", "v", "q", "z")}
+    data |= {
+        n: (upper, noise(n, len(LEVELS)), {"units": UNITS[n]}) for n in ("t", "u", "v", "q", "z")
+    }
     data["q"] = (upper, np.abs(data["q"][1]), {"units": "kg kg-1"})
     still = {"lsm": "1", "slt": "1", "geopotential_at_surface": "m2 s-2"}
-    data |= {n: (dims[1:], rng.random((height, width), np.float32), {"units": u}) for n, u in still.items()}
-    rain = np.maximum(rng.standard_normal((times, height, width), dtype=np.float32), 0) ** 2 * np.float32(2e-3)
+    data |= {
+        n: (dims[1:], rng.random((height, width), np.float32), {"units": u})
+        for n, u in still.items()
+    }
+    rain = np.maximum(
+        rng.standard_normal((times, height, width), dtype=np.float32), 0
+    ) ** 2 * np.float32(2e-3)
     data["tp"] = (dims, rain, {"units": "m", "cell_methods": "time: sum (interval: 6 hours)"})
     coords = {"time": when, "level": ("level", [float(v) for v in LEVELS], {"units": "hPa"})}
     return xr.Dataset(data, {**coords, "latitude": latitude, "longitude": longitude})
@@ -135,7 +168,7 @@ def sync(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-# --- forecasts --------------------------------------------------------------------------------------------------------
+# --- forecasts ------------------------------------------------------------------------------------
 
 
 def stock_forecast(base: Aurora, batch: Batch, steps: int = 1) -> Callable[[], None]:
@@ -151,7 +184,7 @@ def stock_forecast(base: Aurora, batch: Batch, steps: int = 1) -> Callable[[], N
     return run
 
 
-# --- training steps ---------------------------------------------------------------------------------------------------
+# --- training steps -------------------------------------------------------------------------------
 
 
 def _groups(base: Aurora, head: heads.HeadSet, how: str) -> list[torch.nn.Parameter]:
@@ -166,8 +199,8 @@ def _groups(base: Aurora, head: heads.HeadSet, how: str) -> list[torch.nn.Parame
 def stock_step(
     size: Size, ds: xr.Dataset, how: str, checkpointing: bool, precision: str, head: dict[str, Any]
 ) -> Callable[[], None]:
-    """A training step as one writes it with microsoft-aurora alone: a hook on the decoder for the head, the sum of mean absolute errors for
-    Aurora's own variables, AdamW."""
+    """A training step as one writes it with microsoft-aurora alone: a hook on the decoder for the
+    head, the sum of mean absolute errors for Aurora's own variables, AdamW."""
     base = build(size, lora=how == "lora")
     models.set_precision(base, "bf16" if precision == "bf16" else "32", size.device)
     own = head_of(base, **head)
@@ -176,9 +209,9 @@ def stock_step(
         base.configure_activation_checkpointing()
     base.train(how != "frozen")
     optimizer = torch.optim.AdamW(moving, lr=1e-5)
-    batch = ds.aurora.to_batch(ds["time"].values[-2], model=base if not checkpointing else build_needs(size)).to(
-        size.device
-    )
+    batch = ds.aurora.to_batch(
+        ds["time"].values[-2], model=base if not checkpointing else build_needs(size)
+    ).to(size.device)
     truth = truth_of(ds, batch)
     target = truth.targets["tp"].to(size.device)
     found: list[torch.Tensor] = []
@@ -197,9 +230,14 @@ def stock_step(
         raw = own(found[0])["tp"]
         loss: Any = own["tp"].loss(own["tp"].parameters_of(raw), target).mean()
         if how != "frozen":
-            pairs = [(prediction.surf_vars, truth.state["surface"]), (prediction.atmos_vars, truth.state["atmos"])]  # type: ignore[index]
+            pairs = [
+                (prediction.surf_vars, truth.state["surface"]),
+                (prediction.atmos_vars, truth.state["atmos"]),
+            ]  # type: ignore[index]
             for said, true in pairs:
-                loss = loss + sum((said[n][:, 0] - true[n]).abs().mean() / scales[n] for n in true) / 9
+                loss = (
+                    loss + sum((said[n][:, 0] - true[n]).abs().mean() / scales[n] for n in true) / 9
+                )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(moving, 1.0)
         optimizer.step()
@@ -259,7 +297,9 @@ def own_step(
             step = module(None, latents=kept.to(size.device).float())
         else:
             step = next(iter(stepping.steps(module, batch, 1)))
-        loss, _ = losses.of_step(module, step, truth, area, everything, 1.0 if how in ("full", "lora") else 0.0)
+        loss, _ = losses.of_step(
+            module, step, truth, area, everything, 1.0 if how in ("full", "lora") else 0.0
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(moving, 1.0)
         optimizer.step()
@@ -269,7 +309,7 @@ def own_step(
     return run
 
 
-# --- measuring --------------------------------------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
@@ -320,7 +360,9 @@ def memory_case(name: str, size: Size) -> Iterator[Callable[[], None]]:
         if "stock" in words:
             yield stock_forecast(base, ds.aurora.to_batch(ds["time"].values[-1], model=base))
         else:
-            yield lambda: ds.aurora.predict("6h", model=base, time=ds["time"].values[-1], progress=False)
+            yield lambda: ds.aurora.predict(
+                "6h", model=base, time=ds["time"].values[-1], progress=False
+            )
         return
     how = next(w for w in words if w in ("full", "lora", "frozen", "latents"))
     again = "checkpointing" in words
@@ -332,11 +374,15 @@ def memory_case(name: str, size: Size) -> Iterator[Callable[[], None]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("case", nargs="+")
     parser.add_argument("--size", default="default", choices=list(SIZES))
     arguments = parser.parse_args()
-    torch.set_num_threads(min(os.cpu_count() or 1, 2) if not torch.cuda.is_available() else os.cpu_count() or 1)
+    torch.set_num_threads(
+        min(os.cpu_count() or 1, 2) if not torch.cuda.is_available() else os.cpu_count() or 1
+    )
     for run in memory_case(" ".join(arguments.case), SIZES[arguments.size]):
         gc.collect()
         resident(reset=True)

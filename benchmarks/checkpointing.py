@@ -1,9 +1,12 @@
-"""Activation checkpointing: this package's, which recomputes once, beside upstream's. Writes benchmarks/reports/checkpointing.json.
+"""Activation checkpointing: this package's, which recomputes once, beside upstream's. Writes
+benchmarks/reports/checkpointing.json.
 
-    python benchmarks/checkpointing.py        # AuroraSmall, 96 × 160, a full training step, five interleaved rounds
+    python benchmarks/checkpointing.py        # AuroraSmall, 96 × 160, a full training step, five
+    interleaved rounds
 
-Times are of whole steps (forward, backward, AdamW) in one process, one after the other in every round, so that what else the machine does
-meets all alike. Peaks are bytes of tensors (``max_memory_allocated`` on a GPU), which do not wobble.
+Times are of whole steps (forward, backward, AdamW) in one process, one after the other in every
+round, so that what else the machine does meets all alike. Peaks are bytes of tensors
+(``max_memory_allocated`` on a GPU), which do not wobble.
 """
 
 from __future__ import annotations
@@ -66,12 +69,16 @@ def gradients(base: Any) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shape", type=int, nargs=2, default=(96, 160))
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    ds = xaurora.synthetic(shape=tuple(options.shape), times=3, levels=(300.0, 500.0, 700.0, 850.0, 1000.0))
+    ds = xaurora.synthetic(
+        shape=tuple(options.shape), times=3, levels=(300.0, 500.0, 700.0, 850.0, 1000.0)
+    )
     bases = {"stock": build(True, device), "once": build(False, device)}
     bases["none"] = bases["once"]
     batch = ds.aurora.to_batch(model=bases["once"]).to(device)
@@ -116,7 +123,9 @@ def main() -> None:
         "shape": list(options.shape),
         "seconds": seconds,
         "peaks": peaks,
-        "speed_over_stock": float(np.median([a / b for a, b in zip(seconds["stock"], seconds["once"], strict=True)])),
+        "speed_over_stock": float(
+            np.median([a / b for a, b in zip(seconds["stock"], seconds["once"], strict=True)])
+        ),
         "gradient_difference": worst,
     }
     path = ROOT / "benchmarks" / "reports" / "checkpointing.json"

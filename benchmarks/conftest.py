@@ -61,7 +61,9 @@ def stack() -> Iterator[Any]:
         torch.cuda.empty_cache()
 
 
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
     from xaurora.model import tuned
 
     machine_info.clear()  # the names of machines and people are nobody's business
@@ -83,7 +85,9 @@ def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor()
 
@@ -94,7 +98,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     found = [b for b in getattr(session, "benchmarks", []) if b.stats.data]
     if not found:
         return
-    rows = [{"group": b.group, "name": b.name, "median": b.stats.median, **b.extra_info} for b in found]
+    rows = [
+        {"group": b.group, "name": b.name, "median": b.stats.median, **b.extra_info} for b in found
+    ]
     terminalreporter.section("xaurora benchmarks")
     for line in table(rows):
         terminalreporter.write_line(line)
@@ -111,7 +117,9 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
             group = row["group"]
             lines.append(f"-- {group}")
 
-        def cell(key: str, width: int, form: str, factor: float = 1.0, row: dict[str, Any] = row) -> str:
+        def cell(
+            key: str, width: int, form: str, factor: float = 1.0, row: dict[str, Any] = row
+        ) -> str:
             value = row.get(key)
             return f"{format(value * factor, form) if value is not None else '':>{width}}"
 

@@ -1,10 +1,12 @@
-"""How far ``estimate()`` is from the memory that training takes: writes benchmarks/reports/estimates.json and docs/memory.md.
+"""How far ``estimate()`` is from the memory that training takes: writes
+benchmarks/reports/estimates.json and docs/memory.md.
 
     python benchmarks/estimates.py
 
-Each case runs in a fresh process that imports everything first. What is measured is the largest resident set (VmHWM) above that of the
-imports; on a GPU, the largest that Torch had allocated. SLACK and FIXED of ``xaurora/estimation.py`` come from the cases of CALIBRATION,
-which are not among those of the table.
+Each case runs in a fresh process that imports everything first. What is measured is the largest
+resident set (VmHWM) above that of the imports; on a GPU, the largest that Torch had allocated.
+SLACK and FIXED of ``xaurora/estimation.py`` come from the cases of CALIBRATION, which are not among
+those of the table.
 """
 
 from __future__ import annotations
@@ -27,7 +29,13 @@ CALIBRATION = [
     {"model": "small", "strategy": "frozen", "shape": (48, 80)},
     {"model": "small", "strategy": "full", "shape": (64, 96)},
     {"model": "small", "strategy": "lora", "shape": (80, 128)},
-    {"model": "small", "strategy": "lora", "shape": (64, 96), "precision": "bf16", "activation_checkpointing": True},
+    {
+        "model": "small",
+        "strategy": "lora",
+        "shape": (64, 96),
+        "precision": "bf16",
+        "activation_checkpointing": True,
+    },
     {"model": "small", "strategy": "decoder", "shape": (48, 80)},
     {"model": "small", "strategy": "peft", "shape": (80, 128)},
     {"model": "small", "strategy": "full", "shape": (80, 128), "activation_checkpointing": True},
@@ -42,7 +50,13 @@ CASES = [
     {"model": "small", "strategy": "decoder", "shape": (64, 128)},
     {"model": "small", "strategy": "lora", "shape": (64, 128)},
     {"model": "small", "strategy": "lora", "shape": (96, 160), "activation_checkpointing": True},
-    {"model": "small", "strategy": "peft", "shape": (96, 160), "precision": "bf16", "activation_checkpointing": True},
+    {
+        "model": "small",
+        "strategy": "peft",
+        "shape": (96, 160),
+        "precision": "bf16",
+        "activation_checkpointing": True,
+    },
     {"model": "small", "strategy": "full", "shape": (48, 96)},
     {"model": "small", "strategy": "full", "shape": (96, 160), "activation_checkpointing": True},
     {"model": "small", "strategy": "full", "shape": (96, 160), "precision": "bf16"},
@@ -50,7 +64,9 @@ CASES = [
 
 
 def resident(what: str) -> int:
-    """Bytes of this process: ``VmRSS`` now, ``VmHWM`` at most. getrusage would count what a parent had."""
+    """Bytes of this process: ``VmRSS`` now, ``VmHWM`` at most. getrusage would count what a parent
+    had.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(what):
             return int(line.split()[1]) * 1024
@@ -72,7 +88,9 @@ def measure(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     from xaurora.training import finetune as finetuning
     from xaurora.training.options import TrainingOptions
 
-    assert all((matplotlib.figure, peft, scipy.stats, zarr, AuroraSmallPretrained, curves, finetuning))
+    assert all(
+        (matplotlib.figure, peft, scipy.stats, zarr, AuroraSmallPretrained, curves, finetuning)
+    )
     gpu = torch.cuda.is_available()
     case = dict(case)
     model, strategy, rows = case.pop("model"), case.pop("strategy"), case.pop("shape")
@@ -83,10 +101,17 @@ def measure(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     before = resident("VmRSS")
     out = Path(tempfile.mkdtemp())
     options = {"steps": 2, "validations": 1, "progress": False, "workers": 0, **case}
-    ds.aurora.finetune("tp", model=model, weights=weights, strategy=strategy, out=out / "run", **options)
+    ds.aurora.finetune(
+        "tp", model=model, weights=weights, strategy=strategy, out=out / "run", **options
+    )
     measured = torch.cuda.max_memory_allocated() if gpu else resident("VmHWM") - before
     found = estimation.estimate(
-        ds, "tp", model=model, weights=weights, strategy=strategy, options=TrainingOptions(**options)
+        ds,
+        "tp",
+        model=model,
+        weights=weights,
+        strategy=strategy,
+        options=TrainingOptions(**options),
     )
     return {"measured": measured, "estimated": found.memory, "parts": found.parts}
 
@@ -103,7 +128,9 @@ def run(cases: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
         row = {**case, **json.loads(done.stdout.splitlines()[-1])}
         ratio = row["estimated"] / row["measured"]
         print(
-            f"{case}: {row['measured'] / 1e6:.0f} MB, {row['estimated'] / 1e6:.0f} estimated, {ratio:.2f}", flush=True
+            f"{case}: {row['measured'] / 1e6:.0f} MB, {row['estimated'] / 1e6:.0f} estimated,"
+            f" {ratio:.2f}",
+            flush=True,
         )
         rows.append(row)
     return rows
@@ -120,7 +147,9 @@ def prepare(folder: Path) -> None:
 
     for shape in sorted({tuple(c["shape"]) for c in [*CALIBRATION, *CASES]}):
         ds = xaurora.synthetic(shape=shape, times=16, levels=LEVELS)
-        ds.chunk({"time": 1}).to_zarr(folder / f"{shape[0]}x{shape[1]}.zarr", mode="w", consolidated=False)
+        ds.chunk({"time": 1}).to_zarr(
+            folder / f"{shape[0]}x{shape[1]}.zarr", mode="w", consolidated=False
+        )
     torch.manual_seed(0)
     base = AuroraSmallPretrained()
     randomise_modulation(base)
@@ -137,19 +166,39 @@ def page(report: dict[str, Any]) -> str:
         "Written by `benchmarks/estimates.py` from `benchmarks/reports/estimates.json`.",
         "",
         "```python",
-        'print(ds.aurora.estimate("tp", model="small", strategy="lora"))  # the arguments of finetune',
-        'print(ds.aurora.estimate("tp", model="small", compare=True))  # every base and strategy side by side',
+        (
+            'print(ds.aurora.estimate("tp", model="small", strategy="lora"))  # the arguments of'
+            " finetune"
+        ),
+        (
+            'print(ds.aurora.estimate("tp", model="small", compare=True))  # every base and'
+            " strategy side by side"
+        ),
         "```",
         "",
-        "`estimate` goes through the steps of the training with tensors that have shapes and no values: the same code runs, nothing is computed,",
-        "and the largest number of bytes that are alive at once is exact. On a CPU a process takes somewhat more, which was measured on other cases than these.",
-        "Time is the number of floating-point operations over a rate that is measured on the spot; it is rough. `finetune` does the same before it",
+        (
+            "`estimate` goes through the steps of the training with tensors that have shapes and no"
+            " values: the same code runs, nothing is computed,"
+        ),
+        (
+            "and the largest number of bytes that are alive at once is exact. On a CPU a process"
+            " takes somewhat more, which was measured on other cases than these."
+        ),
+        (
+            "Time is the number of floating-point operations over a rate that is measured on the"
+            " spot; it is rough. `finetune` does the same before it"
+        ),
         "starts, compares with the memory that is free, and says what to change.",
         "",
-        f"Estimated against measured on {where}, {report['machine']}, two steps each, five levels; the largest difference is {100 * worst:.0f} %. Measured is the largest",
-        "resident set above that of the imports, in a fresh process."
-        if not report["gpu"]
-        else "memory that Torch had allocated.",
+        (
+            f"Estimated against measured on {where}, {report['machine']}, two steps each, five"
+            f" levels; the largest difference is {100 * worst:.0f} %. Measured is the largest"
+        ),
+        (
+            "resident set above that of the imports, in a fresh process."
+            if not report["gpu"]
+            else "memory that Torch had allocated."
+        ),
         "",
         "| model | strategy | grid | more | measured | estimated | ratio |",
         "|---|---|---|---|---|---|---|",
@@ -161,11 +210,17 @@ def page(report: dict[str, Any]) -> str:
             if k in ("batch_size", "precision", "activation_checkpointing", "rollout_steps")
         )
         lines.append(
-            f"| {r['model']} | {r['strategy']} | {r['shape'][0]} × {r['shape'][1]} | {more.replace('activation_checkpointing True', 'checkpointing')} | {r['measured'] / 1e6:,.0f} MB | "
-            f"{r['estimated'] / 1e6:,.0f} MB | {r['estimated'] / r['measured']:.2f} |"
+            f"| {r['model']} | {r['strategy']} | {r['shape'][0]} × {r['shape'][1]} |"
+            f" {more.replace('activation_checkpointing True', 'checkpointing')} |"
+            f" {r['measured'] / 1e6:,.0f} MB | {r['estimated'] / 1e6:,.0f} MB |"
+            f" {r['estimated'] / r['measured']:.2f} |"
         )
     lines += recomputing()
-    lines += ["", f"{report['date']}; " + ", ".join(f"{k} {v}" for k, v in report["versions"].items()) + ".", ""]
+    lines += [
+        "",
+        f"{report['date']}; " + ", ".join(f"{k} {v}" for k, v in report["versions"].items()) + ".",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -187,14 +242,22 @@ def recomputing() -> list[str]:
         "",
         "## Recomputing instead of storing",
         "",
-        "Upstream's activation checkpointing wraps the backbone, each layer and each block, one inside the other, and the forward pass runs several times over. Here blocks, encoder and decoder",
-        f"are wrapped once. A full training step of AuroraSmall at {r['shape'][0]} × {r['shape'][1]}, five levels, {r['machine']}; `benchmarks/checkpointing.py`:",
+        (
+            "Upstream's activation checkpointing wraps the backbone, each layer and each block, one"
+            " inside the other, and the forward pass runs several times over. Here blocks, encoder"
+            " and decoder"
+        ),
+        (
+            f"are wrapped once. A full training step of AuroraSmall at {r['shape'][0]} ×"
+            f" {r['shape'][1]}, five levels, {r['machine']}; `benchmarks/checkpointing.py`:"
+        ),
         "",
         "| recomputed | a step, the fastest | peak of tensors |",
         "|---|---|---|",
         *rows,
         "",
-        f"That is {r['speed_over_stock']:.2f} times upstream's speed (median of {len(r['seconds']['once'])} rounds, one after the other in one process). Gradients "
+        f"That is {r['speed_over_stock']:.2f} times upstream's speed (median of"
+        f" {len(r['seconds']['once'])} rounds, one after the other in one process). Gradients "
         + (
             f"differ from those without by {r['gradient_difference']:.0e} of the largest."
             if r["gradient_difference"]
@@ -205,10 +268,14 @@ def recomputing() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--one", help="measure one case and print it")
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--calibrate", action="store_true", help="the cases that SLACK and FIXED come from")
+    parser.add_argument(
+        "--calibrate", action="store_true", help="the cases that SLACK and FIXED come from"
+    )
     parser.add_argument("--keep", action="store_true", help="the page again, from the report")
     options = parser.parse_args()
     if options.keep:
@@ -229,7 +296,13 @@ def main() -> None:
         return
     gpu = torch.cuda.is_available()
     machine = torch.cuda.get_device_name() if gpu else f"{platform.machine()}, one thread"
-    report = {"date": tuned.now(), "versions": tuned.versions(), "gpu": gpu, "machine": machine, "rows": rows}
+    report = {
+        "date": tuned.now(),
+        "versions": tuned.versions(),
+        "gpu": gpu,
+        "machine": machine,
+        "rows": rows,
+    }
     path = ROOT / "benchmarks" / "reports" / "estimates.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     (ROOT / "docs" / "memory.md").write_text(page(report))

@@ -1,4 +1,5 @@
-"""Scoring a global 0.25° forecast beside a straightforward xarray program for the same metrics: time and memory, each in a fresh process.
+"""Scoring a global 0.25° forecast beside a straightforward xarray program for the same metrics:
+time and memory, each in a fresh process.
 
     python benchmarks/evaluation.py            # writes benchmarks/reports/evaluation.json
     python benchmarks/evaluation.py --small    # 1.5°, to see that it runs
@@ -33,7 +34,9 @@ MOST = 40
 
 
 def make(folder: Path, step: float, inits: int) -> None:
-    """Forecast and truth: smooth fields and noise, so that they compress as weather does, not as zeros."""
+    """Forecast and truth: smooth fields and noise, so that they compress as weather does, not as
+    zeros.
+    """
     import zarr
 
     lat, lon = np.arange(90.0, -90.0 - step / 2, -step), np.arange(0.0, 360.0, step)
@@ -107,7 +110,10 @@ def run(folder: Path, which: str) -> dict[str, Any]:
     code = CHILD.format(metrics=METRICS, names=list(NAMES))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code, str(folder), which, "2"], capture_output=True, text=True, env=env
+        [sys.executable, "-c", code, str(folder), which, "2"],
+        capture_output=True,
+        text=True,
+        env=env,
     )
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
@@ -124,7 +130,9 @@ def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
             if i:
                 list_.append(got)
     for name in NAMES:
-        for mine, theirs in zip(rows["xaurora"][-1]["scores"][name], rows["xarray"][-1]["scores"][name], strict=True):
+        for mine, theirs in zip(
+            rows["xaurora"][-1]["scores"][name], rows["xarray"][-1]["scores"][name], strict=True
+        ):
             np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-6)
     return [
         {
@@ -155,15 +163,24 @@ def main() -> None:
     report = {
         "date": time.strftime("%Y-%m-%d"),
         "hardware": f"{os.cpu_count()} cores, {platform.machine()}, a shared machine",
-        "versions": {"python": platform.python_version(), "xarray": xr.__version__, "numpy": np.__version__},
-        "what": f"{inits} init times × 4 leads × {len(NAMES)} variables, {step}°, {', '.join(METRICS)}, global, Zarr chunks of one field",
+        "versions": {
+            "python": platform.python_version(),
+            "xarray": xr.__version__,
+            "numpy": np.__version__,
+        },
+        "what": (
+            f"{inits} init times × 4 leads × {len(NAMES)} variables, {step}°, {', '.join(METRICS)},"
+            " global, Zarr chunks of one field"
+        ),
         "rows": rows,
         "time_over_xarray": ratio,
         "peak_mb_with_a_quarter_of_the_init_times": few,
     }
     print(json.dumps(report, indent=1))
     if not options.small:
-        (ROOT / "benchmarks" / "reports" / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
+        (ROOT / "benchmarks" / "reports" / "evaluation.json").write_text(
+            json.dumps(report, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Which head suits which rain: every head on synthetic rain of known laws, and on the marginal distribution of real totals.
+"""Which head suits which rain: every head on synthetic rain of known laws, and on the marginal
+distribution of real totals.
 
-    python benchmarks/heads.py                       # writes benchmarks/reports/heads.json and docs/heads.md
-    python benchmarks/heads.py --data ../shared/data  # also fits the real totals there
+    python benchmarks/heads.py                       # writes benchmarks/reports/heads.json and
+    docs/heads.md python benchmarks/heads.py --data ../shared/data  # also fits the real totals
+    there
 
-For each law and head a ``tiny`` Aurora is trained from scratch (``strategy="full"``) and scored on times that it has not seen, beside the
-forecaster that knows the law but not the state (climatology) and the one that knows both (perfect).
+For each law and head a ``tiny`` Aurora is trained from scratch (``strategy="full"``) and scored on
+times that it has not seen, beside the forecaster that knows the law but not the state (climatology)
+and the one that knows both (perfect).
 """
 
 from __future__ import annotations
@@ -64,7 +67,9 @@ def learn(job: tuple[str, str, int, int, int, int]) -> dict[str, Any]:
         seconds = time.monotonic() - began
     # No frame of these was seen, neither in training nor in choosing the best state.
     init_times = ds["time"].values[times + 1 : times + 1 + HELD_OUT]
-    forecast = ds.aurora.predict("6h", model=model, time=init_times, variables=["tp"], progress=False)
+    forecast = ds.aurora.predict(
+        "6h", model=model, time=init_times, variables=["tp"], progress=False
+    )
     area = latitude_weights(ds["latitude"].values)[:, None]
     truth = ds["tp"].sel(time=forecast["valid_time"].values[:, 0]).values.astype(np.float64)
 
@@ -109,7 +114,9 @@ def learn(job: tuple[str, str, int, int, int, int]) -> dict[str, Any]:
 
 
 def marginal(totals: np.ndarray, head: str) -> dict[str, Any]:
-    """The member of a family that fits the distribution of real totals best by the head's own score, with no state to look at."""
+    """The member of a family that fits the distribution of real totals best by the head's own
+    score, with no state to look at.
+    """
     import torch
 
     from xaurora.fields import statistics as normalisation
@@ -121,14 +128,19 @@ def marginal(totals: np.ndarray, head: str) -> dict[str, Any]:
     torch.manual_seed(0)
     fitted = heads.build(heads.HeadOptions(family=head).for_climate(seen.moments.mean), 4, 16, 4)
     fitted.initialise(heads.Climatology(values, shares))
-    params = {k: v.double() for k, v in fitted.parameters_of(torch.zeros(1, fitted.outputs, 1, 1)).items()}
+    params = {
+        k: v.double() for k, v in fitted.parameters_of(torch.zeros(1, fitted.outputs, 1, 1)).items()
+    }
     y = torch.as_tensor(values)[None, None]
     score = float((fitted.law.crps(params, y) * torch.as_tensor(shares)).sum()) * 1e3
     f = np.cumsum(shares)
     own = float((f * (1.0 - f))[:-1] @ np.diff(values)) * 1e3
     exceed = {t: float(fitted.probability_above(params, t * 1e-3)) for t in THRESHOLDS_MM}
     often = {t: float(shares[values > t * 1e-3].sum()) for t in THRESHOLDS_MM}
-    skill = {t: -((exceed[t] - o) ** 2) / (o * (1.0 - o)) if 0 < o < 1 else None for t, o in often.items()}
+    skill = {
+        t: -((exceed[t] - o) ** 2) / (o * (1.0 - o)) if 0 < o < 1 else None
+        for t, o in often.items()
+    }
     upper = fitted.law.cdf(params, y).numpy().ravel()
     lower = np.where(values > 0, upper, 0.0)
     width = np.maximum(upper - lower, 1e-12)
@@ -162,20 +174,28 @@ def real_totals(folder: Path) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--times", type=int, default=600)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="processes at once, one thread each")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument(
-        "--keep", action="store_true", help="keep the last report's trainings; fit the real totals, and write the page"
+        "--keep",
+        action="store_true",
+        help="keep the last report's trainings; fit the real totals, and write the page",
     )
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     from xaurora.model import heads, tuned
 
-    jobs = [(law, head, options.times, options.steps, options.seed, 1) for law in LAWS for head in heads.RAIN]
+    jobs = [
+        (law, head, options.times, options.steps, options.seed, 1)
+        for law in LAWS
+        for head in heads.RAIN
+    ]
     path = ROOT / "benchmarks" / "reports" / "heads.json"
     before = json.loads(path.read_text()) if options.keep else {}
     jobs = [] if options.keep else jobs
@@ -185,7 +205,10 @@ def main() -> None:
         for row in pool.map(learn, jobs):
             print(f"{row['law']:<18} {row['head']:<18} share {row['gain']:.3f}", flush=True)
             rows.append(row)
-    fits = {name: [marginal(y, head) for head in heads.RAIN] for name, y in real_totals(options.data).items()}
+    fits = {
+        name: [marginal(y, head) for head in heads.RAIN]
+        for name, y in real_totals(options.data).items()
+    }
     report = {
         "date": before.get("date", tuned.now()),
         "versions": tuned.versions(),
@@ -208,27 +231,56 @@ def page(report: dict[str, Any]) -> str:
     lines = [
         "# Which head suits which rain",
         "",
-        "Written by `benchmarks/heads.py` from `benchmarks/reports/heads.json`. `xaurora.synthetic(rain=...)` makes fields whose rain follows a known law, so that the",
-        "CRPS of a perfect forecaster (who knows law and state) and of the climatology (who knows the law alone) are known. A `tiny` Aurora is",
-        f"trained from scratch for each law and head, everything moving, {rows[0]['steps']} steps of 4 on {rows[0]['samples']} samples, and scored on {HELD_OUT} later",
+        (
+            "Written by `benchmarks/heads.py` from `benchmarks/reports/heads.json`."
+            " `xaurora.synthetic(rain=...)` makes fields whose rain follows a known law, so"
+            " that the"
+        ),
+        (
+            "CRPS of a perfect forecaster (who knows law and state) and of the climatology (who"
+            " knows the law alone) are known. A `tiny` Aurora is"
+        ),
+        (
+            f"trained from scratch for each law and head, everything moving, {rows[0]['steps']}"
+            f" steps of 4 on {rows[0]['samples']} samples, and scored on {HELD_OUT} later"
+        ),
         "times, which neither training nor the choice of the best state has seen.",
         "",
-        f'`head="auto"` is `{report["auto"]}`. Over the laws it gains at least {min(r["gain"] for r in auto):.2f} of what can be known (the best head of each law: '
-        f"{min(max(r['gain'] for r in rows if r['law'] == law) for law in LAWS):.2f}), its mean is {min(r['mean_ratio'] for r in auto):.2f} to {max(r['mean_ratio'] for r in auto):.2f} of the true one, and its",
-        f"90 % interval covers {100 * min(r['coverage'] for r in auto):.0f} to {100 * max(r['coverage'] for r in auto):.0f} %. What sets it apart from the other families of three parameters is the table of real totals at the end.",
+        f'`head="auto"` is `{report["auto"]}`. Over the laws it gains at least'
+        f" {min(r['gain'] for r in auto):.2f} of what can be known (the best head of each law: "
+        f"{min(max(r['gain'] for r in rows if r['law'] == law) for law in LAWS):.2f}), its mean is"
+        f" {min(r['mean_ratio'] for r in auto):.2f} to {max(r['mean_ratio'] for r in auto):.2f} of"
+        " the true one, and its",
+        (
+            f"90 % interval covers {100 * min(r['coverage'] for r in auto):.0f} to"
+            f" {100 * max(r['coverage'] for r in auto):.0f} %. What sets it apart from the other"
+            " families of three parameters is the table of real totals at the end."
+        ),
         "",
-        "- **share**: of the CRPS in mm between climatology and the perfect forecaster, how much is gained; 1 is all that can be known.",
+        (
+            "- **share**: of the CRPS in mm between climatology and the perfect forecaster, how"
+            " much is gained; 1 is all that can be known."
+        ),
         "- **Brier skill** at a threshold, against the climatological frequency.",
-        "- **mean**: forecast mean over true mean. **bias**: how often the mean is above 1 mm, over how often the truth is.",
+        (
+            "- **mean**: forecast mean over true mean. **bias**: how often the mean is above 1 mm,"
+            " over how often the truth is."
+        ),
         "- **coverage** of the 90 % interval (randomised where it is dry).",
-        "- **ms**: a training step of the whole model, batch 4, one thread; several runs shared the machine.",
+        (
+            "- **ms**: a training step of the whole model, batch 4, one thread; several runs shared"
+            " the machine."
+        ),
     ]
     for law, described in LAWS.items():
         lines += [
             "",
             f"## `rain={law!r}`: {described}",
             "",
-            "| head | share | Brier skill 0.1 mm | 1 mm | 5 mm | 10 mm | mean | bias 1 mm | coverage | ms |",
+            (
+                "| head | share | Brier skill 0.1 mm | 1 mm | 5 mm | 10 mm | mean | bias 1 mm |"
+                " coverage | ms |"
+            ),
             "|---|---|---|---|---|---|---|---|---|---|",
         ]
         for r in rows:
@@ -237,34 +289,53 @@ def page(report: dict[str, Any]) -> str:
                 cover = "" if r["coverage"] is None else f"{100 * r['coverage']:.0f} %"
                 own = " (own family)" if r["head"] == law else ""
                 lines.append(
-                    f"| {r['head']}{own} | **{r['gain']:.2f}** | {brier} | {r['mean_ratio']:.2f} | {r['frequency_bias']['1.0']:.2f} | {cover} | {1e3 * r['seconds_a_step']:.0f} |"
+                    f"| {r['head']}{own} | **{r['gain']:.2f}** | {brier} | {r['mean_ratio']:.2f} |"
+                    f" {r['frequency_bias']['1.0']:.2f} | {cover} |"
+                    f" {1e3 * r['seconds_a_step']:.0f} |"
                 )
     if report["marginal"]:
         lines += [
             "",
             "## Real totals, without any state",
             "",
-            "How well a family can take the shape of real six-hour totals of ERA5 at all: its best fit by the head's own score to all totals of the set",
-            "together, over what their own distribution scores (1 is perfect); Brier skill against the frequency itself (0 is perfect); its mean over theirs; how",
+            (
+                "How well a family can take the shape of real six-hour totals of ERA5 at all: its"
+                " best fit by the head's own score to all totals of the set"
+            ),
+            (
+                "together, over what their own distribution scores (1 is perfect); Brier skill"
+                " against the frequency itself (0 is perfect); its mean over theirs; how"
+            ),
             "often it exceeds 1 mm over how often they do; and the coverage of its 90 % interval.",
             "",
-            "| totals | head | CRPS over the best | Brier skill 0.1 mm | 1 mm | 5 mm | 10 mm | mean | bias 1 mm | coverage |",
+            (
+                "| totals | head | CRPS over the best | Brier skill 0.1 mm | 1 mm | 5 mm | 10 mm |"
+                " mean | bias 1 mm | coverage |"
+            ),
             "|---|---|---|---|---|---|---|---|---|---|",
         ]
         for name, fits in report["marginal"].items():
             for f in fits:
-                brier = " | ".join("none" if v is None else f"{v:.3f}" for v in f["brier_skill"].values())
+                brier = " | ".join(
+                    "none" if v is None else f"{v:.3f}" for v in f["brier_skill"].values()
+                )
                 bias = f["frequency_bias"]["1.0"]
                 cover = "" if f["coverage"] is None else f"{100 * f['coverage']:.0f} %"
                 lines.append(
-                    f"| {name} | {f['head']} | {f['crps'] / f['empirical']:.3f} | {brier} | {f['mean_ratio']:.2f} | {bias:.2f} | {cover} |"
+                    f"| {name} | {f['head']} | {f['crps'] / f['empirical']:.3f} | {brier} |"
+                    f" {f['mean_ratio']:.2f} | {bias:.2f} | {cover} |"
                 )
     lines += [
         "",
-        "The `deterministic` head gives one value, whose CRPS is its absolute error: that it gains less is the price of saying nothing about its own",
+        (
+            "The `deterministic` head gives one value, whose CRPS is its absolute error: that it"
+            " gains less is the price of saying nothing about its own"
+        ),
         "uncertainty, and its mean is too low because it is a median.",
         "",
-        f"{report['date']}; {report['machine']}; " + ", ".join(f"{k} {v}" for k, v in report["versions"].items()) + ".",
+        f"{report['date']}; {report['machine']}; "
+        + ", ".join(f"{k} {v}" for k, v in report["versions"].items())
+        + ".",
         "",
     ]
     return "\n".join(lines)

@@ -1,8 +1,8 @@
 """A saved run of the suite → its report and ``docs/benchmarks.md``.
 
-pytest benchmarks/ --benchmark-only --benchmark-json=run.json
-python benchmarks/page.py run.json        # writes benchmarks/reports/suite-<size>-<where>.json and the page
-python benchmarks/page.py                 # the page again, from the reports
+pytest benchmarks/ --benchmark-only --benchmark-json=run.json python benchmarks/page.py run.json
+# writes benchmarks/reports/suite-<size>-<where>.json and the page python benchmarks/page.py
+# the page again, from the reports
 """
 
 from __future__ import annotations
@@ -43,14 +43,22 @@ def section(report: dict[str, Any]) -> list[str]:
     m = report["machine"]
     where = m["gpu"] if m["gpu"] != "none" else f"{m['processor']}, {m['cores']} cores, no GPU"
     versions = ", ".join(f"{n} {v}" for n, v in m["versions"].items())
-    lines = [f"## Size `{m['size']}`: {where}", "", f"{report['date'][:16]} UTC; Python {m['python']}, {versions}.", ""]
+    lines = [
+        f"## Size `{m['size']}`: {where}",
+        "",
+        f"{report['date'][:16]} UTC; Python {m['python']}, {versions}.",
+        "",
+    ]
     for group in dict.fromkeys(row["group"] for row in report["rows"]):
         dates = sorted({r["date"] for r in report["rows"] if r["group"] == group})
         lines += [
             f"### {group[:1].upper()}{group[1:]}",
             "",
             *([] if dates == [report["date"]] else [f"Measured {dates[0][:16]} UTC.", ""]),
-            "| case | seconds | stock | ratio | samples/s | of matrix peak | peak | stock's peak | |",
+            (
+                "| case | seconds | stock | ratio | samples/s | of matrix peak | peak | stock's"
+                " peak | |"
+            ),
             "|---|---|---|---|---|---|---|---|---|",
         ]
         for row in (r for r in report["rows"] if r["group"] == group):
@@ -62,7 +70,8 @@ def section(report: dict[str, Any]) -> list[str]:
                 _cell(row, "samples_a_second", ".3g"),
                 _cell(row, "of_matrix_peak", ".2f"),
                 _cell(row, "peak_bytes", ".0f", 1e-6) + (" MB" if "peak_bytes" in row else ""),
-                _cell(row, "stock_peak_bytes", ".0f", 1e-6) + (" MB" if "stock_peak_bytes" in row else ""),
+                _cell(row, "stock_peak_bytes", ".0f", 1e-6)
+                + (" MB" if "stock_peak_bytes" in row else ""),
                 str(row.get("note", "")),
             ]
             lines.append("| " + " | ".join(cells) + " |")
@@ -77,20 +86,47 @@ def page(reports: list[dict[str, Any]]) -> str:
         "",
         "<!-- Written by benchmarks/page.py from benchmarks/reports/suite-*.json. -->",
         "",
-        "Speed and memory beside stock microsoft-aurora code that does the same work, in turns with it in the same run:",
+        (
+            "Speed and memory beside stock microsoft-aurora code that does the same work, in turns"
+            " with it in the same run:"
+        ),
         "",
         "```bash",
-        "pytest benchmarks/ --benchmark-only                     # AuroraSmall at 96 × 160; some 8 minutes on 2 cores",
-        "pytest benchmarks/ --benchmark-only --size small-0.25   # also small-region, small-0.4, base-0.25: for machines that can",
-        "pytest benchmarks/ --benchmark-only --benchmark-json=run.json && python benchmarks/page.py run.json",
+        (
+            "pytest benchmarks/ --benchmark-only                     # AuroraSmall at 96 × 160;"
+            " some 8 minutes on 2 cores"
+        ),
+        (
+            "pytest benchmarks/ --benchmark-only --size small-0.25   # also small-region,"
+            " small-0.4, base-0.25: for machines that can"
+        ),
+        (
+            "pytest benchmarks/ --benchmark-only --benchmark-json=run.json && python"
+            " benchmarks/page.py run.json"
+        ),
         "```",
         "",
-        "`ratio` is the median of stock's seconds over the median of ours: above 1 is faster. `peak` is the resident memory of a fresh process, on a",
-        "GPU the peak of its tensors. `of matrix peak` is the share of the machine's own matrix product in float32. Weights are random, with adaptive layer norms",
-        "that are awake. Machines differ, and one machine from minute to minute: look at ratios, and do not trust a hundredth.",
+        (
+            "`ratio` is the median of stock's seconds over the median of ours: above 1 is faster."
+            " `peak` is the resident memory of a fresh process, on a"
+        ),
+        (
+            "GPU the peak of its tensors. `of matrix peak` is the share of the machine's own matrix"
+            " product in float32. Weights are random, with adaptive layer norms"
+        ),
+        (
+            "that are awake. Machines differ, and one machine from minute to minute: look at"
+            " ratios, and do not trust a hundredth."
+        ),
         "",
-        "In `head on stored latents` a step reads its sample from a store of 100 on disk; `default` is the default head (a censored, shifted gamma",
-        "law, 512 wide, decoded with overlap), whose incomplete gamma functions alone take some 10 ms a step, and `small` a two-layer MLP for each",
+        (
+            "In `head on stored latents` a step reads its sample from a store of 100 on disk;"
+            " `default` is the default head (a censored, shifted gamma"
+        ),
+        (
+            "law, 512 wide, decoded with overlap), whose incomplete gamma functions alone take some"
+            " 10 ms a step, and `small` a two-layer MLP for each"
+        ),
         "patch, 256 wide, of a censored normal law.",
         "",
     ]
@@ -100,9 +136,13 @@ def page(reports: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, nargs="?", help="what --benchmark-json wrote")
-    parser.add_argument("--merge", action="store_true", help="a run of some groups; the others stay as they are")
+    parser.add_argument(
+        "--merge", action="store_true", help="a run of some groups; the others stay as they are"
+    )
     arguments = parser.parse_args()
     if arguments.run is not None:
         report = condensed(json.loads(arguments.run.read_text(encoding="utf-8")))
@@ -116,7 +156,9 @@ def main() -> None:
             rows = [*(row for row in before["rows"] if row["group"] not in new), *report["rows"]]
             report = {**before, "rows": sorted(rows, key=lambda row: order.index(row["group"]))}
         target.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    reports = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(REPORTS.glob("suite-*.json"))]
+    reports = [
+        json.loads(p.read_text(encoding="utf-8")) for p in sorted(REPORTS.glob("suite-*.json"))
+    ]
     PAGE.write_text(page(reports), encoding="utf-8")
     print(f"{PAGE.relative_to(ROOT)}: {len(reports)} report(s)")
 

@@ -1,10 +1,13 @@
-"""The published ways of fine-tuning Aurora side by side, on synthetic fields and on real ERA5 over Norway.
+"""The published ways of fine-tuning Aurora side by side, on synthetic fields and on real ERA5 over
+Norway.
 
-    python benchmarks/setups.py            # writes benchmarks/reports/setups.json, docs/setups.md and its figure
-    python benchmarks/setups.py --keep     # the page and the figure again, from the report
+    python benchmarks/setups.py            # writes benchmarks/reports/setups.json, docs/setups.md
+    and its figure python benchmarks/setups.py --keep     # the page and the figure again, from the
+    report
 
-Each setup starts from the same model and is scored, by lead time, on init times that were not trained on. Nothing is chosen by their scores
-(``validations=1``). The interval is a block bootstrap over init times of the difference to the untuned start.
+Each setup starts from the same model and is scored, by lead time, on init times that were not
+trained on. Nothing is chosen by their scores (``validations=1``). The interval is a block bootstrap
+over init times of the difference to the untuned start.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ START = 10  # steps that the tiny over Norway was trained before
 LEADS = ("6h", "12h", "18h", "24h")
 STATE = {"synthetic": ("t2m", "u10", "v10", "msl"), "norway": ("t2m", "u10", "v10", "msl")}
 
-# What a person with a pretrained Aurora would type. The tiny models here take higher rates and fewer steps: TINY.
+# What a person with a pretrained Aurora would type. The tiny models here take higher rates and
+# fewer steps: TINY.
 RECIPES: dict[str, dict[str, Any]] = {
     "1 full, one step": {
         "strategy": "full",
@@ -75,24 +79,35 @@ def norway(folder: Path) -> tuple[Any, Any]:
 
     files = folder / "era5_norway_2025-06"
     ds = xaurora.open(files / "pressure_levels.nc", files / "surface.nc").load()
-    return ds, {"train": ("2025-06-01", "2025-06-05T00"), "validation": ("2025-06-05T06", "2025-06-08")}
+    return ds, {
+        "train": ("2025-06-01", "2025-06-05T00"),
+        "validation": ("2025-06-05T06", "2025-06-08"),
+    }
 
 
 def imerg_like(ds: Any) -> Any:
-    """Rain as a satellite sees it: on a grid of its own, in longitudes of −180 to 180, and nothing poleward of 60°."""
+    """Rain as a satellite sees it: on a grid of its own, in longitudes of −180 to 180, and nothing
+    poleward of 60°.
+    """
     truth = ds[["tp"]].interp(
-        latitude=np.arange(87.75, -88.0, -4.5), longitude=np.arange(0.0, 360.0, 5.0), method="nearest"
+        latitude=np.arange(87.75, -88.0, -4.5),
+        longitude=np.arange(0.0, 360.0, 5.0),
+        method="nearest",
     )
     truth["tp"].attrs.update(ds["tp"].attrs)
     return truth.where(abs(truth["latitude"]) <= 60.0).assign_attrs(ds.attrs)
 
 
 def errors(forecast: Any, ds: Any, name: str, kind: str) -> np.ndarray:
-    """Area mean of an error by init time and lead, ``(init_time, lead_time)``, NaN where there is no truth."""
+    """Area mean of an error by init time and lead, ``(init_time, lead_time)``, NaN where there is
+    no truth.
+    """
     from xaurora import distributions
     from xaurora.fields.grid.lattice import latitude_weights
 
-    axis = "latitude" if "latitude" in ds.dims else next(d for d in ds[name].dims if "lat" in str(d))
+    axis = (
+        "latitude" if "latitude" in ds.dims else next(d for d in ds[name].dims if "lat" in str(d))
+    )
     time = next(d for d in ds[name].dims if "time" in str(d))
     weight = latitude_weights(forecast[axis].values)[:, None]
     cut = ds[name].sel({axis: forecast[axis], "longitude": forecast["longitude"]})
@@ -108,15 +123,18 @@ def errors(forecast: Any, ds: Any, name: str, kind: str) -> np.ndarray:
             if law is None:
                 field = np.abs(values[i, j] - y) if kind == "mae" else (values[i, j] - y) ** 2
             else:
-                params = {p: forecast[f"{name}_{p}"].values[i, j].astype(float) for p in law.parameters}
+                params = {
+                    p: forecast[f"{name}_{p}"].values[i, j].astype(float) for p in law.parameters
+                }
                 field = law.crps(params, y)
             out[i, j] = float(np.nansum(field * weight) / np.sum(np.isfinite(field) * weight))
     return out
 
 
 def bootstrap(start: np.ndarray, tuned: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Mean relative gain over the start, and its 95 % interval: a circular block bootstrap over init times, in blocks of two days (or a third
-    of a shorter series), because neighbours in time are alike."""
+    """Mean relative gain over the start, and its 95 % interval: a circular block bootstrap over
+    init times, in blocks of two days (or a third of a shorter series), because neighbours in
+    time are alike."""
     kept = np.isfinite(start).any(axis=1)
     gain = np.nanmean((start - tuned)[kept], axis=1) / np.nanmean(start)
     rng = np.random.default_rng(seed)
@@ -141,7 +159,13 @@ def run(name: str, where: str, data: Path, scale: float = 1.0) -> dict[str, Any]
             if name.startswith("6"):
                 options["truth"] = imerg_like(past)
             untuned = past.aurora.finetune(
-                "tp", **start, strategy="frozen", steps=1, learning_rate=1e-12, out=Path(out) / "u", progress=False
+                "tp",
+                **start,
+                strategy="frozen",
+                steps=1,
+                learning_rate=1e-12,
+                out=Path(out) / "u",
+                progress=False,
             )
             scored, kind = ["tp"], "crps"
             init_times = ds["time"].values[301:355]
@@ -151,26 +175,53 @@ def run(name: str, where: str, data: Path, scale: float = 1.0) -> dict[str, Any]
             head_alone = options["strategy"] == "frozen"
             known = ds.drop_vars("t2m") if head_alone else ds
             untuned = known.aurora.finetune(
-                "all", model="tiny", strategy="full", steps=START, batch_size=4, out=Path(out) / "u", validations=1, progress=False, **split
-            )  # fmt: skip
+                "all",
+                model="tiny",
+                strategy="full",
+                steps=START,
+                batch_size=4,
+                out=Path(out) / "u",
+                validations=1,
+                progress=False,
+                **split,
+            )
             start = {"model": untuned}
             target = "t2m" if head_alone else "all"
             options |= split
             if head_alone:  # the start is then the head that knows the climatology alone
                 untuned = ds.aurora.finetune(
-                    "t2m", **start, strategy="frozen", steps=1, learning_rate=1e-12, out=Path(out) / "h", progress=False, **split
-                )  # fmt: skip
+                    "t2m",
+                    **start,
+                    strategy="frozen",
+                    steps=1,
+                    learning_rate=1e-12,
+                    out=Path(out) / "h",
+                    progress=False,
+                    **split,
+                )
             scored, kind = (["t2m"], "crps") if head_alone else (list(STATE[where]), "mse")
             time = next(str(d) for d in ds.dims if "time" in str(d))
             init_times = ds[time].values[18:-1]
         tuned = past.aurora.finetune(target, **start, **options, out=Path(out) / "run")
         leads = LEADS if not (where == "norway" and scored == ["t2m"]) else LEADS[:1]
-        shown = scored if scored == ["t2m"] else [*STATE[where], *(["tp"] if where == "synthetic" else [])]
+        shown = (
+            scored
+            if scored == ["t2m"]
+            else [*STATE[where], *(["tp"] if where == "synthetic" else [])]
+        )
         before, after = (
-            ds.aurora.predict(list(leads), model=m, time=init_times, variables=shown, progress=False)
+            ds.aurora.predict(
+                list(leads), model=m, time=init_times, variables=shown, progress=False
+            )
             for m in (untuned, tuned)
         )
-    a, b = (np.mean([errors(f, ds, n, kind) / np.nanmean(errors(before, ds, n, kind)) for n in scored], axis=0) for f in (before, after))  # fmt: skip
+    a, b = (
+        np.mean(
+            [errors(f, ds, n, kind) / np.nanmean(errors(before, ds, n, kind)) for n in scored],
+            axis=0,
+        )
+        for f in (before, after)
+    )
     curves: dict[str, Any] = {}
     for variable in shown:
         curves[variable] = {
@@ -197,12 +248,18 @@ def run(name: str, where: str, data: Path, scale: float = 1.0) -> dict[str, Any]
 
 
 def figure(report: dict[str, Any], path: Path) -> None:
-    """RMSE and MAE by lead, one line a setup: rain and temperature of the synthetic fields, temperature over Norway."""
+    """RMSE and MAE by lead, one line a setup: rain and temperature of the synthetic fields,
+    temperature over Norway.
+    """
     from matplotlib.figure import Figure
 
     fig = Figure(figsize=(13, 7), layout="constrained")
     axes = fig.subplots(2, 3)
-    panels = (("synthetic", "tp", 1e3, "rain in mm, synthetic"), ("synthetic", "t2m", 1.0, "t2m in K, synthetic"), ("norway", "t2m", 1.0, "t2m in K, Norway"))  # fmt: skip
+    panels = (
+        ("synthetic", "tp", 1e3, "rain in mm, synthetic"),
+        ("synthetic", "t2m", 1.0, "t2m in K, synthetic"),
+        ("norway", "t2m", 1.0, "t2m in K, Norway"),
+    )
     for column, (where, variable, factor, title) in enumerate(panels):
         for row, score in enumerate(("rmse", "mae")):
             ax = axes[row, column]
@@ -225,36 +282,83 @@ def figure(report: dict[str, Any], path: Path) -> None:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     order = sorted(handles)
-    fig.legend([handles[k] for k in order], order, loc="outside lower center", ncols=7, frameon=False)
+    fig.legend(
+        [handles[k] for k in order], order, loc="outside lower center", ncols=7, frameon=False
+    )
     fig.savefig(path, dpi=120)
 
 
 def page(report: dict[str, Any]) -> str:
     """Recipes, and the report in a table."""
     typed = {
-        "1 full, one step": "Everything trains on one step, as Aurora itself was fine-tuned first (Bodnar et al. 2025, supplement D).",
-        "2 two steps": "Two steps, their losses averaged, gradients through both: the model learns what its first step does to the second.",
-        "3 LoRA, push-forward": "Low-rank adapters on a frozen base, three steps, no gradient between steps: long forecasts at the memory of one step.",
-        "4 replay buffer": "Forecasts are kept and go one step on at a time; they grow up to `rollout_steps` (40 for ten days). One in ten is fresh. As Aurora's long forecasts were tuned.",
-        "5 head, batch 1, bf16": "The small-GPU recipe: the backbone is frozen and runs in bfloat16, the head alone trains.",
-        "6 IMERG as target": "Rain as a satellite saw it, brought onto the data's grid; what it did not see is left out.",
+        "1 full, one step": (
+            "Everything trains on one step, as Aurora itself was fine-tuned first (Bodnar et al."
+            " 2025, supplement D)."
+        ),
+        "2 two steps": (
+            "Two steps, their losses averaged, gradients through both: the model learns what its"
+            " first step does to the second."
+        ),
+        "3 LoRA, push-forward": (
+            "Low-rank adapters on a frozen base, three steps, no gradient between steps: long"
+            " forecasts at the memory of one step."
+        ),
+        "4 replay buffer": (
+            "Forecasts are kept and go one step on at a time; they grow up to `rollout_steps` (40"
+            " for ten days). One in ten is fresh. As Aurora's long forecasts were tuned."
+        ),
+        "5 head, batch 1, bf16": (
+            "The small-GPU recipe: the backbone is frozen and runs in bfloat16, the head alone"
+            " trains."
+        ),
+        "6 IMERG as target": (
+            "Rain as a satellite saw it, brought onto the data's grid; what it did not see is left"
+            " out."
+        ),
     }
     shown = {
-        "1 full, one step": 'ds.aurora.finetune("tp", strategy="full", learning_rate=5e-5, schedule="constant", warmup=1000)',
-        "2 two steps": 'ds.aurora.finetune("tp", strategy="full", rollout_steps=2, learning_rate=5e-5)',
-        "3 LoRA, push-forward": 'ds.aurora.finetune("tp", strategy="lora", rollout_steps=3, push_forward=True, learning_rate=5e-5)',
-        "4 replay buffer": 'ds.aurora.finetune("tp", strategy="lora", rollout_steps=40, replay_buffer=200, learning_rate=5e-5)',
-        "5 head, batch 1, bf16": 'ds.aurora.finetune("tp", strategy="frozen", batch_size=1, precision="bf16")',
-        "6 IMERG as target": 'ds.aurora.finetune("tp", truth=xaurora.open_imerg("imerg/*.HDF5"), strategy="frozen")',
+        "1 full, one step": (
+            'ds.aurora.finetune("tp", strategy="full", learning_rate=5e-5, schedule="constant",'
+            " warmup=1000)"
+        ),
+        "2 two steps": (
+            'ds.aurora.finetune("tp", strategy="full", rollout_steps=2, learning_rate=5e-5)'
+        ),
+        "3 LoRA, push-forward": (
+            'ds.aurora.finetune("tp", strategy="lora", rollout_steps=3, push_forward=True,'
+            " learning_rate=5e-5)"
+        ),
+        "4 replay buffer": (
+            'ds.aurora.finetune("tp", strategy="lora", rollout_steps=40, replay_buffer=200,'
+            " learning_rate=5e-5)"
+        ),
+        "5 head, batch 1, bf16": (
+            'ds.aurora.finetune("tp", strategy="frozen", batch_size=1, precision="bf16")'
+        ),
+        "6 IMERG as target": (
+            'ds.aurora.finetune("tp", truth=xaurora.open_imerg("imerg/*.HDF5"), strategy="frozen")'
+        ),
     }
     lines = [
         "# Recipes",
         "",
-        "Written by `benchmarks/setups.py` from `benchmarks/reports/setups.json`. Each recipe is arguments alone. The rates and lengths are those published for a pretrained",
-        "Aurora; the runs below are of tiny models, with higher rates and fewer steps (`TINY` in the script).",
+        (
+            "Written by `benchmarks/setups.py` from `benchmarks/reports/setups.json`. Each recipe"
+            " is arguments alone. The rates and lengths are those published for a pretrained"
+        ),
+        (
+            "Aurora; the runs below are of tiny models, with higher rates and fewer steps (`TINY`"
+            " in the script)."
+        ),
         "",
-        'Years: `train=("2016", "2023"), validation="2024"`, and 2025 for the test. Windows never cross from one part into the other: not the history, not the rollout, not the',
-        "hours that a total sums up. The pretrained Auroras have seen ERA5 up to 2020; `finetune` says so where that touches the validation.",
+        (
+            'Years: `train=("2016", "2023"), validation="2024"`, and 2025 for the test. Windows'
+            " never cross from one part into the other: not the history, not the rollout, not the"
+        ),
+        (
+            "hours that a total sums up. The pretrained Auroras have seen ERA5 up to 2020;"
+            " `finetune` says so where that touches the validation."
+        ),
         "",
     ]
     for name, words in typed.items():
@@ -262,8 +366,16 @@ def page(report: dict[str, Any]) -> str:
     lines += [
         "## Side by side",
         "",
-        "Gain over the untuned start on init times that were not trained on, mean of the lead times that the setup trains, with a 95 % interval of a block bootstrap over init times. Synthetic fields: CRPS of rain;",
-        f" the start is `tiny-pretrained` with a head that knows the climatology alone. Norway, a week of real ERA5 without rain: squared error of four surface variables, each over the start's; the start is a `tiny` after {START} steps. There, setup 5 learns t2m",
+        (
+            "Gain over the untuned start on init times that were not trained on, mean of the lead"
+            " times that the setup trains, with a 95 % interval of a block bootstrap over init"
+            " times. Synthetic fields: CRPS of rain;"
+        ),
+        (
+            " the start is `tiny-pretrained` with a head that knows the climatology alone. Norway,"
+            " a week of real ERA5 without rain: squared error of four surface variables, each over"
+            f" the start's; the start is a `tiny` after {START} steps. There, setup 5 learns t2m"
+        ),
         "with a head, on a base that does not know t2m, and its score is the CRPS at +6 h.",
         "",
         "| setup | fields | score | up to | steps | gain | 95 % interval |",
@@ -273,20 +385,25 @@ def page(report: dict[str, Any]) -> str:
         g = r["gain"]
         score = f"{r['score'].upper()} of {', '.join(r['scored'])}"
         lines.append(
-            f"| {r['setup']} | {r['where']} | {score} | +{r['scored_to']} | {r['steps']} | **{100 * g[0]:.0f} %** | {100 * g[1]:.0f} to {100 * g[2]:.0f} % |"
+            f"| {r['setup']} | {r['where']} | {score} | +{r['scored_to']} | {r['steps']} |"
+            f" **{100 * g[0]:.0f} %** | {100 * g[1]:.0f} to {100 * g[2]:.0f} % |"
         )
     lines += [
         "",
         "![RMSE and MAE by lead time](setups.png)",
         "",
-        f"{report['date']}; {report['machine']}; " + ", ".join(f"{k} {v}" for k, v in report["versions"].items()) + ".",
+        f"{report['date']}; {report['machine']}; "
+        + ", ".join(f"{k} {v}" for k, v in report["versions"].items())
+        + ".",
         "",
     ]
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--one", nargs=2, metavar=("SETUP", "FIELDS"))
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps")
@@ -301,21 +418,39 @@ def main() -> None:
     report = json.loads(path.read_text()) if options.keep else None
     if report is None:
         rows = []
-        places = ["synthetic"] + (["norway"] if (options.data / "era5_norway_2025-06").is_dir() else [])
+        places = ["synthetic"] + (
+            ["norway"] if (options.data / "era5_norway_2025-06").is_dir() else []
+        )
         for where in places:
             for name in RECIPES:
                 if where == "norway" and name.startswith("6"):
                     continue  # there is no satellite rain of that week
-                command = [sys.executable, __file__, "--one", name, where, "--data", str(options.data)]
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--one",
+                    name,
+                    where,
+                    "--data",
+                    str(options.data),
+                ]
                 done = subprocess.run(
-                    [*command, "--scale", str(options.scale)], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-                )  # fmt: skip
+                    [*command, "--scale", str(options.scale)],
+                    capture_output=True,
+                    text=True,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                )
                 if done.returncode:
                     raise SystemExit(done.stderr)
                 rows.append(json.loads(done.stdout.splitlines()[-1]))
                 print(name, where, [round(v, 3) for v in rows[-1]["gain"]], flush=True)
         machine = f"{platform.machine()}, one thread, no GPU"
-        report = {"date": tuned.now(), "versions": tuned.versions(), "machine": machine, "rows": rows}
+        report = {
+            "date": tuned.now(),
+            "versions": tuned.versions(),
+            "machine": machine,
+            "rows": rows,
+        }
         path.write_text(json.dumps(report, indent=1) + "\n")
     figure(report, ROOT / "docs" / "setups.png")
     (ROOT / "docs" / "setups.md").write_text(page(report))

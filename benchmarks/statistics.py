@@ -1,6 +1,7 @@
 """Memory and time of ``ds.aurora.statistics()`` on a Zarr store that does not fit in memory.
 
-    python benchmarks/statistics.py --gigabytes 20    # makes the store, computes in a process of its own, deletes the store
+    python benchmarks/statistics.py --gigabytes 20    # makes the store, computes in a process of
+    its own, deletes the store
 
 Writes benchmarks/reports/statistics.json.
 """
@@ -36,14 +37,18 @@ print(json.dumps({"seconds": seconds, "peak_gib": peak, "values": values}))
 
 
 def make(path: Path, times: int, chunk: int) -> None:
-    """A store of six-hour totals, in chunks of several times: other ones at every time, written chunk by chunk."""
+    """A store of six-hour totals, in chunks of several times: other ones at every time, written
+    chunk by chunk.
+    """
     import dask.array
 
     rng = np.random.default_rng(0)
     base = np.where(rng.random(SHAPE) < 0.4, rng.gamma(0.5, 2e-3, SHAPE), 0.0).astype(np.float32)
 
     def block(index: np.ndarray) -> np.ndarray:
-        return np.stack([np.roll(base, int(i) * 7, axis=1) * np.float32(1.0 + 0.001 * (i % 97)) for i in index])
+        return np.stack(
+            [np.roll(base, int(i) * 7, axis=1) * np.float32(1.0 + 0.001 * (i % 97)) for i in index]
+        )
 
     lazy = dask.array.arange(times, chunks=chunk).map_blocks(
         block,
@@ -62,11 +67,16 @@ def make(path: Path, times: int, chunk: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gigabytes", type=float, default=20.0)
     parser.add_argument("--chunk", type=int, default=20, help="times in a chunk")
     parser.add_argument(
-        "--folder", type=Path, default=None, help="where the store is made; the temporary folder by default"
+        "--folder",
+        type=Path,
+        default=None,
+        help="where the store is made; the temporary folder by default",
     )
     options = parser.parse_args()
     times = int(options.gigabytes * 1e9 / (4 * SHAPE[0] * SHAPE[1]))
@@ -77,7 +87,9 @@ def main() -> None:
         began = time.monotonic()
         make(store, times, options.chunk)
         print(f"made {times} times in {time.monotonic() - began:.0f} s", flush=True)
-        run = subprocess.run([sys.executable, "-c", CODE, str(store)], capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", CODE, str(store)], capture_output=True, text=True, check=True
+        )
     result = json.loads(run.stdout)
     report = {
         "date": tuned.now(),
@@ -90,7 +102,10 @@ def main() -> None:
     }
     path = ROOT / "benchmarks" / "reports" / "statistics.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{report['gigabytes']:.1f} GB: peak {result['peak_gib']:.2f} GiB, {result['seconds']:.0f} s")
+    print(
+        f"{report['gigabytes']:.1f} GB: peak {result['peak_gib']:.2f} GiB,"
+        f" {result['seconds']:.0f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""What each strategy buys: untuned, frozen, decoder, LoRA, PEFT and full from the same start on the same data.
+"""What each strategy buys: untuned, frozen, decoder, LoRA, PEFT and full from the same start on the
+same data.
 
-    python benchmarks/strategies.py              # writes benchmarks/reports/strategies.json, docs/strategies.md and its figure
-    python benchmarks/strategies.py --keep       # the page and the figure again, from the report
-    python benchmarks/strategies.py --pretrain   # makes the start, xaurora/assets: forty minutes on one core
+    python benchmarks/strategies.py              # writes benchmarks/reports/strategies.json,
+    docs/strategies.md and its figure python benchmarks/strategies.py --keep       # the page and
+    the figure again, from the report python benchmarks/strategies.py --pretrain   # makes the
+    start, xaurora/assets: forty minutes on one core
 
-The start is a ``tiny`` Aurora pretrained on the state variables of ``xaurora.synthetic`` under five laws of motion, as Aurora was on the
-weather; rain it has never seen. Each strategy runs in a process of its own, on one thread.
+The start is a ``tiny`` Aurora pretrained on the state variables of ``xaurora.synthetic`` under five
+laws of motion, as Aurora was on the weather; rain it has never seen. Each strategy runs in a
+process of its own, on one thread.
 """
 
 from __future__ import annotations
@@ -38,7 +41,12 @@ CASES: dict[str, dict[str, Any]] = {
     "peft": {"strategy": "peft", "learning_rate": 1e-3},
     "lora, then peft": {"strategy": "lora", "learning_rate": 1e-3, "steps": 100, "then": "peft"},
     "full": {"strategy": "full", "learning_rate": 3e-4, "head_learning_rate": 1e-3},
-    "full, rain alone": {"strategy": "full", "learning_rate": 3e-4, "head_learning_rate": 1e-3, "base_loss": 0.0},
+    "full, rain alone": {
+        "strategy": "full",
+        "learning_rate": 3e-4,
+        "head_learning_rate": 1e-3,
+        "base_loss": 0.0,
+    },
 }
 # Rain that comes from two patches away, eight columns a step: the head does not see that far.
 FAR: dict[str, dict[str, Any]] = {
@@ -49,12 +57,16 @@ FAR: dict[str, dict[str, Any]] = {
 
 
 def pretrain(out: Path) -> None:
-    """Train a ``tiny`` on the state variables of several laws of motion, then once more with more of the hardest, and keep it in bfloat16."""
+    """Train a ``tiny`` on the state variables of several laws of motion, then once more with more
+    of the hardest, and keep it in bfloat16.
+    """
     from xaurora.sources.synthesis import MOTIONS
 
     motions = list(MOTIONS)
     with tempfile.TemporaryDirectory() as folder:
-        tuned = _pretrained(motions, 1000, (100, 200), "tiny", {"steps": 3600}, Path(folder) / "first")
+        tuned = _pretrained(
+            motions, 1000, (100, 200), "tiny", {"steps": 3600}, Path(folder) / "first"
+        )
         more = [*motions, "storm", "storm"]
         options = {"steps": 1500, "learning_rate": 1.2e-3}
         tuned = _pretrained(more, 800, (300, 400), tuned, options, Path(folder) / "second")
@@ -62,7 +74,12 @@ def pretrain(out: Path) -> None:
 
 
 def _pretrained(
-    motions: list[str], times: int, seeds: tuple[int, int], model: Any, options: dict[str, Any], out: Path
+    motions: list[str],
+    times: int,
+    seeds: tuple[int, int],
+    model: Any,
+    options: dict[str, Any],
+    out: Path,
 ) -> Any:
     """Training on so many times of each motion, a year apart; validated on 20 others."""
     import xarray as xr
@@ -73,12 +90,19 @@ def _pretrained(
     still = ["lsm", "slt", "geopotential_at_surface"]
     parts = [
         xaurora.synthetic(times=count, seed=seed + i, motion=motion, start=f"{year + i}-01-01T00")
-        for count, seed, year, chosen in ((times, seeds[0], 2000, motions), (20, seeds[1], 2010, list(MOTIONS)))
+        for count, seed, year, chosen in (
+            (times, seeds[0], 2000, motions),
+            (20, seeds[1], 2010, list(MOTIONS)),
+        )
         for i, motion in enumerate(chosen)
     ]
-    ds = xr.concat([p.drop_vars([*still, "tp"]) for p in parts], "time").assign({n: parts[0][n] for n in still})
+    ds = xr.concat([p.drop_vars([*still, "tp"]) for p in parts], "time").assign(
+        {n: parts[0][n] for n in still}
+    )
     split = {"train": ("2000", f"{2000 + len(motions)}"), "validation": ("2010", "2015")}
-    return ds.aurora.finetune("all", model=model, strategy="full", batch_size=4, out=out, workers=0, **split, **options)
+    return ds.aurora.finetune(
+        "all", model=model, strategy="full", batch_size=4, out=out, workers=0, **split, **options
+    )
 
 
 def keep(tuned: Any, out: Path) -> None:
@@ -91,7 +115,10 @@ def keep(tuned: Any, out: Path) -> None:
     state = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in base.state_dict().items()}
     save_file(state, out / "tiny.safetensors")
     about = {
-        "what": "tiny Aurora, pretrained on the state variables of xaurora.synthetic under the motions east, west, fast, storm and still",
+        "what": (
+            "tiny Aurora, pretrained on the state variables of xaurora.synthetic under the motions"
+            " east, west, fast, storm and still"
+        ),
         "made": tuned.config["made"],
         "versions": tuned.config["versions"],
         "steps": tuned.config["training"]["steps"],
@@ -130,7 +157,11 @@ def learn(name: str) -> dict[str, Any]:
 
     assert all((matplotlib.figure, peft, scipy.stats, curves, finetuning))
     case = {**COMMON, **{**CASES, **FAR}[name]}
-    then, scrambled, motion = case.pop("then", None), case.pop("random", False), case.pop("motion", MOTION)
+    then, scrambled, motion = (
+        case.pop("then", None),
+        case.pop("random", False),
+        case.pop("motion", MOTION),
+    )
     ds = xaurora.synthetic(times=TRAINED + HELD_OUT + 6, motion=motion)
     past = ds.isel(time=slice(None, TRAINED))
     torch.nn.functional.linear(torch.zeros(8, 8), torch.zeros(8, 8))
@@ -143,17 +174,26 @@ def learn(name: str) -> dict[str, Any]:
         base = build_tiny(TINY_PRETRAINED, real.surf_stats, real.atmos_stats, seed=7)
     with tempfile.TemporaryDirectory() as out:
         began = time.monotonic()
-        tuned = past.aurora.finetune("tp", model=base, out=Path(out) / "run", progress=False, validations=5, **case)
+        tuned = past.aurora.finetune(
+            "tp", model=base, out=Path(out) / "run", progress=False, validations=5, **case
+        )
         if then:
             tuned = past.aurora.finetune(
-                "tp", model=tuned, out=Path(out) / "then", progress=False, validations=5, **{**case, "strategy": then}
+                "tp",
+                model=tuned,
+                out=Path(out) / "then",
+                progress=False,
+                validations=5,
+                **{**case, "strategy": then},
             )
         seconds = time.monotonic() - began
         peak = resident("VmHWM") - before
     steps = case["steps"] * (2 if then else 1)
     # No frame of these was seen, neither in training nor in choosing the best state.
     init_times = ds["time"].values[TRAINED + 1 : TRAINED + 1 + HELD_OUT]
-    forecast = ds.aurora.predict(LEADS[-1], model=tuned, time=init_times, variables=["tp", *STATE], progress=False)
+    forecast = ds.aurora.predict(
+        LEADS[-1], model=tuned, time=init_times, variables=["tp", *STATE], progress=False
+    )
     scores = forecast.aurora.evaluate(ds, regions="global", metrics=["crps", "rmse"])
     area = latitude_weights(ds["latitude"].values)[:, None]
     area = area / area.mean()
@@ -168,23 +208,35 @@ def learn(name: str) -> dict[str, Any]:
         "total": {r["name"]: r["total"] for r in tuned.config["parameters"]}["all"],
         "peak": peak,
         "seconds_a_step": seconds / steps if name != "untuned" else None,
-        "crps": [], "share": [], "rmse": [], "state": [], "blur": [],
-    }  # fmt: skip
+        "crps": [],
+        "share": [],
+        "rmse": [],
+        "state": [],
+        "blur": [],
+    }
     for i, lead in enumerate(LEADS):
         hours = int(lead[:-1])
         crps = float(scores["tp"].sel(metric="crps").values.ravel()[i]) * 1e3
-        climate, perfect = exact(synthesis.climatology_crps, hours), exact(synthesis.perfect_crps, hours)
+        climate, perfect = (
+            exact(synthesis.climatology_crps, hours),
+            exact(synthesis.perfect_crps, hours),
+        )
         row["crps"].append(crps)
         row["share"].append((climate - crps) / (climate - perfect))
         row["rmse"].append(float(scores["tp"].sel(metric="rmse").values.ravel()[i]) * 1e3)
-        state = [float(scores[n].sel(metric="rmse").values.ravel()[i]) / float(ds[n].std("time").mean()) for n in STATE]
+        state = [
+            float(scores[n].sel(metric="rmse").values.ravel()[i]) / float(ds[n].std("time").mean())
+            for n in STATE
+        ]
         row["state"].append(float(np.mean(state)))
         row["blur"].append(blur(forecast["t2m"].isel(lead_time=i), ds["t2m"]))
     return row
 
 
 def blur(forecast: Any, truth: Any) -> float:
-    """Zonal power of the forecast at wavelengths of 4 to 8 grid points, over the truth's: 1 is as sharp, less is blurred."""
+    """Zonal power of the forecast at wavelengths of 4 to 8 grid points, over the truth's: 1 is as
+    sharp, less is blurred.
+    """
     there = truth.sel(time=forecast["valid_time"].values)
     power = [np.abs(np.fft.rfft(v.values, axis=-1)) ** 2 for v in (forecast, there)]
     columns = forecast.sizes["longitude"]
@@ -204,7 +256,9 @@ def figure(report: dict[str, Any], path: Path) -> None:
         style = {"color": f"C{i}", "marker": "o", "linestyle": "--" if "," in r["case"] else "-"}
         axes[0].plot(hours, np.array(r["share"]) * 100, label=r["case"], **style)
         axes[1].plot(hours, r["state"], **style)
-        axes[2].scatter(r["trainable"], r["share"][3] * 100, color=f"C{i}", s=r["peak"] / 2e6, alpha=0.8)
+        axes[2].scatter(
+            r["trainable"], r["share"][3] * 100, color=f"C{i}", s=r["peak"] / 2e6, alpha=0.8
+        )
     untuned = next(r for r in report["rows"] if r["case"] == "untuned")
     axes[1].plot(hours, untuned["state"], color="black", linestyle=":", label="untuned")
     axes[0].set_ylabel("share of the CRPS of rain that can be gained, %")
@@ -219,7 +273,11 @@ def figure(report: dict[str, Any], path: Path) -> None:
     axes[2].set_xlabel("parameters that train")
     axes[2].set_ylabel("share at +24 h, % (size: peak memory)")
     fig.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(shown), frameon=False, fontsize=8
+        *axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=len(shown),
+        frameon=False,
+        fontsize=8,
     )
     fig.savefig(path, dpi=130)
 
@@ -228,7 +286,11 @@ def page(report: dict[str, Any]) -> str:
     """The report in words and a table."""
     rows = {r["case"]: r for r in report["rows"]}
     frozen, full, lora, peft = rows["frozen"], rows["full"], rows["lora"], rows["peft"]
-    alone, untuned, scrambled = rows["full, rain alone"], rows["untuned"], rows["frozen, random backbone"]
+    alone, untuned, scrambled = (
+        rows["full, rain alone"],
+        rows["untuned"],
+        rows["frozen, random backbone"],
+    )
     far, far_scrambled = rows["far: frozen"], rows["far: frozen, random backbone"]
 
     def share(r: dict[str, Any], lead: int = 0) -> str:
@@ -239,64 +301,134 @@ def page(report: dict[str, Any]) -> str:
         "",
         "Written by `benchmarks/strategies.py` from `benchmarks/reports/strategies.json`.",
         "",
-        "The start is a `tiny` Aurora that was pretrained on the state variables of `xaurora.synthetic` under five laws of motion, as Aurora was on the",
-        f'weather (`model="tiny-pretrained"`). It has never seen rain. Each strategy trains it on the same {frozen["samples"]} samples, {COMMON["steps"]} steps of {COMMON["batch_size"]}, and is',
-        f"scored on {HELD_OUT} later init times. A perfect forecaster's CRPS is known, so that **share** says how much of what can be known was gained over the",
-        "climatology: 1 is everything, and below 0 is worse than the climatology. The fields drift two columns a step, half a patch of the model.",
+        (
+            "The start is a `tiny` Aurora that was pretrained on the state variables of"
+            " `xaurora.synthetic` under five laws of motion, as Aurora was on the"
+        ),
+        (
+            'weather (`model="tiny-pretrained"`). It has never seen rain. Each strategy trains it'
+            f" on the same {frozen['samples']} samples, {COMMON['steps']} steps of"
+            f" {COMMON['batch_size']}, and is"
+        ),
+        (
+            f"scored on {HELD_OUT} later init times. A perfect forecaster's CRPS is known, so that"
+            " **share** says how much of what can be known was gained over the"
+        ),
+        (
+            "climatology: 1 is everything, and below 0 is worse than the climatology. The fields"
+            " drift two columns a step, half a patch of the model."
+        ),
         "",
-        "| strategy | trains | peak memory | ms a step | CRPS +6 h | share +6 h | share +24 h | RMSE of rain +6 h | +24 h | state +24 h | sharpness +6 h | +24 h |",
+        (
+            "| strategy | trains | peak memory | ms a step | CRPS +6 h | share +6 h | share +24 h |"
+            " RMSE of rain +6 h | +24 h | state +24 h | sharpness +6 h | +24 h |"
+        ),
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in (r for r in report["rows"] if r["case"] in CASES):
         time_ = "" if r["seconds_a_step"] is None else f"{1e3 * r['seconds_a_step']:.0f}"
         lines.append(
-            f"| {r['case']} | {r['trainable']:,} | {r['peak'] / 1e6:.0f} MB | {time_} | {r['crps'][0]:.3f} mm | **{r['share'][0]:.2f}** | {r['share'][3]:.2f} | "
-            f"{r['rmse'][0]:.2f} mm | {r['rmse'][3]:.2f} mm | {r['state'][3]:.2f} | {r['blur'][0]:.2f} | {r['blur'][3]:.2f} |"
+            f"| {r['case']} | {r['trainable']:,} | {r['peak'] / 1e6:.0f} MB | {time_} |"
+            f" {r['crps'][0]:.3f} mm | **{r['share'][0]:.2f}** | {r['share'][3]:.2f} |"
+            f" {r['rmse'][0]:.2f} mm | {r['rmse'][3]:.2f} mm | {r['state'][3]:.2f} |"
+            f" {r['blur'][0]:.2f} | {r['blur'][3]:.2f} |"
         )
     lines += [
         "",
         "- **trains**: parameters; the untuned row has a head that knows the climatology alone.",
-        "- **state**: RMSE of the surface state over its standard deviation, mean of four variables; what later leads stand on.",
-        "- **sharpness**: zonal power of 2 m temperature at wavelengths of 4 to 8 grid points, over the truth's. Below 1 is blur.",
+        (
+            "- **state**: RMSE of the surface state over its standard deviation, mean of four"
+            " variables; what later leads stand on."
+        ),
+        (
+            "- **sharpness**: zonal power of 2 m temperature at wavelengths of 4 to 8 grid points,"
+            " over the truth's. Below 1 is blur."
+        ),
         "- **ms a step** includes validation and saving; one thread.",
         "",
         "![Shares of what can be gained, by lead; the state; cost](strategies.png)",
         "",
         "## What the figures say",
         "",
-        f"**Is freezing enough?** At +6 h, yes: the head on the frozen backbone gains {share(frozen)} of what can be known, and everything trained gains {share(full)}. Further on the base has to",
-        f"forecast the state first, and what a strategy does to the base counts: {share(frozen, 3)} and {share(full, 3)} at +24 h.",
+        (
+            "**Is freezing enough?** At +6 h, yes: the head on the frozen backbone gains"
+            f" {share(frozen)} of what can be known, and everything trained gains {share(full)}."
+            " Further on the base has to"
+        ),
+        (
+            "forecast the state first, and what a strategy does to the base counts:"
+            f" {share(frozen, 3)} and {share(full, 3)} at +24 h."
+        ),
         "",
-        f"**Is it the backbone, or the head?** On a backbone of random weights the same head gains {share(scrambled)} at +6 h, as much: the fields drift half a patch, and the head sees its surroundings",
-        f"itself. At +12 h, after one step of the base's own, it is {share(frozen, 1)} against {share(scrambled, 1)}. And where rain comes from two patches away (`motion=\"storm\"`, eight columns a step), what the backbone",
-        f"learnt is what counts at +6 h as well: {share(far)} against {share(far_scrambled)}. This tiny knows those storms less well than the slower motions.",
+        (
+            "**Is it the backbone, or the head?** On a backbone of random weights the same head"
+            f" gains {share(scrambled)} at +6 h, as much: the fields drift half a patch, and the"
+            " head sees its surroundings"
+        ),
+        (
+            f"itself. At +12 h, after one step of the base's own, it is {share(frozen, 1)} against"
+            f' {share(scrambled, 1)}. And where rain comes from two patches away (`motion="storm"`,'
+            " eight columns a step), what the backbone"
+        ),
+        (
+            f"learnt is what counts at +6 h as well: {share(far)} against {share(far_scrambled)}."
+            " This tiny knows those storms less well than the slower motions."
+        ),
         "",
-        f"**LoRA or freezing?** LoRA gains {share(lora)} at +6 h and {share(lora, 3)} at +24 h, freezing {share(frozen)} and {share(frozen, 3)}. It trains the base as well, for "
-        f"{lora['seconds_a_step'] / frozen['seconds_a_step']:.1f} times the time of a step",
-        f"and {lora['peak'] / frozen['peak']:.1f} times the memory. Its saving against full fine-tuning is in gradients and optimiser, which on a model as small as this are little: "
-        f"{lora['peak'] / full['peak']:.2f} of the memory; on AuroraSmall see [memory](memory.md).",
+        (
+            f"**LoRA or freezing?** LoRA gains {share(lora)} at +6 h and {share(lora, 3)} at +24 h,"
+            f" freezing {share(frozen)} and {share(frozen, 3)}. It trains the base as well, for"
+            f" {lora['seconds_a_step'] / frozen['seconds_a_step']:.1f} times the time of a step"
+        ),
+        (
+            f"and {lora['peak'] / frozen['peak']:.1f} times the memory. Its saving against full"
+            " fine-tuning is in gradients and optimiser, which on a model as small as this are"
+            f" little: {lora['peak'] / full['peak']:.2f} of the memory; on AuroraSmall see"
+            " [memory](memory.md)."
+        ),
         "",
-        f"**Aurora's functions or PEFT, or both?** Aurora's own LoRA sits on attention alone and knows the rollout step; PEFT's sits on attention and MLP, has more methods, and is "
-        f"saved in a format that others read. They gain {share(lora)} and {share(peft)} at +6 h, {share(lora, 3)} and {share(peft, 3)} at +24 h. One after the other"
-        f" (the first merged into the weights) gains {share(rows['lora, then peft'])} and {share(rows['lora, then peft'], 3)}: "
-        + ("no more than either alone." if rows["lora, then peft"]["share"][0] <= max(lora["share"][0], peft["share"][0]) + 0.01 else "a little more than either alone."),
+        "**Aurora's functions or PEFT, or both?** Aurora's own LoRA sits on attention alone and"
+        " knows the rollout step; PEFT's sits on attention and MLP, has more methods, and is saved"
+        f" in a format that others read. They gain {share(lora)} and {share(peft)} at +6 h,"
+        f" {share(lora, 3)} and {share(peft, 3)} at +24 h. One after the other (the first merged"
+        f" into the weights) gains {share(rows['lora, then peft'])} and"
+        f" {share(rows['lora, then peft'], 3)}: "
+        + (
+            "no more than either alone."
+            if rows["lora, then peft"]["share"][0] <= max(lora["share"][0], peft["share"][0]) + 0.01
+            else "a little more than either alone."
+        ),
         "",
-        f"**May I train on rain alone?** Not if you forecast beyond +6 h: with `base_loss=0` the state's error at +24 h is {alone['state'][3]:.2f} of its standard deviation, "
-        f"against {untuned['state'][3]:.2f} untuned and {full['state'][3]:.2f} with the default, and the share at +24 h is {share(alone, 3)} instead of {share(full, 3)}.",
+        (
+            "**May I train on rain alone?** Not if you forecast beyond +6 h: with `base_loss=0`"
+            f" the state's error at +24 h is {alone['state'][3]:.2f} of its standard deviation,"
+            f" against {untuned['state'][3]:.2f} untuned and {full['state'][3]:.2f} with the"
+            f" default, and the share at +24 h is {share(alone, 3)} instead of {share(full, 3)}."
+        ),
         "",
-        "**Will it be so on the real Aurora?** These are synthetic fields, a tiny model and one seed. What carries over is the order of costs, and that the state has to be kept. "
-        "Measure on your own data: the script's cases are arguments of `finetune`. WeatherPEFT reports plain LoRA far behind full tuning for regional precipitation.",
+        (
+            "**Will it be so on the real Aurora?** These are synthetic fields, a tiny model and one"
+            " seed. What carries over is the order of costs, and that the state has to be kept."
+            " Measure on your own data: the script's cases are arguments of `finetune`. WeatherPEFT"
+            " reports plain LoRA far behind full tuning for regional precipitation."
+        ),
         "",
-        f"{report['date']}; {report['machine']}; " + ", ".join(f"{k} {v}" for k, v in report["versions"].items()) + ".",
+        f"{report['date']}; {report['machine']}; "
+        + ", ".join(f"{k} {v}" for k, v in report["versions"].items())
+        + ".",
         "",
-    ]  # fmt: skip
+    ]
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pretrain", action="store_true")
-    parser.add_argument("--keep", action="store_true", help="the page and the figure again, from the report")
+    parser.add_argument(
+        "--keep", action="store_true", help="the page and the figure again, from the report"
+    )
     parser.add_argument("--one", help="one case, printed as JSON")
     parser.add_argument("--only", nargs="*", help="these cases anew, the others from the report")
     options = parser.parse_args()
@@ -317,12 +449,18 @@ def main() -> None:
             rows.append(kept[name])
             continue
         command = [sys.executable, __file__, "--one", name]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
         if done.returncode:
             raise SystemExit(done.stderr)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         r = rows[-1]
-        print(f"{name}: share {r['share'][0]:.3f}, at +24 h {r['share'][3]:.3f}, state {r['state'][3]:.3f}", flush=True)
+        print(
+            f"{name}: share {r['share'][0]:.3f}, at +24 h {r['share'][3]:.3f}, state"
+            f" {r['state'][3]:.3f}",
+            flush=True,
+        )
     report = {
         "date": before.get("date") if options.keep else tuned.now(),
         "versions": tuned.versions(),

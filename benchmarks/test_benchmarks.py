@@ -1,8 +1,10 @@
-"""Throughput and memory beside stock microsoft-aurora in the same run: ``pytest benchmarks/ --benchmark-only``.
+"""Throughput and memory beside stock microsoft-aurora in the same run: ``pytest benchmarks/
+--benchmark-only``.
 
-Where there is a stock way it runs in turns with this package's, so that what else the machine does meets both; ``ratio`` is the median of stock's
-seconds over the median of ours. Peaks are of a fresh process on a CPU, of the tensors on a GPU. ``of peak`` is the share of the machine's own
-matrix product that a step reaches.
+Where there is a stock way it runs in turns with this package's, so that what else the machine does
+meets both; ``ratio`` is the median of stock's seconds over the median of ours. Peaks are of a fresh
+process on a CPU, of the tensors on a GPU. ``of peak`` is the share of the machine's own matrix
+product that a step reaches.
 """
 
 from __future__ import annotations
@@ -34,7 +36,12 @@ pytest.importorskip("pytest_benchmark")
 
 
 def pair(
-    benchmark: Any, ours: Callable[[], Any], stock: Callable[[], Any] | None, rounds: int, samples: int = 1, **info: Any
+    benchmark: Any,
+    ours: Callable[[], Any],
+    stock: Callable[[], Any] | None,
+    rounds: int,
+    samples: int = 1,
+    **info: Any,
 ) -> None:
     """Run ours, and stock's before each of its rounds; what was measured goes into ``extra_info``."""
     beside: list[float] = []
@@ -52,7 +59,9 @@ def pair(
     median = benchmark.stats.stats.median
     benchmark.extra_info.update(info, samples_a_second=samples / median)
     if beside:
-        benchmark.extra_info.update(stock_seconds=statistics.median(beside), ratio=statistics.median(beside) / median)
+        benchmark.extra_info.update(
+            stock_seconds=statistics.median(beside), ratio=statistics.median(beside) / median
+        )
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +84,13 @@ def tuned(data: xr.Dataset, base: Any, tmp_path_factory: Any) -> Any:
     known = needs.Needs("given")
     described = {
         "targets": {
-            "tp": {"source": "tp", "long_name": "Total precipitation", "units": "m", "rain": True, "from_truth": False}
+            "tp": {
+                "source": "tp",
+                "long_name": "Total precipitation",
+                "units": "m",
+                "rain": True,
+                "from_truth": False,
+            }
         },
         "base": {"name": "given", "hash": "none", "saved": False},
         "strategy": "frozen",
@@ -83,14 +98,21 @@ def tuned(data: xr.Dataset, base: Any, tmp_path_factory: Any) -> Any:
     return TunedAurora(AuroraWithHead(base, cases.head_of(base)), known, described)
 
 
-# --- forecasts --------------------------------------------------------------------------------------------------------
+# --- forecasts ------------------------------------------------------------------------------------
 
 
 @pytest.mark.benchmark(group="forecast of 6 hours, one init time")
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 @pytest.mark.parametrize("what", ["all variables", "t2m alone", "tp alone"])
 def test_predict(
-    benchmark: Any, size: Size, data: xr.Dataset, base: Any, tuned: Any, peak: float, what: str, precision: str
+    benchmark: Any,
+    size: Size,
+    data: xr.Dataset,
+    base: Any,
+    tuned: Any,
+    peak: float,
+    what: str,
+    precision: str,
 ) -> None:
     when = data["time"].values[-1]
     names = {"all variables": None, "t2m alone": ["t2m"], "tp alone": ["tp"]}[what]
@@ -102,12 +124,16 @@ def test_predict(
         # A given Aurora runs where it is; that of a tuned model is moved to the GPU by itself.
         pair(
             benchmark,
-            lambda: data.aurora.predict("6h", model=model, time=when, variables=names, progress=False),
+            lambda: data.aurora.predict(
+                "6h", model=model, time=when, variables=names, progress=False
+            ),
             stock,
             size.rounds + 2 if precision == "32" else size.rounds,
         )
         if precision == "32" and names is None:
-            flops = cases.forward_operations(base, data.aurora.to_batch(when, model=base).to(size.device))
+            flops = cases.forward_operations(
+                base, data.aurora.to_batch(when, model=base).to(size.device)
+            )
             benchmark.extra_info["of_matrix_peak"] = flops / benchmark.stats.stats.median / peak
     finally:
         base.autocast_backbone, base.autocast_dtype = before
@@ -119,7 +145,12 @@ def test_accessor_overhead(benchmark: Any, size: Size, data: xr.Dataset, base: A
     when = data["time"].values[-1]
     batch = data.aurora.to_batch(when, model=base)
     stock = cases.stock_forecast(base, batch)
-    pair(benchmark, lambda: data.aurora.from_batch(data.aurora.to_batch(when, model=base)), stock, size.rounds + 2)
+    pair(
+        benchmark,
+        lambda: data.aurora.from_batch(data.aurora.to_batch(when, model=base)),
+        stock,
+        size.rounds + 2,
+    )
     share = 1.0 / benchmark.extra_info["ratio"]
     benchmark.extra_info["note"] = f"{100 * share:.1f} % of the forward pass"
 
@@ -134,12 +165,14 @@ def test_predict_to_a_store(benchmark: Any, tmp_path: Path, batch_size: int) -> 
     def run() -> None:
         made.append(1)
         store = tmp_path / f"fc{len(made)}.zarr"
-        ds.aurora.predict("6h", model="tiny-pretrained", store=store, batch_size=batch_size, progress=False)
+        ds.aurora.predict(
+            "6h", model="tiny-pretrained", store=store, batch_size=batch_size, progress=False
+        )
 
     pair(benchmark, run, None, 2, samples=64)
 
 
-# --- training steps ---------------------------------------------------------------------------------------------------
+# --- training steps -------------------------------------------------------------------------------
 
 _PEAKS = {("full", "none"), ("full", "xaurora"), ("latents", "none")}
 
@@ -158,7 +191,9 @@ def test_training_step(
     checkpointing: str,
     precision: str,
 ) -> None:
-    """``stock`` checkpointing is stock code with upstream's policy; ``xaurora`` is this package's, beside it."""
+    """``stock`` checkpointing is stock code with upstream's policy; ``xaurora`` is this package's,
+    beside it.
+    """
     if strategy in ("frozen", "latents") and checkpointing != "none":
         pytest.skip("nothing is kept for a backward pass through the backbone")
     if checkpointing == "stock" and precision == "bf16":
@@ -201,13 +236,24 @@ def _resident(size: Size, words: list[str]) -> int:
 @pytest.mark.parametrize("head", ["default", "small"])
 @pytest.mark.parametrize("levels", ["surface", "all"])
 def test_head_on_latents(
-    benchmark: Any, size: Size, data: xr.Dataset, base: Any, stack: Any, tmp_path: Path, levels: str, head: str
+    benchmark: Any,
+    size: Size,
+    data: xr.Dataset,
+    base: Any,
+    stack: Any,
+    tmp_path: Path,
+    levels: str,
+    head: str,
 ) -> None:
-    """The step with its sample read from the store on disk. ``small`` is a two-layer MLP for each patch, 256 wide, of a censored normal law."""
+    """The step with its sample read from the store on disk. ``small`` is a two-layer MLP for each
+    patch, 256 wide, of a censored normal law.
+    """
     options: dict[str, Any] = {"latents": levels, **(SMALL_HEAD if head == "small" else {})}
     stock = cases.stock_step(size, data, "frozen", False, "32", options)
     step, read = _reading_step(size, data, options, tmp_path, stack)
-    with ThreadPoolExecutor(1) as pool:  # one sample is read while the one before is learnt from, as in training
+    with ThreadPoolExecutor(
+        1
+    ) as pool:  # one sample is read while the one before is learnt from, as in training
         waiting = [pool.submit(read)]
 
         def run() -> None:
@@ -228,7 +274,9 @@ def test_head_on_latents(
     benchmark.extra_info.update(stock_seconds=seconds, ratio=seconds / benchmark.stats.stats.median)
 
 
-def _reading_step(size: Size, data: xr.Dataset, options: dict[str, Any], folder: Path, stack: Any) -> tuple[Any, Any]:
+def _reading_step(
+    size: Size, data: xr.Dataset, options: dict[str, Any], folder: Path, stack: Any
+) -> tuple[Any, Any]:
     """A training step of a head on latents, and what reads a sample of a store of 100."""
     from xaurora.model import rollout as stepping
     from xaurora.model.aurora import AuroraWithHead, placed
@@ -268,7 +316,9 @@ def _reading_step(size: Size, data: xr.Dataset, options: dict[str, Any], folder:
 @pytest.mark.once
 @pytest.mark.benchmark(group="finetune as a whole, frozen, AuroraSmall, default head")
 def test_an_epoch(benchmark: Any, size: Size, base: Any, tmp_path: Path) -> None:
-    """The first epoch of ``finetune``, its store built on the way, beside as many stock steps; and what later epochs take."""
+    """The first epoch of ``finetune``, its store built on the way, beside as many stock steps; and
+    what later epochs take.
+    """
     ds = cases.fields(size, times=14)
     stock = cases.stock_step(size, ds, "frozen", False, "32", {})
     stamps: list[float] = []
@@ -283,7 +333,9 @@ def test_an_epoch(benchmark: Any, size: Size, base: Any, tmp_path: Path) -> None
     def run() -> None:
         training._Training._one_step = timed  # type: ignore[method-assign]
         try:
-            ds.aurora.finetune("tp", model=base, epochs=4, validations=1, out=tmp_path / "run", progress=False)
+            ds.aurora.finetune(
+                "tp", model=base, epochs=4, validations=1, out=tmp_path / "run", progress=False
+            )
         finally:
             training._Training._one_step = real  # type: ignore[method-assign]
 
@@ -302,11 +354,14 @@ def test_an_epoch(benchmark: Any, size: Size, base: Any, tmp_path: Path) -> None
         ratio=epoch / first,
         samples_a_second=count / first,
         later_ratio=epoch / later,
-        note=f"first epoch of {count}: {first:.3g} s, later ones {later:.2g} s ({epoch / later:.0f} times stock's speed)",
+        note=(
+            f"first epoch of {count}: {first:.3g} s, later ones {later:.2g} s ({epoch / later:.0f}"
+            " times stock's speed)"
+        ),
     )
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -384,7 +439,9 @@ def test_first_batch(benchmark: Any, stored: Path) -> None:
 @pytest.mark.once
 @pytest.mark.benchmark(group="training from a store that answers after 50 ms")
 def test_slow_store(benchmark: Any, tmp_path: Path) -> None:
-    """The share of the time that steps take once 20 have run; the model is small, so that a step takes some 50 ms."""
+    """The share of the time that steps take once 20 have run; the model is small, so that a step
+    takes some 50 ms.
+    """
     from aurora import Aurora
     from zarr.storage import LocalStore, WrapperStore
 
@@ -439,18 +496,28 @@ def test_slow_store(benchmark: Any, tmp_path: Path) -> None:
     warm = np.array(spans[20:])
     busy = float((warm[:-1, 1] - warm[:-1, 0]).sum() / (warm[-1, 0] - warm[0, 0]))
     benchmark.extra_info.update(
-        busy=busy, note=f"busy {100 * busy:.1f} % of the time, {1e3 * (warm[:, 1] - warm[:, 0]).mean():.0f} ms a step"
+        busy=busy,
+        note=(
+            f"busy {100 * busy:.1f} % of the time, {1e3 * (warm[:, 1] - warm[:, 0]).mean():.0f} ms"
+            " a step"
+        ),
     )
 
 
-# --- statistics, evaluation, growth -----------------------------------------------------------------------------------
+# --- statistics, evaluation, growth ---------------------------------------------------------------
 
 
 @pytest.mark.once
 @pytest.mark.benchmark(group="statistics and evaluation")
 def test_statistics(benchmark: Any, stored: Path) -> None:
     ds = xaurora.open(stored)
-    pair(benchmark, lambda: ds.aurora.statistics(["t2m", "tp", "t"], progress=False), None, 2, samples=40)
+    pair(
+        benchmark,
+        lambda: ds.aurora.statistics(["t2m", "tp", "t"], progress=False),
+        None,
+        2,
+        samples=40,
+    )
 
 
 @pytest.mark.once
@@ -469,4 +536,6 @@ def test_grid_size(benchmark: Any, size: Size, base: Any, shape: tuple[int, int]
     stock = cases.stock_forecast(base, ds.aurora.to_batch(model=base))
     pair(benchmark, lambda: ds.aurora.predict("6h", model=base, progress=False), stock, 2)
     points = shape[0] * shape[1]
-    benchmark.extra_info["note"] = f"{1e6 * benchmark.stats.stats.median / points:.0f} µs a grid point"
+    benchmark.extra_info["note"] = (
+        f"{1e6 * benchmark.stats.stats.median / points:.0f} µs a grid point"
+    )

@@ -53,7 +53,9 @@ def norway(data: Path) -> xr.Dataset:
 
 @pytest.fixture(scope="session")
 def europe(data: Path) -> xr.Dataset:
-    return xaurora.open(str(data / "era5_europe_2020-01-01" / "*.nc"), data / "era5_static" / "static.nc").load()
+    return xaurora.open(
+        str(data / "era5_europe_2020-01-01" / "*.nc"), data / "era5_static" / "static.nc"
+    ).load()
 
 
 @pytest.fixture(scope="session")
@@ -72,5 +74,11 @@ def tuned(fields: xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> xauro
     """A tiny Aurora after a few steps."""
     out = tmp_path_factory.mktemp("run")
     return fields.aurora.finetune(
-        "tp", model="tiny", strategy="full", steps=12, batch_size=2, out=out / "tuned", progress=False
+        "tp",
+        model="tiny",
+        strategy="full",
+        steps=12,
+        batch_size=2,
+        out=out / "tuned",
+        progress=False,
     )

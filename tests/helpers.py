@@ -9,7 +9,9 @@ from xaurora.model.tiny import randomise_modulation
 
 
 def make_aurora(*, seed: int = 0, **options: object) -> Aurora:
-    """A small three-stage Aurora with random weights and awake blocks; its latitude and longitude encodings are the real ones."""
+    """A small three-stage Aurora with random weights and awake blocks; its latitude and longitude
+    encodings are the real ones.
+    """
     torch.manual_seed(seed)
     config: dict = {
         "encoder_depths": (2, 2, 2),

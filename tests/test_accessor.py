@@ -15,9 +15,10 @@ from xaurora.fields import precipitation
 
 
 def _states(fields: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
-    return fields[["t2m", "u10", "v10", "msl", "lsm", "slt", "geopotential_at_surface"]], fields[
-        ["z", "u", "v", "t", "q"]
-    ]
+    return (
+        fields[["t2m", "u10", "v10", "msl", "lsm", "slt", "geopotential_at_surface"]],
+        fields[["z", "u", "v", "t", "q"]],
+    )
 
 
 def test_files_in_another_order_are_brought_into_one(fields: xr.Dataset, tmp_path) -> None:
@@ -25,9 +26,13 @@ def test_files_in_another_order_are_brought_into_one(fields: xr.Dataset, tmp_pat
     surface.to_netcdf(tmp_path / "a.nc")
     aloft[["z", "u", "v"]].to_netcdf(tmp_path / "b.nc")
     turned = aloft[["t", "q"]].isel(level=slice(None, None, -1), latitude=slice(None, None, -1))
-    turned = turned.assign_coords(longitude=(turned["longitude"] + 180) % 360 - 180).sortby("longitude")
+    turned = turned.assign_coords(longitude=(turned["longitude"] + 180) % 360 - 180).sortby(
+        "longitude"
+    )
     turned["longitude"].attrs = {"units": "degrees_east"}
-    turned.assign_coords(level=("level", turned["level"].values * 100, {"units": "Pa"})).to_netcdf(tmp_path / "c.nc")
+    turned.assign_coords(level=("level", turned["level"].values * 100, {"units": "Pa"})).to_netcdf(
+        tmp_path / "c.nc"
+    )
     ds = xaurora.open(str(tmp_path / "*.nc"))
     for name in ("t", "q", "z", "t2m"):
         np.testing.assert_array_equal(
@@ -85,7 +90,10 @@ def test_a_single_level_is_no_surface(fields: xr.Dataset) -> None:
         with pytest.raises(errors.LevelError, match="on a single level"):
             ds.aurora.to_batch()
         assert "2t" not in {
-            key[1] for key in xaurora.fields.recognition.recognise(ds.drop_vars("t2m", errors="ignore")).fields
+            key[1]
+            for key in xaurora.fields.recognition.recognise(
+                ds.drop_vars("t2m", errors="ignore")
+            ).fields
         }
     assert fields.isel(level=[1]).aurora.check(model="tiny").ok
 
@@ -104,12 +112,16 @@ def test_running_totals_are_refused(europe: xr.Dataset, tmp_path) -> None:
 def test_a_forecast_must_say_what_its_rain_is(fields: xr.Dataset) -> None:
     forecast = xaurora.persistence(fields, ["tp"], ["6h"])
     forecast["tp"].attrs.pop("cell_methods")
-    with pytest.raises(errors.AccumulationError, match="does not say over how many hours it is a total"):
+    with pytest.raises(
+        errors.AccumulationError, match="does not say over how many hours it is a total"
+    ):
         forecast.aurora.evaluate(fields)
 
 
 def test_one_time_of_a_forecast_is_a_forecast(fields: xr.Dataset, tuned) -> None:
-    forecast = fields.aurora.predict("12h", model=tuned, time=fields["time"].values[30:32], progress=False)
+    forecast = fields.aurora.predict(
+        "12h", model=tuned, time=fields["time"].values[30:32], progress=False
+    )
     whole = forecast.aurora.evaluate(fields, regions="global")
     np.testing.assert_allclose(
         forecast.isel(lead_time=1).aurora.evaluate(fields, regions="global")["tp"].values[..., 0],
@@ -122,7 +134,9 @@ def test_one_time_of_a_forecast_is_a_forecast(fields: xr.Dataset, tuned) -> None
 
 
 def test_rain_of_a_forecast_adds_up_over_leads(fields: xr.Dataset, tuned) -> None:
-    forecast = fields.aurora.predict("24h", model=tuned, time=fields["time"].values[5], quantiles=[0.9], progress=False)
+    forecast = fields.aurora.predict(
+        "24h", model=tuned, time=fields["time"].values[5], quantiles=[0.9], progress=False
+    )
     day = forecast.aurora.accumulate("tp", "24h")
     np.testing.assert_allclose(day.values[0, 3], forecast["tp"].values[0].sum(axis=0), rtol=1e-6)
     assert np.isnan(day.values[0, :3]).all()
@@ -191,24 +205,42 @@ def test_models_with_other_steps_are_refused(fields: xr.Dataset) -> None:
         fields.aurora.predict("12h", model=model)
 
 
-def test_options_without_effect_are_refused(fields: xr.Dataset, tuned, aurora_model, tmp_path) -> None:
+def test_options_without_effect_are_refused(
+    fields: xr.Dataset, tuned, aurora_model, tmp_path
+) -> None:
     t = fields["time"].values[5]
     for call, kind in (
-        (lambda: fields.aurora.predict("6h", model=aurora_model, weights="file.ckpt", time=t), errors.OptionError),
         (
-            lambda: fields.aurora.finetune("tp", model=aurora_model, weights="file.ckpt", out=tmp_path / "run"),
+            lambda: fields.aurora.predict("6h", model=aurora_model, weights="file.ckpt", time=t),
             errors.OptionError,
         ),
         (
-            lambda: fields.aurora.predict("6h", model=tuned, variables=["t2m"], quantiles=[0.5], time=t),
+            lambda: fields.aurora.finetune(
+                "tp", model=aurora_model, weights="file.ckpt", out=tmp_path / "run"
+            ),
             errors.OptionError,
         ),
-        (lambda: fields.aurora.predict("6h", model=tuned, variables=[], time=t), errors.OptionError),
+        (
+            lambda: fields.aurora.predict(
+                "6h", model=tuned, variables=["t2m"], quantiles=[0.5], time=t
+            ),
+            errors.OptionError,
+        ),
+        (
+            lambda: fields.aurora.predict("6h", model=tuned, variables=[], time=t),
+            errors.OptionError,
+        ),
         (lambda: fields.aurora.predict("6h", model=tuned, time=[]), errors.InitTimeError),
         (lambda: fields.aurora.predict("6h", model=""), errors.OptionError),
-        (lambda: fields.aurora.finetune(["tp", 3], model="tiny", out=tmp_path / "run"), errors.TargetError),
+        (
+            lambda: fields.aurora.finetune(["tp", 3], model="tiny", out=tmp_path / "run"),
+            errors.TargetError,
+        ),
         (lambda: fields.aurora.finetune("tp", model="tiny", steps="many"), errors.OptionError),
-        (lambda: fields.aurora.finetune("tp", model="tiny", learning_rate="fast"), errors.OptionError),
+        (
+            lambda: fields.aurora.finetune("tp", model="tiny", learning_rate="fast"),
+            errors.OptionError,
+        ),
         (lambda: fields.aurora.finetune("tp", model="tiny", seed=None), errors.OptionError),
         (lambda: fields.aurora.finetune("tp", model="tiny", out=3), errors.OptionError),
         (lambda: fields.aurora.from_batch("a batch"), errors.KindError),
@@ -219,7 +251,12 @@ def test_options_without_effect_are_refused(fields: xr.Dataset, tuned, aurora_mo
             call()
     assert not (tmp_path / "run").exists()
     forecast = fields.aurora.predict(
-        pd.to_timedelta(["6h"]), model=tuned, time=t, quantiles=0.5, thresholds_mm=np.array([1, 5]), progress=False
+        pd.to_timedelta(["6h"]),
+        model=tuned,
+        time=t,
+        quantiles=0.5,
+        thresholds_mm=np.array([1, 5]),
+        progress=False,
     )
     assert forecast.sizes["threshold"] == 2
     for regions in ([], 3, {"a": "b"}):
@@ -252,7 +289,13 @@ def test_nan_is_found_before_anything_is_written(fields: xr.Dataset, tmp_path) -
 def test_accumulating_a_file_reads_nothing(fields: xr.Dataset, tmp_path, monkeypatch) -> None:
     hours = fields["time"].values[0] + np.arange(48) * np.timedelta64(1, "h")
     tp = xr.Dataset(
-        {"tp": (("time", "latitude", "longitude"), np.ones((48, 16, 32), "float32"), {"units": "m"})},
+        {
+            "tp": (
+                ("time", "latitude", "longitude"),
+                np.ones((48, 16, 32), "float32"),
+                {"units": "m"},
+            )
+        },
         {"time": hours, "latitude": fields["latitude"], "longitude": fields["longitude"]},
     )
     tp.to_netcdf(tmp_path / "tp.nc")
@@ -274,9 +317,13 @@ def test_climatology_of_targets_with_holes() -> None:
         for j in range(3):
             y = truth[np.isfinite(truth[:, i, j]), i, j]
             if len(y):
-                expected.append(np.abs(y[:, None] - y[None]).sum() / (len(y) * (len(y) - 1)) / 2)  # pairs of two
+                expected.append(
+                    np.abs(y[:, None] - y[None]).sum() / (len(y) * (len(y) - 1)) / 2
+                )  # pairs of two
                 weights.append(len(y))
-    assert climatology_crps(truth, np.ones((2, 1))) == pytest.approx(np.average(expected, weights=weights), rel=1e-9)
+    assert climatology_crps(truth, np.ones((2, 1))) == pytest.approx(
+        np.average(expected, weights=weights), rel=1e-9
+    )
 
 
 def test_a_store_of_other_units_is_another_forecast(fields: xr.Dataset, tuned, tmp_path) -> None:
@@ -284,4 +331,6 @@ def test_a_store_of_other_units_is_another_forecast(fields: xr.Dataset, tuned, t
     fields.aurora.predict("6h", model=tuned, time=t, store=tmp_path / "fc.zarr", progress=False)
     celsius = fields.assign(t2m=(fields["t2m"] - 273.15).assign_attrs(units="degC"))
     with pytest.raises(errors.SaveError, match="holds another forecast"):
-        celsius.aurora.predict("6h", model=tuned, time=t, store=tmp_path / "fc.zarr", progress=False)
+        celsius.aurora.predict(
+            "6h", model=tuned, time=t, store=tmp_path / "fc.zarr", progress=False
+        )

@@ -1,4 +1,6 @@
-"""Memory does not grow with the number of samples: fresh processes, tiny fields, a hundred and ten thousand."""
+"""Memory does not grow with the number of samples: fresh processes, tiny fields, a hundred and ten
+thousand.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ import pytest
 import xarray as xr
 
 MARGIN = 40e6
-"""Bytes: what two runs of the same thing differ by here, twice over. Ten thousand of these samples are 90 MB of fields and 330 MB of latents."""
+"""Bytes: what two runs of the same thing differ by here, twice over. Ten thousand of these samples
+are 90 MB of fields and 330 MB of latents.
+"""
 
 SETUP = """
 import resource, sys
@@ -25,9 +29,19 @@ small = Aurora(surf_vars=("2t", "msl"), static_vars=("lsm",), atmos_vars=("t",),
 ds = xaurora.open(sys.argv[1]).isel(time=slice(0, int(sys.argv[2]) + 2))
 """
 TASKS = {
-    "finetune on latents": 'ds.aurora.finetune("tp", model=small, steps=300, batch_size=4, latents=sys.argv[3] + "/l.zarr", validations=1, checkpoint_every=1000, out=sys.argv[3] + "/run", progress=False)',
-    "finetune": 'ds.aurora.finetune("tp", model=small, strategy="full", steps=60, validations=1, checkpoint_every=1000, out=sys.argv[3] + "/run", progress=False)',
-    "predict": 'ds.aurora.predict("6h", model=small, variables=["t2m"], batch_size=50, store=sys.argv[3] + "/fc.zarr", progress=False)',
+    "finetune on latents": (
+        'ds.aurora.finetune("tp", model=small, steps=300, batch_size=4, latents=sys.argv[3] +'
+        ' "/l.zarr", validations=1, checkpoint_every=1000, out=sys.argv[3] + "/run",'
+        " progress=False)"
+    ),
+    "finetune": (
+        'ds.aurora.finetune("tp", model=small, strategy="full", steps=60, validations=1,'
+        ' checkpoint_every=1000, out=sys.argv[3] + "/run", progress=False)'
+    ),
+    "predict": (
+        'ds.aurora.predict("6h", model=small, variables=["t2m"], batch_size=50, store=sys.argv[3] +'
+        ' "/fc.zarr", progress=False)'
+    ),
     "statistics": 'ds.aurora.statistics(["t2m", "tp"], progress=False)',
 }
 
@@ -52,7 +66,9 @@ def long(tmp_path_factory) -> Path:
         "tp": (dims, np.maximum(field(0, 1e-3), 0), rain),
         "lsm": (dims[1:], rng.random(shape).astype(np.float32), {"units": "1"}),
     }
-    ds = xr.Dataset(data, {"time": times, "level": ("level", [500.0, 850.0], {"units": "hPa"}), **axes})
+    ds = xr.Dataset(
+        data, {"time": times, "level": ("level", [500.0, 850.0], {"units": "hPa"}), **axes}
+    )
     path = tmp_path_factory.mktemp("long") / "long.zarr"
     ds.aurora.prepare(path, model=None, progress=False)
     return path
@@ -65,10 +81,16 @@ def test_memory_does_not_grow_with_the_samples(long: Path, tmp_path: Path, task:
     for count in (100, 10_000):
         out = tmp_path / f"{count}"
         out.mkdir()
-        read = 'print([int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM")][0] * 1024)'
+        read = (
+            'print([int(l.split()[1]) for l in open("/proc/self/status") if'
+            ' l.startswith("VmHWM")][0] * 1024)'
+        )
         code = f"{SETUP}\n{TASKS[task]}\n{read}"
         ran = subprocess.run(
-            [sys.executable, "-c", code, str(long), str(count), str(out)], capture_output=True, text=True, timeout=900
+            [sys.executable, "-c", code, str(long), str(count), str(out)],
+            capture_output=True,
+            text=True,
+            timeout=900,
         )
         assert ran.returncode == 0, ran.stderr[-3000:]
         peaks.append(int(ran.stdout.split()[-1]))

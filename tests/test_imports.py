@@ -79,16 +79,28 @@ def _imports(path: Path) -> set[str]:
     for node in ast.walk(tree):
         if id(node) in skipped:
             continue
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "xaurora":
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.split(".")[0] == "xaurora"
+        ):
             parts = node.module.split(".")
             out |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
-            out |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("xaurora.")}
+            out |= {
+                alias.name.split(".")[1]
+                for alias in node.names
+                if alias.name.startswith("xaurora.")
+            }
     return out - {"__version__"}
 
 
 def _modules() -> list[Path]:
-    return [p for p in sorted(ROOT.rglob("*.py")) if p.name not in ("__init__.py", "__main__.py") or p.parent != ROOT]
+    return [
+        p
+        for p in sorted(ROOT.rglob("*.py"))
+        if p.name not in ("__init__.py", "__main__.py") or p.parent != ROOT
+    ]
 
 
 @pytest.mark.parametrize("path", _modules(), ids=lambda p: str(p.relative_to(ROOT)))
@@ -116,7 +128,9 @@ def test_there_is_no_circle() -> None:
 
 
 def _python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def test_import_is_light() -> None:
@@ -132,11 +146,17 @@ def test_import_is_light() -> None:
         "cf_xarray",
     )
     loaded = _python(
-        f"import sys, xarray; before = set(sys.modules); import xaurora; print([m for m in {heavy} if m in sys.modules and m not in before])"
+        f"import sys, xarray; before = set(sys.modules); import xaurora; print([m for m in {heavy}"
+        " if m in sys.modules and m not in before])"
     )
     assert loaded == "[]"
     times = [
-        float(_python("import time, xarray; t = time.perf_counter(); import xaurora; print(time.perf_counter() - t)"))
+        float(
+            _python(
+                "import time, xarray; t = time.perf_counter(); import xaurora;"
+                " print(time.perf_counter() - t)"
+            )
+        )
         for _ in range(5)
     ]
     assert statistics.median(times) <= 0.25
@@ -167,11 +187,14 @@ def test_lower_layers_know_no_torch() -> None:
     """The ground, the xarray layer and evaluation know neither torch nor aurora."""
     for layer in (0, 1):
         for name in LAYERS[layer]:
-            # distributions imports torch inside, once a tensor has come in: whoever made that has it already
+            # distributions imports torch inside, once a tensor has come in: whoever made that has
+            # it already
             path = ROOT / f"{name}.py"
             for file in [path] if path.exists() else (ROOT / name).glob("*.py"):
                 if file.name != "torch_gamma.py":  # itself imported inside
-                    assert not re.search(r"^(import torch|from (torch|aurora)\b)", file.read_text(), re.M), file
+                    assert not re.search(
+                        r"^(import torch|from (torch|aurora)\b)", file.read_text(), re.M
+                    ), file
     for path in (ROOT / "evaluation").glob("*.py"):
         assert "import torch" not in path.read_text()
 

@@ -11,7 +11,11 @@ from xaurora import accessor as _accessor  # noqa: F401  (registers ds.aurora)
 from xaurora.errors import XauroraError
 
 if TYPE_CHECKING:
-    from xaurora.evaluation.baselines import climatology_forecast, persistence, probabilistic_climatology
+    from xaurora.evaluation.baselines import (
+        climatology_forecast,
+        persistence,
+        probabilistic_climatology,
+    )
     from xaurora.evaluation.climatology import build as climatology
     from xaurora.evaluation.compare import compare
     from xaurora.evaluation.published import published_scores
@@ -24,7 +28,12 @@ if TYPE_CHECKING:
     from xaurora.sources.opening import open
     from xaurora.sources.synthesis import synthetic
     from xaurora.training.curves import learning_curves
-    from xaurora.training.options import LatentOptions, ReplayOptions, StrategyOptions, TrainingOptions
+    from xaurora.training.options import (
+        LatentOptions,
+        ReplayOptions,
+        StrategyOptions,
+        TrainingOptions,
+    )
 
 __version__ = "0.1.0"
 
@@ -81,7 +90,9 @@ def __getattr__(name: str) -> Any:
     if name in ("plots", "diagrams"):
         import importlib
 
-        return importlib.import_module("xaurora.plots" if name == "plots" else "xaurora.plots.diagrams")
+        return importlib.import_module(
+            "xaurora.plots" if name == "plots" else "xaurora.plots.diagrams"
+        )
     if name in _LAZY:
         import importlib
 

@@ -1,8 +1,9 @@
 """The exceptions: what was expected, what was found, and what to type.
 
-Every error is a :class:`XauroraError` and also the builtin that a reader would expect, so that ``except ValueError``
-keeps working. The line that mends the problem is kept apart in :attr:`XauroraError.fix`, so that
-:meth:`ds.aurora.check() <xaurora.accessor.AuroraAccessor.check>` can list problems beside their mends.
+Every error is a :class:`XauroraError` and also the builtin that a reader would expect, so that
+``except ValueError`` keeps working. The line that mends the problem is kept apart in
+:attr:`XauroraError.fix`, so that :meth:`ds.aurora.check() <xaurora.accessor.AuroraAccessor.check>`
+can list problems beside their mends.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class XauroraError(Exception):
     Attributes
     ----------
     code : str
-        Short, stable name of the kind of problem, as it stands in a :class:`~xaurora.fields.checking.Report`.
+        Short, stable name of the kind of problem, as it stands in a
+        :class:`~xaurora.fields.checking.Report`.
     about : tuple of str, optional
         Kind and canonical name of the variable that it concerns.
     """

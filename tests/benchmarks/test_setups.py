@@ -1,4 +1,6 @@
-"""The published setups run on real and on synthetic fields, and the committed report says what they gain."""
+"""The published setups run on real and on synthetic fields, and the committed report says what they
+gain.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ def test_every_setup_runs(name: str, where: str, data: Path) -> None:
     for by in row["curves"].values():
         assert np.isfinite(by["tuned"]["rmse"]).all()
     # A frozen backbone leaves the state as it was, to the bit; what is scored has moved.
-    assert all(row["curves"][n]["tuned"] != row["curves"][n]["untuned"] for n in row["scored"] if n in row["curves"])
+    assert all(
+        row["curves"][n]["tuned"] != row["curves"][n]["untuned"]
+        for n in row["scored"]
+        if n in row["curves"]
+    )
 
 
 def test_every_setup_beat_its_start() -> None:

@@ -15,14 +15,20 @@ import xaurora
 
 def _run(*args: object, code: int = 0) -> subprocess.CompletedProcess[str]:
     run = subprocess.run(
-        [sys.executable, "-m", "xaurora", *map(str, args)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "xaurora", *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == code, run.stderr + run.stdout
     return run
 
 
 def test_real_europe_from_the_command_line(data: Path, europe: xr.Dataset, tmp_path: Path) -> None:
-    files = [*sorted((data / "era5_europe_2020-01-01").glob("*.nc")), data / "era5_static" / "static.nc"]
+    files = [
+        *sorted((data / "era5_europe_2020-01-01").glob("*.nc")),
+        data / "era5_static" / "static.nc",
+    ]
     out, forecast, scores = tmp_path / "runs" / "europe", tmp_path / "fc.nc", tmp_path / "scores.nc"
     run = _run(
         "finetune",
@@ -46,7 +52,8 @@ def test_real_europe_from_the_command_line(data: Path, europe: xr.Dataset, tmp_p
     fc = xaurora.open(forecast)
     assert float(fc["tp"].min()) >= 0
     assert fc.sizes["latitude"] == 40
-    # the climatology of the twelve samples: all their totals at each point as an ensemble, the observed one among them
+    # the climatology of the twelve samples: all their totals at each point as an ensemble, the
+    # observed one among them
     totals = (
         europe["tp"]
         .rolling(time=6)
@@ -55,10 +62,16 @@ def test_real_europe_from_the_command_line(data: Path, europe: xr.Dataset, tmp_p
         .values
     )
     climate = np.mean(
-        [np.abs(totals - y).mean(axis=0) - np.abs(totals[:, None] - totals[None]).mean(axis=(0, 1)) / 2 for y in totals]
+        [
+            np.abs(totals - y).mean(axis=0)
+            - np.abs(totals[:, None] - totals[None]).mean(axis=(0, 1)) / 2
+            for y in totals
+        ]
     )
     crps = float(
-        xr.open_dataset(scores, decode_timedelta=True)["tp"].sel(metric="crps", region="domain").isel(lead_time=0)
+        xr.open_dataset(scores, decode_timedelta=True)["tp"]
+        .sel(metric="crps", region="domain")
+        .isel(lead_time=0)
     )
     assert crps < climate / 3
     # and it is scored against the right totals at the right times
@@ -69,7 +82,9 @@ def test_real_europe_from_the_command_line(data: Path, europe: xr.Dataset, tmp_p
         .sel(time=fc["valid_time"].values[3, 0])
         .isel(latitude=slice(0, 40), longitude=slice(0, 40))
     )
-    assert float(np.abs(fc["tp"].isel(init_time=3, lead_time=0) - y.values).mean()) < 0.3 * float(y.mean() + 1e-5)
+    assert float(np.abs(fc["tp"].isel(init_time=3, lead_time=0) - y.values).mean()) < 0.3 * float(
+        y.mean() + 1e-5
+    )
 
 
 def test_check_stats_and_scorecard(fields: xr.Dataset, tuned, tmp_path: Path) -> None:
@@ -80,7 +95,15 @@ def test_check_stats_and_scorecard(fields: xr.Dataset, tuned, tmp_path: Path) ->
     run = _run("check", tmp_path / "lacking.nc", code=1)
     assert "q (specific humidity)" in run.stdout
     run = _run(
-        "stats", tmp_path / "fields.nc", "--names", "tp", "--names", "t", "--out", tmp_path / "stats.nc", "--quiet"
+        "stats",
+        tmp_path / "fields.nc",
+        "--names",
+        "tp",
+        "--names",
+        "t",
+        "--out",
+        tmp_path / "stats.nc",
+        "--quiet",
     )
     assert "wet_fraction" in run.stdout
     stats = xr.open_dataset(tmp_path / "stats.nc")
@@ -120,19 +143,49 @@ def test_check_stats_and_scorecard(fields: xr.Dataset, tuned, tmp_path: Path) ->
         tmp_path / "scores.nc",
     )
     chosen = _run(
-        "evaluate", tmp_path / "fc.zarr", tmp_path / "fields.nc", "--regions", "20,60,0,90", "--metrics", "csi", "--metrics", "mse",
-        "--thresholds-mm", 2, "--by", "season", "--out", tmp_path / "csi.nc",
-    )  # fmt: skip
+        "evaluate",
+        tmp_path / "fc.zarr",
+        tmp_path / "fields.nc",
+        "--regions",
+        "20,60,0,90",
+        "--metrics",
+        "csi",
+        "--metrics",
+        "mse",
+        "--thresholds-mm",
+        2,
+        "--by",
+        "season",
+        "--out",
+        tmp_path / "csi.nc",
+    )
     with xr.open_dataset(tmp_path / "csi.nc") as seen:
         assert seen["tp_exceed"].dims == ("metric", "region", "season", "lead_time", "threshold_mm")
         assert seen["region"].values.tolist() == ["20,60,0,90"]
     assert "DJF" in chosen.stdout
-    table = _run("evaluate", tmp_path / "fc.zarr", tmp_path / "fields.nc", "--regions", "global", "--metrics", "csi", "--thresholds-mm", 2)  # fmt: skip
+    table = _run(
+        "evaluate",
+        tmp_path / "fc.zarr",
+        tmp_path / "fields.nc",
+        "--regions",
+        "global",
+        "--metrics",
+        "csi",
+        "--thresholds-mm",
+        2,
+    )
     assert "tp > 2 mm" in table.stdout
     twice = _run(
-        "scorecard", tmp_path / "scores.nc", "--baseline", tmp_path / "scores.nc", "--baseline", tmp_path / "scores.nc", "--out", tmp_path / "card.html",
+        "scorecard",
+        tmp_path / "scores.nc",
+        "--baseline",
+        tmp_path / "scores.nc",
+        "--baseline",
+        tmp_path / "scores.nc",
+        "--out",
+        tmp_path / "card.html",
         code=2,
-    )  # fmt: skip
+    )
     assert "two baselines are called 'scores'" in twice.stderr + twice.stdout
     _run(
         "scorecard",
@@ -153,7 +206,10 @@ def test_check_stats_and_scorecard(fields: xr.Dataset, tuned, tmp_path: Path) ->
         (("finetune", "FIELDS", "--model", "huge"), "there is no model"),
         (("predict", "FIELDS", "--model", "tiny"), "nowhere to write"),
         (("predict", "FIELDS", "--model", "tiny", "--out", "fc.txt"), "ends in none of"),
-        (("predict", "FIELDS", "--model", "tiny", "--lead", "5h", "--out", "fc.nc"), "no positive multiple of 6 hours"),
+        (
+            ("predict", "FIELDS", "--model", "tiny", "--lead", "5h", "--out", "fc.nc"),
+            "no positive multiple of 6 hours",
+        ),
         (("predict", "FIELDS", "--out", "fc.nc"), "no model was named"),
         (("evaluate", "FIELDS"), "no truth was given"),
         (("evaluate", "FIELDS", "FIELDS"), "a forecast is expected"),
@@ -172,7 +228,11 @@ def test_bad_input_is_one_readable_line(
     fields.isel(time=slice(0, 10)).to_netcdf(tmp_path / "fields.nc")
     result = CliRunner().invoke(app, ["fields.nc" if a == "FIELDS" else a for a in args])
     assert result.exit_code == 2
-    lines = [line for line in result.stderr.strip().splitlines() if line.startswith("xaurora: ") and words in line]
+    lines = [
+        line
+        for line in result.stderr.strip().splitlines()
+        if line.startswith("xaurora: ") and words in line
+    ]
     assert len(lines) == 1, result.stderr
     assert "Traceback" not in result.output
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fields.nc"]
@@ -195,7 +255,9 @@ def test_demo_in_short(tmp_path: Path) -> None:
     } <= names
 
 
-def test_truth_targets_and_members_from_the_command_line(fields: xr.Dataset, tmp_path: Path) -> None:
+def test_truth_targets_and_members_from_the_command_line(
+    fields: xr.Dataset, tmp_path: Path
+) -> None:
     """In this process, for speed."""
     from typer.testing import CliRunner
 
@@ -216,15 +278,51 @@ def test_truth_targets_and_members_from_the_command_line(fields: xr.Dataset, tmp
     assert "tp by a csgd head" in said
     out = tmp_path / "fc.nc"
     time = str(fields["time"].values[6])
-    run("predict", states, "--model", model, "--time", time, "--members", 5, "--past", tp, "--out", out, "--quiet")
+    run(
+        "predict",
+        states,
+        "--model",
+        model,
+        "--time",
+        time,
+        "--members",
+        5,
+        "--past",
+        tp,
+        "--out",
+        out,
+        "--quiet",
+    )
     forecast = xr.open_dataset(out, decode_timedelta=True)
     assert forecast["tp"].sizes["number"] == 5
     said = run("evaluate", out, states, tp)
     assert "CRPS mm" in said
-    both = run("finetune", states, tp, "--target", "tp", "--target", "msl", "--out", tmp_path / "both", *common)
+    both = run(
+        "finetune",
+        states,
+        tp,
+        "--target",
+        "tp",
+        "--target",
+        "msl",
+        "--out",
+        tmp_path / "both",
+        *common,
+    )
     assert "msl by a normal head" in both
     assert "needs as many past dates" in run(
-        "predict", states, tp, "--model", model, "--time", time, "--members", 500, "--out", tmp_path / "x.nc", code=2
+        "predict",
+        states,
+        tp,
+        "--model",
+        model,
+        "--time",
+        time,
+        "--members",
+        500,
+        "--out",
+        tmp_path / "x.nc",
+        code=2,
     )
     assert "there is no head 'gumbel'" in run("finetune", states, tp, "--head", "gumbel", code=2)
     assert "99.9 %" in run("stats", tp, "--quantiles", 0.999, "--weights", "none", "--quiet")
@@ -249,36 +347,98 @@ def test_training_options_on_the_command_line(fields: xr.Dataset, tmp_path: Path
     for part in ("at the peak", "strategy 'lora'", "it fits", "disk"):
         assert part in said
     out = tmp_path / "run"
-    options = (*common, "--activation-checkpointing", "on", "--ema", 0.9, "--validations", 1, "--out", out, "--quiet")
+    options = (
+        *common,
+        "--activation-checkpointing",
+        "on",
+        "--ema",
+        0.9,
+        "--validations",
+        1,
+        "--out",
+        out,
+        "--quiet",
+    )
     said = _run("finetune", tmp_path / "fields.nc", *options).stdout
     assert "lora (rank 2, alpha 2.0" in said
     assert "adapter" in said
     said = _run("finetune", tmp_path / "fields.nc", *options, "--resume").stdout
     assert "lora (rank 2" in said
     wrong = _run(
-        "finetune", tmp_path / "fields.nc", *options[:-3], "--out", out, "--resume", "--seed", 4, code=2
+        "finetune",
+        tmp_path / "fields.nc",
+        *options[:-3],
+        "--out",
+        out,
+        "--resume",
+        "--seed",
+        4,
+        code=2,
     ).stderr
     assert "made with other settings" in wrong
-    assert "rank=0" in _run("estimate", tmp_path / "fields.nc", "--strategy", "lora", "--rank", 0, code=2).stderr
+    assert (
+        "rank=0"
+        in _run(
+            "estimate", tmp_path / "fields.nc", "--strategy", "lora", "--rank", 0, code=2
+        ).stderr
+    )
 
 
 def test_prepare_region_and_latents_on_the_command_line(fields: xr.Dataset, tmp_path: Path) -> None:
     fields.to_netcdf(tmp_path / "fields.nc")
     store, out = tmp_path / "training.zarr", tmp_path / "run"
-    said = _run("prepare", tmp_path / "fields.nc", "--out", store, "--model", "tiny", "--bits", 12, "--quiet").stdout
+    said = _run(
+        "prepare",
+        tmp_path / "fields.nc",
+        "--out",
+        store,
+        "--model",
+        "tiny",
+        "--bits",
+        12,
+        "--quiet",
+    ).stdout
     assert "40 times" in said
     region = "--region=-30,60,-40,80"
-    common = (store, "--model", "tiny-pretrained", "--steps", 40, "--validations", 1, "--out", out, region)
+    common = (
+        store,
+        "--model",
+        "tiny-pretrained",
+        "--steps",
+        40,
+        "--validations",
+        1,
+        "--out",
+        out,
+        region,
+    )
     said = _run("finetune", *common, "--latents", tmp_path / "latents.zarr").stderr
     assert "Latents: 0 of" in said
     assert (tmp_path / "latents.zarr").is_dir()
     said = _run("finetune", *common, "--latents", tmp_path / "latents.zarr").stderr
     assert "Latents: 36 of 36" in said
     forecast = tmp_path / "fc.nc"
-    _run("predict", store, "--model", out / "best", "--out", forecast, region, "--batch-size", 3, "--quiet")
+    _run(
+        "predict",
+        store,
+        "--model",
+        out / "best",
+        "--out",
+        forecast,
+        region,
+        "--batch-size",
+        3,
+        "--quiet",
+    )
     made = xr.open_dataset(forecast, decode_timedelta=True)
     assert made.sizes["longitude"] < fields.sizes["longitude"]
     assert (
-        "no box" in _run("predict", store, "--model", out / "best", "--out", forecast, "--region=1,2,3", code=2).stderr
+        "no box"
+        in _run(
+            "predict", store, "--model", out / "best", "--out", forecast, "--region=1,2,3", code=2
+        ).stderr
     )
-    assert "bits=99" in _run("prepare", store, "--out", tmp_path / "x.zarr", "--bits", 99, code=2).stderr
+    assert (
+        "bits=99"
+        in _run("prepare", store, "--out", tmp_path / "x.zarr", "--bits", 99, code=2).stderr
+    )

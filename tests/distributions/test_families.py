@@ -1,4 +1,6 @@
-"""Every family: its CRPS against the integral of its own cdf, against scoringrules, in float32, and its gradients."""
+"""Every family: its CRPS against the integral of its own cdf, against scoringrules, in float32, and
+its gradients.
+"""
 
 from __future__ import annotations
 
@@ -52,11 +54,21 @@ CASES: dict[str, st.SearchStrategy[tuple[Any, dict[str, float]]]] = {
     "quantile": st.builds(
         lambda p, steps: (d.Quantiles(LEVELS), _quantiles(p, steps)),
         st.floats(1e-5, 1.0 - 1e-5),
-        st.lists(st.one_of(st.just(0.0), st.floats(1e-7, 0.02)), min_size=len(LEVELS), max_size=len(LEVELS)),
+        st.lists(
+            st.one_of(st.just(0.0), st.floats(1e-7, 0.02)),
+            min_size=len(LEVELS),
+            max_size=len(LEVELS),
+        ),
     ),
-    "normal": st.builds(lambda mu, s: (d.Normal(), {"mu": mu, "sigma": s}), st.floats(-3.0, 3.0), st.floats(0.02, 2.0)),
+    "normal": st.builds(
+        lambda mu, s: (d.Normal(), {"mu": mu, "sigma": s}),
+        st.floats(-3.0, 3.0),
+        st.floats(0.02, 2.0),
+    ),
     "bounded_normal": st.builds(
-        lambda mu, s: (d.BoundedNormal(0.0, 1.0), {"mu": mu, "sigma": s}), st.floats(-2.0, 3.0), st.floats(0.02, 2.0)
+        lambda mu, s: (d.BoundedNormal(0.0, 1.0), {"mu": mu, "sigma": s}),
+        st.floats(-2.0, 3.0),
+        st.floats(0.02, 2.0),
     ),
 }
 EVERY = pytest.mark.parametrize("name", CASES)
@@ -67,7 +79,9 @@ def _np(params: dict[str, float]) -> dict[str, np.ndarray]:
 
 
 def _integral(family: Any, params: dict[str, float], y: float) -> float:
-    """∫ (F − 1{y ≤ x})² dx by adaptive quadrature, in the logarithm above 1e-12 where the range has an end at zero."""
+    """∫ (F − 1{y ≤ x})² dx by adaptive quadrature, in the logarithm above 1e-12 where the range has
+    an end at zero.
+    """
     p = _np(params)
     qs = [1e-9, 1e-6, 1e-4, 0.01, 0.05, *LEVELS, 0.3, 0.7, 0.999, 1 - 1e-6, 1 - 1e-9, 1 - 1e-12]
     bends = {float(family.quantile(p, q)) for q in qs} | {y}
@@ -92,7 +106,9 @@ def _integral(family: Any, params: dict[str, float], y: float) -> float:
 
 
 @EVERY
-@pytest.mark.filterwarnings("ignore::scipy.integrate.IntegrationWarning")  # where F jumps by rounding beside a bend
+@pytest.mark.filterwarnings(
+    "ignore::scipy.integrate.IntegrationWarning"
+)  # where F jumps by rounding beside a bend
 @settings(max_examples=40, deadline=None, phases=(Phase.explicit, Phase.generate))
 @given(data=st.data(), y=AMOUNT)
 def test_crps_is_the_integral(name: str, data: st.DataObject, y: float) -> None:
@@ -100,7 +116,8 @@ def test_crps_is_the_integral(name: str, data: st.DataObject, y: float) -> None:
     score = float(family.crps(_np(params), np.float64(y)))
     assert score >= 0
     scale = max(y, float(family.mean(_np(params))), 1e-6)
-    # 1e-5 relative, as the quadrature is good to 1e-9; 1e-8 of the scale where next to nothing is left
+    # 1e-5 relative, as the quadrature is good to 1e-9; 1e-8 of the scale where next to nothing is
+    # left
     assert score == pytest.approx(_integral(family, params, y), rel=1e-5, abs=1e-8 * scale)
 
 
@@ -112,9 +129,13 @@ def test_float32_holds(name: str, data: st.DataObject, y: float) -> None:
     rounded = {k: torch.tensor(v, dtype=torch.float32) for k, v in params.items()}
     seen = torch.tensor(y, dtype=torch.float32)
     got = float(family.crps(rounded, seen))
-    exact = float(family.crps({k: np.float64(float(v)) for k, v in rounded.items()}, np.float64(float(seen))))
+    exact = float(
+        family.crps({k: np.float64(float(v)) for k, v in rounded.items()}, np.float64(float(seen)))
+    )
     assert got >= 0
-    scale = max(float(seen), float(family.mean({k: np.float64(float(v)) for k, v in rounded.items()})), 1e-9)
+    scale = max(
+        float(seen), float(family.mean({k: np.float64(float(v)) for k, v in rounded.items()})), 1e-9
+    )
     spread = float(rounded["sigma"]) if name == "normal" else 0.0
     assert got == pytest.approx(exact, rel=1e-3, abs=1e-6 * max(scale, spread))
 
@@ -135,7 +156,10 @@ def test_gradients_are_finite(name: str, data: st.DataObject, y: float, single: 
 
 
 GRADIENTS = {
-    "censored_normal": (d.CensoredNormal(1e-3), [{"mu": 0.3, "sigma": 0.6}, {"mu": -1.5, "sigma": 0.8}]),
+    "censored_normal": (
+        d.CensoredNormal(1e-3),
+        [{"mu": 0.3, "sigma": 0.6}, {"mu": -1.5, "sigma": 0.8}],
+    ),
     "hurdle_lognormal": (
         d.HurdleLognormal(),
         [{"p": 0.4, "mu": 0.3, "sigma": 0.6}, {"p": 0.01, "mu": -3.0, "sigma": 1.8}],
@@ -150,41 +174,62 @@ GRADIENTS = {
     ),
     "quantile": (d.Quantiles((0.25, 0.5, 0.9)), [{"p": 0.8, "q1": 0.11, "q2": 0.5, "q3": 1.7}]),
     "normal": (d.Normal(), [{"mu": 0.3, "sigma": 0.6}]),
-    "bounded_normal": (d.BoundedNormal(0.0, 1.0), [{"mu": 0.3, "sigma": 0.6}, {"mu": 1.4, "sigma": 0.3}]),
+    "bounded_normal": (
+        d.BoundedNormal(0.0, 1.0),
+        [{"mu": 0.3, "sigma": 0.6}, {"mu": 1.4, "sigma": 0.3}],
+    ),
 }
 
 
 @pytest.mark.parametrize("name", GRADIENTS)
 @pytest.mark.parametrize("y", [0.0, 0.3, 0.9, 40.0])
 def test_gradcheck(name: str, y: float) -> None:
-    """Amounts of order one, so that the differences of gradcheck are no rounding; the forms do not depend on the unit."""
+    """Amounts of order one, so that the differences of gradcheck are no rounding; the forms do not
+    depend on the unit.
+    """
     family, cases = GRADIENTS[name]
     for params in cases:
         names = list(params)
-        unit = 1e-3 if name in ("censored_normal", "hurdle_lognormal") else 1.0  # these two count in mm
+        unit = (
+            1e-3 if name in ("censored_normal", "hurdle_lognormal") else 1.0
+        )  # these two count in mm
 
-        def score(*values: torch.Tensor, names: list[str] = names, unit: float = unit) -> torch.Tensor:
+        def score(
+            *values: torch.Tensor, names: list[str] = names, unit: float = unit
+        ) -> torch.Tensor:
             return (
-                family.crps(dict(zip(names, values, strict=True)), torch.tensor([y * unit], dtype=torch.float64)) / unit
+                family.crps(
+                    dict(zip(names, values, strict=True)),
+                    torch.tensor([y * unit], dtype=torch.float64),
+                )
+                / unit
             )
 
-        leaves = [torch.tensor([v], dtype=torch.float64, requires_grad=True) for v in params.values()]
+        leaves = [
+            torch.tensor([v], dtype=torch.float64, requires_grad=True) for v in params.values()
+        ]
         assert torch.autograd.gradcheck(score, leaves, eps=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["hurdle_gamma", "csgd"])
 def test_the_gradient_in_the_shape_holds_in_the_far_tails(name: str) -> None:
-    """Against a Richardson-extrapolated difference of SciPy's own functions, where Torch has no derivative at all."""
+    """Against a Richardson-extrapolated difference of SciPy's own functions, where Torch has no
+    derivative at all.
+    """
     from scipy.special import gammainc, gammaincc
 
     from xaurora.distributions import torch_gamma
 
-    function: Callable[..., torch.Tensor] = torch_gamma.gamma_above if name == "csgd" else torch_gamma.gamma_below
+    function: Callable[..., torch.Tensor] = (
+        torch_gamma.gamma_above if name == "csgd" else torch_gamma.gamma_below
+    )
     for a, x in itertools.product([0.05, 0.3, 1.0, 5.0, 30.0], [1e-6, 0.01, 0.5, 2.0, 20.0, 80.0]):
         shape = torch.tensor([a], dtype=torch.float64, requires_grad=True)
         function(shape, torch.tensor([x], dtype=torch.float64)).backward()
         above = gammaincc(a, x) < 0.5
-        f: Callable[[float], float] = (lambda s, x=x: gammaincc(s, x)) if above else (lambda s, x=x: -gammainc(s, x))
+        f: Callable[[float], float] = (
+            (lambda s, x=x: gammaincc(s, x)) if above else (lambda s, x=x: -gammainc(s, x))
+        )
 
         def slope(h: float, f: Callable[[float], float] = f, a: float = a) -> float:
             return float((f(a + h) - f(a - h)) / (2 * h))
@@ -210,7 +255,9 @@ def test_quantile_inverts_the_cdf_and_torch_equals_numpy(name: str, data: st.Dat
         before = value
         assert float(family.cdf(p, value * (1 + 1e-9) + 1e-15)) >= q - 1e-6
         assert float(family.quantile(tensors, q)) == pytest.approx(value, rel=1e-7, abs=1e-12)
-        assert float(family.cdf(tensors, value)) == pytest.approx(float(family.cdf(p, value)), rel=1e-7, abs=1e-9)
+        assert float(family.cdf(tensors, value)) == pytest.approx(
+            float(family.cdf(p, value)), rel=1e-7, abs=1e-9
+        )
     assert float(family.mean(tensors)) == pytest.approx(float(family.mean(p)), rel=1e-9, abs=1e-15)
 
 
@@ -256,7 +303,10 @@ def test_against_scoringrules() -> None:
         rtol=1e-7,
     )
     np.testing.assert_allclose(
-        d.HurdleLognormal().crps({"p": one, "mu": np.float64(0.3), "sigma": np.float64(0.6)}, y * 1e-3) * 1e3,
+        d.HurdleLognormal().crps(
+            {"p": one, "mu": np.float64(0.3), "sigma": np.float64(0.6)}, y * 1e-3
+        )
+        * 1e3,
         sr.crps_lognormal(y.clip(1e-12), 0.3, 0.6),
         rtol=1e-7,
         atol=1e-9,
@@ -264,7 +314,12 @@ def test_against_scoringrules() -> None:
 
 
 def test_families_travel_in_attributes() -> None:
-    for family in (d.CensoredNormal(1e-4), d.HurdleGamma(), d.Quantiles(LEVELS), d.BoundedNormal(0.0, 1.0)):
+    for family in (
+        d.CensoredNormal(1e-4),
+        d.HurdleGamma(),
+        d.Quantiles(LEVELS),
+        d.BoundedNormal(0.0, 1.0),
+    ):
         attrs = d.to_attrs(family)
         assert d.from_attrs(attrs) == family
         assert all(d.is_attr(name) for name in attrs)
@@ -274,7 +329,9 @@ def test_families_travel_in_attributes() -> None:
 
 
 def test_ties_are_broken_by_the_rain_nearby() -> None:
-    """Of two fields that are dry at a point, the one with rain beside it ranks higher; ranks are a permutation everywhere."""
+    """Of two fields that are dry at a point, the one with rain beside it ranks higher; ranks are a
+    permutation everywhere.
+    """
     past = np.zeros((3, 12, 12))
     past[1, 5, 5] = 4.0
     past[2, 0, 0] = 1.0

@@ -21,7 +21,12 @@ RAIN = {"units": "mm", "cell_methods": "time: sum (interval: 6 hours)"}
 
 
 def _fields(
-    *, names: tuple[str, ...] = ("tp",), times: int = 12, shape: tuple[int, int] = (6, 8), hours: int = 6, seed: int = 0
+    *,
+    names: tuple[str, ...] = ("tp",),
+    times: int = 12,
+    shape: tuple[int, int] = (6, 8),
+    hours: int = 6,
+    seed: int = 0,
 ) -> xr.Dataset:
     rng = np.random.default_rng(seed)
     time = np.datetime64("2020-01-01T00", "ns") + np.arange(times) * np.timedelta64(hours, "h")
@@ -39,7 +44,12 @@ def _fields(
 
 
 def _forecast(
-    truth: xr.Dataset, *, inits: int = 6, leads: tuple[int, ...] = (6, 12), members: int = 0, noise: float = 0.3
+    truth: xr.Dataset,
+    *,
+    inits: int = 6,
+    leads: tuple[int, ...] = (6, 12),
+    members: int = 0,
+    noise: float = 0.3,
 ) -> xr.Dataset:
     rng = np.random.default_rng(1)
     init = truth["time"].values[:inits]
@@ -52,11 +62,17 @@ def _forecast(
         values = np.abs(da.values + noise * rng.standard_normal(da.shape))
         out[name] = (da.dims, values, truth[name].attrs)
     return xr.Dataset(
-        out, {"init_time": init, "lead_time": lead, "latitude": truth["latitude"], "longitude": truth["longitude"]}
+        out,
+        {
+            "init_time": init,
+            "lead_time": lead,
+            "latitude": truth["latitude"],
+            "longitude": truth["longitude"],
+        },
     )
 
 
-# --- periods of rain ---------------------------------------------------------------------------------------------------------
+# --- periods of rain ------------------------------------------------------------------------------
 
 
 def test_totals_over_a_day_from_members() -> None:
@@ -64,7 +80,13 @@ def test_totals_over_a_day_from_members() -> None:
     fc = _forecast(truth, leads=(6, 12, 18, 24, 30), members=3, inits=4)
     scores = fc.aurora.evaluate(truth, accumulate="24h", metrics=["rmse", "bias"])
     rmse = scores["tp"].sel(metric="rmse", region="domain")
-    assert rmse.notnull().values.tolist() == [False, False, False, True, True]  # a whole day has passed
+    assert rmse.notnull().values.tolist() == [
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]  # a whole day has passed
     day = sum(fc["tp"].mean("number").isel(lead_time=i) for i in range(4))
     want = np.stack([truth["tp"].values[i + 1 : i + 5].sum(axis=0) for i in range(4)])
     from xaurora.fields.grid.lattice import latitude_weights
@@ -72,7 +94,9 @@ def test_totals_over_a_day_from_members() -> None:
     w = latitude_weights(fc["latitude"].values)[:, None] * np.ones((1, 8))
     error = ((day.values - want) * w).sum(axis=(1, 2)) / w.sum()
     got = float(scores["tp"].sel(metric="bias", region="domain", lead_time="24h"))
-    assert got == pytest.approx(error.mean(), rel=1e-5)  # members are summed in the forecast's precision
+    assert got == pytest.approx(
+        error.mean(), rel=1e-5
+    )  # members are summed in the forecast's precision
     assert scores.attrs["precipitation_hours"] == 24
 
 
@@ -80,7 +104,14 @@ def test_hourly_lead_times_are_summed() -> None:
     """As Aurora 1.5 gives its own rain: hour by hour."""
     hourly = _fields(times=30, hours=1)
     fc = _forecast(hourly, leads=tuple(range(1, 13)), inits=6, noise=0.0)
-    six = hourly["tp"].rolling(time=6).sum().assign_attrs(RAIN).to_dataset(name="tp").isel(time=slice(5, None))
+    six = (
+        hourly["tp"]
+        .rolling(time=6)
+        .sum()
+        .assign_attrs(RAIN)
+        .to_dataset(name="tp")
+        .isel(time=slice(5, None))
+    )
     scores = fc.aurora.evaluate(six, metrics="mae")
     there = scores["tp"].sel(metric="mae", region="domain").dropna("lead_time")
     assert (there["lead_time"] / np.timedelta64(1, "h")).values.tolist() == [6.0, 12.0]
@@ -109,7 +140,7 @@ def test_a_distribution_has_no_daily_sum() -> None:
     assert "crps" not in lost["metric"].values  # the error of its mean is no CRPS
 
 
-# --- masks, grids, common cells ----------------------------------------------------------------------------------------------
+# --- masks, grids, common cells -------------------------------------------------------------------
 
 
 def _as_imerg(truth: xr.Dataset) -> xr.Dataset:
@@ -123,15 +154,29 @@ def test_a_truth_that_is_masked_by_nature(caplog) -> None:
     truth = _fields()
     fc = _forecast(truth)
     scores = fc.aurora.evaluate(_as_imerg(truth), metrics=["rmse", "csi"])
-    south = fc.aurora.evaluate(truth, metrics=["rmse", "csi"], regions={"domain": xr.DataArray((truth["latitude"].values < 48.0)[:, None] * np.ones((1, 8)), {"latitude": truth["latitude"], "longitude": truth["longitude"]}, ("latitude", "longitude"))})  # fmt: skip
+    south = fc.aurora.evaluate(
+        truth,
+        metrics=["rmse", "csi"],
+        regions={
+            "domain": xr.DataArray(
+                (truth["latitude"].values < 48.0)[:, None] * np.ones((1, 8)),
+                {"latitude": truth["latitude"], "longitude": truth["longitude"]},
+                ("latitude", "longitude"),
+            )
+        },
+    )
     for name in ("tp", "tp_exceed"):
         metric = "rmse" if name == "tp" else "csi"
-        np.testing.assert_allclose(scores[name].sel(metric=metric), south[name].sel(metric=metric), rtol=1e-12)
+        np.testing.assert_allclose(
+            scores[name].sel(metric=metric), south[name].sel(metric=metric), rtol=1e-12
+        )
     from xaurora.fields.grid.lattice import latitude_weights
 
     w = latitude_weights(truth["latitude"].values)
     share = w[truth["latitude"].values < 48.0].sum() / w.sum()
-    assert float(scores["tp"].sel(metric="coverage", region="domain").isel(lead_time=0)) == pytest.approx(share)
+    assert float(
+        scores["tp"].sel(metric="coverage", region="domain").isel(lead_time=0)
+    ) == pytest.approx(share)
     assert f"{100 * share:.0f} % of domain" in caplog.text
 
 
@@ -164,7 +209,9 @@ def test_holes_elsewhere_pass_on_and_say_how_to_mask(caplog) -> None:
 
 def test_a_truth_on_another_grid() -> None:
     fine = _fields(shape=(12, 16))
-    fine = fine.assign_coords(latitude=np.linspace(50.25, 44.75, 12), longitude=4.75 + 0.5 * np.arange(16))
+    fine = fine.assign_coords(
+        latitude=np.linspace(50.25, 44.75, 12), longitude=4.75 + 0.5 * np.arange(16)
+    )
     from xaurora.fields.grid.regridding import onto
 
     lat, lon = np.linspace(50, 45, 6), 5.0 + np.arange(8)
@@ -191,12 +238,14 @@ def test_forecasts_that_share_nothing() -> None:
     for wrong in ({}, fc, {"a": 3}):
         with pytest.raises(errors.KindError, match="dict of Datasets"):
             xaurora.compare(wrong, truth)
-    half = xaurora.compare({"a": fc, "b": fc.isel(init_time=slice(2, None), lead_time=[1])}, truth, metrics="rmse")
+    half = xaurora.compare(
+        {"a": fc, "b": fc.isel(init_time=slice(2, None), lead_time=[1])}, truth, metrics="rmse"
+    )
     assert half["a"].sizes["lead_time"] == 1
     np.testing.assert_array_equal(half["a"]["tp"], half["b"]["tp"])
 
 
-# --- refused by name ---------------------------------------------------------------------------------------------------------
+# --- refused by name ------------------------------------------------------------------------------
 
 
 def test_rain_that_cannot_be() -> None:
@@ -225,8 +274,12 @@ def test_degrees_that_are_said_to_be_kelvins() -> None:
     fc = _forecast(truth)
     with pytest.raises(errors.UnitsError, match="273 K colder"):
         fc.assign(t2m=(fc["t2m"] - 273.15).assign_attrs(units="K")).aurora.evaluate(truth)
-    right = fc.assign(t2m=(fc["t2m"] - 273.15).assign_attrs(units="degC")).aurora.evaluate(truth, metrics="bias")
-    np.testing.assert_allclose(right["t2m"], fc.aurora.evaluate(truth, metrics="bias")["t2m"], atol=1e-9)
+    right = fc.assign(t2m=(fc["t2m"] - 273.15).assign_attrs(units="degC")).aurora.evaluate(
+        truth, metrics="bias"
+    )
+    np.testing.assert_allclose(
+        right["t2m"], fc.aurora.evaluate(truth, metrics="bias")["t2m"], atol=1e-9
+    )
 
 
 @pytest.mark.parametrize(
@@ -285,7 +338,10 @@ def test_engine_of_weatherbench2_says_how_to_get_it(oracle: Path) -> None:
         import weatherbench2  # noqa: F401
     except ImportError:
         truth = _fields()
-        with pytest.raises(errors.MissingExtraError, match=r"git\+https://github\.com/google-research/weatherbench2"):
+        with pytest.raises(
+            errors.MissingExtraError,
+            match=r"git\+https://github\.com/google-research/weatherbench2",
+        ):
             _forecast(truth).aurora.evaluate(truth, engine="weatherbench2")
         pytest.skip("weatherbench2 is not installed: its classes were not run")
     for which in ("global_deterministic", "global_ensemble", "regional_deterministic"):
@@ -310,10 +366,12 @@ def test_engine_of_weatherbench2_says_how_to_get_it(oracle: Path) -> None:
         ours = case["forecast"].aurora.evaluate(case["truth"], **options)
         for name in theirs.data_vars:
             got = ours[name].transpose(*theirs[name].dims)
-            np.testing.assert_allclose(theirs[name], got, rtol=1e-5, atol=1e-5 * float(np.abs(got).max()))
+            np.testing.assert_allclose(
+                theirs[name], got, rtol=1e-5, atol=1e-5 * float(np.abs(got).max())
+            )
 
 
-# --- regions -----------------------------------------------------------------------------------------------------------------
+# --- regions --------------------------------------------------------------------------------------
 
 
 def test_polygons() -> None:
@@ -325,7 +383,10 @@ def test_polygons() -> None:
     assert abs(inside.sum() - 50) < 12  # half of 10 × 10 degrees
     hole = {
         "type": "Polygon",
-        "coordinates": [[(0, 40), (30, 40), (30, 60), (0, 60)], [(10, 45), (20, 45), (20, 55), (10, 55)]],
+        "coordinates": [
+            [(0, 40), (30, 40), (30, 60), (0, 60)],
+            [(10, 45), (20, 45), (20, 55), (10, 55)],
+        ],
     }
     ring = regions.weights(lat, lon, hole)["polygon"] > 0
     assert not ring[lat == 50, lon == 15].any()
@@ -334,7 +395,10 @@ def test_polygons() -> None:
     shape = type("Shape", (), {})()
     shape.__geo_interface__ = {
         "type": "MultiPolygon",
-        "coordinates": [triangle["coordinates"], [[(20.5, 50.5), (24.5, 50.5), (24.5, 54.5), (20.5, 54.5)]]],
+        "coordinates": [
+            triangle["coordinates"],
+            [[(20.5, 50.5), (24.5, 50.5), (24.5, 54.5), (20.5, 54.5)]],
+        ],
     }
 
     both = regions.weights(lat, lon, {"m": shape})["m"] > 0
@@ -343,7 +407,10 @@ def test_polygons() -> None:
     wide = np.arange(0.0, 360.0, 5.0)
     fiji = {
         "type": "Feature",
-        "geometry": {"type": "Polygon", "coordinates": [[(171, -20), (-171, -20), (-171, 20), (171, 20)]]},
+        "geometry": {
+            "type": "Polygon",
+            "coordinates": [[(171, -20), (-171, -20), (-171, 20), (171, 20)]],
+        },
     }
     across = regions.weights(np.arange(-30.0, 31.0, 5.0), wide, {"fiji": fiji})["fiji"] > 0
     assert set(wide[across.any(axis=0)]) == {175.0, 180.0, 185.0}
@@ -351,7 +418,10 @@ def test_polygons() -> None:
         ({"type": "Polygon", "coordinates": [[(5, 45), (15, 45)]]}, "ring of 2 points"),
         ({"type": "Polygon", "coordinates": [[(45, 95), (45, 99), (50, 99)]]}, "beyond 90"),
         ({"type": "Polygon", "coordinates": ["ab"]}, "no rings"),
-        ({"type": "FeatureCollection", "features": [{"type": "Point", "coordinates": (1, 2)}]}, "no inside"),
+        (
+            {"type": "FeatureCollection", "features": [{"type": "Point", "coordinates": (1, 2)}]},
+            "no inside",
+        ),
     ):
         with pytest.raises(errors.RegionError, match=match):
             regions.weights(lat, lon, {"x": wrong})
@@ -381,7 +451,9 @@ def test_masks_that_do_not_reach() -> None:
     """A mask of another place holds nothing here; a coarser one serves its neighbourhood."""
     lat, lon = np.linspace(50, 45, 6), 5.0 + np.arange(8)
     far = xr.DataArray(
-        np.ones((3, 3)), {"latitude": [10.0, 11.0, 12.0], "longitude": [5.0, 6.0, 7.0]}, ("latitude", "longitude")
+        np.ones((3, 3)),
+        {"latitude": [10.0, 11.0, 12.0], "longitude": [5.0, 6.0, 7.0]},
+        ("latitude", "longitude"),
     )
     with pytest.raises(errors.RegionError, match="no grid point"):
         regions.weights(lat, lon, {"far": far})
@@ -396,7 +468,7 @@ def test_masks_that_do_not_reach() -> None:
     assert inside.sum() == 3 * 4
 
 
-# --- baselines ---------------------------------------------------------------------------------------------------------------
+# --- baselines ------------------------------------------------------------------------------------
 
 
 def test_a_probabilistic_climatology() -> None:
@@ -407,7 +479,16 @@ def test_a_probabilistic_climatology() -> None:
         ]
     )
     rng = np.random.default_rng(0)
-    ds = xr.Dataset({"t2m": (("time", "latitude", "longitude"), rng.standard_normal((len(time), 3, 4)), {"units": "K"})}, {"time": time, "latitude": [50.0, 49.0, 48.0], "longitude": [5.0, 6.0, 7.0, 8.0]})  # fmt: skip
+    ds = xr.Dataset(
+        {
+            "t2m": (
+                ("time", "latitude", "longitude"),
+                rng.standard_normal((len(time), 3, 4)),
+                {"units": "K"},
+            )
+        },
+        {"time": time, "latitude": [50.0, 49.0, 48.0], "longitude": [5.0, 6.0, 7.0, 8.0]},
+    )
     like = _forecast(ds.sel(time="2020"), inits=3)
     out = xaurora.probabilistic_climatology(ds, like)
     assert out["t2m"].dims == ("init_time", "lead_time", "number", "latitude", "longitude")
@@ -434,14 +515,21 @@ def test_published_scores(tmp_path: Path) -> None:
     assert "WeatherBench" in one.attrs["source"]
     daily = xaurora.published_scores(models=["ifs_ens"], hours=24)["ifs_ens"]
     # FIELD figure of the site: IFS ENS, 24 h, day 1, 0.25°: RMSE of the mean 3.89 mm
-    assert float(daily["tp"].sel(metric="mean_rmse", lead_time="24h").squeeze()) * 1e3 == pytest.approx(3.89, abs=0.01)
+    assert float(
+        daily["tp"].sel(metric="mean_rmse", lead_time="24h").squeeze()
+    ) * 1e3 == pytest.approx(3.89, abs=0.01)
     own = tmp_path / "own.csv"
-    own.write_text("model,metric,variable,lead_hours,resolution,value\nmine,rmse,6h_precipitation,6,64x32,0.001\n")
+    own.write_text(
+        "model,metric,variable,lead_hours,resolution,value\nmine,rmse,6h_precipitation,6,64x32,0.001\n"
+    )
     assert float(xaurora.published_scores(own)["mine"]["tp"].squeeze()) == 0.001
     for text, match in (
         ("model,metric\na,b\n", "no columns"),
         ("", "no columns"),
-        ("model,metric,variable,lead_hours,resolution,value\nm,rmse,6h_precipitation,six,6x3,1\n", "cannot be read"),
+        (
+            "model,metric,variable,lead_hours,resolution,value\nm,rmse,6h_precipitation,six,6x3,1\n",
+            "cannot be read",
+        ),
     ):
         own.write_text(text)
         with pytest.raises(errors.SourceError, match=match):
@@ -454,11 +542,13 @@ def test_published_scores(tmp_path: Path) -> None:
         xaurora.published_scores(hours=12)
 
 
-# --- where it runs -----------------------------------------------------------------------------------------------------------
+# --- where it runs --------------------------------------------------------------------------------
 
 
 def test_scoring_needs_no_torch(tmp_path: Path) -> None:
-    """In a process where torch and aurora cannot be imported: scores, significance, card and pictures."""
+    """In a process where torch and aurora cannot be imported: scores, significance, card and
+    pictures.
+    """
     truth = _fields(times=40)
     fc = _forecast(truth, inits=30)
     fc.to_netcdf(tmp_path / "fc.nc")
@@ -481,7 +571,9 @@ fc.aurora.to_weatherbench2()
 assert not any(m.partition('.')[0] in ('torch', 'aurora') for m in sys.modules)
 print('scored')
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
+    )
     assert done.stdout.strip() == "scored", done.stderr[-2000:]
 
 
@@ -492,9 +584,19 @@ def test_on_a_cluster() -> None:
     truth = _fields(times=20)
     fc = _forecast(truth, inits=12)
     here = fc.aurora.evaluate(truth, metrics="all")
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
-    # Its nannies leave MALLOC_TRIM_THRESHOLD_ in this process's environment, and later tests measure the memory of processes.
-    with mock.patch.dict(os.environ), distributed.LocalCluster(**options) as cluster, distributed.Client(cluster):
+    options = {
+        "n_workers": 2,
+        "threads_per_worker": 1,
+        "dashboard_address": None,
+        "silence_logs": 50,
+    }
+    # Its nannies leave MALLOC_TRIM_THRESHOLD_ in this process's environment, and later tests
+    # measure the memory of processes.
+    with (
+        mock.patch.dict(os.environ),
+        distributed.LocalCluster(**options) as cluster,
+        distributed.Client(cluster),
+    ):
         for one, other in ((fc, truth), (fc.chunk(init_time=3), truth.chunk(time=4))):
             there = one.aurora.evaluate(other, metrics="all")
             for name in here.data_vars:
@@ -515,7 +617,7 @@ def test_stays_lazy_until_it_is_scored() -> None:
         fc.aurora.to_weatherbench2()
 
 
-# --- several forecasts, units, levels --------------------------------------------------------------------------------------------
+# --- several forecasts, units, levels -------------------------------------------------------------
 
 
 def test_one_unit_for_all_that_are_compared() -> None:
@@ -533,8 +635,12 @@ def test_one_unit_for_all_that_are_compared() -> None:
     assert not any(mark.any() for r in card.rows for mark in r.marks.values())
     with pytest.raises(errors.TruthError, match="cannot be added up"):
         xaurora.combine_scores([got["mm"], apart])
-    daily = fc.assign(tp=fc["tp"].assign_attrs({**RAIN, "cell_methods": "time: sum (interval: 24 hours)"}))
-    other = daily.aurora.evaluate(_fields(times=40, hours=6).assign(tp=truth["tp"]), metrics=["rmse"])
+    daily = fc.assign(
+        tp=fc["tp"].assign_attrs({**RAIN, "cell_methods": "time: sum (interval: 24 hours)"})
+    )
+    other = daily.aurora.evaluate(
+        _fields(times=40, hours=6).assign(tp=truth["tp"]), metrics=["rmse"]
+    )
     with pytest.raises(errors.TruthError, match="over 6 h in one and over 24 h"):
         xaurora.significance(got["mm"], other)
     with pytest.raises(errors.TruthError, match="threshold_mm"):
@@ -546,25 +652,37 @@ def test_one_unit_for_all_that_are_compared() -> None:
     for scores in alone:  # without the plain variable as well
         assert len(xaurora.significance(scores, scores).data_vars) == 1
         xr.testing.assert_allclose(
-            xaurora.combine_scores([scores])[next(iter(scores.data_vars))], scores[next(iter(scores.data_vars))]
+            xaurora.combine_scores([scores])[next(iter(scores.data_vars))],
+            scores[next(iter(scores.data_vars))],
         )
 
 
 def _aloft(members: int = 0) -> tuple[xr.Dataset, xr.Dataset]:
     rng = np.random.default_rng(2)
     time = np.datetime64("2020-01-01T00", "ns") + np.arange(8) * H6
-    coords = {"level": [500.0, 850.0], "latitude": np.linspace(50, 45, 6), "longitude": 5.0 + np.arange(8)}
+    coords = {
+        "level": [500.0, 850.0],
+        "latitude": np.linspace(50, 45, 6),
+        "longitude": 5.0 + np.arange(8),
+    }
     y = 250 + rng.standard_normal((8, 2, 6, 8))
-    truth = xr.Dataset({"t": (("time", "level", "latitude", "longitude"), y, {"units": "K"})}, {"time": time, **coords})
+    truth = xr.Dataset(
+        {"t": (("time", "level", "latitude", "longitude"), y, {"units": "K"})},
+        {"time": time, **coords},
+    )
     values = y[1:7][:, None] + 0.5 * rng.standard_normal((6, 1, 2, 6, 8))
     dims = ("init_time", "lead_time", "level", "latitude", "longitude")
     if members:
         values = values[:, :, None] + 0.5 * rng.standard_normal((6, 1, members, 2, 6, 8))
         dims = ("init_time", "lead_time", "number", "level", "latitude", "longitude")
     lead = [np.timedelta64(6, "h").astype("timedelta64[ns]")]
-    return xr.Dataset(
-        {"t": (dims, values, {"units": "K"})}, {"init_time": time[:6], "lead_time": lead, **coords}
-    ), truth
+    return (
+        xr.Dataset(
+            {"t": (dims, values, {"units": "K"})},
+            {"init_time": time[:6], "lead_time": lead, **coords},
+        ),
+        truth,
+    )
 
 
 def test_ranks_on_levels_and_in_parts() -> None:
@@ -575,10 +693,13 @@ def test_ranks_on_levels_and_in_parts() -> None:
     assert whole["t_rank_histogram"].dims == ("region", "lead_time", "rank", "level")
     np.testing.assert_allclose(whole["t_rank_histogram"].sum("rank"), 1.0)
     parts = [
-        fc.isel(init_time=slice(a, b)).aurora.evaluate(truth, metrics="rank_histogram") for a, b in ((0, 2), (2, 6))
+        fc.isel(init_time=slice(a, b)).aurora.evaluate(truth, metrics="rank_histogram")
+        for a, b in ((0, 2), (2, 6))
     ]
     joined = xaurora.combine_scores(parts)["t_rank_histogram"]
-    np.testing.assert_allclose(joined, whole["t_rank_histogram"].transpose(*joined.dims), rtol=1e-12)
+    np.testing.assert_allclose(
+        joined, whole["t_rank_histogram"].transpose(*joined.dims), rtol=1e-12
+    )
 
 
 def test_levels_of_several() -> None:
@@ -606,7 +727,10 @@ def test_lead_bins_of_parts() -> None:
     options = {"metrics": "rmse", "lead_bins": {"day 1": ("6h", "24h")}}
     whole = fc.aurora.evaluate(truth, **options)
     joined = xaurora.combine_scores(
-        [fc.isel(lead_time=slice(a, b)).aurora.evaluate(truth, **options) for a, b in ((0, 2), (2, 4))]
+        [
+            fc.isel(lead_time=slice(a, b)).aurora.evaluate(truth, **options)
+            for a, b in ((0, 2), (2, 4))
+        ]
     )
     np.testing.assert_allclose(joined["tp"], whole["tp"], rtol=1e-12)
 
@@ -616,21 +740,31 @@ def test_quantiles_and_probabilities_in_other_units() -> None:
     fc = _forecast(truth)
     q = np.stack([fc["tp"].values * s for s in (0.5, 1.0, 1.5)], axis=2)
     dims = ("init_time", "lead_time", "quantile", "latitude", "longitude")
-    mine = fc.assign(tp_quantile=(dims, q, {"units": "mm"})).assign_coords(quantile=[0.25, 0.5, 0.75])
-    other = fc.assign(tp_quantile=(dims, q * 1e-3, {"units": "m"})).assign_coords(quantile=[0.25, 0.5, 0.75])
+    mine = fc.assign(tp_quantile=(dims, q, {"units": "mm"})).assign_coords(
+        quantile=[0.25, 0.5, 0.75]
+    )
+    other = fc.assign(tp_quantile=(dims, q * 1e-3, {"units": "m"})).assign_coords(
+        quantile=[0.25, 0.5, 0.75]
+    )
     one, two = (f.aurora.evaluate(truth, metrics="crps")["tp"] for f in (mine, other))
     np.testing.assert_allclose(one, two, rtol=1e-9)
     p = (q > 1.0).astype(float)[:, :, :1]
     dims = ("init_time", "lead_time", "threshold", "latitude", "longitude")
-    in_metres = fc.assign(tp_probability=(dims, p)).assign_coords(threshold=("threshold", [1e-3], {"units": "m"}))
+    in_metres = fc.assign(tp_probability=(dims, p)).assign_coords(
+        threshold=("threshold", [1e-3], {"units": "m"})
+    )
     assert np.isfinite(
-        in_metres.aurora.evaluate(truth, metrics="brier")["tp_exceed"].sel(metric="brier", threshold_mm=1.0)
+        in_metres.aurora.evaluate(truth, metrics="brier")["tp_exceed"].sel(
+            metric="brier", threshold_mm=1.0
+        )
     ).all()
     with pytest.raises(errors.OptionError, match="has probability at"):
         in_metres.aurora.evaluate(truth, metrics="brier", thresholds_mm=(3.0,))
     holes = p.copy()
     holes[0, 0, 0, 0, 0] = np.nan
-    masked = fc.assign(tp_probability=(dims, holes)).assign_coords(threshold=("threshold", [1.0], {"units": "mm"}))
+    masked = fc.assign(tp_probability=(dims, holes)).assign_coords(
+        threshold=("threshold", [1.0], {"units": "mm"})
+    )
     assert (
         masked.aurora.evaluate(truth, metrics="brier", skipna=True)["tp_exceed"]
         .sel(metric="brier", threshold_mm=1.0)
@@ -643,10 +777,14 @@ def test_a_daily_forecast_against_a_climatology_of_six_hours() -> None:
     truth = _fields(times=16)
     fc = _forecast(truth, leads=(6, 12, 18, 24), members=2)
     normal = xaurora.climatology(truth, ["tp"], window_days=31)
-    with pytest.raises(errors.TruthError, match="precipitation is over 6 h, the forecast's over 24 h"):
+    with pytest.raises(
+        errors.TruthError, match="precipitation is over 6 h, the forecast's over 24 h"
+    ):
         fc.aurora.evaluate(truth, climatology=normal, metrics=["acc"], accumulate="24h")
     with pytest.raises(errors.AccumulationError, match="holds no precipitation"):
-        _forecast(_fields(names=("t2m",))).aurora.evaluate(_fields(names=("t2m",)), accumulate="24h")
+        _forecast(_fields(names=("t2m",))).aurora.evaluate(
+            _fields(names=("t2m",)), accumulate="24h"
+        )
 
 
 def test_leads_as_numbers_and_single_times() -> None:
@@ -676,7 +814,9 @@ def test_large_chunks_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     truth = _fields(times=60, shape=(12, 16))
     fc = _forecast(truth, leads=tuple(range(6, 246, 6)), inits=4)
     fc.chunk(init_time=1, lead_time=40).to_zarr(tmp_path / "fc.zarr", consolidated=False)
-    lazy = xr.open_zarr(tmp_path / "fc.zarr", chunks=None, decode_timedelta=True, consolidated=False)
+    lazy = xr.open_zarr(
+        tmp_path / "fc.zarr", chunks=None, decode_timedelta=True, consolidated=False
+    )
     monkeypatch.setattr(alignment, "_BLOCK", 10 * 12 * 16 * 8)  # ten fields
     monkeypatch.setattr(alignment, "_SMALL", 0)
     assert alignment.read_forecast(lazy).lengths("tp") == (1, 10)
@@ -686,7 +826,9 @@ def test_large_chunks_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_init_times(tmp_path: Path) -> None:
-    """Peak of a fresh process at 100 and at 10,000 init times of tiny fields; what is carried of each is a few hundred bytes."""
+    """Peak of a fresh process at 100 and at 10,000 init times of tiny fields; what is carried of
+    each is a few hundred bytes.
+    """
     code = """
 import sys, numpy as np, xarray as xr, xaurora, logging
 logging.disable(logging.WARNING)
@@ -705,10 +847,14 @@ print(next(int(line.split()[1]) for line in open('/proc/self/status') if line.st
     peaks = [
         float(
             subprocess.run(
-                [sys.executable, "-W", "ignore", "-c", code, str(n)], capture_output=True, text=True, check=True
+                [sys.executable, "-W", "ignore", "-c", code, str(n)],
+                capture_output=True,
+                text=True,
+                check=True,
             ).stdout
         )
         for n in (100, 10_000)
     ]
-    # 10,000 × 49 numbers × 16 bytes are 8 MB; the graph of 200 dask chunks and their times take some more.
+    # 10,000 × 49 numbers × 16 bytes are 8 MB; the graph of 200 dask chunks and their times take
+    # some more.
     assert peaks[1] < peaks[0] + 60, peaks

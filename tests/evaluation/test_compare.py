@@ -1,4 +1,6 @@
-"""Regions, baselines, climatologies, and what cannot be scored. The scores themselves are in test_scores.py."""
+"""Regions, baselines, climatologies, and what cannot be scored. The scores themselves are in
+test_scores.py.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def _set(oracle: Path, name: str) -> dict[str, xr.Dataset]:
 def test_default_regions_of_a_globe(oracle: Path) -> None:
     case = _set(oracle, "global_deterministic")
     scores = case["forecast"].aurora.evaluate(case["truth"], metrics=["rmse"])
-    assert set(map(str, scores["region"].values)) == set(map(str, case["weatherbench2"]["region"].values))
+    assert set(map(str, scores["region"].values)) == set(
+        map(str, case["weatherbench2"]["region"].values)
+    )
     assert list(scores["metric"].values) == ["rmse"]
 
 
@@ -37,7 +41,13 @@ def _small() -> tuple[xr.Dataset, xr.Dataset]:
     lat, lon = np.array([50.0, 49.0, 48.0]), np.array([10.0, 11.0])
     time = np.datetime64("2020-01-01T00", "ns") + np.arange(4) * np.timedelta64(6, "h")
     truth = xr.Dataset(
-        {"t2m": (("time", "latitude", "longitude"), np.arange(24.0).reshape(4, 3, 2), {"units": "K"})},
+        {
+            "t2m": (
+                ("time", "latitude", "longitude"),
+                np.arange(24.0).reshape(4, 3, 2),
+                {"units": "K"},
+            )
+        },
         {"time": time, "latitude": lat, "longitude": lon},
     )
     forecast = xr.Dataset(
@@ -68,12 +78,18 @@ def test_metrics_by_hand() -> None:
 
 def test_units_orders_and_names_do_not_matter() -> None:
     forecast, truth = _small()
-    celsius = truth.isel(latitude=slice(None, None, -1)).rename(t2m="2m_temperature", latitude="lat", longitude="lon")
+    celsius = truth.isel(latitude=slice(None, None, -1)).rename(
+        t2m="2m_temperature", latitude="lat", longitude="lon"
+    )
     celsius["2m_temperature"] = (celsius["2m_temperature"] - 273.15).assign_attrs(units="degC")
     xr.testing.assert_allclose(evaluate(forecast, celsius), evaluate(forecast, truth))
-    wb2 = forecast.rename(init_time="time", lead_time="prediction_timedelta", t2m="2m_temperature").drop_attrs()
+    wb2 = forecast.rename(
+        init_time="time", lead_time="prediction_timedelta", t2m="2m_temperature"
+    ).drop_attrs()
     again = evaluate(wb2, truth)
-    np.testing.assert_allclose(again["2m_temperature"].values, evaluate(forecast, truth)["t2m"].values)
+    np.testing.assert_allclose(
+        again["2m_temperature"].values, evaluate(forecast, truth)["t2m"].values
+    )
 
 
 def test_missing_truth_passes_on_unless_skipped(caplog) -> None:
@@ -91,18 +107,22 @@ def test_missing_truth_passes_on_unless_skipped(caplog) -> None:
 
 
 def test_crps_from_parameters_is_in_the_forecasts_units(fields: xr.Dataset, tuned) -> None:
-    forecast = fields.aurora.predict("6h", model=tuned, time=fields["time"].values[30:32], progress=False)
+    forecast = fields.aurora.predict(
+        "6h", model=tuned, time=fields["time"].values[30:32], progress=False
+    )
     scores = forecast.aurora.evaluate(fields, regions=["global"], metrics="crps")
     y = fields["tp"].sel(time=forecast["valid_time"].values.ravel()).values.astype("float64")
     law = distributions.from_attrs(forecast["tp"].attrs)
-    by_hand = law.crps({p: forecast[f"tp_{p}"].values[:, 0].astype("float64") for p in law.parameters}, y)
+    by_hand = law.crps(
+        {p: forecast[f"tp_{p}"].values[:, 0].astype("float64") for p in law.parameters}, y
+    )
     from xaurora.fields.grid.lattice import latitude_weights
 
     w = latitude_weights(fields["latitude"].values)[:, None] * np.ones((1, 32))
     expected = (by_hand * w).sum() / w.sum() / 2
-    assert float(scores["tp"].sel(metric="crps", region="global").isel(lead_time=0)) == pytest.approx(
-        expected, rel=1e-9
-    )
+    assert float(
+        scores["tp"].sel(metric="crps", region="global").isel(lead_time=0)
+    ) == pytest.approx(expected, rel=1e-9)
 
 
 # --- regions ---
@@ -117,7 +137,9 @@ def test_boxes_and_masks() -> None:
             "alps": (44, 48, 5, 16),
             "greenwich": (40, 50, -5, 5),
             "mask": xr.DataArray(
-                lat[::-1, None] > np.zeros((1, 30)) + 45, dims=("lat", "lon"), coords={"lat": lat[::-1], "lon": lon}
+                lat[::-1, None] > np.zeros((1, 30)) + 45,
+                dims=("lat", "lon"),
+                coords={"lat": lat[::-1], "lon": lon},
             ),
         },
     )
@@ -145,7 +167,9 @@ def test_persistence_repeats_the_field(fields: xr.Dataset) -> None:
     assert forecast["z"].dims == ("init_time", "lead_time", "level", "latitude", "longitude")
     np.testing.assert_array_equal(forecast["t2m"].values[3, 1], fields["t2m"].values[3])
     scores = forecast.aurora.evaluate(fields, regions="global", metrics=["mae"])
-    by_hand = np.abs(fields["t2m"].values[1:].astype(float) - fields["t2m"].values[:-1]).mean(axis=(0, 2))
+    by_hand = np.abs(fields["t2m"].values[1:].astype(float) - fields["t2m"].values[:-1]).mean(
+        axis=(0, 2)
+    )
     from xaurora.fields.grid.lattice import latitude_weights
 
     w = latitude_weights(fields["latitude"].values)
@@ -157,7 +181,9 @@ def test_persistence_repeats_the_field(fields: xr.Dataset) -> None:
 def test_persistence_of_hourly_rain(europe: xr.Dataset) -> None:
     forecast = xaurora.persistence(europe, "tp", "6h")
     assert str(forecast["init_time"].values[0])[:13] == "2020-01-01T05"
-    np.testing.assert_allclose(forecast["tp"].values[0, 0], europe["tp"].values[:6].sum(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(
+        forecast["tp"].values[0, 0], europe["tp"].values[:6].sum(axis=0), rtol=1e-6
+    )
 
 
 def test_climatology_is_a_weighted_mean(fields: xr.Dataset) -> None:
@@ -169,8 +195,13 @@ def test_climatology_is_a_weighted_mean(fields: xr.Dataset) -> None:
     weight = 1 - np.abs(days - 5) / 30  # zero at both ends of the window of 61 days
     expected = (noon.values * weight[:, None, None]).sum(axis=0) / weight.sum()
     np.testing.assert_allclose(normals["t2m"].sel(hour=12, dayofyear=5).values, expected, rtol=1e-5)
-    spread = np.sqrt((weight[:, None, None] * (noon.values.astype(float) - expected) ** 2).sum(axis=0) / weight.sum())
-    np.testing.assert_allclose(normals["t2m_std"].sel(hour=12, dayofyear=5).values, spread, rtol=1e-4)
+    spread = np.sqrt(
+        (weight[:, None, None] * (noon.values.astype(float) - expected) ** 2).sum(axis=0)
+        / weight.sum()
+    )
+    np.testing.assert_allclose(
+        normals["t2m_std"].sel(hour=12, dayofyear=5).values, spread, rtol=1e-4
+    )
     assert 366 in normals["dayofyear"].values  # the year is a circle
     assert 200 not in normals["dayofyear"].values
 
@@ -178,8 +209,12 @@ def test_climatology_is_a_weighted_mean(fields: xr.Dataset) -> None:
 def _years_of_rain() -> xr.Dataset:
     """Three years, one of them a leap year, every six hours on a few points, with holes."""
     rng = np.random.default_rng(0)
-    time = np.arange(np.datetime64("2019-01-01", "ns"), np.datetime64("2022-01-01", "ns"), np.timedelta64(6, "h"))
-    tp = np.where(rng.random((len(time), 4, 5)) < 0.5, rng.gamma(0.6, 2e-3, (len(time), 4, 5)), 0.0).astype(np.float32)
+    time = np.arange(
+        np.datetime64("2019-01-01", "ns"), np.datetime64("2022-01-01", "ns"), np.timedelta64(6, "h")
+    )
+    tp = np.where(
+        rng.random((len(time), 4, 5)) < 0.5, rng.gamma(0.6, 2e-3, (len(time), 4, 5)), 0.0
+    ).astype(np.float32)
     tp[:, 0, 0] = 0.0  # a desert
     tp[::7, 1, 1] = np.nan
     coords = {
@@ -193,7 +228,9 @@ def _years_of_rain() -> xr.Dataset:
 
 @pytest.mark.parametrize("units", ["m", "mm"])
 def test_seeps_climatology_as_weatherbench2_makes_it(units: str) -> None:
-    """Against WeatherBench2's way written out with xarray: years stacked, a 366th day, wrapped, rolled, weighted."""
+    """Against WeatherBench2's way written out with xarray: years stacked, a 366th day, wrapped,
+    rolled, weighted.
+    """
     ds = _years_of_rain()
     if units == "mm":
         ds["tp"] = (ds["tp"] * 1e3).assign_attrs(ds["tp"].attrs | {"units": "mm"})
@@ -209,24 +246,38 @@ def test_seeps_climatology_as_weatherbench2_makes_it(units: str) -> None:
         for _, one in metres.sel(time=metres["time"].dt.hour == hour).groupby("time.year"):
             year = one.assign_coords(time=one["time"].dt.dayofyear).reindex(time=np.arange(1, 367))
             if np.isnan(year.values[365]).all():
-                year.values[365] = one.values[-1]  # a year without a 29 February repeats its last day
+                year.values[365] = one.values[
+                    -1
+                ]  # a year without a 29 February repeats its last day
             by_year.append(year)
         stacked = xr.concat(by_year, "year").pad(time=30, mode="wrap")
-        window = stacked.isel(time=slice(day - 1, day + 60)).rename(time="window").drop_vars("window")
+        window = (
+            stacked.isel(time=slice(day - 1, day + 60)).rename(time="window").drop_vars("window")
+        )
         triangle = np.concatenate([np.linspace(0, 1, 31), np.linspace(1, 0, 31)[1:]])
-        weights = xr.DataArray(triangle, dims="window").broadcast_like(window.isel(latitude=0, longitude=0))
+        weights = xr.DataArray(triangle, dims="window").broadcast_like(
+            window.isel(latitude=0, longitude=0)
+        )
         at = {"hour": hour, "dayofyear": day}
         seen = window.notnull().sum(("year", "window"))
         share = (window < 1e-4).sum(("year", "window")) / seen
-        np.testing.assert_allclose(dry.sel(at).values, share.transpose(*dry.dims[2:]).values, rtol=1e-5)
+        np.testing.assert_allclose(
+            dry.sel(at).values, share.transpose(*dry.dims[2:]).values, rtol=1e-5
+        )
         wet = window.where(window >= 1e-4)
-        expected = wet.weighted(weights).quantile(2 / 3, dim=("year", "window")).transpose(*dry.dims[2:])
+        expected = (
+            wet.weighted(weights).quantile(2 / 3, dim=("year", "window")).transpose(*dry.dims[2:])
+        )
         np.testing.assert_allclose(heavy.sel(at).values, expected.values, rtol=2e-5)
         assert np.isnan(heavy.sel(at).values[0, 0])  # never wet
         assert dry.sel(at).values[0, 0] == 1.0
-        all_of = window.weighted(weights).quantile(0.9, dim=("year", "window")).transpose(*dry.dims[2:])
+        all_of = (
+            window.weighted(weights).quantile(0.9, dim=("year", "window")).transpose(*dry.dims[2:])
+        )
         factor = 1e3 if units == "mm" else 1.0
-        np.testing.assert_allclose(normals["tp_quantile"].sel(at).values[0], factor * all_of.values, rtol=2e-5)
+        np.testing.assert_allclose(
+            normals["tp_quantile"].sel(at).values[0], factor * all_of.values, rtol=2e-5
+        )
         mean = window.weighted(weights).mean(("year", "window")).transpose(*dry.dims[2:])
         np.testing.assert_allclose(normals["tp"].sel(at).values, factor * mean.values, rtol=2e-5)
 
@@ -236,7 +287,9 @@ def test_seeps_of_days_and_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     both = xaurora.climatology(ds, "tp", seeps=[6, 24], window_days=31)
     assert "total_precipitation_24hr_seeps_threshold" in both
     totals = ds["tp"].rolling(time=4).sum()
-    chosen = totals.sel(time=(totals["time"].dt.hour == 12) & (abs(totals["time"].dt.dayofyear - 40) <= 15))
+    chosen = totals.sel(
+        time=(totals["time"].dt.hour == 12) & (abs(totals["time"].dt.dayofyear - 40) <= 15)
+    )
     share = (chosen < 2.5e-4).sum("time") / chosen.notnull().sum("time")
     got = both["total_precipitation_24hr_seeps_dry_fraction"].sel(hour=12, dayofyear=40)
     np.testing.assert_allclose(got.values, share.values, rtol=1e-5)
@@ -248,7 +301,10 @@ def test_seeps_of_days_and_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_climatology_of_daily_totals() -> None:
     ds = _years_of_rain().isel(time=slice(0, 800))
     days = ds.assign(tp=ds.aurora.accumulate("tp", "24h")).isel(time=slice(3, None, 4))
-    for normals in (xaurora.climatology(days), xaurora.climatology(days, "tp", seeps=24, window_days=np.int64(61))):
+    for normals in (
+        xaurora.climatology(days),
+        xaurora.climatology(days, "tp", seeps=24, window_days=np.int64(61)),
+    ):
         assert "total_precipitation_24hr_seeps_threshold" in normals
         assert normals["tp"].sizes["hour"] == 1
     assert list(xaurora.climatology(days, seeps=False).data_vars) == ["tp"]
@@ -272,7 +328,9 @@ def test_climatology_as_a_forecast_has_no_anomaly_to_correlate(fields: xr.Datase
     normals = xaurora.climatology(fields, ["t2m"])
     like = xaurora.persistence(fields, ["t2m"], ["6h"])
     forecast = baselines.climatology_forecast(normals, like)
-    np.testing.assert_array_equal(forecast["t2m"].values[0, 0], normals["t2m"].sel(hour=6, dayofyear=1).values)
+    np.testing.assert_array_equal(
+        forecast["t2m"].values[0, 0], normals["t2m"].sel(hour=6, dayofyear=1).values
+    )
     scores = forecast.aurora.evaluate(fields, climatology=normals, regions="global")
     assert np.isnan(float(scores["t2m"].sel(metric="acc").isel(lead_time=0, region=0)))
     summer = like.assign_coords(init_time=like["init_time"] + np.timedelta64(180, "D"))
@@ -284,11 +342,15 @@ def test_climatology_as_a_forecast_has_no_anomaly_to_correlate(fields: xr.Datase
 
 
 def test_what_cannot_be_scored(fields: xr.Dataset, tuned) -> None:
-    forecast = fields.aurora.predict("6h", model=tuned, time=fields["time"].values[30], progress=False)
+    forecast = fields.aurora.predict(
+        "6h", model=tuned, time=fields["time"].values[30], progress=False
+    )
     for call, kind, match in (
         (lambda: forecast.aurora.evaluate(forecast), errors.KindError, "itself a forecast"),
         (
-            lambda: forecast.aurora.evaluate(fields.assign_coords(time=fields["time"] + np.timedelta64(900, "D"))),
+            lambda: forecast.aurora.evaluate(
+                fields.assign_coords(time=fields["time"] + np.timedelta64(900, "D"))
+            ),
             errors.TruthError,
             "no valid time",
         ),
@@ -298,13 +360,27 @@ def test_what_cannot_be_scored(fields: xr.Dataset, tuned) -> None:
             "no grid points at the forecast's latitudes",
         ),
         (
-            lambda: forecast.aurora.evaluate(fields[["lsm", "tp"]].rename(tp="rain").drop_attrs(deep=True)),
+            lambda: forecast.aurora.evaluate(
+                fields[["lsm", "tp"]].rename(tp="rain").drop_attrs(deep=True)
+            ),
             errors.TruthError,
             "share no variable",
         ),
-        (lambda: forecast.aurora.evaluate(fields, metrics=["rsme"]), errors.OptionError, "there is no metric"),
-        (lambda: forecast.aurora.evaluate(fields, metrics=["acc"]), errors.OptionError, "acc needs a climatology"),
-        (lambda: forecast.aurora.evaluate(fields, climatology=fields), errors.TruthError, "dims hour and dayofyear"),
+        (
+            lambda: forecast.aurora.evaluate(fields, metrics=["rsme"]),
+            errors.OptionError,
+            "there is no metric",
+        ),
+        (
+            lambda: forecast.aurora.evaluate(fields, metrics=["acc"]),
+            errors.OptionError,
+            "acc needs a climatology",
+        ),
+        (
+            lambda: forecast.aurora.evaluate(fields, climatology=fields),
+            errors.TruthError,
+            "dims hour and dayofyear",
+        ),
         (
             lambda: forecast.drop_vars("tp_shift").aurora.evaluate(fields, metrics=["crps"]),
             errors.TruthError,
@@ -312,7 +388,11 @@ def test_what_cannot_be_scored(fields: xr.Dataset, tuned) -> None:
         ),
         (lambda: fields.aurora.scorecard(), errors.KindError, "scores have the dims"),
         (lambda: xaurora.persistence(fields, "hail"), errors.MissingVariableError, "hail"),
-        (lambda: xaurora.persistence(fields, "tp", "soon"), errors.LeadTimeError, "no positive duration"),
+        (
+            lambda: xaurora.persistence(fields, "tp", "soon"),
+            errors.LeadTimeError,
+            "no positive duration",
+        ),
     ):
         with pytest.raises(kind, match=match):
             call()
@@ -328,7 +408,9 @@ def test_what_cannot_be_scored(fields: xr.Dataset, tuned) -> None:
 
 
 def test_to_weatherbench2(fields: xr.Dataset, tuned) -> None:
-    forecast = fields.aurora.predict("12h", model=tuned, time=fields["time"].values[30:32], progress=False)
+    forecast = fields.aurora.predict(
+        "12h", model=tuned, time=fields["time"].values[30:32], progress=False
+    )
     out = forecast.aurora.to_weatherbench2()
     assert {"time", "prediction_timedelta", "latitude", "longitude", "level"} == set(out.dims)
     assert out["total_precipitation_6hr"].attrs["units"] == "m"

@@ -14,22 +14,37 @@ INITS = 100
 
 
 def _scores(values: np.ndarray) -> xr.Dataset:
-    """Scores that carry a mean squared error of each init time, ``(init, lead)``, as ``evaluate`` lays them out."""
+    """Scores that carry a mean squared error of each init time, ``(init, lead)``, as ``evaluate``
+    lays them out.
+    """
     init = np.datetime64("2020-01-01", "ns") + np.arange(len(values)) * np.timedelta64(12, "h")
     lead = (np.arange(1, values.shape[1] + 1) * np.timedelta64(6, "h")).astype("timedelta64[ns]")
     dims = ("init_time", "carried_lead_time", "region")
     return xr.Dataset(
-        {"t2m": (("metric", "region", "lead_time"), np.sqrt(values.mean(axis=0))[None, None], {"units": "K", "xaurora_variable": "surface/2t"})},
         {
-            "metric": ["rmse"], "region": ["global"], "lead_time": lead, "init_time": init, "carried_lead_time": lead,
-            "t2m__squared_error": (dims, values[..., None]), "t2m__squared_error__weight": (dims, np.ones((*values.shape, 1))),
+            "t2m": (
+                ("metric", "region", "lead_time"),
+                np.sqrt(values.mean(axis=0))[None, None],
+                {"units": "K", "xaurora_variable": "surface/2t"},
+            )
+        },
+        {
+            "metric": ["rmse"],
+            "region": ["global"],
+            "lead_time": lead,
+            "init_time": init,
+            "carried_lead_time": lead,
+            "t2m__squared_error": (dims, values[..., None]),
+            "t2m__squared_error__weight": (dims, np.ones((*values.shape, 1))),
         },
         {"metrics": "rmse", "convention": "weatherbench2"},
-    )  # fmt: skip
+    )
 
 
 def _weather(rng: np.random.Generator) -> np.ndarray:
-    """Errors of a forecast at each init time: alike from one to the next, as the weather's predictability is."""
+    """Errors of a forecast at each init time: alike from one to the next, as the weather's
+    predictability is.
+    """
     out = np.empty(INITS)
     out[0] = rng.standard_normal()
     for i in range(1, INITS):
@@ -39,7 +54,9 @@ def _weather(rng: np.random.Generator) -> np.ndarray:
 
 @pytest.mark.parametrize("correlation", [0.0, 0.5])
 def test_noise_is_not_significant(correlation: float) -> None:
-    """A forecast that differs from its baseline by noise alone: of 200 seeded trials at least 93 % find nothing."""
+    """A forecast that differs from its baseline by noise alone: of 200 seeded trials at least 93 %
+    find nothing.
+    """
     nothing = 0
     for seed in range(200):
         rng = np.random.default_rng(seed)
@@ -48,21 +65,31 @@ def test_noise_is_not_significant(correlation: float) -> None:
         for i in range(1, INITS):
             noise[i] = correlation * noise[i - 1] + np.sqrt(1 - correlation**2) * noise[i]
         found = xaurora.significance(
-            _scores((base * np.exp(noise - 0.005))[:, None]), _scores(base[:, None]), seed=seed, samples=400
+            _scores((base * np.exp(noise - 0.005))[:, None]),
+            _scores(base[:, None]),
+            seed=seed,
+            samples=400,
         )
         nothing += not bool(is_significant(found["t2m"]).squeeze())
     assert nothing >= 0.93 * 200, nothing
 
 
 def test_a_true_gain_is_found() -> None:
-    """5 % better in RMSE at 100 init times, under noise of a tenth: found in at least 80 % of 200 trials."""
+    """5 % better in RMSE at 100 init times, under noise of a tenth: found in at least 80 % of 200
+    trials.
+    """
     seen = 0
     for seed in range(200):
         rng = np.random.default_rng(1000 + seed)
         base = _weather(rng)
         better = base * 0.95**2 * np.exp(0.1 * rng.standard_normal(INITS))
-        found = xaurora.significance(_scores(better[:, None]), _scores(base[:, None]), seed=seed, samples=400)["t2m"]
-        seen += bool(is_significant(found).squeeze()) and float(found.sel(estimate="skill").squeeze()) > 0
+        found = xaurora.significance(
+            _scores(better[:, None]), _scores(base[:, None]), seed=seed, samples=400
+        )["t2m"]
+        seen += (
+            bool(is_significant(found).squeeze())
+            and float(found.sel(estimate="skill").squeeze()) > 0
+        )
     assert seen >= 0.8 * 200, seen
 
 
@@ -72,18 +99,47 @@ def test_from_fields_to_intervals() -> None:
     lat, lon = np.linspace(40, 50, 6), np.arange(8.0)
     init = np.datetime64("2020-01-01", "ns") + np.arange(60) * np.timedelta64(6, "h")
     y = 280 + rng.standard_normal((61, 6, 8))
-    truth = xr.Dataset({"t2m": (("time", "latitude", "longitude"), y, {"units": "K"})}, {"time": np.append(init, init[-1] + np.timedelta64(6, "h")), "latitude": lat, "longitude": lon})  # fmt: skip
+    truth = xr.Dataset(
+        {"t2m": (("time", "latitude", "longitude"), y, {"units": "K"})},
+        {
+            "time": np.append(init, init[-1] + np.timedelta64(6, "h")),
+            "latitude": lat,
+            "longitude": lon,
+        },
+    )
 
     def forecast(error: float) -> xr.Dataset:
         values = y[1:] + error * rng.standard_normal((60, 6, 8))
-        return xr.Dataset({"t2m": (("init_time", "lead_time", "latitude", "longitude"), values[:, None], {"units": "K"})}, {"init_time": init, "lead_time": [np.timedelta64(6, "h").astype("timedelta64[ns]")], "latitude": lat, "longitude": lon})  # fmt: skip
+        return xr.Dataset(
+            {
+                "t2m": (
+                    ("init_time", "lead_time", "latitude", "longitude"),
+                    values[:, None],
+                    {"units": "K"},
+                )
+            },
+            {
+                "init_time": init,
+                "lead_time": [np.timedelta64(6, "h").astype("timedelta64[ns]")],
+                "latitude": lat,
+                "longitude": lon,
+            },
+        )
 
-    got = xaurora.compare({"good": forecast(0.8), "bad": forecast(1.0)}, truth, regions=["domain", "europe"])
+    got = xaurora.compare(
+        {"good": forecast(0.8), "bad": forecast(1.0)}, truth, regions=["domain", "europe"]
+    )
     skill = xaurora.significance(got["good"], got["bad"])
     assert skill["t2m"].dims == ("estimate", "metric", "region", "lead_time")
-    assert set(skill["metric"].values) == {"rmse", "mse", "mae"}  # a bias has no better side to be skilful at
+    assert set(skill["metric"].values) == {
+        "rmse",
+        "mse",
+        "mae",
+    }  # a bias has no better side to be skilful at
     rmse = skill["t2m"].sel(metric="rmse", region="domain").isel(lead_time=0)
-    good, bad = (float(got[n]["t2m"].sel(metric="rmse", region="domain").squeeze()) for n in ("good", "bad"))
+    good, bad = (
+        float(got[n]["t2m"].sel(metric="rmse", region="domain").squeeze()) for n in ("good", "bad")
+    )
     want = 1 - good / bad
     assert float(rmse.sel(estimate="skill")) == pytest.approx(want, rel=1e-12)
     assert 0.1 < float(rmse.sel(estimate="low")) < want < float(rmse.sel(estimate="high")) < 0.3
@@ -121,6 +177,8 @@ def test_scores_that_cannot_be_paired() -> None:
 
 
 def test_few_init_times_have_no_interval() -> None:
-    few = xaurora.significance(_scores(np.arange(1.0, 5.0)[:, None]), _scores(np.ones((4, 1))))["t2m"]
+    few = xaurora.significance(_scores(np.arange(1.0, 5.0)[:, None]), _scores(np.ones((4, 1))))[
+        "t2m"
+    ]
     assert np.isfinite(few.sel(estimate="skill")).all()
     assert few.sel(estimate=["low", "high"]).isnull().all()

@@ -14,7 +14,11 @@ from xaurora.fields import conventions
 from xaurora.fields.recognition import recognise
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 @given(layouts())
 def test_batch_round_trip_gives_the_data_back(made: Made) -> None:
     ds = made.ds
@@ -42,11 +46,16 @@ def test_batch_round_trip_gives_the_data_back(made: Made) -> None:
         canonical = b.values.astype("float64") * field.scale + field.offset
         unit = np.spacing(np.abs(canonical).astype("float32")).astype("float64")
         difference = np.abs((a.values.astype("float64") - b.values.astype("float64")) * field.scale)
-        # one float32 unit in the last place of the canonical value; 1e-9 of it for the float64 arithmetic of the comparison itself
+        # one float32 unit in the last place of the canonical value; 1e-9 of it for the float64
+        # arithmetic of the comparison itself
         assert (difference <= unit * (1 + 1e-9)).all(), source
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 @given(layouts())
 def test_canonical_fields_are_canonical(made: Made) -> None:
     fields = conventions.standardise(made.ds)
@@ -55,7 +64,11 @@ def test_canonical_fields_are_canonical(made: Made) -> None:
     assert fields.surface["2t"].dims == ("time", "latitude", "longitude")
     assert fields.atmos["q"].dims == ("time", "level", "latitude", "longitude")
     assert fields.static["lsm"].dims == ("latitude", "longitude")
-    assert all(v.dtype == np.float32 for part in (fields.surface, fields.static, fields.atmos) for v in part.values())
+    assert all(
+        v.dtype == np.float32
+        for part in (fields.surface, fields.static, fields.atmos)
+        for v in part.values()
+    )
     assert 200 < float(fields.surface["2t"].mean()) < 340
     assert 0 < float(fields.atmos["q"].mean()) < 0.05
 
@@ -87,9 +100,19 @@ def test_statics_with_times_differ_by_packing_only(fields: xr.Dataset) -> None:
 
 def test_weatherbench2_and_cds_names_give_the_same_batch(fields: xr.Dataset) -> None:
     wb2 = fields.rename(
-        t2m="2m_temperature", u10="10m_u_component_of_wind", v10="10m_v_component_of_wind", msl="mean_sea_level_pressure", tp="total_precipitation_6hr",
-        z="geopotential", u="u_component_of_wind", v="v_component_of_wind", t="temperature", q="specific_humidity", lsm="land_sea_mask", slt="soil_type",
-    )  # fmt: skip
+        t2m="2m_temperature",
+        u10="10m_u_component_of_wind",
+        v10="10m_v_component_of_wind",
+        msl="mean_sea_level_pressure",
+        tp="total_precipitation_6hr",
+        z="geopotential",
+        u="u_component_of_wind",
+        v="v_component_of_wind",
+        t="temperature",
+        q="specific_humidity",
+        lsm="land_sea_mask",
+        slt="soil_type",
+    )
     for name in wb2.variables:
         wb2[name].attrs = {}
     a, b = fields.aurora.to_batch(), wb2.aurora.to_batch()

@@ -17,7 +17,11 @@ def _rain(hours: int, step: int = 1, **attrs: str) -> xr.DataArray:
     time = np.datetime64("2020-01-01T00", "ns") + np.arange(hours) * np.timedelta64(step, "h")
     values = np.random.default_rng(0).random((hours, 2, 3)).astype("float32") * 1e-3
     return xr.DataArray(
-        values, dims=("time", "latitude", "longitude"), coords={"time": time}, name="tp", attrs={"units": "m", **attrs}
+        values,
+        dims=("time", "latitude", "longitude"),
+        coords={"time": time},
+        name="tp",
+        attrs={"units": "m", **attrs},
     )
 
 
@@ -26,7 +30,9 @@ def test_europe_equals_a_hand_made_sum(europe: xr.Dataset) -> None:
     hourly = europe["tp"].values
     assert np.isnan(totals.values[:5]).all()
     for t in (5, 12, 23):  # hours t−5 … t
-        np.testing.assert_allclose(totals.values[t], sum(hourly[t - k] for k in range(6)), rtol=1e-7)
+        np.testing.assert_allclose(
+            totals.values[t], sum(hourly[t - k] for k in range(6)), rtol=1e-7
+        )
     assert totals.attrs["cell_methods"] == "time: sum (interval: 6 hours)"
     assert totals.attrs["units"] == "m"
 
@@ -43,12 +49,16 @@ def test_a_gap_is_not_bridged() -> None:
 def test_any_multiple(hours: int) -> None:
     rain = _rain(30)
     totals = precipitation.accumulate(rain, hours)
-    np.testing.assert_allclose(totals.values[29], rain.values[30 - hours :].sum(axis=0, dtype="float64"), rtol=1e-6)
+    np.testing.assert_allclose(
+        totals.values[29], rain.values[30 - hours :].sum(axis=0, dtype="float64"), rtol=1e-6
+    )
 
 
 def test_three_hourly_totals_that_say_so() -> None:
     rain = _rain(10, 3, cell_methods="time: sum (interval: 3 hours)")
-    np.testing.assert_allclose(precipitation.accumulate(rain, 6).values[4], rain.values[3:5].sum(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(
+        precipitation.accumulate(rain, 6).values[4], rain.values[3:5].sum(axis=0), rtol=1e-6
+    )
 
 
 def test_what_cannot_be_accumulated() -> None:
@@ -59,10 +69,14 @@ def test_what_cannot_be_accumulated() -> None:
         precipitation.accumulate(_rain(8, 24, cell_methods="time: sum (interval: 24 hours)"), 6)
     with pytest.raises(errors.AccumulationError, match="the hours between are missing"):
         precipitation.accumulate(_rain(8, 6, cell_methods="time: sum (interval: 1 hour)"), 6)
-    assert precipitation.accumulate(_rain(8, 6).rename("total_precipitation_6hr"), 6).notnull().all()
+    assert (
+        precipitation.accumulate(_rain(8, 6).rename("total_precipitation_6hr"), 6).notnull().all()
+    )
 
 
-def test_one_hour_totals_at_six_hour_spacing_are_refused_everywhere(fields: xr.Dataset, tmp_path) -> None:
+def test_one_hour_totals_at_six_hour_spacing_are_refused_everywhere(
+    fields: xr.Dataset, tmp_path
+) -> None:
     ds = fields.copy()
     ds["tp"] = fields["tp"].copy()
     del ds["tp"].attrs["cell_methods"]
@@ -95,7 +109,9 @@ def test_yukon_grib_equals_netcdf(data) -> None:
 def test_negative_noise_is_clipped() -> None:
     rain = _rain(12) - 5e-4
     totals = precipitation.accumulate(rain.assign_attrs(units="m"), 6, name="tp", clip=True)
-    np.testing.assert_allclose(totals.values[5], rain.values[:6].clip(min=0.0).sum(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(
+        totals.values[5], rain.values[:6].clip(min=0.0).sum(axis=0), rtol=1e-6
+    )
     assert float(precipitation.accumulate(rain.assign_attrs(units="m"), 6, name="tp").min()) < 0.0
 
 
@@ -116,7 +132,9 @@ def _globe(tp: np.ndarray, **attrs: str) -> xr.Dataset:
         "latitude": ("latitude", np.arange(50.0, 46.0, -1.0), {"units": "degrees_north"}),
         "longitude": ("longitude", np.arange(5.0), {"units": "degrees_east"}),
     }
-    return xr.Dataset({"tp": (("time", "latitude", "longitude"), tp, {"units": "m", **attrs})}, coords)
+    return xr.Dataset(
+        {"tp": (("time", "latitude", "longitude"), tp, {"units": "m", **attrs})}, coords
+    )
 
 
 def _hourly(hours: int) -> np.ndarray:
@@ -126,7 +144,9 @@ def _hourly(hours: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("every", "start"), [(24, 0), (12, 6)])
 def test_running_totals_are_taken_apart(every: int, start: int) -> None:
-    """ERA5-Land runs on from 00 UTC for a day, whose last value stands at 00 UTC of the next; MARS forecasts from 06 and 18."""
+    """ERA5-Land runs on from 00 UTC for a day, whose last value stands at 00 UTC of the next; MARS
+    forecasts from 06 and 18.
+    """
     hourly = _hourly(72)
     running = np.zeros_like(hourly)
     for i in range(72):
@@ -158,7 +178,9 @@ def test_running_totals_with_packing_noise_and_gaps() -> None:
     with pytest.raises(errors.MissingVariableError, match="'rain' is not in the data"):
         _globe(running).aurora.deaccumulate("rain")
     with pytest.raises(errors.AccumulationError, match="grows from hour to hour") as caught:
-        precipitation.refuse_running_totals(_globe(np.cumsum(_hourly(60) + 2e-4, 0))["tp"], name="tp")
+        precipitation.refuse_running_totals(
+            _globe(np.cumsum(_hourly(60) + 2e-4, 0))["tp"], name="tp"
+        )
     assert "deaccumulate" in caught.value.fix
 
 
@@ -200,7 +222,9 @@ def test_a_flux_becomes_an_amount_by_its_period(units: str, factor: float) -> No
     with pytest.raises(errors.UnitsError, match="nothing says over which period"):
         six.aurora.accumulate("mtpr", "6h")
     six["mtpr"].attrs["cell_methods"] = "time: mean (interval: 6 hours)"
-    np.testing.assert_allclose(six.aurora.accumulate("mtpr", "6h").values[0], 6 * hourly[5], rtol=1e-6)
+    np.testing.assert_allclose(
+        six.aurora.accumulate("mtpr", "6h").values[0], 6 * hourly[5], rtol=1e-6
+    )
     stats = flux.aurora.statistics("mtpr", weights=None, progress=False)["mtpr"]
     assert float(stats.sel(statistic="mean")) == pytest.approx(hourly.mean(), rel=1e-9)
 
@@ -255,18 +279,27 @@ def test_other_periods_names_and_whole_numbers() -> None:
     np.testing.assert_allclose(got.values[5], whole["tp"].values[:6].sum(axis=0))
     half = _globe(hourly, cell_methods="time: sum (interval: 30 minutes)")
     half = half.assign_coords(time=half["time"].values[0] + np.arange(48) * np.timedelta64(30, "m"))
-    np.testing.assert_allclose(half.aurora.accumulate("tp", "6h").values[11], hourly[:12].sum(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(
+        half.aurora.accumulate("tp", "6h").values[11], hourly[:12].sum(axis=0), rtol=1e-6
+    )
     days = _globe(hourly, cell_methods="time: sum (interval: 1 day)").isel(time=slice(23, None, 24))
-    assert days.aurora.accumulate("tp", "24h").attrs["cell_methods"] == "time: sum (interval: 24 hours)"
+    assert (
+        days.aurora.accumulate("tp", "24h").attrs["cell_methods"]
+        == "time: sum (interval: 24 hours)"
+    )
     named = _globe(hourly).isel(time=slice(23, None, 24)).rename(tp="total_precipitation_24hr")
-    np.testing.assert_array_equal(named.aurora.accumulate("total_precipitation_24hr", "24h").values, hourly[23::24])
+    np.testing.assert_array_equal(
+        named.aurora.accumulate("total_precipitation_24hr", "24h").values, hourly[23::24]
+    )
     grib = (
         _globe(hourly)
         .rename(time="step_number")
         .assign_coords(valid_time=("step_number", _globe(hourly)["time"].values))
     )
     grib = grib.drop_vars("step_number").rename(step_number="time")
-    np.testing.assert_allclose(grib.aurora.accumulate("tp", "6h").values[5], hourly[:6].sum(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(
+        grib.aurora.accumulate("tp", "6h").values[5], hourly[:6].sum(axis=0), rtol=1e-6
+    )
 
 
 def test_grib_steps_are_kept_where_the_corner_is_sea() -> None:
@@ -279,7 +312,11 @@ def test_grib_steps_are_kept_where_the_corner_is_sea() -> None:
     values[1, 6:] = np.nan
     ds = xr.Dataset(
         {"tp": (("time", "step", "latitude", "longitude"), values)},
-        {"time": base, "step": hours, "valid_time": (("time", "step"), base[:, None] + hours[None])},
+        {
+            "time": base,
+            "step": hours,
+            "valid_time": (("time", "step"), base[:, None] + hours[None]),
+        },
     )
     flat = opening._flatten_steps(ds)
     assert flat.sizes["time"] == 18
@@ -289,7 +326,9 @@ def test_grib_steps_are_kept_where_the_corner_is_sea() -> None:
 def test_what_amounts_cannot_be_is_refused_and_what_they_can_is_not(europe: xr.Dataset) -> None:
     def problems(factor: float, units: str, **attrs: object) -> str:
         tp = (europe["tp"] * factor).assign_attrs({**europe["tp"].attrs, "units": units, **attrs})
-        return str([p.message for p in europe.assign(tp=tp).aurora.check("tp", model="tiny").problems])
+        return str(
+            [p.message for p in europe.assign(tp=tp).aurora.check("tp", model="tiny").problems]
+        )
 
     assert problems(1.0, "m") == "[]"
     assert "probably in mm" in problems(1e3, "m")  # mm called metres

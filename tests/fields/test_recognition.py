@@ -66,7 +66,8 @@ def test_curvilinear(fields: xr.Dataset) -> None:
     lat2, lon2 = np.meshgrid(fields["latitude"], fields["longitude"], indexing="ij")
     ds = fields.rename(latitude="y", longitude="x").drop_vars(["y", "x"])
     ds = ds.assign_coords(
-        latitude=(("y", "x"), lat2, {"units": "degrees_north"}), longitude=(("y", "x"), lon2, {"units": "degrees_east"})
+        latitude=(("y", "x"), lat2, {"units": "degrees_north"}),
+        longitude=(("y", "x"), lon2, {"units": "degrees_east"}),
     )
     _first(ds, errors.GridError, "curvilinear")
 
@@ -102,7 +103,9 @@ def test_units(fields: xr.Dataset) -> None:
         wrong.aurora.finetune("tp", model="tiny", progress=False)
     millimetres = fields.assign(tp=(fields["tp"] * 1000.0).assign_attrs(fields["tp"].attrs))
     assert "'tp' says 'm'" in millimetres.aurora.check("tp").problems[0].message
-    one_storm = fields.assign(tp=fields["tp"].where(fields["tp"] < 0.01, 12.0).assign_attrs(fields["tp"].attrs))
+    one_storm = fields.assign(
+        tp=fields["tp"].where(fields["tp"] < 0.01, 12.0).assign_attrs(fields["tp"].attrs)
+    )
     assert "tp" in one_storm.aurora.check("tp").problems[0].message
 
 
@@ -112,7 +115,11 @@ def test_two_claim_to_be_one(fields: xr.Dataset) -> None:
 
 
 def test_times(fields: xr.Dataset) -> None:
-    _first(xr.concat([fields, fields.isel(time=[3])], "time", data_vars="minimal"), errors.TimeError, "more than once")
+    _first(
+        xr.concat([fields, fields.isel(time=[3])], "time", data_vars="minimal"),
+        errors.TimeError,
+        "more than once",
+    )
     _first(fields.isel(time=slice(None, None, -1)), errors.TimeError, "not in order")
     missing = fields["time"].values.copy()
     missing[4] = np.datetime64("NaT")
@@ -157,7 +164,9 @@ def test_notes_on_what_is_legal_but_unwise(norway: xr.Dataset) -> None:
     assert "4 of Aurora's 13" in notes
     assert "regional" in notes
     assert "debugging" in " ".join(norway.aurora.check().notes)
-    coarse = norway.assign_coords(latitude=np.linspace(70, 46, 61), longitude=np.linspace(0, 24, 61))
+    coarse = norway.assign_coords(
+        latitude=np.linspace(70, 46, 61), longitude=np.linspace(0, 24, 61)
+    )
     assert "made for 0.25°" in " ".join(coarse.aurora.check().notes)
 
 

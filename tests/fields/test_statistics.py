@@ -32,7 +32,9 @@ def test_equals_numpy(fields: xr.Dataset) -> None:
     for name, value in expected.items():
         assert float(got["tp"].sel(statistic=name)) == pytest.approx(value, rel=1e-12), name
     t = fields["t"].sel(level=700).values.astype(np.float64)
-    assert float(got["t"].sel(statistic="mean", level=700)) == pytest.approx(np.average(t, weights=w), rel=1e-12)
+    assert float(got["t"].sel(statistic="mean", level=700)) == pytest.approx(
+        np.average(t, weights=w), rel=1e-12
+    )
     assert np.isnan(float(got["t"].sel(statistic="wet_fraction", level=700)))
     plain = fields.aurora.statistics("tp", weights=None, progress=False)
     assert float(plain["tp"].sel(statistic="mean")) == pytest.approx(y.mean(), rel=1e-12)
@@ -64,13 +66,19 @@ def test_negative_numbers_have_quantiles_too() -> None:
     assert shares @ values == pytest.approx(x.mean(), abs=3e-3)
 
 
-def test_chunks_do_not_matter_and_changes_do(fields: xr.Dataset, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_do_not_matter_and_changes_do(
+    fields: xr.Dataset, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fields[["tp", "t2m"]].chunk(time=7, latitude=5).to_zarr(tmp_path / "a.zarr", consolidated=False)
     stored = xr.open_zarr(tmp_path / "a.zarr", chunks=None, consolidated=False)
     whole = fields[["tp", "t2m"]].aurora.statistics(progress=False)
     for block in (1, 10**9):
         monkeypatch.setattr(normalisation, "_BLOCK", block)
-        for ds in (stored, xr.open_zarr(tmp_path / "a.zarr", consolidated=False), fields[["tp", "t2m"]].chunk(time=3)):
+        for ds in (
+            stored,
+            xr.open_zarr(tmp_path / "a.zarr", consolidated=False),
+            fields[["tp", "t2m"]].chunk(time=3),
+        ):
             got = ds.aurora.statistics(progress=False)
             xr.testing.assert_allclose(got, whole, rtol=1e-12)
             assert got.attrs == whole.attrs
@@ -104,8 +112,14 @@ def test_the_training_period_and_holes(fields: xr.Dataset) -> None:
 
 
 def test_units_and_order_do_not_matter(fields: xr.Dataset) -> None:
-    turned = fields[["tp", "t2m"]].transpose("longitude", "latitude", "time").isel(latitude=slice(None, None, -1))
-    turned["tp"] = (turned["tp"].astype(float) * 1e3).assign_attrs(fields["tp"].attrs | {"units": "mm"})
+    turned = (
+        fields[["tp", "t2m"]]
+        .transpose("longitude", "latitude", "time")
+        .isel(latitude=slice(None, None, -1))
+    )
+    turned["tp"] = (turned["tp"].astype(float) * 1e3).assign_attrs(
+        fields["tp"].attrs | {"units": "mm"}
+    )
     a, b = (ds.aurora.statistics(["tp", "t2m"], progress=False) for ds in (fields, turned))
     np.testing.assert_allclose(b["tp"].values, a["tp"].values, rtol=1e-9)
     assert b["tp"].attrs["units"] == "m"
@@ -143,7 +157,11 @@ def test_memory_does_not_grow_with_time(tmp_path, chunks: tuple[int, int, int]) 
         "longitude": ("longitude", np.arange(720) * 0.5, {"units": "degrees_east"}),
     }
     amount = dask.array.random.default_rng(0).random(shape, dtype="float32", chunks=chunks) * 1e-3
-    tp = (("time", "latitude", "longitude"), amount, {"units": "m", "cell_methods": "time: sum (interval: 6 hours)"})
+    tp = (
+        ("time", "latitude", "longitude"),
+        amount,
+        {"units": "m", "cell_methods": "time: sum (interval: 6 hours)"},
+    )
     xr.Dataset({"tp": tp}, coords).to_zarr(tmp_path / "a.zarr", consolidated=False)
     code = f"""
 import resource, xarray as xr, xaurora
@@ -155,11 +173,17 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 ds.aurora.statistics("tp", progress=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    grown = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    grown = int(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+    )
     assert grown < 150 * 1024  # KiB; a few blocks, of a store of 417 MB
 
 
 def test_the_hash_is_of_the_training_period(fields: xr.Dataset) -> None:
     a = fields.aurora.statistics("tp", time=("2020-01-01", "2020-01-03"), progress=False)
-    b = fields.isel(time=slice(0, 30)).aurora.statistics("tp", time=("2020-01-01", "2020-01-03"), progress=False)
+    b = fields.isel(time=slice(0, 30)).aurora.statistics(
+        "tp", time=("2020-01-01", "2020-01-03"), progress=False
+    )
     assert a.attrs["source_hash"] == b.attrs["source_hash"]

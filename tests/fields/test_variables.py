@@ -51,7 +51,10 @@ def test_conversions_by_hand(value: float, unit: str, canonical: str, expected: 
     assert scale * value + offset == pytest.approx(expected, rel=1e-12)
 
 
-@given(st.sampled_from([(c, u) for c, table in variables._CONVERSIONS.items() for u in table]), st.floats(-1e6, 1e6))
+@given(
+    st.sampled_from([(c, u) for c, table in variables._CONVERSIONS.items() for u in table]),
+    st.floats(-1e6, 1e6),
+)
 def test_units_have_inverses(pair: tuple[str, str], value: float) -> None:
     scale, offset = variables.conversion(pair[1], pair[0])
     assert ((scale * value + offset) - offset) / scale == pytest.approx(value, rel=1e-9, abs=1e-6)
@@ -64,7 +67,12 @@ def test_unknown_units_convert_to_nothing() -> None:
 
 def test_names_lead_to_one_variable_each() -> None:
     for kinds in (("surface",), ("atmos",)):
-        names = [n for v in variables.TABLE if v.kind in kinds for n in {v.name, v.weatherbench2, *v.aliases}]
+        names = [
+            n
+            for v in variables.TABLE
+            if v.kind in kinds
+            for n in {v.name, v.weatherbench2, *v.aliases}
+        ]
         assert len(names) == len(set(names))
 
 
@@ -72,5 +80,7 @@ def test_aurora_has_the_same_names() -> None:
     from aurora.normalisation import scales
 
     assert set(variables.SURFACE) <= set(scales)
-    assert all(f"{name}_{level}" in scales for name in variables.ATMOS for level in variables.LEVELS)
+    assert all(
+        f"{name}_{level}" in scales for name in variables.ATMOS for level in variables.LEVELS
+    )
     assert np.all(np.diff(variables.LEVELS) > 0)

@@ -19,10 +19,19 @@ def past() -> xr.Dataset:
     return xaurora.synthetic(shape=(16, 32), times=460, seed=3)
 
 
-def test_two_hundred_members_are_the_head_at_every_point(fields: xr.Dataset, tuned, past: xr.Dataset) -> None:
+def test_two_hundred_members_are_the_head_at_every_point(
+    fields: xr.Dataset, tuned, past: xr.Dataset
+) -> None:
     t = fields["time"].values[10]
     forecast = fields.aurora.predict(
-        "12h", model=tuned, time=t, members=200, past=past, variables=["tp"], quantiles=[0.25, 0.5, 0.9], progress=False
+        "12h",
+        model=tuned,
+        time=t,
+        members=200,
+        past=past,
+        variables=["tp"],
+        quantiles=[0.25, 0.5, 0.9],
+        progress=False,
     )
     tp = forecast["tp"]
     assert tp.dims == ("init_time", "lead_time", "number", "latitude", "longitude")
@@ -38,11 +47,17 @@ def test_two_hundred_members_are_the_head_at_every_point(fields: xr.Dataset, tun
         assert (got >= low - 1e-9).all()
         assert (got <= high + 1e-9).all()
     assert (forecast["tp_mean"].values >= 0).all()
-    np.testing.assert_allclose(tp.mean("number").values.mean(), forecast["tp_mean"].values.mean(), rtol=0.05)
+    np.testing.assert_allclose(
+        tp.mean("number").values.mean(), forecast["tp_mean"].values.mean(), rtol=0.05
+    )
 
 
-def test_members_have_the_past_fields_rank_correlations(fields: xr.Dataset, past: xr.Dataset) -> None:
-    """Of a head that is wet everywhere, so that every member has a rank: correlations in space and time are those of the past."""
+def test_members_have_the_past_fields_rank_correlations(
+    fields: xr.Dataset, past: xr.Dataset
+) -> None:
+    """Of a head that is wet everywhere, so that every member has a rank: correlations in space and
+    time are those of the past.
+    """
     canonical = conventions.standardise(fields)
     order = members.PastOrder(past, canonical, ["tp"], [1, 2], 100, np.arange(16), np.arange(32))
     init = fields["time"].values[10]
@@ -61,7 +76,8 @@ def test_members_have_the_past_fields_rank_correlations(fields: xr.Dataset, past
         rx, ry = (np.argsort(np.argsort(v, axis=0), axis=0) - (len(v) - 1) / 2 for v in (x, y))
         return float(((rx * ry).sum(0) / np.sqrt((rx**2).sum(0) * (ry**2).sum(0))).mean())
 
-    # the very dates: evenly spread over those at the same hour, two days around the forecast left out
+    # the very dates: evenly spread over those at the same hour, two days around the forecast left
+    # out
     dates = order._chosen(init)
     rain = past["tp"].sel(time=dates.astype("datetime64[ns]") + np.timedelta64(6, "h")).values
     wet = (rain > 0).mean(axis=0)
@@ -79,29 +95,41 @@ def test_members_have_the_past_fields_rank_correlations(fields: xr.Dataset, past
 
 def test_members_add_up_over_leads_and_score_as_an_ensemble(fields: xr.Dataset, tuned) -> None:
     t = fields["time"].values[5:7]
-    forecast = fields.aurora.predict("24h", model=tuned, time=t, members=10, variables=["tp"], progress=False)
+    forecast = fields.aurora.predict(
+        "24h", model=tuned, time=t, members=10, variables=["tp"], progress=False
+    )
     day = forecast.aurora.accumulate("tp", "24h")
     assert day.dims == forecast["tp"].dims
-    np.testing.assert_allclose(day.isel(lead_time=3), forecast["tp"].sum("lead_time"), rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(
+        day.isel(lead_time=3), forecast["tp"].sum("lead_time"), rtol=1e-5, atol=1e-9
+    )
     assert np.isnan(day.isel(lead_time=2)).all()
     with pytest.raises(errors.AccumulationError, match="parameters of a distribution"):
         forecast.aurora.accumulate("tp_shift", "24h")
     scores = forecast.aurora.evaluate(fields, metrics=["crps"], regions="global")
     truth = fields["tp"].sel(time=forecast["valid_time"].values[0, 0]).values
     by_hand = distributions.ensemble_crps(forecast["tp"].values[0, 0].astype(float), truth)
-    first = forecast.isel(init_time=[0], lead_time=[0]).aurora.evaluate(fields, metrics=["crps"], regions="global")
+    first = forecast.isel(init_time=[0], lead_time=[0]).aurora.evaluate(
+        fields, metrics=["crps"], regions="global"
+    )
     area = xaurora.fields.grid.lattice.latitude_weights(fields["latitude"].values)[:, None]
-    assert float(first["tp"].values.ravel()[0]) == pytest.approx(float((by_hand * area).mean()), rel=1e-6)
+    assert float(first["tp"].values.ravel()[0]) == pytest.approx(
+        float((by_hand * area).mean()), rel=1e-6
+    )
     assert np.isfinite(scores["tp"]).all()
 
 
 def test_the_forecasts_own_time_is_no_past(fields: xr.Dataset, tuned) -> None:
     """Rain that fell at the valid time does not order the members."""
     t = fields["time"].values[20]
-    a = fields.aurora.predict("6h", model=tuned, time=t, members=8, variables=["tp"], progress=False)
+    a = fields.aurora.predict(
+        "6h", model=tuned, time=t, members=8, variables=["tp"], progress=False
+    )
     changed = fields.copy(deep=True)
     changed["tp"][21] = changed["tp"][21].values[::-1]
-    b = changed.aurora.predict("6h", model=tuned, time=t, members=8, variables=["tp"], progress=False)
+    b = changed.aurora.predict(
+        "6h", model=tuned, time=t, members=8, variables=["tp"], progress=False
+    )
     xr.testing.assert_equal(a["tp"], b["tp"])
 
 
@@ -112,7 +140,9 @@ def test_bad_members(fields: xr.Dataset, tuned, tmp_path) -> None:
             fields.aurora.predict("6h", model=tuned, time=t, members=count)
     with pytest.raises(errors.EnsembleError, match="needs as many past dates, and there are"):
         fields.aurora.predict("6h", model=tuned, time=t, members=200)
-    with pytest.raises(errors.TargetError, match="members take their order in space and time from past fields"):
+    with pytest.raises(
+        errors.TargetError, match="members take their order in space and time from past fields"
+    ):
         fields.drop_vars("tp").aurora.predict("6h", model=tuned, time=t, members=5)
     with pytest.raises(errors.OptionError, match="past= orders members"):
         fields.aurora.predict("6h", model=tuned, time=t, past=fields)
@@ -136,7 +166,12 @@ def test_bad_members(fields: xr.Dataset, tuned, tmp_path) -> None:
     states.aurora.predict("6h", past=fields.isel(time=slice(0, 20)), **options)
     with pytest.raises(errors.SaveError, match="holds another forecast"):
         states.aurora.predict("6h", past=fields.isel(time=slice(26, 40)), **options)
-    assert fields.aurora.predict("6h", model=tuned, time=t, quantiles=[0.5, 0.5], progress=False).sizes["quantile"] == 1
+    assert (
+        fields.aurora.predict(
+            "6h", model=tuned, time=t, quantiles=[0.5, 0.5], progress=False
+        ).sizes["quantile"]
+        == 1
+    )
     region = fields.isel(latitude=slice(0, 8), longitude=slice(0, 8))
     with pytest.raises(errors.TruthError, match="the past fields do not fit"):
         fields.aurora.predict("6h", model=tuned, time=t, members=5, past=region)

@@ -22,7 +22,9 @@ from xaurora.model import bridge
 
 
 def _close(a: np.ndarray, b: np.ndarray) -> None:
-    """Another batch size or thread split moves results by about 1e-6 of the maximum; see the field's own scale, not single values."""
+    """Another batch size or thread split moves results by about 1e-6 of the maximum; see the
+    field's own scale, not single values.
+    """
     assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
 
 
@@ -30,7 +32,9 @@ def test_equals_upstreams_rollout_to_the_bit(fields: xr.Dataset, aurora_model) -
     t = fields["time"].values[5]
     forecast = fields.aurora.predict("18h", model=aurora_model, time=t, progress=False)
     with torch.inference_mode():
-        reference = list(rollout(aurora_model, fields.aurora.to_batch(t, model=aurora_model), steps=3))
+        reference = list(
+            rollout(aurora_model, fields.aurora.to_batch(t, model=aurora_model), steps=3)
+        )
     names = {"2t": "t2m", "10u": "u10", "10v": "v10", "msl": "msl"}
     for i, step in enumerate(reference):
         for name, values in step.surf_vars.items():
@@ -38,7 +42,9 @@ def test_equals_upstreams_rollout_to_the_bit(fields: xr.Dataset, aurora_model) -
         for name, values in step.atmos_vars.items():
             np.testing.assert_array_equal(forecast[name].values[0, i], values[0, 0].numpy())
     assert float(forecast["t2m"].std()) > 0
-    np.testing.assert_array_equal(forecast["valid_time"].values[0], t + np.array([6, 12, 18]) * np.timedelta64(1, "h"))
+    np.testing.assert_array_equal(
+        forecast["valid_time"].values[0], t + np.array([6, 12, 18]) * np.timedelta64(1, "h")
+    )
 
 
 def test_several_init_times_equal_a_batch_of_them(fields: xr.Dataset, aurora_model) -> None:
@@ -46,7 +52,9 @@ def test_several_init_times_equal_a_batch_of_them(fields: xr.Dataset, aurora_mod
     forecast = fields.aurora.predict(["12h"], model=aurora_model, time=times, progress=False)
     assert forecast.sizes["lead_time"] == 1
     with torch.inference_mode():
-        reference = list(rollout(aurora_model, fields.aurora.to_batch(times, model=aurora_model), steps=2))[-1]
+        reference = list(
+            rollout(aurora_model, fields.aurora.to_batch(times, model=aurora_model), steps=2)
+        )[-1]
     for i in range(2):
         _close(forecast["t2m"].values[i, 0], reference.surf_vars["2t"][i, 0].numpy())
         for k in range(3):
@@ -56,7 +64,9 @@ def test_several_init_times_equal_a_batch_of_them(fields: xr.Dataset, aurora_mod
 def test_a_given_model_is_left_as_it_was(fields: xr.Dataset) -> None:
     model = make_aurora().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    fields.aurora.predict("6h", model=model, time=fields["time"].values[3], precision="bf16", progress=False)
+    fields.aurora.predict(
+        "6h", model=model, time=fields["time"].values[3], precision="bf16", progress=False
+    )
     assert model.training
     assert not model.autocast_backbone
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -73,11 +83,19 @@ def test_the_users_own_form(fields: xr.Dataset, tuned) -> None:
     other["tp"] = (other["tp"] * 1000).assign_attrs({**fields["tp"].attrs, "units": "mm"})
     other = other.rename(t2m="VAR_2T").transpose("latitude", "longitude", "time", "level")
     t = fields["time"].values[20]
-    a = fields.aurora.predict("12h", model=tuned, time=t, quantiles=[0.5, 0.9], thresholds_mm=[1.0], progress=False)
-    b = other.aurora.predict("12h", model=tuned, time=t, quantiles=[0.5, 0.9], thresholds_mm=[1.0], progress=False)
+    a = fields.aurora.predict(
+        "12h", model=tuned, time=t, quantiles=[0.5, 0.9], thresholds_mm=[1.0], progress=False
+    )
+    b = other.aurora.predict(
+        "12h", model=tuned, time=t, quantiles=[0.5, 0.9], thresholds_mm=[1.0], progress=False
+    )
     np.testing.assert_array_equal(b["latitude"].values, other["latitude"].values)
     np.testing.assert_array_equal(b["longitude"].values, other["longitude"].values)
-    again = b.assign_coords(longitude=b["longitude"] % 360).sortby("longitude").sortby("latitude", ascending=False)
+    again = (
+        b.assign_coords(longitude=b["longitude"] % 360)
+        .sortby("longitude")
+        .sortby("latitude", ascending=False)
+    )
     _close(again["VAR_2T"].values + 273.15, a["t2m"].values)
     _close(again["tp"].values / 1000, a["tp"].values)
     _close(again["tp_quantile"].values / 1000, a["tp_quantile"].values)
@@ -122,11 +140,15 @@ def test_halo_is_trimmed(norway: xr.Dataset) -> None:
     whole = norway.aurora.predict("6h", model="tiny", time=t, progress=False)
     inner = norway.aurora.predict("6h", model="tiny", time=t, halo=8, progress=False)
     assert (inner.sizes["latitude"], inner.sizes["longitude"]) == (44, 44)
-    xr.testing.assert_equal(inner["t2m"], whole["t2m"].isel(latitude=slice(8, 52), longitude=slice(8, 52)))
+    xr.testing.assert_equal(
+        inner["t2m"], whole["t2m"].isel(latitude=slice(8, 52), longitude=slice(8, 52))
+    )
 
 
 def test_norway_for_a_day(norway: xr.Dataset, caplog) -> None:
-    forecast = norway.aurora.predict("24h", model="tiny", time=["2025-06-02T00", "2025-06-05T18"], progress=False)
+    forecast = norway.aurora.predict(
+        "24h", model="tiny", time=["2025-06-02T00", "2025-06-05T18"], progress=False
+    )
     assert set(forecast.data_vars) == {"t2m", "u10", "v10", "msl", "z", "u", "v", "t", "q"}
     assert list(forecast["lead_time"].values / np.timedelta64(1, "h")) == [6, 12, 18, 24]
     assert list(forecast["level"].values) == [1000, 925, 850, 700]
@@ -173,7 +195,9 @@ def test_options_that_do_not_fit(fields: xr.Dataset, tuned, aurora_model, tmp_pa
         with pytest.raises(errors.OptionError, match=match):
             fields.aurora.predict("6h", progress=False, **options)
     for method in ("predict", "finetune", "to_batch", "check"):
-        forecast = fields.aurora.predict("6h", model=tuned, time=fields["time"].values[3], progress=False)
+        forecast = fields.aurora.predict(
+            "6h", model=tuned, time=fields["time"].values[3], progress=False
+        )
         if method == "check":
             assert [p.code for p in forecast.aurora.check().problems] == ["kind"]
             continue
@@ -184,7 +208,9 @@ def test_options_that_do_not_fit(fields: xr.Dataset, tuned, aurora_model, tmp_pa
             call()
 
 
-def test_a_store_equals_memory_and_goes_on(fields: xr.Dataset, tuned, tmp_path, monkeypatch) -> None:
+def test_a_store_equals_memory_and_goes_on(
+    fields: xr.Dataset, tuned, tmp_path, monkeypatch
+) -> None:
     times = fields["time"].values[[3, 4, 5, 6]]
     whole = fields.aurora.predict("12h", model=tuned, time=times, progress=False)
     real, calls = prediction._Job.forecast, []
@@ -197,24 +223,38 @@ def test_a_store_equals_memory_and_goes_on(fields: xr.Dataset, tuned, tmp_path, 
 
     monkeypatch.setattr(prediction._Job, "forecast", fail_at_third)
     with pytest.raises(KeyboardInterrupt):
-        fields.aurora.predict("12h", model=tuned, time=times, store=tmp_path / "fc.zarr", progress=False)
-    stored = fields.aurora.predict("12h", model=tuned, time=times, store=tmp_path / "fc.zarr", progress=False)
+        fields.aurora.predict(
+            "12h", model=tuned, time=times, store=tmp_path / "fc.zarr", progress=False
+        )
+    stored = fields.aurora.predict(
+        "12h", model=tuned, time=times, store=tmp_path / "fc.zarr", progress=False
+    )
     assert len(calls) == 5  # two finished, one interrupted, two after
     for name in whole:
         _close(stored[name].values, whole[name].values)
     with pytest.raises(errors.SaveError, match="holds another forecast"):
-        fields.aurora.predict("6h", model=tuned, time=times, store=tmp_path / "fc.zarr", progress=False)
+        fields.aurora.predict(
+            "6h", model=tuned, time=times, store=tmp_path / "fc.zarr", progress=False
+        )
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "precious.txt").write_text("mine")
     with pytest.raises(errors.SaveError, match="is no forecast store"):
-        fields.aurora.predict("6h", model=tuned, time=times, store=tmp_path / "other", progress=False)
+        fields.aurora.predict(
+            "6h", model=tuned, time=times, store=tmp_path / "other", progress=False
+        )
     assert (tmp_path / "other" / "precious.txt").read_text() == "mine"
 
 
-def test_several_init_times_at_once_and_several_devices(fields: xr.Dataset, tuned, tmp_path) -> None:
+def test_several_init_times_at_once_and_several_devices(
+    fields: xr.Dataset, tuned, tmp_path
+) -> None:
     times = fields["time"].values[3:8]
     one = fields.aurora.predict("12h", model=tuned, time=times, progress=False)
-    for options in ({"batch_size": 2}, {"devices": 2}, {"batch_size": 3, "devices": 2, "store": tmp_path / "fc.zarr"}):
+    for options in (
+        {"batch_size": 2},
+        {"devices": 2},
+        {"batch_size": 3, "devices": 2, "store": tmp_path / "fc.zarr"},
+    ):
         other = fields.aurora.predict("12h", model=tuned, time=times, progress=False, **options)
         np.testing.assert_array_equal(other["init_time"].values, times)
         for name in one:
@@ -229,22 +269,30 @@ def test_several_init_times_at_once_and_several_devices(fields: xr.Dataset, tune
 
 
 def test_surface_alone_is_as_with_all_levels(fields: xr.Dataset, aurora_model) -> None:
-    """At the last step nothing on levels is decoded that is not asked for; what is decoded is the same to the bit."""
+    """At the last step nothing on levels is decoded that is not asked for; what is decoded is the
+    same to the bit.
+    """
     when = fields["time"].values[5]
     whole = fields.aurora.predict("12h", model=aurora_model, time=when, progress=False)
     for names in (["t2m"], ["msl", "u10"], ["t2m", "t"], ["q"]):
-        few = fields.aurora.predict("12h", model=aurora_model, time=when, variables=names, progress=False)
+        few = fields.aurora.predict(
+            "12h", model=aurora_model, time=when, variables=names, progress=False
+        )
         assert set(few.data_vars) == set(names)
         for name in names:
             np.testing.assert_array_equal(few[name].values, whole[name].values)
 
 
-@pytest.mark.parametrize("region", [(-20, 40, 100, 200), (30, 70, -30, 40), "tropics", (-90, -40, 10, 60)])
+@pytest.mark.parametrize(
+    "region", [(-20, 40, 100, 200), (30, 70, -30, 40), "tropics", (-90, -40, 10, 60)]
+)
 def test_a_region_is_cut_from_the_globe(fields: xr.Dataset, tuned, region) -> None:
     """The model sees the globe; across Greenwich and at a pole as well."""
     when = fields["time"].values[5]
     whole = fields.aurora.predict("12h", model=tuned, time=when, quantiles=[0.5], progress=False)
-    part = fields.aurora.predict("12h", model=tuned, time=when, quantiles=[0.5], region=region, progress=False)
+    part = fields.aurora.predict(
+        "12h", model=tuned, time=when, quantiles=[0.5], region=region, progress=False
+    )
     assert part["tp"].size < whole["tp"].size
     at = {d: part[d].values for d in ("latitude", "longitude")}
     for name in whole:
@@ -253,18 +301,29 @@ def test_a_region_is_cut_from_the_globe(fields: xr.Dataset, tuned, region) -> No
     assert part["latitude"].min() >= south
     assert part["latitude"].max() <= north
     inside = (fields["longitude"].values - west) % 360 <= (east - west)
-    assert part.sizes["longitude"] == (inside.sum() if east - west < 360 else fields.sizes["longitude"])
+    assert part.sizes["longitude"] == (
+        inside.sum() if east - west < 360 else fields.sizes["longitude"]
+    )
     with pytest.raises(errors.OptionError, match="halo="):
         fields.aurora.predict("6h", model=tuned, time=when, region=region, halo=4, progress=False)
 
 
 def test_a_region_of_a_model_that_takes_its_target(fields: xr.Dataset, tmp_path) -> None:
     model = fields.aurora.finetune(
-        "tp", model="tiny", strategy="full", as_input=True, steps=2, validations=1, out=tmp_path / "run", progress=False
+        "tp",
+        model="tiny",
+        strategy="full",
+        as_input=True,
+        steps=2,
+        validations=1,
+        out=tmp_path / "run",
+        progress=False,
     )
     when = fields["time"].values[8]
     whole = fields.aurora.predict("12h", model=model, time=when, progress=False)
-    part = fields.aurora.predict("12h", model=model, time=when, region=(-30, 30, 40, 120), progress=False)
+    part = fields.aurora.predict(
+        "12h", model=model, time=when, region=(-30, 30, 40, 120), progress=False
+    )
     at = {d: part[d].values for d in ("latitude", "longitude")}
     for name in whole:
         _close(part[name].values, whole[name].sel(at).values)
@@ -280,7 +339,9 @@ def test_a_region_that_is_none(fields: xr.Dataset, tuned) -> None:
             fields.aurora.predict("6h", model=tuned, region=bad, progress=False)
 
 
-def test_compile_that_is_not_available(fields: xr.Dataset, aurora_model, monkeypatch, caplog) -> None:
+def test_compile_that_is_not_available(
+    fields: xr.Dataset, aurora_model, monkeypatch, caplog
+) -> None:
     when = fields["time"].values[5]
     plain = fields.aurora.predict("6h", model=aurora_model, time=when, progress=False)
 
@@ -295,13 +356,19 @@ def test_compile_that_is_not_available(fields: xr.Dataset, aurora_model, monkeyp
     assert "no compiler was found" in said[0]
 
 
-def test_blocks_are_compiled_and_left_as_they_were(fields: xr.Dataset, aurora_model, monkeypatch) -> None:
+def test_blocks_are_compiled_and_left_as_they_were(
+    fields: xr.Dataset, aurora_model, monkeypatch
+) -> None:
     when, made = fields["time"].values[5], []
     plain = fields.aurora.predict("6h", model=aurora_model, time=when, progress=False)
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **k: made.append(f) or real(f, backend="eager", **k))
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **k: made.append(f) or real(f, backend="eager", **k)
+    )
     found = fields.aurora.predict("6h", model=aurora_model, time=when, compile=True, progress=False)
-    assert len(made) == sum(type(m).__name__ == "Swin3DTransformerBlock" for m in aurora_model.modules())
+    assert len(made) == sum(
+        type(m).__name__ == "Swin3DTransformerBlock" for m in aurora_model.modules()
+    )
     for name in plain:
         _close(found[name].values, plain[name].values)
     assert not any("forward" in m.__dict__ for m in aurora_model.modules())
@@ -330,8 +397,12 @@ ds.aurora.predict("24h", model={str(folder)!r}, store={str(store)!r}, progress=F
 
 
 @pytest.mark.parametrize("how", ["netcdf", "zarr"])
-def test_scores_are_the_same_after_reopening(fields: xr.Dataset, tuned, tmp_path: Path, how: str) -> None:
-    forecast = fields.aurora.predict("12h", model=tuned, time=fields["time"].values[30:33], progress=False)
+def test_scores_are_the_same_after_reopening(
+    fields: xr.Dataset, tuned, tmp_path: Path, how: str
+) -> None:
+    forecast = fields.aurora.predict(
+        "12h", model=tuned, time=fields["time"].values[30:33], progress=False
+    )
     path = tmp_path / ("fc.nc" if how == "netcdf" else "fc.zarr")
     forecast.to_netcdf(path) if how == "netcdf" else forecast.to_zarr(path, consolidated=False)
     again = xaurora.open(path)
@@ -362,7 +433,9 @@ def test_rain_alone_is_not_decoded_with_the_rest(fields: xr.Dataset, tuned) -> N
     calls = []
     handle = tuned.model.base.decoder.register_forward_hook(lambda *_: calls.append(1))
     try:
-        alone = fields.aurora.predict("12h", model=tuned, time=times, variables=["tp"], progress=False)
+        alone = fields.aurora.predict(
+            "12h", model=tuned, time=times, variables=["tp"], progress=False
+        )
         assert len(calls) == len(times)  # of two steps each the first
         calls.clear()
         first = fields.aurora.predict(

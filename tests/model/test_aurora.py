@@ -1,4 +1,6 @@
-"""Regions, Greenwich, checkpoints, the head beside the decoder. The adaptive layer norms are randomised throughout."""
+"""Regions, Greenwich, checkpoints, the head beside the decoder. The adaptive layer norms are
+randomised throughout.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,12 @@ def _random_batch(place: grid.Grid, seed: int = 0):
     rng = np.random.default_rng(seed)
     shape = place.shape
     frame = lambda: {  # noqa: E731
-        "surface": {n: rng.standard_normal(shape).astype("float32") for n in ("2t", "10u", "10v", "msl")},
-        "atmos": {n: rng.standard_normal((3, *shape)).astype("float32") for n in ("z", "u", "v", "t", "q")},
+        "surface": {
+            n: rng.standard_normal(shape).astype("float32") for n in ("2t", "10u", "10v", "msl")
+        },
+        "atmos": {
+            n: rng.standard_normal((3, *shape)).astype("float32") for n in ("z", "u", "v", "t", "q")
+        },
     }
     init = np.datetime64("2020-01-01T06", "ns")
     frames = {init - batches.STEP: frame(), init: frame()}
@@ -40,14 +46,20 @@ def _random_batch(place: grid.Grid, seed: int = 0):
 
 
 @pytest.mark.parametrize(("step", "columns"), [(0.25, 1440), (0.4, 900), (0.1, 3600)])
-def test_encodings_across_greenwich_are_the_global_ones_to_the_bit(step: float, columns: int) -> None:
+def test_encodings_across_greenwich_are_the_global_ones_to_the_bit(
+    step: float, columns: int
+) -> None:
     """Position and scale encodings of each patch, as they enter the encoder's linear layers."""
     base = make_aurora()
     rows, width, first_row = 16, 32, round(40 / step) // 4 * 4
     seen: dict[str, list[torch.Tensor]] = {"pos": [], "scale": []}
     hooks = [
-        base.encoder.pos_embed.register_forward_pre_hook(lambda m, a: seen["pos"].append(a[0].clone())),
-        base.encoder.scale_embed.register_forward_pre_hook(lambda m, a: seen["scale"].append(a[0].clone())),
+        base.encoder.pos_embed.register_forward_pre_hook(
+            lambda m, a: seen["pos"].append(a[0].clone())
+        ),
+        base.encoder.scale_embed.register_forward_pre_hook(
+            lambda m, a: seen["scale"].append(a[0].clone())
+        ),
     ]
     # a whole latitude band of the globe, as wide as can be: its encodings are the reference
     lat = 90.0 - (first_row + np.arange(rows)) * step
@@ -71,7 +83,9 @@ def test_encodings_across_greenwich_are_the_global_ones_to_the_bit(step: float, 
             base(batches.plain(_random_batch(there)))
         got_pos, got_scale = seen["pos"].pop()[0, 0], seen["scale"].pop()[0, 0]
         patches = np.arange(columns // 4 * (rows // 4)).reshape(rows // 4, -1)
-        index = np.concatenate([patches[:, -width // 8 :], patches[:, : width // 8]], axis=1).ravel()
+        index = np.concatenate(
+            [patches[:, -width // 8 :], patches[:, : width // 8]], axis=1
+        ).ravel()
         assert torch.equal(got_pos, pos[index])
         assert torch.equal(got_scale, scale[index])
     for hook in hooks:
@@ -81,7 +95,9 @@ def test_encodings_across_greenwich_are_the_global_ones_to_the_bit(step: float, 
 def test_a_region_does_not_leak_from_east_to_west() -> None:
     """One shifted block: what stands in the last column must not reach the first."""
     base = make_aurora()
-    block = next(b for b in base.modules() if isinstance(b, Swin3DTransformerBlock) and any(b.shift_size))
+    block = next(
+        b for b in base.modules() if isinstance(b, Swin3DTransformerBlock) and any(b.shift_size)
+    )
     torch.manual_seed(0)
     res = (4, 14, 26)  # two windows and a bit in each direction
     x = torch.randn(1, res[0] * res[1] * res[2], block.dim)
@@ -108,7 +124,9 @@ def test_a_region_does_not_leak_from_east_to_west() -> None:
 
 
 def test_whole_region_east_does_not_touch_west_when_recomputed() -> None:
-    """Under activation checkpointing the blocks run again in the backward pass: the hook must be there then, too."""
+    """Under activation checkpointing the blocks run again in the backward pass: the hook must be
+    there then, too.
+    """
     base = make_aurora()
     place = _regional(0.25, 80, 20, 16, 32)
     batch = _random_batch(place)
@@ -126,7 +144,9 @@ def test_whole_region_east_does_not_touch_west_when_recomputed() -> None:
     assert grads[0].keys() == grads[1].keys()
     for name, reference in grads[0].items():
         # The same operations in the same order; 1e-6 of the largest covers another thread split.
-        assert (grads[1][name] - reference).abs().max() <= 1e-6 * reference.abs().max() + 1e-12, name
+        assert (grads[1][name] - reference).abs().max() <= 1e-6 * reference.abs().max() + 1e-12, (
+            name
+        )
 
 
 def test_global_grids_are_untouched() -> None:
@@ -195,7 +215,10 @@ def test_tiny_normalises_with_its_own_statistics(fields: xr.Dataset, tuned) -> N
     assert 0.5 < float(own.atmos_vars["q"][:, :, 0].std()) < 1.5
     back = base._post_decoder_hook(own, own).type(torch.float32).unnormalise(base.surf_stats)
     torch.testing.assert_close(
-        back.atmos_vars["z"], fields.aurora.to_batch(model=tuned).atmos_vars["z"], rtol=1e-5, atol=1e-2
+        back.atmos_vars["z"],
+        fields.aurora.to_batch(model=tuned).atmos_vars["z"],
+        rtol=1e-5,
+        atol=1e-2,
     )
 
 

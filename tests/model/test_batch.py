@@ -23,18 +23,24 @@ def test_norway_there_and_back(norway: xr.Dataset, caplog) -> None:
     assert batch.metadata.time == (datetime(2025, 6, 3, 12, tzinfo=UTC),)
     assert batch.metadata.atmos_levels == (1000, 925, 850, 700)
     back = norway.aurora.from_batch(batch)
-    kept = norway.sel(valid_time=["2025-06-03T06", "2025-06-03T12"]).isel(latitude=slice(0, 60), longitude=slice(0, 60))
+    kept = norway.sel(valid_time=["2025-06-03T06", "2025-06-03T12"]).isel(
+        latitude=slice(0, 60), longitude=slice(0, 60)
+    )
     xr.testing.assert_identical(back, kept)
 
 
 @pytest.mark.parametrize("shift", [-12.0, 168.0])
 @pytest.mark.parametrize("convention", ["as it runs", "0-360", "180"])
-def test_norway_moved_across_greenwich_and_the_date_line(norway: xr.Dataset, shift: float, convention: str) -> None:
+def test_norway_moved_across_greenwich_and_the_date_line(
+    norway: xr.Dataset, shift: float, convention: str
+) -> None:
     lon = norway["longitude"].values + shift
     lon = {"as it runs": lon, "0-360": lon % 360, "180": (lon + 180) % 360 - 180}[convention]
     moved = norway.assign_coords(longitude=("longitude", lon, norway["longitude"].attrs))
     back = moved.aurora.from_batch(moved.aurora.to_batch("2025-06-03T12"))
-    kept = moved.sel(valid_time=back["valid_time"]).isel(latitude=slice(0, 60), longitude=slice(0, 60))
+    kept = moved.sel(valid_time=back["valid_time"]).isel(
+        latitude=slice(0, 60), longitude=slice(0, 60)
+    )
     xr.testing.assert_identical(back, kept)
     forecast = moved.aurora.predict("6h", model="tiny", time="2025-06-03T12", progress=False)
     np.testing.assert_array_equal(forecast["longitude"].values, kept["longitude"].values)
@@ -54,16 +60,23 @@ def test_latest_by_default(fields: xr.Dataset) -> None:
 
 def test_times_are_utc_whatever_the_zone() -> None:
     code = (
-        "import xaurora; ds = xaurora.synthetic(shape=(16, 32), times=3); t = ds.aurora.to_batch('2020-01-01T06').metadata.time[0];"
-        "print(t.timestamp(), ds.aurora.from_batch(ds.aurora.to_batch('2020-01-01T06'))['time'].values[-1])"
+        "import xaurora; ds = xaurora.synthetic(shape=(16, 32), times=3); t ="
+        " ds.aurora.to_batch('2020-01-01T06').metadata.time[0];print(t.timestamp(),"
+        " ds.aurora.from_batch(ds.aurora.to_batch('2020-01-01T06'))['time'].values[-1])"
     )
     seen = set()
     for zone in ("UTC", "Asia/Tokyo", "America/St_Johns"):
         run = subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "TZ": zone}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env={**os.environ, "TZ": zone},
+            capture_output=True,
+            text=True,
+            check=True,
         )
         seen.add(run.stdout.strip())
-    assert seen == {f"{datetime(2020, 1, 1, 6, tzinfo=UTC).timestamp()} 2020-01-01T06:00:00.000000000"}
+    assert seen == {
+        f"{datetime(2020, 1, 1, 6, tzinfo=UTC).timestamp()} 2020-01-01T06:00:00.000000000"
+    }
 
 
 def test_init_times_that_are_not_there(fields: xr.Dataset) -> None:
@@ -76,7 +89,12 @@ def test_init_times_that_are_not_there(fields: xr.Dataset) -> None:
     with pytest.raises(errors.InitTimeError, match="none of the 3 time"):
         fields.isel(time=[0, 2, 4]).aurora.to_batch()
     times = batches.resolve_times(fields["time"].values, slice("2020-01-02", "2020-01-02"))
-    assert [str(t)[:13] for t in times] == ["2020-01-02T00", "2020-01-02T06", "2020-01-02T12", "2020-01-02T18"]
+    assert [str(t)[:13] for t in times] == [
+        "2020-01-02T00",
+        "2020-01-02T06",
+        "2020-01-02T12",
+        "2020-01-02T18",
+    ]
     with pytest.raises(errors.InitTimeError, match="no init time with its history lies in"):
         batches.resolve_times(fields["time"].values, slice("2031", None))
 
@@ -91,7 +109,9 @@ def test_a_batch_of_another_grid(fields: xr.Dataset, norway: xr.Dataset) -> None
 
 
 def test_stock_aurora_refuses_a_batch_across_greenwich(norway: xr.Dataset, aurora_model) -> None:
-    moved = norway.assign_coords(longitude=("longitude", norway["longitude"].values - 12.0, norway["longitude"].attrs))
+    moved = norway.assign_coords(
+        longitude=("longitude", norway["longitude"].values - 12.0, norway["longitude"].attrs)
+    )
     batch = moved.aurora.to_batch("2025-06-03T12")
     with pytest.raises(errors.GridError, match="crosses Greenwich"), torch.no_grad():
         aurora_model(batch)

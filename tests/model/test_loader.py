@@ -37,7 +37,11 @@ def test_a_sample_is_the_batch(fields: xr.Dataset, stored) -> None:
     times = [fields["time"].values[i] for i in (3, 9, 4)]
     cut, lazy = _cut(fields), _cut(xaurora.open(stored))
     want = batch.to_batch(cut, times)
-    for loader in (loading.Loader(cut, {}), loading.Loader(lazy, {}), loading.Loader(lazy, {}, readers=0, budget=1)):
+    for loader in (
+        loading.Loader(cut, {}),
+        loading.Loader(lazy, {}),
+        loading.Loader(lazy, {}, readers=0, budget=1),
+    ):
         got = loader.batch(times)
         for part in ("surf_vars", "atmos_vars", "static_vars"):
             for name, value in getattr(want, part).items():
@@ -111,8 +115,12 @@ class _Slow(WrapperStore):
 
 
 def test_a_slow_store_keeps_nobody_waiting(stored, tmp_path) -> None:
-    """50 ms a request. The share of waiting goes with the machine; that it is small beside reading one after another does not."""
-    ds = xr.open_dataset(_Slow(LocalStore(stored, read_only=True)), engine="zarr", consolidated=False, chunks=None)
+    """50 ms a request. The share of waiting goes with the machine; that it is small beside reading
+    one after another does not.
+    """
+    ds = xr.open_dataset(
+        _Slow(LocalStore(stored, read_only=True)), engine="zarr", consolidated=False, chunks=None
+    )
     cut = _cut(ds)
     init = list(cut.times[1:31])
     waits = {}
@@ -154,7 +162,9 @@ def test_the_queries_of_the_decoder_are_the_same(fields: xr.Dataset, monkeypatch
     from xaurora.fields.grid import lattice as grids
     from xaurora.model import aurora as models
 
-    monkeypatch.setattr(models, "_ROWS", 6)  # two of the 32 patches: else there are too few of them to leave any out
+    monkeypatch.setattr(
+        models, "_ROWS", 6
+    )  # two of the 32 patches: else there are too few of them to leave any out
     base = make_aurora()
     globe = grids.from_axes(fields["latitude"].values, fields["longitude"].values)
     example = fields.aurora.to_batch(model=base)

@@ -150,7 +150,9 @@ def test_a_real_full_disk(tuned, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)],
+        capture_output=True,
+        check=False,
     ).returncode:
         pytest.skip("this machine does not let a small file system be mounted")
     try:
@@ -162,7 +164,9 @@ def test_a_real_full_disk(tuned, tmp_path: Path) -> None:
 
 
 def test_killed_while_saving_again_and_again(tuned, tmp_path: Path) -> None:
-    """SIGKILL at random moments of a loop that does nothing but save: there is always one whole artefact."""
+    """SIGKILL at random moments of a loop that does nothing but save: there is always one whole
+    artefact.
+    """
     folder = tuned.save(tmp_path / "model")
     code = f"""
 import xaurora
@@ -187,12 +191,16 @@ while True:
         assert loaded.hash == tuned.hash
         seen.add(loaded.history[-1]["step"])
     tuned.save(folder)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]  # what killed writers left is swept away
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "model"
+    ]  # what killed writers left is swept away
     assert seen
 
 
 def test_without_a_swap_the_old_folder_is_recovered(tuned, tmp_path: Path, monkeypatch) -> None:
-    """File systems that cannot exchange two names: killed between the two renames, the old folder stands beside and is found."""
+    """File systems that cannot exchange two names: killed between the two renames, the old folder
+    stands beside and is found.
+    """
     folder = tuned.save(tmp_path / "model")
     monkeypatch.setattr(storage.ctypes, "CDLL", lambda *a, **k: object())
     tuned.save(folder)
@@ -228,7 +236,9 @@ def test_errors_say_why(tmp_path: Path) -> None:
     assert "choose a folder that you may write to" in str(
         storage.save_error(tmp_path, OSError(errno.EACCES, "Permission denied"))
     )
-    assert "No space left" in str(storage.save_error(tmp_path, OSError(errno.ENOSPC, "No space left on device")))
+    assert "No space left" in str(
+        storage.save_error(tmp_path, OSError(errno.ENOSPC, "No space left on device"))
+    )
 
     def fail(path: Path) -> None:
         path.write_text("half")

@@ -17,9 +17,15 @@ from xaurora.plots import maps as plots
 @pytest.fixture(scope="module")
 def scores(fields: xr.Dataset, tuned) -> dict[str, xr.Dataset]:
     init = fields["time"].values[10:36]
-    forecast = fields.aurora.predict("12h", model=tuned, time=init, variables=["t2m", "tp"], progress=False)
-    other = xaurora.persistence(fields, ["t2m", "tp"], ["6h", "12h"]).sel(init_time=forecast["init_time"])
-    got = xaurora.compare({"mine": forecast, "persistence": other}, fields, metrics="all", regions=["global"])
+    forecast = fields.aurora.predict(
+        "12h", model=tuned, time=init, variables=["t2m", "tp"], progress=False
+    )
+    other = xaurora.persistence(fields, ["t2m", "tp"], ["6h", "12h"]).sel(
+        init_time=forecast["init_time"]
+    )
+    got = xaurora.compare(
+        {"mine": forecast, "persistence": other}, fields, metrics="all", regions=["global"]
+    )
     return {**got, "forecast": forecast}
 
 
@@ -41,7 +47,9 @@ def test_lines_are_the_scores(scores: dict[str, xr.Dataset]) -> None:
         .sel(region="global")
         .isel(lead_time=0)
     )
-    np.testing.assert_allclose(ratio.lines[1].get_ydata(), want.isel(zonal_wavenumber=slice(1, None)))
+    np.testing.assert_allclose(
+        ratio.lines[1].get_ydata(), want.isel(zonal_wavenumber=slice(1, None))
+    )
     assert len(diagrams.spectrum(mine, "t2m").lines) == 3  # two leads, and the truth
     over = diagrams.intensity(mine)
     assert over.lines[1].get_label() == "truth"
@@ -55,7 +63,15 @@ def test_the_tail_is_read_off_the_distribution() -> None:
     """Of an exponential distribution with a mean of 5 mm the 99 % quantile is 5 ln 100 = 23.0 mm."""
     edges = INTENSITY_EDGES
     share = -np.diff(np.concatenate([[1.0], np.exp(-edges / 5.0), [0.0]]))
-    da = xr.DataArray(share[None, None], {"region": ["domain"], "lead_time": np.array([6], "timedelta64[h]"), "intensity_bin": np.concatenate([[0.0], edges])}, ("region", "lead_time", "intensity_bin"))  # fmt: skip
+    da = xr.DataArray(
+        share[None, None],
+        {
+            "region": ["domain"],
+            "lead_time": np.array([6], "timedelta64[h]"),
+            "intensity_bin": np.concatenate([[0.0], edges]),
+        },
+        ("region", "lead_time", "intensity_bin"),
+    )
     ds = xr.Dataset({"tp_intensity": da, "tp_truth_intensity": da})
     forecast, truth = diagrams.tail(ds)
     at99 = forecast[diagrams.TAIL.index(0.99)]
@@ -84,7 +100,9 @@ def test_every_diagram_takes_axes(scores: dict[str, xr.Dataset], fields: xr.Data
         assert draw(ax) is ax
         assert ax.has_data()
         plt.close(figure)
-    axes = plots.models({"mine": scores["forecast"], "again": scores["forecast"]}, "tp", truth=fields)
+    axes = plots.models(
+        {"mine": scores["forecast"], "again": scores["forecast"]}, "tp", truth=fields
+    )
     assert axes.shape == (3, 2)
     assert axes[2, 1].get_title() == "truth, +12 h"
     plt.close("all")
@@ -93,7 +111,9 @@ def test_every_diagram_takes_axes(scores: dict[str, xr.Dataset], fields: xr.Data
 def test_intervals_by_lead(scores: dict[str, xr.Dataset]) -> None:
     both = {n: scores[n] for n in ("mine", "persistence")}
     ax = plots.lead_curve(both, "t2m", "rmse")
-    skill = xaurora.significance(scores["mine"], scores["persistence"])["t2m"].sel(metric="rmse", region="global")
+    skill = xaurora.significance(scores["mine"], scores["persistence"])["t2m"].sel(
+        metric="rmse", region="global"
+    )
     other = scores["persistence"]["t2m"].sel(metric="rmse", region="global").values
     (bars,) = ax.containers
     low = [segment[0][1] for segment in bars.lines[2][0].get_segments()]
@@ -106,25 +126,48 @@ def test_what_is_missing_is_said(scores: dict[str, xr.Dataset]) -> None:
     mine = scores["mine"]
     for call, error, match in (
         (lambda: diagrams.fss_curve(mine), errors.MissingVariableError, r"metrics=\['fss'\]"),
-        (lambda: diagrams.threshold_curve(mine, metric="fss"), errors.MissingVariableError, "no 'fss'"),
-        (lambda: diagrams.reliability(mine, threshold_mm=3.3), errors.OptionError, "no threshold of 3.3 mm"),
+        (
+            lambda: diagrams.threshold_curve(mine, metric="fss"),
+            errors.MissingVariableError,
+            "no 'fss'",
+        ),
+        (
+            lambda: diagrams.reliability(mine, threshold_mm=3.3),
+            errors.OptionError,
+            "no threshold of 3.3 mm",
+        ),
         (lambda: diagrams.intensity(mine, lead="9h"), errors.LeadTimeError, "no lead '9h'"),
         (
-            lambda: plots.lead_curve(mine, "tp", "rmse", level=500.0) and plots.models(scores["forecast"], ax=[1]),
+            lambda: (
+                plots.lead_curve(mine, "tp", "rmse", level=500.0)
+                and plots.models(scores["forecast"], ax=[1])
+            ),
             errors.OptionError,
             "shape",
         ),
-        (lambda: diagrams.threshold_curve(mine, region="mars"), errors.OptionError, "no region 'mars'"),
+        (
+            lambda: diagrams.threshold_curve(mine, region="mars"),
+            errors.OptionError,
+            "no region 'mars'",
+        ),
         (lambda: diagrams.error_by_edge(mine), errors.OptionError, "hold no rings"),
-        (lambda: plots.lead_curve(mine, "tp", "acc"), errors.MissingVariableError, "none of these scores"),
+        (
+            lambda: plots.lead_curve(mine, "tp", "acc"),
+            errors.MissingVariableError,
+            "none of these scores",
+        ),
     ):
         with pytest.raises(error, match=match):
             call()
     plt.close("all")
 
 
-def test_coastlines_where_cartopy_is(scores: dict[str, xr.Dataset], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With lines from a stand-in for Cartopy's file they are drawn in the map's own longitudes, and the map keeps its limits."""
+def test_coastlines_where_cartopy_is(
+    scores: dict[str, xr.Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With lines from a stand-in for Cartopy's file they are drawn in the map's own longitudes, and
+    the map keeps its limits.
+    """
     plots._coastlines.cache_clear()
     assert plots._coastlines() == () or len(plots._coastlines()) > 50
     line = np.array([[-20.0, 10.0], [-10.0, 20.0], [-5.0, 40.0]])

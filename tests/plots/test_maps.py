@@ -39,10 +39,14 @@ def test_a_map_of_rain_is_in_mm(forecast: xr.Dataset) -> None:
 
 
 def test_a_triptych_shows_the_difference(forecast: xr.Dataset, fields: xr.Dataset) -> None:
-    axes = forecast.aurora.plot("tp", truth=fields, init_time=forecast["init_time"].values[1], lead="12h")
+    axes = forecast.aurora.plot(
+        "tp", truth=fields, init_time=forecast["init_time"].values[1], lead="12h"
+    )
     f, y, d = (np.asarray(a.collections[0].get_array()).reshape(16, 32) for a in axes)
     np.testing.assert_allclose(d, f - y, atol=1e-9)
-    np.testing.assert_allclose(y, fields["tp"].sel(time=forecast["valid_time"].values[1, 1]).values * 1e3, rtol=1e-6)
+    np.testing.assert_allclose(
+        y, fields["tp"].sel(time=forecast["valid_time"].values[1, 1]).values * 1e3, rtol=1e-6
+    )
     axes = forecast.aurora.plot("z", truth=fields)
     assert len(axes) == 3
     _, mine = plt.subplots(1, 3)
@@ -66,7 +70,9 @@ def test_maps_go_on_across_greenwich() -> None:
 def test_curves(tuned, forecast: xr.Dataset, fields: xr.Dataset) -> None:
     scores = forecast.aurora.evaluate(fields)
     ax = plots.lead_curve({"mine": scores}, "tp", "rmse")
-    np.testing.assert_allclose(ax.lines[0].get_ydata(), scores["tp"].sel(metric="rmse", region="global").values * 1e3)
+    np.testing.assert_allclose(
+        ax.lines[0].get_ydata(), scores["tp"].sel(metric="rmse", region="global").values * 1e3
+    )
     assert ax.get_ylabel() == "RMSE of tp in mm"
     assert plots.lead_curve({"mine": scores}, "t", "rmse", level=850.0).lines
 
@@ -105,15 +111,22 @@ def test_learning_curves(tuned, fields: xr.Dataset, tmp_path: Path) -> None:
     assert axes.shape == (2, 2)
     assert axes[0, 1].get_title() == "RMSE in mm"
     scored = [e for e in tuned.history if "validation_rmse_mm" in e]
-    np.testing.assert_allclose(axes[0, 1].lines[-1].get_ydata(), [e["validation_rmse_mm"] for e in scored])
+    np.testing.assert_allclose(
+        axes[0, 1].lines[-1].get_ydata(), [e["validation_rmse_mm"] for e in scored]
+    )
     assert len(axes[1, 1].lines[0].get_ydata()) == len(tuned.history)
-    assert xaurora.learning_curves(tuned, name="all")[0, 1].get_title() == "RMSE in standard deviations"
+    assert (
+        xaurora.learning_curves(tuned, name="all")[0, 1].get_title()
+        == "RMSE in standard deviations"
+    )
     for wrong in ("t2m", 3):
         with pytest.raises(errors.OptionError, match="holds no"):
             xaurora.learning_curves(tuned, name=wrong)
     for nothing in ([], "runs/tp", None):
         with pytest.raises(errors.OptionError):
             xaurora.learning_curves(nothing)
-    run = fields.aurora.finetune("tp", model="tiny", steps=2, batch_size=1, out=tmp_path / "run", progress=False)
+    run = fields.aurora.finetune(
+        "tp", model="tiny", steps=2, batch_size=1, out=tmp_path / "run", progress=False
+    )
     assert (tmp_path / "run" / "learning.png").stat().st_size > 10_000
     assert run.history

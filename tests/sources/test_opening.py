@@ -36,7 +36,10 @@ def _split(fields: xr.Dataset, tmp_path, *, first_hour: int = -6) -> tuple[str, 
     """6-hourly states and hourly rain in different files."""
     states = fields.drop_vars("tp")
     hours = fields["time"].values[0] + np.arange(first_hour, 12 * 6) * np.timedelta64(1, "h")
-    rain = np.random.default_rng(1).random((len(hours), *fields["msl"].shape[1:])).astype("float32") * 1e-3
+    rain = (
+        np.random.default_rng(1).random((len(hours), *fields["msl"].shape[1:])).astype("float32")
+        * 1e-3
+    )
     tp = xr.Dataset(
         {"tp": (("time", "latitude", "longitude"), rain, {"units": "m"})},
         {"time": hours, "latitude": fields["latitude"], "longitude": fields["longitude"]},
@@ -55,7 +58,9 @@ def test_six_hourly_states_and_hourly_rain(fields: xr.Dataset, tmp_path) -> None
     hourly = xr.open_dataset(rain)["tp"]
     t = ds["time"].values[3]
     np.testing.assert_allclose(
-        ds["tp"].sel(time=t).values, hourly.sel(time=slice(t - np.timedelta64(5, "h"), t)).sum("time").values, rtol=1e-5
+        ds["tp"].sel(time=t).values,
+        hourly.sel(time=slice(t - np.timedelta64(5, "h"), t)).sum("time").values,
+        rtol=1e-5,
     )
     assert ds.aurora.check("tp").ok
 
@@ -115,16 +120,20 @@ def test_grib_without_the_extra(tmp_path, monkeypatch) -> None:
 
 
 def test_files_with_strings_are_read_with_h5netcdf(data, tmp_path, monkeypatch) -> None:
-    """netCDF4 brings the process down when a file that holds strings, as CDS files do, is opened while it is open already. It does so now and
-    then, so that what is asserted is who reads."""
+    """netCDF4 brings the process down when a file that holds strings, as CDS files do, is opened
+    while it is open already. It does so now and then, so that what is asserted is who reads."""
     engines = []
     before = xr.open_dataset
-    monkeypatch.setattr(xr, "open_dataset", lambda *a, **k: engines.append(k["engine"]) or before(*a, **k))
+    monkeypatch.setattr(
+        xr, "open_dataset", lambda *a, **k: engines.append(k["engine"]) or before(*a, **k)
+    )
     real = data / "era5_norway_2025-06" / "surface.nc"
     held = [xaurora.open(real) for _ in range(30)]
     assert {str(v) for v in held[0]["expver"].load().values} <= {"0001", "0005"}
     assert engines == ["h5netcdf"] * 30
     xr.testing.assert_identical(held[0].load(), xaurora.open(real, engine="netcdf4").load())
-    held[0][["t2m"]].isel(valid_time=0, drop=True).to_netcdf(tmp_path / "old.nc", format="NETCDF3_64BIT")
+    held[0][["t2m"]].isel(valid_time=0, drop=True).to_netcdf(
+        tmp_path / "old.nc", format="NETCDF3_64BIT"
+    )
     assert xaurora.open(tmp_path / "old.nc")["t2m"].shape == held[0]["t2m"].shape[1:]
     assert engines[-1] is None

@@ -21,18 +21,24 @@ from xaurora.sources import preparing
 
 
 def test_it_holds_what_training_needs(fields: xr.Dataset, tmp_path) -> None:
-    ds = fields.assign(sst=fields["t2m"].assign_attrs(standard_name="sea_surface_temperature", long_name="SST"))
+    ds = fields.assign(
+        sst=fields["t2m"].assign_attrs(standard_name="sea_surface_temperature", long_name="SST")
+    )
     made = ds.aurora.prepare(tmp_path / "a.zarr", model="tiny-pretrained", progress=False)
     again = xaurora.open(tmp_path / "a.zarr")
     xr.testing.assert_identical(made.load(), again.load())
     assert "sst" not in again
     for name in again.data_vars:
-        np.testing.assert_array_equal(again[name].values, fields[name].transpose(*again[name].dims).values)
+        np.testing.assert_array_equal(
+            again[name].values, fields[name].transpose(*again[name].dims).values
+        )
         if "time" in again[name].dims:
             assert again[name].encoding["chunks"] == (1, *again[name].shape[1:])
     assert again.aurora.check("tp", model="tiny-pretrained").ok
     a, b = (
-        d.aurora.finetune("tp", model="tiny", steps=4, validations=1, out=tmp_path / f"r{i}", progress=False)
+        d.aurora.finetune(
+            "tp", model="tiny", steps=4, validations=1, out=tmp_path / f"r{i}", progress=False
+        )
         for i, d in enumerate((fields, again))
     )
     assert [e["loss"] for e in a.history] == [e["loss"] for e in b.history]
@@ -41,7 +47,9 @@ def test_it_holds_what_training_needs(fields: xr.Dataset, tmp_path) -> None:
 
 
 def test_real_europe_with_hourly_rain_in_its_own_form(europe: xr.Dataset, tmp_path) -> None:
-    """South first or north first, packed, across Greenwich, hourly totals: the store holds six-hour totals in metres, north first."""
+    """South first or north first, packed, across Greenwich, hourly totals: the store holds six-hour
+    totals in metres, north first.
+    """
     turned = europe.isel(latitude=slice(None, None, -1))
     made = turned.aurora.prepare(tmp_path / "a.zarr", model="tiny", progress=False)
     assert (np.diff(made["latitude"].values) < 0).all()
@@ -58,7 +66,11 @@ def test_real_europe_with_hourly_rain_in_its_own_form(europe: xr.Dataset, tmp_pa
 
 def test_a_region_and_some_times(fields: xr.Dataset, tmp_path) -> None:
     part = fields.aurora.prepare(
-        tmp_path / "a.zarr", model="tiny", region=(20, 70, -40, 50), time=("2020-01-02", "2020-01-04"), progress=False
+        tmp_path / "a.zarr",
+        model="tiny",
+        region=(20, 70, -40, 50),
+        time=("2020-01-02", "2020-01-04"),
+        progress=False,
     )
     assert part["longitude"].values[0] < 0 < part["longitude"].values[-1]
     assert (np.diff(part["longitude"].values) > 0).all()
@@ -66,12 +78,16 @@ def test_a_region_and_some_times(fields: xr.Dataset, tmp_path) -> None:
     assert part.sizes["longitude"] % 4 == 0
     assert str(part["time"].values[0])[:10] == "2020-01-02"
     assert str(part["time"].values[-1])[:13] == "2020-01-04T18"
-    same = fields["t2m"].sel(time=part["time"], latitude=part["latitude"], longitude=part["longitude"] % 360)
+    same = fields["t2m"].sel(
+        time=part["time"], latitude=part["latitude"], longitude=part["longitude"] % 360
+    )
     np.testing.assert_array_equal(part["t2m"].values, same.values)
     with pytest.raises(errors.OptionError, match="holds none of the data's times"):
         fields.aurora.prepare(tmp_path / "b.zarr", model="tiny", time="1999", progress=False)
     with pytest.raises(errors.RegionError, match="no grid point"):
-        fields.aurora.prepare(tmp_path / "b.zarr", model="tiny", region=(1.0, 1.1, 1.0, 1.1), progress=False)
+        fields.aurora.prepare(
+            tmp_path / "b.zarr", model="tiny", region=(1.0, 1.1, 1.0, 1.1), progress=False
+        )
     assert not (tmp_path / "b.zarr").exists()
 
 
@@ -109,7 +125,11 @@ ds.aurora.prepare({str(tmp_path / "a.zarr")!r}, model="tiny", progress=False)
 """
     process = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 120
-    while not (tmp_path / "a.zarr").exists() and time.monotonic() < deadline and process.poll() is None:
+    while (
+        not (tmp_path / "a.zarr").exists()
+        and time.monotonic() < deadline
+        and process.poll() is None
+    ):
         time.sleep(0.01)
     time.sleep(0.3)
     process.send_signal(signal.SIGKILL)
@@ -120,7 +140,9 @@ ds.aurora.prepare({str(tmp_path / "a.zarr")!r}, model="tiny", progress=False)
     ds = xaurora.synthetic(shape=(32, 64), times=120)
     found = xaurora.open(tmp_path / "a.zarr")
     for name in found.data_vars:
-        np.testing.assert_array_equal(found[name].values, ds[name].transpose(*found[name].dims).values)
+        np.testing.assert_array_equal(
+            found[name].values, ds[name].transpose(*found[name].dims).values
+        )
     assert os.listdir(tmp_path) == ["a.zarr"]
 
 
@@ -155,7 +177,9 @@ def test_another_store_is_left_alone(fields: xr.Dataset, tmp_path) -> None:
     with pytest.raises(errors.SaveError, match="is no prepared store"):
         fields.aurora.prepare(tmp_path / "photos", model="tiny", progress=False)
     with pytest.raises(errors.MissingVariableError):
-        fields.drop_vars("t2m").aurora.prepare(tmp_path / "c.zarr", model="tiny-pretrained", progress=False)
+        fields.drop_vars("t2m").aurora.prepare(
+            tmp_path / "c.zarr", model="tiny-pretrained", progress=False
+        )
     assert not (tmp_path / "c.zarr").exists()
 
 

@@ -18,7 +18,9 @@ def test_the_perfect_score_equals_that_of_samples_from_the_law(rain: str) -> Non
     law, rng = synthesis.law_of(rain), np.random.default_rng(1)
     mean, spread = synthesis._next_wetness(ds, 1)
     m, y = mean.values[:-1], ds["tp"].values[1:]
-    members = np.stack([law.sample(m + spread * rng.standard_normal(m.shape), rng) for _ in range(40)])
+    members = np.stack(
+        [law.sample(m + spread * rng.standard_normal(m.shape), rng) for _ in range(40)]
+    )
     sampled = ensemble_crps(members, y).mean()
     # 80 000 points of 40 members: the sampled score is good to about half a per cent
     assert float(synthesis.perfect_crps(ds).mean()) == pytest.approx(sampled, rel=0.01)
@@ -37,22 +39,31 @@ def test_the_law_by_hand() -> None:
     for w in (-1.0, 0.5, 2.0):
         draws = law.sample(np.full(200_000, w), rng)
         for y in (1e-6, 1e-4, 2e-3, 1e-2):
-            assert law.cdf_given(np.float64(w), np.float64(y)) == pytest.approx((draws <= y).mean(), abs=0.005)
+            assert law.cdf_given(np.float64(w), np.float64(y)) == pytest.approx(
+                (draws <= y).mean(), abs=0.005
+            )
     assert synthesis.HurdleLaw(drizzle=False).sample(np.full(10_000, -2.0), rng).max() > 0
 
 
 @pytest.mark.parametrize("rain", [name for name in synthesis.LAWS if synthesis.law_of(name).ahead])
 def test_laws_of_a_family_are_that_family_given_the_state(rain: str) -> None:
-    """The probability of what fell, given the state six hours before, is uniform; and nobody scores better than who knows the law."""
+    """The probability of what fell, given the state six hours before, is uniform; and nobody scores
+    better than who knows the law.
+    """
     ds = xaurora.synthetic(shape=(16, 32), times=200, rain=rain)
     law = synthesis.law_of(rain)
-    w = synthesis.MEMORY * synthesis.wetness(ds).roll(longitude=synthesis.MOTIONS["east"]).values[:-1]
+    w = (
+        synthesis.MEMORY
+        * synthesis.wetness(ds).roll(longitude=synthesis.MOTIONS["east"]).values[:-1]
+    )
     y = ds["tp"].values[1:].astype(float)
     upper = law.cdf_given(w, np.maximum(y, 1e-12))
     rng = np.random.default_rng(0)
     u = np.where(y > 0, upper, rng.random(y.shape) * upper)
     counts = np.histogram(u, 20, (0, 1))[0]
-    assert ((counts - u.size / 20) ** 2 / (u.size / 20)).sum() < 45  # χ² with 19 degrees of freedom: 0.1 %
+    assert (
+        (counts - u.size / 20) ** 2 / (u.size / 20)
+    ).sum() < 45  # χ² with 19 degrees of freedom: 0.1 %
     near, far = (float(synthesis.perfect_crps(ds, h).mean()) for h in (6, 24))
     assert near < far < float(synthesis.climatology_crps(ds).mean()) * 1.02
 
@@ -85,7 +96,9 @@ def test_is_what_aurora_takes(fields: xr.Dataset) -> None:
     assert fields.aurora.check("tp", model="tiny").ok
 
 
-@pytest.mark.parametrize("options", [{"times": 0}, {"shape": (2, 64)}, {"levels": ()}, {"rain": "frogs"}])
+@pytest.mark.parametrize(
+    "options", [{"times": 0}, {"shape": (2, 64)}, {"levels": ()}, {"rain": "frogs"}]
+)
 def test_bad_options(options: dict) -> None:
     with pytest.raises(errors.OptionError):
         xaurora.synthetic(**options)

@@ -67,7 +67,12 @@ def test_imagined_steps_take_what_real_ones_take(
     def counted(self: Any, *args: Any) -> Any:
         counter = memory.LiveBytes()
         state = [v for part in self.adamw.state.values() for v in part.values()]
-        for tensor in [*self.module.parameters(), *self.module.buffers(), *state, *(self.average or {}).values()]:
+        for tensor in [
+            *self.module.parameters(),
+            *self.module.buffers(),
+            *state,
+            *(self.average or {}).values(),
+        ]:
             counter.track(tensor)
         with counter:
             out = real(self, *args)
@@ -77,7 +82,8 @@ def test_imagined_steps_take_what_real_ones_take(
     monkeypatch.setattr(_Training, "_one_step", counted)
     fields.aurora.finetune(**options, steps=3, progress=False, workers=0, out=tmp_path / "run")
     imagined = sum(v for k, v in estimate.parts.items() if k not in ("slack", "frames"))
-    # the batch that is read counts in one and not in the other; steps of the gamma function's slope depend on values
+    # the batch that is read counts in one and not in the other; steps of the gamma function's slope
+    # depend on values
     assert imagined == pytest.approx(max(peaks), rel=0.1)
 
 
@@ -122,7 +128,9 @@ def test_bases_and_strategies_side_by_side(fields: xr.Dataset) -> None:
 
 def _resident() -> int:
     return next(
-        int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if "VmHWM" in line
     )
 
 
@@ -134,10 +142,15 @@ def test_no_weights_are_needed_and_none_are_made(fields: xr.Dataset) -> None:
 
 
 def test_what_does_not_fit_says_what_to_change(
-    fields: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    fields: xr.Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(estimation, "free_memory", lambda where: 120 * 1024**2)
-    found = fields.aurora.estimate("tp", model="tiny", strategy="full", batch_size=8, rollout_steps=2)
+    found = fields.aurora.estimate(
+        "tp", model="tiny", strategy="full", batch_size=8, rollout_steps=2
+    )
     assert not found.fits
     advice = "\n".join(found.advice)
     for part in (
@@ -149,13 +162,24 @@ def test_what_does_not_fit_says_what_to_change(
         assert part in advice
     with caplog.at_level(logging.WARNING, "xaurora"):
         fields.aurora.finetune(
-            "tp", model="tiny", strategy="full", batch_size=8, steps=1, progress=False, out=tmp_path / "run"
+            "tp",
+            model="tiny",
+            strategy="full",
+            batch_size=8,
+            steps=1,
+            progress=False,
+            out=tmp_path / "run",
         )
-    assert any("does not fit" in r.message and "activation_checkpointing=True" in r.message for r in caplog.records)
+    assert any(
+        "does not fit" in r.message and "activation_checkpointing=True" in r.message
+        for r in caplog.records
+    )
     caplog.clear()
     monkeypatch.setattr(estimation, "free_memory", lambda where: 64 * 1024**3)
     with caplog.at_level(logging.WARNING, "xaurora"):
-        fields.aurora.finetune("tp", model="tiny", strategy="full", steps=1, progress=False, out=tmp_path / "b")
+        fields.aurora.finetune(
+            "tp", model="tiny", strategy="full", steps=1, progress=False, out=tmp_path / "b"
+        )
     assert not caplog.records
 
 
@@ -189,10 +213,13 @@ def _gradients(base: Any, batch: Any, how: Any) -> tuple[dict[str, torch.Tensor]
     with counter, how:
         out = base(batch)
         loss = sum(
-            v.square().mean() / v.detach().square().mean() for v in (*out.surf_vars.values(), *out.atmos_vars.values())
+            v.square().mean() / v.detach().square().mean()
+            for v in (*out.surf_vars.values(), *out.atmos_vars.values())
         )
         loss.backward()
-    return {n: p.grad.clone() for n, p in base.named_parameters() if p.grad is not None}, counter.peak
+    return {
+        n: p.grad.clone() for n, p in base.named_parameters() if p.grad is not None
+    }, counter.peak
 
 
 def test_recomputing_once_gives_the_same_gradients(fields: xr.Dataset) -> None:
@@ -226,4 +253,6 @@ def test_loading_takes_the_weights_once(tmp_path: Path) -> None:
     with torch.no_grad():
         for p in loaded.parameters():
             p.add_(1.0)
-    assert (tmp_path / "small.safetensors").read_bytes()[-1000:] == before, "training does not write into the file"
+    assert (tmp_path / "small.safetensors").read_bytes()[-1000:] == before, (
+        "training does not write into the file"
+    )

@@ -24,14 +24,21 @@ QUICK = {"steps": 6, "progress": False}
 def test_frozen_leaves_every_tensor_of_the_base_as_it_was(fields: xr.Dataset, tmp_path) -> None:
     base = make_aurora()
     before = {k: v.clone() for k, v in base.state_dict().items()}
-    tuned = fields.aurora.finetune("tp", model=base, strategy="frozen", steps=10, out=tmp_path / "run", progress=False)
+    tuned = fields.aurora.finetune(
+        "tp", model=base, strategy="frozen", steps=10, out=tmp_path / "run", progress=False
+    )
     assert all(torch.equal(v, before[k]) for k, v in tuned.model.base.state_dict().items())
     assert all(torch.equal(v, before[k]) for k, v in base.state_dict().items())
     assert all(p.grad is None for p in tuned.model.base.parameters())
     losses = [h["head_loss"] for h in tuned.history]
     assert losses[-1] != losses[0]
     table = {row["name"]: row for row in tuned.config["parameters"]}
-    assert table["backbone"]["trainable"] == table["decoder"]["trainable"] == table["encoder"]["trainable"] == 0
+    assert (
+        table["backbone"]["trainable"]
+        == table["decoder"]["trainable"]
+        == table["encoder"]["trainable"]
+        == 0
+    )
     assert table["head"]["trainable"] == table["head"]["total"] > 0
     # and the base variables of a forecast are those of the base alone, to the bit
     t = fields["time"].values[10]
@@ -44,12 +51,20 @@ def test_frozen_leaves_every_tensor_of_the_base_as_it_was(fields: xr.Dataset, tm
 def test_full_moves_everything_that_gets_a_gradient(fields: xr.Dataset, tmp_path) -> None:
     base = make_aurora()
     before = {k: v.clone() for k, v in base.named_parameters()}
-    tuned = fields.aurora.finetune("tp", model=base, strategy="full", learning_rate=1e-3, out=tmp_path / "a", **QUICK)
+    tuned = fields.aurora.finetune(
+        "tp", model=base, strategy="full", learning_rate=1e-3, out=tmp_path / "a", **QUICK
+    )
     still = [k for k, v in tuned.model.base.named_parameters() if torch.equal(v, before[k])]
     # the last layer norm before a zero gradient, say, may stand still; nearly all must move
     assert len(still) <= 0.02 * len(before), still
     alone = fields.aurora.finetune(
-        "tp", model=base, strategy="full", learning_rate=1e-3, base_loss=0.0, out=tmp_path / "b", **QUICK
+        "tp",
+        model=base,
+        strategy="full",
+        learning_rate=1e-3,
+        base_loss=0.0,
+        out=tmp_path / "b",
+        **QUICK,
     )
     decoder = {k: v for k, v in alone.model.base.named_parameters() if k.startswith("decoder")}
     assert all(
@@ -62,7 +77,9 @@ def test_full_moves_everything_that_gets_a_gradient(fields: xr.Dataset, tmp_path
 
 def test_same_seed_same_weights(fields: xr.Dataset, tmp_path) -> None:
     a, b, c = (
-        fields.aurora.finetune("tp", model="tiny", strategy="full", seed=s, out=tmp_path / f"{i}", **QUICK)
+        fields.aurora.finetune(
+            "tp", model="tiny", strategy="full", seed=s, out=tmp_path / f"{i}", **QUICK
+        )
         for i, s in enumerate((1, 1, 2))
     )
     assert a.hash == b.hash
@@ -74,9 +91,19 @@ def test_same_seed_same_weights(fields: xr.Dataset, tmp_path) -> None:
 
 def test_best_last_and_log_are_kept(fields: xr.Dataset, tmp_path) -> None:
     out = tmp_path / "run"
-    tuned = fields.aurora.finetune("tp", model="tiny", strategy="full", steps=20, batch_size=2, out=out, progress=False)
-    assert sorted(p.name for p in out.iterdir()) == ["best", "checkpoint", "last", "learning.png", "log.jsonl"]
-    assert sorted(p.name for p in (out / "checkpoint").iterdir()) == ["run.json"]  # finished: nothing to go on with
+    tuned = fields.aurora.finetune(
+        "tp", model="tiny", strategy="full", steps=20, batch_size=2, out=out, progress=False
+    )
+    assert sorted(p.name for p in out.iterdir()) == [
+        "best",
+        "checkpoint",
+        "last",
+        "learning.png",
+        "log.jsonl",
+    ]
+    assert sorted(p.name for p in (out / "checkpoint").iterdir()) == [
+        "run.json"
+    ]  # finished: nothing to go on with
     entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [e["step"] for e in entries] == list(range(1, 21))
     scored = {e["step"]: e["validation_crps_mm"] for e in entries if "validation_crps_mm" in e}
@@ -124,16 +151,27 @@ def test_validation_score_is_the_evaluated_one(fields: xr.Dataset, tuned) -> Non
 
 
 def test_going_on_from_a_tuned_model(fields: xr.Dataset, tuned, tmp_path) -> None:
-    more = fields.aurora.finetune("tp", model=tuned, strategy="frozen", out=tmp_path / "more", **QUICK)
-    assert all(torch.equal(v, tuned.model.base.state_dict()[k]) for k, v in more.model.base.state_dict().items())
+    more = fields.aurora.finetune(
+        "tp", model=tuned, strategy="frozen", out=tmp_path / "more", **QUICK
+    )
+    assert all(
+        torch.equal(v, tuned.model.base.state_dict()[k])
+        for k, v in more.model.base.state_dict().items()
+    )
     again = fields.aurora.finetune(
-        "tp", model=tuned.save(tmp_path / "saved"), strategy="frozen", out=tmp_path / "again", **QUICK
+        "tp",
+        model=tuned.save(tmp_path / "saved"),
+        strategy="frozen",
+        out=tmp_path / "again",
+        **QUICK,
     )
     assert again.hash == more.hash
     assert xaurora.load(tmp_path / "more").hash == more.hash
 
 
-def test_a_loss_that_is_no_number_stops_with_the_time_named(fields: xr.Dataset, tmp_path, monkeypatch) -> None:
+def test_a_loss_that_is_no_number_stops_with_the_time_named(
+    fields: xr.Dataset, tmp_path, monkeypatch
+) -> None:
     real, calls = losses.of_step, []
 
     def broken(*args: object):
@@ -142,7 +180,9 @@ def test_a_loss_that_is_no_number_stops_with_the_time_named(fields: xr.Dataset, 
         return (loss * math.nan if len(calls) == 4 else loss), parts
 
     monkeypatch.setattr(losses, "of_step", broken)
-    with pytest.raises(errors.TrainingError, match=r"became nan at step 3, at init time\(s\) 2020-01-0"):
+    with pytest.raises(
+        errors.TrainingError, match=r"became nan at step 3, at init time\(s\) 2020-01-0"
+    ):
         fields.aurora.finetune("tp", model="tiny", strategy="full", out=tmp_path / "run", **QUICK)
     assert xaurora.load(tmp_path / "run").config["scores"]["step"] <= 3
 
@@ -151,11 +191,17 @@ def test_masked_targets_are_left_out(fields: xr.Dataset, tmp_path) -> None:
     masked = fields.copy(deep=True)
     masked["tp"] = masked["tp"].where(masked["latitude"] > 0)
     masked["tp"][5] = np.nan
-    tuned = masked.aurora.finetune("tp", model="tiny", strategy="full", out=tmp_path / "run", **QUICK)
+    tuned = masked.aurora.finetune(
+        "tp", model="tiny", strategy="full", out=tmp_path / "run", **QUICK
+    )
     assert all(math.isfinite(h["loss"]) for h in tuned.history)
     assert (
         tuned.config["training"]["samples"]
-        == len(finetuning.samples.split(finetuning.samples.index(fields["time"].values, fields["time"].values)).train)
+        == len(
+            finetuning.samples.split(
+                finetuning.samples.index(fields["time"].values, fields["time"].values)
+            ).train
+        )
         - 1
     )
 
@@ -179,7 +225,13 @@ def test_recomputing_gives_the_same_training(fields: xr.Dataset, tmp_path) -> No
 
 def test_bfloat16_trains(fields: xr.Dataset, tmp_path) -> None:
     tuned = fields.aurora.finetune(
-        "tp", model="tiny", strategy="full", precision="bf16", steps=3, out=tmp_path / "run", progress=False
+        "tp",
+        model="tiny",
+        strategy="full",
+        precision="bf16",
+        steps=3,
+        out=tmp_path / "run",
+        progress=False,
     )
     assert all(math.isfinite(h["loss"]) for h in tuned.history)
     assert all(p.dtype == torch.float32 for p in tuned.model.parameters())
@@ -231,7 +283,11 @@ def test_base_loss_is_auroras_own(fields: xr.Dataset) -> None:
         ({"learning_rate": 0.0}, errors.OptionError, "learning_rate=0.0 is not positive"),
         ({"base_loss": -1.0}, errors.OptionError, "base_loss=-1.0"),
         ({"precision": "fp8"}, errors.OptionError, "precision='fp8'"),
-        ({"activation_checkpointing": "maybe"}, errors.OptionError, "activation_checkpointing='maybe'"),
+        (
+            {"activation_checkpointing": "maybe"},
+            errors.OptionError,
+            "activation_checkpointing='maybe'",
+        ),
         ({"halo": 2.5}, errors.OptionError, "no whole number of grid points"),
         ({"halo": -4}, errors.OptionError, "no whole number of grid points"),
         ({"train": ("1990", "1991")}, errors.SplitError, "leaves no sample"),
@@ -242,7 +298,11 @@ def test_base_loss_is_auroras_own(fields: xr.Dataset) -> None:
         ({"target": "t2m", "head": "csgd"}, errors.OptionError, "is for amounts of precipitation"),
         ({"head": "normal"}, errors.OptionError, "is for variables that are no amounts"),
         ({"head": {"t2m": "normal"}}, errors.OptionError, "not among the targets"),
-        ({"target": "t2m", "head": "bounded_normal"}, errors.OptionError, "the range of 't2m' is not known"),
+        (
+            {"target": "t2m", "head": "bounded_normal"},
+            errors.OptionError,
+            "the range of 't2m' is not known",
+        ),
         ({"weights": "file.ckpt"}, errors.OptionError, "'tiny' is made here"),
     ],
 )
@@ -292,7 +352,15 @@ def test_a_region_with_a_halo_is_not_trained_on_its_edges(fields: xr.Dataset, tm
     changed = region.copy(deep=True)
     changed["tp"][:, :, -3:] = 0.1  # an absurd edge, inside the halo
     a, b = (
-        ds.aurora.finetune("tp", model="tiny", strategy="full", halo=4, steps=1, out=tmp_path / str(i), progress=False)
+        ds.aurora.finetune(
+            "tp",
+            model="tiny",
+            strategy="full",
+            halo=4,
+            steps=1,
+            out=tmp_path / str(i),
+            progress=False,
+        )
         for i, ds in enumerate((region, changed))
     )
     assert a.history[0]["head_loss"] == b.history[0]["head_loss"]
@@ -311,18 +379,30 @@ def test_unknown_strategy_lists_the_known_ones() -> None:
     with pytest.raises(errors.OptionError, match="'frozen', 'decoder', 'lora', 'peft', 'full'"):
         strategies.strategy_of("lora-ish")
     with pytest.raises(errors.OptionError, match="nothing would be learnt"):
-        strategies.apply(AuroraWithHead(make_aurora()), strategies.strategy_of("frozen"), trains_base_outputs=False)
+        strategies.apply(
+            AuroraWithHead(make_aurora()),
+            strategies.strategy_of("frozen"),
+            trains_base_outputs=False,
+        )
 
 
 @pytest.mark.slow
 def test_learns_most_of_what_can_be_learnt(tmp_path) -> None:
-    """A short version of benchmarks/learning.py: held-out CRPS in mm between climatology and the perfect forecaster."""
+    """A short version of benchmarks/learning.py: held-out CRPS in mm between climatology and the
+    perfect forecaster.
+    """
     from xaurora.fields.grid.lattice import latitude_weights
     from xaurora.sources import synthesis
 
     ds = xaurora.synthetic(times=240, seed=3)
     tuned = ds.aurora.finetune(
-        "tp", model="tiny", strategy="full", steps=120, batch_size=4, out=tmp_path / "run", progress=False
+        "tp",
+        model="tiny",
+        strategy="full",
+        steps=120,
+        batch_size=4,
+        out=tmp_path / "run",
+        progress=False,
     )
     held_out = slice(-tuned.config["training"]["validation_samples"], None)
     w = latitude_weights(ds["latitude"].values)[:, None]

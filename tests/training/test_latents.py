@@ -45,9 +45,13 @@ def reference(fields: xr.Dataset, base, tmp_path_factory) -> xaurora.TunedAurora
 @pytest.mark.parametrize("levels", ["all", "surface"])
 def test_float32_gives_the_same_to_the_bit(fields: xr.Dataset, base, tmp_path, levels: str) -> None:
     head = xaurora.HeadOptions(latents=levels)
-    a = fields.aurora.finetune("tp", model=base, head=head, latents=False, out=tmp_path / "a", **FAST)
+    a = fields.aurora.finetune(
+        "tp", model=base, head=head, latents=False, out=tmp_path / "a", **FAST
+    )
     kept = LatentOptions(dtype="float32")
-    b = fields.aurora.finetune("tp", model=base, head=head, latents=kept, out=tmp_path / "b", **FAST)
+    b = fields.aurora.finetune(
+        "tp", model=base, head=head, latents=kept, out=tmp_path / "b", **FAST
+    )
     np.testing.assert_array_equal(_losses(a), _losses(b))
     for name, value in a.model.state_dict().items():
         assert torch.equal(value, b.model.state_dict()[name]), name
@@ -55,12 +59,16 @@ def test_float32_gives_the_same_to_the_bit(fields: xr.Dataset, base, tmp_path, l
 
 
 def test_bfloat16_gives_the_same_loss_curve(fields: xr.Dataset, base, reference, tmp_path) -> None:
-    """1e-3 on epoch means: bfloat16 has 8 bits, and its errors are independent over thousands of latents."""
+    """1e-3 on epoch means: bfloat16 has 8 bits, and its errors are independent over thousands of
+    latents.
+    """
     tuned = fields.aurora.finetune("tp", model=base, latents=True, out=tmp_path / "run", **FAST)
     count = reference.config["training"]["samples"]
     for first in range(0, 60 - count, count):
         epoch = slice(first, first + count)
-        assert _losses(tuned)[epoch].mean() == pytest.approx(_losses(reference)[epoch].mean(), rel=1e-3)
+        assert _losses(tuned)[epoch].mean() == pytest.approx(
+            _losses(reference)[epoch].mean(), rel=1e-3
+        )
     stores = list((tmp_path / "latents").iterdir())
     assert len(stores) == 1
     assert tuned.config["scores"]["validation_crps_mm"] == pytest.approx(
@@ -71,8 +79,12 @@ def test_bfloat16_gives_the_same_loss_curve(fields: xr.Dataset, base, reference,
 def test_several_samples_at_once(fields: xr.Dataset, base, tmp_path) -> None:
     """1e-6: a batch of the backbone differs from one sample at a time in the last bits."""
     kept = LatentOptions(dtype="float32")
-    a = fields.aurora.finetune("tp", model=base, latents=False, batch_size=4, out=tmp_path / "a", **FAST)
-    b = fields.aurora.finetune("tp", model=base, latents=kept, batch_size=4, out=tmp_path / "b", **FAST)
+    a = fields.aurora.finetune(
+        "tp", model=base, latents=False, batch_size=4, out=tmp_path / "a", **FAST
+    )
+    b = fields.aurora.finetune(
+        "tp", model=base, latents=kept, batch_size=4, out=tmp_path / "b", **FAST
+    )
     np.testing.assert_allclose(_losses(a)[:20], _losses(b)[:20], rtol=2e-5)
     assert _losses(a).mean() == pytest.approx(_losses(b).mean(), rel=1e-5)
 
@@ -82,11 +94,15 @@ def _count_backbone(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     calls: list[int] = []
     real = AuroraWithHead.latents
-    monkeypatch.setattr(AuroraWithHead, "latents", lambda self, batch: calls.append(1) or real(self, batch))
+    monkeypatch.setattr(
+        AuroraWithHead, "latents", lambda self, batch: calls.append(1) or real(self, batch)
+    )
     return calls
 
 
-def test_each_sample_is_computed_once_and_shared(fields: xr.Dataset, base, tmp_path, monkeypatch) -> None:
+def test_each_sample_is_computed_once_and_shared(
+    fields: xr.Dataset, base, tmp_path, monkeypatch
+) -> None:
     calls = _count_backbone(monkeypatch)
     first = fields.aurora.finetune("tp", model=base, out=tmp_path / "a", **FAST)
     samples = first.config["training"]["samples"] + first.config["training"]["validation_samples"]
@@ -109,7 +125,10 @@ def test_a_store_of_something_else_is_never_used(fields: xr.Dataset, base, tmp_p
         "weights": (fields, {"model": make_aurora(seed=1)}),
         "region": (fields, {"model": base, "region": (-30, 30, 0, 120)}),
         "shape": (fields, {"model": base, "head": xaurora.HeadOptions(latents="surface")}),
-        "dtype": (fields, {"model": base, "latents": LatentOptions(path=str(path), dtype="float32")}),
+        "dtype": (
+            fields,
+            {"model": base, "latents": LatentOptions(path=str(path), dtype="float32")},
+        ),
         "precision": (fields, {"model": base, "precision": "bf16"}),
         "other fields": (moved, {"model": base}),
     }
@@ -132,18 +151,26 @@ def test_the_same_weights_set_to_other_windows(fields: xr.Dataset, tmp_path) -> 
     fields.aurora.finetune("tp", model=a, latents=tmp_path / "l.zarr", out=tmp_path / "a", **FAST)
     for other in (b, c):
         with pytest.raises(errors.LatentsError, match="configuration"):
-            fields.aurora.finetune("tp", model=other, latents=tmp_path / "l.zarr", out=tmp_path / "b", **FAST)
+            fields.aurora.finetune(
+                "tp", model=other, latents=tmp_path / "l.zarr", out=tmp_path / "b", **FAST
+            )
 
 
 def test_one_mended_frame_is_noticed(fields: xr.Dataset, base, tmp_path) -> None:
     mended = fields.copy(deep=True)
     mended["t2m"].values[12] += 30.0
-    fields.aurora.finetune("tp", model=base, latents=tmp_path / "l.zarr", out=tmp_path / "a", **FAST)
+    fields.aurora.finetune(
+        "tp", model=base, latents=tmp_path / "l.zarr", out=tmp_path / "a", **FAST
+    )
     with pytest.raises(errors.LatentsError, match="computed from other fields"):
-        mended.aurora.finetune("tp", model=base, latents=tmp_path / "l.zarr", out=tmp_path / "b", **FAST)
+        mended.aurora.finetune(
+            "tp", model=base, latents=tmp_path / "l.zarr", out=tmp_path / "b", **FAST
+        )
 
 
-def test_a_damaged_store_of_nobodys_name(fields: xr.Dataset, base, reference, tmp_path, caplog) -> None:
+def test_a_damaged_store_of_nobodys_name(
+    fields: xr.Dataset, base, reference, tmp_path, caplog
+) -> None:
     first = fields.aurora.finetune("tp", model=base, out=tmp_path / "a", **FAST)
     store = next((tmp_path / "latents").iterdir())
     (store / "latents" / "c.tmp").write_text("somebody's")
@@ -178,14 +205,20 @@ def test_what_is_there_and_is_no_store(fields: xr.Dataset, base, tmp_path) -> No
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "precious.txt").write_text("mine")
     with pytest.raises(errors.LatentsError, match="is no store of latents"):
-        fields.aurora.finetune("tp", model=base, latents=tmp_path / "photos", out=tmp_path / "run", **FAST)
+        fields.aurora.finetune(
+            "tp", model=base, latents=tmp_path / "photos", out=tmp_path / "run", **FAST
+        )
     assert [p.name for p in (tmp_path / "photos").iterdir()] == ["precious.txt"]
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("how", ["changed", "cut", "empty", "digest"])
-def test_a_damaged_chunk_is_computed_again(fields: xr.Dataset, base, tmp_path, monkeypatch, caplog, how: str) -> None:
-    whole = fields.aurora.finetune("tp", model=base, latents=tmp_path / "l.zarr", out=tmp_path / "a", **FAST)
+def test_a_damaged_chunk_is_computed_again(
+    fields: xr.Dataset, base, tmp_path, monkeypatch, caplog, how: str
+) -> None:
+    whole = fields.aurora.finetune(
+        "tp", model=base, latents=tmp_path / "l.zarr", out=tmp_path / "a", **FAST
+    )
     part = "inputs" if how == "digest" else "latents"
     chunk = sorted(p for p in (tmp_path / "l.zarr" / part).iterdir() if p.name.startswith("c."))[0]
     raw = bytearray(chunk.read_bytes())
@@ -194,12 +227,16 @@ def test_a_damaged_chunk_is_computed_again(fields: xr.Dataset, base, tmp_path, m
     chunk.write_bytes(b"" if how == "empty" else bytes(raw[:1000]) if how == "cut" else bytes(raw))
     calls = _count_backbone(monkeypatch)
     with caplog.at_level(logging.WARNING, "xaurora"):
-        again = fields.aurora.finetune("tp", model=base, latents=tmp_path / "l.zarr", out=tmp_path / "b", **FAST)
+        again = fields.aurora.finetune(
+            "tp", model=base, latents=tmp_path / "l.zarr", out=tmp_path / "b", **FAST
+        )
     assert len(calls) == 1
     assert any("are damaged" in r.getMessage() for r in caplog.records)
     np.testing.assert_array_equal(_losses(whole), _losses(again))
     calls.clear()
-    fields.aurora.finetune("tp", model=base, latents=tmp_path / "l.zarr", out=tmp_path / "c", **FAST)
+    fields.aurora.finetune(
+        "tp", model=base, latents=tmp_path / "l.zarr", out=tmp_path / "c", **FAST
+    )
     assert not calls
 
 
@@ -226,7 +263,9 @@ def test_a_full_disk_ends_the_store_and_not_the_training(
 def test_a_disk_that_is_really_full(fields: xr.Dataset, base, reference, tmp_path, caplog) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], capture_output=True
+    ).returncode:
         pytest.skip("no file system can be mounted here")
     try:
         kept = LatentOptions(path=str(small / "l.zarr"), dtype="float32", size="1 GB")
@@ -239,12 +278,16 @@ def test_a_disk_that_is_really_full(fields: xr.Dataset, base, reference, tmp_pat
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_a_folder_that_cannot_be_written(fields: xr.Dataset, base, reference, tmp_path, monkeypatch, caplog) -> None:
+def test_a_folder_that_cannot_be_written(
+    fields: xr.Dataset, base, reference, tmp_path, monkeypatch, caplog
+) -> None:
     def denied(self):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(latents.Store, "_create", denied)
-    tuned = fields.aurora.finetune("tp", model=base, latents=LatentOptions(dtype="float32"), out=tmp_path / "r", **FAST)
+    tuned = fields.aurora.finetune(
+        "tp", model=base, latents=LatentOptions(dtype="float32"), out=tmp_path / "r", **FAST
+    )
     np.testing.assert_array_equal(_losses(tuned), _losses(reference))
     assert any("kept in memory alone" in r.getMessage() for r in caplog.records)
 
@@ -278,11 +321,17 @@ ds.aurora.finetune("tp", model=make_aurora(), latents={str(tmp_path / "l.zarr")!
     assert chunks >= 4
     base = make_aurora()
     calls = _count_backbone(monkeypatch)
-    went_on = fields.aurora.finetune("tp", model=base, latents=tmp_path / "l.zarr", out=tmp_path / "a", **FAST)
-    samples = went_on.config["training"]["samples"] + went_on.config["training"]["validation_samples"]
+    went_on = fields.aurora.finetune(
+        "tp", model=base, latents=tmp_path / "l.zarr", out=tmp_path / "a", **FAST
+    )
+    samples = (
+        went_on.config["training"]["samples"] + went_on.config["training"]["validation_samples"]
+    )
     assert len(calls) <= samples - 4 + 1
     shutil.rmtree(tmp_path / "l.zarr")
-    anew = fields.aurora.finetune("tp", model=base, latents=tmp_path / "l.zarr", out=tmp_path / "b", **FAST)
+    anew = fields.aurora.finetune(
+        "tp", model=base, latents=tmp_path / "l.zarr", out=tmp_path / "b", **FAST
+    )
     np.testing.assert_array_equal(_losses(went_on), _losses(anew))
 
 
@@ -298,11 +347,16 @@ print([e["loss"] for e in r.history][-3:])
 """
     command = [sys.executable, "-c", code]
     both = [
-        subprocess.Popen([*command, str(tmp_path / f"r{i}"), str(i)], stdout=subprocess.PIPE, text=True) for i in (0, 1)
+        subprocess.Popen(
+            [*command, str(tmp_path / f"r{i}"), str(i)], stdout=subprocess.PIPE, text=True
+        )
+        for i in (0, 1)
     ]
     found = [p.communicate(timeout=300)[0] for p in both]
     assert [p.returncode for p in both] == [0, 0]
-    alone = subprocess.run([*command, str(tmp_path / "r2"), "0"], capture_output=True, text=True, timeout=300)
+    alone = subprocess.run(
+        [*command, str(tmp_path / "r2"), "0"], capture_output=True, text=True, timeout=300
+    )
     assert alone.stdout == found[0]
     files = [p.name for p in (tmp_path / "l.zarr" / "latents").iterdir()]
     assert not [n for n in files if n.endswith(".partial")]
@@ -333,7 +387,9 @@ def test_resume_from_latents_is_exact(fields: xr.Dataset, base, tmp_path, monkey
         fields.aurora.finetune("tp", model=base, out=tmp_path / "other", **options)
     monkeypatch.undo()
     with pytest.raises(errors.OptionError, match="kept_latents='bfloat16' there and None here"):
-        fields.aurora.finetune("tp", model=base, out=tmp_path / "other", resume=True, latents=False, **options)
+        fields.aurora.finetune(
+            "tp", model=base, out=tmp_path / "other", resume=True, latents=False, **options
+        )
 
 
 @pytest.mark.parametrize(
@@ -346,8 +402,17 @@ def test_resume_from_latents_is_exact(fields: xr.Dataset, base, tmp_path, monkey
         ({"latents": 3}, "latents=3"),
     ],
 )
-def test_where_latents_cannot_be_kept(fields: xr.Dataset, base, tmp_path, more: dict, what: str | None) -> None:
-    options = {"latents": True, "steps": 2, "strategy": "frozen", "progress": False, "out": tmp_path / "run", **more}
+def test_where_latents_cannot_be_kept(
+    fields: xr.Dataset, base, tmp_path, more: dict, what: str | None
+) -> None:
+    options = {
+        "latents": True,
+        "steps": 2,
+        "strategy": "frozen",
+        "progress": False,
+        "out": tmp_path / "run",
+        **more,
+    }
     if what is None:
         options["latents"] = tmp_path / "maybe" / "there.zarr"
         fields.aurora.finetune("tp", model=base, **options)
@@ -375,16 +440,24 @@ def test_options() -> None:
 def test_times_that_are_not_on_the_hour(fields: xr.Dataset, base, tmp_path, caplog) -> None:
     shifted = fields.assign_coords(time=fields["time"] + np.timedelta64(30, "m"))
     a = shifted.aurora.finetune("tp", model=base, latents=False, out=tmp_path / "a", **FAST)
-    b = shifted.aurora.finetune("tp", model=base, latents=LatentOptions(dtype="float32"), out=tmp_path / "b", **FAST)
+    b = shifted.aurora.finetune(
+        "tp", model=base, latents=LatentOptions(dtype="float32"), out=tmp_path / "b", **FAST
+    )
     np.testing.assert_array_equal(_losses(a), _losses(b))
     assert any("not on the hour" in r.getMessage() for r in caplog.records)
 
 
 @pytest.mark.parametrize("region", [(-30, 30, 0, 120), (20, 75, -40, 60), "northern-hemisphere"])
-def test_a_region_with_latents_is_the_region_without(fields: xr.Dataset, base, tmp_path, region) -> None:
+def test_a_region_with_latents_is_the_region_without(
+    fields: xr.Dataset, base, tmp_path, region
+) -> None:
     kept = LatentOptions(dtype="float32")
-    a = fields.aurora.finetune("tp", model=base, region=region, latents=False, out=tmp_path / "a", **FAST)
-    b = fields.aurora.finetune("tp", model=base, region=region, latents=kept, out=tmp_path / "b", **FAST)
+    a = fields.aurora.finetune(
+        "tp", model=base, region=region, latents=False, out=tmp_path / "a", **FAST
+    )
+    b = fields.aurora.finetune(
+        "tp", model=base, region=region, latents=kept, out=tmp_path / "b", **FAST
+    )
     np.testing.assert_array_equal(_losses(a), _losses(b))
     assert a.model.window is None
     # What is scored in training is what a forecast of the region is scored as.
@@ -392,20 +465,33 @@ def test_a_region_with_latents_is_the_region_without(fields: xr.Dataset, base, t
     forecast = fields.aurora.predict("6h", model=a, region=region, time=when, progress=False)
     whole = fields.aurora.predict("6h", model=a, time=when, progress=False)
     at = {d: forecast[d].values for d in ("latitude", "longitude")}
-    np.testing.assert_allclose(forecast["tp"].values, whole["tp"].sel(at).values, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(
+        forecast["tp"].values, whole["tp"].sel(at).values, rtol=1e-5, atol=1e-9
+    )
 
 
 def test_a_mask_and_a_region_that_moves_the_base(fields: xr.Dataset, base, tmp_path) -> None:
-    mask = (fields["lsm"] * 0 + 1.0).where((fields["latitude"] > 0) & (fields["longitude"] < 90), 0.0)
+    mask = (fields["lsm"] * 0 + 1.0).where(
+        (fields["latitude"] > 0) & (fields["longitude"] < 90), 0.0
+    )
     tuned = fields.aurora.finetune("tp", model=base, region=mask, out=tmp_path / "a", **FAST)
     assert "8 × 8" in tuned.config["training"]["region"]
     full = fields.aurora.finetune(
-        "tp", model=base, region=mask, strategy="full", steps=3, validations=1, out=tmp_path / "b", progress=False
+        "tp",
+        model=base,
+        region=mask,
+        strategy="full",
+        steps=3,
+        validations=1,
+        out=tmp_path / "b",
+        progress=False,
     )
     assert np.isfinite(_losses(full)).all()
     for bad in ({"halo": 2}, {"as_input": True}):
         with pytest.raises(errors.OptionError, match="region="):
-            fields.aurora.finetune("tp", model=base, region=mask, out=tmp_path / "c", **{**FAST, **bad})
+            fields.aurora.finetune(
+                "tp", model=base, region=mask, out=tmp_path / "c", **{**FAST, **bad}
+            )
     with pytest.raises(errors.RegionError, match="there is no region"):
         fields.aurora.finetune("tp", model=base, region="atlantis", out=tmp_path / "c", **FAST)
 
@@ -416,7 +502,9 @@ def test_estimate_counts_the_store(fields: xr.Dataset, base) -> None:
         for latents in (True, False)
     )
     assert with_.seconds < without.seconds
-    part = fields.aurora.estimate("tp", model=base, epochs=10, region=(-30, 30, 0, 120), progress=False)
+    part = fields.aurora.estimate(
+        "tp", model=base, epochs=10, region=(-30, 30, 0, 120), progress=False
+    )
     assert part.disk < with_.disk
     one = 4 * 4 * 8 * 64 * 2
     assert with_.disk - without.disk == pytest.approx(36 * one, abs=3 * one)

@@ -47,7 +47,12 @@ def _names(module: torch.nn.Module, prefix: str = "") -> set[str]:
         ("frozen", {}),
         ("decoder", {}),
         (StrategyOptions("decoder", layers=2), {}),
-        (StrategyOptions("decoder", layers=("backbone.decoder_layers.1.blocks.0", "decoder.surf_heads")), {}),
+        (
+            StrategyOptions(
+                "decoder", layers=("backbone.decoder_layers.1.blocks.0", "decoder.surf_heads")
+            ),
+            {},
+        ),
         ("decoder", {"base_loss": 0.0}),
         ("lora", {}),
         (StrategyOptions("lora", rank=2, alpha=4, dropout=0.1), {}),
@@ -55,7 +60,10 @@ def _names(module: torch.nn.Module, prefix: str = "") -> set[str]:
         (StrategyOptions("lora", mode="all"), {"rollout_steps": 2}),
         ("peft", {}),
         (StrategyOptions("peft", method="dora", rank=3, layers=("qkv",)), {}),
-        (StrategyOptions("peft", method="rslora", layers=("fc1", "encoder.surf_mlp")), {"base_loss": 0.0}),
+        (
+            StrategyOptions("peft", method="rslora", layers=("fc1", "encoder.surf_mlp")),
+            {"base_loss": 0.0},
+        ),
         ("full", {}),
         ("full", {"base_loss": 0.0}),
         ("full", {"target": "all"}),
@@ -71,7 +79,14 @@ def test_exactly_what_was_promised_moves(
 ) -> None:
     base = make_aurora()
     before = {k: v.clone() for k, v in base.state_dict().items()}
-    options = {"target": "tp", "learning_rate": 1e-2, "warmup": 0, "gradient_accumulation": 2, **QUICK, **more}
+    options = {
+        "target": "tp",
+        "learning_rate": 1e-2,
+        "warmup": 0,
+        "gradient_accumulation": 2,
+        **QUICK,
+        **more,
+    }
     tuned = fields.aurora.finetune(model=base, strategy=strategy, out=tmp_path / "run", **options)
     last = xaurora.load(tmp_path / "run" / "last", base=base)
     how = config.strategy_of(strategy)
@@ -104,9 +119,15 @@ def test_exactly_what_was_promised_moves(
         adapters.install(fresh, how)
         start = dict(fresh.named_parameters())
         added = {n for n in start if ".lora_" in n}
-        stands = {n for n, p in last.model.base.named_parameters() if n in added and torch.equal(p, start[n])}
+        stands = {
+            n
+            for n, p in last.model.base.named_parameters()
+            if n in added and torch.equal(p, start[n])
+        }
         if how.mode == "all":  # a LoRA for every step, of which the rollout has two
-            assert stands == {n for n in added if not n.split(".loras.")[1].startswith(("0.", "1."))}
+            assert stands == {
+                n for n in added if not n.split(".loras.")[1].startswith(("0.", "1."))
+            }
         else:
             assert not stands
     if "tp" in options["target"]:
@@ -115,7 +136,10 @@ def test_exactly_what_was_promised_moves(
     table = {row["name"]: row for row in tuned.config["parameters"]}
     trained = sum(p.numel() for n, p in last.model.base.named_parameters() if n in moved)
     assert table["all"]["trainable"] >= trained
-    assert sum(r["trainable"] for n, r in table.items() if n not in ("all", "head", "adapter")) == trained
+    assert (
+        sum(r["trainable"] for n, r in table.items() if n not in ("all", "head", "adapter"))
+        == trained
+    )
 
 
 def test_every_trainable_parameter_gets_a_gradient(fields: xr.Dataset) -> None:
@@ -133,8 +157,17 @@ def test_every_trainable_parameter_gets_a_gradient(fields: xr.Dataset) -> None:
         (StrategyOptions("lora", mode="from_second"), TrainingOptions(rollout_steps=2)),
     ):
         how = config.strategy_of(strategy)
-        common = {"truth": None, "weights": None, "head": "auto", "as_input": False, "train": None, "validation": None}
-        plan = planning.plan(fields, "tp", model=make_aurora(), how=how, halo=0, options=options, **common)
+        common = {
+            "truth": None,
+            "weights": None,
+            "head": "auto",
+            "as_input": False,
+            "train": None,
+            "validation": None,
+        }
+        plan = planning.plan(
+            fields, "tp", model=make_aurora(), how=how, halo=0, options=options, **common
+        )
         adapter = adapters.install(plan.base, how) if how.name in ("lora", "peft") else None
         head = heads.build(plan.heads["tp"].for_climate(1e-3), *models.latent_size(plan.base), 4)
         module = AuroraWithHead(plan.base, heads.HeadSet({"tp": head}), None, adapter)
@@ -143,15 +176,26 @@ def test_every_trainable_parameter_gets_a_gradient(fields: xr.Dataset) -> None:
             if "lora_B" in name:
                 torch.nn.init.normal_(p, std=0.1)  # from zero, A would have none in the first step
         values = {t.name: t.values for t in plan.learnt}
-        sample = loading.Loader(plan.cut, values, scored=plan.cut if plan.scores_base else None).read(
-            [plan.parts.train[0]], options.rollout_steps
-        )
+        sample = loading.Loader(
+            plan.cut, values, scored=plan.cut if plan.scores_base else None
+        ).read([plan.parts.train[0]], options.rollout_steps)
         total: Any = 0.0
-        for k, step in enumerate(rollout.steps(module, rollout.prepare(module, sample.batch), options.rollout_steps)):
+        for k, step in enumerate(
+            rollout.steps(module, rollout.prepare(module, sample.batch), options.rollout_steps)
+        ):
             weight = options.base_loss if plan.scores_base else 0.0
-            total = total + losses.of_step(module, step, sample.truths[k], torch.ones(16, 1), plan.trim, weight)[0]
+            total = (
+                total
+                + losses.of_step(
+                    module, step, sample.truths[k], torch.ones(16, 1), plan.trim, weight
+                )[0]
+            )
         total.backward()
-        without = [n for n, p in module.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+        without = [
+            n
+            for n, p in module.named_parameters()
+            if p.requires_grad and (p.grad is None or not p.grad.any())
+        ]
         assert not without, (strategy, without)
 
 
@@ -169,12 +213,21 @@ def test_the_table_and_the_rates(fields: xr.Dataset, tmp_path: Path) -> None:
     )
     rows = {row["name"]: row for row in tuned.config["parameters"]}
     assert rows["adapter"]["trainable"] == rows["adapter"]["total"] > 0
-    assert rows["backbone"]["trainable"] == rows["encoder"]["trainable"] == rows["decoder"]["trainable"] == 0
+    assert (
+        rows["backbone"]["trainable"]
+        == rows["encoder"]["trainable"]
+        == rows["decoder"]["trainable"]
+        == 0
+    )
     assert rows["all"]["total"] == sum(p.numel() for p in tuned.model.parameters())
     assert "adapter" in tuned.summary()
     assert "lora (rank 4, alpha 4.0" in tuned.summary()
-    assert [e["learning_rate_base"] for e in tuned.history] == pytest.approx([5e-5, 1e-4, 1e-4, 1e-4])
-    assert [e["learning_rate_head"] for e in tuned.history] == pytest.approx([1e-3, 2e-3, 2e-3, 2e-3])
+    assert [e["learning_rate_base"] for e in tuned.history] == pytest.approx(
+        [5e-5, 1e-4, 1e-4, 1e-4]
+    )
+    assert [e["learning_rate_head"] for e in tuned.history] == pytest.approx(
+        [1e-3, 2e-3, 2e-3, 2e-3]
+    )
 
 
 # --- adapters ---
@@ -188,18 +241,29 @@ def adapted(fields: xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> dic
         "lora": StrategyOptions("lora", rank=4, dropout=0.1),
         "peft": StrategyOptions("peft"),
         "dora": StrategyOptions("peft", method="dora"),
-        "rslora": StrategyOptions("peft", method="rslora", rank=4, layers=("qkv", "decoder.surf_heads.2t")),
+        "rslora": StrategyOptions(
+            "peft", method="rslora", rank=4, layers=("qkv", "decoder.surf_heads.2t")
+        ),
     }
     return {"base": base, "out": out} | {
         kind: fields.aurora.finetune(
-            "tp", model=base, strategy=how, learning_rate=1e-2, steps=6, validations=1, out=out / kind, progress=False
+            "tp",
+            model=base,
+            strategy=how,
+            learning_rate=1e-2,
+            steps=6,
+            validations=1,
+            out=out / kind,
+            progress=False,
         )
         for kind, how in kinds.items()
     }
 
 
 @pytest.mark.parametrize("kind", ["lora", "peft", "dora", "rslora"])
-def test_saved_loaded_and_merged(fields: xr.Dataset, adapted: dict[str, Any], kind: str, tmp_path: Path) -> None:
+def test_saved_loaded_and_merged(
+    fields: xr.Dataset, adapted: dict[str, Any], kind: str, tmp_path: Path
+) -> None:
     tuned, base = adapted[kind], adapted["base"]
     again = xaurora.load(adapted["out"] / kind, base=base)
     assert again.hash == tuned.hash
@@ -207,7 +271,8 @@ def test_saved_loaded_and_merged(fields: xr.Dataset, adapted: dict[str, Any], ki
     times = fields["time"].values[[9, 17]]
     one = fields.aurora.predict("18h", model=tuned, time=times, progress=False)
     xr.testing.assert_identical(
-        one.drop_attrs(), fields.aurora.predict("18h", model=again, time=times, progress=False).drop_attrs()
+        one.drop_attrs(),
+        fields.aurora.predict("18h", model=again, time=times, progress=False).drop_attrs(),
     )
     plain = fields.aurora.predict("18h", model=base, time=times, progress=False)
     merged = tuned.merge()
@@ -215,7 +280,10 @@ def test_saved_loaded_and_merged(fields: xr.Dataset, adapted: dict[str, Any], ki
     assert merged.model.base.state_dict().keys() == base.state_dict().keys()
     merged.save(tmp_path / "merged")
     two = fields.aurora.predict(
-        "18h", model=xaurora.load(tmp_path / "merged", base=make_aurora()), time=times, progress=False
+        "18h",
+        model=xaurora.load(tmp_path / "merged", base=make_aurora()),
+        time=times,
+        progress=False,
     )
     for name in plain:
         # rounding apart: B·A is added to W before or after the product with x
@@ -225,13 +293,18 @@ def test_saved_loaded_and_merged(fields: xr.Dataset, adapted: dict[str, Any], ki
 
 
 @pytest.mark.parametrize("kind", ["peft", "dora", "rslora"])
-def test_peft_alone_loads_the_adapter(fields: xr.Dataset, adapted: dict[str, Any], kind: str) -> None:
+def test_peft_alone_loads_the_adapter(
+    fields: xr.Dataset, adapted: dict[str, Any], kind: str
+) -> None:
     """In a process that knows nothing of this package, on a stock Aurora."""
     tuned, folder = adapted[kind], adapted["out"] / kind / "best" / "adapter"
     batch = fields.aurora.to_batch(fields["time"].values[9], model=adapted["base"])
     torch.save(adapted["base"].state_dict(), folder.parent.parent / "base.pt")
     parts = {"surf": batch.surf_vars, "static": batch.static_vars, "atmos": batch.atmos_vars}
-    torch.save({**parts, "lat": batch.metadata.lat, "lon": batch.metadata.lon}, folder.parent.parent / "batch.pt")
+    torch.save(
+        {**parts, "lat": batch.metadata.lat, "lon": batch.metadata.lon},
+        folder.parent.parent / "batch.pt",
+    )
     code = f"""
 import sys, torch, peft, datetime
 from aurora import Aurora, Batch, Metadata
@@ -257,13 +330,22 @@ torch.save({{**out.surf_vars, "t_aloft": out.atmos_vars["t"]}}, {str(folder.pare
         torch.testing.assert_close(values, mine, rtol=0, atol=1e-5 * float(mine.abs().max()))
 
 
-def test_going_on_from_an_adapter(fields: xr.Dataset, adapted: dict[str, Any], tmp_path: Path) -> None:
+def test_going_on_from_an_adapter(
+    fields: xr.Dataset, adapted: dict[str, Any], tmp_path: Path
+) -> None:
     tuned = adapted["lora"]
     same = fields.aurora.finetune(
-        "tp", model=tuned, strategy=tuned.model.adapter.options, learning_rate=1e-3, out=tmp_path / "same", **QUICK
+        "tp",
+        model=tuned,
+        strategy=tuned.model.adapter.options,
+        learning_rate=1e-3,
+        out=tmp_path / "same",
+        **QUICK,
     )
     assert same.model.adapter.options == tuned.model.adapter.options
-    kept = fields.aurora.finetune("tp", model=tuned, strategy="frozen", out=tmp_path / "frozen", **QUICK)
+    kept = fields.aurora.finetune(
+        "tp", model=tuned, strategy="frozen", out=tmp_path / "frozen", **QUICK
+    )
     theirs = {k: v for k, v in tuned.model.base.state_dict().items() if ".lora_" in k}
     assert all(torch.equal(v, kept.model.base.state_dict()[k]) for k, v in theirs.items())
     assert xaurora.load(tmp_path / "frozen", base=adapted["base"]).hash == kept.hash
@@ -273,24 +355,32 @@ def test_going_on_from_an_adapter(fields: xr.Dataset, adapted: dict[str, Any], t
     merged = tuned.merge().model.base.state_dict()
     plain = adapters.plain_state(other.model.base, other.model.adapter)
     assert all(torch.equal(v, merged[k]) for k, v in plain.items())
-    assert (tmp_path / "other" / "best" / "model.safetensors").exists(), "the merged weights stand in no checkpoint"
+    assert (tmp_path / "other" / "best" / "model.safetensors").exists(), (
+        "the merged weights stand in no checkpoint"
+    )
     assert xaurora.load(tmp_path / "other", base=make_aurora()).hash == other.hash
 
 
 def test_a_lora_that_the_base_came_with(fields: xr.Dataset, tmp_path: Path) -> None:
     base = make_aurora(use_lora=True)
-    tuned = fields.aurora.finetune("tp", model=base, strategy="lora", learning_rate=1e-2, out=tmp_path / "run", **QUICK)
+    tuned = fields.aurora.finetune(
+        "tp", model=base, strategy="lora", learning_rate=1e-2, out=tmp_path / "run", **QUICK
+    )
     assert tuned.model.adapter.own
     assert xaurora.load(tmp_path / "run", base=base).hash == tuned.hash
     with pytest.raises(errors.OptionError, match="has a LoRA of its own with rank=8"):
-        fields.aurora.finetune("tp", model=base, strategy=StrategyOptions("lora", rank=4), out=tmp_path / "b", **QUICK)
+        fields.aurora.finetune(
+            "tp", model=base, strategy=StrategyOptions("lora", rank=4), out=tmp_path / "b", **QUICK
+        )
 
 
 def test_peft_beside_a_lora_of_the_bases_own(fields: xr.Dataset, tmp_path: Path) -> None:
     """The base's own LoRA is part of the base: it stays, and is not saved as an adapter."""
     base = make_aurora(use_lora=True)
     before = {k: v.clone() for k, v in base.state_dict().items()}
-    tuned = fields.aurora.finetune("tp", model=base, strategy="peft", learning_rate=1e-2, out=tmp_path / "a", **QUICK)
+    tuned = fields.aurora.finetune(
+        "tp", model=base, strategy="peft", learning_rate=1e-2, out=tmp_path / "a", **QUICK
+    )
     plain = adapters.plain_state(tuned.model.base, tuned.model.adapter)
     assert plain.keys() == before.keys()
     assert all(torch.equal(v, before[k]) for k, v in plain.items())
@@ -302,11 +392,15 @@ def test_peft_beside_a_lora_of_the_bases_own(fields: xr.Dataset, tmp_path: Path)
 
 def test_a_lora_of_its_own_that_was_merged(fields: xr.Dataset, tmp_path: Path) -> None:
     base = make_aurora(use_lora=True)
-    tuned = fields.aurora.finetune("tp", model=base, strategy="lora", learning_rate=1e-2, out=tmp_path / "a", **QUICK)
+    tuned = fields.aurora.finetune(
+        "tp", model=base, strategy="lora", learning_rate=1e-2, out=tmp_path / "a", **QUICK
+    )
     merged = tuned.merge()
     merged.save(tmp_path / "merged")
     assert xaurora.load(tmp_path / "merged", base=base).hash == merged.hash
-    full = fields.aurora.finetune("tp", model=tuned, strategy="full", out=tmp_path / "full", **QUICK)
+    full = fields.aurora.finetune(
+        "tp", model=tuned, strategy="full", out=tmp_path / "full", **QUICK
+    )
     assert xaurora.load(tmp_path / "full", base=base).hash == full.hash
     assert adapters.own_lora(base) is not None, "what the caller holds keeps its LoRA"
 
@@ -314,24 +408,42 @@ def test_a_lora_of_its_own_that_was_merged(fields: xr.Dataset, tmp_path: Path) -
 def test_the_name_alone_goes_on_with_the_adapter_there_is(
     fields: xr.Dataset, adapted: dict[str, Any], tmp_path: Path
 ) -> None:
-    more = fields.aurora.finetune("tp", model=adapted["lora"], strategy="lora", out=tmp_path / "run", **QUICK)
+    more = fields.aurora.finetune(
+        "tp", model=adapted["lora"], strategy="lora", out=tmp_path / "run", **QUICK
+    )
     assert more.model.adapter.options == adapted["lora"].model.adapter.options
     assert more.model.adapter.options.rank == 4
 
 
-def test_loras_that_differ_by_step_need_gradients_through_all(fields: xr.Dataset, tmp_path: Path) -> None:
+def test_loras_that_differ_by_step_need_gradients_through_all(
+    fields: xr.Dataset, tmp_path: Path
+) -> None:
     for mode, more in (("all", {"push_forward": True}), ("from_second", {"replay_buffer": 4})):
-        with pytest.raises(errors.OptionError, match=f"mode='{mode}' has other parameters in other steps"):
+        with pytest.raises(
+            errors.OptionError, match=f"mode='{mode}' has other parameters in other steps"
+        ):
             fields.aurora.finetune(
-                "tp", model=make_aurora(), strategy=StrategyOptions("lora", mode=mode), rollout_steps=2, out=tmp_path / "r", **QUICK, **more
-            )  # fmt: skip
+                "tp",
+                model=make_aurora(),
+                strategy=StrategyOptions("lora", mode=mode),
+                rollout_steps=2,
+                out=tmp_path / "r",
+                **QUICK,
+                **more,
+            )
 
 
 def test_a_truth_with_holes_that_is_an_input_too(fields: xr.Dataset, tmp_path: Path) -> None:
     holes = fields.copy(deep=True)
     holes["tp"][20, 3, 4] = np.nan
     tuned = holes.aurora.finetune(
-        "tp", model="tiny", strategy="full", as_input=True, steps=30, progress=False, out=tmp_path / "run"
+        "tp",
+        model="tiny",
+        strategy="full",
+        as_input=True,
+        steps=30,
+        progress=False,
+        out=tmp_path / "run",
     )
     assert len(tuned.history) == 30
 
@@ -339,11 +451,22 @@ def test_a_truth_with_holes_that_is_an_input_too(fields: xr.Dataset, tmp_path: P
 def test_numbers_of_numpy(fields: xr.Dataset, tmp_path: Path) -> None:
     options = {"model": "tiny", "strategy": "full", "progress": False, "out": tmp_path / "run"}
     tuned = fields.aurora.finetune(
-        "tp", steps=np.int64(2), batch_size=2.0, learning_rate=np.float32(1e-3), rollout_steps=np.int32(2), **options
+        "tp",
+        steps=np.int64(2),
+        batch_size=2.0,
+        learning_rate=np.float32(1e-3),
+        rollout_steps=np.int32(2),
+        **options,
     )
     assert tuned.config["training"]["options"]["steps"] == 2
     again = fields.aurora.finetune(
-        "tp", steps=2, batch_size=2, learning_rate=float(np.float32(1e-3)), rollout_steps=2, resume=True, **options
+        "tp",
+        steps=2,
+        batch_size=2,
+        learning_rate=float(np.float32(1e-3)),
+        rollout_steps=2,
+        resume=True,
+        **options,
     )
     assert again.hash == tuned.hash
 
@@ -359,7 +482,13 @@ def test_another_start_or_other_rain_is_not_gone_on_with(
             raise KeyboardInterrupt
         return real(*args)
 
-    options = {"strategy": "frozen", "steps": 6, "checkpoint_every": 1, "progress": False, "out": tmp_path / "run"}
+    options = {
+        "strategy": "frozen",
+        "steps": 6,
+        "checkpoint_every": 1,
+        "progress": False,
+        "out": tmp_path / "run",
+    }
     monkeypatch.setattr(losses, "of_step", stop)
     with pytest.raises(KeyboardInterrupt):
         fields.aurora.finetune("tp", model=make_aurora(seed=0), **options)
@@ -415,14 +544,25 @@ def test_push_forward_stops_gradients_between_steps(fields: xr.Dataset) -> None:
 
 
 def test_losses_of_all_steps_are_averaged(fields: xr.Dataset, tmp_path: Path) -> None:
-    """The first step's loss, by hand: the mean of Aurora's own loss over the two steps of the first sample's forecast."""
+    """The first step's loss, by hand: the mean of Aurora's own loss over the two steps of the first
+    sample's forecast.
+    """
     from xaurora.fields import conventions, requirements
     from xaurora.fields.grid.lattice import latitude_weights
 
     base = make_aurora()
-    options = {"model": base, "strategy": "full", "steps": 1, "validations": 1, "progress": False, "seed": 3}
+    options = {
+        "model": base,
+        "strategy": "full",
+        "steps": 1,
+        "validations": 1,
+        "progress": False,
+        "seed": 3,
+    }
     two = fields.aurora.finetune("all", rollout_steps=2, out=tmp_path / "two", **options)
-    pushed = fields.aurora.finetune("all", rollout_steps=2, push_forward=True, out=tmp_path / "p", **options)
+    pushed = fields.aurora.finetune(
+        "all", rollout_steps=2, push_forward=True, out=tmp_path / "p", **options
+    )
     canonical = conventions.standardise(fields)
     cut, _ = requirements.fit(canonical, requirements.needs_of("small", canonical))
     found = samples.index(cut.times, cut.times, steps=2)
@@ -434,20 +574,36 @@ def test_losses_of_all_steps_are_averaged(fields: xr.Dataset, tmp_path: Path) ->
         by_hand = [
             float(losses.base_variables(base, step.prediction, truth.state, area, whole)[0])
             for step, truth in zip(
-                rollout.steps(module, rollout.prepare(module, sample.batch), 2), sample.truths, strict=True
+                rollout.steps(module, rollout.prepare(module, sample.batch), 2),
+                sample.truths,
+                strict=True,
             )
         ]
     assert by_hand[0] != pytest.approx(by_hand[1], rel=1e-3)
     assert two.history[0]["loss"] == pytest.approx(np.mean(by_hand), rel=1e-5)
-    assert pushed.history[0]["loss"] == pytest.approx(np.mean(by_hand), rel=1e-5)  # the same losses; other gradients
-    assert pushed.history[0]["gradient_norm"] != pytest.approx(two.history[0]["gradient_norm"], rel=1e-3)
+    assert pushed.history[0]["loss"] == pytest.approx(
+        np.mean(by_hand), rel=1e-5
+    )  # the same losses; other gradients
+    assert pushed.history[0]["gradient_norm"] != pytest.approx(
+        two.history[0]["gradient_norm"], rel=1e-3
+    )
 
 
-def test_rain_alone_ruins_the_state_and_the_base_loss_keeps_it(fields: xr.Dataset, tmp_path: Path) -> None:
-    """What later leads stand on: the loss on Aurora's own variables, held out, before and after training on tp."""
+def test_rain_alone_ruins_the_state_and_the_base_loss_keeps_it(
+    fields: xr.Dataset, tmp_path: Path
+) -> None:
+    """What later leads stand on: the loss on Aurora's own variables, held out, before and after
+    training on tp.
+    """
     ds = xaurora.synthetic(shape=(16, 32), times=120, seed=5)
     start = ds.aurora.finetune(
-        "all", model="tiny", strategy="full", steps=150, batch_size=4, out=tmp_path / "start", progress=False
+        "all",
+        model="tiny",
+        strategy="full",
+        steps=150,
+        batch_size=4,
+        out=tmp_path / "start",
+        progress=False,
     )
     before = start.config["scores"]["validation_base_loss"]
     options = {
@@ -463,9 +619,13 @@ def test_rain_alone_ruins_the_state_and_the_base_loss_keeps_it(fields: xr.Datase
 
     def state_error(model: Any) -> float:
         held = ds["time"].values[-20:-2]
-        forecast = ds.aurora.predict("12h", model=model, time=held, variables=["t2m", "t", "msl"], progress=False)
+        forecast = ds.aurora.predict(
+            "12h", model=model, time=held, variables=["t2m", "t", "msl"], progress=False
+        )
         scores = forecast.aurora.evaluate(ds, regions="global", metrics=["rmse"])
-        return float(np.mean([float((scores[n] / ds[n].std()).mean()) for n in ("t2m", "t", "msl")]))
+        return float(
+            np.mean([float((scores[n] / ds[n].std()).mean()) for n in ("t2m", "t", "msl")])
+        )
 
     assert with_base.config["scores"]["validation_base_loss"] <= 1.02 * before
     assert state_error(alone) > 1.05 * state_error(start)
@@ -502,11 +662,16 @@ def test_the_replay_buffer_goes_on_from_forecasts(fields: xr.Dataset, tmp_path: 
             assert (entry.next_time - entry.time) / np.timedelta64(6, "h") == k + 1
             step = module(batch)
             torch.testing.assert_close(
-                step.prediction.surf_vars["2t"], expected[k].prediction.surf_vars["2t"], rtol=1e-6, atol=0
+                step.prediction.surf_vars["2t"],
+                expected[k].prediction.surf_vars["2t"],
+                rtol=1e-6,
+                atol=0,
             )
             assert step.prediction.metadata.time == expected[k].prediction.metadata.time
             buffer.store(0, rollout.advance(module, batch, step.prediction))
-    assert len(list((tmp_path / "replay").iterdir())) == 2, "two states of one forecast; older ones are deleted"
+    assert len(list((tmp_path / "replay").iterdir())) == 2, (
+        "two states of one forecast; older ones are deleted"
+    )
     kept = buffer.state()
     buffer.checkpointed()
     again = replay.ReplayBuffer(tmp_path / "replay", ReplayOptions(5, 3, 0.5), 4, times, seed=9)
@@ -520,13 +685,17 @@ def test_the_replay_buffer_goes_on_from_forecasts(fields: xr.Dataset, tmp_path: 
 
 
 def test_one_forecast_in_ten_is_fresh(tmp_path: Path, fields: xr.Dataset) -> None:
-    buffer = replay.ReplayBuffer(tmp_path / "r", ReplayOptions(50, 10, 0.0), 8, fields["time"].values[1:20], seed=0)
+    buffer = replay.ReplayBuffer(
+        tmp_path / "r", ReplayOptions(50, 10, 0.0), 8, fields["time"].values[1:20], seed=0
+    )
     buffer.fill()
     old = replay.Entry(buffer.entries[0].init_time, 3, (None, None))
     buffer.entries = [old] * 50
     for _ in range(100):
         buffer.draw(0.0)
-    assert 7 <= sum(e.done == 0 for e in buffer.entries) <= 10  # a fresh one may replace a fresh one
+    assert (
+        7 <= sum(e.done == 0 for e in buffer.entries) <= 10
+    )  # a fresh one may replace a fresh one
 
 
 # --- nothing is lost ---
@@ -542,7 +711,11 @@ ds.aurora.finetune("tp", model="tiny", steps=16, batch_size=2, out=sys.argv[1], 
 
 
 def _run(
-    script: Path, out: Path, options: dict[str, Any], until: float | None = None, how: int = signal.SIGKILL
+    script: Path,
+    out: Path,
+    options: dict[str, Any],
+    until: float | None = None,
+    how: int = signal.SIGKILL,
 ) -> int:
     """Train in a process of its own, and kill it so many seconds after its first step."""
     process = subprocess.Popen(
@@ -574,8 +747,12 @@ def _run(
     ],
     ids=["full", "replay"],
 )
-def test_killed_at_any_moment_it_goes_on_to_the_same_end(tmp_path: Path, options: dict[str, Any]) -> None:
-    """SIGKILL, also while saving: a checkpoint every other step leaves little time in which nothing is written."""
+def test_killed_at_any_moment_it_goes_on_to_the_same_end(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """SIGKILL, also while saving: a checkpoint every other step leaves little time in which nothing
+    is written.
+    """
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     _run(script, tmp_path / "whole", options)
@@ -594,7 +771,9 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_end(tmp_path: Path, options
         assert xaurora.load(out / "last").hash == xaurora.load(tmp_path / "whole" / "last").hash
         assert found.config["scores"] == expected.config["scores"]
         assert (out / "log.jsonl").read_text() == (tmp_path / "whole" / "log.jsonl").read_text()
-        assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in (tmp_path / "whole").iterdir())
+        assert sorted(p.name for p in out.iterdir()) == sorted(
+            p.name for p in (tmp_path / "whole").iterdir()
+        )
 
 
 def test_asked_to_stop_it_saves_first(tmp_path: Path) -> None:
@@ -607,9 +786,18 @@ def test_asked_to_stop_it_saves_first(tmp_path: Path) -> None:
     assert 0 < run["step"] == len(lines) < 16
 
 
-def test_what_may_not_be_resumed(fields: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_may_not_be_resumed(
+    fields: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "run"
-    options = {"model": "tiny", "strategy": "full", "steps": 6, "checkpoint_every": 2, "progress": False, "out": out}
+    options = {
+        "model": "tiny",
+        "strategy": "full",
+        "steps": 6,
+        "checkpoint_every": 2,
+        "progress": False,
+        "out": out,
+    }
     real, calls = losses.of_step, []
 
     def broken(*args: Any) -> Any:
@@ -625,7 +813,8 @@ def test_what_may_not_be_resumed(fields: xr.Dataset, tmp_path: Path, monkeypatch
     with pytest.raises(errors.OptionError, match="stopped at step 4 of 6; it would be lost"):
         fields.aurora.finetune("tp", **options)
     with pytest.raises(
-        errors.OptionError, match=r"other settings: learning_rate=None there and 0\.01 here; seed=0 there and 3 here"
+        errors.OptionError,
+        match=r"other settings: learning_rate=None there and 0\.01 here; seed=0 there and 3 here",
     ):
         fields.aurora.finetune("tp", resume=True, **{**options, "learning_rate": 0.01, "seed": 3})
     with pytest.raises(errors.OptionError, match="strategy="):
@@ -640,7 +829,9 @@ def test_what_may_not_be_resumed(fields: xr.Dataset, tmp_path: Path, monkeypatch
     whole = state["optimizer"][name]["exp_avg"]
     state["optimizer"][name]["exp_avg"] = whole.flatten()[:3]
     checkpoints.save(out, run, state)
-    with pytest.raises(errors.CheckpointError, match=rf"optimiser's state .* {name} exp_avg is \(3,\) instead of"):
+    with pytest.raises(
+        errors.CheckpointError, match=rf"optimiser's state .* {name} exp_avg is \(3,\) instead of"
+    ):
         fields.aurora.finetune("tp", resume=True, **options)
     del state["optimizer"][name]["exp_avg"]
     checkpoints.save(out, run, state)
@@ -696,7 +887,9 @@ except errors.SaveError as error:
     assert not [p for p in (tmp_path / "run").iterdir() if p.name.startswith(".")]
 
 
-def test_a_loss_that_explodes_stops(fields: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_explodes_stops(
+    fields: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, calls = losses.of_step, []
 
     def jump(*args: Any) -> Any:
@@ -706,13 +899,22 @@ def test_a_loss_that_explodes_stops(fields: xr.Dataset, tmp_path: Path, monkeypa
         return (loss * 1e5 if len(calls) == 15 and torch.is_grad_enabled() else loss), parts
 
     monkeypatch.setattr(losses, "of_step", jump)
-    options = {"model": "tiny", "strategy": "full", "steps": 20, "checkpoint_every": 4, "progress": False}
+    options = {
+        "model": "tiny",
+        "strategy": "full",
+        "steps": 20,
+        "checkpoint_every": 4,
+        "progress": False,
+    }
     with pytest.raises(
-        errors.TrainingError, match=r"became .*, 1000 times what it was, at step 14, at init time.*step 12"
+        errors.TrainingError,
+        match=r"became .*, 1000 times what it was, at step 14, at init time.*step 12",
     ) as error:
         fields.aurora.finetune("tp", out=tmp_path / "run", **options)
     assert error.value.fix
-    assert checkpoints.read_run(tmp_path / "run")["step"] == 12, "the state that exploded is not kept"
+    assert checkpoints.read_run(tmp_path / "run")["step"] == 12, (
+        "the state that exploded is not kept"
+    )
     monkeypatch.setattr(losses, "of_step", real)
     tuned = fields.aurora.finetune("tp", out=tmp_path / "run", resume=True, **options)
     assert len(tuned.history) == 20
@@ -748,10 +950,20 @@ def test_a_gradient_that_is_no_number_stops(
 # --- the rest of the loop ---
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(fields: xr.Dataset, tmp_path: Path) -> None:
-    options = {"model": "tiny", "strategy": "full", "steps": 4, "progress": False, "learning_rate": 5e-5}
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    fields: xr.Dataset, tmp_path: Path
+) -> None:
+    options = {
+        "model": "tiny",
+        "strategy": "full",
+        "steps": 4,
+        "progress": False,
+        "learning_rate": 5e-5,
+    }
     whole = fields.aurora.finetune("tp", batch_size=4, out=tmp_path / "a", **options)
-    parts = fields.aurora.finetune("tp", batch_size=2, gradient_accumulation=2, out=tmp_path / "b", **options)
+    parts = fields.aurora.finetune(
+        "tp", batch_size=2, gradient_accumulation=2, out=tmp_path / "b", **options
+    )
     for a, b in zip(whole.history, parts.history, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
         assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-4)
@@ -764,9 +976,15 @@ def test_the_moving_average_is_what_is_kept(fields: xr.Dataset, tmp_path: Path) 
     slow = fields.aurora.finetune("tp", ema=0.999, out=tmp_path / "slow", **options)
     start = fields.aurora.finetune("tp", learning_rate=1e-12, out=tmp_path / "start", **options)
     key = "backbone.decoder_layers.0.blocks.0.attn.qkv.weight"
-    moved, averaged = (m.model.base.state_dict()[key] - start.model.base.state_dict()[key] for m in (plain, slow))
-    assert [e["loss"] for e in slow.history] == [e["loss"] for e in plain.history], "training itself is the same"
-    assert 0.3 * float(moved.abs().mean()) < float(averaged.abs().mean()) < float(moved.abs().mean())
+    moved, averaged = (
+        m.model.base.state_dict()[key] - start.model.base.state_dict()[key] for m in (plain, slow)
+    )
+    assert [e["loss"] for e in slow.history] == [e["loss"] for e in plain.history], (
+        "training itself is the same"
+    )
+    assert (
+        0.3 * float(moved.abs().mean()) < float(averaged.abs().mean()) < float(moved.abs().mean())
+    )
 
 
 def test_early_stopping(fields: xr.Dataset, tmp_path: Path) -> None:
@@ -793,7 +1011,9 @@ def test_loggers_of_fabric_get_every_step(fields: xr.Dataset, tmp_path: Path) ->
     from lightning_fabric.loggers import CSVLogger
 
     logger = CSVLogger(tmp_path / "csv", flush_logs_every_n_steps=1)
-    fields.aurora.finetune("tp", model="tiny", strategy="full", logger=logger, out=tmp_path / "run", **QUICK)
+    fields.aurora.finetune(
+        "tp", model="tiny", strategy="full", logger=logger, out=tmp_path / "run", **QUICK
+    )
     text = next((tmp_path / "csv").rglob("metrics.csv")).read_text()
     assert "learning_rate" in text.splitlines()[0]
     assert len(text.splitlines()) == 5
@@ -801,7 +1021,13 @@ def test_loggers_of_fabric_get_every_step(fields: xr.Dataset, tmp_path: Path) ->
 
 def test_target_all_trains_auroras_own_variables(fields: xr.Dataset, tmp_path: Path) -> None:
     tuned = fields.aurora.finetune(
-        "all", model="tiny", strategy="full", steps=30, batch_size=4, out=tmp_path / "run", progress=False
+        "all",
+        model="tiny",
+        strategy="full",
+        steps=30,
+        batch_size=4,
+        out=tmp_path / "run",
+        progress=False,
     )
     scores = [e["validation_base_loss"] for e in tuned.history if "validation_base_loss" in e]
     assert scores[-1] < scores[0]
@@ -809,20 +1035,29 @@ def test_target_all_trains_auroras_own_variables(fields: xr.Dataset, tmp_path: P
     assert "Aurora's own variables" in tuned.summary()
     loaded = xaurora.load(tmp_path / "run")
     assert loaded.hash == tuned.hash
-    forecast = fields.aurora.predict("12h", model=loaded, time=fields["time"].values[9], progress=False)
+    forecast = fields.aurora.predict(
+        "12h", model=loaded, time=fields["time"].values[9], progress=False
+    )
     assert "tp" not in forecast
     with pytest.raises(errors.OptionError, match="has no head"):
         _ = tuned.head
-    rain = fields.aurora.finetune("tp", model=tuned, strategy="frozen", out=tmp_path / "rain", **QUICK)
+    rain = fields.aurora.finetune(
+        "tp", model=tuned, strategy="frozen", out=tmp_path / "rain", **QUICK
+    )
     assert rain.targets == ["tp"]
-    assert all(torch.equal(v, tuned.model.base.state_dict()[k]) for k, v in rain.model.base.state_dict().items())
+    assert all(
+        torch.equal(v, tuned.model.base.state_dict()[k])
+        for k, v in rain.model.base.state_dict().items()
+    )
 
 
 def test_the_order_is_the_seeds_alone() -> None:
     times = np.datetime64("2020-01-01", "ns") + np.arange(10) * np.timedelta64(6, "h")
     whole = list(loading.order(times, 4, 7, 3))
     assert [len(v) for v in whole] == [4, 4, 2, 4, 4, 2, 4]
-    assert sorted(t for step in whole[:3] for t in step) == list(times), "an epoch has every sample once"
+    assert sorted(t for step in whole[:3] for t in step) == list(times), (
+        "an epoch has every sample once"
+    )
     for start in range(8):
         assert list(loading.order(times, 4, 7, 3, start)) == whole[start:]
     assert list(loading.order(times, 4, 7, 4)) != whole
@@ -868,7 +1103,9 @@ def test_reading_overlaps_with_computing() -> None:
 
 def test_the_same_with_any_number_of_threads(fields: xr.Dataset, tmp_path: Path) -> None:
     runs = [
-        fields.aurora.finetune("tp", model="tiny", strategy="full", workers=w, out=tmp_path / f"{w}", **QUICK)
+        fields.aurora.finetune(
+            "tp", model="tiny", strategy="full", workers=w, out=tmp_path / f"{w}", **QUICK
+        )
         for w in (0, 4)
     ]
     assert runs[0].hash == runs[1].hash
@@ -878,15 +1115,21 @@ def test_years_that_the_base_has_seen() -> None:
     from xaurora.training import finetune as finetuning
 
     times = np.array(["2020-06-01", "2021-06-01"], dtype="datetime64[ns]")
-    assert "1 of 2 validation samples lie before 2021" in finetuning._seen_before("small", "small", times)
-    assert "2 of 2 validation samples lie before 2022" in finetuning._seen_before("finetuned", "finetuned", times)
+    assert "1 of 2 validation samples lie before 2021" in finetuning._seen_before(
+        "small", "small", times
+    )
+    assert "2 of 2 validation samples lie before 2022" in finetuning._seen_before(
+        "finetuned", "finetuned", times
+    )
     assert not finetuning._seen_before("small", "small", times[1:])
     assert not finetuning._seen_before("tiny", "tiny", times)
 
 
 def test_float16_scales_the_loss(fields: xr.Dataset, tmp_path: Path) -> None:
     a, b = (
-        fields.aurora.finetune("tp", model="tiny", strategy="full", precision=p, out=tmp_path / p, **QUICK)
+        fields.aurora.finetune(
+            "tp", model="tiny", strategy="full", precision=p, out=tmp_path / p, **QUICK
+        )
         for p in ("32", "fp16")
     )
     for x, y in zip(a.history, b.history, strict=True):
@@ -904,16 +1147,32 @@ def test_float16_scales_the_loss(fields: xr.Dataset, tmp_path: Path) -> None:
     [
         ({"strategy": "lora-ish"}, errors.OptionError, "no strategy 'lora-ish'"),
         ({"strategy": 3}, errors.OptionError, "no strategy '3'"),
-        ({"strategy": "decoder", "model": "tiny", "base_loss": 0.0, "rank": 3}, errors.OptionError, "takes no rank="),
+        (
+            {"strategy": "decoder", "model": "tiny", "base_loss": 0.0, "rank": 3},
+            errors.OptionError,
+            "takes no rank=",
+        ),
         ({"lr": 1e-3}, errors.OptionError, "takes no lr="),
-        ({"target": "all", "head": {"tp": "csgd"}}, errors.OptionError, "head= belongs to a target"),
+        (
+            {"target": "all", "head": {"tp": "csgd"}},
+            errors.OptionError,
+            "head= belongs to a target",
+        ),
         ({"target": "all", "as_input": True}, errors.OptionError, "as_input= belongs to a target"),
         ({"as_input": "no"}, errors.OptionError, "as_input='no'"),
         ({"logger": "tensorboard"}, errors.OptionError, "none of Lightning Fabric's loggers"),
         ({"seed": 2**70}, errors.OptionError, "larger than random generators take"),
-        ({"replay_buffer": 2, "rollout_steps": 2, "batch_size": 4}, errors.OptionError, "fewer forecasts than a step"),
+        (
+            {"replay_buffer": 2, "rollout_steps": 2, "batch_size": 4},
+            errors.OptionError,
+            "fewer forecasts than a step",
+        ),
         ({"train": "2020"}, errors.SplitError, "leaves nothing over"),
-        ({"target": "all", "strategy": "frozen"}, errors.OptionError, "leaves all that makes them as it is"),
+        (
+            {"target": "all", "strategy": "frozen"},
+            errors.OptionError,
+            "leaves all that makes them as it is",
+        ),
         ({"target": "all", "base_loss": 0.0}, errors.OptionError, "turns their loss off"),
         ({"devices": 4096}, errors.OptionError, "devices=4096, and this machine has"),
         ({"parallel": "fsdp"}, errors.OptionError, "there is one"),
@@ -921,7 +1180,11 @@ def test_float16_scales_the_loss(fields: xr.Dataset, tmp_path: Path) -> None:
         ({"push_forward": True}, errors.OptionError, "rollout_steps=1 has but one"),
         ({"replay_buffer": 20}, errors.OptionError, "rollout_steps=1 has but one"),
         ({"replay_buffer": 0, "rollout_steps": 2}, errors.OptionError, "replay_buffer=0"),
-        ({"replay_buffer": 5, "rollout_steps": 2, "push_forward": True}, errors.OptionError, "nothing to stop"),
+        (
+            {"replay_buffer": 5, "rollout_steps": 2, "push_forward": True},
+            errors.OptionError,
+            "nothing to stop",
+        ),
         ({"rollout_steps": 0}, errors.OptionError, "rollout_steps=0"),
         ({"gradient_accumulation": 0}, errors.OptionError, "gradient_accumulation=0"),
         ({"learning_rate": -1.0}, errors.OptionError, "learning_rate=-1.0 is not positive"),
@@ -939,14 +1202,26 @@ def test_float16_scales_the_loss(fields: xr.Dataset, tmp_path: Path) -> None:
             "share times",
         ),
         ({"rollout_steps": 39}, errors.SplitError, "no time makes a sample"),
-        ({"strategy": StrategyOptions("lora", mode="from_second")}, errors.OptionError, "rests in the first step"),
-        ({"strategy": StrategyOptions("decoder", layers=9)}, errors.OptionError, "the backbone has 2 decoder layers"),
+        (
+            {"strategy": StrategyOptions("lora", mode="from_second")},
+            errors.OptionError,
+            "rests in the first step",
+        ),
+        (
+            {"strategy": StrategyOptions("decoder", layers=9)},
+            errors.OptionError,
+            "the backbone has 2 decoder layers",
+        ),
         (
             {"strategy": StrategyOptions("decoder", layers=("encoder",))},
             errors.OptionError,
             "no modules of the decoding half",
         ),
-        ({"strategy": StrategyOptions("decoder", layers=0), "base_loss": 0.0}, errors.OptionError, "trains nothing"),
+        (
+            {"strategy": StrategyOptions("decoder", layers=0), "base_loss": 0.0},
+            errors.OptionError,
+            "trains nothing",
+        ),
         (
             {"strategy": StrategyOptions("peft", layers=("attention",))},
             errors.OptionError,
@@ -956,11 +1231,17 @@ def test_float16_scales_the_loss(fields: xr.Dataset, tmp_path: Path) -> None:
     ids=str,
 )
 def test_bad_options_write_nothing(
-    fields: xr.Dataset, tmp_path: Path, options: dict[str, Any], kind: type[errors.XauroraError], match: str
+    fields: xr.Dataset,
+    tmp_path: Path,
+    options: dict[str, Any],
+    kind: type[errors.XauroraError],
+    match: str,
 ) -> None:
     out = tmp_path / "run"
     with pytest.raises(kind, match=match) as error:
-        fields.aurora.finetune(**{"target": "tp", "model": "tiny", "strategy": "full", "out": out, **QUICK, **options})
+        fields.aurora.finetune(
+            **{"target": "tp", "model": "tiny", "strategy": "full", "out": out, **QUICK, **options}
+        )
     assert error.value.fix
     assert not out.exists()
 

@@ -27,18 +27,36 @@ if __name__ == "__main__":
 """
 
 
-def _train(tmp_path: Path, name: str, options: dict[str, Any], *, launcher: tuple[str, ...] = ()) -> list[float]:
+def _train(
+    tmp_path: Path, name: str, options: dict[str, Any], *, launcher: tuple[str, ...] = ()
+) -> list[float]:
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
-    command = [*(launcher or (sys.executable,)), str(script), str(tmp_path / name), json.dumps(options)]
-    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK", "WORLD_SIZE")}
+    command = [
+        *(launcher or (sys.executable,)),
+        str(script),
+        str(tmp_path / name),
+        json.dumps(options),
+    ]
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK", "WORLD_SIZE")
+    }
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**environment, "OMP_NUM_THREADS": "1"}
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**environment, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     hashes = {line.split()[-1] for line in done.stdout.splitlines() if "sha256:" in line}
-    assert hashes == {xaurora.load(tmp_path / name).hash}, "every process returns the model that was saved"
-    return [json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+    assert hashes == {xaurora.load(tmp_path / name).hash}, (
+        "every process returns the model that was saved"
+    )
+    return [
+        json.loads(line)["loss"]
+        for line in (tmp_path / name / "log.jsonl").read_text().splitlines()
+    ]
 
 
 @pytest.mark.slow
@@ -50,7 +68,8 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
     assert ddp == pytest.approx(one, rel=1e-5)
     fsdp = _train(tmp_path, "fsdp", {**options, "devices": 2, "parallel": "fsdp"})
     assert fsdp == pytest.approx(one, rel=1e-5)
-    # a checkpoint of shards is whole: it was loaded above in a process of its own kind, and has every tensor of the other
+    # a checkpoint of shards is whole: it was loaded above in a process of its own kind, and has
+    # every tensor of the other
     a, b = (xaurora.load(tmp_path / n).model.state_dict() for n in ("one", "fsdp"))
     assert {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
     assert not list(tmp_path.glob("*/checkpoint/state.pt"))
@@ -61,7 +80,10 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
     ("mode", "options"),
     [
         ("ddp", {"strategy": "lora", "rollout_steps": 3, "push_forward": True, "steps": 3}),
-        ("ddp", {"strategy": "decoder", "rollout_steps": 2, "gradient_accumulation": 2, "steps": 3}),
+        (
+            "ddp",
+            {"strategy": "decoder", "rollout_steps": 2, "gradient_accumulation": 2, "steps": 3},
+        ),
         ("fsdp", {"strategy": "peft", "ema": 0.9, "activation_checkpointing": True, "steps": 3}),
         ("fsdp", {"strategy": "frozen", "steps": 3}),
     ],
@@ -75,20 +97,31 @@ def test_every_strategy_runs_on_two(tmp_path: Path, mode: str, options: dict[str
 
 @pytest.mark.slow
 def test_two_processes_share_latents(tmp_path: Path) -> None:
-    """Several epochs: each process reads what the other has made. 1e-4: bfloat16 is the same in both, sums over processes are not."""
+    """Several epochs: each process reads what the other has made. 1e-4: bfloat16 is the same in
+    both, sums over processes are not.
+    """
     options = {"strategy": "frozen", "epochs": 3, "latents": True, "validations": 1}
     one = _train(tmp_path, "one", {**options, "batch_size": 2})
     (tmp_path / "latents").rename(tmp_path / "of_one")
     two = _train(tmp_path, "two", {**options, "devices": 2})
     assert two == pytest.approx(one, rel=1e-4)
-    stores = [sorted(p.name for p in next((tmp_path / n).iterdir()).glob("latents/c.*")) for n in ("of_one", "latents")]
+    stores = [
+        sorted(p.name for p in next((tmp_path / n).iterdir()).glob("latents/c.*"))
+        for n in ("of_one", "latents")
+    ]
     assert stores[0] == stores[1]
     assert len(stores[0]) > 30
 
 
 @pytest.mark.slow
 def test_torchrun(tmp_path: Path) -> None:
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517")
+    torchrun = (
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--master-port=29517",
+    )
     options = {"strategy": "frozen", "steps": 3}
     one = _train(tmp_path, "one", {**options, "batch_size": 2})
     two = _train(tmp_path, "two", options, launcher=torchrun)

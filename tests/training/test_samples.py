@@ -31,8 +31,13 @@ def test_a_gap_is_skipped_and_counted() -> None:
     times = np.delete(_times(20), 10)
     found = samples.index(times, times)
     missing = _times(20)[10]
-    assert not {(t + k * 6 * H).item() for t in found.init_times for k in (-1, 0, 1)} & {missing.item()}
-    assert found.skipped == {"without the frame six hours before": 2, "without the state six hours after": 2}
+    assert not {(t + k * 6 * H).item() for t in found.init_times for k in (-1, 0, 1)} & {
+        missing.item()
+    }
+    assert found.skipped == {
+        "without the frame six hours before": 2,
+        "without the state six hours after": 2,
+    }
     assert "2 without the frame six hours before" in str(found)
 
 
@@ -79,7 +84,9 @@ def test_years() -> None:
 
 def test_splits_that_cannot_be() -> None:
     few = _times(6)
-    with pytest.raises(errors.SplitError, match=r"there are 4 sample\(s\), and a split .* needs at least 5"):
+    with pytest.raises(
+        errors.SplitError, match=r"there are 4 sample\(s\), and a split .* needs at least 5"
+    ):
         samples.split(samples.index(few, few))
     with pytest.raises(errors.SplitError, match="no time makes a sample"):
         samples.split(samples.index(_times(2), _times(2)))
@@ -108,6 +115,12 @@ def test_the_loader_keeps_within_its_budget(fields) -> None:
     for t in cut.times[1:-1]:
         sample = loader.read([t])
         assert loader._held <= max(500_000, 3 * one)
-    np.testing.assert_array_equal(sample.truths[0].targets["tp"][0].numpy(), fields["tp"].values[-1])
-    np.testing.assert_array_equal(sample.truths[0].state["surface"]["2t"][0].numpy(), fields["t2m"].values[-1])
-    np.testing.assert_array_equal(sample.batch.surf_vars["2t"][0].numpy(), fields["t2m"].values[-3:-1])
+    np.testing.assert_array_equal(
+        sample.truths[0].targets["tp"][0].numpy(), fields["tp"].values[-1]
+    )
+    np.testing.assert_array_equal(
+        sample.truths[0].state["surface"]["2t"][0].numpy(), fields["t2m"].values[-1]
+    )
+    np.testing.assert_array_equal(
+        sample.batch.surf_vars["2t"][0].numpy(), fields["t2m"].values[-3:-1]
+    )

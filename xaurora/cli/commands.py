@@ -24,15 +24,25 @@ app = typer.Typer(
 Files = Annotated[
     list[str],
     typer.Argument(
-        help="NetCDF, GRIB or Zarr of ERA5: surface, pressure levels and statics in any mixture; globs.",
+        help=(
+            "NetCDF, GRIB or Zarr of ERA5: surface, pressure levels and statics in any mixture;"
+            " globs."
+        ),
         show_default=False,
     ),
 ]
 Model = Annotated[
-    str, typer.Option(help="tiny, tiny-pretrained, small, base, finetuned, or the folder of a tuned model.")
+    str,
+    typer.Option(
+        help="tiny, tiny-pretrained, small, base, finetuned, or the folder of a tuned model."
+    ),
 ]
-Weights = Annotated[Path | None, typer.Option(help="Local checkpoint of the named model; fetched otherwise.")]
-Region = Annotated[str | None, typer.Option(help="A name such as europe, or --region=south,north,west,east.")]
+Weights = Annotated[
+    Path | None, typer.Option(help="Local checkpoint of the named model; fetched otherwise.")
+]
+Region = Annotated[
+    str | None, typer.Option(help="A name such as europe, or --region=south,north,west,east.")
+]
 Precision = Annotated[str, typer.Option(help="auto, 32, bf16 or fp16, of the backbone.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no notes.")]
 
@@ -102,17 +112,23 @@ def _write(ds: Any, out: Path) -> None:
 def _check_out(out: Path | None, endings: tuple[str, ...]) -> None:
     """Refuse a wrong ending before hours of work, not after."""
     if out is not None and out.suffix not in endings:
-        raise OptionError(f"'{out}' ends in none of {', '.join(endings)}.", fix=f"--out result{endings[0]}")
+        raise OptionError(
+            f"'{out}' ends in none of {', '.join(endings)}.", fix=f"--out result{endings[0]}"
+        )
 
 
 @app.command()
 @_readable
 def check(
     files: Files,
-    target: Annotated[str | None, typer.Option(help="Also look at this variable as something to learn.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Also look at this variable as something to learn.")
+    ] = None,
     model: Model = "small",
 ) -> None:
-    """List every problem of the data, each with the line that mends it. Exit status 1 if there is one."""
+    """List every problem of the data, each with the line that mends it. Exit status 1 if there is
+    one.
+    """
     ds = _open(files)
     typer.echo(repr(ds.aurora))
     report = ds.aurora.check(target, model)
@@ -125,10 +141,16 @@ def check(
 @_readable
 def stats(
     files: Files,
-    names: Annotated[list[str] | None, typer.Option(help="Variables; all by default; repeat it for several.")] = None,
-    time: Annotated[str | None, typer.Option(help="2016:2021, or one year or date: the training period.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Option(help="Variables; all by default; repeat it for several.")
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(help="2016:2021, or one year or date: the training period.")
+    ] = None,
     weights: Annotated[str, typer.Option(help="cosine (of latitude) or none.")] = "cosine",
-    quantiles: Annotated[list[float] | None, typer.Option(help="Such as 0.999; repeat it for several.")] = None,
+    quantiles: Annotated[
+        list[float] | None, typer.Option(help="Such as 0.999; repeat it for several.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help=".nc or .zarr")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -157,7 +179,9 @@ def stats(
                 if q in (0.5, 0.99, 0.9999) or quantiles
             ]
             unit = da.attrs.get("units", "")
-            typer.echo(f"{name}{'' if level is None else f' {level:g} hPa'} [{unit}]: {', '.join(values)}")
+            typer.echo(
+                f"{name}{'' if level is None else f' {level:g} hPa'} [{unit}]: {', '.join(values)}"
+            )
     if out is not None:
         _write(result, out)
 
@@ -179,11 +203,16 @@ def _layers(names: list[str] | None) -> Any:
 @_readable
 def prepare(
     files: Files,
-    out: Annotated[Path, typer.Option(help="The Zarr store; an interrupted call goes on where it stopped.")],
+    out: Annotated[
+        Path, typer.Option(help="The Zarr store; an interrupted call goes on where it stopped.")
+    ],
     target: Annotated[
-        list[str] | None, typer.Option(help="Stored beside the model's variables, tp by default; 'none' for none.")
+        list[str] | None,
+        typer.Option(help="Stored beside the model's variables, tp by default; 'none' for none."),
     ] = None,
-    model: Annotated[str, typer.Option(help="Variables and levels that this one takes; 'none' for all.")] = "small",
+    model: Annotated[
+        str, typer.Option(help="Variables and levels that this one takes; 'none' for all.")
+    ] = "small",
     region: Region = None,
     time: Annotated[str | None, typer.Option(help="2016:2021, or one year or date.")] = None,
     bits: Annotated[int | None, typer.Option(help="Mantissa bits to keep; all by default.")] = None,
@@ -213,15 +242,22 @@ def finetune(
     truth: Annotated[
         list[str] | None,
         typer.Option(
-            help="Files to take the target from, IMERG too; by default the data themselves; repeat it for several."
+            help=(
+                "Files to take the target from, IMERG too; by default the data themselves; repeat"
+                " it for several."
+            )
         ),
     ] = None,
     model: Model = "small",
     weights: Weights = None,
-    strategy: Annotated[str, typer.Option(help="frozen (head alone), decoder, lora, peft, or full.")] = "frozen",
+    strategy: Annotated[
+        str, typer.Option(help="frozen (head alone), decoder, lora, peft, or full.")
+    ] = "frozen",
     layers: Annotated[
         list[str] | None,
-        typer.Option(help="decoder: how many layers, or modules; peft: linear layers; repeat it for several."),
+        typer.Option(
+            help="decoder: how many layers, or modules; peft: linear layers; repeat it for several."
+        ),
     ] = None,
     rank: Annotated[int | None, typer.Option(help="lora, peft: 8.")] = None,
     alpha: Annotated[float | None, typer.Option(help="lora, peft: the rank.")] = None,
@@ -231,39 +267,67 @@ def finetune(
     head: Annotated[
         str,
         typer.Option(
-            help="auto; for tp: censored_normal, hurdle_lognormal, hurdle_gamma, csgd, quantile, deterministic, lehmann2025; for others: normal, bounded_normal."
+            help=(
+                "auto; for tp: censored_normal, hurdle_lognormal, hurdle_gamma, csgd, quantile,"
+                " deterministic, lehmann2025; for others: normal, bounded_normal."
+            )
         ),
     ] = "auto",
-    as_input: Annotated[bool, typer.Option("--as-input", help="Feed the target to the encoder, too.")] = False,
+    as_input: Annotated[
+        bool, typer.Option("--as-input", help="Feed the target to the encoder, too.")
+    ] = False,
     train: Annotated[str | None, typer.Option(help="2016:2023, or one year or date.")] = None,
-    validation: Annotated[str | None, typer.Option(help="As --train; by default the last fifth.")] = None,
-    halo: Annotated[int, typer.Option(help="Grid points at a region's edges that are not trained on.")] = 0,
+    validation: Annotated[
+        str | None, typer.Option(help="As --train; by default the last fifth.")
+    ] = None,
+    halo: Annotated[
+        int, typer.Option(help="Grid points at a region's edges that are not trained on.")
+    ] = 0,
     region: Region = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<target>-<time> by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; runs/<target>-<time> by default.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
     steps: Annotated[int | None, typer.Option()] = None,
     batch_size: Annotated[int, typer.Option()] = 1,
     gradient_accumulation: Annotated[int, typer.Option(help="Batches that make a step.")] = 1,
     learning_rate: Annotated[float | None, typer.Option()] = None,
-    head_learning_rate: Annotated[float | None, typer.Option(help="Of new parameters alone.")] = None,
+    head_learning_rate: Annotated[
+        float | None, typer.Option(help="Of new parameters alone.")
+    ] = None,
     schedule: Annotated[str, typer.Option(help="cosine or constant.")] = "cosine",
     warmup: Annotated[int | None, typer.Option(help="Steps.")] = None,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
     weight_decay: Annotated[float, typer.Option()] = 0.01,
-    base_loss: Annotated[float, typer.Option(help="Weight of Aurora's own loss where the base trains.")] = 1.0,
+    base_loss: Annotated[
+        float, typer.Option(help="Weight of Aurora's own loss where the base trains.")
+    ] = 1.0,
     rollout_steps: Annotated[int, typer.Option(help="Six-hour steps of a training forecast.")] = 1,
-    push_forward: Annotated[bool, typer.Option("--push-forward", help="Stop gradients between steps.")] = False,
-    replay_buffer: Annotated[int | None, typer.Option(help="Forecasts to keep and go on from.")] = None,
+    push_forward: Annotated[
+        bool, typer.Option("--push-forward", help="Stop gradients between steps.")
+    ] = False,
+    replay_buffer: Annotated[
+        int | None, typer.Option(help="Forecasts to keep and go on from.")
+    ] = None,
     precision: Precision = "auto",
     activation_checkpointing: Annotated[
         str, typer.Option(help="auto, on or off: recompute instead of store.")
     ] = "auto",
     latents: Annotated[
-        str, typer.Option(help="auto, on, off or a store's path: compute a frozen backbone's latents once.")
+        str,
+        typer.Option(
+            help="auto, on, off or a store's path: compute a frozen backbone's latents once."
+        ),
     ] = "auto",
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the backbone's blocks.")] = False,
-    ema: Annotated[float | None, typer.Option(help="Decay of a moving average of the weights.")] = None,
-    early_stopping: Annotated[int | None, typer.Option(help="Validations without a better score.")] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the backbone's blocks.")
+    ] = False,
+    ema: Annotated[
+        float | None, typer.Option(help="Decay of a moving average of the weights.")
+    ] = None,
+    early_stopping: Annotated[
+        int | None, typer.Option(help="Validations without a better score.")
+    ] = None,
     validations: Annotated[int, typer.Option(help="How often to score.")] = 10,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -274,7 +338,9 @@ def finetune(
     seed: Annotated[int, typer.Option()] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune an Aurora so that it also predicts six-hour precipitation, or other surface variables; or its own variables (--target all)."""
+    """Fine-tune an Aurora so that it also predicts six-hour precipitation, or other surface
+    variables; or its own variables (--target all).
+    """
     ds, arguments = _training_arguments(**locals())
     tuned = ds.aurora.finetune(**arguments)
     typer.echo(tuned.summary())
@@ -306,7 +372,15 @@ def _training_arguments(
 ) -> tuple[Any, dict[str, Any]]:
     """The data and the arguments of ``finetune`` and ``estimate``, from a command's options."""
     names = target or ["tp"]
-    how = _strategy(strategy, layers=_layers(layers), rank=rank, alpha=alpha, dropout=dropout, mode=mode, method=method)
+    how = _strategy(
+        strategy,
+        layers=_layers(layers),
+        rank=rank,
+        alpha=alpha,
+        dropout=dropout,
+        mode=mode,
+        method=method,
+    )
     return _open(files), {
         **same,
         "target": names[0] if len(names) == 1 else names,
@@ -314,7 +388,9 @@ def _training_arguments(
         "strategy": how,
         "train": _period(train),
         "validation": _period(validation),
-        "activation_checkpointing": _ON_OFF.get(activation_checkpointing.lower(), activation_checkpointing),
+        "activation_checkpointing": _ON_OFF.get(
+            activation_checkpointing.lower(), activation_checkpointing
+        ),
         "latents": _ON_OFF.get(latents.lower(), latents),
         "region": _region(region),
         "progress": not quiet,
@@ -330,12 +406,16 @@ def _region(text: str | None) -> Any:
     except ValueError:
         values = ()
     if len(values) != 4:
-        raise OptionError(f"'{text}' is no box south,north,west,east.", fix="--region=35,75,-12.5,42.5")
+        raise OptionError(
+            f"'{text}' is no box south,north,west,east.", fix="--region=35,75,-12.5,42.5"
+        )
     return values
 
 
 def _estimate(compare: bool = False, **options: Any) -> None:
-    """What finetune would cost with the same options: memory at the peak, time, bytes read and disk. Trains nothing."""
+    """What finetune would cost with the same options: memory at the peak, time, bytes read and
+    disk. Trains nothing.
+    """
     ds, arguments = _training_arguments(**options)
     typer.echo(str(ds.aurora.estimate(**arguments, compare=compare)))
 
@@ -344,10 +424,14 @@ def _like_finetune(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options of ``finetune``, and ``--compare``."""
     same = inspect.signature(finetune, eval_str=True)
     hint = Annotated[bool, typer.Option("--compare", help="Every base and strategy side by side.")]
-    extra = inspect.Parameter("compare", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=hint)
+    extra = inspect.Parameter(
+        "compare", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=hint
+    )
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in same.parameters.values()]
     function.__signature__ = same.replace(parameters=[*parameters, extra])  # type: ignore[attr-defined]
-    function.__annotations__ = {p.name: p.annotation for p in [*parameters, extra]} | {"return": None}
+    function.__annotations__ = {p.name: p.annotation for p in [*parameters, extra]} | {
+        "return": None
+    }
     return function
 
 
@@ -359,30 +443,47 @@ app.command("estimate")(_readable(_like_finetune(_estimate)))
 def predict(
     files: Files,
     model: Annotated[
-        str | None, typer.Option(help="Folder of a tuned model, or tiny-pretrained, small, base, finetuned.")
+        str | None,
+        typer.Option(help="Folder of a tuned model, or tiny-pretrained, small, base, finetuned."),
     ] = None,
     lead: Annotated[
-        list[str] | None, typer.Option(help="24h gives every six hours up to it; several give just those.")
+        list[str] | None,
+        typer.Option(help="24h gives every six hours up to it; several give just those."),
     ] = None,
     weights: Weights = None,
-    time: Annotated[list[str] | None, typer.Option(help="Init times; all by default; repeat it for several.")] = None,
-    variables: Annotated[list[str] | None, typer.Option(help="Just these; repeat it for several.")] = None,
-    quantiles: Annotated[list[float] | None, typer.Option(help="Such as 0.9; repeat it for several.")] = None,
+    time: Annotated[
+        list[str] | None, typer.Option(help="Init times; all by default; repeat it for several.")
+    ] = None,
+    variables: Annotated[
+        list[str] | None, typer.Option(help="Just these; repeat it for several.")
+    ] = None,
+    quantiles: Annotated[
+        list[float] | None, typer.Option(help="Such as 0.9; repeat it for several.")
+    ] = None,
     thresholds_mm: Annotated[
-        list[float] | None, typer.Option(help="Probability of more than so many mm; repeat it for several.")
+        list[float] | None,
+        typer.Option(help="Probability of more than so many mm; repeat it for several."),
     ] = None,
     members: Annotated[int, typer.Option(help="Members with the dependence of past fields.")] = 0,
     past: Annotated[
-        list[str] | None, typer.Option(help="Files of past fields for the members; repeat it for several.")
+        list[str] | None,
+        typer.Option(help="Files of past fields for the members; repeat it for several."),
     ] = None,
-    halo: Annotated[int | None, typer.Option(help="Grid points trimmed from a region's edges.")] = None,
+    halo: Annotated[
+        int | None, typer.Option(help="Grid points trimmed from a region's edges.")
+    ] = None,
     region: Region = None,
     batch_size: Annotated[int, typer.Option(help="Init times at once.")] = 1,
     devices: Annotated[int, typer.Option(help="GPUs that share the init times.")] = 1,
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the backbone's blocks.")] = False,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the backbone's blocks.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="forecast.nc or forecast.zarr")] = None,
     store: Annotated[
-        Path | None, typer.Option(help="A Zarr store, written init time by init time; goes on where it stopped.")
+        Path | None,
+        typer.Option(
+            help="A Zarr store, written init time by init time; goes on where it stopped."
+        ),
     ] = None,
     precision: Precision = "auto",
     quiet: Quiet = False,
@@ -390,7 +491,9 @@ def predict(
     """Forecast, with a tuned model or an untuned one."""
     _check_out(out, (".nc", ".nc4", ".zarr"))
     if out is None and store is None:
-        raise OptionError("nowhere to write the forecast to.", fix="--out forecast.nc, or --store forecast.zarr")
+        raise OptionError(
+            "nowhere to write the forecast to.", fix="--out forecast.nc, or --store forecast.zarr"
+        )
     leads = lead or ["6h"]
     forecast = _open(files).aurora.predict(
         leads[0] if len(leads) == 1 else leads,
@@ -421,24 +524,51 @@ def predict(
 @app.command()
 @_readable
 def evaluate(
-    forecast: Annotated[str, typer.Argument(help="A forecast, in this layout or WeatherBench2's.", show_default=False)],
-    files: Annotated[list[str] | None, typer.Argument(help="The truth.", show_default=False)] = None,
-    truth: Annotated[list[str] | None, typer.Option(help="The truth, as an option; repeat it for several.")] = None,
-    climatology: Annotated[Path | None, typer.Option(help="In WeatherBench2's layout, for ACC and SEEPS.")] = None,
-    metrics: Annotated[list[str] | None, typer.Option(help="Such as rmse, crps, csi; or all.")] = None,
+    forecast: Annotated[
+        str,
+        typer.Argument(help="A forecast, in this layout or WeatherBench2's.", show_default=False),
+    ],
+    files: Annotated[
+        list[str] | None, typer.Argument(help="The truth.", show_default=False)
+    ] = None,
+    truth: Annotated[
+        list[str] | None, typer.Option(help="The truth, as an option; repeat it for several.")
+    ] = None,
+    climatology: Annotated[
+        Path | None, typer.Option(help="In WeatherBench2's layout, for ACC and SEEPS.")
+    ] = None,
+    metrics: Annotated[
+        list[str] | None, typer.Option(help="Such as rmse, crps, csi; or all.")
+    ] = None,
     regions: Annotated[
-        list[str] | None, typer.Option(help="Such as europe, edge, or a box south,north,west,east; repeat it.")
+        list[str] | None,
+        typer.Option(help="Such as europe, edge, or a box south,north,west,east; repeat it."),
     ] = None,
-    thresholds_mm: Annotated[list[float] | None, typer.Option(help="Amounts at which rain is yes or no.")] = None,
-    neighborhood_sizes: Annotated[list[int] | None, typer.Option(help="Of FSS, in grid points, odd.")] = None,
-    quantile_levels: Annotated[list[float] | None, typer.Option(help="At which quantiles are scored.")] = None,
-    accumulate: Annotated[str | None, typer.Option(help="Sum rain over so long first, such as 24h.")] = None,
-    regrid: Annotated[str | None, typer.Option(help="conservative: the truth onto the forecast's grid.")] = None,
+    thresholds_mm: Annotated[
+        list[float] | None, typer.Option(help="Amounts at which rain is yes or no.")
+    ] = None,
+    neighborhood_sizes: Annotated[
+        list[int] | None, typer.Option(help="Of FSS, in grid points, odd.")
+    ] = None,
+    quantile_levels: Annotated[
+        list[float] | None, typer.Option(help="At which quantiles are scored.")
+    ] = None,
+    accumulate: Annotated[
+        str | None, typer.Option(help="Sum rain over so long first, such as 24h.")
+    ] = None,
+    regrid: Annotated[
+        str | None, typer.Option(help="conservative: the truth onto the forecast's grid.")
+    ] = None,
     by: Annotated[
-        list[str] | None, typer.Option(help="Times to keep apart: season, month, hour, year, init_time.")
+        list[str] | None,
+        typer.Option(help="Times to keep apart: season, month, hour, year, init_time."),
     ] = None,
-    convention: Annotated[str, typer.Option(help="weatherbench2 or weatherbenchx.")] = "weatherbench2",
-    engine: Annotated[str, typer.Option(help="xaurora, or weatherbench2 where it is installed.")] = "xaurora",
+    convention: Annotated[
+        str, typer.Option(help="weatherbench2 or weatherbenchx.")
+    ] = "weatherbench2",
+    engine: Annotated[
+        str, typer.Option(help="xaurora, or weatherbench2 where it is installed.")
+    ] = "xaurora",
     seed: Annotated[int, typer.Option(help="Of what is drawn: ties of ranks.")] = 0,
     skipna: Annotated[bool, typer.Option(help="Leave missing values out.")] = False,
     quiet: Quiet = False,
@@ -504,12 +634,18 @@ def _table(scores: Any) -> str:
     if kept:
         return str(without_carried(scores))
     card = scorecards.build(scores, pictures=False)
-    lines = [(r.region, r.label, f"{r.metric_label}{' ' + r.units if r.units else ''}", r.values) for r in card.rows]
+    lines = [
+        (r.region, r.label, f"{r.metric_label}{' ' + r.units if r.units else ''}", r.values)
+        for r in card.rows
+    ]
     lines += scorecards.by_threshold(scores)
     widths = [
-        max([len(line[i]) for line in lines] + [len(h)]) + 2 for i, h in enumerate(("region", "variable", "metric"))
+        max([len(line[i]) for line in lines] + [len(h)]) + 2
+        for i, h in enumerate(("region", "variable", "metric"))
     ]
-    head = "".join(h.ljust(w) for h, w in zip(("region", "variable", "metric"), widths, strict=True))
+    head = "".join(
+        h.ljust(w) for h, w in zip(("region", "variable", "metric"), widths, strict=True)
+    )
     table = [head + "".join(f"{c:>12}" for c in card.columns)]
     table += [
         "".join(str(t).ljust(w) for t, w in zip(line[:3], widths, strict=True))
@@ -523,16 +659,26 @@ def _table(scores: Any) -> str:
 @_readable
 def scorecard(
     scores: Annotated[Path, typer.Argument(help="What evaluate wrote.", show_default=False)],
-    baseline: Annotated[list[str] | None, typer.Option(help="name=scores.nc of another forecast; several.")] = None,
-    out: Annotated[Path, typer.Option(help="scorecard.html or scorecard.png")] = Path("scorecard.html"),
+    baseline: Annotated[
+        list[str] | None, typer.Option(help="name=scores.nc of another forecast; several.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="scorecard.html or scorecard.png")] = Path(
+        "scorecard.html"
+    ),
     name: Annotated[str, typer.Option(help="What this forecast is called.")] = "forecast",
     title: Annotated[str, typer.Option(help="Of the page.")] = "Scorecard",
-    forecast: Annotated[str | None, typer.Option(help="The forecast, to show its best and worst case.")] = None,
-    truth: Annotated[list[str] | None, typer.Option(help="The truth of those cases; repeat it for several.")] = None,
+    forecast: Annotated[
+        str | None, typer.Option(help="The forecast, to show its best and worst case.")
+    ] = None,
+    truth: Annotated[
+        list[str] | None, typer.Option(help="The truth of those cases; repeat it for several.")
+    ] = None,
     published: Annotated[
         list[str] | None, typer.Option(help="Published models to draw beside, such as ifs_hres.")
     ] = None,
-    level: Annotated[float, typer.Option(help="Of the intervals by which differences are marked.")] = 0.95,
+    level: Annotated[
+        float, typer.Option(help="Of the intervals by which differences are marked.")
+    ] = 0.95,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
 ) -> None:
     """Scores as a page or a picture, beside those of baselines."""
@@ -543,7 +689,9 @@ def scorecard(
         if not found:
             label, path = Path(entry).stem, entry
         if label in others:
-            raise OptionError(f"two baselines are called {label!r}.", fix=f"--baseline first={path}")
+            raise OptionError(
+                f"two baselines are called {label!r}.", fix=f"--baseline first={path}"
+            )
         others[label] = _scores(path)
     made = _open([forecast]) if forecast else None
     beside = None
@@ -574,9 +722,9 @@ def _scores(path: str) -> Any:
 @app.command()
 @_readable
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for data, model, forecast, scores and pictures.")] = Path(
-        "xaurora-demo"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder for data, model, forecast, scores and pictures.")
+    ] = Path("xaurora-demo"),
     steps: Annotated[int, typer.Option(help="Training steps.")] = 200,
     quiet: Quiet = False,
 ) -> None:

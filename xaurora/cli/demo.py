@@ -25,7 +25,8 @@ _SCORED = 40  # init times
 
 
 def exact_scores(ds: xr.Dataset, init_times: np.ndarray) -> dict[str, xr.Dataset]:
-    """CRPS, by lead, of the forecasters that know the law with and without the state, as ``evaluate`` lays scores out.
+    """CRPS, by lead, of the forecasters that know the law with and without the state, as
+    ``evaluate`` lays scores out.
 
     Parameters
     ----------
@@ -34,9 +35,14 @@ def exact_scores(ds: xr.Dataset, init_times: np.ndarray) -> dict[str, xr.Dataset
     init_times : ndarray of datetime64
         The forecast's.
     """
-    weights = np.repeat(latitude_weights(ds["latitude"].values)[:, None], ds.sizes["longitude"], axis=1)
+    weights = np.repeat(
+        latitude_weights(ds["latitude"].values)[:, None], ds.sizes["longitude"], axis=1
+    )
     out = {}
-    for name, scorer in (("perfect forecaster", synthesis.perfect_crps), ("climatology", synthesis.climatology_crps)):
+    for name, scorer in (
+        ("perfect forecaster", synthesis.perfect_crps),
+        ("climatology", synthesis.climatology_crps),
+    ):
         values = []
         for lead in baselines.durations(LEADS):
             hours = int(lead / np.timedelta64(1, "h"))
@@ -44,13 +50,15 @@ def exact_scores(ds: xr.Dataset, init_times: np.ndarray) -> dict[str, xr.Dataset
             values.append(aggregation.area_mean(score, weights, skipna=False).mean())
         tp = (("metric", "region", "lead_time"), np.array(values)[None, None], {"units": "m"})
         out[name] = xr.Dataset(
-            {"tp": tp}, {"metric": ["crps"], "region": ["global"], "lead_time": baselines.durations(LEADS)}
+            {"tp": tp},
+            {"metric": ["crps"], "region": ["global"], "lead_time": baselines.durations(LEADS)},
         )
     return out
 
 
 def run(out: Path, *, steps: int = 200, progress: bool = True) -> str:
-    """Make data, teach ``tiny-pretrained`` rain, forecast, score, draw. Returns the verdict in words.
+    """Make data, teach ``tiny-pretrained`` rain, forecast, score, draw. Returns the verdict in
+    words.
 
     Parameters
     ----------
@@ -73,16 +81,31 @@ def run(out: Path, *, steps: int = 200, progress: bool = True) -> str:
     with storage.named_failures(out):
         storage.replace_file(out / "fields.nc", lambda path: ds.to_netcdf(path, engine="netcdf4"))
     past = ds.isel(time=slice(None, _PAST))
-    # As with a real Aurora: the backbone knows how the fields move, and stays as it is; a new head learns rain.
+    # As with a real Aurora: the backbone knows how the fields move, and stays as it is; a new head
+    # learns rain.
     tuned = past.aurora.finetune(
-        "tp", model="tiny-pretrained", strategy="frozen", steps=steps, batch_size=4, out=out / "run", progress=progress
+        "tp",
+        model="tiny-pretrained",
+        strategy="frozen",
+        steps=steps,
+        batch_size=4,
+        out=out / "run",
+        progress=progress,
     )
-    # Two times on, so that no frame of a forecast's history was seen, neither in training nor in choosing the best state.
+    # Two times on, so that no frame of a forecast's history was seen, neither in training nor in
+    # choosing the best state.
     held_out = ds["time"].values[_PAST + 1 : _PAST + 1 + _SCORED]
     forecast = ds.aurora.predict(
-        LEADS[-1], model=tuned, time=held_out, thresholds_mm=(1.0,), variables=["t2m", "msl", "tp"], progress=progress
+        LEADS[-1],
+        model=tuned,
+        time=held_out,
+        thresholds_mm=(1.0,),
+        variables=["t2m", "msl", "tp"],
+        progress=progress,
     )
-    storage.replace_file(out / "forecast.nc", lambda path: forecast.to_netcdf(path, engine="netcdf4"))
+    storage.replace_file(
+        out / "forecast.nc", lambda path: forecast.to_netcdf(path, engine="netcdf4")
+    )
 
     scores, rivals = _scored(ds, past, forecast, progress)
     storage.replace_file(out / "scores.nc", lambda path: scores.to_netcdf(path, engine="netcdf4"))
@@ -104,16 +127,21 @@ def _scored(
 ) -> tuple[xr.Dataset, dict[str, xr.Dataset]]:
     """Scores of the forecast, and of what it is compared with."""
     normals = climatology.build(past, ["t2m", "msl", "tp"])
-    persistence = baselines.persistence(ds, ["t2m", "msl", "tp"], LEADS).sel(init_time=forecast["init_time"])
+    persistence = baselines.persistence(ds, ["t2m", "msl", "tp"], LEADS).sel(
+        init_time=forecast["init_time"]
+    )
     together = {
         "this forecast": forecast,
         "climatology": baselines.climatology_forecast(normals, forecast),
         "persistence": persistence,
     }
-    rivals = compare(together, ds, climatology=normals, regions=["global"], metrics="all", progress=progress)
+    rivals = compare(
+        together, ds, climatology=normals, regions=["global"], metrics="all", progress=progress
+    )
     scores = rivals.pop("this forecast")
     exact = exact_scores(ds, forecast["init_time"].values)
-    # The climatological forecaster of rain is a distribution, not its mean: its CRPS is known exactly.
+    # The climatological forecaster of rain is a distribution, not its mean: its CRPS is known
+    # exactly.
     tp = rivals["climatology"]["tp"].copy()
     tp.loc[{"metric": "crps"}] = exact["climatology"]["tp"].sel(metric="crps")
     rivals["climatology"] = scores_without(rivals["climatology"].assign(tp=tp), "tp__crps")
@@ -131,7 +159,11 @@ def scores_without(scores: xr.Dataset, carried: str) -> xr.Dataset:
 
 
 def _pictures(
-    out: Path, ds: xr.Dataset, forecast: xr.Dataset, scores: dict[str, xr.Dataset], history: list[dict[str, Any]]
+    out: Path,
+    ds: xr.Dataset,
+    forecast: xr.Dataset,
+    scores: dict[str, xr.Dataset],
+    history: list[dict[str, Any]],
 ) -> None:
     import matplotlib.pyplot as plt
 
@@ -145,24 +177,39 @@ def _pictures(
     chance = forecast["tp_probability"].isel(init_time=0, lead_time=0, threshold=0)
     save(
         "probability-of-1mm-6h.png",
-        plots.field(chance, title="probability of more than 1 mm in the first 6 hours", rain=False, limits=(0.0, 1.0)),
+        plots.field(
+            chance,
+            title="probability of more than 1 mm in the first 6 hours",
+            rain=False,
+            limits=(0.0, 1.0),
+        ),
     )
     save("learning.png", curves.learning_curves(history))
     save("crps-by-lead.png", plots.lead_curve(scores, "tp", "crps"))
 
 
-def _verdict(out: Path, tuned: Any, scores: xr.Dataset, rivals: dict[str, xr.Dataset], seconds: float) -> str:
+def _verdict(
+    out: Path, tuned: Any, scores: xr.Dataset, rivals: dict[str, xr.Dataset], seconds: float
+) -> str:
     def crps(which: xr.Dataset, lead: int) -> float:
         return float(which["tp"].sel(metric="crps", region="global").isel(lead_time=lead)) * 1e3
 
     lines = [
         "",
-        f"Taught a tiny, pretrained Aurora rain on {tuned.config['training']['samples']} synthetic samples and forecast {scores.attrs['number_of_init_times']} times it had not seen.",
+        (
+            f"Taught a tiny, pretrained Aurora rain on {tuned.config['training']['samples']}"
+            f" synthetic samples and forecast {scores.attrs['number_of_init_times']} times it had"
+            " not seen."
+        ),
         "",
     ]
-    lines.append(f"{'CRPS of tp in mm (smaller is better)':<40}" + "".join(f"{lead:>8}" for lead in LEADS))
+    lines.append(
+        f"{'CRPS of tp in mm (smaller is better)':<40}" + "".join(f"{lead:>8}" for lead in LEADS)
+    )
     for name, which in (("this forecast", scores), *rivals.items()):
-        lines.append(f"  {name:<38}" + "".join(f"{crps(which, i):>8.3f}" for i in range(len(LEADS))))
+        lines.append(
+            f"  {name:<38}" + "".join(f"{crps(which, i):>8.3f}" for i in range(len(LEADS)))
+        )
     gains = [
         (crps(rivals["climatology"], i) - crps(scores, i))
         / (crps(rivals["climatology"], i) - crps(rivals["perfect forecaster"], i))
@@ -171,10 +218,14 @@ def _verdict(out: Path, tuned: Any, scores: xr.Dataset, rivals: dict[str, xr.Dat
     lines.append(f"  {'share of what can be gained':<38}" + "".join(f"{g:>8.0%}" for g in gains))
     first = gains[0]
     if first >= 0.7:
-        words = "That is a good forecast: most of what the state tells about the rain six hours on was learnt."
+        words = (
+            "That is a good forecast: most of what the state tells about the rain six hours on was"
+            " learnt."
+        )
     elif first >= 0.3:
         words = (
-            "That is a fair forecast: part of what the state tells about the rain was learnt; more steps would help."
+            "That is a fair forecast: part of what the state tells about the rain was learnt; more"
+            " steps would help."
         )
     elif first > 0.0:
         words = "That is a weak forecast, little better than the climatology; train for more steps."
@@ -183,8 +234,14 @@ def _verdict(out: Path, tuned: Any, scores: xr.Dataset, rivals: dict[str, xr.Dat
     lines += [
         "",
         words,
-        f"(A perfect forecaster knows the law of the rain and the state; nobody can do better.) {seconds:.0f} s in all.",
+        (
+            "(A perfect forecaster knows the law of the rain and the state; nobody can do better.)"
+            f" {seconds:.0f} s in all."
+        ),
         "",
-        f"Look at {out / 'scorecard.html'} and the pictures beside it. Go on with: xaurora predict {out / 'fields.nc'} --model {out / 'run'} --out next.nc",
+        (
+            f"Look at {out / 'scorecard.html'} and the pictures beside it. Go on with: xaurora"
+            f" predict {out / 'fields.nc'} --model {out / 'run'} --out next.nc"
+        ),
     ]
     return "\n".join(lines)

@@ -1,7 +1,9 @@
-"""Closed forms of the distribution families of rain and of other variables: CRPS, cdf, quantile, mean.
+"""Closed forms of the distribution families of rain and of other variables: CRPS, cdf, quantile,
+mean.
 
-Written once over the array namespace: NumPy arrays for scoring, Torch tensors for training. Amounts are in metres over six hours;
-``z = log1p(y / ε)`` is where the censored normal lives, with ε in metres.
+Written once over the array namespace: NumPy arrays for scoring, Torch tensors for training. Amounts
+are in metres over six hours; ``z = log1p(y / ε)`` is where the censored normal lives, with ε in
+metres.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The censored shifted gamma distribution: ``tp = max(0, G − s)`` with G gamma. Amounts in metres.
 
-Scheuerer and Hamill (2015), Statistical postprocessing of ensemble precipitation forecasts by fitting censored, shifted gamma
-distributions, Mon. Weather Rev., doi:10.1175/MWR-D-15-0061.1. Here the shift ``s = −δ`` is positive.
+Scheuerer and Hamill (2015), Statistical postprocessing of ensemble precipitation forecasts by
+fitting censored, shifted gamma distributions, Mon. Weather Rev., doi:10.1175/MWR-D-15-0061.1. Here
+the shift ``s = −δ`` is positive.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ def _tails(k: Any, x: Any, xp: Any) -> tuple[Any, Any]:
 def crps(shape: Any, scale: Any, shift: Any, y: Any) -> Any:
     """CRPS in metres, in survival form, ``y − 2∫₀^y S + ∫₀^∞ S²``; computed in float64.
 
-    With ``a = (y+s)/θ``, ``c = s/θ``, ``∫₀^y S = θ[a Q(k,a) − c Q(k,c) + k(Q(k+1,c) − Q(k+1,a))]`` and
-    ``∫₀^∞ S² = θ[k Q(k+1,c)² − c Q(k,c)² − k r Q(2k+1,2c)]``, ``r = Γ(k+½)/(√π Γ(k+1))``: equation 10 of Scheuerer and Hamill
-    (2015), arranged so that no large terms cancel where it is dry.
+    With ``a = (y+s)/θ``, ``c = s/θ``, ``∫₀^y S = θ[a Q(k,a) − c Q(k,c) + k(Q(k+1,c) − Q(k+1,a))]``
+    and ``∫₀^∞ S² = θ[k Q(k+1,c)² − c Q(k,c)² − k r Q(2k+1,2c)]``, ``r = Γ(k+½)/(√π Γ(k+1))``:
+    equation 10 of Scheuerer and Hamill (2015), arranged so that no large terms cancel where it is
+    dry.
 
     Parameters
     ----------
@@ -40,7 +42,11 @@ def crps(shape: Any, scale: Any, shift: Any, y: Any) -> Any:
     above_a, next_a = _tails(k, a, xp)
     above_c, next_c = _tails(k, c, xp)
     up_to = a * above_a - c * above_c + k * (next_c - next_a)
-    twice = k * next_c * next_c - c * above_c * above_c - k * ratio(k, xp) * xp.gamma_above(2.0 * k + 1.0, 2.0 * c)
+    twice = (
+        k * next_c * next_c
+        - c * above_c * above_c
+        - k * ratio(k, xp) * xp.gamma_above(2.0 * k + 1.0, 2.0 * c)
+    )
     return xp.back(xp.clamp_value(v + theta * (twice - 2.0 * up_to)), shape)
 
 

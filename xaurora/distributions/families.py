@@ -1,4 +1,6 @@
-"""The families as objects: what scoring, forecasts and heads need of each, whatever its parameters are."""
+"""The families as objects: what scoring, forecasts and heads need of each, whatever its parameters
+are.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,11 @@ Params = Mapping[str, Any]
 
 
 class Family(Protocol):
-    """A distribution family with its constants. Amounts in the canonical units of the variable: metres over six hours for rain.
+    """A distribution family with its constants. Amounts in the canonical units of the variable:
+    metres over six hours for rain.
 
-    ``params`` maps the names in ``parameters`` to arrays of one shape; ``y`` and ``q`` broadcast with them.
+    ``params`` maps the names in ``parameters`` to arrays of one shape; ``y`` and ``q`` broadcast
+    with them.
     """
 
     name: ClassVar[str]
@@ -31,7 +35,9 @@ class Family(Protocol):
 
 @dataclass(frozen=True)
 class CensoredNormal:
-    """``z = log1p(tp / ε)`` is a normal, left-censored at zero; ``mu`` and ``sigma`` in z, ``epsilon`` in metres."""
+    """``z = log1p(tp / ε)`` is a normal, left-censored at zero; ``mu`` and ``sigma`` in z,
+    ``epsilon`` in metres.
+    """
 
     name: ClassVar[str] = "censored_normal"
     parameters: ClassVar[tuple[str, ...]] = ("mu", "sigma")
@@ -56,7 +62,9 @@ class CensoredNormal:
 
 @dataclass(frozen=True)
 class HurdleLognormal:
-    """Wet with probability ``p``, then lognormal; ``mu`` and ``sigma`` of the logarithm of the amount in millimetres."""
+    """Wet with probability ``p``, then lognormal; ``mu`` and ``sigma`` of the logarithm of the
+    amount in millimetres.
+    """
 
     name: ClassVar[str] = "hurdle_lognormal"
     parameters: ClassVar[tuple[str, ...]] = ("p", "mu", "sigma")
@@ -104,7 +112,9 @@ class HurdleGamma:
 
 @dataclass(frozen=True)
 class CensoredShiftedGamma:
-    """``max(0, G − shift)`` with G gamma of ``shape`` and ``scale``; ``scale`` and ``shift`` in metres."""
+    """``max(0, G − shift)`` with G gamma of ``shape`` and ``scale``; ``scale`` and ``shift`` in
+    metres.
+    """
 
     name: ClassVar[str] = "csgd"
     parameters: ClassVar[tuple[str, ...]] = ("shape", "scale", "shift")
@@ -128,7 +138,9 @@ class CensoredShiftedGamma:
 
 @dataclass(frozen=True)
 class Quantiles:
-    """Wet with probability ``p``, then quantiles ``q1 … qK`` in metres at ``levels``, linear between, with an exponential tail."""
+    """Wet with probability ``p``, then quantiles ``q1 … qK`` in metres at ``levels``, linear
+    between, with an exponential tail.
+    """
 
     name: ClassVar[str] = "quantile"
     levels: tuple[float, ...]
@@ -212,7 +224,9 @@ class Normal:
 
 @dataclass(frozen=True)
 class BoundedNormal:
-    """A normal censored at ``lower`` and ``upper``, in the variable's units: for fractions, which are often exactly 0 or 1."""
+    """A normal censored at ``lower`` and ``upper``, in the variable's units: for fractions, which
+    are often exactly 0 or 1.
+    """
 
     name: ClassVar[str] = "bounded_normal"
     parameters: ClassVar[tuple[str, ...]] = ("mu", "sigma")
@@ -233,7 +247,11 @@ class BoundedNormal:
         xp = namespace(mu)
         y = xp.like(y, mu) + 0.0 * mu
         inside = xp.ndtr((y - mu) / params["sigma"])
-        return xp.where(y >= self.upper, xp.ones_like(inside), xp.where(y < self.lower, xp.zeros_like(inside), inside))
+        return xp.where(
+            y >= self.upper,
+            xp.ones_like(inside),
+            xp.where(y < self.lower, xp.zeros_like(inside), inside),
+        )
 
     def quantile(self, params: Params, q: Any) -> Any:
         """Value not exceeded with probability ``q``."""
@@ -261,7 +279,9 @@ _ATTRIBUTE = {"epsilon": "epsilon_m"}
 
 
 def to_attrs(family: Family) -> dict[str, Any]:
-    """Attributes from which :func:`from_attrs` builds the family again; they can stand in NetCDF and Zarr."""
+    """Attributes from which :func:`from_attrs` builds the family again; they can stand in NetCDF
+    and Zarr.
+    """
     out: dict[str, Any] = {"distribution": family.name}
     for item in fields(family):  # type: ignore[arg-type]
         value = getattr(family, item.name)
@@ -277,7 +297,9 @@ def is_attr(name: str) -> bool:
 
 
 def from_attrs(attrs: Mapping[str, Any]) -> Family | None:
-    """The family that attributes describe; None if they describe none or one that is not known here."""
+    """The family that attributes describe; None if they describe none or one that is not known
+    here.
+    """
     kind = FAMILIES.get(str(attrs.get("distribution")))
     if kind is None:
         return None

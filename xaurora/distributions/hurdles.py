@@ -1,8 +1,10 @@
-"""Hurdle families: dry with probability ``1 − p``, else a lognormal or gamma amount. Amounts in metres.
+"""Hurdle families: dry with probability ``1 − p``, else a lognormal or gamma amount. Amounts in
+metres.
 
-The CRPS of a point mass at zero mixed with a law G of mean m is ``(1−p) y + p E|G−y| − p(1−p) m − ½p² E|G−G'|`` (from
-``E|X−y| − ½E|X−X'|``; Gneiting and Raftery 2007, doi:10.1198/016214506000001437, equation 21). Written as below no two large terms
-cancel where it is dry.
+The CRPS of a point mass at zero mixed with a law G of mean m is ``(1−p) y + p E|G−y| − p(1−p) m −
+½p² E|G−G'|`` (from ``E|X−y| − ½E|X−X'|``; Gneiting and Raftery 2007,
+doi:10.1198/016214506000001437, equation 21). Written as below no two large terms cancel where it is
+dry.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ MM = 1e-3  # m
 
 
 def lognormal_crps(p: Any, mu: Any, sigma: Any, y: Any) -> Any:
-    """CRPS in metres: ``y − 2p[y S(ω) + m Φ(ω−σ)] + 2p² m S(σ/√2)`` with ``ω = (ln y − μ)/σ``, ``m = e^{μ+σ²/2}``.
+    """CRPS in metres: ``y − 2p[y S(ω) + m Φ(ω−σ)] + 2p² m S(σ/√2)`` with ``ω = (ln y − μ)/σ``, ``m
+    = e^{μ+σ²/2}``.
 
     Parameters
     ----------
@@ -29,7 +32,9 @@ def lognormal_crps(p: Any, mu: Any, sigma: Any, y: Any) -> Any:
     xp = namespace(mu)
     mean = MM * xp.exp(mu + 0.5 * sigma * sigma)
     wet = y > 0
-    omega = (xp.log(xp.where(wet, y, MM + 0.0 * y) / MM) - mu) / sigma  # twice `where`: log(0) has no gradient
+    omega = (
+        xp.log(xp.where(wet, y, MM + 0.0 * y) / MM) - mu
+    ) / sigma  # twice `where`: log(0) has no gradient
     beyond = xp.where(wet, xp.ndtr(-omega), xp.ones_like(omega))
     below = xp.where(wet, xp.ndtr(omega - sigma), xp.zeros_like(omega))
     spread = 2.0 * p * p * mean * xp.ndtr(-sigma / SQRT_2)
@@ -65,7 +70,8 @@ def lognormal_quantile(p: Any, mu: Any, sigma: Any, q: Any) -> Any:
 
 
 def gamma_crps(p: Any, shape: Any, mean: Any, y: Any) -> Any:
-    """CRPS in metres: ``y − 2p[y Q(α, βy) + m P(α+1, βy)] + p² m (1−r)``, ``r = Γ(α+½)/(√π Γ(α+1))``; computed in float64.
+    """CRPS in metres: ``y − 2p[y Q(α, βy) + m P(α+1, βy)] + p² m (1−r)``, ``r = Γ(α+½)/(√π
+    Γ(α+1))``; computed in float64.
 
     Parameters
     ----------
@@ -81,7 +87,8 @@ def gamma_crps(p: Any, shape: Any, mean: Any, y: Any) -> Any:
     wet = v > 0
     scaled = xp.where(wet, v * a / m, xp.ones_like(v * a))
     above = xp.gamma_above(a, scaled)
-    # P(α+1, t) = 1 − Q(α, t) − t^α e^{−t}/Γ(α+1): one incomplete gamma function, and its gradient, instead of two
+    # P(α+1, t) = 1 − Q(α, t) − t^α e^{−t}/Γ(α+1): one incomplete gamma function, and its gradient,
+    # instead of two
     below_next = 1.0 - above - xp.exp(a * xp.log(scaled) - scaled - xp.gammaln(a + 1.0))
     inner = xp.where(wet, v * above + m * below_next, xp.zeros_like(scaled))
     rest = 1.0 - ratio(a, xp)
@@ -89,7 +96,9 @@ def gamma_crps(p: Any, shape: Any, mean: Any, y: Any) -> Any:
 
 
 def ratio(a: Any, xp: Any) -> Any:
-    """``r = Γ(α+½)/(√π Γ(α+1))``, half the mean difference of two gamma amounts in units of their mean."""
+    """``r = Γ(α+½)/(√π Γ(α+1))``, half the mean difference of two gamma amounts in units of their
+    mean.
+    """
     return xp.exp(xp.gammaln(a + 0.5) - xp.gammaln(a + 1.0)) / SQRT_PI
 
 

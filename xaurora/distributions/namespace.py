@@ -13,7 +13,15 @@ SQRT_2, SQRT_PI, SQRT_2PI = math.sqrt(2.0), math.sqrt(math.pi), math.sqrt(2.0 * 
 class Numpy:
     """NumPy and SciPy, which is imported when first used."""
 
-    exp, log, log1p, expm1, sqrt, where, abs = np.exp, np.log, np.log1p, np.expm1, np.sqrt, np.where, np.abs
+    exp, log, log1p, expm1, sqrt, where, abs = (
+        np.exp,
+        np.log,
+        np.log1p,
+        np.expm1,
+        np.sqrt,
+        np.where,
+        np.abs,
+    )
     minimum, maximum, zeros_like, ones_like = np.minimum, np.maximum, np.zeros_like, np.ones_like
 
     @staticmethod
@@ -81,17 +89,33 @@ class Torch:
 
         from xaurora.distributions import torch_gamma
 
-        for name in ("exp", "log", "log1p", "expm1", "sqrt", "where", "abs", "zeros_like", "ones_like"):
+        for name in (
+            "exp",
+            "log",
+            "log1p",
+            "expm1",
+            "sqrt",
+            "where",
+            "abs",
+            "zeros_like",
+            "ones_like",
+        ):
             setattr(self, name, getattr(torch, name))
         self.minimum, self.maximum = torch.minimum, torch.maximum
-        self.ndtr, self.ndtri, self.gammaln = torch.special.ndtr, torch.special.ndtri, torch.special.gammaln
+        self.ndtr, self.ndtri, self.gammaln = (
+            torch.special.ndtr,
+            torch.special.ndtri,
+            torch.special.gammaln,
+        )
         self.gamma_above, self.gamma_below = torch_gamma.gamma_above, torch_gamma.gamma_below
         self._torch = torch
 
     def gamma_quantile(self, shape: Any, q: Any) -> Any:
         """By SciPy, without a gradient: Torch has no inverse of the incomplete gamma function."""
         shape, q = self._torch.broadcast_tensors(shape, q)
-        values = Numpy.gamma_quantile(shape.detach().cpu().double().numpy(), q.detach().cpu().double().numpy())
+        values = Numpy.gamma_quantile(
+            shape.detach().cpu().double().numpy(), q.detach().cpu().double().numpy()
+        )
         return self._torch.as_tensor(values, dtype=shape.dtype, device=shape.device)
 
     def like(self, value: Any, x: Any) -> Any:
@@ -107,7 +131,8 @@ class Torch:
 
     @staticmethod
     def clamp_value(x: Any) -> Any:
-        # The value is clamped and the gradient kept: far in the dry tail rounding makes a CRPS of 1e-36 negative.
+        # The value is clamped and the gradient kept: far in the dry tail rounding makes a CRPS of
+        # 1e-36 negative.
         return x + (x.clamp(min=0.0) - x).detach()
 
 

@@ -1,4 +1,6 @@
-"""Normal families: censored at zero in ``z = log1p(tp / ε)``, plain, and censored at both ends of a bounded range."""
+"""Normal families: censored at zero in ``z = log1p(tp / ε)``, plain, and censored at both ends of a
+bounded range.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,16 @@ def from_latent(z: Any, epsilon: float) -> Any:
     return epsilon * namespace(z).expm1(z)
 
 
-# --- left-censored at zero in z ----------------------------------------------------------------------------------------
+# --- left-censored at zero in z -------------------------------------------------------------------
 
 
 def censored_normal_crps_z(mu: Any, sigma: Any, z: Any) -> Any:
     """CRPS in z of a normal left-censored at zero.
 
-    ``z + σ[−2ωS(ω) + 2φ(ω) − 2φ(l) + 2lS(l) − lS(l)² + 2φ(l)S(l) − S(√2 l)/√π]`` with ``ω = (z−μ)/σ``, ``l = −μ/σ`` and
-    ``S(t) = Φ(−t)``: the form of Thorarinsdottir and Gneiting (2010, J. R. Stat. Soc. A, doi:10.1111/j.1467-985X.2009.00616.x) for
-    a point mass at zero, arranged so that nothing large cancels in float32 where it is dry.
+    ``z + σ[−2ωS(ω) + 2φ(ω) − 2φ(l) + 2lS(l) − lS(l)² + 2φ(l)S(l) − S(√2 l)/√π]`` with ``ω =
+    (z−μ)/σ``, ``l = −μ/σ`` and ``S(t) = Φ(−t)``: the form of Thorarinsdottir and Gneiting (2010, J.
+    R. Stat. Soc. A, doi:10.1111/j.1467-985X.2009.00616.x) for a point mass at zero, arranged so
+    that nothing large cancels in float32 where it is dry.
 
     Parameters
     ----------
@@ -79,8 +82,9 @@ def censored_normal_quantile(mu: Any, sigma: Any, q: Any, epsilon: float) -> Any
 def censored_normal_crps(mu: Any, sigma: Any, y: Any, epsilon: float, *, nodes: int = 40) -> Any:
     """CRPS in metres: ``∫ (F(x) − 1{y ≤ x})² dx`` over amounts.
 
-    There is no elementary closed form in metres (it needs the bivariate normal). In z both parts of the integrand are smooth
-    and live within nine σ of μ, so that 40 Gauss–Legendre nodes on each side of the observation give 1e-8 relative.
+    There is no elementary closed form in metres (it needs the bivariate normal). In z both parts of
+    the integrand are smooth and live within nine σ of μ, so that 40 Gauss–Legendre nodes on each
+    side of the observation give 1e-8 relative.
 
     Parameters
     ----------
@@ -118,31 +122,40 @@ def censored_normal_crps(mu: Any, sigma: Any, y: Any, epsilon: float, *, nodes: 
     return total
 
 
-# --- plain, and censored at both ends -----------------------------------------------------------------------------------
+# --- plain, and censored at both ends -------------------------------------------------------------
 
 
 def normal_crps(mu: Any, sigma: Any, y: Any) -> Any:
     """CRPS of a normal: ``σ[ω(2Φ(ω) − 1) + 2φ(ω) − 1/√π]`` with ``ω = (y−μ)/σ``.
 
-    Gneiting et al. (2005), Mon. Weather Rev., doi:10.1175/MWR2904.1, equation 5. In the units of ``y``.
+    Gneiting et al. (2005), Mon. Weather Rev., doi:10.1175/MWR2904.1, equation 5. In the units of
+    ``y``.
     """
     xp = namespace(mu)
     omega = (y - mu) / sigma
     # ω(2Φ(ω) − 1) = |ω|(1 − 2Φ(−|ω|)): large values do not cancel
     size = xp.abs(omega)
-    return xp.clamp_value(sigma * (size * (1.0 - 2.0 * xp.ndtr(-size)) + 2.0 * pdf(omega, xp) - 1.0 / SQRT_PI))
+    return xp.clamp_value(
+        sigma * (size * (1.0 - 2.0 * xp.ndtr(-size)) + 2.0 * pdf(omega, xp) - 1.0 / SQRT_PI)
+    )
 
 
 def bounded_normal_crps(mu: Any, sigma: Any, y: Any, lower: float, upper: float) -> Any:
     """CRPS of a normal censored at both ends, ``σ[G(ω) − G(l) + G(−ω) − G(−u)]`` with ``G' = Φ²``.
 
-    The point masses at the ends are what the normal has beyond them. Computed in float64, in the units of ``y``; Jordan, Krüger and
-    Lerch (2019), J. Stat. Softw., doi:10.18637/jss.v090.i12, have the same function as ``cnorm``.
+    The point masses at the ends are what the normal has beyond them. Computed in float64, in the
+    units of ``y``; Jordan, Krüger and Lerch (2019), J. Stat. Softw., doi:10.18637/jss.v090.i12,
+    have the same function as ``cnorm``.
     """
     xp = namespace(mu)
     m, s, v = xp.double(mu), xp.double(sigma), xp.double(y)
     omega, low, high = (v - m) / s, (lower - m) / s, (upper - m) / s
-    total = normal_square(omega, xp) - normal_square(low, xp) + normal_square(-omega, xp) - normal_square(-high, xp)
+    total = (
+        normal_square(omega, xp)
+        - normal_square(low, xp)
+        + normal_square(-omega, xp)
+        - normal_square(-high, xp)
+    )
     return xp.back(xp.clamp_value(s * total), mu)
 
 
@@ -151,5 +164,10 @@ def bounded_normal_mean(mu: Any, sigma: Any, lower: float, upper: float) -> Any:
     xp = namespace(mu)
     low, high = (lower - mu) / sigma, (upper - mu) / sigma
     inside = xp.ndtr(high) - xp.ndtr(low)
-    mean = lower * xp.ndtr(low) + upper * xp.ndtr(-high) + mu * inside + sigma * (pdf(low, xp) - pdf(high, xp))
+    mean = (
+        lower * xp.ndtr(low)
+        + upper * xp.ndtr(-high)
+        + mu * inside
+        + sigma * (pdf(low, xp) - pdf(high, xp))
+    )
     return xp.minimum(xp.maximum(mean, xp.like(lower, mean)), xp.like(upper, mean))

@@ -1,7 +1,9 @@
-"""A distribution given by quantiles of wet amounts: dry with probability ``1 − p``, else linear between quantiles, with an exponential tail.
+"""A distribution given by quantiles of wet amounts: dry with probability ``1 − p``, else linear
+between quantiles, with an exponential tail.
 
-Given rain, ``Q(0) = 0``, ``Q(τᵢ) = qᵢ``, linear in between; above ``q_K`` the survival function falls as ``(1−τ_K) e^{−(x−q_K)/s}`` with the
-``s`` that carries on from the last two quantiles. Amounts in metres. No family has to be right, and dry stays exactly zero.
+Given rain, ``Q(0) = 0``, ``Q(τᵢ) = qᵢ``, linear in between; above ``q_K`` the survival function
+falls as ``(1−τ_K) e^{−(x−q_K)/s}`` with the ``s`` that carries on from the last two quantiles.
+Amounts in metres. No family has to be right, and dry stays exactly zero.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ def tail_scale(values: Sequence[Any], levels: Sequence[float]) -> Any:
     return xp.maximum((values[-1] - values[-2]) / steepness, xp.like(TINY, values[-1]))
 
 
-def _segments(p: Any, values: Sequence[Any], levels: Sequence[float]) -> list[tuple[Any, Any, Any, Any]]:
+def _segments(
+    p: Any, values: Sequence[Any], levels: Sequence[float]
+) -> list[tuple[Any, Any, Any, Any]]:
     """Ends of each linear piece of F, and F there."""
     xp = namespace(values[-1])
     ends = [xp.zeros_like(values[0]), *values]
@@ -61,7 +65,12 @@ def crps(p: Any, values: Sequence[Any], levels: Sequence[float], y: Any) -> Any:
     beyond = xp.maximum(y - last, xp.zeros_like(y - last))
     left = xp.exp(-beyond / scale)
     # ∫F² up to y: with the tail's survival S = rest·e^{−u}, (1 − S)² = 1 − 2S + S².
-    total = total + beyond - 2.0 * rest * scale * (1.0 - left) + 0.5 * rest * rest * scale * (1.0 - left * left)
+    total = (
+        total
+        + beyond
+        - 2.0 * rest * scale * (1.0 - left)
+        + 0.5 * rest * rest * scale * (1.0 - left * left)
+    )
     return xp.clamp_value(total + 0.5 * rest * rest * scale * left * left)
 
 
@@ -85,7 +94,9 @@ def cdf(p: Any, values: Sequence[Any], levels: Sequence[float], y: Any) -> Any:
         share = (y - start) / xp.where(width > TINY, width, xp.like(TINY, width))
         share = xp.minimum(xp.maximum(share, xp.zeros_like(share)), xp.ones_like(share))
         # Where a piece has no length, all of its probability lies at its end.
-        share = xp.where(width > TINY, share, xp.where(y >= end, xp.ones_like(share), xp.zeros_like(share)))
+        share = xp.where(
+            width > TINY, share, xp.where(y >= end, xp.ones_like(share), xp.zeros_like(share))
+        )
         out = out + (high - low) * share
     beyond = xp.maximum(y - values[-1], xp.zeros_like(out))
     return out + p * (1.0 - levels[-1]) * (1.0 - xp.exp(-beyond / tail_scale(values, levels)))
@@ -95,7 +106,9 @@ def quantile(p: Any, values: Sequence[Any], levels: Sequence[float], q: Any) -> 
     """Amount in metres not exceeded with probability ``q`` in (0, 1)."""
     xp = namespace(values[-1])
     q = xp.like(q, values[-1])
-    rank = xp.maximum((q - (1.0 - p)) / p, xp.zeros_like(q + p))  # among wet amounts; zero where dry
+    rank = xp.maximum(
+        (q - (1.0 - p)) / p, xp.zeros_like(q + p)
+    )  # among wet amounts; zero where dry
     out = 0.0 * (rank + values[-1])
     ends = [xp.zeros_like(values[0]), *values]
     heights = [0.0, *levels]

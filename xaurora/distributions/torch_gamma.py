@@ -1,6 +1,8 @@
-"""The regularised incomplete gamma functions for Torch, with a gradient in the shape, which Torch itself does not have.
+"""The regularised incomplete gamma functions for Torch, with a gradient in the shape, which Torch
+itself does not have.
 
-The derivative in the shape is a central difference in float64 with a small step; its error is about 1e-10, of a function between 0 and 1.
+The derivative in the shape is a central difference in float64 with a small step; its error is about
+1e-10, of a function between 0 and 1.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from torch.autograd.function import once_differentiable
 _STEP = 2e-5  # of the shape; truncation (h²) and rounding (1e-16/h) meet there
 
 
-def _slope(function: Callable[..., torch.Tensor], shape: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _slope(
+    function: Callable[..., torch.Tensor], shape: torch.Tensor, x: torch.Tensor
+) -> torch.Tensor:
     """``∂function/∂shape``; float64 tensors of one shape in and out."""
     step = _STEP * shape
     return (function(shape + step, x) - function(shape - step, x)) / (2.0 * step)
@@ -31,7 +35,9 @@ class _Tail(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+    def backward(
+        ctx: Any, upstream: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         shape, x = ctx.saved_tensors
         a, t = (v.double() for v in torch.broadcast_tensors(shape, x))
         weight = upstream.double()
@@ -51,7 +57,9 @@ class _Tail(torch.autograd.Function):
 
 
 def gamma_above(shape: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """``Q(shape, x)``, differentiable once in both; ``x`` must be positive where its gradient is asked for."""
+    """``Q(shape, x)``, differentiable once in both; ``x`` must be positive where its gradient is
+    asked for.
+    """
     return _Tail.apply(shape, x, 1.0)
 
 

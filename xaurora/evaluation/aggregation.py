@@ -1,4 +1,6 @@
-"""Aggregation: area sums by region, and means over init times that add up over chunks, files and workers. Knows nothing of torch."""
+"""Aggregation: area sums by region, and means over init times that add up over chunks, files and
+workers. Knows nothing of torch.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ import numpy as np
 
 
 def area_mean(values: np.ndarray, weights: np.ndarray, *, skipna: bool) -> np.ndarray:
-    """Weighted mean over the last two dims; missing values inside the region pass on, unless they are skipped.
+    """Weighted mean over the last two dims; missing values inside the region pass on, unless they
+    are skipped.
 
     Parameters
     ----------
@@ -29,8 +32,9 @@ def area_mean(values: np.ndarray, weights: np.ndarray, *, skipna: bool) -> np.nd
 class AreaMeans:
     """Weighted means over regions, for many fields at once.
 
-    A box of the plain grid needs no pass of its own: rows and columns separate, so one matrix product serves all boxes. Masks, land and polygons
-    are summed over their own bounding box. What lies outside a region never reaches it, not even as NaN.
+    A box of the plain grid needs no pass of its own: rows and columns separate, so one matrix
+    product serves all boxes. Masks, land and polygons are summed over their own bounding box. What
+    lies outside a region never reaches it, not even as NaN.
 
     Parameters
     ----------
@@ -49,7 +53,11 @@ class AreaMeans:
             if len(columns) and (inner == inner[:, :1]).all() and (inner > 0).all():
                 self.boxes.append((r, rows, columns, inner[:, 0].copy()))
             else:
-                box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)) if len(rows) else (slice(0, 0),) * 2  # fmt: skip
+                box = (
+                    (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+                    if len(rows)
+                    else (slice(0, 0),) * 2
+                )
                 self._masks.append((r, box, np.ascontiguousarray(w[box])))
         shape = next(iter(weights.values())).shape
         self._columns, self._column_of = self._column_sets(shape[1])
@@ -67,7 +75,9 @@ class AreaMeans:
             place.append(sets.index(key))
         return np.array(masks).T if masks else np.zeros((width, 0)), place
 
-    def __call__(self, values: np.ndarray, valid: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(
+        self, values: np.ndarray, valid: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Means and weights.
 
         Parameters
@@ -99,14 +109,19 @@ class AreaMeans:
         return means.reshape(-1, *shape[:-2]), share.reshape(-1, *shape[:-2])
 
     def histogram(
-        self, labels: np.ndarray, bins: int, values: np.ndarray | None = None, valid: np.ndarray | None = None
+        self,
+        labels: np.ndarray,
+        bins: int,
+        values: np.ndarray | None = None,
+        valid: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Share of each region's area by label, or that times ``values``.
 
         Parameters
         ----------
         labels : ndarray of int, ``(h, w)``
-            0 … bins − 1; −1 for a missing value, which makes the region's shares missing unless it does not count.
+            0 … bins − 1; −1 for a missing value, which makes the region's shares missing unless it
+            does not count.
         bins : int
         values : ndarray, ``(h, w)``, optional
         valid : ndarray of bool, ``(h, w)``, optional
@@ -158,7 +173,8 @@ class AreaMeans:
 
 @dataclass
 class Sums:
-    """What is kept of one statistic of one variable: sums over init times, by group, lead and region.
+    """What is kept of one statistic of one variable: sums over init times, by group, lead and
+    region.
 
     Parameters
     ----------
@@ -192,8 +208,12 @@ class Sums:
         self.weight[at] += share
 
     def means(self, convention: str = "weatherbench2") -> np.ndarray:
-        """Means over init times: of area means (WeatherBench2), or over all valid points alike (WeatherBench-X)."""
-        top, bottom = (self.mean, self.count) if convention == "weatherbench2" else (self.total, self.weight)
+        """Means over init times: of area means (WeatherBench2), or over all valid points alike
+        (WeatherBench-X).
+        """
+        top, bottom = (
+            (self.mean, self.count) if convention == "weatherbench2" else (self.total, self.weight)
+        )
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(top / bottom)
 
@@ -234,7 +254,10 @@ class Slots:
         leads : ndarray of int, ``(lead,)``
             New lead; −1 leaves out.
         """
-        out = Sums.zeros(self.dims, (int(to.max(initial=-1)) + 1, int(leads.max(initial=-1)) + 1, *self.mean.shape[2:]))
+        out = Sums.zeros(
+            self.dims,
+            (int(to.max(initial=-1)) + 1, int(leads.max(initial=-1)) + 1, *self.mean.shape[2:]),
+        )
         for old, new in enumerate(leads):
             if new < 0:
                 continue
@@ -265,23 +288,35 @@ class Table:
     found: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     def add(
-        self, key: tuple[str, str], dims: tuple[str, ...], group: int, lead: int, means: np.ndarray, share: np.ndarray
+        self,
+        key: tuple[str, str],
+        dims: tuple[str, ...],
+        group: int,
+        lead: int,
+        means: np.ndarray,
+        share: np.ndarray,
     ) -> None:
         """Add the area means of one init time and lead, ``(region, *extra)``."""
         if key not in self.found:
             shape = (self.groups, self.leads, *means.shape)
-            self.found[key] = Slots.empty(dims, shape) if self.one_by_one else Sums.zeros(dims, shape)
+            self.found[key] = (
+                Slots.empty(dims, shape) if self.one_by_one else Sums.zeros(dims, shape)
+            )
         self.found[key].add(group, lead, means, share)
 
     def sums(self, to: np.ndarray, leads: np.ndarray) -> dict[tuple[str, str], Sums]:
-        """Sums by group and lead bin; of groups that are already added up only the leads are put together."""
+        """Sums by group and lead bin; of groups that are already added up only the leads are put
+        together.
+        """
         if self.one_by_one:
             return {key: slots.sums(to, leads) for key, slots in self.found.items()}
         if (leads == np.arange(len(leads))).all():
             return dict(self.found)
         out = {}
         for key, have in self.found.items():
-            new = Sums.zeros(have.dims, (self.groups, int(leads.max(initial=-1)) + 1, *have.mean.shape[2:]))
+            new = Sums.zeros(
+                have.dims, (self.groups, int(leads.max(initial=-1)) + 1, *have.mean.shape[2:])
+            )
             for name in ("mean", "count", "total", "weight"):
                 for old, place in enumerate(leads):
                     if place >= 0:

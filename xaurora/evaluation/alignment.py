@@ -1,4 +1,6 @@
-"""A forecast as it is scored: recognised, on a canonical grid, read in blocks. Knows nothing of torch."""
+"""A forecast as it is scored: recognised, on a canonical grid, read in blocks. Knows nothing of
+torch.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,16 @@ from xaurora.fields import periods, precipitation, recognition, variables
 from xaurora.fields.recognition import Field
 from xaurora.fields.variables import TIMESTEP_HOURS
 
-_LEADS = {"h": 3_600_000_000_000, "hour": 3_600_000_000_000, "hours": 3_600_000_000_000, "days": 86_400_000_000_000, "nanoseconds": 1, "ns": 1, "seconds": 1_000_000_000, "minutes": 60_000_000_000}  # fmt: skip
+_LEADS = {
+    "h": 3_600_000_000_000,
+    "hour": 3_600_000_000_000,
+    "hours": 3_600_000_000_000,
+    "days": 86_400_000_000_000,
+    "nanoseconds": 1,
+    "ns": 1,
+    "seconds": 1_000_000_000,
+    "minutes": 60_000_000_000,
+}
 
 
 logger = logging.getLogger("xaurora")
@@ -68,12 +79,20 @@ class Forecast:
     hours: int = TIMESTEP_HOURS
     whole: frozenset[int] | None = None
 
-    def block(self, name: str, init: slice, lead: slice, levels: tuple[float, ...] = ()) -> np.ndarray:
-        """One variable as it stands, ``(init, lead, ..., [number,] [level,] h, w)``, in canonical grid order."""
+    def block(
+        self, name: str, init: slice, lead: slice, levels: tuple[float, ...] = ()
+    ) -> np.ndarray:
+        """One variable as it stands, ``(init, lead, ..., [number,] [level,] h, w)``, in canonical
+        grid order.
+        """
         da = self.ds[name].isel(init_time=init, lead_time=lead)
         if levels and self.dims.get("level") in da.dims and levels != self.levels:
             da = da.isel({self.dims["level"]: [self.levels.index(v) for v in levels]})
-        own = [self.dims[d] for d in ("number", "level", "latitude", "longitude") if self.dims.get(d) in da.dims]
+        own = [
+            self.dims[d]
+            for d in ("number", "level", "latitude", "longitude")
+            if self.dims.get(d) in da.dims
+        ]
         return loaded(da.transpose("init_time", "lead_time", ..., *own))
 
     def has_members(self, name: str) -> bool:
@@ -81,7 +100,9 @@ class Forecast:
         return self.dims.get("number") in self.ds[name].dims
 
     def lengths(self, name: str) -> tuple[int, int]:
-        """Init times and leads to read at once: whole chunks of the store, as far as a block stays small."""
+        """Init times and leads to read at once: whole chunks of the store, as far as a block stays
+        small.
+        """
         da = self.ds[name]
         count = da.sizes["init_time"], da.sizes["lead_time"]
         frame = max(da.dtype.itemsize * da.size // max(count[0] * count[1], 1), 1)
@@ -113,7 +134,8 @@ def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
     ----------
     ds : Dataset
     accumulate : str, optional
-        Sum precipitation over so long first; hourly lead times are summed over six hours in any case.
+        Sum precipitation over so long first; hourly lead times are summed over six hours in any
+        case.
 
     Raises
     ------
@@ -126,14 +148,22 @@ def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
     """
     if not isinstance(ds, xr.Dataset) or not recognition.is_forecast(ds):
         raise KindError(
-            "a forecast is expected here, with dims (init_time, lead_time, ...) or WeatherBench2's (time, prediction_timedelta, ...), and this Dataset "
-            f"has {sorted(map(str, getattr(ds, 'dims', ())))}.",
+            "a forecast is expected here, with dims (init_time, lead_time, ...) or WeatherBench2's"
+            " (time, prediction_timedelta, ...), and this Dataset has"
+            f" {sorted(map(str, getattr(ds, 'dims', ())))}.",
             fix="fc = ds.aurora.predict('24h', model=...); fc.aurora.evaluate(truth)",
         )
-    names = {"init_time": "time", "lead_time": "prediction_timedelta"} if "prediction_timedelta" in ds.coords else {}
+    names = (
+        {"init_time": "time", "lead_time": "prediction_timedelta"}
+        if "prediction_timedelta" in ds.coords
+        else {}
+    )
     if names:
         if "time" not in ds.variables:
-            raise KindError("the forecast has prediction_timedelta and no time.", fix="ds.rename(init_time='time')")
+            raise KindError(
+                "the forecast has prediction_timedelta and no time.",
+                fix="ds.rename(init_time='time')",
+            )
         ds = ds.rename(time="init_time", prediction_timedelta="lead_time")
     elif "time" in ds.coords and "time" not in ds.dims:
         ds = ds.drop_vars("time")  # the valid time under another name
@@ -141,7 +171,9 @@ def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
     for dim in ("lead_time", "init_time"):
         if dim not in ds.dims:  # one time of a forecast is a forecast
             static = [
-                n for n in ds.data_vars if n in ("lsm", "slt", "geopotential_at_surface", "land_sea_mask", "soil_type")
+                n
+                for n in ds.data_vars
+                if n in ("lsm", "slt", "geopotential_at_surface", "land_sea_mask", "soil_type")
             ]
             ds = xr.merge(
                 [
@@ -156,11 +188,17 @@ def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
         )
     leads = durations_of(ds["lead_time"])
     init_times = ds["init_time"].values.astype("datetime64[ns]")
-    probe = ds.isel(lead_time=0, drop=True).drop_vars("valid_time", errors="ignore").rename(init_time="time")
+    probe = (
+        ds.isel(lead_time=0, drop=True)
+        .drop_vars("valid_time", errors="ignore")
+        .rename(init_time="time")
+    )
     members = [d for d in recognition.NAMES["number"] if d in probe.dims]
     single = probe.isel({members[0]: 0}, drop=True) if members else probe
     found = recognition.recognise(single)
-    for name in list(found.unrecognised):  # a target that the table does not know is scored in its own units
+    for name in list(
+        found.unrecognised
+    ):  # a target that the table does not know is scored in its own units
         if "distribution" in probe[name].attrs and "parameter_of" not in probe[name].attrs:
             recognition.add_generic(single, name, found)
     found.raise_first()
@@ -171,13 +209,16 @@ def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
         ds, hours, whole = _totals(ds, rain.source, accumulate)
     elif accumulate is not None:
         raise AccumulationError(
-            f"accumulate={accumulate!r}: the forecast holds no precipitation, but {sorted(map(str, ds.data_vars))}.",
+            f"accumulate={accumulate!r}: the forecast holds no precipitation, but"
+            f" {sorted(map(str, ds.data_vars))}.",
             fix="accumulate=None",
         )
     if found.grid is None:
         raise KindError("the forecast has no latitude and longitude.", fix="ds.aurora.check()")
     dims: dict[str, str] = {
-        axis: found.axes[axis].dim for axis in ("latitude", "longitude", "level") if axis in found.axes
+        axis: found.axes[axis].dim
+        for axis in ("latitude", "longitude", "level")
+        if axis in found.axes
     }
     if members:
         dims["number"] = members[0]
@@ -197,14 +238,21 @@ def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
     )
 
 
-def _totals(ds: xr.Dataset, name: str, accumulate: str | None) -> tuple[xr.Dataset, int, frozenset[int] | None]:
-    """Precipitation over the period that is scored, the hours of it, and the leads at which the period is whole."""
+def _totals(
+    ds: xr.Dataset, name: str, accumulate: str | None
+) -> tuple[xr.Dataset, int, frozenset[int] | None]:
+    """Precipitation over the period that is scored, the hours of it, and the leads at which the
+    period is whole.
+    """
     declared = periods.declared_hours(name, ds[name].attrs)
     wanted = periods.hours_of(accumulate) if accumulate is not None else None
     if declared is None:
         raise AccumulationError(
             f"'{name}' of the forecast does not say over how many hours it is a total.",
-            fix=f"fc['{name}'].attrs['cell_methods'] = '{periods.cell_methods(TIMESTEP_HOURS)}' if it is one over {TIMESTEP_HOURS} hours, else sum it to that first",
+            fix=(
+                f"fc['{name}'].attrs['cell_methods'] = '{periods.cell_methods(TIMESTEP_HOURS)}' if"
+                f" it is one over {TIMESTEP_HOURS} hours, else sum it to that first"
+            ),
         )
     if wanted is None:
         wanted = max(int(declared), TIMESTEP_HOURS)
@@ -213,23 +261,37 @@ def _totals(ds: xr.Dataset, name: str, accumulate: str | None) -> tuple[xr.Datas
     law = from_attrs(ds[name].attrs)
     if law is not None and not isinstance(law, Deterministic) and not _is_ensemble(ds[name]):
         raise KindError(
-            f"'{name}' is a distribution at every point for itself, which says nothing of sums over {wanted} hours.",
-            fix="predict(members=50), whose members are joint in time; or score the sum of the means alone: fc.aurora.accumulate('tp', '24h')",
+            f"'{name}' is a distribution at every point for itself, which says nothing of sums over"
+            f" {wanted} hours.",
+            fix=(
+                "predict(members=50), whose members are joint in time; or score the sum of the"
+                " means alone: fc.aurora.accumulate('tp', '24h')"
+            ),
         )
-    total = precipitation.over_leads(ds[name].assign_coords(lead_time=durations_of(ds["lead_time"])), name, wanted)
+    total = precipitation.over_leads(
+        ds[name].assign_coords(lead_time=durations_of(ds["lead_time"])), name, wanted
+    )
     lead_hours = durations_of(ds["lead_time"]) / np.timedelta64(1, "h")
     there = set(lead_hours.tolist())
     whole = [
-        i for i, h in enumerate(lead_hours) if all(h - k * declared in there for k in range(int(wanted / declared)))
+        i
+        for i, h in enumerate(lead_hours)
+        if all(h - k * declared in there for k in range(int(wanted / declared)))
     ]
     if declared < TIMESTEP_HOURS:  # of hourly leads those that the truth has
         whole = [i for i in whole if lead_hours[i] % TIMESTEP_HOURS == 0]
     if not whole:
         raise AccumulationError(
-            f"no lead time of '{name}' has a whole {wanted} hours before it: {[f'{h:g}' for h in lead_hours]} h, totals over {declared:g} h.",
+            f"no lead time of '{name}' has a whole {wanted} hours before it:"
+            f" {[f'{h:g}' for h in lead_hours]} h, totals over {declared:g} h.",
             fix=f"leads every {declared:g} h from the init time on",
         )
-    beside = [n for n in ds.data_vars if ds[n].attrs.get("parameter_of") == name or n in (f"{name}_quantile", f"{name}_probability", f"{name}_mean")]  # fmt: skip
+    beside = [
+        n
+        for n in ds.data_vars
+        if ds[n].attrs.get("parameter_of") == name
+        or n in (f"{name}_quantile", f"{name}_probability", f"{name}_mean")
+    ]
     total = total.assign_coords(lead_time=ds["lead_time"])
     return ds.drop_vars(beside).assign({name: total}), wanted, frozenset(whole)
 
@@ -252,13 +314,16 @@ def durations_of(lead: xr.DataArray) -> np.ndarray:
     if unit in _LEADS:  # xarray from 2026 on leaves durations that carry only `units` as numbers
         return (lead.values * _LEADS[unit]).astype("timedelta64[ns]")
     raise LeadTimeError(
-        f"lead times are {lead.dtype} without units, not durations.", fix="xr.open_dataset(path, decode_timedelta=True)"
+        f"lead times are {lead.dtype} without units, not durations.",
+        fix="xr.open_dataset(path, decode_timedelta=True)",
     )
 
 
 def to_mm(threshold: xr.DataArray) -> float:
     """Millimetres a unit of a coordinate of thresholds; without units they are millimetres."""
-    return 1e3 * (variables.conversion(str(threshold.attrs.get("units", "mm")), "m") or (1e-3, 0.0))[0]
+    return (
+        1e3 * (variables.conversion(str(threshold.attrs.get("units", "mm")), "m") or (1e-3, 0.0))[0]
+    )
 
 
 def matched_variables(forecasts: Iterable[Forecast], truth: Any) -> list[tuple[str, str]]:
@@ -275,7 +340,8 @@ def matched_variables(forecasts: Iterable[Forecast], truth: Any) -> list[tuple[s
         if not both:
             have = sorted(i.source for i in truth.fields.layout.fields.values())
             raise TruthError(
-                f"forecast and truth share no variable: {sorted(i.source for i in forecast.fields.values())} and {have}.",
+                "forecast and truth share no variable:"
+                f" {sorted(i.source for i in forecast.fields.values())} and {have}.",
                 fix="give a truth that holds the forecast's variables",
             )
         every |= set(both)
@@ -299,7 +365,11 @@ def distribution(forecast: Forecast, item: Field, *, needed: bool) -> Family | N
     if family is None:
         raise TruthError(
             f"'{item.source}' is of the distribution family {name!r}"
-            + (", whose attributes are incomplete." if name in FAMILIES else ", which this version does not know."),
+            + (
+                ", whose attributes are incomplete."
+                if name in FAMILIES
+                else ", which this version does not know."
+            ),
             fix=f"one of {', '.join(FAMILIES)}, with the attributes that predict() writes",
         )
     if isinstance(family, Deterministic):
@@ -314,7 +384,8 @@ def distribution(forecast: Forecast, item: Field, *, needed: bool) -> Family | N
         return None
     if missing:
         raise TruthError(
-            f"the parameters {[f'{item.source}_{p}' for p in missing]} of '{item.source}' are not in the forecast.",
+            f"the parameters {[f'{item.source}_{p}' for p in missing]} of '{item.source}' are not"
+            " in the forecast.",
             fix="keep them beside it, or metrics=['rmse', 'mae']",
         )
     return family

@@ -23,7 +23,11 @@ def durations(leads: Any) -> np.ndarray:
     """
     import pandas as pd
 
-    values = list(leads) if isinstance(leads, list | tuple | np.ndarray | xr.DataArray | pd.Index) else [leads]
+    values = (
+        list(leads)
+        if isinstance(leads, list | tuple | np.ndarray | xr.DataArray | pd.Index)
+        else [leads]
+    )
     out = []
     for value in values:
         try:
@@ -31,12 +35,16 @@ def durations(leads: Any) -> np.ndarray:
         except (ValueError, TypeError):
             delta = pd.Timedelta(0)
         if not delta > pd.Timedelta(0):
-            raise LeadTimeError(f"lead {value!r} is no positive duration.", fix="leads=['6h', '24h']")
+            raise LeadTimeError(
+                f"lead {value!r} is no positive duration.", fix="leads=['6h', '24h']"
+            )
         out.append(delta.to_timedelta64().astype("timedelta64[ns]"))
     return np.array(out)
 
 
-def _chosen(ds: xr.Dataset, names: Sequence[str] | str | None) -> tuple[recognition.Recognition, list[str]]:
+def _chosen(
+    ds: xr.Dataset, names: Sequence[str] | str | None
+) -> tuple[recognition.Recognition, list[str]]:
     found = recognition.recognise(ds)
     for name in [names] if isinstance(names, str) else names or ():
         if name in found.unrecognised:
@@ -46,7 +54,8 @@ def _chosen(ds: xr.Dataset, names: Sequence[str] | str | None) -> tuple[recognit
     wanted = there if names is None else [names] if isinstance(names, str) else list(names)
     if unknown := [n for n in wanted if n not in there]:
         raise MissingVariableError(
-            f"{unknown} is not among the recognised variables {there}.", fix="ds.aurora lists what was recognised"
+            f"{unknown} is not among the recognised variables {there}.",
+            fix="ds.aurora lists what was recognised",
         )
     return found, wanted
 
@@ -75,8 +84,11 @@ def _public(da: xr.DataArray, found: recognition.Recognition) -> xr.DataArray:
     return da
 
 
-def persistence(ds: xr.Dataset, names: Sequence[str] | str | None = None, leads: Any = ("6h",)) -> xr.Dataset:
-    """The forecast that nothing changes: at every lead time the field of the init time; precipitation that of the last six hours.
+def persistence(
+    ds: xr.Dataset, names: Sequence[str] | str | None = None, leads: Any = ("6h",)
+) -> xr.Dataset:
+    """The forecast that nothing changes: at every lead time the field of the init time;
+    precipitation that of the last six hours.
 
     Lazy over dask.
 
@@ -92,8 +104,9 @@ def persistence(ds: xr.Dataset, names: Sequence[str] | str | None = None, leads:
     Returns
     -------
     Dataset
-        Dims ``(init_time, lead_time[, level], latitude, longitude)``; every time of ``ds`` is an init time (those without a whole
-        six-hour total are left out where precipitation is among the names).
+        Dims ``(init_time, lead_time[, level], latitude, longitude)``; every time of ``ds`` is an
+        init time (those without a whole six-hour total are left out where precipitation is among
+        the names).
     """
     found, wanted = _chosen(ds, names)
     lead = durations(leads)
@@ -102,12 +115,20 @@ def persistence(ds: xr.Dataset, names: Sequence[str] | str | None = None, leads:
     keep = np.ones(len(times), bool)
     out = {}
     for name in wanted:
-        da = _public(_six_hourly(ds, found, name), found).rename({time_dim: "init_time"}).assign_coords(init_time=times)
+        da = (
+            _public(_six_hourly(ds, found, name), found)
+            .rename({time_dim: "init_time"})
+            .assign_coords(init_time=times)
+        )
         if found.fields.get(("surface", "tp")) and found.fields["surface", "tp"].source == name:
             period = precipitation.period_of(name, ds[name].attrs, times)
             for part in range(max(int(TIMESTEP_HOURS / period), 1)):
                 keep &= np.isin(times - periods.span(part * period), times)
-        order = ["init_time", "lead_time", *[d for d in ("level", "latitude", "longitude") if d in da.dims]]
+        order = [
+            "init_time",
+            "lead_time",
+            *[d for d in ("level", "latitude", "longitude") if d in da.dims],
+        ]
         out[name] = da.expand_dims(lead_time=lead).transpose(*order)
     result = xr.Dataset(out, attrs={"title": "Persistence"}).isel(init_time=np.flatnonzero(keep))
     return result.assign_coords(
@@ -129,10 +150,13 @@ def _times_of(like: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     lead = "prediction_timedelta" if "prediction_timedelta" in like.coords else "lead_time"
     if not isinstance(like, xr.Dataset) or init not in like.coords or lead not in like.coords:
         raise KindError(
-            f"like= is a forecast, whose init and lead times are taken, and this has {sorted(map(str, getattr(like, 'coords', ())))}.",
+            "like= is a forecast, whose init and lead times are taken, and this has"
+            f" {sorted(map(str, getattr(like, 'coords', ())))}.",
             fix="climatology_forecast(normals, fc)",
         )
-    return np.atleast_1d(like[init].values.astype("datetime64[ns]")), np.atleast_1d(durations_of(like[lead]))
+    return np.atleast_1d(like[init].values.astype("datetime64[ns]")), np.atleast_1d(
+        durations_of(like[lead])
+    )
 
 
 def climatology_forecast(climatology: xr.Dataset, like: xr.Dataset) -> xr.Dataset:
@@ -155,7 +179,8 @@ def climatology_forecast(climatology: xr.Dataset, like: xr.Dataset) -> xr.Datase
     times, leads = _times_of(like)
     if not {"hour", "dayofyear"} <= set(climatology.dims):
         raise TruthError(
-            f"a climatology has the dims hour and dayofyear, and this one has {sorted(map(str, climatology.dims))}.",
+            "a climatology has the dims hour and dayofyear, and this one has"
+            f" {sorted(map(str, climatology.dims))}.",
             fix="xaurora.climatology(ds)",
         )
     valid = pd.DatetimeIndex((times[:, None] + leads[None]).ravel())
@@ -186,9 +211,11 @@ def probabilistic_climatology(
     window_days: int = 0,
     exclude_year: bool = True,
 ) -> xr.Dataset:
-    """The forecast that it is a year like any other: members are the same day and hour of other years. Lazy over dask.
+    """The forecast that it is a year like any other: members are the same day and hour of other
+    years. Lazy over dask.
 
-    As WeatherBench-X's probabilistic climatology, whose members are years; with a window also the days around.
+    As WeatherBench-X's probabilistic climatology, whose members are years; with a window also the
+    days around.
 
     Parameters
     ----------
@@ -206,7 +233,8 @@ def probabilistic_climatology(
     Returns
     -------
     Dataset
-        Dims ``(init_time, lead_time, number[, level], latitude, longitude)``; where a year lacks a time, its member is left out of all.
+        Dims ``(init_time, lead_time, number[, level], latitude, longitude)``; where a year lacks a
+        time, its member is left out of all.
 
     Raises
     ------
@@ -231,25 +259,38 @@ def probabilistic_climatology(
                 members.append(rows)
     if len(members) < 2:
         raise TruthError(
-            f"{len(members)} years of the data have fields at every day and hour that is needed; a distribution takes two at least.",
+            f"{len(members)} years of the data have fields at every day and hour that is needed; a"
+            " distribution takes two at least.",
             fix="give more years, of every season that is forecast, or window_days=5",
         )
-    index = xr.DataArray(np.array(members).T.reshape(*valid.shape, -1), dims=("init_time", "lead_time", "number"))
+    index = xr.DataArray(
+        np.array(members).T.reshape(*valid.shape, -1), dims=("init_time", "lead_time", "number")
+    )
     time_dim = found.axes["time"].dim
     out = {}
     for name in wanted:
         da = _public(_six_hourly(ds, found, name), found).isel({time_dim: index})
         da = da.drop_vars(time_dim, errors="ignore")
-        order = ["init_time", "lead_time", "number", *[d for d in ("level", "latitude", "longitude") if d in da.dims]]
+        order = [
+            "init_time",
+            "lead_time",
+            "number",
+            *[d for d in ("level", "latitude", "longitude") if d in da.dims],
+        ]
         out[name] = da.transpose(*order)
     result = xr.Dataset(out, attrs={"title": "Probabilistic climatology"})
     return result.assign_coords(
-        init_time=times, lead_time=leads, number=np.arange(len(members)), valid_time=(("init_time", "lead_time"), valid)
+        init_time=times,
+        lead_time=leads,
+        number=np.arange(len(members)),
+        valid_time=(("init_time", "lead_time"), valid),
     )
 
 
 def _same_day(stamp: Any, year: int, shift: int) -> int:
-    """The same month, day and hour of another year, in ns; 29 February is the 28th where there is none."""
+    """The same month, day and hour of another year, in ns; 29 February is the 28th where there is
+    none.
+    """
     import pandas as pd
 
     try:

@@ -1,8 +1,9 @@
 """Climatology in WeatherBench2's layout: hour × dayofyear. Knows nothing of torch.
 
-The definitions are those of WeatherBench2's explicit method (``compute_climatology.py`` and ``utils.py``, commit 021c0b3; Rasp et al. 2024,
-doi:10.1029/2023MS004019): years are laid over one another as circles of 366 days, years without a 29 February repeat their last day, and
-a window around each day weighs its days linearly down to zero at its two ends.
+The definitions are those of WeatherBench2's explicit method (``compute_climatology.py`` and
+``utils.py``, commit 021c0b3; Rasp et al. 2024, doi:10.1029/2023MS004019): years are laid over one
+another as circles of 366 days, years without a 29 February repeat their last day, and a window
+around each day weighs its days linearly down to zero at its two ends.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.utils.progress import bar
 
 DRY_MM = {6: 0.1, 24: 0.25}
-"""mm; below it a total over so many hours is dry (Rodwell et al. 2010, doi:10.1002/qj.656, and WeatherBench2)."""
+"""mm; below it a total over so many hours is dry (Rodwell et al. 2010, doi:10.1002/qj.656, and
+WeatherBench2).
+"""
 HEAVY = 2.0 / 3.0  # quantile of wet amounts from which on they are heavy (Rodwell et al. 2010)
 STATISTICS = ("mean", "std", "quantile")
 _DAYS = 366
@@ -39,16 +42,18 @@ def build(
     seeps: bool | Sequence[int] | int = True,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Normals by hour of the day and day of the year, over the years and a window around each day. Computes.
+    """Normals by hour of the day and day of the year, over the years and a window around each day.
+    Computes.
 
-    Beside the result itself (float32; 366 × 4 fields a statistic: 6 GB for a global 0.25° variable), about 1 GiB is held: large grids are taken in
-    bands of latitude, each of which reads the data once.
+    Beside the result itself (float32; 366 × 4 fields a statistic: 6 GB for a global 0.25°
+    variable), about 1 GiB is held: large grids are taken in bands of latitude, each of which reads
+    the data once.
 
     Parameters
     ----------
     ds : Dataset
-        Fields or a truth (:func:`xaurora.open_imerg`), in any naming; precipitation is summed over six hours first, and daily totals are taken as
-        they are.
+        Fields or a truth (:func:`xaurora.open_imerg`), in any naming; precipitation is summed over
+        six hours first, and daily totals are taken as they are.
     names : str or sequence of str, optional
         Variables in the data's own names; by default all that change over time.
     window_days : int
@@ -58,21 +63,25 @@ def build(
     quantiles : sequence of float
         For ``"quantile"``.
     seeps : bool or sequence of int
-        For precipitation, also ``total_precipitation_6hr_seeps_dry_fraction`` and ``…_seeps_threshold`` (in metres), which SEEPS needs; or the
-        hours of the totals for which to make them, among 6 and 24. By default for six hours, or for a day where the data hold daily totals.
+        For precipitation, also ``total_precipitation_6hr_seeps_dry_fraction`` and
+        ``…_seeps_threshold`` (in metres), which SEEPS needs; or the hours of the totals for which
+        to make them, among 6 and 24. By default for six hours, or for a day where the data hold
+        daily totals.
     progress : bool
         Whether to show a bar.
 
     Returns
     -------
     Dataset
-        Dims ``(hour, dayofyear[, quantile][, level], latitude, longitude)``, the data's own names and units; days that no time comes near
-        are left out. Missing values are left out of all statistics.
+        Dims ``(hour, dayofyear[, quantile][, level], latitude, longitude)``, the data's own names
+        and units; days that no time comes near are left out. Missing values are left out of all
+        statistics.
 
     Raises
     ------
     OptionError
-        A window that is not odd and positive, an unknown statistic, a quantile out of range, a SEEPS period other than 6 and 24 hours.
+        A window that is not odd and positive, an unknown statistic, a quantile out of range, a
+        SEEPS period other than 6 and 24 hours.
     """
     if (
         isinstance(window_days, bool)
@@ -80,27 +89,40 @@ def build(
         or window_days < 1
         or window_days % 2 == 0
     ):
-        raise OptionError(f"window_days={window_days!r} is not an odd positive number of days.", fix="window_days=61")
+        raise OptionError(
+            f"window_days={window_days!r} is not an odd positive number of days.",
+            fix="window_days=61",
+        )
     wanted_statistics = [statistics] if isinstance(statistics, str) else list(statistics)
     if unknown := [s for s in wanted_statistics if s not in STATISTICS]:
         raise OptionError(
-            f"there is no statistic {unknown}; valid are {', '.join(map(repr, STATISTICS))}.", fix="statistics=['mean']"
+            f"there is no statistic {unknown}; valid are {', '.join(map(repr, STATISTICS))}.",
+            fix="statistics=['mean']",
         )
     q = np.atleast_1d(np.asarray(quantiles, float))
     if not ((q > 0) & (q < 1)).all():
-        raise OptionError(f"quantiles={list(q)} do not all lie between 0 and 1.", fix="quantiles=[0.5, 0.9]")
+        raise OptionError(
+            f"quantiles={list(q)} do not all lie between 0 and 1.", fix="quantiles=[0.5, 0.9]"
+        )
     hours_of_seeps = _seeps_hours(seeps)
     found, wanted = baselines._chosen(ds, names)
-    plan = _Plan.of(found.times if found.times is not None else np.array([], "datetime64[ns]"), int(window_days))
+    plan = _Plan.of(
+        found.times if found.times is not None else np.array([], "datetime64[ns]"), int(window_days)
+    )
     out: dict[str, Any] = {}
     coords: dict[str, Any] = {}
     jobs = _jobs(ds, found, wanted, wanted_statistics, hours_of_seeps)
     with bar(
-        total=sum(job.fields.sizes[job.time_dim] for job in jobs), label="climatology", unit="time", shown=progress
+        total=sum(job.fields.sizes[job.time_dim] for job in jobs),
+        label="climatology",
+        unit="time",
+        shown=progress,
     ) as meter:
         for job in jobs:
             out |= _run(job, plan, wanted_statistics, q, meter)
-            coords |= {d: job.fields[d] for d in ("level", "latitude", "longitude") if d in job.fields.dims}
+            coords |= {
+                d: job.fields[d] for d in ("level", "latitude", "longitude") if d in job.fields.dims
+            }
     if "quantile" in wanted_statistics:
         coords["quantile"] = q
     attrs = {"title": "Climatology", "window_days": window_days}
@@ -111,21 +133,22 @@ def _seeps_hours(seeps: Any) -> list[int]:
     hours = ([6] if seeps else []) if isinstance(seeps, bool) else np.atleast_1d(seeps).tolist()
     if unknown := [h for h in hours if h not in DRY_MM]:
         raise OptionError(
-            f"seeps={unknown}: what counts as dry is defined for totals over {' and '.join(map(str, DRY_MM))} hours.",
+            f"seeps={unknown}: what counts as dry is defined for totals over"
+            f" {' and '.join(map(str, DRY_MM))} hours.",
             fix="seeps=6",
         )
     return hours
 
 
-# --- which samples make up a day -------------------------------------------------------------------------------------------
+# --- which samples make up a day ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Plan:
     """Where each time stands on the circle of days, and how much each day counts for each.
 
-    ``place`` holds pairs of (time, hour, day) indices; a last day of December may stand twice, for itself and for the 366th day that its
-    year lacks. ``weights`` is ``(day, day)``.
+    ``place`` holds pairs of (time, hour, day) indices; a last day of December may stand twice, for
+    itself and for the 366th day that its year lacks. ``weights`` is ``(day, day)``.
     """
 
     hours: np.ndarray
@@ -152,7 +175,9 @@ class _Plan:
         circle = np.arange(_DAYS)
         distance = np.abs(circle[:, None] - circle[None])
         distance = np.minimum(distance, _DAYS - distance)
-        weights = np.clip(1.0 - distance / half, 0.0, None) if half else (distance == 0).astype(float)
+        weights = (
+            np.clip(1.0 - distance / half, 0.0, None) if half else (distance == 0).astype(float)
+        )
         inside = distance <= half
         near = (weights[:, np.unique(place[2])] > 0).any(axis=1)
         return _Plan(hours, circle[near] + 1, place, weights[near], inside[near])
@@ -171,7 +196,11 @@ class _Job:
 
 
 def _jobs(
-    ds: xr.Dataset, found: recognition.Recognition, wanted: list[str], statistics: list[str], hours: list[int]
+    ds: xr.Dataset,
+    found: recognition.Recognition,
+    wanted: list[str],
+    statistics: list[str],
+    hours: list[int],
 ) -> list[_Job]:
     time_dim = found.axes["time"].dim
     items = {item.source: item for item in found.fields.values()}
@@ -183,12 +212,18 @@ def _jobs(
             jobs.append(_Job(name, _ordered(da, time_dim), time_dim, tuple(statistics), None, ""))
             continue
         own = periods.declared_hours(name, dict(ds[name].attrs))
-        shortest = int(own) if own is not None and own > TIMESTEP_HOURS and own == int(own) else TIMESTEP_HOURS
+        shortest = (
+            int(own)
+            if own is not None and own > TIMESTEP_HOURS and own == int(own)
+            else TIMESTEP_HOURS
+        )
         wanted_hours = [shortest] if hours == [TIMESTEP_HOURS] and shortest in DRY_MM else hours
         raw = ds[name].assign_coords({time_dim: times})
         precipitation.refuse_running_totals(raw, name=name, dim=time_dim)
         for total in dict.fromkeys([shortest, *wanted_hours]):
-            da = baselines._public(precipitation.accumulate(raw, total, name=name, dim=time_dim), found)
+            da = baselines._public(
+                precipitation.accumulate(raw, total, name=name, dim=time_dim), found
+            )
             dry = DRY_MM[total] * 1e-3 if total in wanted_hours else None
             if total == shortest or dry is not None:
                 seeps_name = f"total_precipitation_{total}hr_seeps"
@@ -201,7 +236,9 @@ def _ordered(da: xr.DataArray, time_dim: str) -> xr.DataArray:
     return da.transpose(time_dim, *[d for d in ("level", "latitude", "longitude") if d in da.dims])
 
 
-def _run(job: _Job, plan: _Plan, statistics: list[str], q: np.ndarray, meter: Any) -> dict[str, Any]:
+def _run(
+    job: _Job, plan: _Plan, statistics: list[str], q: np.ndarray, meter: Any
+) -> dict[str, Any]:
     """All statistics of one variable, band by band of latitude."""
     da = job.fields
     shape = da.shape[1:]
@@ -210,7 +247,9 @@ def _run(job: _Job, plan: _Plan, statistics: list[str], q: np.ndarray, meter: An
     copies = len(da) if whole_series else 2 * len(plan.hours) * _DAYS
     rows = max(min(shape[-2], _BLOCK // max(per_row * copies, 1)), 1)
     to_metres = (
-        (variables.conversion(str(da.attrs.get("units", "m")), "m") or (1.0, 0.0))[0] if job.dry is not None else 1.0
+        (variables.conversion(str(da.attrs.get("units", "m")), "m") or (1.0, 0.0))[0]
+        if job.dry is not None
+        else 1.0
     )
     joined: dict[str, np.ndarray] = {}
     for start in range(0, shape[-2], rows):
@@ -230,14 +269,26 @@ def _run(job: _Job, plan: _Plan, statistics: list[str], q: np.ndarray, meter: An
         elif key == "std":
             out[f"{job.name}_std"] = (dims, values, attrs)
         elif key == "quantile":
-            out[f"{job.name}_quantile"] = (("hour", "dayofyear", "quantile", *da.dims[1:]), values, attrs)
+            out[f"{job.name}_quantile"] = (
+                ("hour", "dayofyear", "quantile", *da.dims[1:]),
+                values,
+                attrs,
+            )
         elif key == "dry":
             long_name = f"share of totals below {job.dry * 1e3:g} mm" if job.dry is not None else ""
-            out[f"{job.seeps_name}_dry_fraction"] = (dims, values, {"units": "1", "long_name": long_name})
+            out[f"{job.seeps_name}_dry_fraction"] = (
+                dims,
+                values,
+                {"units": "1", "long_name": long_name},
+            )
         else:
             values *= np.float32(to_metres)
             long_name = "wet amount that a third of wet amounts exceed"
-            out[f"{job.seeps_name}_threshold"] = (dims, values, {"units": "m", "long_name": long_name})
+            out[f"{job.seeps_name}_threshold"] = (
+                dims,
+                values,
+                {"units": "m", "long_name": long_name},
+            )
     return out
 
 
@@ -251,7 +302,9 @@ def _band(
         series = band.values.astype(np.float32)
         at = [[(h, d) for d in range(len(plan.days))] for h in range(len(plan.hours))]
         if "quantile" in job.statistics:
-            out["quantile"] = np.stack([[_quantiles(series, plan, h, d, q) for h, d in row] for row in at])
+            out["quantile"] = np.stack(
+                [[_quantiles(series, plan, h, d, q) for h, d in row] for row in at]
+            )
         if job.dry is not None:
             threshold = np.float32(job.dry / to_metres)
             pairs = [[_seeps(series, plan, h, d, threshold) for h, d in row] for row in at]
@@ -301,19 +354,29 @@ def _moments(band: xr.DataArray, job: _Job, plan: _Plan) -> dict[str, np.ndarray
         if "mean" in job.statistics:
             out["mean"] = mean + shift
         if with_std:
-            out["std"] = np.sqrt(np.clip(np.where(total > 0, smooth(squares) / total, np.nan) - mean**2, 0.0, None))
+            out["std"] = np.sqrt(
+                np.clip(np.where(total > 0, smooth(squares) / total, np.nan) - mean**2, 0.0, None)
+            )
     return out
 
 
-def _samples(series: np.ndarray, plan: _Plan, hour: int, day: int, *, edges: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Values of one hour in the window around a day, and their weights; with ``edges`` also the days that weigh nothing."""
+def _samples(
+    series: np.ndarray, plan: _Plan, hour: int, day: int, *, edges: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values of one hour in the window around a day, and their weights; with ``edges`` also the
+    days that weigh nothing.
+    """
     at, hours, days = plan.place
     chosen = (hours == hour) & (plan.inside[day][days] if edges else plan.weights[day][days] > 0)
     return series[at[chosen]], plan.weights[day][days[chosen]]
 
 
-def _seeps(series: np.ndarray, plan: _Plan, hour: int, day: int, dry: np.float32) -> tuple[np.ndarray, np.ndarray]:
-    """Share of dry totals in the window, every day alike, and the weighted two-thirds quantile of wet ones."""
+def _seeps(
+    series: np.ndarray, plan: _Plan, hour: int, day: int, dry: np.float32
+) -> tuple[np.ndarray, np.ndarray]:
+    """Share of dry totals in the window, every day alike, and the weighted two-thirds quantile of
+    wet ones.
+    """
     values, _ = _samples(series, plan, hour, day, edges=True)
     seen = np.isfinite(values).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -328,9 +391,11 @@ def _quantiles(series: np.ndarray, plan: _Plan, hour: int, day: int, q: np.ndarr
 
 
 def weighted_quantile(values: np.ndarray, weights: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Weighted quantiles along the first axis, as ``DataArray.weighted(...).quantile`` of xarray defines them, for all points at once.
+    """Weighted quantiles along the first axis, as ``DataArray.weighted(...).quantile`` of xarray
+    defines them, for all points at once.
 
-    Akinshin (2023), Weighted quantile estimators, arXiv:2304.07265: type 7 with Kish's effective sample size. NaN is left out.
+    Akinshin (2023), Weighted quantile estimators, arXiv:2304.07265: type 7 with Kish's effective
+    sample size. NaN is left out.
 
     Parameters
     ----------

@@ -1,4 +1,6 @@
-"""Scores as WeatherBench2 defines them: statistics per point → weighted means → metrics. Runs without torch."""
+"""Scores as WeatherBench2 defines them: statistics per point → weighted means → metrics. Runs
+without torch.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,8 @@ def compare(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, xr.Dataset]:
-    """Score several forecasts on what they have in common: the same init times, leads and, where something is missing by nature, the same cells.
+    """Score several forecasts on what they have in common: the same init times, leads and, where
+    something is missing by nature, the same cells.
 
     Parameters
     ----------
@@ -76,8 +79,8 @@ def compare(
     Returns
     -------
     dict of Dataset
-        Scores by label, as ``evaluate`` gives them: for ``scores["mine"].aurora.scorecard(path, baseline={...})`` and
-        :func:`xaurora.significance`.
+        Scores by label, as ``evaluate`` gives them: for ``scores["mine"].aurora.scorecard(path,
+        baseline={...})`` and :func:`xaurora.significance`.
 
     Raises
     ------
@@ -91,7 +94,8 @@ def compare(
     by = (by,) if isinstance(by, str) else tuple(by or ())
     if unknown := [b for b in by if b not in scores.BY]:
         raise OptionError(
-            f"by={unknown} is no way to group times; valid are {', '.join(map(repr, scores.BY))}.", fix="by='season'"
+            f"by={unknown} is no way to group times; valid are {', '.join(map(repr, scores.BY))}.",
+            fix="by='season'",
         )
     read = {label: alignment.read_forecast(ds, accumulate) for label, ds in forecasts.items()}
     read = _in_common(read)
@@ -101,37 +105,69 @@ def compare(
     keys = alignment.matched_variables(read.values(), right)
     normals = truths.ClimatologyFields(climatology, first) if climatology is not None else None
     if engine == "weatherbench2":
-        if by or lead_bins or convention != "weatherbench2" or tuple(thresholds_mm) != THRESHOLDS_MM:
+        if (
+            by
+            or lead_bins
+            or convention != "weatherbench2"
+            or tuple(thresholds_mm) != THRESHOLDS_MM
+        ):
             raise OptionError(
-                "WeatherBench2's own classes give no by, lead_bins, thresholds or other convention.",
+                "WeatherBench2's own classes give no by, lead_bins, thresholds or other"
+                " convention.",
                 fix="engine='xaurora' does",
             )
         from xaurora.evaluation import weatherbench2
 
         return {
-            label: weatherbench2.evaluate(f, right, normals, keys, labels, regions, skipna=skipna, explicit=explicit)
+            label: weatherbench2.evaluate(
+                f, right, normals, keys, labels, regions, skipna=skipna, explicit=explicit
+            )
             for label, f in read.items()
         }
-    weights = region_weights.weights(first.latitude, first.longitude, regions, right.land(), convention=convention)
-    statistics = list(dict.fromkeys(s for m in labels.values() for s in _metrics.statistics_of(m, convention)))
+    weights = region_weights.weights(
+        first.latitude, first.longitude, regions, right.land(), convention=convention
+    )
+    statistics = list(
+        dict.fromkeys(s for m in labels.values() for s in _metrics.statistics_of(m, convention))
+    )
     with_law = any(
-        s in ("crps", "brier", "bin_share", "pit", "quantile_coverage", "forecast_intensity") for s in statistics
+        s in ("crps", "brier", "bin_share", "pit", "quantile_coverage", "forecast_intensity")
+        for s in statistics
     )
     laws = {
         (label, key): law
         for label, f in read.items()
         for key in keys
         if key in f.fields
-        and (law := alignment.distribution(f, f.fields[key], needed=explicit and with_law)) is not None
+        and (law := alignment.distribution(f, f.fields[key], needed=explicit and with_law))
+        is not None
     }
     wraps = region_weights.goes_round(first.longitude)
-    order = tuple(np.argsort(first.longitude % 360.0).tolist()) if convention == "weatherbenchx" and not wraps else ()
+    order = (
+        tuple(np.argsort(first.longitude % 360.0).tolist())
+        if convention == "weatherbenchx" and not wraps
+        else ()
+    )
     settings = Settings(
-        tuple(map(float, thresholds_mm)), tuple(map(int, neighborhood_sizes)), tuple(map(float, quantile_levels)),
-        convention, wraps, seed, order,
-    )  # fmt: skip
+        tuple(map(float, thresholds_mm)),
+        tuple(map(int, neighborhood_sizes)),
+        tuple(map(float, quantile_levels)),
+        convention,
+        wraps,
+        seed,
+        order,
+    )
     jobs = jobs_of(
-        read, right, normals, keys, statistics, labels, laws, explicit, settings, everything=metrics == "all"
+        read,
+        right,
+        normals,
+        keys,
+        statistics,
+        labels,
+        laws,
+        explicit,
+        settings,
+        everything=metrics == "all",
     )
     masked = bool(skipna or right.masked)
     groups, by_init_time = _groups(first, by, lead_bins, jobs, len(weights) * len(read), settings)
@@ -157,11 +193,32 @@ def compare(
     out = {}
     for label, table in tables.items():
         frame = scores.Frame(
-            {"/".join(job.key): _described(job, plan) for job in jobs if any(k == "/".join(job.key) for k, _ in table.found)},
-            list(weights), first.init_times, first.leads, labels, by, bins, convention,
+            {
+                "/".join(job.key): _described(job, plan)
+                for job in jobs
+                if any(k == "/".join(job.key) for k, _ in table.found)
+            },
+            list(weights),
+            first.init_times,
+            first.leads,
+            labels,
+            by,
+            bins,
+            convention,
             scores.extra_coords(thresholds_mm, neighborhood_sizes, quantiles, quantile_levels),
-            _attrs(read[label], first, counts, len(jobs), convention, masked, labels, by, bins, _hash(weights)),
-        )  # fmt: skip
+            _attrs(
+                read[label],
+                first,
+                counts,
+                len(jobs),
+                convention,
+                masked,
+                labels,
+                by,
+                bins,
+                _hash(weights),
+            ),
+        )
         out[label] = scores.build(table, frame)
         if plan.maps:
             out[label] = out[label].assign(_maps(counts["maps"], label, jobs, plan))
@@ -173,11 +230,16 @@ def compare(
 def _convention(name: Any) -> str:
     known = CONVENTIONS.get(str(name).lower().replace("-", "").replace("_", "").replace(" ", ""))
     if known is None:
-        raise OptionError(f"convention={name!r} is not known; valid are 'weatherbench2' and 'weatherbenchx'.", fix="convention='weatherbench2'")  # fmt: skip
+        raise OptionError(
+            f"convention={name!r} is not known; valid are 'weatherbench2' and 'weatherbenchx'.",
+            fix="convention='weatherbench2'",
+        )
     return known
 
 
-def _check_options(forecasts: Any, which: str, thresholds_mm: Any, sizes: Any, levels: Any, seed: Any) -> None:
+def _check_options(
+    forecasts: Any, which: str, thresholds_mm: Any, sizes: Any, levels: Any, seed: Any
+) -> None:
     if (
         not isinstance(forecasts, Mapping)
         or not forecasts
@@ -188,16 +250,38 @@ def _check_options(forecasts: Any, which: str, thresholds_mm: Any, sizes: Any, l
             if isinstance(forecasts, Mapping)
             else type(forecasts).__name__
         )
-        raise KindError(f"forecasts are a dict of Datasets by label, and these are {found}.", fix="xaurora.compare({'mine': fc, 'persistence': other}, truth)")  # fmt: skip
+        raise KindError(
+            f"forecasts are a dict of Datasets by label, and these are {found}.",
+            fix="xaurora.compare({'mine': fc, 'persistence': other}, truth)",
+        )
     if which not in ("xaurora", "weatherbench2"):
         raise OptionError(
-            f"engine={which!r} is not known; valid are 'xaurora' and 'weatherbench2'.", fix="engine='xaurora'"
+            f"engine={which!r} is not known; valid are 'xaurora' and 'weatherbench2'.",
+            fix="engine='xaurora'",
         )
     for name, values, good, what, fix in (
-        ("thresholds_mm", thresholds_mm, lambda v: v >= 0, "increasing amounts in mm", "thresholds_mm=(0.1, 1, 5, 10, 20)"),
-        ("neighborhood_sizes", sizes, lambda v: v >= 1 and v == int(v) and v % 2 == 1, "odd numbers of grid points", "neighborhood_sizes=(1, 3, 5, 9)"),
-        ("quantile_levels", levels, lambda v: 0 < v < 1, "increasing levels between 0 and 1", "quantile_levels=(0.05, 0.5, 0.95)"),
-    ):  # fmt: skip
+        (
+            "thresholds_mm",
+            thresholds_mm,
+            lambda v: v >= 0,
+            "increasing amounts in mm",
+            "thresholds_mm=(0.1, 1, 5, 10, 20)",
+        ),
+        (
+            "neighborhood_sizes",
+            sizes,
+            lambda v: v >= 1 and v == int(v) and v % 2 == 1,
+            "odd numbers of grid points",
+            "neighborhood_sizes=(1, 3, 5, 9)",
+        ),
+        (
+            "quantile_levels",
+            levels,
+            lambda v: 0 < v < 1,
+            "increasing levels between 0 and 1",
+            "quantile_levels=(0.05, 0.5, 0.95)",
+        ),
+    ):
         try:
             numbers = [float(v) for v in values]
         except (TypeError, ValueError):
@@ -226,12 +310,19 @@ def _in_common(read: dict[str, Forecast]) -> dict[str, Forecast]:
     for label, f in read.items():
         if not len(times) or not len(leads):
             raise TruthError(
-                f"the forecasts share no {'init time' if not len(times) else 'lead time'}: {first_label!r} has {first.init_times[0].astype('datetime64[h]')} and on, {label!r} {f.init_times[0].astype('datetime64[h]')} and on.",
+                f"the forecasts share no {'init time' if not len(times) else 'lead time'}:"
+                f" {first_label!r} has {first.init_times[0].astype('datetime64[h]')} and on,"
+                f" {label!r} {f.init_times[0].astype('datetime64[h]')} and on.",
                 fix="forecast the same init times: predict(time=other['init_time'].values)",
             )
-        if f.hours != first.hours and ("surface", "tp") in f.fields and ("surface", "tp") in first.fields:
+        if (
+            f.hours != first.hours
+            and ("surface", "tp") in f.fields
+            and ("surface", "tp") in first.fields
+        ):
             raise TruthError(
-                f"precipitation of {label!r} is over {f.hours} h, of {first_label!r} over {first.hours} h.",
+                f"precipitation of {label!r} is over {f.hours} h, of {first_label!r} over"
+                f" {first.hours} h.",
                 fix=f"accumulate='{max(f.hours, first.hours)}h'",
             )
         same = len(f.latitude) == len(first.latitude) and len(f.longitude) == len(first.longitude)
@@ -242,7 +333,9 @@ def _in_common(read: dict[str, Forecast]) -> dict[str, Forecast]:
             or np.minimum(apart, 360.0 - apart).max() > 1e-3
         ):
             raise TruthError(
-                f"the grid of {label!r} is not that of {first_label!r}: {len(f.latitude)} × {len(f.longitude)} and {len(first.latitude)} × {len(first.longitude)}. Scores on different grids are not comparable.",
+                f"the grid of {label!r} is not that of {first_label!r}: {len(f.latitude)} ×"
+                f" {len(f.longitude)} and {len(first.latitude)} × {len(first.longitude)}. Scores on"
+                " different grids are not comparable.",
                 fix="bring one onto the other's grid first",
             )
     out = {}
@@ -250,12 +343,17 @@ def _in_common(read: dict[str, Forecast]) -> dict[str, Forecast]:
         dropped = len(f.init_times) - len(times)
         if dropped:
             logger.warning(
-                "%s: %d of %d init times are not common to all, and left out.", label, dropped, len(f.init_times)
+                "%s: %d of %d init times are not common to all, and left out.",
+                label,
+                dropped,
+                len(f.init_times),
             )
         rows = [int(np.flatnonzero(f.init_times == t)[0]) for t in times]
         columns = [int(np.flatnonzero(f.leads == t)[0]) for t in leads]
         if rows != list(range(len(f.init_times))) or columns != list(range(len(f.leads))):
-            f = replace(f, ds=f.ds.isel(init_time=rows, lead_time=columns), init_times=times, leads=leads)
+            f = replace(
+                f, ds=f.ds.isel(init_time=rows, lead_time=columns), init_times=times, leads=leads
+            )
         out[label] = f
     return out
 
@@ -268,12 +366,21 @@ def _groups(
     regions: int,
     settings: Settings,
 ) -> tuple[np.ndarray, bool]:
-    """Init times kept one by one where that takes little memory, else the groups that are asked for."""
+    """Init times kept one by one where that takes little memory, else the groups that are asked
+    for.
+    """
     scores.lead_groups(first.leads, lead_bins)
     sizes = {
-        "threshold_mm": len(settings.thresholds_mm), "quantile": 8, "forecast_quantile": len(settings.levels), "neighborhood_size": len(settings.sizes),
-        "probability_bin": 20, "pit_bin": 20, "intensity_bin": 42, "rank": 64, "zonal_wavenumber": len(first.longitude) // 2 + 1,
-    }  # fmt: skip
+        "threshold_mm": len(settings.thresholds_mm),
+        "quantile": 8,
+        "forecast_quantile": len(settings.levels),
+        "neighborhood_size": len(settings.sizes),
+        "probability_bin": 20,
+        "pit_bin": 20,
+        "intensity_bin": 42,
+        "rank": 64,
+        "zonal_wavenumber": len(first.longitude) // 2 + 1,
+    }
     numbers = sum(
         int(np.prod([sizes[d] for d in STATISTICS[s].dims], initial=1)) * max(len(job.levels), 1)
         for job in jobs
@@ -283,7 +390,8 @@ def _groups(
     if 16 * numbers * regions * shape[0] * shape[1] <= scores.MOST_KEPT:
         return np.repeat(np.arange(shape[0])[:, None], shape[1], axis=1), True
     logger.info(
-        "these scores do not carry their init times one by one, which would take more than 128 MB; without them there are no intervals."
+        "these scores do not carry their init times one by one, which would take more than 128 MB;"
+        " without them there are no intervals."
     )
     return scores.groups_of(first.init_times, first.leads, by)[0], False
 
@@ -297,9 +405,14 @@ def _hash(weights: Mapping[str, np.ndarray]) -> str:
 
 
 def _maps(
-    maps: dict[tuple[str, tuple[str, str], int], Any], label: str, jobs: list[_engine.Job], plan: _engine.Plan
+    maps: dict[tuple[str, tuple[str, str], int], Any],
+    label: str,
+    jobs: list[_engine.Job],
+    plan: _engine.Plan,
 ) -> dict[str, Any]:
-    """Mean error at every grid point: ``(lead_time, [level,] latitude, longitude)``, in the forecast's order of the grid."""
+    """Mean error at every grid point: ``(lead_time, [level,] latitude, longitude)``, in the
+    forecast's order of the grid.
+    """
     out = {}
     for job in jobs:
         there = {k: v for (who, key, k), v in maps.items() if who == label and key == job.key}
@@ -332,7 +445,9 @@ def _described(job: _engine.Job, plan: _engine.Plan) -> scores.Described:
     units = str(item.attrs.get("units", item.variable.units))
     if len(job.parts) > 1:
         return scores.Described(job.key[1], units, "Wind vector", "/".join(job.key), job.levels)
-    return scores.Described(item.source, units, item.variable.long_name, "/".join(job.key), job.levels)
+    return scores.Described(
+        item.source, units, item.variable.long_name, "/".join(job.key), job.levels
+    )
 
 
 def _attrs(
@@ -367,7 +482,13 @@ def _attrs(
         )
     if first.hours != 6:
         out["precipitation_hours"] = first.hours
-    for name in ("xaurora_base", "xaurora_base_hash", "xaurora_weights", "xaurora_strategy", "title"):
+    for name in (
+        "xaurora_base",
+        "xaurora_base_hash",
+        "xaurora_weights",
+        "xaurora_strategy",
+        "title",
+    ):
         if name in f.ds.attrs:
             out["forecast_title" if name == "title" else name] = f.ds.attrs[name]
     return out
@@ -382,14 +503,25 @@ def _say(counts: dict[str, Any], jobs: int, masked: bool) -> None:
         )
     if counts["missing_truth"] and not masked:
         logger.warning(
-            "the truth of %s holds missing values, so scores of regions that hold them are NaN. To score what is there: evaluate(truth, skipna=True); "
-            "to leave an area out: regions={'mine': mask}.",
+            "the truth of %s holds missing values, so scores of regions that hold them are NaN. To"
+            " score what is there: evaluate(truth, skipna=True); to leave an area out:"
+            " regions={'mine': mask}.",
             ", ".join(sorted(counts["missing_truth"])),
         )
 
 
 def _say_coverage(label: str, ds: xr.Dataset) -> None:
     for name, da in ds.data_vars.items():
-        if "metric" in da.dims and "coverage" in ds["metric"].values and np.isfinite(da.sel(metric="coverage")).any():
+        if (
+            "metric" in da.dims
+            and "coverage" in ds["metric"].values
+            and np.isfinite(da.sel(metric="coverage")).any()
+        ):
             lowest = float(da.sel(metric="coverage").isel(region=0).min())
-            logger.warning("%s: %s is scored where truth and forecasts have values: %.0f %% of %s.", label, name, 100 * lowest, ds["region"].values[0])  # fmt: skip
+            logger.warning(
+                "%s: %s is scored where truth and forecasts have values: %.0f %% of %s.",
+                label,
+                name,
+                100 * lowest,
+                ds["region"].values[0],
+            )

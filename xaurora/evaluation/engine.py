@@ -1,7 +1,9 @@
-"""The pass over the fields: blocks are read, statistics computed, area means added up. Knows nothing of torch.
+"""The pass over the fields: blocks are read, statistics computed, area means added up. Knows
+nothing of torch.
 
-Blocks of init times and leads are independent, so they run on threads here, or on the workers of a ``dask.distributed`` client if there is one;
-what comes back are area means, a few numbers a field, so memory does not grow with the number of init times.
+Blocks of init times and leads are independent, so they run on threads here, or on the workers of a
+``dask.distributed`` client if there is one; what comes back are area means, a few numbers a field,
+so memory does not grow with the number of init times.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from xaurora.utils.progress import bar
 Key = tuple[str, str]
 
 _NEGATIVE = -1e-5  # m; what lies above is noise of packing
-_MOST = 3.0  # m in six hours: no rain, but millimetres that are said to be metres (the record of 12 h is 1.1 m)
+# m in six hours: no rain, but millimetres that are said to be metres (the record of 12 h is 1.1 m)
+_MOST = 3.0
 
 
 @dataclass(frozen=True)
@@ -123,19 +126,29 @@ def run(plan: Plan, *, progress: bool) -> tuple[dict[str, Table], dict[str, Any]
     Returns
     -------
     tuple of dict
-        Sums by label, with keys (kind/name, statistic); and counts: fields scored, without truth, variables whose truth has holes.
+        Sums by label, with keys (kind/name, statistic); and counts: fields scored, without truth,
+        variables whose truth has holes.
     """
     tables = {
         label: Table(int(plan.groups.max(initial=0)) + 1, plan.groups.shape[1], plan.one_by_one)
         for label in plan.forecasts
     }
     counts: dict[str, Any] = {"scored": 0, "without_truth": 0, "missing_truth": set(), "maps": {}}
-    blocks = [(j, init, lead) for j, job in enumerate(plan.jobs) for init, lead in _blocks(plan, job)]
+    blocks = [
+        (j, init, lead) for j, job in enumerate(plan.jobs) for init, lead in _blocks(plan, job)
+    ]
     total = sum((i.stop - i.start) * (k.stop - k.start) for _, i, k in blocks)
     with bar(total=total, label="evaluate", unit="field", shown=progress, after=2.0) as meter:
         for (_, init, lead), found in zip(blocks, _results(plan, blocks), strict=True):
             for label, key, name, i, k, means, share in found.means:
-                tables[label].add(("/".join(key), name), STATISTICS[name].dims, int(plan.groups[i, k]), k, means, share)
+                tables[label].add(
+                    ("/".join(key), name),
+                    STATISTICS[name].dims,
+                    int(plan.groups[i, k]),
+                    k,
+                    means,
+                    share,
+                )
             for (label, key, k), parts in found.maps.items():
                 _add(counts["maps"], (label, key, k), parts)
             counts["scored"] += found.scored
@@ -147,7 +160,10 @@ def run(plan: Plan, *, progress: bool) -> tuple[dict[str, Table], dict[str, Any]
 
 def _blocks(plan: Plan, job: Job) -> Iterator[tuple[slice, slice]]:
     sizes = [
-        f.lengths(f.fields[part].source) for f in plan.forecasts.values() for part in job.parts if part in f.fields
+        f.lengths(f.fields[part].source)
+        for f in plan.forecasts.values()
+        for part in job.parts
+        if part in f.fields
     ]
     inits, leads = min(s[0] for s in sizes), min(s[1] for s in sizes)
     count = len(plan.first.init_times), len(plan.first.leads)
@@ -222,7 +238,9 @@ def _block(plan: Plan, number: int, init: slice, lead: slice) -> Found:
         if any(not np.isfinite(y).all() for y in ys):
             found.missing_truth.add(job.key[1])
         samples = {
-            label: _sample(plan, job, plan.forecasts[label], label, block, (i, k), (row, column), ys, time)
+            label: _sample(
+                plan, job, plan.forecasts[label], label, block, (i, k), (row, column), ys, time
+            )
             for label, block in blocks.items()
             if block.there
         }
@@ -230,8 +248,16 @@ def _block(plan: Plan, number: int, init: slice, lead: slice) -> Found:
             _mask(list(samples.values()))
         for label, sample in samples.items():
             if plan.maps and sample.partner is None:
-                here = np.isfinite(sample.error) if sample.valid is None else np.isfinite(sample.error) & sample.valid
-                _add(found.maps, (label, job.key, column), (np.where(here, sample.error, 0.0), here.astype(np.float64)))
+                here = (
+                    np.isfinite(sample.error)
+                    if sample.valid is None
+                    else np.isfinite(sample.error) & sample.valid
+                )
+                _add(
+                    found.maps,
+                    (label, job.key, column),
+                    (np.where(here, sample.error, 0.0), here.astype(np.float64)),
+                )
             for name in job.statistics:
                 if not STATISTICS[name].applies(sample):
                     continue
@@ -268,7 +294,9 @@ class _Block:
             and not forecast.has_members(source)
             and len(job.parts) == 1
         ):
-            self.params = {p: forecast.block(f"{source}_{p}", init, lead, job.levels) for p in law.parameters}
+            self.params = {
+                p: forecast.block(f"{source}_{p}", init, lead, job.levels) for p in law.parameters
+            }
         for suffix in ("quantile", "probability") if len(job.parts) == 1 else ():
             if f"{source}_{suffix}" in forecast.ds:
                 self.beside[suffix] = forecast.block(f"{source}_{suffix}", init, lead, job.levels)
@@ -337,19 +365,28 @@ def _sample(
         }
     if plan.normals is not None:
         if job.normals:
-            sample.normal = (plan.normals.normal(job.key, time, job.levels) - item.offset) / item.scale
+            sample.normal = (
+                plan.normals.normal(job.key, time, job.levels) - item.offset
+            ) / item.scale
         if job.normal_quantiles:
-            sample.normal_quantiles = (plan.normals.quantiles(job.key, time, job.levels) - item.offset) / item.scale
+            sample.normal_quantiles = (
+                plan.normals.quantiles(job.key, time, job.levels) - item.offset
+            ) / item.scale
         if job.seeps:
             sample.seeps = plan.normals.seeps(forecast.hours, time)
     return sample
 
 
 def _like(values: np.ndarray, mine: Field, item: Field) -> np.ndarray:
-    """Values of one forecast in the units that all are scored in; as they are where these are the same."""
+    """Values of one forecast in the units that all are scored in; as they are where these are the
+    same.
+    """
     if (mine.scale, mine.offset) == (item.scale, item.offset):
         return values
-    return values.astype(np.float64) * (mine.scale / item.scale) + (mine.offset - item.offset) / item.scale
+    return (
+        values.astype(np.float64) * (mine.scale / item.scale)
+        + (mine.offset - item.offset) / item.scale
+    )
 
 
 def _own_units(da: Any, mine: Field) -> Field:
@@ -363,13 +400,16 @@ def _own_units(da: Any, mine: Field) -> Field:
     return mine if found is None else replace(mine, scale=found[0], offset=found[1])
 
 
-# What a field is multiplied by where its units are mistaken: Pa and hPa, m² s⁻² and m, kg/kg and g/kg, m and mm of rain.
+# What a field is multiplied by where its units are mistaken: Pa and hPa, m² s⁻² and m, kg/kg and
+# g/kg, m and mm of rain.
 _MISTAKES = {"Pa": 100.0, "m2 s-2": variables.GRAVITY, "kg kg-1": 1000.0, "m": 1000.0}
 _ZERO_CELSIUS = 273.15  # K
 
 
 def _check_size(values: np.ndarray, y: np.ndarray, item: Field, label: str) -> None:
-    """Refuse units that cannot be, by a look at forecast and truth together: one of them is off by a known factor, or by the zero of Celsius."""
+    """Refuse units that cannot be, by a look at forecast and truth together: one of them is off by
+    a known factor, or by the zero of Celsius.
+    """
     name, units = item.source, item.variable.units
     there = [v[np.isfinite(v)] * item.scale + item.offset for v in (values.astype(np.float64), y)]
     if not all(v.size for v in there):
@@ -378,52 +418,76 @@ def _check_size(values: np.ndarray, y: np.ndarray, item: Field, label: str) -> N
     if units == "K" and abs(abs(there[0].mean() - there[1].mean()) - _ZERO_CELSIUS) < 15.0:
         cold = whose if there[0].mean() < there[1].mean() else "truth"
         raise UnitsError(
-            f"'{name}' of the {cold} is 273 K colder than the other: degrees Celsius that are said to be kelvins, by the look of it.",
+            f"'{name}' of the {cold} is 273 K colder than the other: degrees Celsius that are said"
+            " to be kelvins, by the look of it.",
             fix=f"{'truth' if cold == 'truth' else 'fc'}['{name}'].attrs['units'] = 'degC'",
         )
     factor = _MISTAKES.get(units)
     sizes = [(float(np.sqrt((v**2).mean())), float(np.abs(v).max())) for v in there]
     if factor is None or min(min(pair) for pair in sizes) <= 0:
         return
-    near = 2.5 if item.variable.accumulated else 1.05  # rain differs more between forecast and truth than anything else
+    near = (
+        2.5 if item.variable.accumulated else 1.05
+    )  # rain differs more between forecast and truth than anything else
     ratios = [max(pair) / min(pair) for pair in zip(*sizes, strict=True)]
     drizzle = item.variable.accumulated and max(pair[0] for pair in sizes) < 2e-4
     if not drizzle and all(factor / near < r < factor * near for r in ratios):
         small = whose if sizes[0][0] < sizes[1][0] else "truth"
         raise UnitsError(
-            f"'{name}' of the {small} is {ratios[0]:.0f} times smaller than the other, which is what mistaken units do ({units!r} are expected).",
-            fix=f"look at both units: {'truth' if small == 'truth' else 'fc'}['{name}'].attrs['units'] = ...",
+            f"'{name}' of the {small} is {ratios[0]:.0f} times smaller than the other, which is"
+            f" what mistaken units do ({units!r} are expected).",
+            fix=(
+                "look at both units:"
+                f" {'truth' if small == 'truth' else 'fc'}['{name}'].attrs['units'] = ..."
+            ),
         )
 
 
 def _check_rain(values: np.ndarray, item: Field, whose: str, forecast: Forecast) -> None:
     """Refuse rain that cannot be: negative beyond noise, or millimetres said to be metres."""
-    low, high = np.fmin.reduce(values, axis=None) * item.scale, np.fmax.reduce(values, axis=None) * item.scale
+    low, high = (
+        np.fmin.reduce(values, axis=None) * item.scale,
+        np.fmax.reduce(values, axis=None) * item.scale,
+    )
     name = item.source
     units = item.attrs.get("units", item.variable.units)
     if low < _NEGATIVE and whose == "forecast":
         raise UnitsError(
-            f"'{name}' of the forecast falls to {low * 1e3:.3g} mm in {forecast.hours} h; precipitation is not negative.",
-            fix=f"fc['{name}'] = fc['{name}'].clip(min=0) if that is what the model gives, else look at its units",
+            f"'{name}' of the forecast falls to {low * 1e3:.3g} mm in {forecast.hours} h;"
+            " precipitation is not negative.",
+            fix=(
+                f"fc['{name}'] = fc['{name}'].clip(min=0) if that is what the model gives, else"
+                " look at its units"
+            ),
         )
     if high > _MOST * max(forecast.hours / 6.0, 1.0):
         raise UnitsError(
             f"'{name}' of the {whose} reaches {high:.3g} m in {forecast.hours} h"
             + (f" if its units are {units!r}" if whose == "forecast" else "")
             + "; these look like millimetres.",
-            fix=f"{'fc' if whose == 'forecast' else 'truth'}['{name if whose == 'forecast' else 'tp'}'].attrs['units'] = 'mm'",
+            fix=(
+                f"{'fc' if whose == 'forecast' else 'truth'}['{name if whose == 'forecast' else 'tp'}'].attrs['units']"
+                " = 'mm'"
+            ),
         )
 
 
 def _mask(samples: list[Sample]) -> None:
-    """One mask for all that are compared: points where truth, every forecast and their normals have values."""
+    """One mask for all that are compared: points where truth, every forecast and their normals have
+    values.
+    """
     if not samples:
         return
     valid = np.ones(samples[0].y.shape, bool)
     for s in [*samples, *(s.partner for s in samples if s.partner is not None)]:
         valid &= np.isfinite(s.y)
         valid &= np.isfinite(s.members).all(axis=0) if s.ensemble else np.isfinite(s.raw)
-        for other in (s.normal, *s.params.values(), *s.quantiles.values(), *s.probabilities.values()):
+        for other in (
+            s.normal,
+            *s.params.values(),
+            *s.quantiles.values(),
+            *s.probabilities.values(),
+        ):
             if other is not None:
                 valid &= np.isfinite(other)
     for s in samples:

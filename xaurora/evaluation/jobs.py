@@ -1,4 +1,6 @@
-"""Which statistics are collected of which variable, and which metrics that were named cannot be had. Knows nothing of torch."""
+"""Which statistics are collected of which variable, and which metrics that were named cannot be
+had. Knows nothing of torch.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,8 @@ def jobs_of(
     wanted_normals = [m for m in ("acc", "prediction_activity", "truth_activity") if m in named]
     if wanted_normals and normals is None:
         raise OptionError(
-            f"{wanted_normals[0]} needs a climatology.", fix="evaluate(truth, climatology=xaurora.climatology(past))"
+            f"{wanted_normals[0]} needs a climatology.",
+            fix="evaluate(truth, climatology=xaurora.climatology(past))",
         )
     first = next(iter(read.values()))
     fields = {key: next(f.fields[key] for f in read.values() if key in f.fields) for key in keys}
@@ -52,29 +55,62 @@ def jobs_of(
     for key in keys:
         levels = _shared_levels(read, right, key)
         mine = list(statistics)
-        has_normal = normals is not None and normals.has(key) and set(levels) <= set(normals.found.levels)
+        has_normal = (
+            normals is not None and normals.has(key) and set(levels) <= set(normals.found.levels)
+        )
         if anomalies and normals is not None and not has_normal:
             lacking.append(fields[key].source)
-        seeps = "seeps" in mine and key in rain and normals is not None and normals.seeps_name(first.hours) is not None
-        quantiled = normals is not None and has_normal and bool(normals.quantile_levels(key)) and any(s.startswith("quantile_true") for s in mine)  # fmt: skip
-        drop = set() if has_normal and anomalies else set(anomalies)
-        probabilistic = any(k == key and not isinstance(v, Deterministic) for (_, k), v in laws.items()) or any(
-            f.has_members(f.fields[key].source) for f in read.values() if key in f.fields
+        seeps = (
+            "seeps" in mine
+            and key in rain
+            and normals is not None
+            and normals.seeps_name(first.hours) is not None
         )
+        quantiled = (
+            normals is not None
+            and has_normal
+            and bool(normals.quantile_levels(key))
+            and any(s.startswith("quantile_true") for s in mine)
+        )
+        drop = set() if has_normal and anomalies else set(anomalies)
+        probabilistic = any(
+            k == key and not isinstance(v, Deterministic) for (_, k), v in laws.items()
+        ) or any(f.has_members(f.fields[key].source) for f in read.values() if key in f.fields)
         if not named and not everything and not probabilistic:
             drop.add("crps")  # of single values it would be the MAE over again
         jobs.append(
-            Job(key, (key,), levels, tuple(s for s in (*mine, "coverage") if s not in drop),
-                       bool(anomalies) and has_normal, quantiled, seeps, first.whole if key in rain else None)
-        )  # fmt: skip
+            Job(
+                key,
+                (key,),
+                levels,
+                tuple(s for s in (*mine, "coverage") if s not in drop),
+                bool(anomalies) and has_normal,
+                quantiled,
+                seeps,
+                first.whole if key in rain else None,
+            )
+        )
     if lacking and (wanted_normals or len(lacking) == len(keys)):
         text = f"the climatology has no field of {', '.join(map(repr, lacking))}"
-        if normals is not None and ("surface", "tp") in normals.found.fields and not normals.has(("surface", "tp")):
-            text += f" (its precipitation is over {normals.rain_hours:g} h, the forecast's over {first.hours} h)"
+        if (
+            normals is not None
+            and ("surface", "tp") in normals.found.fields
+            and not normals.has(("surface", "tp"))
+        ):
+            text += (
+                f" (its precipitation is over {normals.rain_hours:g} h, the forecast's over"
+                f" {first.hours} h)"
+            )
         if wanted_normals:
-            raise TruthError(f"{text}, which {wanted_normals[0]} needs.", fix=f"xaurora.climatology(past, {lacking}), or score fc[[...]] without them")  # fmt: skip
+            raise TruthError(
+                f"{text}, which {wanted_normals[0]} needs.",
+                fix=f"xaurora.climatology(past, {lacking}), or score fc[[...]] without them",
+            )
     if lacking:
-        logger.warning("the climatology has no field of %s, whose anomalies are not scored.", ", ".join(lacking))
+        logger.warning(
+            "the climatology has no field of %s, whose anomalies are not scored.",
+            ", ".join(lacking),
+        )
     if normals is not None and any(j.normals or j.seeps or j.normal_quantiles for j in jobs):
         valid = (first.init_times[:, None] + first.leads[None]).ravel()
         if missing := normals.lacks(valid):
@@ -118,35 +154,63 @@ def _refuse_impossible(
         return any(k == key and not isinstance(v, Deterministic) for (_, k), v in laws.items())
 
     def beside(key: tuple[str, str], suffix: str) -> bool:
-        return any(f"{f.fields[key].source}_{suffix}" in f.ds for f in read.values() if key in f.fields)
+        return any(
+            f"{f.fields[key].source}_{suffix}" in f.ds for f in read.values() if key in f.fields
+        )
 
     for metric, label in named.items():
         needs = _metrics.METRICS[metric].needs
         if ("rain" in needs or needs in ("seeps", "probability")) and not rain:
-            raise OptionError(f"{label} is a score of precipitation, and neither is there: {[fields[k].source for k in keys]}.", fix="metrics=['rmse', 'mae', 'bias']")  # fmt: skip
+            raise OptionError(
+                f"{label} is a score of precipitation, and neither is there:"
+                f" {[fields[k].source for k in keys]}.",
+                fix="metrics=['rmse', 'mae', 'bias']",
+            )
         if needs == "seeps" and not any(j.seeps for j in jobs):
             hours = next(iter(read.values())).hours
             lacks = (
                 "a climatology"
                 if normals is None
-                else f"the fields total_precipitation_{hours}hr_seeps_dry_fraction and …_threshold of the climatology"
+                else (
+                    f"the fields total_precipitation_{hours}hr_seeps_dry_fraction and …_threshold"
+                    " of the climatology"
+                )
             )
             if hours not in (6, 24):
-                raise OptionError(f"{label} is defined for totals over 6 and 24 hours, and these are over {hours} h.", fix="accumulate='24h'")  # fmt: skip
+                raise OptionError(
+                    f"{label} is defined for totals over 6 and 24 hours, and these are over"
+                    f" {hours} h.",
+                    fix="accumulate='24h'",
+                )
             raise TruthError(
-                f"{label} needs {lacks}.", fix=f"evaluate(truth, climatology=xaurora.climatology(past, seeps={hours}))"
+                f"{label} needs {lacks}.",
+                fix=f"evaluate(truth, climatology=xaurora.climatology(past, seeps={hours}))",
             )
-        if needs.startswith("members") and not any(members(k) for k in (rain if "rain" in needs else keys)):
-            raise OptionError(f"{label} is a score of an ensemble, and the forecast has no members.", fix="predict(members=50), or metrics=['rmse', 'crps']")  # fmt: skip
-        if needs == "probability" and not any(members(k) or law(k) or beside(k, "probability") for k in rain):
-            raise OptionError(f"{label} is a score of probabilities, and the forecast has none.", fix="predict(thresholds_mm=(1, 5)), members, or a head's parameters beside tp")  # fmt: skip
-        if needs == "quantile" and not any(members(k) or law(k) or beside(k, "quantile") for k in keys):
+        if needs.startswith("members") and not any(
+            members(k) for k in (rain if "rain" in needs else keys)
+        ):
+            raise OptionError(
+                f"{label} is a score of an ensemble, and the forecast has no members.",
+                fix="predict(members=50), or metrics=['rmse', 'crps']",
+            )
+        if needs == "probability" and not any(
+            members(k) or law(k) or beside(k, "probability") for k in rain
+        ):
+            raise OptionError(
+                f"{label} is a score of probabilities, and the forecast has none.",
+                fix="predict(thresholds_mm=(1, 5)), members, or a head's parameters beside tp",
+            )
+        if needs == "quantile" and not any(
+            members(k) or law(k) or beside(k, "quantile") for k in keys
+        ):
             raise OptionError(
                 f"{label} is a score of quantiles, and the forecast has none.",
                 fix="predict(quantiles=(0.05, 0.5, 0.95))",
             )
         wanted = settings.thresholds_mm if needs == "probability" else settings.levels
-        suffix, dim = ("probability", "threshold") if needs == "probability" else ("quantile", "quantile")
+        suffix, dim = (
+            ("probability", "threshold") if needs == "probability" else ("quantile", "quantile")
+        )
         if needs in ("probability", "quantile") and not any(members(k) or law(k) for k in keys):
             found = [
                 float(v) * (alignment.to_mm(f.ds[dim]) if dim == "threshold" else 1.0)
@@ -158,30 +222,49 @@ def _refuse_impossible(
             if not any(abs(v - w) <= 1e-6 * max(w, 1e-9) for v in found for w in wanted):
                 names = "thresholds_mm" if needs == "probability" else "quantile_levels"
                 raise OptionError(
-                    f"{label}: the forecast has {suffix} at {sorted(set(found))}, and {names} are {list(wanted)}.",
+                    f"{label}: the forecast has {suffix} at {sorted(set(found))}, and {names} are"
+                    f" {list(wanted)}.",
                     fix=f"{names}={sorted(set(found))}",
                 )
         if needs == "law" and not any(law(k) and not members(k) for k in keys):
-            raise OptionError(f"{label} is a score of a distribution, and the forecast has none.", fix="keep the head's parameters beside tp (rank_histogram is the members' own)")  # fmt: skip
+            raise OptionError(
+                f"{label} is a score of a distribution, and the forecast has none.",
+                fix="keep the head's parameters beside tp (rank_histogram is the members' own)",
+            )
         if "joint" in needs:
             among = rain if "rain" in needs else keys
             marginal = [k for k in among if law(k) and not members(k)]
             if marginal and (len(marginal) == len(among) or "rain" in needs):
                 raise KindError(
-                    f"{label} asks how a field hangs together, and '{fields[marginal[0]].source}' is a distribution at every point for itself; its mean is no field that falls.",
+                    f"{label} asks how a field hangs together, and '{fields[marginal[0]].source}'"
+                    " is a distribution at every point for itself; its mean is no field that"
+                    " falls.",
                     fix="predict(members=50), whose members are joint in space and time",
                 )
         if needs == "normal_quantiles" and not any(j.normal_quantiles for j in jobs):
-            raise TruthError(f"{label} needs quantiles of the climatology.", fix="climatology=xaurora.climatology(past, statistics=['mean', 'quantile'], quantiles=[0.9, 0.95])")  # fmt: skip
+            raise TruthError(
+                f"{label} needs quantiles of the climatology.",
+                fix=(
+                    "climatology=xaurora.climatology(past, statistics=['mean', 'quantile'],"
+                    " quantiles=[0.9, 0.95])"
+                ),
+            )
 
 
-def _shared_levels(read: dict[str, Forecast], truth: truths.Truth, key: tuple[str, str]) -> tuple[float, ...]:
+def _shared_levels(
+    read: dict[str, Forecast], truth: truths.Truth, key: tuple[str, str]
+) -> tuple[float, ...]:
     if key[0] != "atmos":
         return ()
     having = [f for f in read.values() if key in f.fields]
-    levels = tuple(v for v in having[0].levels if v in truth.fields.levels and all(v in f.levels for f in having))
+    levels = tuple(
+        v
+        for v in having[0].levels
+        if v in truth.fields.levels and all(v in f.levels for f in having)
+    )
     if not levels:
         raise TruthError(
-            f"forecast and truth share no pressure level of {key[1]!r}.", fix="give a truth with the forecast's levels"
+            f"forecast and truth share no pressure level of {key[1]!r}.",
+            fix="give a truth with the forecast's levels",
         )
     return levels

@@ -14,9 +14,11 @@ from xaurora.fields import recognition, variables
 
 
 def results(scores: xr.Dataset) -> xr.Dataset:
-    """Scores as WeatherBench2's evaluation writes them: its names of variables and metrics, SI units, nothing carried along.
+    """Scores as WeatherBench2's evaluation writes them: its names of variables and metrics, SI
+    units, nothing carried along.
 
-    Variables with more than ``metric``, ``region``, ``lead_time`` and ``level`` follow its names as far as it has any.
+    Variables with more than ``metric``, ``region``, ``lead_time`` and ``level`` follow its names as
+    far as it has any.
     """
     out = {}
     for name, da in without_carried(scores).data_vars.items():
@@ -37,11 +39,16 @@ def results(scores: xr.Dataset) -> xr.Dataset:
                 for m in map(str, da["metric"].values)
             ]
             factors = xr.DataArray(
-                [{"own": scale, "square": scale**2, "": 1.0}[k] for k in kinds], {"metric": da["metric"]}
+                [{"own": scale, "square": scale**2, "": 1.0}[k] for k in kinds],
+                {"metric": da["metric"]},
             )
             da = (da * factors).transpose(*da.dims).assign_attrs(da.attrs)
         out[public + suffix] = da.assign_attrs(units=variable.units)
-    attrs = {k: v for k, v in scores.attrs.items() if k in ("number_of_init_times", "grid", "convention", "title")}
+    attrs = {
+        k: v
+        for k, v in scores.attrs.items()
+        if k in ("number_of_init_times", "grid", "convention", "title")
+    }
     ds = xr.Dataset(out, attrs=attrs)
     if "metric" in ds.coords:
         ds = ds.assign_coords(metric=[_RESULT.get(m, m) for m in map(str, ds["metric"].values)])
@@ -63,7 +70,9 @@ def _base(scores: xr.Dataset, name: str, key: str) -> str:
 
 
 def to_weatherbench2(ds: xr.Dataset) -> xr.Dataset:
-    """A forecast (or scores) in WeatherBench2's names, units and layout. See :meth:`xaurora.accessor.AuroraAccessor.to_weatherbench2`. Lazy."""
+    """A forecast (or scores) in WeatherBench2's names, units and layout. See
+    :meth:`xaurora.accessor.AuroraAccessor.to_weatherbench2`. Lazy.
+    """
     if recognition.is_scores(ds):
         return results(ds)
     forecast = alignment.read_forecast(ds)
@@ -73,7 +82,8 @@ def to_weatherbench2(ds: xr.Dataset) -> xr.Dataset:
         da = source[item.source]
         if item.scale != 1.0 or item.offset != 0.0:
             da = (da.astype(np.float64) * item.scale + item.offset).astype(np.float32)
-        # The parameters of a distribution have no name in WeatherBench2; what leads to them must not be left behind.
+        # The parameters of a distribution have no name in WeatherBench2; what leads to them must
+        # not be left behind.
         attrs = {k: v for k, v in da.attrs.items() if not distributions.is_attr(k)}
         name = item.variable.weatherbench2
         if item.variable.accumulated and forecast.hours != 6:
@@ -83,12 +93,15 @@ def to_weatherbench2(ds: xr.Dataset) -> xr.Dataset:
         )
     if not out:
         raise KindError(
-            "no variable of this forecast has a name in WeatherBench2.", fix="ds.aurora lists what was recognised"
+            "no variable of this forecast has a name in WeatherBench2.",
+            fix="ds.aurora lists what was recognised",
         )
     result = xr.Dataset(out, attrs=ds.attrs).drop_vars("valid_time", errors="ignore")
     names = {"init_time": "time", "lead_time": "prediction_timedelta"} | {
         found: axis for axis, found in forecast.dims.items() if found != axis
     }
     result = result.rename(names).assign_coords(prediction_timedelta=forecast.leads)
-    result = result.assign_coords(longitude=("longitude", forecast.longitude, {"units": "degrees_east"}))
+    result = result.assign_coords(
+        longitude=("longitude", forecast.longitude, {"units": "degrees_east"})
+    )
     return result.sortby("latitude").sortby("longitude")

@@ -1,4 +1,6 @@
-"""Neighbourhoods for the fractions skill score (Roberts and Lean 2008, doi:10.1175/2007MWR2123.1). Knows nothing of torch."""
+"""Neighbourhoods for the fractions skill score (Roberts and Lean 2008, doi:10.1175/2007MWR2123.1).
+Knows nothing of torch.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,11 @@ from xaurora.evaluation.sample import Sample
 
 
 def share_over(over: np.ndarray, size: int, *, wraps: bool) -> np.ndarray:
-    """Share of a square neighbourhood that is over, ``(..., h, w)``; zero where the neighbourhood reaches beyond the grid.
+    """Share of a square neighbourhood that is over, ``(..., h, w)``; zero where the neighbourhood
+    reaches beyond the grid.
 
-    As in WeatherBench-X (``spatial.convolve2d_wrap_longitude``): points near an edge then add nothing to either side of the score.
+    As in WeatherBench-X (``spatial.convolve2d_wrap_longitude``): points near an edge then add
+    nothing to either side of the score.
 
     Parameters
     ----------
@@ -29,7 +33,9 @@ def share_over(over: np.ndarray, size: int, *, wraps: bool) -> np.ndarray:
     half = size // 2
     if size > min(over.shape[-2:]):
         return np.zeros_like(over)
-    out = uniform_filter1d(uniform_filter1d(over, size, axis=-2, mode="wrap"), size, axis=-1, mode="wrap")
+    out = uniform_filter1d(
+        uniform_filter1d(over, size, axis=-2, mode="wrap"), size, axis=-1, mode="wrap"
+    )
     out = np.round(out * size * size) / (size * size)  # a running sum leaves crumbs
     out[..., :half, :] = 0.0
     out[..., -half:, :] = 0.0
@@ -40,9 +46,11 @@ def share_over(over: np.ndarray, size: int, *, wraps: bool) -> np.ndarray:
 
 
 def fractions(s: Sample, areas: AreaMeans, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """Area means of the squared difference of the two shares, or of either one's square: ``(region, size, threshold)``.
+    """Area means of the squared difference of the two shares, or of either one's square: ``(region,
+    size, threshold)``.
 
-    A neighbourhood that holds something missing has no share; it does not count where the sample has a mask, and is missing elsewhere.
+    A neighbourhood that holds something missing has no share; it does not count where the sample
+    has a mask, and is missing elsewhere.
     """
     cache = s.__dict__.setdefault("_fractions", {})
     if not cache:
@@ -51,7 +59,9 @@ def fractions(s: Sample, areas: AreaMeans, what: str) -> tuple[np.ndarray, np.nd
         back = np.argsort(order)
 
         def share(over: np.ndarray, size: int) -> np.ndarray:
-            return share_over(over[..., order].astype(np.float64), size, wraps=s.settings.wraps)[..., back]
+            return share_over(over[..., order].astype(np.float64), size, wraps=s.settings.wraps)[
+                ..., back
+            ]
 
         missing = ~(np.isfinite(s.f) & np.isfinite(s.y))
         if s.valid is not None:
@@ -66,7 +76,11 @@ def fractions(s: Sample, areas: AreaMeans, what: str) -> tuple[np.ndarray, np.nd
                 f, y = share(s.f > t, size), share(s.y > t, size)
                 parts = np.stack([(f - y) ** 2, f**2, y**2])
                 valid = None if s.valid is None else ~touched
-                mean, part = areas(parts if valid is not None else np.where(touched, np.nan, parts), valid)
+                mean, part = areas(
+                    parts if valid is not None else np.where(touched, np.nan, parts), valid
+                )
                 means[:, :, a, b], shares[:, :, a, b] = mean.T, part.T
-        cache |= {key: (means[i], shares[i]) for i, key in enumerate(("error", "forecast", "truth"))}
+        cache |= {
+            key: (means[i], shares[i]) for i, key in enumerate(("error", "forecast", "truth"))
+        }
     return cache[what]

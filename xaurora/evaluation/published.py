@@ -30,13 +30,15 @@ def published_scores(
 ) -> dict[str, xr.Dataset]:
     """Scores of published models for precipitation, in the layout that ``evaluate`` gives.
 
-    They were made on other grids and over another year than one's own, so they show an order of magnitude; the scorecard says so.
+    They were made on other grids and over another year than one's own, so they show an order of
+    magnitude; the scorecard says so.
 
     Parameters
     ----------
     path : path, optional
-        A CSV (or .csv.gz) with the columns ``model, metric, variable, lead_hours, resolution, value``, values in metres and variables
-        ``6h_precipitation`` or ``24h_precipitation``; by default the scores that the package carries: those of the WeatherBench site for 2022.
+        A CSV (or .csv.gz) with the columns ``model, metric, variable, lead_hours, resolution,
+        value``, values in metres and variables ``6h_precipitation`` or ``24h_precipitation``; by
+        default the scores that the package carries: those of the WeatherBench site for 2022.
     models : sequence of str, optional
         Some of them.
     hours : {6, 24}
@@ -74,11 +76,14 @@ def published_scores(
     periods = sorted({int(r["variable"].split("h_")[0]) for r in rows})
     if hours not in periods:
         raise OptionError(
-            f"hours={hours!r}: the totals are over {' and '.join(map(str, periods))} hours.", fix=f"hours={periods[0]}"
+            f"hours={hours!r}: the totals are over {' and '.join(map(str, periods))} hours.",
+            fix=f"hours={periods[0]}",
         )
     out = {}
     for model in wanted:
-        mine = [r for r in rows if r["model"] == model and r["variable"] == f"{hours}h_precipitation"]
+        mine = [
+            r for r in rows if r["model"] == model and r["variable"] == f"{hours}h_precipitation"
+        ]
         if mine:
             out[model] = _dataset(mine, model, hours, source)
     return out
@@ -86,7 +91,11 @@ def published_scores(
 
 def _read(path: Path) -> list[dict[str, str]]:
     try:
-        text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
+        text = (
+            gzip.decompress(path.read_bytes()).decode()
+            if path.suffix == ".gz"
+            else path.read_text(encoding="utf-8")
+        )
     except (OSError, UnicodeDecodeError, EOFError) as why:
         raise SourceError(
             f"'{path}' cannot be read: {why}.", fix="a CSV with the columns " + ", ".join(_COLUMNS)
@@ -94,12 +103,18 @@ def _read(path: Path) -> list[dict[str, str]]:
     rows = list(csv.DictReader(text.splitlines()))
     if not rows or set(_COLUMNS) - set(rows[0]):
         missing = sorted(set(_COLUMNS) - set(rows[0])) if rows else list(_COLUMNS)
-        raise SourceError(f"'{path}' has no columns {missing}.", fix="a CSV with the columns " + ", ".join(_COLUMNS))
+        raise SourceError(
+            f"'{path}' has no columns {missing}.",
+            fix="a CSV with the columns " + ", ".join(_COLUMNS),
+        )
     try:
         for r in rows:
             float(r["value"]), float(r["lead_hours"]), int(r["variable"].split("h_")[0])
     except (ValueError, TypeError) as why:
-        raise SourceError(f"'{path}' holds {dict(r)}, whose numbers cannot be read.", fix="lead_hours and value are numbers, variable such as 6h_precipitation") from why  # fmt: skip
+        raise SourceError(
+            f"'{path}' holds {dict(r)}, whose numbers cannot be read.",
+            fix="lead_hours and value are numbers, variable such as 6h_precipitation",
+        ) from why
     return rows
 
 
@@ -114,7 +129,13 @@ def _dataset(rows: list[dict[str, str]], model: str, hours: int, source: str) ->
     width, height = rows[0]["resolution"].split("x")
     attrs = {"units": "m", "long_name": "Total precipitation", "xaurora_variable": "surface/tp"}
     return xr.Dataset(
-        {"tp": (("metric", "region", "lead_time"), np.stack(list(values.values()))[:, None], attrs)},
+        {
+            "tp": (
+                ("metric", "region", "lead_time"),
+                np.stack(list(values.values()))[:, None],
+                attrs,
+            )
+        },
         {
             "metric": list(values),
             "region": ["global"],

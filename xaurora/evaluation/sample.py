@@ -1,4 +1,6 @@
-"""One init time and lead of one variable, with all that a statistic may ask for. Knows nothing of torch."""
+"""One init time and lead of one variable, with all that a statistic may ask for. Knows nothing of
+torch.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,9 @@ class Settings:
     seed : int
         Of what is drawn: ties of ranks, PIT of dry cells.
     order : tuple of int
-        Order of columns in which neighbours stand, where it is not the grid's own: WeatherBench-X sorts longitudes from 0 to 360°, so that in a
-        region across Greenwich its neighbourhoods join the east to the west.
+        Order of columns in which neighbours stand, where it is not the grid's own: WeatherBench-X
+        sorts longitudes from 0 to 360°, so that in a region across Greenwich its neighbourhoods
+        join the east to the west.
     """
 
     thresholds_mm: tuple[float, ...] = (0.1, 1.0, 5.0, 10.0, 20.0)
@@ -112,11 +115,13 @@ class Sample:
 
     @cached_property
     def f(self) -> np.ndarray:
-        """The single-valued forecast: of an ensemble its mean, taken in the precision it is stored in, as WeatherBench2 does.
+        """The single-valued forecast: of an ensemble its mean, taken in the precision it is stored
+        in, as WeatherBench2 does.
 
-        A sum of float32 depends on its order (of geopotential, rounded to 0.004 m² s⁻², in the fifth digit of a small region's RMSE).
-        WeatherBench2 adds up the chunks of a Zarr store, whose defaults split the members of variables on levels into two halves. This is
-        that order, whatever the chunks are: scores do not depend on chunking.
+        A sum of float32 depends on its order (of geopotential, rounded to 0.004 m² s⁻², in the
+        fifth digit of a small region's RMSE). WeatherBench2 adds up the chunks of a Zarr store,
+        whose defaults split the members of variables on levels into two halves. This is that order,
+        whatever the chunks are: scores do not depend on chunking.
         """
         if not self.ensemble:
             return self.raw.astype(np.float64)
@@ -130,7 +135,9 @@ class Sample:
 
     @cached_property
     def mean(self) -> np.ndarray:
-        """Mean of the members as WeatherBench2's scores of ensembles take it: in the precision it is stored in, one member after another."""
+        """Mean of the members as WeatherBench2's scores of ensembles take it: in the precision it
+        is stored in, one member after another.
+        """
         return self.raw.mean(axis=0).astype(np.float64) if self.ensemble else self.f
 
     @cached_property
@@ -164,24 +171,32 @@ class Sample:
         return np.random.default_rng((self.settings.seed, *self.number))
 
     def probability(self, i: int) -> np.ndarray | None:
-        """Probability of more than threshold ``i``: share of members, of the distribution, or as it stands in the forecast."""
+        """Probability of more than threshold ``i``: share of members, of the distribution, or as it
+        stands in the forecast.
+        """
         threshold_mm = self.settings.thresholds_mm[i]
         if self.ensemble:
             over = (self.members > self.thresholds[i]).mean(axis=0)
             return np.where(np.isnan(self.members).any(axis=0), np.nan, over)
         if self.law is not None and not isinstance(self.law, Deterministic):
-            return 1.0 - np.asarray(self.law.cdf(self.params, threshold_mm * 1e-3), dtype=np.float64)
+            return 1.0 - np.asarray(
+                self.law.cdf(self.params, threshold_mm * 1e-3), dtype=np.float64
+            )
         for there, values in self.probabilities.items():
             if abs(there - threshold_mm) <= 1e-6 * threshold_mm:
                 return values
         return None
 
     def quantile(self, level: float) -> np.ndarray | None:
-        """A quantile of the forecast in its own units, from members, the distribution, or as it stands there."""
+        """A quantile of the forecast in its own units, from members, the distribution, or as it
+        stands there.
+        """
         if self.ensemble:
             return np.quantile(self.members, level, axis=0)
         if self.law is not None and not isinstance(self.law, Deterministic):
-            return (np.asarray(self.law.quantile(self.params, level), dtype=np.float64) - self.offset) / self.scale
+            return (
+                np.asarray(self.law.quantile(self.params, level), dtype=np.float64) - self.offset
+            ) / self.scale
         for there, values in self.quantiles.items():
             if abs(there - level) < 1e-6:
                 return values

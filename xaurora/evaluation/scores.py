@@ -90,8 +90,12 @@ class Frame:
     attrs: dict[str, Any]
 
 
-def groups_of(init_times: np.ndarray, leads: np.ndarray, by: Sequence[str]) -> tuple[np.ndarray, list[tuple[Any, ...]]]:
-    """Group of each field, ``(init, lead)``, by properties of the time it is valid at (or of the init time), and their values in order."""
+def groups_of(
+    init_times: np.ndarray, leads: np.ndarray, by: Sequence[str]
+) -> tuple[np.ndarray, list[tuple[Any, ...]]]:
+    """Group of each field, ``(init, lead)``, by properties of the time it is valid at (or of the
+    init time), and their values in order.
+    """
     import pandas as pd
 
     valid = init_times[:, None] + leads[None]
@@ -111,7 +115,9 @@ def groups_of(init_times: np.ndarray, leads: np.ndarray, by: Sequence[str]) -> t
     return np.array([place[key] for key in keys]).reshape(valid.shape), values
 
 
-def lead_groups(leads: np.ndarray, bins: Mapping[str, Any] | None) -> tuple[np.ndarray, dict[str, np.ndarray] | None]:
+def lead_groups(
+    leads: np.ndarray, bins: Mapping[str, Any] | None
+) -> tuple[np.ndarray, dict[str, np.ndarray] | None]:
     """Bin of each lead, −1 for none.
 
     Raises
@@ -125,7 +131,8 @@ def lead_groups(leads: np.ndarray, bins: Mapping[str, Any] | None) -> tuple[np.n
 
     if not isinstance(bins, Mapping) or not bins:
         raise OptionError(
-            f"lead_bins={bins!r} is no dict of label → (first, last) lead.", fix="lead_bins={'day 1': ('6h', '24h')}"
+            f"lead_bins={bins!r} is no dict of label → (first, last) lead.",
+            fix="lead_bins={'day 1': ('6h', '24h')}",
         )
     out, found = np.full(len(leads), -1), {}
     for i, (label, ends) in enumerate(bins.items()):
@@ -133,7 +140,8 @@ def lead_groups(leads: np.ndarray, bins: Mapping[str, Any] | None) -> tuple[np.n
             first, last = (pd.Timedelta(e).to_timedelta64() for e in ends)
         except (ValueError, TypeError) as why:
             raise OptionError(
-                f"lead_bins: {label!r} is {ends!r}, no pair of durations.", fix="lead_bins={'day 1': ('6h', '24h')}"
+                f"lead_bins: {label!r} is {ends!r}, no pair of durations.",
+                fix="lead_bins={'day 1': ('6h', '24h')}",
             ) from why
         inside = (leads >= first) & (leads <= last)
         if not inside.any():
@@ -142,7 +150,9 @@ def lead_groups(leads: np.ndarray, bins: Mapping[str, Any] | None) -> tuple[np.n
                 fix=f"leads are {', '.join(f'{h:g}h' for h in leads / np.timedelta64(1, 'h'))}",
             )
         if (out[inside] >= 0).any():
-            raise OptionError(f"lead_bins: {label!r} overlaps another bin.", fix="every lead in one bin at most")
+            raise OptionError(
+                f"lead_bins: {label!r} overlaps another bin.", fix="every lead in one bin at most"
+            )
         out[inside] = i
         found[str(label)] = np.array([first, last]).astype("timedelta64[ns]")
     return out, found
@@ -151,7 +161,10 @@ def lead_groups(leads: np.ndarray, bins: Mapping[str, Any] | None) -> tuple[np.n
 def build(table: Table, frame: Frame) -> xr.Dataset:
     """Scores of what was kept by init time, or added up by ``frame.by`` already."""
     to, values = groups_of(frame.init_times, frame.leads, frame.by)
-    leads, _ = lead_groups(frame.leads, None if frame.lead_bins is None else {k: (v[0], v[1]) for k, v in frame.lead_bins.items()})  # fmt: skip
+    leads, _ = lead_groups(
+        frame.leads,
+        None if frame.lead_bins is None else {k: (v[0], v[1]) for k, v in frame.lead_bins.items()},
+    )
     whole = table.sums(to, leads)
     count = (len(values), int(leads.max()) + 1)
     lead_dim = "lead_time" if frame.lead_bins is None else "lead_bin"
@@ -179,9 +192,17 @@ def build(table: Table, frame: Frame) -> xr.Dataset:
                     out = variable.name + suffix if label == name else f"{variable.name}_{label}"
                     data[out] = (full, value, _attrs(variable, metric, label))
                     for beside, statistic, words in BESIDE.get(suffix, ()):
-                        other = means[statistic] if statistic else _metrics._per_bin({n: means[n] for n in needed})[1]
+                        other = (
+                            means[statistic]
+                            if statistic
+                            else _metrics._per_bin({n: means[n] for n in needed})[1]
+                        )
                         share = _arranged(other, count, full, frame, variable, all_levels)
-                        data[f"{variable.name}_{beside}"] = (full, share, {**_attrs(variable, metric, beside), "long_name": words})  # fmt: skip
+                        data[f"{variable.name}_{beside}"] = (
+                            full,
+                            share,
+                            {**_attrs(variable, metric, beside), "long_name": words},
+                        )
         if frame.attrs.get("masked") and "coverage" in means:
             full = (*_axes(frame, lead_dim), *(("level",) if variable.levels else ()))
             value = _arranged(means["coverage"], count, full, frame, variable, all_levels)
@@ -195,11 +216,28 @@ def build(table: Table, frame: Frame) -> xr.Dataset:
         full = rows[0][2]
         empty = np.full(rows[0][1].shape, np.nan)
         stacked = np.stack([values_of.get(label, empty) for label in shown])
-        variable = next(v for v in frame.variables.values() if out.startswith(v.name) and out[len(v.name) :] in _SHARED)
-        shared[out] = (("metric", *full), stacked, _shared_attrs(variable, [label for label, _, _ in rows], frame.labels))  # fmt: skip
+        variable = next(
+            v
+            for v in frame.variables.values()
+            if out.startswith(v.name) and out[len(v.name) :] in _SHARED
+        )
+        shared[out] = (
+            ("metric", *full),
+            stacked,
+            _shared_attrs(variable, [label for label, _, _ in rows], frame.labels),
+        )
     coords = _coords(frame, lead_dim, values, shown, all_levels, {**shared, **data})
-    ordered = {name: shared[name] for v in frame.variables.values() for s in _SHARED if (name := v.name + s) in shared}
-    ds = xr.Dataset({**ordered, **data}, coords, {"title": "Scores with WeatherBench2's definitions", **frame.attrs})
+    ordered = {
+        name: shared[name]
+        for v in frame.variables.values()
+        for s in _SHARED
+        if (name := v.name + s) in shared
+    }
+    ds = xr.Dataset(
+        {**ordered, **data},
+        coords,
+        {"title": "Scores with WeatherBench2's definitions", **frame.attrs},
+    )
     if table.one_by_one:
         ds = ds.assign_coords(_carried(table, frame, all_levels))
     return ds
@@ -210,7 +248,13 @@ _SHARED = ("", "_exceed", "_exceed_quantile")
 
 def _extra_dims(suffix: str, dims: tuple[str, ...]) -> tuple[str, ...]:
     """Dims of the score: bins are summed over in those that stand by threshold."""
-    return tuple(d for d in dims if d != "probability_bin") if suffix == "_exceed" else () if suffix == "" else dims
+    return (
+        tuple(d for d in dims if d != "probability_bin")
+        if suffix == "_exceed"
+        else ()
+        if suffix == ""
+        else dims
+    )
 
 
 def _axes(frame: Frame, lead_dim: str) -> tuple[str, ...]:
@@ -225,7 +269,9 @@ def _arranged(
     variable: Described,
     all_levels: tuple[float, ...],
 ) -> np.ndarray:
-    """``(group, lead, region, *extra, [level])`` → ``(region, *by, lead, *extra, [level])``, levels on the common axis."""
+    """``(group, lead, region, *extra, [level])`` → ``(region, *by, lead, *extra, [level])``, levels
+    on the common axis.
+    """
     _, values = groups_of(frame.init_times, frame.leads, frame.by)
     axes = [list(dict.fromkeys(v[i] for v in values)) for i in range(len(frame.by))]
     out = np.full((*(len(a) for a in axes), *value.shape[1:]), np.nan)
@@ -246,7 +292,11 @@ def _levels(frame: Frame) -> tuple[float, ...]:
 
 
 def _attrs(variable: Described, metric: _metrics.Metric, label: str) -> dict[str, Any]:
-    units = {"own": variable.units, "square": f"({variable.units})2" if variable.units else "", "": "1"}[metric.units]
+    units = {
+        "own": variable.units,
+        "square": f"({variable.units})2" if variable.units else "",
+        "": "1",
+    }[metric.units]
     return {
         "units": units,
         "long_name": f"{variable.long_name}: {metric.words}",
@@ -254,7 +304,9 @@ def _attrs(variable: Described, metric: _metrics.Metric, label: str) -> dict[str
     }
 
 
-def _shared_attrs(variable: Described, labels: list[str], names: Mapping[str, str]) -> dict[str, Any]:
+def _shared_attrs(
+    variable: Described, labels: list[str], names: Mapping[str, str]
+) -> dict[str, Any]:
     better = {m: _metrics.METRICS[names[m]].better for m in labels if m in names}
     return {
         "units": variable.units,
@@ -287,7 +339,11 @@ def _coords(
         size = next(v.shape[dims.index("rank")] for dims, v, *_ in data.values() if "rank" in dims)
         coords["rank"] = np.arange(size)
     if "zonal_wavenumber" in used:
-        size = next(v.shape[d.index("zonal_wavenumber")] for d, v, *_ in data.values() if "zonal_wavenumber" in d)
+        size = next(
+            v.shape[d.index("zonal_wavenumber")]
+            for d, v, *_ in data.values()
+            if "zonal_wavenumber" in d
+        )
         coords["zonal_wavenumber"] = np.arange(size)
     return coords
 
@@ -300,24 +356,40 @@ def extra_coords(thresholds_mm: Any, sizes: Any, quantiles: Any, levels: Any) ->
         "neighborhood_size": ("neighborhood_size", list(sizes), {"units": "grid points"}),
         "quantile": ("quantile", list(quantiles), {"long_name": "quantile of the climatology"}),
         "forecast_quantile": ("forecast_quantile", list(levels)),
-        "probability_bin": ("probability_bin", middle, {"long_name": "middle of the bin of forecast probability"}),
+        "probability_bin": (
+            "probability_bin",
+            middle,
+            {"long_name": "middle of the bin of forecast probability"},
+        ),
         "pit_bin": ("pit_bin", (np.arange(PIT_BINS) + 0.5) / PIT_BINS),
-        "intensity_bin": ("intensity_bin", np.concatenate([[0.0], INTENSITY_EDGES]), {"units": "mm", "long_name": "lower end of the amount"}),
-    }  # fmt: skip
+        "intensity_bin": (
+            "intensity_bin",
+            np.concatenate([[0.0], INTENSITY_EDGES]),
+            {"units": "mm", "long_name": "lower end of the amount"},
+        ),
+    }
 
 
-# --- sums that scores carry along --------------------------------------------------------------------------------------------
+# --- sums that scores carry along -----------------------------------------------------------------
 
 
 def _carried(table: Table, frame: Frame, all_levels: tuple[float, ...]) -> dict[str, Any]:
-    """Area means of the statistics by init time, as coordinates: they are no scores, but scores of files add up by them."""
+    """Area means of the statistics by init time, as coordinates: they are no scores, but scores of
+    files add up by them.
+    """
     out: dict[str, Any] = {}
     if "init_time" not in frame.by:
         out["init_time"] = frame.init_times
     out["carried_lead_time"] = frame.leads
     for (key, statistic), slots in table.found.items():
         variable = frame.variables[key]
-        dims = ("init_time", "carried_lead_time", "region", *slots.dims, *(("level",) if variable.levels else ()))
+        dims = (
+            "init_time",
+            "carried_lead_time",
+            "region",
+            *slots.dims,
+            *(("level",) if variable.levels else ()),
+        )
 
         def wide(values: np.ndarray, variable: Described = variable) -> np.ndarray:
             if not variable.levels or variable.levels == all_levels:
@@ -327,13 +399,23 @@ def _carried(table: Table, frame: Frame, all_levels: tuple[float, ...]) -> dict[
             return full
 
         name = f"{variable.name}{_SEPARATOR}{statistic}"
-        out[name] = (dims, wide(slots.mean), {"units": variable.units, "long_name": variable.long_name, "xaurora_variable": variable.canonical})  # fmt: skip
+        out[name] = (
+            dims,
+            wide(slots.mean),
+            {
+                "units": variable.units,
+                "long_name": variable.long_name,
+                "xaurora_variable": variable.canonical,
+            },
+        )
         out[name + _SEPARATOR + _WEIGHT] = (dims, wide(slots.weight))
     return out
 
 
 def carriers(scores: xr.Dataset) -> dict[str, dict[str, Any]]:
-    """Variables whose init times are carried, with units, long name and what they are in the table of variables."""
+    """Variables whose init times are carried, with units, long name and what they are in the table
+    of variables.
+    """
     out: dict[str, dict[str, Any]] = {}
     for c in map(str, scores.coords):
         if _SEPARATOR in c and not c.endswith(_SEPARATOR + _WEIGHT):
@@ -357,9 +439,13 @@ def carried(scores: xr.Dataset, name: str) -> dict[str, tuple[xr.DataArray, xr.D
     }
     if not found:
         raise KindError(
-            f"the scores of '{name}' do not carry their init times one by one, of which intervals are made"
+            f"the scores of '{name}' do not carry their init times one by one, of which intervals"
+            " are made"
             + (" (they would take more than 128 MB)." if "init_time" not in scores.coords else "."),
-            fix="evaluate fewer regions or metrics: evaluate(truth, metrics=['rmse'], regions=['global'])",
+            fix=(
+                "evaluate fewer regions or metrics: evaluate(truth, metrics=['rmse'],"
+                " regions=['global'])"
+            ),
         )
     return {s: (da, scores.coords[f"{prefix}{s}{_SEPARATOR}{_WEIGHT}"]) for s, da in found.items()}
 
@@ -368,7 +454,11 @@ def without_carried(scores: xr.Dataset) -> xr.Dataset:
     """Scores alone."""
     names = [c for c in scores.coords if _SEPARATOR in str(c)]
     out = scores.drop_vars([*names, "carried_lead_time"], errors="ignore")
-    return out.drop_vars("init_time") if "init_time" in out.coords and not any("init_time" in out[v].dims for v in out) else out  # fmt: skip
+    return (
+        out.drop_vars("init_time")
+        if "init_time" in out.coords and not any("init_time" in out[v].dims for v in out)
+        else out
+    )
 
 
 _SAME = ("grid", "regions_hash", "masked", "precipitation_hours", "lead_bins", "by")
@@ -376,18 +466,23 @@ _SAME = ("grid", "regions_hash", "masked", "precipitation_hours", "lead_bins", "
 
 
 def combine(parts: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Scores of files or workers that each scored some of the init times, as if all had been scored at once. See :func:`xaurora.combine_scores`."""
+    """Scores of files or workers that each scored some of the init times, as if all had been scored
+    at once. See :func:`xaurora.combine_scores`.
+    """
     parts = list(parts)
     if not parts or not all(isinstance(p, xr.Dataset) and {"region"} <= set(p.dims) for p in parts):
         raise KindError(
-            "scores are combined, and these are none.", fix="xaurora.combine_scores([scores_of_may, scores_of_june])"
+            "scores are combined, and these are none.",
+            fix="xaurora.combine_scores([scores_of_may, scores_of_june])",
         )
     first = parts[0]
     if "level" in first.coords:  # the same levels in another order
         parts = [
-            p.sel(level=first["level"].values)
-            if "level" in p.coords and set(p["level"].values) == set(first["level"].values)
-            else p
+            (
+                p.sel(level=first["level"].values)
+                if "level" in p.coords and set(p["level"].values) == set(first["level"].values)
+                else p
+            )
             for p in parts
         ]
     frames = [read(p) for p in parts]
@@ -398,17 +493,28 @@ def combine(parts: Sequence[xr.Dataset]) -> xr.Dataset:
             and f.labels == frames[0][0].labels
             and f.by == frames[0][0].by
             and sorted(f.variables) == names[0]
-            and all(np.array_equal(part[c], first[c]) for c in frames[0][0].coords if c in first.coords)
+            and all(
+                np.array_equal(part[c], first[c]) for c in frames[0][0].coords if c in first.coords
+            )
             and part.attrs.get("grid") == first.attrs.get("grid")
             and f.convention == frames[0][0].convention
             and set(t.found) == set(frames[0][1].found)
             and all(part.attrs.get(n) == first.attrs.get(n) for n in _SAME)
-            and all(f.variables[n].units == v.units for n, v in frames[0][0].variables.items() if n in f.variables)
-            and all(f.variables[n].levels == v.levels for n, v in frames[0][0].variables.items() if n in f.variables)
+            and all(
+                f.variables[n].units == v.units
+                for n, v in frames[0][0].variables.items()
+                if n in f.variables
+            )
+            and all(
+                f.variables[n].levels == v.levels
+                for n, v in frames[0][0].variables.items()
+                if n in f.variables
+            )
         )
         if not same:
             raise TruthError(
-                "these scores differ in variables, units, levels, regions, metrics, thresholds, grid, bins or convention, and cannot be added up.",
+                "these scores differ in variables, units, levels, regions, metrics, thresholds,"
+                " grid, bins or convention, and cannot be added up.",
                 fix="evaluate all of them with the same arguments",
             )
     init_times = np.unique(np.concatenate([f.init_times for f, _ in frames]))
@@ -419,7 +525,9 @@ def combine(parts: Sequence[xr.Dataset]) -> xr.Dataset:
         at = np.ix_(np.searchsorted(init_times, f.init_times), np.searchsorted(leads, f.leads))
         for key, slots in t.found.items():
             if key not in table.found:
-                table.found[key] = Slots.empty(slots.dims, (len(init_times), len(leads), *slots.mean.shape[2:]))
+                table.found[key] = Slots.empty(
+                    slots.dims, (len(init_times), len(leads), *slots.mean.shape[2:])
+                )
                 taken[key] = np.zeros((len(init_times), len(leads)), bool)
             there = (slots.weight > 0).reshape(*slots.weight.shape[:2], -1).any(axis=2)
             if (taken[key][at] & there).any():
@@ -441,7 +549,8 @@ def combine(parts: Sequence[xr.Dataset]) -> xr.Dataset:
     )
     if lost := [str(n) for n in first.data_vars if str(n).endswith("_bias_map")]:
         logger.warning(
-            "%s cannot be added up from scores, and are left out: evaluate all init times at once for them.",
+            "%s cannot be added up from scores, and are left out: evaluate all init times at once"
+            " for them.",
             ", ".join(lost),
         )
     frame = frames[0][0]
@@ -454,11 +563,17 @@ def read(scores: xr.Dataset) -> tuple[Frame, Table]:
     attrs = dict(scores.attrs)
     labels = {n: _metrics.ALIASES.get(n, n) for n in str(attrs.get("metrics", "")).split()}
     by = tuple(str(attrs.get("by", "")).split())
-    init_times = scores["init_time"].values.astype("datetime64[ns]") if "init_time" in scores.coords else np.array([], "datetime64[ns]")  # fmt: skip
+    init_times = (
+        scores["init_time"].values.astype("datetime64[ns]")
+        if "init_time" in scores.coords
+        else np.array([], "datetime64[ns]")
+    )
     variables: dict[str, Described] = {}
     levels = tuple(map(float, scores["level"].values)) if "level" in scores.coords else ()
     leads = (
-        scores["carried_lead_time"].values if "carried_lead_time" in scores.coords else np.array([], "timedelta64[ns]")
+        scores["carried_lead_time"].values
+        if "carried_lead_time" in scores.coords
+        else np.array([], "timedelta64[ns]")
     )
     table = Table(len(init_times), len(leads), True)
     bases = carriers(scores)
@@ -484,14 +599,26 @@ def read(scores: xr.Dataset) -> tuple[Frame, Table]:
                 mine = tuple(levels[k] for k in keep)
             table.found[canonical, statistic] = Slots(extra, values, np.nan_to_num(share))
         variables[canonical] = Described(
-            base, str(described.get("units", "")), str(described.get("long_name", "")), canonical, mine
+            base,
+            str(described.get("units", "")),
+            str(described.get("long_name", "")),
+            canonical,
+            mine,
         )
     coords = {}
     for name in extra_coords((), (), (), ()):
         if name in scores.coords:
             coords[name] = (name, scores[name].values, scores[name].attrs)
     frame = Frame(
-        variables, [str(r) for r in scores["region"].values], init_times, leads, labels, by, bins,
-        str(attrs.get("convention", "weatherbench2")), coords, attrs,
-    )  # fmt: skip
+        variables,
+        [str(r) for r in scores["region"].values],
+        init_times,
+        leads,
+        labels,
+        by,
+        bins,
+        str(attrs.get("convention", "weatherbench2")),
+        coords,
+        attrs,
+    )
     return frame, table

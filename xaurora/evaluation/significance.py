@@ -28,10 +28,12 @@ def significance(
 ) -> xr.Dataset:
     """Skill of a forecast against a baseline, with intervals. Computes.
 
-    The two are paired: init times that both were scored at are drawn together, in blocks of neighbours, because errors of neighbouring init times
-    are alike (Künsch 1989, doi:10.1214/aos/1176347265; circular, Politis and Romano 1992). The interval is the estimate ± Student's t times the
-    standard deviation of the samples, with one degree of freedom less than there are blocks: blocks that are long enough for the weather are few,
-    and percentiles of few blocks promise too much.
+    The two are paired: init times that both were scored at are drawn together, in blocks of
+    neighbours, because errors of neighbouring init times are alike (Künsch 1989,
+    doi:10.1214/aos/1176347265; circular, Politis and Romano 1992). The interval is the estimate ±
+    Student's t times the standard deviation of the samples, with one degree of freedom less than
+    there are blocks: blocks that are long enough for the weather are few, and percentiles of few
+    blocks promise too much.
 
     Parameters
     ----------
@@ -40,7 +42,8 @@ def significance(
     metrics : str or sequence of str, optional
         Labels; by default all that both have and that have a better side.
     block : int, optional
-        Init times in a block; by default the square root of their number, and a fifth of it at most.
+        Init times in a block; by default the square root of their number, and a fifth of it at
+        most.
     samples : int
         How often to draw.
     level : float
@@ -50,9 +53,10 @@ def significance(
     Returns
     -------
     Dataset
-        The variables of the scores with a dim ``estimate``: ``skill``, ``low``, ``high``. Skill is ``1 − S/S_baseline`` for scores that are better
-        when small, and ``(S − S_baseline)/(1 − S_baseline)`` for those whose best value is 1; positive is better, and an interval off zero is
-        significant at ``1 − level``.
+        The variables of the scores with a dim ``estimate``: ``skill``, ``low``, ``high``. Skill is
+        ``1 − S/S_baseline`` for scores that are better when small, and ``(S − S_baseline)/(1 −
+        S_baseline)`` for those whose best value is 1; positive is better, and an interval off zero
+        is significant at ``1 − level``.
 
     Raises
     ------
@@ -66,26 +70,38 @@ def significance(
     for name, ds in (("scores", scores), ("baseline", baseline)):
         if not isinstance(ds, xr.Dataset) or "region" not in ds.dims:
             raise KindError(
-                f"{name} is no Dataset of scores.", fix="xaurora.significance(mine, theirs), each from evaluate(truth)"
+                f"{name} is no Dataset of scores.",
+                fix="xaurora.significance(mine, theirs), each from evaluate(truth)",
             )
     if not 0.0 < level < 1.0:
         raise OptionError(f"level={level!r} does not lie between 0 and 1.", fix="level=0.95")
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 100:
-        raise OptionError(f"samples={samples!r} are too few to make an interval of.", fix="samples=1000")
+        raise OptionError(
+            f"samples={samples!r} are too few to make an interval of.", fix="samples=1000"
+        )
     wanted = None if metrics is None else list(_metrics.check(metrics))
     out: dict[str, Any] = {}
     count = 0
     for name, other in _pairs(scores, baseline):
-        for target, result, pairs in _variable(scores, baseline, name, other, wanted, block, samples, level, seed):
+        for target, result, pairs in _variable(
+            scores, baseline, name, other, wanted, block, samples, level, seed
+        ):
             out[target] = result
             count = max(count, pairs)
     if not out:
         raise TruthError(
-            f"these scores share no variable and metric: {sorted(map(str, scores.data_vars))} and {sorted(map(str, baseline.data_vars))}.",
+            f"these scores share no variable and metric: {sorted(map(str, scores.data_vars))} and"
+            f" {sorted(map(str, baseline.data_vars))}.",
             fix="evaluate both with the same arguments, or xaurora.compare({...}, truth)",
         )
     used = _block(count) if block is None else block
-    attrs = {"level": level, "block_init_times": used, "samples": samples, "seed": seed, "pairs": count}
+    attrs = {
+        "level": level,
+        "block_init_times": used,
+        "samples": samples,
+        "seed": seed,
+        "pairs": count,
+    }
     return xr.Dataset(out, {"estimate": ["skill", "low", "high"]}, attrs)
 
 
@@ -113,18 +129,26 @@ def _factor(scores: xr.Dataset, baseline: xr.Dataset, name: str, other: str) -> 
     TruthError
         There is no such number, or they are of totals over another period.
     """
-    mine, theirs = (str(_scores.carriers(ds)[n].get("units", "")) for ds, n in ((scores, name), (baseline, other)))
+    mine, theirs = (
+        str(_scores.carriers(ds)[n].get("units", ""))
+        for ds, n in ((scores, name), (baseline, other))
+    )
     hours = [int(ds.attrs.get("precipitation_hours", 6)) for ds in (scores, baseline)]
     key = str(_scores.carriers(scores)[name].get("xaurora_variable", ""))
     if key == "surface/tp" and hours[0] != hours[1]:
         raise TruthError(
-            f"'{name}' is over {hours[0]} h in one and over {hours[1]} h in the other.", fix="accumulate='24h' for both"
+            f"'{name}' is over {hours[0]} h in one and over {hours[1]} h in the other.",
+            fix="accumulate='24h' for both",
         )
     if mine == theirs:
         return 1.0
     kind, _, short = key.partition("/")
     known = variables.BY_KEY.get((kind, short))
-    scales = [variables.conversion(u, known.units) for u in (mine, theirs)] if known is not None else [None, None]
+    scales = (
+        [variables.conversion(u, known.units) for u in (mine, theirs)]
+        if known is not None
+        else [None, None]
+    )
     if scales[0] is None or scales[1] is None:
         raise TruthError(
             f"'{name}' is in {mine!r} in one and in {theirs!r} in the other.",
@@ -150,7 +174,8 @@ def _variable(
     regions = [r for r in scores["region"].values if r in baseline["region"].values]
     if not len(times) or not len(leads) or not regions:
         raise TruthError(
-            f"the scores of '{name}' share no {'init time' if not len(times) else 'lead time' if not len(leads) else 'region'}.",
+            f"the scores of '{name}' share no"
+            f" {'init time' if not len(times) else 'lead time' if not len(leads) else 'region'}.",
             fix="evaluate both at the same init times: xaurora.compare({...}, truth)",
         )
     at = {"init_time": times, "carried_lead_time": leads, "region": regions}
@@ -161,7 +186,9 @@ def _variable(
         for part in (mine[s], theirs[s]):
             mean, weight = (da.sel(at) for da in part)
             if "level" in mean.dims and "level" in mine[s][0].dims:
-                levels = [v for v in mine[s][0]["level"].values if v in theirs[s][0]["level"].values]
+                levels = [
+                    v for v in mine[s][0]["level"].values if v in theirs[s][0]["level"].values
+                ]
                 mean, weight = mean.sel(level=levels), weight.sel(level=levels)
             both.append((mean, weight))
         first, second = both[0][0], both[1][0]
@@ -170,15 +197,24 @@ def _variable(
                 d in first.coords and d in second.coords and not np.array_equal(first[d], second[d])
             ):
                 raise TruthError(
-                    f"the scores of '{name}' have {d} {first[d].values.tolist() if d in first.coords else first.sizes[d]} in one and {second[d].values.tolist() if d in second.coords else 'others'} in the other.",
+                    f"the scores of '{name}' have {d}"
+                    f" {first[d].values.tolist() if d in first.coords else first.sizes[d]} in one"
+                    f" and {second[d].values.tolist() if d in second.coords else 'others'} in the"
+                    " other.",
                     fix="evaluate both with the same arguments",
                 )
         if first.shape != second.shape:
             continue  # ensembles of other sizes have other ranks
         fields[s] = both
     length = _block(len(times)) if block is None else block
-    if isinstance(length, bool) or not isinstance(length, int | np.integer) or not 1 <= length <= len(times):
-        raise OptionError(f"block={block!r} is no number of init times between 1 and {len(times)}.", fix="block=4")
+    if (
+        isinstance(length, bool)
+        or not isinstance(length, int | np.integer)
+        or not 1 <= length <= len(times)
+    ):
+        raise OptionError(
+            f"block={block!r} is no number of init times between 1 and {len(times)}.", fix="block=4"
+        )
     drawn = _draw(len(times), int(length), samples, seed)
     convention = str(scores.attrs.get("convention", "weatherbench2"))
     factor = _factor(scores, baseline, name, other)
@@ -206,7 +242,11 @@ def _variable(
             power = {"own": 1, "square": 2, "": 0}[spec.units] if which else 0
             values.append(_metrics.compute(metric, means) * factor**power)
         with np.errstate(invalid="ignore", divide="ignore"):
-            skill = 1.0 - values[0] / values[1] if spec.better == "low" else (values[0] - values[1]) / (1.0 - values[1])
+            skill = (
+                1.0 - values[0] / values[1]
+                if spec.better == "low"
+                else (values[0] - values[1]) / (1.0 - values[1])
+            )
         estimate = np.stack(_interval(skill, len(times) / length, level))
         first = fields[needed[0]][0][0]
         dims = ["lead_time", "region", *(str(d) for d in first.dims[3:] if d != "probability_bin")]
@@ -214,17 +254,22 @@ def _variable(
         shared.setdefault(target, []).append((label, estimate))
         dims_of[target] = (
             ("metric", "estimate", *dims),
-            {d: first[d].values for d in dims if d in first.coords and d != "lead_time"} | {"lead_time": leads},
+            {d: first[d].values for d in dims if d in first.coords and d != "lead_time"}
+            | {"lead_time": leads},
         )
     for target, rows in shared.items():
         names, coords = dims_of[target]
         stacked = np.stack([e for _, e in rows])
-        da = xr.DataArray(stacked, dims=names, coords={**coords, "metric": [label for label, _ in rows]})
+        da = xr.DataArray(
+            stacked, dims=names, coords={**coords, "metric": [label for label, _ in rows]}
+        )
         yield target, da.transpose("estimate", "metric", "region", "lead_time", ...), len(times)
 
 
 def _draw(count: int, length: int, samples: int, seed: int) -> np.ndarray:
-    """How often each init time is drawn, ``(1 + samples, count)``; the first row is the data themselves."""
+    """How often each init time is drawn, ``(1 + samples, count)``; the first row is the data
+    themselves.
+    """
     rng = np.random.default_rng(seed)
     starts = rng.integers(count, size=(samples, -(-count // length)))
     places = ((starts[..., None] + np.arange(length)) % count).reshape(samples, -1)[:, :count]
@@ -234,11 +279,15 @@ def _draw(count: int, length: int, samples: int, seed: int) -> np.ndarray:
     return out
 
 
-def _means(pair: list[tuple[xr.DataArray, xr.DataArray]], which: int, drawn: np.ndarray, convention: str) -> np.ndarray:
+def _means(
+    pair: list[tuple[xr.DataArray, xr.DataArray]], which: int, drawn: np.ndarray, convention: str
+) -> np.ndarray:
     """Means of every sample, ``(sample, lead, region, ...)``, over what both were scored at."""
     both = (pair[0][1].values > 0) & (pair[1][1].values > 0)
     mean, weight = pair[which][0].values, pair[which][1].values
-    weight = both.astype(np.float64) if convention == "weatherbench2" else np.where(both, weight, 0.0)
+    weight = (
+        both.astype(np.float64) if convention == "weatherbench2" else np.where(both, weight, 0.0)
+    )
     filled = np.where(both, mean, 0.0) * weight
     flat = (len(mean), -1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -247,7 +296,9 @@ def _means(pair: list[tuple[xr.DataArray, xr.DataArray]], which: int, drawn: np.
         )
 
 
-def _interval(skill: np.ndarray, blocks: float, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _interval(
+    skill: np.ndarray, blocks: float, level: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The estimate from the data, and the two ends."""
     from scipy.stats import t
 
@@ -255,10 +306,13 @@ def _interval(skill: np.ndarray, blocks: float, level: float) -> tuple[np.ndarra
     if blocks < _FEWEST:
         nothing = np.full(here.shape, np.nan)
         return here, nothing, nothing
-    # n blocks drawn from n blocks spread less than fresh ones would: the variance by (n − 1)/n, and as much again for what neighbouring blocks
-    # share. Found by trial to hold 95 % for errors that are correlated by up to ½ from one init time to the next (tests/test_significance.py).
+    # n blocks drawn from n blocks spread less than fresh ones would: the variance by (n − 1)/n, and
+    # as much again for what neighbouring blocks share. Found by trial to hold 95 % for errors that
+    # are correlated by up to ½ from one init time to the next (tests/test_significance.py).
     others = np.where(np.isfinite(others), others, np.nan)  # a baseline of zero
-    half = float(t.ppf(0.5 * (1.0 + level), blocks - 1) * blocks / (blocks - 1)) * others.std(axis=0, ddof=1)
+    half = float(t.ppf(0.5 * (1.0 + level), blocks - 1) * blocks / (blocks - 1)) * others.std(
+        axis=0, ddof=1
+    )
     return here, here - half, here + half
 
 

@@ -9,10 +9,12 @@ from xaurora.evaluation.sample import Sample
 
 
 def zonal_power(rows: np.ndarray, *, circle: bool) -> np.ndarray:
-    """Power by zonal wavenumber, ``(..., h, k)``: of a real field its squared Fourier coefficients, both signs together.
+    """Power by zonal wavenumber, ``(..., h, k)``: of a real field its squared Fourier coefficients,
+    both signs together.
 
-    Their sum is the mean of the squares (Parseval). A segment that does not close is first freed of the line through its two ends
-    (Errico 1985, doi:10.1175/1520-0493(1985)113<1554:SCFALA>2.0.CO;2), or its jump would look like small scales.
+    Their sum is the mean of the squares (Parseval). A segment that does not close is first freed of
+    the line through its two ends (Errico 1985,
+    doi:10.1175/1520-0493(1985)113<1554:SCFALA>2.0.CO;2), or its jump would look like small scales.
 
     Parameters
     ----------
@@ -33,7 +35,8 @@ def zonal_power(rows: np.ndarray, *, circle: bool) -> np.ndarray:
 
 
 def power(s: Sample, areas: AreaMeans, *, forecast: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Area mean of the zonal power in every box, ``(region, wavenumber[, level])``; NaN for masks, which have no rows.
+    """Area mean of the zonal power in every box, ``(region, wavenumber[, level])``; NaN for masks,
+    which have no rows.
 
     Wavenumbers of a box count waves along its own width; members count each for itself.
     """
@@ -44,7 +47,9 @@ def power(s: Sample, areas: AreaMeans, *, forecast: bool) -> tuple[np.ndarray, n
         order = _in_order(columns, fields.shape[-1], wraps=s.settings.wraps)
         circle = s.settings.wraps and len(columns) == fields.shape[-1]
         spectrum = zonal_power(fields[..., rows, :][..., order], circle=circle)
-        mean = np.tensordot(np.moveaxis(spectrum, -2, -1), weight / weight.sum(), axes=(-1, 0)).mean(axis=0)
+        mean = np.tensordot(
+            np.moveaxis(spectrum, -2, -1), weight / weight.sum(), axes=(-1, 0)
+        ).mean(axis=0)
         out[r, : mean.shape[-1]] = np.moveaxis(mean, -1, 0)
     return out, np.ones_like(out)
 

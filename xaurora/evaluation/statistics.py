@@ -1,7 +1,8 @@
 """Statistics: what is computed at every point, before any averaging. Knows nothing of torch.
 
-Each takes a :class:`~xaurora.evaluation.sample.Sample` and gives an array ``(*extra, [level,] h, w)``, float64, NaN where an input is missing; some
-also a mask of the points that count. Their area means add up; :mod:`xaurora.evaluation.metrics` makes scores of those.
+Each takes a :class:`~xaurora.evaluation.sample.Sample` and gives an array ``(*extra, [level,] h,
+w)``, float64, NaN where an input is missing; some also a mask of the points that count. Their area
+means add up; :mod:`xaurora.evaluation.metrics` makes scores of those.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Statistic:
     dims : tuple of str
         Extra dims, first in the array.
     by_region : callable, optional
-        Instead of ``compute``, of a sample and :class:`AreaMeans`: ``(region, *extra)`` and the share of the region it stands for. For what is
-        no mean over points.
+        Instead of ``compute``, of a sample and :class:`AreaMeans`: ``(region, *extra)`` and the
+        share of the region it stands for. For what is no mean over points.
     applies : callable
         Of a sample: whether it has what the statistic needs.
     """
@@ -51,7 +52,7 @@ class Statistic:
         return areas(values, valid)
 
 
-# --- errors ----------------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def _squared_error(s: Sample) -> np.ndarray:
@@ -73,7 +74,7 @@ def _root_of_area_mean(s: Sample, areas: AreaMeans) -> tuple[np.ndarray, np.ndar
     return np.sqrt(mean), share
 
 
-# --- ensembles -------------------------------------------------------------------------------------------------------------
+# --- ensembles ------------------------------------------------------------------------------------
 
 
 def _squared_error_of_mean(s: Sample) -> np.ndarray:
@@ -93,7 +94,9 @@ def _own_variance(s: Sample) -> np.ndarray:
 
 
 def _debiased(s: Sample) -> np.ndarray:
-    """Less what finite members add. In the precision of the store: two nearly equal numbers are subtracted, and WeatherBench2's are float32."""
+    """Less what finite members add. In the precision of the store: two nearly equal numbers are
+    subtracted, and WeatherBench2's are float32.
+    """
     if s.partner is not None:
         return _own_debiased(s) + _own_debiased(s.partner)
     return _own_debiased(s)
@@ -132,8 +135,8 @@ def _crps(s: Sample) -> np.ndarray:
 
 
 def crps_of_quantiles(quantiles: dict[float, np.ndarray], y: np.ndarray) -> np.ndarray:
-    """``2 ∫ ρ_τ(y − q_τ) dτ`` over the levels that are there; each stands for the levels nearest to it (Laio and Tamea 2007,
-    doi:10.5194/hess-11-1267-2007)."""
+    """``2 ∫ ρ_τ(y − q_τ) dτ`` over the levels that are there; each stands for the levels nearest to
+    it (Laio and Tamea 2007, doi:10.5194/hess-11-1267-2007)."""
     levels = np.array(sorted(quantiles))
     middle = np.concatenate([[0.0], 0.5 * (levels[1:] + levels[:-1]), [1.0]])
     out = np.zeros_like(y)
@@ -162,7 +165,7 @@ def _energy(s: Sample, areas: AreaMeans, *, part: str) -> tuple[np.ndarray, np.n
     return (spread if part == "spread" else skill - 0.5 * spread), share
 
 
-# --- yes or no -------------------------------------------------------------------------------------------------------------
+# --- yes or no ------------------------------------------------------------------------------------
 
 
 def _stacked(fields: list[np.ndarray]) -> np.ndarray:
@@ -170,7 +173,9 @@ def _stacked(fields: list[np.ndarray]) -> np.ndarray:
 
 
 def _counts(s: Sample, forecast: bool, truth: bool, *, climatological: bool) -> np.ndarray:
-    """1 where forecast and truth are on the given sides of the threshold; over is strictly more, as in both WeatherBenches."""
+    """1 where forecast and truth are on the given sides of the threshold; over is strictly more, as
+    in both WeatherBenches.
+    """
     thresholds = s.normal_quantiles if climatological else s.thresholds
     missing = ~(np.isfinite(s.f) & np.isfinite(s.y))
     out = []
@@ -191,25 +196,41 @@ def _brier(s: Sample, *, debiased: bool) -> np.ndarray:
         score = (p - np.where(np.isnan(s.y), np.nan, s.y > t)) ** 2
         if debiased:
             count = len(s.members)
-            score = score - p * (1.0 - p) / (count - 1) if count > 1 else np.full_like(score, np.nan)
+            score = (
+                score - p * (1.0 - p) / (count - 1) if count > 1 else np.full_like(score, np.nan)
+            )
         out.append(score)
     return _stacked(out)
 
 
-# --- SEEPS -----------------------------------------------------------------------------------------------------------------
+# --- SEEPS ----------------------------------------------------------------------------------------
 
-_DRY_SHARES = (0.1, 0.85)  # Rodwell et al. 2010: beyond them a climate is too wet or too dry to be scored
+_DRY_SHARES = (
+    0.1,
+    0.85,
+)  # Rodwell et al. 2010: beyond them a climate is too wet or too dry to be scored
 
 
 def _seeps(s: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Rodwell et al. (2010), doi:10.1002/qj.656, section 3: dry, light and heavy, penalties by the climate's share of dry totals."""
+    """Rodwell et al. (2010), doi:10.1002/qj.656, section 3: dry, light and heavy, penalties by the
+    climate's share of dry totals.
+    """
     from xaurora.evaluation.climatology import DRY_MM
 
     p1, heavy = s.seeps  # type: ignore[misc]
     strict = s.settings.convention == "weatherbench2"
-    kept = (p1 > _DRY_SHARES[0]) & (p1 < _DRY_SHARES[1]) if strict else (p1 >= _DRY_SHARES[0]) & (p1 <= _DRY_SHARES[1])
-    # The threshold is compared in the precision of the data, or totals that equal it would become dry.
-    dry = np.float64(np.asarray(DRY_MM[s.hours] * 1e-3, dtype=s.raw.dtype if s.raw.dtype.kind == "f" else np.float64))
+    kept = (
+        (p1 > _DRY_SHARES[0]) & (p1 < _DRY_SHARES[1])
+        if strict
+        else (p1 >= _DRY_SHARES[0]) & (p1 <= _DRY_SHARES[1])
+    )
+    # The threshold is compared in the precision of the data, or totals that equal it would become
+    # dry.
+    dry = np.float64(
+        np.asarray(
+            DRY_MM[s.hours] * 1e-3, dtype=s.raw.dtype if s.raw.dtype.kind == "f" else np.float64
+        )
+    )
     metres = 1e-3 * s.mm
     with np.errstate(invalid="ignore", divide="ignore"):
         categories = []
@@ -226,18 +247,22 @@ def _seeps(s: Sample) -> tuple[np.ndarray, np.ndarray]:
     return np.where(missing, np.nan, np.where(kept, out, 0.0)), np.broadcast_to(kept, s.y.shape)
 
 
-# --- quantiles -------------------------------------------------------------------------------------------------------------
+# --- quantiles ------------------------------------------------------------------------------------
 
 
 def _quantiles(s: Sample, of: Callable[[np.ndarray, np.ndarray, float], np.ndarray]) -> np.ndarray:
     out = []
     for level in s.settings.levels:
         q = s.quantile(level)
-        out.append(np.full(s.y.shape, np.nan) if q is None else np.where(np.isnan(s.y), np.nan, of(s.y, q, level)))
+        out.append(
+            np.full(s.y.shape, np.nan)
+            if q is None
+            else np.where(np.isnan(s.y), np.nan, of(s.y, q, level))
+        )
     return _stacked(out)
 
 
-# --- what a sample must have ------------------------------------------------------------------------------------------------
+# --- what a sample must have ----------------------------------------------------------------------
 
 
 def _has_law(s: Sample) -> bool:
@@ -315,12 +340,17 @@ def _fractions(what: str) -> Statistic:
 
 def _intensity(forecast: bool) -> Statistic:
     return Statistic(
-        None, ("intensity_bin",), lambda s, a: histograms.intensity(s, a, forecast=forecast), lambda s: _is_rain(s)
+        None,
+        ("intensity_bin",),
+        lambda s, a: histograms.intensity(s, a, forecast=forecast),
+        lambda s: _is_rain(s),
     )
 
 
 def _spectrum(forecast: bool) -> Statistic:
-    return Statistic(None, ("zonal_wavenumber",), lambda s, a: spectra.power(s, a, forecast=forecast), _is_joint)
+    return Statistic(
+        None, ("zonal_wavenumber",), lambda s, a: spectra.power(s, a, forecast=forecast), _is_joint
+    )
 
 
 STATISTICS: dict[str, Statistic] = {
@@ -346,9 +376,13 @@ STATISTICS: dict[str, Statistic] = {
     **_four(False),
     **_four(True),
     "brier": Statistic(lambda s: _brier(s, debiased=False), _T, applies=_has_probability),
-    "debiased_brier": Statistic(lambda s: _brier(s, debiased=True), _T, applies=lambda s: s.ensemble and _is_rain(s)),
+    "debiased_brier": Statistic(
+        lambda s: _brier(s, debiased=True), _T, applies=lambda s: s.ensemble and _is_rain(s)
+    ),
     "quantile_coverage": Statistic(
-        lambda s: _quantiles(s, lambda y, q, level: (y <= q).astype(np.float64)), _Q, applies=_has_quantiles
+        lambda s: _quantiles(s, lambda y, q, level: (y <= q).astype(np.float64)),
+        _Q,
+        applies=_has_quantiles,
     ),
     "quantile_score": Statistic(lambda s: _quantiles(s, pinball), _Q, applies=_has_quantiles),
     "fractions_error": _fractions("error"),
@@ -357,7 +391,9 @@ STATISTICS: dict[str, Statistic] = {
     "bin_share": _reliability("share"),
     "bin_probability": _reliability("probability"),
     "bin_observed": _reliability("observed"),
-    "ranks": Statistic(None, ("rank",), histograms.ranks, lambda s: s.ensemble and s.partner is None),
+    "ranks": Statistic(
+        None, ("rank",), histograms.ranks, lambda s: s.ensemble and s.partner is None
+    ),
     "pit": Statistic(None, ("pit_bin",), histograms.pit, _has_law),
     "forecast_intensity": _intensity(True),
     "truth_intensity": _intensity(False),
@@ -367,5 +403,15 @@ STATISTICS: dict[str, Statistic] = {
 }
 """By name. Dims of each: extra, then ``level`` where the variable has one."""
 
-OF_WINDS = ("squared_error", "squared_error_of_mean", "root_of_area_mean", "variance", "debiased_squared_error", "energy_score", "energy_score_skill", "energy_score_spread", "coverage")  # fmt: skip
+OF_WINDS = (
+    "squared_error",
+    "squared_error_of_mean",
+    "root_of_area_mean",
+    "variance",
+    "debiased_squared_error",
+    "energy_score",
+    "energy_score_skill",
+    "energy_score_spread",
+    "coverage",
+)
 """Those that make sense of two components together."""

@@ -1,4 +1,6 @@
-"""What a forecast is scored against, truth and climatology, on the forecast's grid. Knows nothing of torch."""
+"""What a forecast is scored against, truth and climatology, on the forecast's grid. Knows nothing
+of torch.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,18 @@ _KEPT = 160 * 1024**2  # bytes of fields of the truth that later leads will ask 
 
 @dataclass
 class Kept:
-    """Fields read once and used by several leads: those used last are kept, up to a number of bytes."""
+    """Fields read once and used by several leads: those used last are kept, up to a number of
+    bytes.
+    """
 
     limit: int = _KEPT
     fields: OrderedDict[Any, np.ndarray] = field(default_factory=OrderedDict)
     lock: Any = field(default_factory=threading.Lock)
     held: int = 0
 
-    def get(self, keys: Sequence[Any], read: Callable[[list[Any]], Sequence[np.ndarray]]) -> dict[Any, np.ndarray]:
+    def get(
+        self, keys: Sequence[Any], read: Callable[[list[Any]], Sequence[np.ndarray]]
+    ) -> dict[Any, np.ndarray]:
         """Fields by key; ``read`` brings those that are not there."""
         with self.lock:
             out = {key: self.fields[key] for key in keys if key in self.fields}
@@ -93,7 +99,9 @@ class Truth:
     def read(
         self, kind: str, name: str, times: Sequence[np.datetime64], levels: tuple[float, ...]
     ) -> dict[int, np.ndarray]:
-        """Fields in the truth's own units by time in ns; times that the truth lacks are left out. :meth:`like` converts them."""
+        """Fields in the truth's own units by time in ns; times that the truth lacks are left out.
+        :meth:`like` converts them.
+        """
         wanted = [int(t.astype("datetime64[ns]").astype(np.int64)) for t in times]
         there = [t for t in wanted if t in self.position]
 
@@ -103,7 +111,9 @@ class Truth:
             # A run of neighbours is a slice, which a lazy store reads better than a list of places.
             ranked = places[order]
             index: Any = (
-                slice(int(ranked[0]), int(ranked[-1]) + 1) if len(ranked) == ranked[-1] - ranked[0] + 1 else ranked
+                slice(int(ranked[0]), int(ranked[-1]) + 1)
+                if len(ranked) == ranked[-1] - ranked[0] + 1
+                else ranked
             )
             da = self.array(kind, name).isel(time=index)
             if kind == "atmos":
@@ -116,12 +126,20 @@ class Truth:
                 out[place] = values[i].copy() if len(keys) > 1 else values[i]
             return out
 
-        return {key[2]: v for key, v in self.kept.get([(kind, name, t) for t in there], fetch).items()}
+        return {
+            key[2]: v for key, v in self.kept.get([(kind, name, t) for t in there], fetch).items()
+        }
 
     def like(self, kind: str, name: str, values: np.ndarray, item: Field) -> np.ndarray:
-        """Values of the truth in the units of a forecast's field, float64; as they are where the units are the same."""
+        """Values of the truth in the units of a forecast's field, float64; as they are where the
+        units are the same.
+        """
         mine = self.fields.layout.fields[kind, name]
-        scale, offset = (1.0, 0.0) if variables.is_rate(str(mine.attrs.get("units", ""))) else (mine.scale, mine.offset)
+        scale, offset = (
+            (1.0, 0.0)
+            if variables.is_rate(str(mine.attrs.get("units", "")))
+            else (mine.scale, mine.offset)
+        )
         values = values.astype(np.float64)
         if (scale, offset) == (item.scale, item.offset):
             return values
@@ -145,7 +163,10 @@ class Truth:
 
 
 def read_truth(
-    ds: xr.Dataset, forecast: Forecast, regrid: str | None = None, fields_of: dict[Any, Field] | None = None
+    ds: xr.Dataset,
+    forecast: Forecast,
+    regrid: str | None = None,
+    fields_of: dict[Any, Field] | None = None,
 ) -> Truth:
     """Recognise the truth and find the forecast's grid in it. Lazy.
 
@@ -168,10 +189,13 @@ def read_truth(
         Its precipitation is not over six hours and cannot be summed to that.
     """
     if regrid not in (None, "conservative"):
-        raise OptionError(f"regrid={regrid!r} is no way of regridding a truth.", fix="regrid='conservative'")
+        raise OptionError(
+            f"regrid={regrid!r} is no way of regridding a truth.", fix="regrid='conservative'"
+        )
     if not isinstance(ds, xr.Dataset):
         raise KindError(
-            f"the truth is a Dataset of fields, and this is {type(ds).__name__}.", fix="fc.aurora.evaluate(ds)"
+            f"the truth is a Dataset of fields, and this is {type(ds).__name__}.",
+            fix="fc.aurora.evaluate(ds)",
         )
     if recognition.is_forecast(ds):
         raise KindError(
@@ -197,16 +221,25 @@ def read_truth(
         rows, columns = np.arange(len(forecast.latitude)), np.arange(len(forecast.longitude))
     else:
         rows = _match("latitude", fields.layout.grid.latitude, forecast.latitude, wrap=False)
-        columns = _match("longitude", fields.layout.grid.true_longitude, forecast.longitude, wrap=True)
-    position = {t: i for i, t in enumerate(fields.times.astype("datetime64[ns]").astype(np.int64).tolist())}
+        columns = _match(
+            "longitude", fields.layout.grid.true_longitude, forecast.longitude, wrap=True
+        )
+    position = {
+        t: i for i, t in enumerate(fields.times.astype("datetime64[ns]").astype(np.int64).tolist())
+    }
     truth = Truth(fields, rows, columns, position, totals, masked=_is_masked(ds))
     if not len(fields.times):
-        raise TruthError("the truth holds no time.", fix="give a truth that covers init_time + lead_time")
+        raise TruthError(
+            "the truth holds no time.", fix="give a truth that covers init_time + lead_time"
+        )
     valid = (forecast.init_times[:, None] + forecast.leads[None]).ravel()
     if not any(t in position for t in valid.astype("datetime64[ns]").astype(np.int64).tolist()):
         raise TruthError(
-            f"no valid time of the forecast ({valid.min().astype('datetime64[m]')} to {valid.max().astype('datetime64[m]')}) is in the truth "
-            f"({fields.times[0].astype('datetime64[m]')} to {fields.times[-1].astype('datetime64[m]')}, every {periods.spacing_hours(fields.times) if len(fields.times) > 1 else 0:g} h).",
+            f"no valid time of the forecast ({valid.min().astype('datetime64[m]')} to"
+            f" {valid.max().astype('datetime64[m]')}) is in the truth"
+            f" ({fields.times[0].astype('datetime64[m]')} to"
+            f" {fields.times[-1].astype('datetime64[m]')}, every"
+            f" {periods.spacing_hours(fields.times) if len(fields.times) > 1 else 0:g} h).",
             fix="give a truth that covers init_time + lead_time",
         )
     return truth
@@ -220,13 +253,17 @@ def _is_masked(ds: xr.Dataset) -> bool:
 def _onto(
     fields: conventions.Fields, totals: xr.DataArray | None, forecast: Forecast
 ) -> tuple[conventions.Fields, xr.DataArray | None]:
-    """Surface and atmosphere on the forecast's grid, conservatively, lazily; the land-sea mask as well."""
+    """Surface and atmosphere on the forecast's grid, conservatively, lazily; the land-sea mask as
+    well.
+    """
     from dataclasses import replace
 
     grid = forecast.latitude, forecast.longitude
     if all(
         regridding.same(a, b)
-        for a, b in zip((fields.layout.grid.latitude, fields.layout.grid.true_longitude), grid, strict=True)
+        for a, b in zip(
+            (fields.layout.grid.latitude, fields.layout.grid.true_longitude), grid, strict=True
+        )
     ):
         return fields, totals
     # Longitudes that a region unrolls across Greenwich are numbers of the circle again.
@@ -235,7 +272,10 @@ def _onto(
     def turn(da: xr.DataArray) -> xr.DataArray:
         da = da.assign_coords(true)
         if "level" in da.dims:
-            parts = [regridding.onto(da.isel(level=i, drop=True), *grid) for i in range(da.sizes["level"])]
+            parts = [
+                regridding.onto(da.isel(level=i, drop=True), *grid)
+                for i in range(da.sizes["level"])
+            ]
             return xr.concat(parts, "level").transpose("time", "level", "latitude", "longitude")
         return regridding.onto(da, *grid)
 
@@ -244,7 +284,11 @@ def _onto(
         lsm = fields.static["lsm"].expand_dims(time=[np.datetime64("2000-01-01", "ns")])
         static["lsm"] = turn(lsm).isel(time=0, drop=True)
     surface = xr.Dataset(
-        {str(n): turn(da) for n, da in fields.surface.items() if not (n == "tp" and totals is not None)}
+        {
+            str(n): turn(da)
+            for n, da in fields.surface.items()
+            if not (n == "tp" and totals is not None)
+        }
     )
     if totals is not None:
         totals = turn(totals)
@@ -263,8 +307,9 @@ def _match(axis: str, have: np.ndarray, want: np.ndarray, *, wrap: bool) -> np.n
     worst = float(distance[np.arange(len(want)), nearest].max())
     if worst > 0.01 * step:
         raise TruthError(
-            f"the truth has no grid points at the forecast's {axis}s: {len(have)} from {have[0]:g} to {have[-1]:g}, and the forecast {len(want)} from {want[0]:g} to {want[-1]:g}. "
-            "Scores on different grids are not comparable.",
+            f"the truth has no grid points at the forecast's {axis}s: {len(have)} from {have[0]:g}"
+            f" to {have[-1]:g}, and the forecast {len(want)} from {want[0]:g} to {want[-1]:g}."
+            " Scores on different grids are not comparable.",
             fix="evaluate(truth, regrid='conservative'), or bring one onto the other's grid first",
         )
     return nearest
@@ -287,15 +332,19 @@ class ClimatologyFields:
             )
         if not {"hour", "dayofyear"} <= set(ds.dims):
             raise TruthError(
-                f"a climatology has the dims hour and dayofyear, and this one has {sorted(map(str, ds.dims))}.",
+                "a climatology has the dims hour and dayofyear, and this one has"
+                f" {sorted(map(str, ds.dims))}.",
                 fix="xaurora.climatology(ds)",
             )
         # WeatherBench2 knows means by `2m_temperature_mean` as well.
-        ds = ds.rename({n: n[:-5] for n in map(str, ds.data_vars) if n.endswith("_mean") and n[:-5] not in ds})
+        ds = ds.rename(
+            {n: n[:-5] for n in map(str, ds.data_vars) if n.endswith("_mean") and n[:-5] not in ds}
+        )
         self.hours = forecast.hours
         probe = ds.isel(hour=0, drop=True).rename(dayofyear="time")
         probe = probe.assign_coords(
-            time=np.datetime64("2000-01-01", "ns") + np.arange(probe.sizes["time"]) * np.timedelta64(1, "D")
+            time=np.datetime64("2000-01-01", "ns")
+            + np.arange(probe.sizes["time"]) * np.timedelta64(1, "D")
         )
         found = recognition.recognise(probe)
         if found.grid is None:
@@ -303,17 +352,25 @@ class ClimatologyFields:
         # Fields beside the means, such as those of SEEPS, are no variables of their own.
         self.ds, self.found = ds, found
         grid = found.grid
-        self.dims = {axis: found.axes[axis].dim for axis in ("latitude", "longitude", "level") if axis in found.axes}
+        self.dims = {
+            axis: found.axes[axis].dim
+            for axis in ("latitude", "longitude", "level")
+            if axis in found.axes
+        }
         if grid is None:
             raise TruthError("the climatology has no grid.", fix="xaurora.climatology(ds)")
         self.rows = grid.rows[_match("latitude", grid.latitude, forecast.latitude, wrap=False)]
-        self.columns = grid.columns[_match("longitude", grid.true_longitude, forecast.longitude, wrap=True)]
+        self.columns = grid.columns[
+            _match("longitude", grid.true_longitude, forecast.longitude, wrap=True)
+        ]
         self.kept = Kept()
         self._p1: np.ndarray | None = None
 
     def has(self, key: tuple[str, str]) -> bool:
         """Whether it holds a variable, and of precipitation the same period."""
-        return key in self.found.fields and (key != ("surface", "tp") or self.rain_hours == self.hours)
+        return key in self.found.fields and (
+            key != ("surface", "tp") or self.rain_hours == self.hours
+        )
 
     @property
     def rain_hours(self) -> float:
@@ -335,11 +392,17 @@ class ClimatologyFields:
 
     def _ordered(self, name: str, first: tuple[str, ...] = ()) -> xr.DataArray:
         da = self.ds[name]
-        order = [self.dims[d] for d in ("level", "latitude", "longitude") if self.dims.get(d) in da.dims]
+        order = [
+            self.dims[d] for d in ("level", "latitude", "longitude") if self.dims.get(d) in da.dims
+        ]
         return da.transpose("hour", "dayofyear", *first, *order)
 
-    def _at(self, name: str, time: int, levels: tuple[float, ...], first: tuple[str, ...] = ()) -> np.ndarray:
-        """One variable of the climatology at a valid time in ns, as it stands, on the forecast's grid."""
+    def _at(
+        self, name: str, time: int, levels: tuple[float, ...], first: tuple[str, ...] = ()
+    ) -> np.ndarray:
+        """One variable of the climatology at a valid time in ns, as it stands, on the forecast's
+        grid.
+        """
         import pandas as pd
 
         stamp = pd.Timestamp(time)
@@ -369,15 +432,22 @@ class ClimatologyFields:
     def quantiles(self, key: tuple[str, str], time: int, levels: tuple[float, ...]) -> np.ndarray:
         """Quantiles at a valid time, ``(quantile, [level,] h, w)``, canonical units."""
         item = self.found.fields[key]
-        return self._at(f"{item.source}_quantile", time, levels, ("quantile",)) * item.scale + item.offset
+        return (
+            self._at(f"{item.source}_quantile", time, levels, ("quantile",)) * item.scale
+            + item.offset
+        )
 
     def seeps_name(self, hours: int) -> str | None:
         """How its SEEPS fields for totals over so many hours are called, or None."""
         name = f"total_precipitation_{hours}hr_seeps"
-        return name if f"{name}_dry_fraction" in self.ds and f"{name}_threshold" in self.ds else None
+        return (
+            name if f"{name}_dry_fraction" in self.ds and f"{name}_threshold" in self.ds else None
+        )
 
     def seeps(self, hours: int, time: int) -> tuple[np.ndarray, np.ndarray]:
-        """Share of dry totals over all days and hours, and the amount from which on totals are heavy, metres."""
+        """Share of dry totals over all days and hours, and the amount from which on totals are
+        heavy, metres.
+        """
         name = self.seeps_name(hours)
         if self._p1 is None:
             mean = self._ordered(f"{name}_dry_fraction").mean(("hour", "dayofyear"))

@@ -1,6 +1,7 @@
 """The same scores by WeatherBench2's own classes, where it is installed. Knows nothing of torch.
 
-It is not on the package index; ``docs/evaluation.md`` has the line that installs it from its repository.
+It is not on the package index; ``docs/evaluation.md`` has the line that installs it from its
+repository.
 """
 
 from __future__ import annotations
@@ -16,7 +17,25 @@ from xaurora.evaluation.truths import ClimatologyFields, Truth
 from xaurora.fields.grid import regions as _regions
 
 INSTALL = 'pip install "weatherbench2 @ git+https://github.com/google-research/weatherbench2.git"'
-METRICS = ("rmse", "mse", "mae", "bias", "acc", "seeps", "crps", "crps_skill", "crps_spread", "ensemble_stddev", "ensemble_variance", "ensemble_mean_mse", "mean_rmse", "ensemble_mean_rmse", "debiased_ensemble_mean_mse", "energy_score", "rmse_sqrt_before_time_avg")  # fmt: skip
+METRICS = (
+    "rmse",
+    "mse",
+    "mae",
+    "bias",
+    "acc",
+    "seeps",
+    "crps",
+    "crps_skill",
+    "crps_spread",
+    "ensemble_stddev",
+    "ensemble_variance",
+    "ensemble_mean_mse",
+    "mean_rmse",
+    "ensemble_mean_rmse",
+    "debiased_ensemble_mean_mse",
+    "energy_score",
+    "rmse_sqrt_before_time_avg",
+)
 """What its classes give."""
 _AXIS = "realization"
 
@@ -26,7 +45,8 @@ def _package() -> Any:
         from weatherbench2 import metrics
     except ImportError as why:
         raise MissingExtraError(
-            f"engine='weatherbench2' needs the package weatherbench2 ({why}), which is not on the package index.",
+            f"engine='weatherbench2' needs the package weatherbench2 ({why}), which is not on the"
+            " package index.",
             fix=f"{INSTALL}, or engine='xaurora', whose figures agree with it",
         ) from why
     return metrics
@@ -55,7 +75,8 @@ def evaluate(
     metrics = _package()
     if explicit and (unknown := [label for label, name in labels.items() if name not in METRICS]):
         raise OptionError(
-            f"WeatherBench2's classes do not give {', '.join(unknown)}; they give {', '.join(METRICS)}.",
+            f"WeatherBench2's classes do not give {', '.join(unknown)}; they give"
+            f" {', '.join(METRICS)}.",
             fix="engine='xaurora'",
         )
     weights = _regions.weights(forecast.latitude, forecast.longitude, regions, truth.land())
@@ -96,7 +117,9 @@ class _Region:
         )
 
     def apply(self, dataset: xr.Dataset, weights: xr.DataArray) -> tuple[xr.Dataset, xr.DataArray]:
-        """Its interface; its own latitude weights are replaced, which stretch regional grids to the poles."""
+        """Its interface; its own latitude weights are replaced, which stretch regional grids to the
+        poles.
+        """
         return dataset, self.weight
 
 
@@ -105,12 +128,20 @@ def _pair(
 ) -> tuple[xr.Dataset, xr.Dataset] | None:
     """One init time and lead in WeatherBench2's form, south first."""
     valid = forecast.init_times[i] + forecast.leads[k]
-    coords = {"latitude": forecast.latitude, "longitude": forecast.longitude, "time": [forecast.init_times[i]]}
+    coords = {
+        "latitude": forecast.latitude,
+        "longitude": forecast.longitude,
+        "time": [forecast.init_times[i]],
+    }
     one: dict[str, Any] = {}
     other: dict[str, Any] = {}
     for key in keys:
         item = forecast.fields[key]
-        levels = tuple(v for v in forecast.levels if v in truth.fields.levels) if key[0] == "atmos" else ()
+        levels = (
+            tuple(v for v in forecast.levels if v in truth.fields.levels)
+            if key[0] == "atmos"
+            else ()
+        )
         found = truth.read(*key, [valid], levels)
         if not found:
             return None
@@ -128,7 +159,13 @@ def _pair(
     return both[0], both[1]
 
 
-def _metric(metrics: Any, name: str, forecast: Forecast, normals: ClimatologyFields | None, sample: xr.Dataset) -> Any:
+def _metric(
+    metrics: Any,
+    name: str,
+    forecast: Forecast,
+    normals: ClimatologyFields | None,
+    sample: xr.Dataset,
+) -> Any:
     members = _AXIS in sample.dims
     if name in ("rmse", "mse"):
         return metrics.MSE()
@@ -142,20 +179,33 @@ def _metric(metrics: Any, name: str, forecast: Forecast, normals: ClimatologyFie
         climatology = _climatology(normals, forecast)
         if name == "acc":
             wanted = [n for n in sample.data_vars if n in climatology]
-            return metrics.ACC(climatology=climatology[wanted]) if len(wanted) == len(sample.data_vars) else None
+            return (
+                metrics.ACC(climatology=climatology[wanted])
+                if len(wanted) == len(sample.data_vars)
+                else None
+            )
         rain = f"total_precipitation_{forecast.hours}hr"
         if normals.seeps_name(forecast.hours) is None or rain not in sample:
             return None
         return metrics.SEEPS(
-            climatology=climatology, dry_threshold_mm={6: 0.1, 24: 0.25}[forecast.hours], precip_name=rain
+            climatology=climatology,
+            dry_threshold_mm={6: 0.1, 24: 0.25}[forecast.hours],
+            precip_name=rain,
         )
     if not members:
         return None
     classes = {
-        "crps": "CRPS", "crps_skill": "CRPSSkill", "crps_spread": "CRPSSpread", "ensemble_stddev": "EnsembleVariance", "ensemble_variance": "EnsembleVariance",
-        "ensemble_mean_mse": "EnsembleMeanMSE", "mean_rmse": "EnsembleMeanMSE", "ensemble_mean_rmse": "EnsembleMeanMSE",
-        "debiased_ensemble_mean_mse": "DebiasedEnsembleMeanMSE", "energy_score": "EnergyScore",
-    }  # fmt: skip
+        "crps": "CRPS",
+        "crps_skill": "CRPSSkill",
+        "crps_spread": "CRPSSpread",
+        "ensemble_stddev": "EnsembleVariance",
+        "ensemble_variance": "EnsembleVariance",
+        "ensemble_mean_mse": "EnsembleMeanMSE",
+        "mean_rmse": "EnsembleMeanMSE",
+        "ensemble_mean_rmse": "EnsembleMeanMSE",
+        "debiased_ensemble_mean_mse": "DebiasedEnsembleMeanMSE",
+        "energy_score": "EnergyScore",
+    }
     return getattr(metrics, classes[name])(ensemble_dim=_AXIS)
 
 
@@ -172,31 +222,52 @@ def _climatology(normals: ClimatologyFields, forecast: Forecast) -> xr.Dataset:
             {k: v for k, v in rename.items() if k in normals.ds[item.source].dims and k != v}
         )
         mine = forecast.fields[key]
-        out[mine.variable.weatherbench2] = (da * item.scale + item.offset - mine.offset) / mine.scale
+        out[mine.variable.weatherbench2] = (
+            da * item.scale + item.offset - mine.offset
+        ) / mine.scale
     for name in normals.ds.data_vars:
         if "_seeps_" in str(name):
             out[str(name)] = normals.ds[name].rename(
                 {k: v for k, v in rename.items() if k != v and k in normals.ds[name].dims}
             )
     rows = {"latitude": normals.rows, "longitude": normals.columns}
-    ds = xr.Dataset(out).isel(rows).assign_coords(latitude=forecast.latitude, longitude=forecast.longitude)
+    ds = (
+        xr.Dataset(out)
+        .isel(rows)
+        .assign_coords(latitude=forecast.latitude, longitude=forecast.longitude)
+    )
     normals.__dict__["in_weatherbench2"] = ds = ds.sortby("latitude")
     return ds
 
 
-def _chunk(metric: Any, pair: tuple[xr.Dataset, xr.Dataset], region: _Region, skipna: bool) -> xr.Dataset:
+def _chunk(
+    metric: Any, pair: tuple[xr.Dataset, xr.Dataset], region: _Region, skipna: bool
+) -> xr.Dataset:
     forecast, truth = pair
     name = type(metric).__name__
     if name == "SEEPS":
         forecast, truth = (ds[[metric.precip_name]] for ds in pair)
-    if _AXIS in forecast.dims and name in ("MSE", "MAE", "Bias", "RMSESqrtBeforeTimeAvg", "ACC", "SEEPS"):
+    if _AXIS in forecast.dims and name in (
+        "MSE",
+        "MAE",
+        "Bias",
+        "RMSESqrtBeforeTimeAvg",
+        "ACC",
+        "SEEPS",
+    ):
         forecast = forecast.mean(_AXIS, skipna=False)
     if name in ("ACC", "SEEPS"):  # its climatology is looked up by the time that is forecast
-        forecast, truth = (ds.assign_coords(time=ds["valid_time"].values).assign_coords(valid_time=("time", ds["valid_time"].values)) for ds in (forecast, truth))  # fmt: skip
+        forecast, truth = (
+            ds.assign_coords(time=ds["valid_time"].values).assign_coords(
+                valid_time=("time", ds["valid_time"].values)
+            )
+            for ds in (forecast, truth)
+        )
         if name == "SEEPS":
             rain = metric.precip_name
             forecast, truth = (
-                ds.assign({rain: ds[rain].assign_coords(valid_time=ds["valid_time"])}) for ds in (forecast, truth)
+                ds.assign({rain: ds[rain].assign_coords(valid_time=ds["valid_time"])})
+                for ds in (forecast, truth)
             )
     result: xr.Dataset = metric.compute_chunk(forecast, truth, region=region, skipna=skipna)
     return result
@@ -223,7 +294,10 @@ def _collect(
         has_level = key[0] == "atmos"
         if has_level:
             levels = forecast.levels[:size]
-        values = np.full((len(labels), len(regions), len(forecast.leads), *((size,) if has_level else ())), np.nan)
+        values = np.full(
+            (len(labels), len(regions), len(forecast.leads), *((size,) if has_level else ())),
+            np.nan,
+        )
         for a, m in enumerate(labels):
             for (region, k), (value, n) in found.get(m, {"sum": {}})["sum"].items():
                 mean = value / n

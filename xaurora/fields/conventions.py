@@ -62,8 +62,9 @@ class Fields:
     """Canonical fields: three lazy Datasets and the :class:`Layout` that leads back.
 
     ``surface`` is ``(time, latitude, longitude)``, ``static`` ``(latitude, longitude)``, ``atmos``
-    ``(time, level, latitude, longitude)``; Aurora's short names, SI units, float32, latitude strictly decreasing, longitude
-    increasing in the order of the domain, levels in hPa in the order of the data, time in UTC.
+    ``(time, level, latitude, longitude)``; Aurora's short names, SI units, float32, latitude
+    strictly decreasing, longitude increasing in the order of the domain, levels in hPa in the order
+    of the data, time in UTC.
     """
 
     surface: xr.Dataset
@@ -83,7 +84,12 @@ class Fields:
         return tuple(self.layout.levels)
 
     def select(
-        self, *, surface: Iterable[str], static: Iterable[str], atmos: Iterable[str], levels: Iterable[float]
+        self,
+        *,
+        surface: Iterable[str],
+        static: Iterable[str],
+        atmos: Iterable[str],
+        levels: Iterable[float],
     ) -> Fields:
         """Just these variables and levels."""
         wanted = [self.levels.index(level) for level in levels]
@@ -100,19 +106,22 @@ class Fields:
         return Fields(self.surface.isel(at), self.static.isel(at), self.atmos.isel(at), layout)
 
 
-# --- to canonical form ------------------------------------------------------------------------------------------------
+# --- to canonical form ----------------------------------------------------------------------------
 
 
-def standardise(ds: xr.Dataset, found: Recognition | None = None, *, own_values: bool = False) -> Fields:
-    """Canonical fields of a Dataset. Lazy, except that the first and last frame of a static field with times are compared.
+def standardise(
+    ds: xr.Dataset, found: Recognition | None = None, *, own_values: bool = False
+) -> Fields:
+    """Canonical fields of a Dataset. Lazy, except that the first and last frame of a static field
+    with times are compared.
 
     Parameters
     ----------
     ds : Dataset
     found : Recognition, optional
     own_values : bool
-        Leave values that change over time in their own units and precision (but for rates): scores compare 1 mm with 1 mm, not with what is left of
-        it after metres in float32.
+        Leave values that change over time in their own units and precision (but for rates): scores
+        compare 1 mm with 1 mm, not with what is left of it after metres in float32.
 
     Raises
     ------
@@ -123,7 +132,8 @@ def standardise(ds: xr.Dataset, found: Recognition | None = None, *, own_values:
     found.raise_first()
     if found.grid is None or found.times is None:
         raise CoordinateError(
-            "the data have no horizontal grid or no times.", fix="ds.aurora.check() says what is missing"
+            "the data have no horizontal grid or no times.",
+            fix="ds.aurora.check() says what is missing",
         )
     coords_only = ds.drop_vars(list(ds.data_vars))
     layout = Layout(found.axes, found.fields, found.grid, found.levels, coords_only, found.times)
@@ -134,20 +144,27 @@ def standardise(ds: xr.Dataset, found: Recognition | None = None, *, own_values:
         parts[kind][name] = _canonical(ds[item.source], item, layout, found.times, own_values)
     built = {}
     for kind, arrays in parts.items():
-        built[kind] = xr.Dataset({name: arrays[name] for name in variables.order(kind, tuple(arrays))})  # type: ignore[arg-type]
+        built[kind] = xr.Dataset(
+            {name: arrays[name] for name in variables.order(kind, tuple(arrays))}
+        )  # type: ignore[arg-type]
     if not parts["surface"] and not parts["atmos"]:
         built["surface"] = built["surface"].assign_coords(time=found.times)
     return Fields(built["surface"], built["static"], built["atmos"], layout)
 
 
-def _canonical(da: xr.DataArray, item: Field, layout: Layout, times: np.ndarray, own: bool) -> xr.DataArray:
+def _canonical(
+    da: xr.DataArray, item: Field, layout: Layout, times: np.ndarray, own: bool
+) -> xr.DataArray:
     axes, grid = layout.axes, layout.grid
     if item.variable.kind == "static" and axes["time"].dim in da.dims:
         da = _still(da, axes["time"].dim, item)
-    # Without its coordinates: carrying those through each of these steps costs more than a forecast of a small model.
+    # Without its coordinates: carrying those through each of these steps costs more than a forecast
+    # of a small model.
     bare = da.variable
     known = {axis.dim for key, axis in axes.items() if key != "number"}
-    at: dict[Any, Any] = {dim: 0 for dim in bare.dims if dim not in known}  # length 1: longer ones were refused
+    at: dict[Any, Any] = {
+        dim: 0 for dim in bare.dims if dim not in known
+    }  # length 1: longer ones were refused
     for axis, index in (("latitude", grid.rows), ("longitude", grid.columns)):
         if axes[axis].dim in bare.dims and not np.array_equal(index, np.arange(len(index))):
             at[axes[axis].dim] = index
@@ -164,22 +181,34 @@ def _canonical(da: xr.DataArray, item: Field, layout: Layout, times: np.ndarray,
             fix=f"ds['{item.source}'] = ds['{item.source}'].expand_dims({missing})",
         )
     bare = bare.transpose(*(axes[n].dim for n in names))._replace(dims=names)
-    own = own and item.variable.kind != "static" and not variables.is_rate(str(item.attrs.get("units", "")))
+    own = (
+        own
+        and item.variable.kind != "static"
+        and not variables.is_rate(str(item.attrs.get("units", "")))
+    )
     if not own and (item.converted or bare.dtype != np.float32):
-        # Arithmetic on a lazy array of a file would read it whole; a dask array is read frame by frame.
+        # Arithmetic on a lazy array of a file would read it whole; a dask array is read frame by
+        # frame.
         wide = as_dask(xr.DataArray(bare), "time")
         bare = (
             (wide.astype(np.float64) * item.scale + item.offset).astype(np.float32)
             if item.converted
             else wide.astype(np.float32)
         ).variable
-    values = {"time": times, "level": np.asarray(layout.levels), "latitude": grid.latitude, "longitude": grid.longitude}
+    values = {
+        "time": times,
+        "level": np.asarray(layout.levels),
+        "latitude": grid.latitude,
+        "longitude": grid.longitude,
+    }
     attrs = {
         **_statement(item),
         "units": str(item.attrs.get("units", item.variable.units)) if own else item.variable.units,
         "long_name": item.variable.long_name,
     }
-    return xr.DataArray(bare._replace(attrs=attrs), {n: values[n] for n in names}, name=item.variable.name)
+    return xr.DataArray(
+        bare._replace(attrs=attrs), {n: values[n] for n in names}, name=item.variable.name
+    )
 
 
 def _statement(item: Field) -> dict[str, Any]:
@@ -197,16 +226,21 @@ def _still(da: xr.DataArray, dim: str, item: Field) -> xr.DataArray:
         last = da.isel({dim: -1})
         difference = float(np.abs(np.asarray(last.values, np.float64) - first.values).max())
         spread = float(np.ptp(np.asarray(first.values, np.float64)))
-        # Packing to 16 bits moves a static field by up to 1/65536 of its range, and two packings by up to 0.004 in lsm.
+        # Packing to 16 bits moves a static field by up to 1/65536 of its range, and two packings by
+        # up to 0.004 in lsm.
         if difference > max(0.005, 1e-3 * spread):
             raise AmbiguousVariableError(
-                f"'{item.source}' should not change over time, but differs by up to {difference:.4g} between its first and last frame.",
-                fix=f"ds['{item.source}'] = ds['{item.source}'].isel({dim}=0), if the first frame is right",
+                f"'{item.source}' should not change over time, but differs by up to"
+                f" {difference:.4g} between its first and last frame.",
+                fix=(
+                    f"ds['{item.source}'] = ds['{item.source}'].isel({dim}=0), if the first frame"
+                    " is right"
+                ),
             )
     return first
 
 
-# --- back to the user's form ------------------------------------------------------------------------------------------
+# --- back to the user's form ----------------------------------------------------------------------
 
 
 def to_user_values(values: np.ndarray, item: Field) -> np.ndarray:
@@ -220,13 +254,17 @@ def to_user_values(values: np.ndarray, item: Field) -> np.ndarray:
 
 def user_positions(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     """How to order canonical rows and columns as the user had them."""
-    return np.argsort(layout.grid.rows, kind="stable"), np.argsort(layout.grid.columns, kind="stable")
+    return np.argsort(layout.grid.rows, kind="stable"), np.argsort(
+        layout.grid.columns, kind="stable"
+    )
 
 
 def restore(fields: Fields, levels: Iterable[float] | None = None) -> xr.Dataset:
-    """Canonical fields in the user's names, units, dimension order, grid order, dtype and attributes.
+    """Canonical fields in the user's names, units, dimension order, grid order, dtype and
+    attributes.
 
-    Meant for fields in memory: lazy ones are read. Times that the source has keep their other coordinates (``expver`` and the like).
+    Meant for fields in memory: lazy ones are read. Times that the source has keep their other
+    coordinates (``expver`` and the like).
     """
     layout = fields.layout
     axes, source = layout.axes, layout.source
@@ -247,10 +285,18 @@ def restore(fields: Fields, levels: Iterable[float] | None = None) -> xr.Dataset
         stale = [c for c in coords.coords if time_dim in coords[c].dims]
         attrs, encoding = source[name].attrs, source[name].encoding
         coords = coords.drop_vars(stale).assign_coords({name: (time_dim, times, attrs)})
-        coords[name].encoding = {k: v for k, v in encoding.items() if k in ("units", "calendar", "dtype")}
+        coords[name].encoding = {
+            k: v for k, v in encoding.items() if k in ("units", "calendar", "dtype")
+        }
     if "level" in axes and axes["level"].dim in coords.dims:
         all_levels = [float(v) for v in _all_levels(layout)]
-        coords = coords.isel({axes["level"].dim: [all_levels.index(level) for level in all_levels if level in wanted]})
+        coords = coords.isel(
+            {
+                axes["level"].dim: [
+                    all_levels.index(level) for level in all_levels if level in wanted
+                ]
+            }
+        )
     out: dict[str, Any] = {}
     for (kind, name), item in layout.fields.items():
         part = getattr(fields, kind)

@@ -10,7 +10,9 @@ import numpy as np
 from xaurora.errors import LeadTimeError, OptionError, TimeError
 
 HOUR = np.timedelta64(1, "h")
-_CELL_METHODS = re.compile(r"time:\s*(?:sum|mean)\s*\(\s*interval:\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*\)")
+_CELL_METHODS = re.compile(
+    r"time:\s*(?:sum|mean)\s*\(\s*interval:\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*\)"
+)
 _UNITS = {
     **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), 60),
     **dict.fromkeys(("min", "mins", "minute", "minutes"), 1),
@@ -33,7 +35,8 @@ def cell_methods(hours: float) -> str:
 
 
 def declared_hours(name: str, attrs: dict[str, Any]) -> float | None:
-    """The period that attributes or name state, in hours; None when they say nothing. Whole hours are whole numbers.
+    """The period that attributes or name state, in hours; None when they say nothing. Whole hours
+    are whole numbers.
 
     Examples
     --------
@@ -66,7 +69,10 @@ def spacing_hours(times: np.ndarray) -> float:
         There are fewer than two times.
     """
     if len(times) < 2:
-        raise TimeError(f"there is {len(times)} time, and at least two are needed.", fix="open more than one time")
+        raise TimeError(
+            f"there is {len(times)} time, and at least two are needed.",
+            fix="open more than one time",
+        )
     steps = np.diff(times.astype("datetime64[ns]")) / HOUR
     values, counts = np.unique(steps, return_counts=True)
     return float(values[np.argmax(counts)])
@@ -87,7 +93,9 @@ def hours_of(value: Any) -> int:
     except (ValueError, TypeError):
         hours = float("nan")
     if not (np.isfinite(hours) and hours > 0 and float(hours).is_integer()):
-        raise LeadTimeError(f"{value!r} is no positive whole number of hours.", fix="'6h', '24h' or '5 days'")
+        raise LeadTimeError(
+            f"{value!r} is no positive whole number of hours.", fix="'6h', '24h' or '5 days'"
+        )
     return int(hours)
 
 
@@ -110,7 +118,9 @@ def bounds(name: str, value: Any) -> tuple[np.datetime64, np.datetime64]:
         pair = (value.start, value.stop)
     elif isinstance(value, tuple | list):
         if len(value) != 2:
-            raise OptionError(f"{name}={value!r} is not a pair of start and end.", fix=f"{name}=('2016', '2023')")
+            raise OptionError(
+                f"{name}={value!r} is not a pair of start and end.", fix=f"{name}=('2016', '2023')"
+            )
         pair = (value[0], value[1])
     else:
         pair = (value, value)
@@ -121,4 +131,6 @@ def bounds(name: str, value: Any) -> tuple[np.datetime64, np.datetime64]:
         raise OptionError(
             f"{name}={value!r} is no slice, year or pair of dates.", fix=f"{name}=('2016', '2023')"
         ) from None
-    return start.to_datetime64().astype("datetime64[ns]"), end.to_datetime64().astype("datetime64[ns]")
+    return start.to_datetime64().astype("datetime64[ns]"), end.to_datetime64().astype(
+        "datetime64[ns]"
+    )

@@ -1,9 +1,11 @@
-"""Accumulated precipitation: which period a value stands for, sums over longer periods, negative noise.
+"""Accumulated precipitation: which period a value stands for, sums over longer periods, negative
+noise.
 
-ERA5 ``tp`` from the CDS is the total of the hour that *ends* at its time. A six-hour total at 12 UTC is therefore the sum of
-the hours labelled 07 to 12, and one at 00 UTC needs the day before. What a value stands for cannot be read off the values
-alone, so that it must be said by the data (``cell_methods``, or a name such as ``total_precipitation_6hr``) or follow from
-hourly spacing; all else is refused.
+ERA5 ``tp`` from the CDS is the total of the hour that *ends* at its time. A six-hour total at 12
+UTC is therefore the sum of the hours labelled 07 to 12, and one at 00 UTC needs the day before.
+What a value stands for cannot be read off the values alone, so that it must be said by the data
+(``cell_methods``, or a name such as ``total_precipitation_6hr``) or follow from hourly spacing; all
+else is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ def period_of(name: str, attrs: dict[str, Any], times: np.ndarray) -> float:
     Raises
     ------
     AccumulationError
-        Nothing says it: above all 1-hour totals downloaded at 00, 06, 12 and 18 UTC look just like 6-hour ones.
+        Nothing says it: above all 1-hour totals downloaded at 00, 06, 12 and 18 UTC look just like
+        6-hour ones.
     """
     if (declared := declared_hours(name, attrs)) is not None:
         return declared
@@ -35,10 +38,13 @@ def period_of(name: str, attrs: dict[str, Any], times: np.ndarray) -> float:
     if spacing == 1:
         return 1
     raise AccumulationError(
-        f"'{name}' comes every {spacing:g} hours, and nothing says how many hours each value sums up. ERA5 from the CDS gives "
-        f"1-hour totals, of which a {TIMESTEP_HOURS}-hour total cannot be made unless all hours are there.",
-        fix=f"download '{name}' for every hour; or, if these are totals over {TIMESTEP_HOURS} hours, "
-        f"ds['{name}'].attrs['cell_methods'] = '{cell_methods(TIMESTEP_HOURS)}'",
+        f"'{name}' comes every {spacing:g} hours, and nothing says how many hours each value sums"
+        f" up. ERA5 from the CDS gives 1-hour totals, of which a {TIMESTEP_HOURS}-hour total cannot"
+        " be made unless all hours are there.",
+        fix=(
+            f"download '{name}' for every hour; or, if these are totals over {TIMESTEP_HOURS}"
+            f" hours, ds['{name}'].attrs['cell_methods'] = '{cell_methods(TIMESTEP_HOURS)}'"
+        ),
     )
 
 
@@ -56,13 +62,16 @@ def period_for(label: str, attrs: dict[str, Any], times: np.ndarray, hours: int)
     if hours % period:
         raise AccumulationError(
             f"'{label}' holds {period}-hour totals, of which no {hours}-hour totals can be made.",
-            fix=f"download hourly '{label}', or choose a period that {period} hours divide"
-            if period < hours
-            else f"download hourly '{label}'",
+            fix=(
+                f"download hourly '{label}', or choose a period that {period} hours divide"
+                if period < hours
+                else f"download hourly '{label}'"
+            ),
         )
     if len(times) > 1 and (spacing := spacing_hours(times)) > period:
         raise AccumulationError(
-            f"'{label}' holds {period}-hour totals every {spacing:g} hours: the hours between are missing, and no {hours}-hour total can be made.",
+            f"'{label}' holds {period}-hour totals every {spacing:g} hours: the hours between are"
+            f" missing, and no {hours}-hour total can be made.",
             fix=f"download '{label}' for every {period} hour(s)",
         )
     return period
@@ -82,9 +91,11 @@ _RAIN = 1e-4  # m; what counts as rain in the search for running totals
 
 
 def refuse_running_totals(da: xr.DataArray, *, name: str, dim: str = "time") -> None:
-    """Raise for hourly values that run on from a base time, as ERA5-Land's do. Reads two days at four places of the record.
+    """Raise for hourly values that run on from a base time, as ERA5-Land's do. Reads two days at
+    four places of the record.
 
-    Hourly rain rises and falls; a running total stays or grows until it starts again, once or twice a day.
+    Hourly rain rises and falls; a running total stays or grows until it starts again, once or twice
+    a day.
 
     Raises
     ------
@@ -108,9 +119,12 @@ def refuse_running_totals(da: xr.DataArray, *, name: str, dim: str = "time") -> 
         not_falling += int((then[wet] >= now[wet] * (1 - 1e-3)).sum())
     if wet_pairs >= 200 and not_falling > 0.85 * wet_pairs:
         raise AccumulationError(
-            f"'{name}' grows from hour to hour and starts again once or twice a day: these are totals since a base time, as ERA5-Land and forecasts have them, "
-            "not hourly ones.",
-            fix=f"ds['{name}'] = ds.aurora.deaccumulate('{name}'), on the file of '{name}' alone where several are opened together",
+            f"'{name}' grows from hour to hour and starts again once or twice a day: these are"
+            " totals since a base time, as ERA5-Land and forecasts have them, not hourly ones.",
+            fix=(
+                f"ds['{name}'] = ds.aurora.deaccumulate('{name}'), on the file of '{name}' alone"
+                " where several are opened together"
+            ),
         )
 
 
@@ -130,17 +144,20 @@ def accumulate(
     dim : str
         The time dimension.
     clip : bool
-        Set negative amounts, which are noise of packing, to zero; :func:`xaurora.fields.statistics.statistics` and ``finetune`` count them.
+        Set negative amounts, which are noise of packing, to zero;
+        :func:`xaurora.fields.statistics.statistics` and ``finetune`` count them.
 
     Returns
     -------
     DataArray
-        Same times, units and dtype (metres and float32 for mean rates); ``cell_methods`` says what it is.
+        Same times, units and dtype (metres and float32 for mean rates); ``cell_methods`` says what
+        it is.
 
     Raises
     ------
     AccumulationError
-        The period of the parts is unknown, longer than ``hours``, or does not divide it, or parts would overlap.
+        The period of the parts is unknown, longer than ``hours``, or does not divide it, or parts
+        would overlap.
     """
     label = name or str(da.name)
     times = da[dim].values.astype("datetime64[ns]")
@@ -163,14 +180,20 @@ def accumulate(
         total = shifted if total is None else total + shifted
     # Whole numbers cannot hold what is missing.
     dtype = da.dtype if np.issubdtype(da.dtype, np.floating) else np.float32
-    return xr.DataArray(total.astype(dtype), dims=da.dims, coords=da.coords, name=da.name, attrs=attrs)
+    return xr.DataArray(
+        total.astype(dtype), dims=da.dims, coords=da.coords, name=da.name, attrs=attrs
+    )
 
 
-_NOISE = 1e-5  # m; running totals fall by less than this through packing, and by more where they start again
+# m; running totals fall by less than this through packing, and by more where they start again
+_NOISE = 1e-5
 
 
-def deaccumulate(da: xr.DataArray, *, every: int = 24, start: int = 0, dim: str = "time") -> xr.DataArray:
-    """Totals since a base time → the total of each step, which ends at its time. Reads the first two days as a check, else lazy.
+def deaccumulate(
+    da: xr.DataArray, *, every: int = 24, start: int = 0, dim: str = "time"
+) -> xr.DataArray:
+    """Totals since a base time → the total of each step, which ends at its time. Reads the first
+    two days as a check, else lazy.
 
     Parameters
     ----------
@@ -184,23 +207,28 @@ def deaccumulate(da: xr.DataArray, *, every: int = 24, start: int = 0, dim: str 
     Returns
     -------
     DataArray
-        Same times, units and dtype; NaN where the step before is missing. Differences below zero are noise of packing, and set to it.
+        Same times, units and dtype; NaN where the step before is missing. Differences below zero
+        are noise of packing, and set to it.
 
     Raises
     ------
     AccumulationError
-        Totals fall between base times, so that the base times are others; or steps do not divide ``every``.
+        Totals fall between base times, so that the base times are others; or steps do not divide
+        ``every``.
     """
     times = da[dim].values.astype("datetime64[ns]")
     step = spacing_hours(times)
     if not step.is_integer() or every % int(step):
         raise AccumulationError(
-            f"'{da.name}' comes every {step:g} hours, which do not divide the {every} hours between base times.",
+            f"'{da.name}' comes every {step:g} hours, which do not divide the {every} hours between"
+            " base times.",
             fix="deaccumulate(every='24h') with the hours after which the totals start again",
         )
     midnight = times.astype("datetime64[D]").astype("datetime64[ns]")
     elapsed = ((times - midnight) / HOUR - start) % every
-    fresh = elapsed == step if every > step else np.ones(len(times), bool)  # the first step after a base time
+    fresh = (
+        elapsed == step if every > step else np.ones(len(times), bool)
+    )  # the first step after a base time
     da = as_dask(da, dim)
     before = da.reindex({dim: times - int(step) * HOUR}).variable.astype(np.float64)
     now = da.variable.astype(np.float64)
@@ -215,12 +243,17 @@ def deaccumulate(da: xr.DataArray, *, every: int = 24, start: int = 0, dim: str 
             )
         )
         raise AccumulationError(
-            f"'{da.name}' falls at {times[i].astype('datetime64[m]')}, which is no base time if totals start again every {every} hours from {start:02d} UTC.",
+            f"'{da.name}' falls at {times[i].astype('datetime64[m]')}, which is no base time if"
+            f" totals start again every {every} hours from {start:02d} UTC.",
             fix="deaccumulate(every='12h', start=6) with the hours at which they start again",
         )
     attrs = {**da.attrs, "cell_methods": cell_methods(int(step))}
     return xr.DataArray(
-        change.clip(min=0.0).astype(da.dtype), dims=da.dims, coords=da.coords, name=da.name, attrs=attrs
+        change.clip(min=0.0).astype(da.dtype),
+        dims=da.dims,
+        coords=da.coords,
+        name=da.name,
+        attrs=attrs,
     )
 
 
@@ -244,9 +277,15 @@ def _between_leads(da: xr.DataArray, name: str) -> xr.DataArray:
     lead = "lead_time" if "lead_time" in da.dims else "prediction_timedelta"
     hours = da[lead].values.astype("timedelta64[ns]") / HOUR
     steps = np.diff(np.concatenate([[0.0], hours]))
-    if not len(steps) or (steps != steps[0]).any() or steps[0] <= 0 or not float(steps[0]).is_integer():
+    if (
+        not len(steps)
+        or (steps != steps[0]).any()
+        or steps[0] <= 0
+        or not float(steps[0]).is_integer()
+    ):
         raise AccumulationError(
-            f"'{name}' has lead times of {[f'{h:g}' for h in hours]} h; differences need even steps from the init time on.",
+            f"'{name}' has lead times of {[f'{h:g}' for h in hours]} h; differences need even steps"
+            " from the init time on.",
             fix=f"select leads that follow one another: fc.sel({lead}=...)",
         )
     change = da.astype(np.float64) - da.astype(np.float64).shift({lead: 1}, fill_value=0.0)
@@ -269,7 +308,8 @@ def accumulate_in(ds: xr.Dataset, name: str, period: str) -> xr.DataArray:
     items = {item.source: item for item in found.fields.values()}
     if name not in items or not items[name].variable.accumulated:
         raise MissingVariableError(
-            f"'{name}' is not an accumulated variable.", fix=f"ds['{name}'].resample(time='{hours}h').mean() for a mean"
+            f"'{name}' is not an accumulated variable.",
+            fix=f"ds['{name}'].resample(time='{hours}h').mean() for a mean",
         )
     dim = found.axes["time"].dim
     da = ds[name] if found.times is None else ds[name].assign_coords({dim: found.times})
@@ -283,17 +323,26 @@ def over_leads(da: xr.DataArray, name: str, hours: int) -> xr.DataArray:
     period = declared_hours(name, da.attrs)
     if "quantile" in da.dims or "threshold" in da.dims or "parameter_of" in da.attrs:
         raise AccumulationError(
-            f"'{name}' holds {'quantiles' if 'quantile' in da.dims else 'probabilities' if 'threshold' in da.dims else 'the parameters of a distribution'}, which do not add up over lead times.",
+            f"'{name}' holds"
+            f" {'quantiles' if 'quantile' in da.dims else 'probabilities' if 'threshold' in da.dims else 'the parameters of a distribution'},"
+            " which do not add up over lead times.",
             fix="sum the mean (fc.aurora.accumulate('tp', '24h')), or members: predict(members=50)",
         )
     if period is None or hours % period or not da.attrs.get("units"):
         raise AccumulationError(
-            f"'{name}' of the forecast holds {f'{period}-hour totals' if period else 'no totals that say their period'}, of which no {hours}-hour ones can be made.",
-            fix=f"a multiple of {period or TIMESTEP_HOURS} hours of a total or its mean: fc.aurora.accumulate('tp', '24h')",
+            f"'{name}' of the forecast holds"
+            f" {f'{period}-hour totals' if period else 'no totals that say their period'}, of which"
+            f" no {hours}-hour ones can be made.",
+            fix=(
+                f"a multiple of {period or TIMESTEP_HOURS} hours of a total or its mean:"
+                " fc.aurora.accumulate('tp', '24h')"
+            ),
         )
     total: Any = None
     for part in range(int(hours / period)):
-        shifted = da.reindex({lead: da[lead].values - span(part * period)}).variable.astype(np.float64)
+        shifted = da.reindex({lead: da[lead].values - span(part * period)}).variable.astype(
+            np.float64
+        )
         total = shifted if total is None else total + shifted
     keep = {k: v for k, v in da.attrs.items() if not distributions.is_attr(k)}
     return xr.DataArray(

@@ -1,7 +1,9 @@
-"""Statistics in one streaming pass: float64, merged after Chan, Golub and LeVeque (1983), with a histogram for quantiles.
+"""Statistics in one streaming pass: float64, merged after Chan, Golub and LeVeque (1983), with a
+histogram for quantiles.
 
-Pretrained models keep Aurora's own normalisation; these statistics serve models made here and new variables, and come from
-the training period alone. Memory does not grow with the number of times; it is some blocks of 128 MB, or one chunk of the source where that is larger.
+Pretrained models keep Aurora's own normalisation; these statistics serve models made here and new
+variables, and come from the training period alone. Memory does not grow with the number of times;
+it is some blocks of 128 MB, or one chunk of the source where that is larger.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class Moments:
 
     References
     ----------
-    Chan, Golub, LeVeque (1983), Algorithms for computing the sample variance, Am. Stat. 37, doi:10.1080/00031305.1983.10483115.
+    Chan, Golub, LeVeque (1983), Algorithms for computing the sample variance, Am. Stat. 37,
+    doi:10.1080/00031305.1983.10483115.
     """
 
     count: int = 0
@@ -79,7 +82,8 @@ BIN_WIDTH = 2.0 ** -(23 - _SHIFT)
 class Histogram:
     """A mergeable histogram over all float32 numbers, in bins of :data:`BIN_WIDTH` relative width.
 
-    A number's bin is its own bit pattern without the last bits of the mantissa, so that no range has to be known beforehand.
+    A number's bin is its own bit pattern without the last bits of the mantissa, so that no range
+    has to be known beforehand.
     """
 
     _HALF = 1 << (31 - _SHIFT)
@@ -90,8 +94,12 @@ class Histogram:
     def add(self, values: np.ndarray, weights: np.ndarray | None = None) -> None:
         """Merge finite values in."""
         bits = np.ascontiguousarray(values, dtype=np.float32).view(np.int32).ravel()
-        keys = np.where(bits >= 0, bits >> _SHIFT, -((bits & 0x7FFFFFFF) >> _SHIFT) - 1) + self._HALF
-        self.weights += np.bincount(keys, None if weights is None else weights.ravel(), minlength=len(self.weights))
+        keys = (
+            np.where(bits >= 0, bits >> _SHIFT, -((bits & 0x7FFFFFFF) >> _SHIFT) - 1) + self._HALF
+        )
+        self.weights += np.bincount(
+            keys, None if weights is None else weights.ravel(), minlength=len(self.weights)
+        )
 
     def merge(self, other: Histogram) -> None:
         """Take in what another pass has seen."""
@@ -109,7 +117,9 @@ class Histogram:
         return np.where(negative, -centres, centres), self.weights[keys]
 
     def quantile(self, q: float | np.ndarray) -> np.ndarray:
-        """The smallest value that at least a share ``q`` does not exceed (the inverse of the empirical distribution), to the width of a bin."""
+        """The smallest value that at least a share ``q`` does not exceed (the inverse of the
+        empirical distribution), to the width of a bin.
+        """
         centres, weights = self.filled()
         if not len(centres):
             return np.full(np.shape(q), np.nan)
@@ -124,7 +134,8 @@ class Distribution:
     Parameters
     ----------
     amounts : bool
-        Whether values are amounts: negative ones are noise, set to zero and counted, and the wet ones are looked at apart.
+        Whether values are amounts: negative ones are noise, set to zero and counted, and the wet
+        ones are looked at apart.
     """
 
     amounts: bool = False
@@ -162,7 +173,9 @@ class Distribution:
         return self.log_wet.weight / self.moments.weight if self.moments.weight else float("nan")
 
     def binned(self, count: int = 1500) -> tuple[np.ndarray, np.ndarray]:
-        """The distribution in at most some ``count`` bins of about equal share: centres, increasing, and shares that sum to one."""
+        """The distribution in at most some ``count`` bins of about equal share: centres,
+        increasing, and shares that sum to one.
+        """
         centres, weights = self.histogram.filled()
         share = weights / weights.sum()
         before = np.cumsum(share) - share
@@ -175,13 +188,14 @@ class Distribution:
         return np.bincount(group, share * centres) / shares, shares
 
 
-# --- what a model made here is normalised with ---------------------------------------------------------------------------
+# --- what a model made here is normalised with ----------------------------------------------------
 
 
 def statistics_of(
     fields: Fields, times: Sequence[np.datetime64], *, progress: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Mean and standard deviation of every surface variable, and of every atmospheric one by level. Reads ``times`` once.
+    """Mean and standard deviation of every surface variable, and of every atmospheric one by level.
+    Reads ``times`` once.
 
     Returns
     -------
@@ -194,38 +208,63 @@ def statistics_of(
         A field holds NaN.
     """
     surface = {str(name): Moments() for name in fields.surface}
-    atmos = {str(name): {f"{level:g}": Moments() for level in fields.levels} for name in fields.atmos}
+    atmos = {
+        str(name): {f"{level:g}": Moments() for level in fields.levels} for name in fields.atmos
+    }
     index = {t: i for i, t in enumerate(fields.times)}
     for t in watched(times, "statistics", shown=progress):
         for name, moments in surface.items():
-            moments.add(_finite(fields.surface[name].isel(time=index[t]).values, fields, "surface", name, t))
+            moments.add(
+                _finite(fields.surface[name].isel(time=index[t]).values, fields, "surface", name, t)
+            )
         for name, by_level in atmos.items():
-            values = _finite(fields.atmos[name].isel(time=index[t]).values, fields, "atmos", name, t)
+            values = _finite(
+                fields.atmos[name].isel(time=index[t]).values, fields, "atmos", name, t
+            )
             for i, level_moments in enumerate(by_level.values()):
                 level_moments.add(values[i])
 
     def pair(moments: Moments) -> tuple[float, float]:
         # A constant field has no spread to divide by.
-        return moments.mean, moments.std if moments.std > 1e-12 * max(abs(moments.mean), 1e-30) else 1.0
+        return moments.mean, (
+            moments.std if moments.std > 1e-12 * max(abs(moments.mean), 1e-30) else 1.0
+        )
 
     return {n: pair(m) for n, m in surface.items()}, {
         n: {lv: pair(m) for lv, m in by.items()} for n, by in atmos.items()
     }
 
 
-def _finite(values: np.ndarray, fields: Fields, kind: str, name: str, time: np.datetime64) -> np.ndarray:
+def _finite(
+    values: np.ndarray, fields: Fields, kind: str, name: str, time: np.datetime64
+) -> np.ndarray:
     if not np.isfinite(values).all():
         source = fields.layout.fields[kind, name].source
         raise MissingValuesError(
-            f"'{source}' has {int((~np.isfinite(values)).sum())} missing value(s) at {time.astype('datetime64[m]')}, and Aurora takes none.",
-            fix=f"fill them, for example ds['{source}'] = ds['{source}'].interpolate_na('{fields.layout.axes['longitude'].dim}', fill_value='extrapolate').fillna(ds['{source}'].mean()), or drop the time",
+            f"'{source}' has {int((~np.isfinite(values)).sum())} missing value(s) at"
+            f" {time.astype('datetime64[m]')}, and Aurora takes none.",
+            fix=(
+                f"fill them, for example ds['{source}'] ="
+                f" ds['{source}'].interpolate_na('{fields.layout.axes['longitude'].dim}',"
+                f" fill_value='extrapolate').fillna(ds['{source}'].mean()), or drop the time"
+            ),
         )
     return values
 
 
-# --- the verb ------------------------------------------------------------------------------------------------------------
+# --- the verb -------------------------------------------------------------------------------------
 
-_LABELS = ("mean", "std", "min", "max", "count", "wet_fraction", "wet_log_mean", "wet_log_std", "clipped")
+_LABELS = (
+    "mean",
+    "std",
+    "min",
+    "max",
+    "count",
+    "wet_fraction",
+    "wet_log_mean",
+    "wet_log_std",
+    "clipped",
+)
 _BLOCK = 128 * 1024**2  # bytes read at once, where chunks allow
 _CHUNKS = 256  # along time, read at once: each costs Zarr some 20 kB beside its values
 
@@ -241,21 +280,34 @@ def summary(
 ) -> xr.Dataset:
     """See :meth:`xaurora.accessor.AuroraAccessor.statistics`."""
     if weights not in ("cosine", None):
-        raise OptionError(f"weights={weights!r} is neither 'cosine' nor None.", fix="weights='cosine'")
+        raise OptionError(
+            f"weights={weights!r} is neither 'cosine' nor None.", fix="weights='cosine'"
+        )
     try:
         q = np.atleast_1d(np.asarray(quantiles, np.float64))
     except (TypeError, ValueError):
         q = np.array([np.nan])
     if not ((q > 0) & (q < 1)).all():
-        raise OptionError(f"quantiles={list(quantiles)!r} do not all lie between 0 and 1.", fix="quantiles=[0.5, 0.99]")
+        raise OptionError(
+            f"quantiles={list(quantiles)!r} do not all lie between 0 and 1.",
+            fix="quantiles=[0.5, 0.99]",
+        )
     found = recognition.recognise(ds)
-    for name in [names] if isinstance(names, str) else names if isinstance(names, list | tuple) else ():
+    for name in (
+        [names] if isinstance(names, str) else names if isinstance(names, list | tuple) else ()
+    ):
         if name in found.unrecognised:
             recognition.add_generic(ds, name, found)
     found.raise_first()
-    items = {item.source: (kind, item) for (kind, _), item in found.fields.items() if kind != "static"}
+    items = {
+        item.source: (kind, item) for (kind, _), item in found.fields.items() if kind != "static"
+    }
     chosen: list[Any] = (
-        list(items) if names is None else [names] if not isinstance(names, list | tuple) else list(names)
+        list(items)
+        if names is None
+        else [names]
+        if not isinstance(names, list | tuple)
+        else list(names)
     )
     if unknown := [n for n in chosen if n not in items]:
         raise MissingVariableError(
@@ -271,15 +323,24 @@ def summary(
             kind, item = items[source]
             parts, checksums[source] = _of_variable(ds, item, kind, found, where, weights, meter)
             attrs = {"units": item.variable.units, "long_name": item.variable.long_name}
-            if item.variable.accumulated and (hours := periods.declared_hours(item.source, item.attrs)):
+            if item.variable.accumulated and (
+                hours := periods.declared_hours(item.source, item.attrs)
+            ):
                 attrs["cell_methods"] = periods.cell_methods(hours)
             level = ("level",) if kind == "atmos" else ()
             rows = np.array([_row(part) for part in parts]).T
             tails = np.array(
-                [np.clip(part.histogram.quantile(q), part.moments.low, part.moments.high) for part in parts]
+                [
+                    np.clip(part.histogram.quantile(q), part.moments.low, part.moments.high)
+                    for part in parts
+                ]
             ).T
             out[source] = (("statistic", *level), rows if level else rows[:, 0], attrs)
-            out[f"{source}_quantile"] = (("quantile", *level), tails if level else tails[:, 0], attrs)
+            out[f"{source}_quantile"] = (
+                ("quantile", *level),
+                tails if level else tails[:, 0],
+                attrs,
+            )
     coords: dict[str, Any] = {"statistic": list(_LABELS), "quantile": q}
     if any("level" in v[0] for v in out.values()):
         coords["level"] = ("level", list(found.levels), {"units": "hPa"})
@@ -307,7 +368,8 @@ def _selected(found: Recognition, time: Any) -> np.ndarray:
     where = np.flatnonzero((times >= start) & (times <= end))
     if not len(where):
         raise OptionError(
-            f"time={time!r} selects none of the times, which run from {str(times[0])[:16]} to {str(times[-1])[:16]}.",
+            f"time={time!r} selects none of the times, which run from {str(times[0])[:16]} to"
+            f" {str(times[-1])[:16]}.",
             fix="time=None for all of them",
         )
     return where
@@ -316,28 +378,48 @@ def _selected(found: Recognition, time: Any) -> np.ndarray:
 def _row(part: Distribution) -> list[float]:
     m, wet = part.moments, part.log_wet
     nan = float("nan")
-    rain = [part.wet_fraction, wet.mean if wet.count else nan, wet.std, part.clipped] if part.amounts else [nan] * 4
+    rain = (
+        [part.wet_fraction, wet.mean if wet.count else nan, wet.std, part.clipped]
+        if part.amounts
+        else [nan] * 4
+    )
     if not m.count:
         return [nan, nan, nan, nan, 0, *rain]
     return [m.mean, m.std, m.low, m.high, m.count, *rain]
 
 
 def _of_variable(
-    ds: xr.Dataset, item: Field, kind: str, found: Recognition, where: np.ndarray, weights: str | None, meter: Any
+    ds: xr.Dataset,
+    item: Field,
+    kind: str,
+    found: Recognition,
+    where: np.ndarray,
+    weights: str | None,
+    meter: Any,
 ) -> tuple[list[Distribution], int]:
-    """One variable, level by level. Values are read in their own dtype, block by block, and converted frame by frame."""
+    """One variable, level by level. Values are read in their own dtype, block by block, and
+    converted frame by frame.
+    """
     axes = found.axes
-    names = ["time", "level", "latitude", "longitude"] if kind == "atmos" else ["time", "latitude", "longitude"]
+    names = (
+        ["time", "level", "latitude", "longitude"]
+        if kind == "atmos"
+        else ["time", "latitude", "longitude"]
+    )
     raw = ds[item.source]
     dims = [axes[n].dim for n in names]
     for dim in raw.dims:
         if dim not in dims:
             raw = raw.isel({dim: 0})
     raw = raw.transpose(*dims)
-    parts = [Distribution(amounts=item.variable.accumulated) for _ in (found.levels if kind == "atmos" else (0,))]
+    parts = [
+        Distribution(amounts=item.variable.accumulated)
+        for _ in (found.levels if kind == "atmos" else (0,))
+    ]
     lat = np.asarray(ds[axes["latitude"].name].values, np.float64)
     area = np.broadcast_to(np.cos(np.deg2rad(lat))[:, None], raw.shape[-2:])
-    # A checksum that does not depend on how the data are cut: every value's bits times a number of its place, modulo 2⁶⁴.
+    # A checksum that does not depend on how the data are cut: every value's bits times a number of
+    # its place, modulo 2⁶⁴.
     rng = np.random.default_rng(20_240_229)
     places = rng.integers(0, 2**63, raw.shape[-2:], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     stamps = found.times if found.times is not None else np.zeros(raw.shape[0], "datetime64[ns]")
@@ -359,17 +441,25 @@ def _of_variable(
                     part.add(frame[finite], None if w is None else w[finite])
                     frame = np.where(finite, frame, np.nan)
                 with np.errstate(over="ignore"):
-                    bits = int((np.ascontiguousarray(frame).view(np.uint64) * places_here).sum(dtype=np.uint64))
+                    bits = int(
+                        (np.ascontiguousarray(frame).view(np.uint64) * places_here).sum(
+                            dtype=np.uint64
+                        )
+                    )
                 total = (total + (2 * (int(minutes[t]) * len(parts) + k) + 1) * bits) % 2**64
         before, done = int(done), done + len(block) * len(parts) * w_here.size / area.size
         meter.update(int(done + 1e-6) - before)
     return parts, total
 
 
-def _tiles(raw: xr.DataArray, dim: str, where: np.ndarray) -> Iterator[tuple[np.ndarray, slice, slice]]:
-    """Times, rows and columns that are read together: whole chunks of the source, as many as fit a block.
+def _tiles(
+    raw: xr.DataArray, dim: str, where: np.ndarray
+) -> Iterator[tuple[np.ndarray, slice, slice]]:
+    """Times, rows and columns that are read together: whole chunks of the source, as many as fit a
+    block.
 
-    Chunks are decoded whole: smaller tiles would decode each several times. One that is larger than a block is read as it is.
+    Chunks are decoded whole: smaller tiles would decode each several times. One that is larger than
+    a block is read as it is.
     """
     height, width = raw.shape[-2:]
     stored = raw.encoding.get("preferred_chunks", {})
@@ -385,7 +475,9 @@ def _tiles(raw: xr.DataArray, dim: str, where: np.ndarray) -> Iterator[tuple[np.
         raw.dtype.itemsize * int(np.prod(raw.shape[1:])) // (height * width), 1
     )  # bytes of a point at one time, all levels
     tall, wide = height, width
-    if depth * point * height * width > _BLOCK:  # a chunk's times over all of space are too many: take part of space
+    if (
+        depth * point * height * width > _BLOCK
+    ):  # a chunk's times over all of space are too many: take part of space
         wide = min(max(_BLOCK // (depth * point * rows) // columns, 1) * columns, width)
         tall = min(max(_BLOCK // (depth * point * wide) // rows, 1) * rows, height)
     length = max(min(_BLOCK // (point * tall * wide) // depth, _CHUNKS), 1) * depth
@@ -393,7 +485,11 @@ def _tiles(raw: xr.DataArray, dim: str, where: np.ndarray) -> Iterator[tuple[np.
     for block in np.split(where, edges):
         for top in range(0, height, tall):
             for left in range(0, width, wide):
-                yield block, slice(top, min(top + tall, height)), slice(left, min(left + wide, width))
+                yield (
+                    block,
+                    slice(top, min(top + tall, height)),
+                    slice(left, min(left + wide, width)),
+                )
 
 
 def _hash(
@@ -411,6 +507,10 @@ def _hash(
         ],
         [str(t) for t in times],
         list(found.levels),
-        [] if grid is None else [grid.latitude.round(6).tolist(), grid.true_longitude.round(6).tolist()],
+        (
+            []
+            if grid is None
+            else [grid.latitude.round(6).tolist(), grid.true_longitude.round(6).tolist()]
+        ),
     ]
     return f"sha256:{hashlib.sha256(json.dumps(described).encode()).hexdigest()}"

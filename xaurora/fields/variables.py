@@ -1,10 +1,11 @@
 """The one table of variables, their names in the wild, and their units.
 
-Canonical names are Aurora's short names (``2t``, ``10u``, ``z``, ...), canonical units are SI. Everything that recognises,
-converts or labels a variable reads this table; nothing else in the package holds a name or a unit of its own.
+Canonical names are Aurora's short names (``2t``, ``10u``, ``z``, ...), canonical units are SI.
+Everything that recognises, converts or labels a variable reads this table; nothing else in the
+package holds a name or a unit of its own.
 
-Sources: the parameter database of ECMWF (GRIB short names, units), the CDS' NetCDF names, the schemas of ARCO-ERA5 and
-WeatherBench2 (long names), CF standard names version 86.
+Sources: the parameter database of ECMWF (GRIB short names, units), the CDS' NetCDF names, the
+schemas of ARCO-ERA5 and WeatherBench2 (long names), CF standard names version 86.
 """
 
 from __future__ import annotations
@@ -17,7 +18,21 @@ Kind = Literal["surface", "static", "atmos"]
 
 GRAVITY = 9.80665  # m s-2, standard acceleration of gravity (WMO, CGPM 1901)
 TIMESTEP_HOURS = 6  # h, the time step of every Aurora that is supported here
-LEVELS = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)  # hPa, Aurora's pressure levels
+LEVELS = (
+    50,
+    100,
+    150,
+    200,
+    250,
+    300,
+    400,
+    500,
+    600,
+    700,
+    850,
+    925,
+    1000,
+)  # hPa, Aurora's pressure levels
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,8 @@ class Variable:
     bounds : tuple of float, optional
         Ends of its range, canonical units, where it often lies on one of them.
     plausible : tuple of float
-        Range of a field's mean, canonical units; beyond it the units cannot be what they are said to be.
+        Range of a field's mean, canonical units; beyond it the units cannot be what they are said
+        to be.
     """
 
     name: str
@@ -71,38 +87,279 @@ class Variable:
 
 _INF = float("inf")
 
-# fmt: off
 TABLE: tuple[Variable, ...] = (
     # Aurora's own
-    Variable("2t", "surface", "K", "2 metre temperature", "2m_temperature", ("t2m", "VAR_2T", "t_2m", "tas"), ("air_temperature",), plausible=(180.0, 340.0)),
-    Variable("10u", "surface", "m s-1", "10 metre U wind component", "10m_u_component_of_wind", ("u10", "VAR_10U", "uas"), plausible=(-120.0, 120.0)),
-    Variable("10v", "surface", "m s-1", "10 metre V wind component", "10m_v_component_of_wind", ("v10", "VAR_10V", "vas"), plausible=(-120.0, 120.0)),
-    Variable("msl", "surface", "Pa", "Mean sea level pressure", "mean_sea_level_pressure", ("mslp", "psl", "prmsl"), ("air_pressure_at_mean_sea_level", "air_pressure_at_sea_level"), plausible=(85_000.0, 110_000.0)),
-    Variable("lsm", "static", "1", "Land-sea mask", "land_sea_mask", ("land_sea_mask",), ("land_binary_mask", "land_area_fraction"), plausible=(0.0, 1.0)),
-    Variable("z", "static", "m2 s-2", "Geopotential at the surface", "geopotential_at_surface", ("z_surface", "z_sfc", "zs", "phis", "orography", "orog"), ("surface_geopotential", "geopotential", "surface_altitude"), plausible=(-5_000.0, 90_000.0)),
-    Variable("slt", "static", "category", "Soil type", "soil_type", ("soil_type",), ("soil_type",), plausible=(0.0, 8.0)),
-    Variable("z", "atmos", "m2 s-2", "Geopotential", "geopotential", ("zg", "gh", "geopotential_height"), ("geopotential", "geopotential_height")),
-    Variable("u", "atmos", "m s-1", "U component of wind", "u_component_of_wind", ("ua",), ("eastward_wind",), plausible=(-200.0, 200.0)),
-    Variable("v", "atmos", "m s-1", "V component of wind", "v_component_of_wind", ("va",), ("northward_wind",), plausible=(-200.0, 200.0)),
-    Variable("t", "atmos", "K", "Temperature", "temperature", ("ta",), ("air_temperature",), plausible=(150.0, 340.0)),
-    Variable("q", "atmos", "kg kg-1", "Specific humidity", "specific_humidity", ("hus",), ("specific_humidity",), plausible=(-1e-3, 0.06)),
+    Variable(
+        "2t",
+        "surface",
+        "K",
+        "2 metre temperature",
+        "2m_temperature",
+        ("t2m", "VAR_2T", "t_2m", "tas"),
+        ("air_temperature",),
+        plausible=(180.0, 340.0),
+    ),
+    Variable(
+        "10u",
+        "surface",
+        "m s-1",
+        "10 metre U wind component",
+        "10m_u_component_of_wind",
+        ("u10", "VAR_10U", "uas"),
+        plausible=(-120.0, 120.0),
+    ),
+    Variable(
+        "10v",
+        "surface",
+        "m s-1",
+        "10 metre V wind component",
+        "10m_v_component_of_wind",
+        ("v10", "VAR_10V", "vas"),
+        plausible=(-120.0, 120.0),
+    ),
+    Variable(
+        "msl",
+        "surface",
+        "Pa",
+        "Mean sea level pressure",
+        "mean_sea_level_pressure",
+        ("mslp", "psl", "prmsl"),
+        ("air_pressure_at_mean_sea_level", "air_pressure_at_sea_level"),
+        plausible=(85_000.0, 110_000.0),
+    ),
+    Variable(
+        "lsm",
+        "static",
+        "1",
+        "Land-sea mask",
+        "land_sea_mask",
+        ("land_sea_mask",),
+        ("land_binary_mask", "land_area_fraction"),
+        plausible=(0.0, 1.0),
+    ),
+    Variable(
+        "z",
+        "static",
+        "m2 s-2",
+        "Geopotential at the surface",
+        "geopotential_at_surface",
+        ("z_surface", "z_sfc", "zs", "phis", "orography", "orog"),
+        ("surface_geopotential", "geopotential", "surface_altitude"),
+        plausible=(-5_000.0, 90_000.0),
+    ),
+    Variable(
+        "slt",
+        "static",
+        "category",
+        "Soil type",
+        "soil_type",
+        ("soil_type",),
+        ("soil_type",),
+        plausible=(0.0, 8.0),
+    ),
+    Variable(
+        "z",
+        "atmos",
+        "m2 s-2",
+        "Geopotential",
+        "geopotential",
+        ("zg", "gh", "geopotential_height"),
+        ("geopotential", "geopotential_height"),
+    ),
+    Variable(
+        "u",
+        "atmos",
+        "m s-1",
+        "U component of wind",
+        "u_component_of_wind",
+        ("ua",),
+        ("eastward_wind",),
+        plausible=(-200.0, 200.0),
+    ),
+    Variable(
+        "v",
+        "atmos",
+        "m s-1",
+        "V component of wind",
+        "v_component_of_wind",
+        ("va",),
+        ("northward_wind",),
+        plausible=(-200.0, 200.0),
+    ),
+    Variable(
+        "t",
+        "atmos",
+        "K",
+        "Temperature",
+        "temperature",
+        ("ta",),
+        ("air_temperature",),
+        plausible=(150.0, 340.0),
+    ),
+    Variable(
+        "q",
+        "atmos",
+        "kg kg-1",
+        "Specific humidity",
+        "specific_humidity",
+        ("hus",),
+        ("specific_humidity",),
+        plausible=(-1e-3, 0.06),
+    ),
     # what a model made here may take as well
-    Variable("2d", "surface", "K", "2 metre dewpoint temperature", "2m_dewpoint_temperature", ("d2m", "VAR_2D"), ("dew_point_temperature",), plausible=(150.0, 320.0)),
-    Variable("sp", "surface", "Pa", "Surface pressure", "surface_pressure", ("ps",), ("surface_air_pressure",), plausible=(45_000.0, 110_000.0)),
-    Variable("skt", "surface", "K", "Skin temperature", "skin_temperature", (), ("surface_temperature",), plausible=(180.0, 350.0)),
-    Variable("sst", "surface", "K", "Sea surface temperature", "sea_surface_temperature", (), ("sea_surface_temperature",), masked=True, plausible=(260.0, 320.0)),
-    Variable("tcw", "surface", "kg m-2", "Total column water", "total_column_water", (), (), plausible=(0.0, 120.0)),
-    Variable("tcwv", "surface", "kg m-2", "Total column water vapour", "total_column_water_vapour", (), ("atmosphere_mass_content_of_water_vapor",), plausible=(0.0, 120.0)),
-    Variable("tcc", "surface", "1", "Total cloud cover", "total_cloud_cover", (), ("cloud_area_fraction",), bounds=(0.0, 1.0), plausible=(-0.01, 1.01)),
-    Variable("lcc", "surface", "1", "Low cloud cover", "low_cloud_cover", (), ("low_type_cloud_area_fraction",), bounds=(0.0, 1.0), plausible=(-0.01, 1.01)),
-    Variable("mcc", "surface", "1", "Medium cloud cover", "medium_cloud_cover", (), ("medium_type_cloud_area_fraction",), bounds=(0.0, 1.0), plausible=(-0.01, 1.01)),
-    Variable("hcc", "surface", "1", "High cloud cover", "high_cloud_cover", (), ("high_type_cloud_area_fraction",), bounds=(0.0, 1.0), plausible=(-0.01, 1.01)),
-    Variable("100u", "surface", "m s-1", "100 metre U wind component", "100m_u_component_of_wind", ("u100",), plausible=(-150.0, 150.0)),
-    Variable("100v", "surface", "m s-1", "100 metre V wind component", "100m_v_component_of_wind", ("v100",), plausible=(-150.0, 150.0)),
+    Variable(
+        "2d",
+        "surface",
+        "K",
+        "2 metre dewpoint temperature",
+        "2m_dewpoint_temperature",
+        ("d2m", "VAR_2D"),
+        ("dew_point_temperature",),
+        plausible=(150.0, 320.0),
+    ),
+    Variable(
+        "sp",
+        "surface",
+        "Pa",
+        "Surface pressure",
+        "surface_pressure",
+        ("ps",),
+        ("surface_air_pressure",),
+        plausible=(45_000.0, 110_000.0),
+    ),
+    Variable(
+        "skt",
+        "surface",
+        "K",
+        "Skin temperature",
+        "skin_temperature",
+        (),
+        ("surface_temperature",),
+        plausible=(180.0, 350.0),
+    ),
+    Variable(
+        "sst",
+        "surface",
+        "K",
+        "Sea surface temperature",
+        "sea_surface_temperature",
+        (),
+        ("sea_surface_temperature",),
+        masked=True,
+        plausible=(260.0, 320.0),
+    ),
+    Variable(
+        "tcw",
+        "surface",
+        "kg m-2",
+        "Total column water",
+        "total_column_water",
+        (),
+        (),
+        plausible=(0.0, 120.0),
+    ),
+    Variable(
+        "tcwv",
+        "surface",
+        "kg m-2",
+        "Total column water vapour",
+        "total_column_water_vapour",
+        (),
+        ("atmosphere_mass_content_of_water_vapor",),
+        plausible=(0.0, 120.0),
+    ),
+    Variable(
+        "tcc",
+        "surface",
+        "1",
+        "Total cloud cover",
+        "total_cloud_cover",
+        (),
+        ("cloud_area_fraction",),
+        bounds=(0.0, 1.0),
+        plausible=(-0.01, 1.01),
+    ),
+    Variable(
+        "lcc",
+        "surface",
+        "1",
+        "Low cloud cover",
+        "low_cloud_cover",
+        (),
+        ("low_type_cloud_area_fraction",),
+        bounds=(0.0, 1.0),
+        plausible=(-0.01, 1.01),
+    ),
+    Variable(
+        "mcc",
+        "surface",
+        "1",
+        "Medium cloud cover",
+        "medium_cloud_cover",
+        (),
+        ("medium_type_cloud_area_fraction",),
+        bounds=(0.0, 1.0),
+        plausible=(-0.01, 1.01),
+    ),
+    Variable(
+        "hcc",
+        "surface",
+        "1",
+        "High cloud cover",
+        "high_cloud_cover",
+        (),
+        ("high_type_cloud_area_fraction",),
+        bounds=(0.0, 1.0),
+        plausible=(-0.01, 1.01),
+    ),
+    Variable(
+        "100u",
+        "surface",
+        "m s-1",
+        "100 metre U wind component",
+        "100m_u_component_of_wind",
+        ("u100",),
+        plausible=(-150.0, 150.0),
+    ),
+    Variable(
+        "100v",
+        "surface",
+        "m s-1",
+        "100 metre V wind component",
+        "100m_v_component_of_wind",
+        ("v100",),
+        plausible=(-150.0, 150.0),
+    ),
     # targets
-    Variable("tp", "surface", "m", "Total precipitation", "total_precipitation_6hr", ("total_precipitation", "total_precipitation_1hr", "scaled_tp_1h", "precipitation", "mtpr", "avg_tprate", "tprate", "mean_total_precipitation_rate", "pr"), ("lwe_thickness_of_precipitation_amount", "precipitation_amount", "precipitation_flux", "lwe_precipitation_rate"), long_aliases=("total_precipitation",), accumulated=True, nonnegative=True, plausible=(-1e-4, 0.5)),
+    Variable(
+        "tp",
+        "surface",
+        "m",
+        "Total precipitation",
+        "total_precipitation_6hr",
+        (
+            "total_precipitation",
+            "total_precipitation_1hr",
+            "scaled_tp_1h",
+            "precipitation",
+            "mtpr",
+            "avg_tprate",
+            "tprate",
+            "mean_total_precipitation_rate",
+            "pr",
+        ),
+        (
+            "lwe_thickness_of_precipitation_amount",
+            "precipitation_amount",
+            "precipitation_flux",
+            "lwe_precipitation_rate",
+        ),
+        long_aliases=("total_precipitation",),
+        accumulated=True,
+        nonnegative=True,
+        plausible=(-1e-4, 0.5),
+    ),
 )
-# fmt: on
 
 SURFACE = ("2t", "10u", "10v", "msl")
 """Surface variables of the pretrained Auroras, in their order."""
@@ -122,16 +379,30 @@ def order(kind: Kind, names: set[str] | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def find(name: str) -> Variable | None:
-    """The surface or atmospheric variable of a canonical name, or one of its names in files; None if unknown."""
+    """The surface or atmospheric variable of a canonical name, or one of its names in files; None
+    if unknown.
+    """
     for variable in TABLE:
-        if variable.kind != "static" and name in (variable.name, variable.weatherbench2, *variable.aliases):
+        if variable.kind != "static" and name in (
+            variable.name,
+            variable.weatherbench2,
+            *variable.aliases,
+        ):
             return variable
     return None
 
 
 # Affine conversions to the canonical unit: canonical = scale · value + offset.
 _SAME = (1.0, 0.0)
-_FRACTION = {"1": _SAME, "": _SAME, "(0-1)": _SAME, "dimensionless": _SAME, "fraction": _SAME, "%": (0.01, 0.0), "percent": (0.01, 0.0)}  # fmt: skip
+_FRACTION = {
+    "1": _SAME,
+    "": _SAME,
+    "(0-1)": _SAME,
+    "dimensionless": _SAME,
+    "fraction": _SAME,
+    "%": (0.01, 0.0),
+    "percent": (0.01, 0.0),
+}
 _CONVERSIONS: dict[str, dict[str, tuple[float, float]]] = {
     "K": {
         "K": _SAME,
@@ -241,7 +512,8 @@ _WORDS = {
 
 
 def normalise_units(units: str) -> str:
-    """Write a unit string in one way: ``m**2/s**2``, ``m^2 s^-2`` and ``m2.s-2`` all become ``m2 s-2``.
+    """Write a unit string in one way: ``m**2/s**2``, ``m^2 s^-2`` and ``m2.s-2`` all become ``m2
+    s-2``.
 
     Examples
     --------
@@ -252,7 +524,12 @@ def normalise_units(units: str) -> str:
     if text in _WORDS:
         return _WORDS[text]
     text = (
-        text.replace("**", "").replace("^", "").replace("·", " ").replace("⁻", "-").replace("¹", "1").replace("²", "2")
+        text.replace("**", "")
+        .replace("^", "")
+        .replace("·", " ")
+        .replace("⁻", "-")
+        .replace("¹", "1")
+        .replace("²", "2")
     )
     if re.fullmatch(r"\(\s*0\s*-\s*1\s*\)|0\s*-\s*1", text):
         return "(0-1)"

@@ -1,10 +1,13 @@
-"""Members that look like weather: a head's quantiles at every point, in the order of past fields (Schaake shuffle).
+"""Members that look like weather: a head's quantiles at every point, in the order of past fields
+(Schaake shuffle).
 
-A head says nothing about how rain at one point goes with rain at the next, or six hours later. Past fields do. Each member stands for one
-past date; at every point and lead time its rank among the members is the rank of that date's rain among all of them. So members
-have the head's distribution at each point and the past's rank correlations in space, time and between targets.
+A head says nothing about how rain at one point goes with rain at the next, or six hours later. Past
+fields do. Each member stands for one past date; at every point and lead time its rank among the
+members is the rank of that date's rain among all of them. So members have the head's distribution
+at each point and the past's rank correlations in space, time and between targets.
 
-Clark et al. (2004), The Schaake shuffle, J. Hydrometeorol., doi:10.1175/1525-7541(2004)005<0243:TSSAMF>2.0.CO;2.
+Clark et al. (2004), The Schaake shuffle, J. Hydrometeorol.,
+doi:10.1175/1525-7541(2004)005<0243:TSSAMF>2.0.CO;2.
 """
 
 from __future__ import annotations
@@ -67,11 +70,17 @@ class PastOrder:
             learnt = targets.history(past, fields, names)
         except TargetError as error:
             raise TargetError(
-                f"members take their order in space and time from past fields of {list(names)}, and there are none: {error.message}",
-                fix="predict(members=..., past=ds_with_tp), for example the data that the model was tuned on",
+                f"members take their order in space and time from past fields of {list(names)}, and"
+                f" there are none: {error.message}",
+                fix=(
+                    "predict(members=..., past=ds_with_tp), for example the data that the model was"
+                    " tuned on"
+                ),
             ) from None
         except TruthError as error:
-            raise TruthError(f"the past fields do not fit: {error.message}", fix=error.fix) from None
+            raise TruthError(
+                f"the past fields do not fit: {error.message}", fix=error.fix
+            ) from None
         self._values = {t.name: t.values.isel(latitude=rows, longitude=columns) for t in learnt}
         self._place = {
             name: {v: i for i, v in enumerate(da["time"].values.astype("datetime64[ns]"))}
@@ -81,8 +90,11 @@ class PastOrder:
         every = sorted(whole)
         leads = [int((s * _STEP).astype("timedelta64[ns]").astype(np.int64)) for s in steps]
         first = min(leads)
-        # A past date counts by what fell at the forecast's leads after it; nothing is needed at the date itself.
-        self._dates = np.array([t - first for t in every if all(t - first + lead in whole for lead in leads)], np.int64)
+        # A past date counts by what fell at the forecast's leads after it; nothing is needed at the
+        # date itself.
+        self._dates = np.array(
+            [t - first for t in every if all(t - first + lead in whole for lead in leads)], np.int64
+        )
         self._kept: tuple[bytes, dict[str, np.ndarray]] | None = None
 
     @property
@@ -91,21 +103,29 @@ class PastOrder:
         out = hashlib.sha256(self._dates.tobytes())
         for name, da in self._values.items():
             out.update(name.encode())
-            for i in np.unique(np.linspace(0, da.sizes["time"] - 1, min(da.sizes["time"], 8)).astype(int)):
+            for i in np.unique(
+                np.linspace(0, da.sizes["time"] - 1, min(da.sizes["time"], 8)).astype(int)
+            ):
                 out.update(np.ascontiguousarray(da.isel(time=i).values).tobytes())
         return f"sha256:{out.hexdigest()}"
 
     def _chosen(self, init: np.datetime64) -> np.ndarray:
         start = int(init.astype("datetime64[ns]").astype(np.int64))
         span = int(((max(self.steps) + 1) * _STEP).astype("timedelta64[ns]").astype(np.int64))
-        free = self._dates[np.abs(self._dates - start) >= span]  # the forecast's own weather would give the answer away
+        free = self._dates[
+            np.abs(self._dates - start) >= span
+        ]  # the forecast's own weather would give the answer away
         day = 86_400_000_000_000
         same_hour = free[(free - start) % day == 0]
         pool = same_hour if len(same_hour) >= self.count else free
         if len(pool) < self.count:
             raise EnsembleError(
-                f"members={self.count} needs as many past dates, and there are {len(pool)} beside the forecast's own time.",
-                fix=f"members={len(pool)}, or more past fields: predict(members={self.count}, past=ds_of_more_years)",
+                f"members={self.count} needs as many past dates, and there are {len(pool)} beside"
+                " the forecast's own time.",
+                fix=(
+                    f"members={len(pool)}, or more past fields: predict(members={self.count},"
+                    " past=ds_of_more_years)"
+                ),
             )
         return pool[np.linspace(0, len(pool) - 1, self.count).round().astype(int)]
 
@@ -120,8 +140,12 @@ class PastOrder:
             parts = []
             for step in self.steps:
                 at = [self._place[name][np.datetime64(int(d), "ns") + step * _STEP] for d in dates]
-                past = np.nan_to_num(da.isel(time=at).values)  # where nothing is known, all are equal
-                parts.append(distributions.ranks_of(past, np.random.default_rng(step)).astype(np.int32))
+                past = np.nan_to_num(
+                    da.isel(time=at).values
+                )  # where nothing is known, all are equal
+                parts.append(
+                    distributions.ranks_of(past, np.random.default_rng(step)).astype(np.int32)
+                )
             out[name] = np.stack(parts)
         self._kept = (key, out)
         return out

@@ -1,4 +1,6 @@
-"""A forecast as a Dataset in the user's own form, and as a Zarr store that grows init time by init time."""
+"""A forecast as a Dataset in the user's own form, and as a Zarr store that grows init time by init
+time.
+"""
 
 from __future__ import annotations
 
@@ -84,12 +86,19 @@ class Writer:
             np.argsort(self.grid.rows, kind="stable"),
             np.argsort(self.grid.columns, kind="stable"),
         )
-        self.leads = np.array(request.steps) * np.timedelta64(TIMESTEP_HOURS, "h").astype("timedelta64[ns]")
+        self.leads = np.array(request.steps) * np.timedelta64(TIMESTEP_HOURS, "h").astype(
+            "timedelta64[ns]"
+        )
 
     def signature(self, coords: xr.Dataset) -> str:
-        """A hash of all that a stored forecast depends on: weights, input, request, grid, names, units."""
+        """A hash of all that a stored forecast depends on: weights, input, request, grid, names,
+        units.
+        """
         layout = self.fields.layout
-        form = [[key, item.source, item.scale, item.offset, str(item.dtype)] for key, item in layout.fields.items()]
+        form = [
+            [key, item.source, item.scale, item.offset, str(item.dtype)]
+            for key, item in layout.fields.items()
+        ]
         attrs = {k: v for k, v in self.attrs.items() if k != "xaurora_versions"}
         parts = [
             attrs,
@@ -105,20 +114,30 @@ class Writer:
     def coords(self) -> dict[str, Any]:
         source, axes = self.cut.layout.source, self.cut.layout.axes
         lat = source[axes["latitude"].name].isel({axes["latitude"].dim: np.sort(self.grid.rows)})
-        lon = source[axes["longitude"].name].isel({axes["longitude"].dim: np.sort(self.grid.columns)})
+        lon = source[axes["longitude"].name].isel(
+            {axes["longitude"].dim: np.sort(self.grid.columns)}
+        )
         out: dict[str, Any] = {
             "init_time": (
                 "init_time",
                 self.times,
                 {"standard_name": "forecast_reference_time", "long_name": "initialisation time"},
             ),
-            "lead_time": ("lead_time", self.leads, {"standard_name": "forecast_period", "long_name": "lead time"}),
+            "lead_time": (
+                "lead_time",
+                self.leads,
+                {"standard_name": "forecast_period", "long_name": "lead time"},
+            ),
             "valid_time": (
                 ("init_time", "lead_time"),
                 self.times[:, None] + self.leads[None],
                 {"standard_name": "time", "long_name": "valid time"},
             ),
-            "latitude": ("latitude", lat.values, {**lat.attrs, "units": "degrees_north", "standard_name": "latitude"}),
+            "latitude": (
+                "latitude",
+                lat.values,
+                {**lat.attrs, "units": "degrees_north", "standard_name": "latitude"},
+            ),
             "longitude": (
                 "longitude",
                 lon.values,
@@ -134,13 +153,21 @@ class Writer:
         if self.request.quantiles:
             out["quantile"] = ("quantile", np.array(self.request.quantiles))
         if self.request.members:
-            out["number"] = ("number", np.arange(self.request.members), {"standard_name": "realization"})
+            out["number"] = (
+                "number",
+                np.arange(self.request.members),
+                {"standard_name": "realization"},
+            )
         if self.request.thresholds:
             out["threshold"] = ("threshold", np.array(self.request.thresholds), {"units": "mm"})
         return out
 
-    def variables(self, block: dict[str, np.ndarray]) -> dict[str, tuple[tuple[str, ...], np.ndarray, dict[str, Any]]]:
-        """One init time's arrays by the user's names, dims ``(lead_time, ..., latitude, longitude)``."""
+    def variables(
+        self, block: dict[str, np.ndarray]
+    ) -> dict[str, tuple[tuple[str, ...], np.ndarray, dict[str, Any]]]:
+        """One init time's arrays by the user's names, dims ``(lead_time, ..., latitude,
+        longitude)``.
+        """
         out: dict[str, Any] = {}
         here = ("latitude", "longitude")
 
@@ -175,15 +202,27 @@ class Writer:
         methods = {"cell_methods": periods.cell_methods(TIMESTEP_HOURS)} if rain else {}
         single = head.options.family == "deterministic"
         when = "total over the 6 hours that end at valid_time; " if rain else ""
-        is_mean = "the one value of a deterministic head, near the median" if single else "the mean of the distribution"
+        is_mean = (
+            "the one value of a deterministic head, near the median"
+            if single
+            else "the mean of the distribution"
+        )
         own = {**_clean(item.attrs), **methods}
         out: dict[str, Any] = {}
         mean = conventions.to_user_values(turned(block[f"{target}/mean"]), item)
         if self.request.members:
             members = conventions.to_user_values(turned(block[f"{target}/members"]), item)
-            kept = {**own, **law, "comment": f"{when}members with the dependence of past fields (Schaake shuffle)"}
+            kept = {
+                **own,
+                **law,
+                "comment": f"{when}members with the dependence of past fields (Schaake shuffle)",
+            }
             out[name] = (("lead_time", "number", *here), members, kept)
-            out[f"{name}_mean"] = (("lead_time", *here), mean, {**own, "comment": f"{when}{is_mean}"})
+            out[f"{name}_mean"] = (
+                ("lead_time", *here),
+                mean,
+                {**own, "comment": f"{when}{is_mean}"},
+            )
         else:
             out[name] = (("lead_time", *here), mean, {**own, **law, "comment": f"{when}{is_mean}"})
         for parameter in () if single else head.law.parameters:
@@ -194,7 +233,8 @@ class Writer:
             }
             units = (
                 self.learnt[target]["units"]
-                if (head.law.name, parameter) in _IN_UNITS or (head.law.name == "quantile" and parameter != "p")
+                if (head.law.name, parameter) in _IN_UNITS
+                or (head.law.name == "quantile" and parameter != "p")
                 else "1"
             )
             out[f"{name}_{parameter}"] = (
@@ -203,14 +243,19 @@ class Writer:
                 {"units": units, **described},
             )
         if self.request.quantiles:
-            stacked = np.stack([turned(block[f"{target}/quantile/{q}"]) for q in self.request.quantiles], axis=1)
+            stacked = np.stack(
+                [turned(block[f"{target}/quantile/{q}"]) for q in self.request.quantiles], axis=1
+            )
             out[f"{name}_quantile"] = (
                 ("lead_time", "quantile", *here),
                 conventions.to_user_values(stacked, item),
                 {**_clean(item.attrs), **methods},
             )
         if self.request.thresholds and rain:
-            stacked = np.stack([turned(block[f"{target}/probability/{t}"]) for t in self.request.thresholds], axis=1)
+            stacked = np.stack(
+                [turned(block[f"{target}/probability/{t}"]) for t in self.request.thresholds],
+                axis=1,
+            )
             out[f"{name}_probability"] = (
                 ("lead_time", "threshold", *here),
                 stacked,
@@ -233,7 +278,10 @@ _PARAMETERS = {
     ("censored_normal", "sigma"): "scale of z = log1p(tp / epsilon)",
     ("hurdle_lognormal", "p"): "probability of precipitation",
     ("hurdle_lognormal", "mu"): "mean of the logarithm of the amount in mm, given precipitation",
-    ("hurdle_lognormal", "sigma"): "standard deviation of the logarithm of the amount, given precipitation",
+    (
+        "hurdle_lognormal",
+        "sigma",
+    ): "standard deviation of the logarithm of the amount, given precipitation",
     ("hurdle_gamma", "p"): "probability of precipitation",
     ("quantile", "p"): "probability of precipitation",
     ("hurdle_gamma", "shape"): "shape of the gamma amount, given precipitation",
@@ -259,7 +307,7 @@ def _clean(attrs: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in attrs.items() if not k.startswith("GRIB_")}
 
 
-# --- a store, one init time after another ------------------------------------------------------------------------------
+# --- a store, one init time after another ---------------------------------------------------------
 
 _REQUEST = "xaurora_request"
 
@@ -271,7 +319,8 @@ def to_store(
     progress: bool,
     together: int = 1,
 ) -> xr.Dataset:
-    """Write init time after init time, each while the next one is computed; what an interrupted run has finished is not run again.
+    """Write init time after init time, each while the next one is computed; what an interrupted run
+    has finished is not run again.
 
     Parameters
     ----------
@@ -309,14 +358,18 @@ def to_store(
                     for name, (dims, _, _) in parts[0].items()
                 }
             )
-            fields.to_zarr(path, region={"init_time": slice(first, first + len(blocks))}, consolidated=False)
+            fields.to_zarr(
+                path, region={"init_time": slice(first, first + len(blocks))}, consolidated=False
+            )
             stores.mark(path, first + len(blocks))
 
     left = writer.times[done:]
     with ThreadPoolExecutor(1, thread_name_prefix="xaurora-write") as pool:
         writing: Future[None] | None = None
         waiting: list[dict[str, np.ndarray]] = []
-        forecasts = watched(run(left), "predict", shown=progress, total=len(left)) if len(left) else ()
+        forecasts = (
+            watched(run(left), "predict", shown=progress, total=len(left)) if len(left) else ()
+        )
         for i, block in enumerate(forecasts, 1):
             waiting.append(block)
             if len(waiting) == together or i == len(left):
@@ -326,7 +379,9 @@ def to_store(
                 waiting = []
         if writing is not None:
             writing.result()
-    return xr.open_dataset(path, engine="zarr", chunks={}, consolidated=False, decode_timedelta=True)
+    return xr.open_dataset(
+        path, engine="zarr", chunks={}, consolidated=False, decode_timedelta=True
+    )
 
 
 def _create(path: Path, parts: dict[str, Any], coords: xr.Dataset, attrs: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
-"""Low-rank adapters: Aurora's own LoRA, which knows the rollout step, and those of Hugging Face PEFT.
+"""Low-rank adapters: Aurora's own LoRA, which knows the rollout step, and those of Hugging Face
+PEFT.
 
-Both are put into a base in place. Its other tensors keep their values; PEFT renames those that it wraps (``qkv.weight`` becomes
-``qkv.base_layer.weight``), and :func:`plain_state` gives them their names back.
+Both are put into a base in place. Its other tensors keep their values; PEFT renames those that it
+wraps (``qkv.weight`` becomes ``qkv.base_layer.weight``), and :func:`plain_state` gives them their
+names back.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ class Adapter:
     peft: Any = None
 
     def adds(self, name: str) -> bool:
-        """Whether a parameter or tensor of the base, by its name, belongs to this adapter: not to a LoRA that the base has beside it."""
+        """Whether a parameter or tensor of the base, by its name, belongs to this adapter: not to a
+        LoRA that the base has beside it.
+        """
         upstream = ".loras." in name
         return ".lora_" in name and upstream == (self.peft is None)
 
@@ -68,7 +72,9 @@ def install(base: Aurora, options: StrategyOptions, seed: int = 0) -> Adapter:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 2)
-        return _install_lora(base, options) if options.name == "lora" else _install_peft(base, options)
+        return (
+            _install_lora(base, options) if options.name == "lora" else _install_peft(base, options)
+        )
 
 
 def own_lora(base: Aurora) -> StrategyOptions | None:
@@ -77,7 +83,11 @@ def own_lora(base: Aurora) -> StrategyOptions | None:
         if isinstance(module, LoRARollout):
             first: Any = module.loras[0]
             return StrategyOptions(
-                "lora", rank=first.r, alpha=first.lora_alpha, dropout=first.lora_dropout.p, mode=module.mode
+                "lora",
+                rank=first.r,
+                alpha=first.lora_alpha,
+                dropout=first.lora_dropout.p,
+                mode=module.mode,
             )
     return None
 
@@ -91,8 +101,12 @@ def _install_lora(base: Aurora, options: StrategyOptions) -> Adapter:
     if there is not None:
         if (there.rank, there.alpha, there.mode) != (options.rank, options.alpha, options.mode):
             raise OptionError(
-                f"the model has a LoRA of its own with rank={there.rank}, alpha={there.alpha:g}, mode={there.mode!r}, which goes on training as it is.",
-                fix=f"strategy=StrategyOptions('lora', rank={there.rank}, alpha={there.alpha:g}, mode={there.mode!r})",
+                f"the model has a LoRA of its own with rank={there.rank}, alpha={there.alpha:g},"
+                f" mode={there.mode!r}, which goes on training as it is.",
+                fix=(
+                    f"strategy=StrategyOptions('lora', rank={there.rank}, alpha={there.alpha:g},"
+                    f" mode={there.mode!r})"
+                ),
             )
         for module in base.modules():
             if isinstance(module, LoRARollout):
@@ -114,7 +128,9 @@ def _quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         # PEFT looks for a model card and for token embeddings, of which a weather model has none.
         warnings.filterwarnings("ignore", module="peft")
-        warnings.filterwarnings("ignore", message=".*(config|Model with `tie_word_embeddings`).*", category=UserWarning)
+        warnings.filterwarnings(
+            "ignore", message=".*(config|Model with `tie_word_embeddings`).*", category=UserWarning
+        )
         yield
 
 
@@ -124,7 +140,10 @@ def _peft() -> Any:
     except ImportError as error:
         raise MissingExtraError(
             "strategy='peft' needs the package peft, which is not installed.",
-            fix="pip install \"xaurora[peft]\"; or strategy='lora', which is Aurora's own and needs nothing",
+            fix=(
+                "pip install \"xaurora[peft]\"; or strategy='lora', which is Aurora's own and needs"
+                " nothing"
+            ),
         ) from error
     return peft
 
@@ -132,7 +151,8 @@ def _peft() -> Any:
 def linear_layers(base: Aurora, names: tuple[str, ...]) -> list[str]:
     """Full names of the linear layers that ``layers=`` means.
 
-    A last part of a name (``qkv``) means those of the backbone's blocks; a module's name, or one that ends with it, all layers in it.
+    A last part of a name (``qkv``) means those of the backbone's blocks; a module's name, or one
+    that ends with it, all layers in it.
 
     Raises
     ------
@@ -142,13 +162,24 @@ def linear_layers(base: Aurora, names: tuple[str, ...]) -> list[str]:
     there = [name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)]
     chosen: list[str] = []
     for wanted in names:
-        found = [n for n in there if n.startswith("backbone.") and ".blocks." in n and n.split(".")[-1] == wanted]
+        found = [
+            n
+            for n in there
+            if n.startswith("backbone.") and ".blocks." in n and n.split(".")[-1] == wanted
+        ]
         found = found or [n for n in there if n == wanted or n.startswith(f"{wanted}.")]
         if not found:
-            short = sorted({n.split(".")[-1] for n in there if ".blocks." in n and not n.split(".")[-1].isdigit()})
+            short = sorted(
+                {
+                    n.split(".")[-1]
+                    for n in there
+                    if ".blocks." in n and not n.split(".")[-1].isdigit()
+                }
+            )
             raise OptionError(
-                f"layers: the model has no linear layer {wanted!r}; in the backbone's blocks there are {', '.join(short)}, "
-                f"and every layer's full name will do, such as {there[0]!r}.",
+                f"layers: the model has no linear layer {wanted!r}; in the backbone's blocks there"
+                f" are {', '.join(short)}, and every layer's full name will do, such as"
+                f" {there[0]!r}.",
                 fix="StrategyOptions('peft', layers=('qkv', 'proj'))",
             )
         chosen += [n for n in found if n not in chosen]
@@ -159,7 +190,8 @@ def _install_peft(base: Aurora, options: StrategyOptions) -> Adapter:
     peft = _peft()
     if any(".base_layer." in name for name, _ in base.named_parameters()):
         raise OptionError(
-            "the model has a PEFT adapter of other options already.", fix="merge it first: model=tuned.merge()"
+            "the model has a PEFT adapter of other options already.",
+            fix="merge it first: model=tuned.merge()",
         )
     layers = linear_layers(base, options.layers)  # type: ignore[arg-type]
     chosen = peft.LoraConfig(
@@ -185,16 +217,26 @@ def plain_state(base: Aurora, adapter: Adapter | None) -> dict[str, torch.Tensor
 
 
 def save(base: Aurora, adapter: Adapter, folder: Path) -> None:
-    """Write the adapter: ``adapter.safetensors`` of Aurora's LoRA, or a folder ``adapter`` that PEFT alone can load."""
+    """Write the adapter: ``adapter.safetensors`` of Aurora's LoRA, or a folder ``adapter`` that
+    PEFT alone can load.
+    """
     if adapter.peft is None:
         from safetensors.torch import save_file
 
-        state = {k: v.detach().cpu().contiguous() for k, v in base.state_dict().items() if adapter.adds(k)}
+        state = {
+            k: v.detach().cpu().contiguous()
+            for k, v in base.state_dict().items()
+            if adapter.adds(k)
+        }
         save_file(state, folder / LORA_FILE)
         return
     with _quiet_peft():
-        adapter.peft.save_pretrained(str(folder / PEFT_FOLDER), safe_serialization=True, save_embedding_layers=False)
-    (folder / PEFT_FOLDER / "README.md").unlink(missing_ok=True)  # the artefact has a card of its own
+        adapter.peft.save_pretrained(
+            str(folder / PEFT_FOLDER), safe_serialization=True, save_embedding_layers=False
+        )
+    (folder / PEFT_FOLDER / "README.md").unlink(
+        missing_ok=True
+    )  # the artefact has a card of its own
 
 
 def load(base: Aurora, config: dict[str, Any], folder: Path) -> Adapter:
@@ -208,7 +250,8 @@ def load(base: Aurora, config: dict[str, Any], folder: Path) -> Adapter:
     adapter = install(base, StrategyOptions(**config["options"]))
     if adapter.own != config["own"]:
         raise CheckpointError(
-            f"the adapter in '{folder}' was made for a model with{'' if config['own'] else 'out'} a LoRA of its own.",
+            f"the adapter in '{folder}' was made for a model with{'' if config['own'] else 'out'} a"
+            " LoRA of its own.",
             fix="give the base that it was tuned on",
         )
     fill(base, adapter, folder)
@@ -234,9 +277,12 @@ def fill(base: Aurora, adapter: Adapter, folder: Path) -> None:
         return
     saved = json.loads((folder / PEFT_FOLDER / "adapter_config.json").read_text(encoding="utf-8"))
     state = read_state(folder / PEFT_FOLDER / "adapter_model.safetensors")
-    if sorted(saved["target_modules"]) != sorted(adapter.peft.peft_config["default"].target_modules):
+    if sorted(saved["target_modules"]) != sorted(
+        adapter.peft.peft_config["default"].target_modules
+    ):
         raise CheckpointError(
-            f"the {what} sits on other layers than its config says.", fix="copy the whole folder again"
+            f"the {what} sits on other layers than its config says.",
+            fix="copy the whole folder again",
         )
     peft = _peft()
     compare_keys(peft.get_peft_model_state_dict(adapter.peft), state, what, type(base).__name__)
@@ -258,7 +304,8 @@ def merge(base: Aurora, adapter: Adapter) -> None:
         return
     if adapter.options.mode != "single":
         raise OptionError(
-            f"a LoRA of mode={adapter.options.mode!r} depends on the rollout step, and plain weights do not; it cannot be merged.",
+            f"a LoRA of mode={adapter.options.mode!r} depends on the rollout step, and plain"
+            " weights do not; it cannot be merged.",
             fix="go on with strategy='lora' of the same options, or train with mode='single'",
         )
     with torch.no_grad():

@@ -26,9 +26,10 @@ STEP = np.timedelta64(TIMESTEP_HOURS, "h")
 class PlacedBatch(Batch):
     """A Batch whose domain crosses Greenwich.
 
-    ``Metadata`` cannot express such longitudes (it demands [0, 360), increasing), so that ``metadata.lon`` holds placeholders.
-    Stock Aurora would take them at their word and put every patch in the wrong place without a sound; this class makes that
-    an error. This package runs such batches with the true longitudes: :func:`xaurora.model.aurora.placed`.
+    ``Metadata`` cannot express such longitudes (it demands [0, 360), increasing), so that
+    ``metadata.lon`` holds placeholders. Stock Aurora would take them at their word and put every
+    patch in the wrong place without a sound; this class makes that an error. This package runs such
+    batches with the true longitudes: :func:`xaurora.model.aurora.placed`.
     """
 
     longitude: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
@@ -42,14 +43,22 @@ class PlacedBatch(Batch):
             Always.
         """
         raise GridError(
-            "this Batch crosses Greenwich, which aurora.Metadata cannot express; stock Aurora would misplace every patch.",
-            fix="ds.aurora.predict('6h', model=model), or: with xaurora.model.aurora.placed(model, grid): model(xaurora.model.batch.plain(batch))",
+            "this Batch crosses Greenwich, which aurora.Metadata cannot express; stock Aurora would"
+            " misplace every patch.",
+            fix=(
+                "ds.aurora.predict('6h', model=model), or: with xaurora.model.aurora.placed(model,"
+                " grid): model(xaurora.model.batch.plain(batch))"
+            ),
         )
 
     def _fmap(self, f: Any) -> PlacedBatch:
         moved = Batch._fmap(self, f)
         return PlacedBatch(
-            moved.surf_vars, moved.static_vars, moved.atmos_vars, moved.metadata, longitude=self.longitude
+            moved.surf_vars,
+            moved.static_vars,
+            moved.atmos_vars,
+            moved.metadata,
+            longitude=self.longitude,
         )
 
 
@@ -59,7 +68,9 @@ def plain(batch: Batch) -> Batch:
 
 
 def utc(time: np.datetime64) -> datetime:
-    """An aware datetime. Aurora's encoder calls ``timestamp()``, which reads a naive one in the machine's time zone."""
+    """An aware datetime. Aurora's encoder calls ``timestamp()``, which reads a naive one in the
+    machine's time zone.
+    """
     return datetime.fromtimestamp(int(time.astype("datetime64[s]").astype(np.int64)), tz=UTC)
 
 
@@ -73,7 +84,9 @@ def from_utc(time: datetime) -> np.datetime64:
 def metadata(
     grid: grids.Grid, times: Sequence[np.datetime64], levels: Sequence[float], rollout_step: int = 0
 ) -> Metadata:
-    """Metadata of a grid; latitudes and longitudes as float64 tensors, which Aurora casts to float32 itself."""
+    """Metadata of a grid; latitudes and longitudes as float64 tensors, which Aurora casts to
+    float32 itself.
+    """
     return Metadata(
         lat=torch.from_numpy(grid.latitude.copy()),
         lon=torch.from_numpy(grid.placed_longitude.copy()),
@@ -108,35 +121,44 @@ def resolve_times(times: np.ndarray, wanted: Any) -> list[np.datetime64]:
         if isinstance(wanted, slice):
             low = _time(wanted.start) if wanted.start is not None else None
             high = _time(wanted.stop, end=True) if wanted.stop is not None else None
-            chosen = [t for t in chosen if (low is None or t >= low) and (high is None or t <= high)]
+            chosen = [
+                t for t in chosen if (low is None or t >= low) and (high is None or t <= high)
+            ]
         if isinstance(wanted, slice) and not chosen:
             raise InitTimeError(
-                f"no init time with its history lies in {wanted!r}; the data run from {_name(times[0])} to {_name(times[-1])}.",
+                f"no init time with its history lies in {wanted!r}; the data run from"
+                f" {_name(times[0])} to {_name(times[-1])}.",
                 fix="time=None forecasts from every time that has its history",
             )
         if not chosen:
             raise InitTimeError(
-                f"none of the {len(times)} time(s) has another one {TIMESTEP_HOURS} hours before it; Aurora needs both.",
+                f"none of the {len(times)} time(s) has another one {TIMESTEP_HOURS} hours before"
+                " it; Aurora needs both.",
                 fix=f"open at least two times {TIMESTEP_HOURS} hours apart",
             )
         return chosen
     if not np.size(wanted):
         raise InitTimeError(
-            "time=[] names no init time.", fix="time=None forecasts from every time that has its history"
+            "time=[] names no init time.",
+            fix="time=None forecasts from every time that has its history",
         )
     out = []
     for value in (
-        [wanted] if isinstance(wanted, str | datetime | np.datetime64) or np.ndim(wanted) == 0 else list(wanted)
+        [wanted]
+        if isinstance(wanted, str | datetime | np.datetime64) or np.ndim(wanted) == 0
+        else list(wanted)
     ):
         t = _time(value)
         if t.item() not in there:
             raise InitTimeError(
-                f"init time {_name(t)} is not in the data, which run from {_name(times[0])} to {_name(times[-1])}.",
+                f"init time {_name(t)} is not in the data, which run from {_name(times[0])} to"
+                f" {_name(times[-1])}.",
                 fix="time=None forecasts from every time that has its history",
             )
         if not has_history(t):
             raise InitTimeError(
-                f"init time {_name(t)} has no frame {TIMESTEP_HOURS} hours before it ({_name(t - STEP)}), which Aurora needs.",
+                f"init time {_name(t)} has no frame {TIMESTEP_HOURS} hours before it"
+                f" ({_name(t - STEP)}), which Aurora needs.",
                 fix=f"add that time to the data, or start at {_name(t + STEP)}",
             )
         out.append(t)
@@ -174,7 +196,8 @@ def frame(
     index : int, optional
         Its place along time, where it is known.
     pool : Executor, optional
-        Reads the variables at the same time: where a request takes long, a frame takes as long as one.
+        Reads the variables at the same time: where a request takes long, a frame takes as long as
+        one.
 
     Returns
     -------
@@ -190,9 +213,11 @@ def frame(
 
     def read(key: tuple[str, str]) -> np.ndarray:
         kind, name = key
-        # The variable alone: taking a time of a whole Dataset costs more than reading a small one does.
+        # The variable alone: taking a time of a whole Dataset costs more than reading a small one
+        # does.
         values = np.asarray(getattr(fields, kind).variables[name][place].values)
-        # A sum of squares is quicker, and not finite where a value is not; one that overflows is looked at more closely.
+        # A sum of squares is quicker, and not finite where a value is not; one that overflows is
+        # looked at more closely.
         with np.errstate(invalid="ignore", over="ignore"):
             flat = values.reshape(-1)
             total = np.dot(flat, flat)
@@ -217,13 +242,19 @@ def statics(fields: Fields) -> dict[str, np.ndarray]:
     return out
 
 
-def _missing(fields: Fields, kind: str, name: str, values: np.ndarray, when: str) -> MissingValuesError:
+def _missing(
+    fields: Fields, kind: str, name: str, values: np.ndarray, when: str
+) -> MissingValuesError:
     source = fields.layout.fields[kind, name].source
     count = int((~np.isfinite(values)).sum())
     dim = fields.layout.axes["longitude"].dim
     return MissingValuesError(
-        f"'{source}' has {count} missing value(s){when} in the part that Aurora reads, and Aurora takes none.",
-        fix=f"fill them, for example ds['{source}'] = ds['{source}'].interpolate_na('{dim}', fill_value='extrapolate').fillna(ds['{source}'].mean()), or drop the time",
+        f"'{source}' has {count} missing value(s){when} in the part that Aurora reads, and Aurora"
+        " takes none.",
+        fix=(
+            f"fill them, for example ds['{source}'] = ds['{source}'].interpolate_na('{dim}',"
+            f" fill_value='extrapolate').fillna(ds['{source}'].mean()), or drop the time"
+        ),
     )
 
 
@@ -233,17 +264,20 @@ def to_batch(fields: Fields, init_times: Sequence[np.datetime64]) -> Batch:
     Parameters
     ----------
     fields : Fields
-        Canonical, cut to the model's variables, levels and patches (:func:`xaurora.fields.requirements.fit`).
+        Canonical, cut to the model's variables, levels and patches
+        (:func:`xaurora.fields.requirements.fit`).
     init_times : sequence of datetime64
         Times that have their history (:func:`resolve_times`).
 
     Returns
     -------
     aurora.Batch
-        ``surf_vars`` ``(b, 2, h, w)``, ``static_vars`` ``(h, w)``, ``atmos_vars`` ``(b, 2, c, h, w)``, SI units, float32;
-        a :class:`PlacedBatch` where the domain crosses Greenwich.
+        ``surf_vars`` ``(b, 2, h, w)``, ``static_vars`` ``(h, w)``, ``atmos_vars`` ``(b, 2, c, h,
+        w)``, SI units, float32; a :class:`PlacedBatch` where the domain crosses Greenwich.
     """
-    frames = {t: frame(fields, t) for t in sorted({t for init in init_times for t in (init - STEP, init)})}
+    frames = {
+        t: frame(fields, t) for t in sorted({t for init in init_times for t in (init - STEP, init)})
+    }
     still = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in statics(fields).items()}
     return assemble(frames, still, init_times, fields.layout.grid, fields.levels)
 
@@ -261,14 +295,20 @@ def assemble(
         names = frames[init_times[0]][kind]
         stacked[kind] = {
             name: torch.from_numpy(
-                _stacked([[frames[t - STEP][kind][name], frames[t][kind][name]] for t in init_times])
+                _stacked(
+                    [[frames[t - STEP][kind][name], frames[t][kind][name]] for t in init_times]
+                )
             )
             for name in names
         }
     meta = metadata(grid, init_times, levels)
     if grid.crosses_greenwich:
         return PlacedBatch(
-            stacked["surface"], still, stacked["atmos"], meta, longitude=torch.from_numpy(grid.true_longitude.copy())
+            stacked["surface"],
+            still,
+            stacked["atmos"],
+            meta,
+            longitude=torch.from_numpy(grid.true_longitude.copy()),
         )
     return Batch(stacked["surface"], still, stacked["atmos"], meta)
 
@@ -305,12 +345,15 @@ def from_batch(batch: Batch, fields: Fields) -> xr.Dataset:
     latitude = batch.metadata.lat.detach().cpu().numpy().astype(np.float64)
     if batch.spatial_shape != grid.shape or np.abs(latitude - grid.latitude).max() > 1e-3:
         raise GridError(
-            f"the Batch has {batch.spatial_shape[0]} × {batch.spatial_shape[1]} grid points from {latitude[0]:g}°N, and this Dataset gives "
-            f"{grid.shape[0]} × {grid.shape[1]} from {grid.latitude[0]:g}°N.",
+            f"the Batch has {batch.spatial_shape[0]} × {batch.spatial_shape[1]} grid points from"
+            f" {latitude[0]:g}°N, and this Dataset gives {grid.shape[0]} × {grid.shape[1]} from"
+            f" {grid.latitude[0]:g}°N.",
             fix="call from_batch() on the Dataset that to_batch() was called on",
         )
     history = next(iter(batch.surf_vars.values())).shape[1]
-    times = [from_utc(t) - STEP * (history - 1 - k) for t in batch.metadata.time for k in range(history)]
+    times = [
+        from_utc(t) - STEP * (history - 1 - k) for t in batch.metadata.time for k in range(history)
+    ]
     unique, first = np.unique(np.array(times, dtype="datetime64[ns]"), return_index=True)
 
     def flat(tensors: dict[str, torch.Tensor], dims: tuple[str, ...]) -> dict[str, Any]:
@@ -319,10 +362,20 @@ def from_batch(batch: Batch, fields: Fields) -> xr.Dataset:
             for name, v in tensors.items()
         }
 
-    coords: dict[str, Any] = {"time": unique, "latitude": grid.latitude, "longitude": grid.longitude}
+    coords: dict[str, Any] = {
+        "time": unique,
+        "latitude": grid.latitude,
+        "longitude": grid.longitude,
+    }
     levels = [float(v) for v in batch.metadata.atmos_levels]
     surface = xr.Dataset(flat(batch.surf_vars, ("time", "latitude", "longitude")), coords)
-    atmos = xr.Dataset(flat(batch.atmos_vars, ("time", "level", "latitude", "longitude")), {**coords, "level": levels})
-    still = {name: (("latitude", "longitude"), v.detach().cpu().numpy()) for name, v in batch.static_vars.items()}
+    atmos = xr.Dataset(
+        flat(batch.atmos_vars, ("time", "level", "latitude", "longitude")),
+        {**coords, "level": levels},
+    )
+    still = {
+        name: (("latitude", "longitude"), v.detach().cpu().numpy())
+        for name, v in batch.static_vars.items()
+    }
     static = xr.Dataset(still, {k: v for k, v in coords.items() if k != "time"})
     return conventions.restore(Fields(surface, static, atmos, fields.layout), levels=levels)

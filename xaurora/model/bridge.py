@@ -1,4 +1,6 @@
-"""What the accessor offers between Datasets and Batches: which data a model takes, and the way there and back."""
+"""What the accessor offers between Datasets and Batches: which data a model takes, and the way
+there and back.
+"""
 
 from __future__ import annotations
 
@@ -81,11 +83,17 @@ def from_batch(ds: xr.Dataset, batch: Batch) -> xr.Dataset:
         levels=levels,
     )
     latitude = batch.metadata.lat.detach().cpu().numpy().astype(np.float64)
-    longitude = getattr(batch, "longitude", batch.metadata.lon).detach().cpu().numpy().astype(np.float64)
-    return batches.from_batch(batch, chosen.crop(_window(fields.layout.grid, latitude, longitude, batch.spatial_shape)))
+    longitude = (
+        getattr(batch, "longitude", batch.metadata.lon).detach().cpu().numpy().astype(np.float64)
+    )
+    return batches.from_batch(
+        batch, chosen.crop(_window(fields.layout.grid, latitude, longitude, batch.spatial_shape))
+    )
 
 
-def _window(grid: grids.Grid, latitude: np.ndarray, longitude: np.ndarray, shape: tuple[int, int]) -> grids.Crop:
+def _window(
+    grid: grids.Grid, latitude: np.ndarray, longitude: np.ndarray, shape: tuple[int, int]
+) -> grids.Crop:
     """The rows and columns of a grid that a Batch covers."""
     row = int(np.abs(grid.latitude - latitude[0]).argmin())
     if (np.diff(longitude) < 0).any() or not grid.crosses_greenwich:
@@ -95,12 +103,17 @@ def _window(grid: grids.Grid, latitude: np.ndarray, longitude: np.ndarray, shape
         column = _placeholder_column(grid, longitude, shape[1])
     rows, columns = slice(row, row + shape[0]), slice(column, column + shape[1])
     if rows.stop > grid.shape[0] or columns.stop > grid.shape[1]:
-        rows, columns = slice(0, grid.shape[0]), slice(0, grid.shape[1])  # from_batch() says that they differ
+        rows, columns = (
+            slice(0, grid.shape[0]),
+            slice(0, grid.shape[1]),
+        )  # from_batch() says that they differ
     return grids.Crop(rows, columns, grid.take(rows, columns), "")
 
 
 def _placeholder_column(grid: grids.Grid, longitude: np.ndarray, width: int) -> int:
-    """Where a Batch starts whose metadata hold placeholders: they count from the region's first kept column."""
+    """Where a Batch starts whose metadata hold placeholders: they count from the region's first
+    kept column.
+    """
     if longitude[0] != 0.0:
         return int(np.abs(grid.true_longitude - longitude[0]).argmin())
     for patch in (4, 3, 10, 2, 5, 6, 8):

@@ -1,4 +1,6 @@
-"""Reading samples: frames kept while they fit, read ahead by threads, in an order that depends on the seed alone."""
+"""Reading samples: frames kept while they fit, read ahead by threads, in an order that depends on
+the seed alone.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from xaurora.training import samples
 
 STEP = batches.STEP
 KEPT = 64
-"""States and targets that are kept at most: neighbours in time share them, and memory does not grow with the data."""
+"""States and targets that are kept at most: neighbours in time share them, and memory does not grow
+with the data.
+"""
 REQUESTS = 64
 """Variables that are requested from a store at the same time."""
 _SLOW = 0.02  # seconds a request
@@ -38,8 +42,9 @@ R = TypeVar("R")
 class Truth:
     """What a step of a forecast is scored against.
 
-    ``targets`` holds ``(b, h, w)`` by name, canonical units (metres for precipitation), float32, NaN where there is no truth;
-    ``state`` holds canonical arrays ``(b, h, w)`` and ``(b, c, h, w)`` by kind and name, or None when it is not scored.
+    ``targets`` holds ``(b, h, w)`` by name, canonical units (metres for precipitation), float32,
+    NaN where there is no truth; ``state`` holds canonical arrays ``(b, h, w)`` and ``(b, c, h, w)``
+    by kind and name, or None when it is not scored.
     """
 
     targets: dict[str, torch.Tensor]
@@ -50,8 +55,8 @@ class Truth:
 class Sample:
     """What one training forecast reads: its input, and the truth of each of its steps.
 
-    Where latents are kept the input is what was found of them, None for those that were not, and ``missing`` holds a Batch of one for each of
-    these; ``batch`` is then None.
+    Where latents are kept the input is what was found of them, None for those that were not, and
+    ``missing`` holds a Batch of one for each of these; ``batch`` is then None.
     """
 
     batch: Batch | None
@@ -62,7 +67,8 @@ class Sample:
 
 
 class Loader:
-    """Reads samples, keeping frames it has read while they fit a budget of memory. Several threads may read at once.
+    """Reads samples, keeping frames it has read while they fit a budget of memory. Several threads
+    may read at once.
 
     Parameters
     ----------
@@ -71,13 +77,15 @@ class Loader:
     targets : dict of DataArray
         By name, ``(time, h, w)``, canonical units, on the same grid.
     scored : Fields, optional
-        Where the base's own variables are scored too: those that are, without targets among the inputs.
+        Where the base's own variables are scored too: those that are, without targets among the
+        inputs.
     budget, most : int
         Bytes of frames to keep, and how many frames.
     latents : Latents, optional
         What is read instead of inputs (:mod:`xaurora.training.latents`).
     readers : int
-        Variables that are requested at the same time where the store proves slow; 0 reads one after another.
+        Variables that are requested at the same time where the store proves slow; 0 reads one after
+        another.
     pin : bool
         Put inputs into pinned memory, from which a GPU copies faster.
     """
@@ -96,19 +104,33 @@ class Loader:
     ) -> None:
         self.latents, self.pin, self.most = latents, pin, most
         self.fields, self.targets, self.scored, self.budget = fields, targets, scored, budget
-        self.still = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in batches.statics(fields).items()}
+        self.still = {
+            name: torch.from_numpy(np.ascontiguousarray(v))
+            for name, v in batches.statics(fields).items()
+        }
         self._kept: OrderedDict[tuple[str, int], Any] = OrderedDict()
         self._held = 0
         self._lock = threading.Lock()
         self._reading: dict[tuple[str, int], concurrent.futures.Future[Any]] = {}
         self._places = {int(t): i for i, t in enumerate(fields.times.astype(np.int64))}
-        # For a store that lets one wait; a local one is read no faster by many threads, and what is in memory needs none.
-        lazy = any(not v._in_memory for part in (fields.surface, fields.atmos) for v in part.variables.values())
+        # For a store that lets one wait; a local one is read no faster by many threads, and what is
+        # in memory needs none.
+        lazy = any(
+            not v._in_memory
+            for part in (fields.surface, fields.atmos)
+            for v in part.variables.values()
+        )
         self._slow: bool | None = None if lazy else False
-        self._pool = concurrent.futures.ThreadPoolExecutor(readers, "xaurora-request") if lazy and readers else None
+        self._pool = (
+            concurrent.futures.ThreadPoolExecutor(readers, "xaurora-request")
+            if lazy and readers
+            else None
+        )
         self._index = {name: samples.positions(da) for name, da in targets.items()}
 
-    def _remember(self, key: tuple[str, int], read: Callable[[], Any], size: Callable[[Any], int]) -> Any:
+    def _remember(
+        self, key: tuple[str, int], read: Callable[[], Any], size: Callable[[Any], int]
+    ) -> Any:
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
@@ -139,14 +161,24 @@ class Loader:
     def frame_bytes(self) -> int:
         """Bytes of a state."""
         rows, columns = self.fields.layout.grid.shape
-        return 4 * rows * columns * (len(self.fields.surface) + len(self.fields.atmos) * len(self.fields.levels))
+        return (
+            4
+            * rows
+            * columns
+            * (len(self.fields.surface) + len(self.fields.atmos) * len(self.fields.levels))
+        )
 
     def _frame(self, fields: Fields, time: np.datetime64) -> dict[str, dict[str, np.ndarray]]:
         began = clock.perf_counter()
-        frame = batches.frame(fields, time, index=self._places[_key(time)], pool=self._pool if self._slow else None)
+        frame = batches.frame(
+            fields, time, index=self._places[_key(time)], pool=self._pool if self._slow else None
+        )
         if self._slow is None:
             took = clock.perf_counter() - began
-            self._slow = took > _SLOW * (len(frame["surface"]) + len(frame["atmos"])) and took > _size(frame) / _FAST
+            self._slow = (
+                took > _SLOW * (len(frame["surface"]) + len(frame["atmos"]))
+                and took > _size(frame) / _FAST
+            )
         return frame
 
     def close(self) -> None:
@@ -179,17 +211,25 @@ class Loader:
         """The input of forecasts: the states at init times and six hours before."""
         needed = {t for init in init_times for t in (init - STEP, init)}
         frames = {t: self.frame(t) for t in sorted(needed)}
-        batch = batches.assemble(frames, self.still, init_times, self.fields.layout.grid, self.fields.levels)
+        batch = batches.assemble(
+            frames, self.still, init_times, self.fields.layout.grid, self.fields.levels
+        )
         return batch._fmap(torch.Tensor.pin_memory) if self.pin else batch
 
     def truth(self, times: Sequence[np.datetime64]) -> Truth:
         """What is true at valid times."""
-        targets = {name: torch.from_numpy(np.stack([self.target_at(name, t) for t in times])) for name in self.targets}
+        targets = {
+            name: torch.from_numpy(np.stack([self.target_at(name, t) for t in times]))
+            for name in self.targets
+        }
         state = None
         if self.scored is not None:
             frames = [self._scored(t) for t in times]
             state = {
-                kind: {name: torch.from_numpy(np.stack([f[kind][name] for f in frames])) for name in frames[0][kind]}
+                kind: {
+                    name: torch.from_numpy(np.stack([f[kind][name] for f in frames]))
+                    for name in frames[0][kind]
+                }
                 for kind in ("surface", "atmos")
             }
         return Truth(targets, state)
@@ -200,7 +240,9 @@ class Loader:
         if self.latents is None:
             return Sample(self.batch(init_times), truths, list(init_times))
         found = [self.latents.find(t) for t in init_times]
-        missing = [self.batch([t]) for t, latents in zip(init_times, found, strict=True) if latents is None]
+        missing = [
+            self.batch([t]) for t, latents in zip(init_times, found, strict=True) if latents is None
+        ]
         return Sample(None, truths, list(init_times), found, missing)
 
 
@@ -212,8 +254,11 @@ def _size(frame: dict[str, dict[str, np.ndarray]]) -> int:
     return sum(v.nbytes for part in frame.values() for v in part.values())
 
 
-def order(times: np.ndarray, size: int, total: int, seed: int, start: int = 0) -> Iterator[list[np.datetime64]]:
-    """The init times of each optimiser step, reshuffled each epoch; the last of an epoch may have fewer.
+def order(
+    times: np.ndarray, size: int, total: int, seed: int, start: int = 0
+) -> Iterator[list[np.datetime64]]:
+    """The init times of each optimiser step, reshuffled each epoch; the last of an epoch may have
+    fewer.
 
     Parameters
     ----------
@@ -240,25 +285,35 @@ def order(times: np.ndarray, size: int, total: int, seed: int, start: int = 0) -
 
 @dataclass(frozen=True)
 class Share:
-    """One batch of a step that is this process's to do: its samples, and their weight in the step's mean."""
+    """One batch of a step that is this process's to do: its samples, and their weight in the step's
+    mean.
+    """
 
     init_times: list[np.datetime64]
     weight: float
 
 
 def shares(times: Sequence[np.datetime64], parts: int, rank: int, world: int) -> list[Share]:
-    """A step's samples in ``world × parts`` batches as equal as can be, of which this process does ``parts``. No sample is done twice.
+    """A step's samples in ``world × parts`` batches as equal as can be, of which this process does
+    ``parts``. No sample is done twice.
 
-    A batch that would be empty is a sample of weight zero: every process must take part in every step.
+    A batch that would be empty is a sample of weight zero: every process must take part in every
+    step.
     """
     chunks = np.array_split(np.arange(len(times)), world * parts)[rank * parts : (rank + 1) * parts]
     return [
-        Share([times[i] for i in chunk], len(chunk) / len(times)) if len(chunk) else Share([times[0]], 0.0)
+        (
+            Share([times[i] for i in chunk], len(chunk) / len(times))
+            if len(chunk)
+            else Share([times[0]], 0.0)
+        )
         for chunk in chunks
     ]
 
 
-def ahead(items: Iterable[T], read: Callable[[T], R], workers: int, most: int | None = None) -> Iterator[tuple[T, R]]:
+def ahead(
+    items: Iterable[T], read: Callable[[T], R], workers: int, most: int | None = None
+) -> Iterator[tuple[T, R]]:
     """Items with what was read for them, in their order, while threads read the next ones.
 
     Parameters
@@ -269,8 +324,8 @@ def ahead(items: Iterable[T], read: Callable[[T], R], workers: int, most: int | 
     workers : int
         Threads; 0 reads when asked.
     most : int, optional
-        Where what comes next has to be waited for, one more is read ahead from then on, in a thread of its own, up to so many; by default
-        ``workers``.
+        Where what comes next has to be waited for, one more is read ahead from then on, in a thread
+        of its own, up to so many; by default ``workers``.
     """
     if not workers:
         for item in items:

@@ -13,7 +13,9 @@ from xaurora.model.batch import plain
 
 
 def prepare(model: AuroraWithHead, batch: Batch) -> Batch:
-    """Bring a Batch to the model's device and dtype, as upstream's ``rollout`` does before its first step."""
+    """Bring a Batch to the model's device and dtype, as upstream's ``rollout`` does before its
+    first step.
+    """
     batch = model.base.batch_transform_hook(plain(batch))
     parameter = next(model.base.parameters())
     return batch.type(parameter.dtype).crop(model.base.patch_size).to(parameter.device)
@@ -44,19 +46,21 @@ def steps(
     push_forward : bool
         Stop gradients between steps. A step's graph can then be freed before the next one runs.
     head_alone : bool
-        Of the last step give what the head says alone, and decode nothing else; its prediction is None.
+        Of the last step give what the head says alone, and decode nothing else; its prediction is
+        None.
     atmos : tuple of str, optional
         Of the last step decode these of Aurora's variables on levels alone; by default all.
 
     Yields
     ------
     Step
-        The prediction (a Batch with one time) and the head's raw parameters, ``(b, n, h, w)`` float32, or None without head.
+        The prediction (a Batch with one time) and the head's raw parameters, ``(b, n, h, w)``
+        float32, or None without head.
 
     Notes
     -----
-    The same operations in the same order as ``aurora.rollout`` (microsoft-aurora 2.0.1, ``aurora/rollout.py``), so that the
-    base variables are equal to the bit.
+    The same operations in the same order as ``aurora.rollout`` (microsoft-aurora 2.0.1,
+    ``aurora/rollout.py``), so that the base variables are equal to the bit.
     """
     batch = prepare(model, batch)
     for i in range(count):

@@ -44,8 +44,9 @@ def apply(
     replay: bool = False,
     scratch: bool = False,
 ) -> list[dict[str, Any]]:
-    """Freeze what the strategy does not train, and group the rest by learning rate. Whatever would get no gradient is frozen too:
-    parameters without one make distributed training fail, and stand in the table as trained when they are not.
+    """Freeze what the strategy does not train, and group the rest by learning rate. Whatever would
+    get no gradient is frozen too: parameters without one make distributed training fail, and
+    stand in the table as trained when they are not.
 
     Parameters
     ----------
@@ -84,7 +85,9 @@ def apply(
     elif options.name in ("lora", "peft"):
         for name, parameter in base.named_parameters():
             parameter.requires_grad_(model.adapter.adds(name))
-    chained = rollout_steps > 1 and not push_forward and not replay  # later steps reach back through earlier outputs
+    chained = (
+        rollout_steps > 1 and not push_forward and not replay
+    )  # later steps reach back through earlier outputs
     if not trains_base_outputs and not chained:
         base.decoder.requires_grad_(False)
     _freeze_unused_lora(base, rollout_steps)
@@ -111,7 +114,8 @@ def apply(
         raise _nothing(options, rollout_steps, trains_base_outputs)
     if not groups:
         raise OptionError(
-            "strategy='frozen' trains the head alone, and target='all' has none: nothing would be learnt.",
+            "strategy='frozen' trains the head alone, and target='all' has none: nothing would be"
+            " learnt.",
             fix="strategy='full', or target='tp'",
         )
     return groups
@@ -123,11 +127,14 @@ def _decoder_parts(base: Any, layers: int | tuple[str, ...] | None) -> list[nn.M
     valid = [f"backbone.decoder_layers.{i}" for i in range(len(own))] + ["decoder"]
     if isinstance(layers, tuple):
         there = {
-            name: m for name, m in base.named_modules() if any(name == v or name.startswith(f"{v}.") for v in valid)
+            name: m
+            for name, m in base.named_modules()
+            if any(name == v or name.startswith(f"{v}.") for v in valid)
         }
         if unknown := [n for n in layers if n not in there]:
             raise OptionError(
-                f"layers: {unknown} are no modules of the decoding half; it has {', '.join(valid)} and what is in them.",
+                f"layers: {unknown} are no modules of the decoding half; it has {', '.join(valid)}"
+                " and what is in them.",
                 fix=f"StrategyOptions('decoder', layers={(valid[-2], valid[-1])!r})",
             )
         return [there[n] for n in layers]
@@ -154,32 +161,51 @@ def _freeze_unused_lora(base: Any, rollout_steps: int) -> None:
 def _refuse_uneven_lora(
     base: Any, options: StrategyOptions, rollout_steps: int, *, push_forward: bool, replay: bool
 ) -> None:
-    """Where each step is learnt from alone, every step must have something to learn, and the same on every device."""
+    """Where each step is learnt from alone, every step must have something to learn, and the same
+    on every device.
+    """
     there = adapters.own_lora(base)
-    if there is None or there.mode == "single" or options.name not in ("lora", "full") or rollout_steps == 1:
+    if (
+        there is None
+        or there.mode == "single"
+        or options.name not in ("lora", "full")
+        or rollout_steps == 1
+    ):
         return
     if push_forward or replay:
         how = "push_forward=True" if push_forward else "a replay buffer"
         raise OptionError(
-            f"a LoRA of mode={there.mode!r} has other parameters in other steps, and {how} learns from each step alone.",
+            f"a LoRA of mode={there.mode!r} has other parameters in other steps, and {how} learns"
+            " from each step alone.",
             fix="StrategyOptions('lora', mode='single'), or gradients through all steps",
         )
 
 
-def _nothing(options: StrategyOptions, rollout_steps: int, trains_base_outputs: bool) -> OptionError:
+def _nothing(
+    options: StrategyOptions, rollout_steps: int, trains_base_outputs: bool
+) -> OptionError:
     if options.mode == "from_second" and rollout_steps == 1:
         return OptionError(
-            "a LoRA of mode='from_second' rests in the first step, and rollout_steps=1 has no other: it would not be trained.",
+            "a LoRA of mode='from_second' rests in the first step, and rollout_steps=1 has no"
+            " other: it would not be trained.",
             fix="rollout_steps=2, or mode='single'",
         )
     why = (
         ""
         if trains_base_outputs
-        else " (base_loss=0: Aurora's own variables are not scored, and its decoder gets no gradient)"
+        else (
+            " (base_loss=0: Aurora's own variables are not scored, and its decoder gets no"
+            " gradient)"
+        )
     )
     return OptionError(
-        f"strategy={options.name!r} with layers={options.layers!r} trains nothing of the base{why}.",
-        fix="base_loss=1.0, or layers=('backbone.decoder_layers.1',)" if options.name == "decoder" else "base_loss=1.0",
+        f"strategy={options.name!r} with layers={options.layers!r} trains nothing of the"
+        f" base{why}.",
+        fix=(
+            "base_loss=1.0, or layers=('backbone.decoder_layers.1',)"
+            if options.name == "decoder"
+            else "base_loss=1.0"
+        ),
     )
 
 
@@ -192,7 +218,11 @@ def table(model: AuroraWithHead) -> list[Part]:
     }
     out = []
     for name, module in parts.items():
-        own = [p for n, p in module.named_parameters(name) if not (model.adapter and model.adapter.adds(n))]
+        own = [
+            p
+            for n, p in module.named_parameters(name)
+            if not (model.adapter and model.adapter.adds(n))
+        ]
         out.append(_part(name, own))
     adapter = model.adapter
     if added := [p for n, p in model.base.named_parameters() if adapter and adapter.adds(n)]:
@@ -204,7 +234,11 @@ def table(model: AuroraWithHead) -> list[Part]:
 
 
 def _part(name: str, parameters: list[nn.Parameter]) -> Part:
-    return Part(name, sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters))
+    return Part(
+        name,
+        sum(p.numel() for p in parameters if p.requires_grad),
+        sum(p.numel() for p in parameters),
+    )
 
 
 def render(parts: list[Part]) -> str:

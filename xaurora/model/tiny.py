@@ -1,4 +1,6 @@
-"""A small Aurora for any variables, with its own normalisation: for tests, the demo, and data that no pretrained model takes."""
+"""A small Aurora for any variables, with its own normalisation: for tests, the demo, and data that
+no pretrained model takes.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +33,17 @@ Stats = dict[str, tuple[float, float]]
 class _OwnStats(Batch):
     """A Batch that is normalised with its own statistics aloft.
 
-    Upstream keeps those of atmospheric variables in global dicts (microsoft-aurora 2.0.1, ``aurora/normalisation.py``), which
-    one model must not change under another; ``Aurora.forward`` lets a subclass hand in its own kind of Batch instead.
+    Upstream keeps those of atmospheric variables in global dicts (microsoft-aurora 2.0.1,
+    ``aurora/normalisation.py``), which one model must not change under another; ``Aurora.forward``
+    lets a subclass hand in its own kind of Batch instead.
     """
 
     atmos_stats: Mapping[str, Stats] = dataclasses.field(default_factory=dict)
 
     def _aloft(self, name: str, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        pairs = [self.atmos_stats[name][f"{float(level):g}"] for level in self.metadata.atmos_levels]
+        pairs = [
+            self.atmos_stats[name][f"{float(level):g}"] for level in self.metadata.atmos_levels
+        ]
         both = torch.tensor(pairs, dtype=like.dtype, device=like.device)
         return both[:, 0, None, None], both[:, 1, None, None]
 
@@ -61,7 +66,11 @@ class _OwnStats(Batch):
     def _fmap(self, f: Any) -> _OwnStats:
         moved = Batch._fmap(self, f)
         return _OwnStats(
-            moved.surf_vars, moved.static_vars, moved.atmos_vars, moved.metadata, atmos_stats=self.atmos_stats
+            moved.surf_vars,
+            moved.static_vars,
+            moved.atmos_vars,
+            moved.metadata,
+            atmos_stats=self.atmos_stats,
         )
 
 
@@ -87,7 +96,8 @@ class TinyAurora(Aurora):
             use_lora=False,
             **TINY_CONFIG,
         )
-        # Set, not passed: the argument warns that statistics were changed by hand, and here that is the point.
+        # Set, not passed: the argument warns that statistics were changed by hand, and here that is
+        # the point.
         self.surf_stats = dict(surf_stats)
         self.atmos_stats = {name: dict(by_level) for name, by_level in atmos_stats.items()}
         self.levels = needs.levels
@@ -100,11 +110,21 @@ class TinyAurora(Aurora):
 
 
 def _own(batch: Batch, atmos_stats: Mapping[str, Stats]) -> _OwnStats:
-    return _OwnStats(batch.surf_vars, batch.static_vars, batch.atmos_vars, batch.metadata, atmos_stats=atmos_stats)
+    return _OwnStats(
+        batch.surf_vars,
+        batch.static_vars,
+        batch.atmos_vars,
+        batch.metadata,
+        atmos_stats=atmos_stats,
+    )
 
 
-def build_tiny(needs: Needs, surf_stats: Stats, atmos_stats: Mapping[str, Stats], seed: int = 0) -> TinyAurora:
-    """A ``tiny`` with random weights that depend on ``seed`` alone. The global random state is left as it was."""
+def build_tiny(
+    needs: Needs, surf_stats: Stats, atmos_stats: Mapping[str, Stats], seed: int = 0
+) -> TinyAurora:
+    """A ``tiny`` with random weights that depend on ``seed`` alone. The global random state is left
+    as it was.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = TinyAurora(needs, surf_stats, atmos_stats)
@@ -116,13 +136,18 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 
 def load_tiny_pretrained() -> TinyAurora:
-    """The ``tiny`` that was pretrained on the state variables of :func:`xaurora.synthetic`, under five laws of motion, as Aurora was on
-    the weather. Written by ``benchmarks/strategies.py --pretrain``; its weights are kept in bfloat16."""
+    """The ``tiny`` that was pretrained on the state variables of :func:`xaurora.synthetic`, under
+    five laws of motion, as Aurora was on the weather. Written by ``benchmarks/strategies.py
+    --pretrain``; its weights are kept in bfloat16.
+    """
     from safetensors.torch import load_file
 
     about = json.loads((ASSETS / "tiny.json").read_text(encoding="utf-8"))
     surface = {name: (float(v[0]), float(v[1])) for name, v in about["surface"].items()}
-    atmos = {n: {lv: (float(v[0]), float(v[1])) for lv, v in by.items()} for n, by in about["atmos"].items()}
+    atmos = {
+        n: {lv: (float(v[0]), float(v[1])) for lv, v in by.items()}
+        for n, by in about["atmos"].items()
+    }
     model = TinyAurora(TINY_PRETRAINED, surface, atmos)
     state = load_file(ASSETS / "tiny.safetensors")
     model.load_state_dict({name: values.float() for name, values in state.items()})
@@ -132,8 +157,9 @@ def load_tiny_pretrained() -> TinyAurora:
 def randomise_modulation(model: Aurora, std: float = 0.1) -> None:
     """Wake the adaptive layer norms of an untrained Aurora.
 
-    They start at zero (``aurora/model/film.py``), so that every block is the identity until weights are loaded: a frozen
-    random backbone would pass its input through, and tests on it would prove nothing about attention.
+    They start at zero (``aurora/model/film.py``), so that every block is the identity until weights
+    are loaded: a frozen random backbone would pass its input through, and tests on it would prove
+    nothing about attention.
     """
     for name, parameter in model.named_parameters():
         if "ln_modulation" in name:

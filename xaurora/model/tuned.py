@@ -1,8 +1,8 @@
 """``TunedAurora``: the artefact of fine-tuning; save, load, provenance, model card.
 
-On disk a folder with ``config.json``, ``head.safetensors``, ``model.safetensors`` where the base moved or was made here, the adapter
-(``adapter.safetensors``, or a folder ``adapter`` in PEFT's own format), ``normalisation.json``, ``history.json`` and ``README.md``. Never a
-pickle.
+On disk a folder with ``config.json``, ``head.safetensors``, ``model.safetensors`` where the base
+moved or was made here, the adapter (``adapter.safetensors``, or a folder ``adapter`` in PEFT's own
+format), ``normalisation.json``, ``history.json`` and ``README.md``. Never a pickle.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ from xaurora.errors import CheckpointError, OptionError
 from xaurora.fields.requirements import Needs
 from xaurora.fields.targets import InputForm
 from xaurora.model import adapters, strategies
-from xaurora.model.aurora import AuroraWithHead, compare_keys, extend, load_pretrained, read_state, state_hash
+from xaurora.model.aurora import (
+    AuroraWithHead,
+    compare_keys,
+    extend,
+    load_pretrained,
+    read_state,
+    state_hash,
+)
 from xaurora.model.heads import DistributionHead, HeadSet, from_config
 from xaurora.model.tiny import TinyAurora, build_tiny
 from xaurora.utils import storage
@@ -45,9 +52,11 @@ class TunedAurora:
     needs : Needs
         Variables, levels and patches that it takes.
     config : dict
-        Everything else that is written to ``config.json``: base, strategy, target, training data, scores, versions.
+        Everything else that is written to ``config.json``: base, strategy, target, training data,
+        scores, versions.
     history : list of dict
-        One entry per logged step: ``step``, ``loss``, ``learning_rate``, and at validations ``validation_crps_mm`` and others.
+        One entry per logged step: ``step``, ``loss``, ``learning_rate``, and at validations
+        ``validation_crps_mm`` and others.
     path : Path, optional
         Where it was saved to or loaded from.
     """
@@ -63,7 +72,9 @@ class TunedAurora:
         """The heads, by target."""
         heads = self.model.head
         if not isinstance(heads, HeadSet):
-            raise OptionError("this model has no head of this package.", fix="ds.aurora.finetune(target='tp')")
+            raise OptionError(
+                "this model has no head of this package.", fix="ds.aurora.finetune(target='tp')"
+            )
         return heads
 
     @property
@@ -107,21 +118,32 @@ class TunedAurora:
         config = self.config
         learnt = ", ".join(
             (["Aurora's own variables"] if config.get("all") else [])
-            + [f"{name} by a {info['head']['options']['family']} head" for name, info in config["targets"].items()]
+            + [
+                f"{name} by a {info['head']['options']['family']} head"
+                for name, info in config["targets"].items()
+            ]
         )
         fed = f", fed back: {', '.join(config['inputs'])}" if config["inputs"] else ""
         lines = [
-            f"TunedAurora: {learnt} on Aurora {config['base']['name']!r}, strategy {_strategy(config)}{fed}",
-            f"  trained  {config['training']['samples']} samples, {config['training']['start']} to {config['training']['end']}, {config['training']['steps']} steps",
+            (
+                f"TunedAurora: {learnt} on Aurora {config['base']['name']!r}, strategy"
+                f" {_strategy(config)}{fed}"
+            ),
+            (
+                f"  trained  {config['training']['samples']} samples, {config['training']['start']}"
+                f" to {config['training']['end']}, {config['training']['steps']} steps"
+            ),
         ]
         scores = config.get("scores", {})
         if scores:
             lines.append(
-                "  scores   " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if isinstance(v, int | float))
+                "  scores   "
+                + ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if isinstance(v, int | float))
             )
         if config["training"].get("validated_on_training_samples"):
             lines.append(
-                "           (on the training samples themselves: how well they are fitted, not how good a forecast is)"
+                "           (on the training samples themselves: how well they are fitted, not how"
+                " good a forecast is)"
             )
         lines += ["", strategies.render([strategies.Part(**part) for part in config["parameters"]])]
         return "\n".join(lines)
@@ -138,16 +160,22 @@ class TunedAurora:
             Writing failed (a full disk, no permission); nothing was changed.
         """
         path = Path(path)
-        if path.exists() and any(path.iterdir() if path.is_dir() else [path]) and not (path / "config.json").exists():
+        if (
+            path.exists()
+            and any(path.iterdir() if path.is_dir() else [path])
+            and not (path / "config.json").exists()
+        ):
             raise storage.SaveError(
-                f"'{path}' is there and is no tuned model; it is not overwritten.", fix="choose another folder"
+                f"'{path}' is there and is no tuned model; it is not overwritten.",
+                fix="choose another folder",
             )
         storage.replace_folder(path, self._write)
         self.path = path
         return path
 
     def merge(self) -> TunedAurora:
-        """The same model with its adapter added to the weights: no slower than without one, and saved with all its weights.
+        """The same model with its adapter added to the weights: no slower than without one, and
+        saved with all its weights.
 
         Aurora's own LoRA switches itself off after 40 rollout steps; merged, it stays.
 
@@ -161,12 +189,17 @@ class TunedAurora:
         model = copy.deepcopy(self.model)
         adapters.merge(model.base, model.adapter)
         model.adapter = None
-        base = {**self.config["base"], "saved": True, "lora": adapters.own_lora(model.base) is not None}
+        base = {
+            **self.config["base"],
+            "saved": True,
+            "lora": adapters.own_lora(model.base) is not None,
+        }
         config = {**self.config, "base": base, "merged": self.config["strategy"]}
         return TunedAurora(model, self.needs, config, list(self.history))
 
     def take(self, path: str | Path, moved: Collection[str] | None = None) -> dict[str, Any]:
-        """Put the weights of an artefact of this very model in place of the present ones; returns its scores.
+        """Put the weights of an artefact of this very model in place of the present ones; returns
+        its scores.
 
         Parameters
         ----------
@@ -179,7 +212,9 @@ class TunedAurora:
         folder = Path(path)
         config = _read_json(folder / "config.json")
         state = read_state(folder / "head.safetensors")
-        embeddings = {k.removeprefix(_INPUT): state.pop(k) for k in list(state) if k.startswith(_INPUT)}
+        embeddings = {
+            k.removeprefix(_INPUT): state.pop(k) for k in list(state) if k.startswith(_INPUT)
+        }
         self.heads.load_state_dict(state)
         base = self.model.base
         for name, embedding in embeddings.items():
@@ -197,22 +232,36 @@ class TunedAurora:
         from safetensors.torch import save_file
 
         state = dict(self.heads.state_dict())
-        if not self.config["base"]["saved"]:  # embeddings of targets among the inputs go with the heads
+        if not self.config["base"][
+            "saved"
+        ]:  # embeddings of targets among the inputs go with the heads
             embeds = self.model.base.encoder.surf_token_embeds.weights
             state |= {f"{_INPUT}{name}": embeds[name] for name in self.model.inputs}
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "head.safetensors")
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in state.items()},
+            folder / "head.safetensors",
+        )
         if self.config["base"]["saved"]:
             plain = adapters.plain_state(self.model.base, self.model.adapter)
-            save_file({k: v.detach().cpu().contiguous() for k, v in plain.items()}, folder / "model.safetensors")
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in plain.items()},
+                folder / "model.safetensors",
+            )
         if self.model.adapter is not None:
             adapters.save(self.model.base, self.model.adapter, folder)
         base = self.model.base
-        own = {"surface": base.surf_stats, "atmos": base.atmos_stats} if isinstance(base, TinyAurora) else {}
+        own = (
+            {"surface": base.surf_stats, "atmos": base.atmos_stats}
+            if isinstance(base, TinyAurora)
+            else {}
+        )
         _dump(
             folder / "normalisation.json",
             {
                 "base": own or "Aurora's own",
-                "targets": {name: info["statistics"] for name, info in self.config["targets"].items()},
+                "targets": {
+                    name: info["statistics"] for name, info in self.config["targets"].items()
+                },
             },
         )
         _dump(folder / "history.json", self.history)
@@ -222,7 +271,13 @@ class TunedAurora:
             if p.suffix in (".safetensors", ".json")
         }
         adapter = self.model.adapter.config() if self.model.adapter is not None else None
-        config = {**self.config, "adapter": adapter, "format": FORMAT, "needs": asdict(self.needs), "files": files}
+        config = {
+            **self.config,
+            "adapter": adapter,
+            "format": FORMAT,
+            "needs": asdict(self.needs),
+            "files": files,
+        }
         _dump(folder / "config.json", config)
         (folder / "README.md").write_text(model_card(self), encoding="utf-8")
 
@@ -242,7 +297,8 @@ def load(path: str | Path, *, weights: str | Path | None = None, base: Any = Non
     Raises
     ------
     CheckpointError
-        No tuned model there, a damaged file, or a base with other weights than the one that was tuned.
+        No tuned model there, a damaged file, or a base with other weights than the one that was
+        tuned.
     WeightsUnavailableError
         The pretrained base is not on this machine and cannot be fetched.
     """
@@ -250,13 +306,16 @@ def load(path: str | Path, *, weights: str | Path | None = None, base: Any = Non
     config = _read_json(folder / "config.json")
     if config.get("format") not in _READS:
         raise CheckpointError(
-            f"'{folder}' has format {config.get('format')!r}, and this version reads format {FORMAT}.",
+            f"'{folder}' has format {config.get('format')!r}, and this version reads format"
+            f" {FORMAT}.",
             fix="install the version of xaurora that wrote it",
         )
     for name, expected in config["files"].items():
         file = folder / name
         if not file.is_file():
-            raise CheckpointError(f"'{folder}' lacks its file '{name}'.", fix="copy the whole folder again")
+            raise CheckpointError(
+                f"'{folder}' lacks its file '{name}'.", fix="copy the whole folder again"
+            )
         if _hash_file(file) != expected:
             raise CheckpointError(
                 f"'{file}' is damaged: it is not the file that was saved (its SHA-256 differs).",
@@ -266,13 +325,16 @@ def load(path: str | Path, *, weights: str | Path | None = None, base: Any = Non
         weights is not None or (base is not None and config["base"]["name"].startswith("tiny"))
     ):
         raise OptionError(
-            f"'{folder}' holds its own weights, so that {'weights=' if weights is not None else 'base='} would have no effect.",
+            f"'{folder}' holds its own weights, so that"
+            f" {'weights=' if weights is not None else 'base='} would have no effect.",
             fix="xaurora.load(path)",
         )
     needs = _needs(config["needs"])
     inputs = {name: InputForm(**form) for name, form in config["inputs"].items()}
     if inputs and base is not None:
-        base = copy.deepcopy(base)  # its encoder takes more from here on, and the caller's is left alone
+        base = copy.deepcopy(
+            base
+        )  # its encoder takes more from here on, and the caller's is left alone
     if config.get("adapter") and base is not None:
         base = copy.deepcopy(base)
     model_base, adapter = _base(config, folder, needs, weights, base, inputs)
@@ -284,7 +346,8 @@ def load(path: str | Path, *, weights: str | Path | None = None, base: Any = Non
     model = AuroraWithHead(model_base, heads, inputs, adapter).eval()
     for name, embedding in embeddings.items():
         model_base.encoder.surf_token_embeds.weights[name].data.copy_(embedding)
-    # As after training: Torch picks other kernels for parameters without gradient, and PEFT leaves the base so.
+    # As after training: Torch picks other kernels for parameters without gradient, and PEFT leaves
+    # the base so.
     model.requires_grad_(True)
     history = _read_json(folder / "history.json")
     meta = {k: v for k, v in config.items() if k not in ("format", "needs", "files", "adapter")}
@@ -340,13 +403,17 @@ def _plain_base(
         state = read_state(folder / "model.safetensors")
         if stats != "Aurora's own":
             surface = {k: (float(v[0]), float(v[1])) for k, v in stats["surface"].items()}
-            atmos = {k: {lv: (float(p[0]), float(p[1])) for lv, p in by.items()} for k, by in stats["atmos"].items()}
+            atmos = {
+                k: {lv: (float(p[0]), float(p[1])) for lv, p in by.items()}
+                for k, by in stats["atmos"].items()
+            }
             model = build_tiny(needs, {k: v for k, v in surface.items() if k not in inputs}, atmos)
         elif given is not None:
             model = copy.deepcopy(given)  # it gets other weights, and the caller's keeps its own
         elif info["name"] == "given":
             raise CheckpointError(
-                f"'{folder}' was tuned from a model that was given as an object of class {info['class']}.",
+                f"'{folder}' was tuned from a model that was given as an object of class"
+                f" {info['class']}.",
                 fix="xaurora.load(path, base=a model of that class)",
             )
         else:
@@ -371,7 +438,8 @@ def _plain_base(
     found = state_hash(model)
     if found != info["hash"]:
         raise CheckpointError(
-            f"the base model has other weights than the one that '{folder}' was tuned on (expected {info['hash'][:19]}…, found {found[:19]}…).",
+            f"the base model has other weights than the one that '{folder}' was tuned on (expected"
+            f" {info['hash'][:19]}…, found {found[:19]}…).",
             fix="give the checkpoint it was tuned on: xaurora.load(path, weights='file.ckpt')",
         )
     return model
@@ -383,10 +451,17 @@ def _needs(config: dict[str, Any]) -> Needs:
 
 
 def describe_base(
-    base: Any, name: str, *, saved: bool, original_hash: str, adapter: adapters.Adapter | None = None
+    base: Any,
+    name: str,
+    *,
+    saved: bool,
+    original_hash: str,
+    adapter: adapters.Adapter | None = None,
 ) -> dict[str, Any]:
     """The base's part of the config."""
-    own = adapter is None or adapter.own or adapter.peft is not None  # a LoRA that is there is the base's
+    own = (
+        adapter is None or adapter.own or adapter.peft is not None
+    )  # a LoRA that is there is the base's
     return {
         "name": name,
         "class": f"{type(base).__module__}.{type(base).__qualname__}",
@@ -434,11 +509,16 @@ def model_card(tuned: TunedAurora) -> str:
         else ", ".join(f"{v:g}" for v in tuned.needs.levels) + " hPa"
     )
     scores = (
-        "\n".join(f"| {k} | {v:.6g} |" for k, v in config.get("scores", {}).items() if isinstance(v, int | float))
+        "\n".join(
+            f"| {k} | {v:.6g} |"
+            for k, v in config.get("scores", {}).items()
+            if isinstance(v, int | float)
+        )
         or "| none | |"
     )
     warning = (
-        "\n\nThese are scores on the training samples themselves: how well they are fitted, not how good a forecast is."
+        "\n\nThese are scores on the training samples themselves: how well they are fitted, not how"
+        " good a forecast is."
         if training.get("validated_on_training_samples")
         else ""
     )
@@ -446,7 +526,9 @@ def model_card(tuned: TunedAurora) -> str:
         [f"{info['long_name'].lower()} ({name})" for name, info in config["targets"].items()]
         or ["none, its own ones trained on"]
     )
-    heads = "; ".join(f"{name}: {info['head']['options']}" for name, info in config["targets"].items())
+    heads = "; ".join(
+        f"{name}: {info['head']['options']}" for name, info in config["targets"].items()
+    )
     return f"""# Aurora, fine-tuned for {", ".join(config["targets"]) or "its own variables"}
 
 New variables of Aurora {config["base"]["name"]!r}, made with xaurora: {learnt}. Precipitation is the total over six hours.
@@ -487,21 +569,30 @@ forecast = ds.aurora.predict("24h", model=tuned)
 
 def _strategy(config: dict[str, Any]) -> str:
     """The strategy with its options, in words."""
-    options = {k: v for k, v in config.get("strategy_options", {}).items() if k != "name" and v is not None}
-    more = ", ".join(f"{k} {', '.join(map(str, v)) if isinstance(v, list | tuple) else v}" for k, v in options.items())
+    options = {
+        k: v for k, v in config.get("strategy_options", {}).items() if k != "name" and v is not None
+    }
+    more = ", ".join(
+        f"{k} {', '.join(map(str, v)) if isinstance(v, list | tuple) else v}"
+        for k, v in options.items()
+    )
     merged = ", merged into the weights" if config.get("merged") else ""
     return f"{config['strategy']}" + (f" ({more})" if more else "") + merged
 
 
 def _dump(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, allow_nan=True, default=float) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(value, indent=1, allow_nan=True, default=float) + "\n", encoding="utf-8"
+    )
 
 
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"'{path}' is missing or damaged: {error}", fix="copy the whole folder again") from error
+        raise CheckpointError(
+            f"'{path}' is missing or damaged: {error}", fix="copy the whole folder again"
+        ) from error
 
 
 def _hash_file(path: Path) -> str:

@@ -1,4 +1,6 @@
-"""Diagrams of scores: by threshold, reliability, histograms, spectra, intensity. Each returns Matplotlib axes and takes ``ax=``."""
+"""Diagrams of scores: by threshold, reliability, histograms, spectra, intensity. Each returns
+Matplotlib axes and takes ``ax=``.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def labelled(scores: xr.Dataset | Mapping[str, xr.Dataset]) -> dict[str, xr.Data
     return {"forecast": scores} if isinstance(scores, xr.Dataset) else dict(scores)
 
 
-def part(ds: xr.Dataset, name: str, metric: str | None, region: str | None, lead: Any = None) -> xr.DataArray:
+def part(
+    ds: xr.Dataset, name: str, metric: str | None, region: str | None, lead: Any = None
+) -> xr.DataArray:
     """One metric of one region.
 
     Raises
@@ -45,17 +49,21 @@ def part(ds: xr.Dataset, name: str, metric: str | None, region: str | None, lead
     how = metric or next(n for n, m in METRICS.items() if m.suffix == suffix)
     if name not in ds or (metric is not None and metric not in ds["metric"].values):
         raise MissingVariableError(
-            f"these scores hold no {how!r} of '{base}'; they hold {sorted(map(str, ds.data_vars))}.",
+            f"these scores hold no {how!r} of '{base}'; they hold"
+            f" {sorted(map(str, ds.data_vars))}.",
             fix=f"evaluate(truth, metrics={[how]}), or metrics='all'",
         )
     da = ds[name] if metric is None else ds[name].sel(metric=metric)
     if region is not None and region not in da["region"].values:
         raise OptionError(
-            f"these scores hold no region {region!r}; they hold {list(map(str, da['region'].values))}.",
+            f"these scores hold no region {region!r}; they hold"
+            f" {list(map(str, da['region'].values))}.",
             fix="region=None for the first",
         )
     da = da.isel(region=0) if region is None else da.sel(region=region)
-    if kept := [d for d in ("init_time", "season", "month", "hour", "year", "lead_bin") if d in da.dims]:
+    if kept := [
+        d for d in ("init_time", "season", "month", "hour", "year", "lead_bin") if d in da.dims
+    ]:
         raise OptionError(
             f"these scores are kept apart by {', '.join(kept)}, and a diagram shows lead times.",
             fix=f"scores.isel({kept[0]}=0, drop=True)",
@@ -66,7 +74,9 @@ def part(ds: xr.Dataset, name: str, metric: str | None, region: str | None, lead
 
 
 def shown(da: xr.DataArray, name: str, metric: str) -> tuple[float, str]:
-    """What a score is multiplied by to be drawn, and its units: rain in mm, squares squared, ratios without."""
+    """What a score is multiplied by to be drawn, and its units: rain in mm, squares squared, ratios
+    without.
+    """
     from xaurora.evaluation.metrics import ALIASES, METRICS
 
     spec = METRICS.get(ALIASES.get(metric, metric))
@@ -78,7 +88,11 @@ def shown(da: xr.DataArray, name: str, metric: str) -> tuple[float, str]:
     factor = 1.0
     if known is not None and known.accumulated and (scale := variables.conversion(units, "m")):
         factor, units = 1e3 * scale[0], "mm"
-    return (factor, units) if kind == "own" else (factor**2, f"({units})²" if " " in units else f"{units}²")
+    return (
+        (factor, units)
+        if kind == "own"
+        else (factor**2, f"({units})²" if " " in units else f"{units}²")
+    )
 
 
 def label_of(metric: str) -> str:
@@ -117,11 +131,18 @@ def threshold_curve(
     for label, ds in several.items():
         da = part(ds, f"{name}_exceed", metric, region)
         if len(several) == 1 and lead is None:
-            lines += [(hours(one), one) for one in (da.isel(lead_time=i) for i in range(da.sizes["lead_time"]))]
+            lines += [
+                (hours(one), one)
+                for one in (da.isel(lead_time=i) for i in range(da.sizes["lead_time"]))
+            ]
         else:
-            lines.append((label, part(ds, f"{name}_exceed", metric, region, 0 if lead is None else lead)))
+            lines.append(
+                (label, part(ds, f"{name}_exceed", metric, region, 0 if lead is None else lead))
+            )
     for (label, da), colour in zip(lines, COLOURS * 9, strict=False):
-        shown = da.where(da > 0) if metric == "frequencybias" else da  # never exceeded: no place on a logarithmic axis
+        shown = (
+            da.where(da > 0) if metric == "frequencybias" else da
+        )  # never exceeded: no place on a logarithmic axis
         ax.plot(da["threshold_mm"], shown, "o-", label=label, color=colour, markersize=4)
     if metric == "frequencybias":
         ax.axhline(1.0, color="0.6", linewidth=0.8)
@@ -131,8 +152,12 @@ def threshold_curve(
     else:
         ax.set_ylim(min(0.0, float(np.nanmin([ax.get_ylim()[0], 0.0]))), 1.0)
     _thresholds_axis(ax, lines[0][1]["threshold_mm"].values)
-    name_of = {"frequencybias": "frequency bias", "brier_score_mm": "Brier score"}.get(metric, label_of(metric))
-    ax.set_ylabel(name_of + (f" at {hours(lines[0][1])}" if len({hours(da) for _, da in lines}) == 1 else ""))
+    name_of = {"frequencybias": "frequency bias", "brier_score_mm": "Brier score"}.get(
+        metric, label_of(metric)
+    )
+    ax.set_ylabel(
+        name_of + (f" at {hours(lines[0][1])}" if len({hours(da) for _, da in lines}) == 1 else "")
+    )
     ax.legend(frameon=False, fontsize=8)
     return ax
 
@@ -143,7 +168,9 @@ def _thresholds_axis(ax: Any, values: np.ndarray) -> None:
     if (values > 0).all():
         ax.set_xscale("log")
     else:
-        ax.set_xscale("symlog", linthresh=float(values[values > 0].min()) if (values > 0).any() else 1.0)
+        ax.set_xscale(
+            "symlog", linthresh=float(values[values > 0].min()) if (values > 0).any() else 1.0
+        )
     ax.xaxis.set_major_locator(FixedLocator(values.tolist()))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticklabels([f"{v:g}" for v in values])
@@ -182,7 +209,9 @@ def fss_curve(
             lines += [(f"{t:g} mm", da.sel(threshold_mm=t)) for t in da["threshold_mm"].values]
         else:
             middle = float(da["threshold_mm"][len(da["threshold_mm"]) // 2])
-            lines.append((label, _at_threshold(da, middle if threshold_mm is None else threshold_mm)))
+            lines.append(
+                (label, _at_threshold(da, middle if threshold_mm is None else threshold_mm))
+            )
     for (label, da), colour in zip(lines, COLOURS * 9, strict=False):
         ax.plot(da["neighborhood_size"], da, "o-", label=label, color=colour, markersize=4)
     ax.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
@@ -208,9 +237,11 @@ def reliability(
     lead: Any = 0,
     ax: Any = None,
 ) -> Any:
-    """Reliability diagram: observed frequency by forecast probability; sizes of the points are shares of all forecasts.
+    """Reliability diagram: observed frequency by forecast probability; sizes of the points are
+    shares of all forecasts.
 
-    One line a threshold, or with several forecasts one each at ``threshold_mm``. The diagonal is reliable.
+    One line a threshold, or with several forecasts one each at ``threshold_mm``. The diagonal is
+    reliable.
     """
     ax = axes(ax, (4.4, 4.2))
     several = labelled(scores)
@@ -223,7 +254,9 @@ def reliability(
             if len(several) == 1 and threshold_mm is None
             else [every[len(every) // 2] if threshold_mm is None else threshold_mm]
         )
-        lines += [(f"{t:g} mm" if len(several) == 1 else label, ds, _at_threshold(da, t)) for t in wanted]
+        lines += [
+            (f"{t:g} mm" if len(several) == 1 else label, ds, _at_threshold(da, t)) for t in wanted
+        ]
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
     for (label, ds, da), colour in zip(lines, COLOURS * 9, strict=False):
         at = {k: da[k] for k in ("region", "lead_time", "threshold_mm")}
@@ -231,7 +264,14 @@ def reliability(
         p = ds[f"{name}_forecast_probability"].sel(at).values
         there = share > 1e-4  # fewer cases say nothing
         ax.plot(p[there], da.values[there], "-", color=colour, linewidth=1)
-        ax.scatter(p[there], da.values[there], s=8 + 120 * np.sqrt(share[there]), color=colour, label=label, zorder=3)
+        ax.scatter(
+            p[there],
+            da.values[there],
+            s=8 + 120 * np.sqrt(share[there]),
+            color=colour,
+            label=label,
+            zorder=3,
+        )
     ax.set_xlim(-0.02, 1.02)
     ax.set_ylim(-0.02, 1.02)
     ax.set_aspect("equal")
@@ -254,7 +294,9 @@ def calibration(
     lead: Any = None,
     ax: Any = None,
 ) -> Any:
-    """PIT histogram, or rank histogram of an ensemble: flat is calibrated, ∪ too narrow, ∩ too wide, a slope biased. One line a lead."""
+    """PIT histogram, or rank histogram of an ensemble: flat is calibrated, ∪ too narrow, ∩ too
+    wide, a slope biased. One line a lead.
+    """
     ax, scores = axes(ax), _first(scores)
     pit = f"{name}_pit" in scores
     da = part(scores, f"{name}_pit" if pit else f"{name}_rank_histogram", None, region)
@@ -264,12 +306,18 @@ def calibration(
     edges = np.linspace(0.0, 1.0, da.sizes[dim] + 1) if pit else np.arange(da.sizes[dim] + 1) - 0.5
     for i, colour in zip(leads, COLOURS * 9, strict=False):
         one = (
-            da.isel(lead_time=i) if isinstance(i, int) else part(scores, str(da.name), None, region, i) * da.sizes[dim]
+            da.isel(lead_time=i)
+            if isinstance(i, int)
+            else part(scores, str(da.name), None, region, i) * da.sizes[dim]
         )
         ax.stairs(one.values, edges, label=hours(one), color=colour, baseline=None)
     ax.axhline(1.0, color="0.6", linewidth=0.8)
     ax.set_ylim(0, max(2.0, 1.05 * float(np.nanmax(da))))
-    ax.set_xlabel("probability integral transform of the truth" if pit else "rank of the truth among the members")
+    ax.set_xlabel(
+        "probability integral transform of the truth"
+        if pit
+        else "rank of the truth among the members"
+    )
     ax.set_ylabel("relative frequency")
     ax.legend(frameon=False, fontsize=8, ncols=2)
     return ax
@@ -285,7 +333,9 @@ def spectrum(
     ratio: bool = False,
     ax: Any = None,
 ) -> Any:
-    """Zonal power spectrum beside the truth's, or with ``ratio`` over it: below 1 is blurred. One line a forecast, or with one forecast a lead."""
+    """Zonal power spectrum beside the truth's, or with ``ratio`` over it: below 1 is blurred. One
+    line a forecast, or with one forecast a lead.
+    """
     ax = axes(ax)
     several = labelled(scores)
 
@@ -297,7 +347,15 @@ def spectrum(
     lines = []
     for label, ds in several.items():
         da, y = (
-            pick(part(ds, f"{name}_{n}", None, region, lead if lead is not None or len(several) == 1 else 0))
+            pick(
+                part(
+                    ds,
+                    f"{name}_{n}",
+                    None,
+                    region,
+                    lead if lead is not None or len(several) == 1 else 0,
+                )
+            )
             for n in ("spectrum", "truth_spectrum")
         )
         each = range(da.sizes["lead_time"]) if "lead_time" in da.dims else [None]
@@ -305,7 +363,13 @@ def spectrum(
             one, truth = (da, y) if i is None else (da.isel(lead_time=i), y.isel(lead_time=i))
             lines.append((hours(one) if len(several) == 1 else label, one, truth))
     for (label, one, truth), colour in zip(lines, COLOURS * 9, strict=False):
-        ax.plot(one["zonal_wavenumber"], one / truth if ratio else one, label=label, color=colour, linewidth=1.3)
+        ax.plot(
+            one["zonal_wavenumber"],
+            one / truth if ratio else one,
+            label=label,
+            color=colour,
+            linewidth=1.3,
+        )
     if not any(np.isfinite(line.get_ydata()).any() for line in ax.lines):
         raise MissingVariableError(
             f"the spectra of '{name}' are all missing: the region has no whole rows of values.",
@@ -317,7 +381,12 @@ def spectrum(
         ax.set_ylabel(f"power of {name} over the truth's")
     else:
         ax.plot(
-            lines[0][2]["zonal_wavenumber"], lines[0][2], color="black", linestyle="--", linewidth=1.3, label="truth"
+            lines[0][2]["zonal_wavenumber"],
+            lines[0][2],
+            color="black",
+            linestyle="--",
+            linewidth=1.3,
+            label="truth",
         )
         if any((np.asarray(line.get_ydata()) > 0).any() for line in ax.lines):
             ax.set_yscale("log")
@@ -338,14 +407,25 @@ def intensity(
 ) -> Any:
     """Distribution of amounts, forecast and truth: share of the area that gets more than so much."""
     ax, scores = axes(ax), _first(scores)
-    for label, variable, style in (("forecast", f"{name}_intensity", "-"), ("truth", f"{name}_truth_intensity", "--")):
+    for label, variable, style in (
+        ("forecast", f"{name}_intensity", "-"),
+        ("truth", f"{name}_truth_intensity", "--"),
+    ):
         da = part(scores, variable, None, region, lead)
         over = da.values[::-1].cumsum()[::-1][1:]
         edges = da["intensity_bin"].values[1:]
         there = over > 0
-        ax.plot(edges[there], over[there], style, label=label, color=COLOURS[0] if label == "forecast" else "black")
+        ax.plot(
+            edges[there],
+            over[there],
+            style,
+            label=label,
+            color=COLOURS[0] if label == "forecast" else "black",
+        )
     wettest = float(edges[there][-1]) if there.any() else 1.0
-    ax.set_xlim(0.08, max(10.0, 3.0 * wettest))  # of the truth; a distribution's tail goes on for ever
+    ax.set_xlim(
+        0.08, max(10.0, 3.0 * wettest)
+    )  # of the truth; a distribution's tail goes on for ever
     ax.set_yscale("log")
     ax.set_ylim(1e-7, 1.5)
     _plain(ax, "x")
@@ -363,13 +443,17 @@ def quantile_quantile(
     lead: Any = 0,
     ax: Any = None,
 ) -> Any:
-    """Quantiles of the forecast over those of the truth, mm, from the median of the wet amounts into the tail."""
+    """Quantiles of the forecast over those of the truth, mm, from the median of the wet amounts
+    into the tail.
+    """
     ax, scores = axes(ax, (4.2, 4.2)), _first(scores)
     forecast, truth = tail(scores, name, region=region, lead=lead)
     ax.plot(truth, forecast, "o-", color=COLOURS[0], markersize=4)
     for q, x, y in zip(TAIL, truth, forecast, strict=True):
         if np.isfinite(x) and np.isfinite(y):
-            ax.annotate(f"{100 * q:g} %", (x, y), textcoords="offset points", xytext=(4, -9), fontsize=7)
+            ax.annotate(
+                f"{100 * q:g} %", (x, y), textcoords="offset points", xytext=(4, -9), fontsize=7
+            )
     both = np.concatenate([forecast, truth])
     both = both[np.isfinite(both)]
     if len(both):
@@ -391,7 +475,9 @@ TAIL = (0.8, 0.9, 0.95, 0.99, 0.995, 0.999)
 def tail(
     scores: xr.Dataset, name: str = "tp", *, region: str | None = None, lead: Any = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Amounts in mm at the levels of :data:`TAIL`, of forecast and truth, read off the intensity distribution; NaN below 0.1 mm."""
+    """Amounts in mm at the levels of :data:`TAIL`, of forecast and truth, read off the intensity
+    distribution; NaN below 0.1 mm.
+    """
     out = []
     for variable in (f"{name}_intensity", f"{name}_truth_intensity"):
         da = part(scores, variable, None, region, lead)
@@ -411,7 +497,9 @@ def error_by_edge(
     lead: Any = None,
     ax: Any = None,
 ) -> Any:
-    """A score by distance from the domain's edge, of scores made with ``regions="edge"``. One line a lead."""
+    """A score by distance from the domain's edge, of scores made with ``regions="edge"``. One line
+    a lead.
+    """
     ax, scores = axes(ax), _first(scores)
     rings = [str(r) for r in scores["region"].values if str(r).startswith("edge ")]
     if not rings:
@@ -420,14 +508,17 @@ def error_by_edge(
     da = scores[name].sel(metric=metric, region=rings) * factor
     if "level" in da.dims:
         da = da.isel(level=0)
-    for i, colour in zip(range(da.sizes["lead_time"]) if lead is None else [lead], COLOURS * 9, strict=False):
+    for i, colour in zip(
+        range(da.sizes["lead_time"]) if lead is None else [lead], COLOURS * 9, strict=False
+    ):
         one = da.isel(lead_time=i) if isinstance(i, int) else _at_lead(da, i)
         ax.plot(range(len(rings)), one.values, "o-", label=hours(one), color=colour)
     ax.set_xticks(range(len(rings)), [r.removeprefix("edge ") for r in rings], rotation=20)
     ax.set_xlabel("distance from the edge")
     known = variables.find(name)
     ax.set_ylabel(
-        f"{label_of(metric)} of {known.long_name.lower() if known else name}{f' in {units}' if units else ''}"
+        f"{label_of(metric)} of"
+        f" {known.long_name.lower() if known else name}{f' in {units}' if units else ''}"
     )
     ax.legend(frameon=False, fontsize=8)
     return ax
@@ -448,7 +539,8 @@ def _at_lead(da: xr.DataArray, lead: Any) -> xr.DataArray:
     except (KeyError, ValueError, TypeError):
         there = ", ".join(f"{h:g}h" for h in da["lead_time"].values / np.timedelta64(1, "h"))
         raise LeadTimeError(
-            f"these scores hold no lead {lead!r}; they hold {there}.", fix=f"lead='{there.split(', ')[0]}'"
+            f"these scores hold no lead {lead!r}; they hold {there}.",
+            fix=f"lead='{there.split(', ')[0]}'",
         ) from None
 
 

@@ -9,15 +9,33 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xaurora.errors import InitTimeError, LeadTimeError, LevelError, MissingVariableError, OptionError
+from xaurora.errors import (
+    InitTimeError,
+    LeadTimeError,
+    LevelError,
+    MissingVariableError,
+    OptionError,
+)
 from xaurora.fields import recognition, variables
 from xaurora.training.curves import lead_curve
 
 __all__ = ["coastlines", "field", "forecast", "lead_curve", "models", "rain_colours", "target"]
 
 RAIN_STEPS_MM = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 50)
-"""mm in six hours; uneven, as rain maps are: half of all rain is drizzle, and the rest must stay apart."""
-_RAIN_COLOURS = ("#e3f2fb", "#bcdff5", "#8cc5ee", "#55a3e0", "#2b7cc4", "#1f5aa6", "#3b3a8f", "#6a2c8a", "#a0287d")
+"""mm in six hours; uneven, as rain maps are: half of all rain is drizzle, and the rest must stay
+apart.
+"""
+_RAIN_COLOURS = (
+    "#e3f2fb",
+    "#bcdff5",
+    "#8cc5ee",
+    "#55a3e0",
+    "#2b7cc4",
+    "#1f5aa6",
+    "#3b3a8f",
+    "#6a2c8a",
+    "#a0287d",
+)
 
 
 def _pyplot() -> Any:
@@ -46,7 +64,8 @@ def field(
     bar: bool = True,
     ax: Any = None,
 ) -> Any:
-    """A map of one field, with coastlines where Cartopy is there (axes of a Cartopy projection, or new ones).
+    """A map of one field, with coastlines where Cartopy is there (axes of a Cartopy projection, or
+    new ones).
 
     Parameters
     ----------
@@ -71,14 +90,17 @@ def field(
     da = _single(da)
     if da.ndim != 2:
         raise OptionError(
-            f"a map needs two dims, and '{da.name}' has {list(da.dims)}.", fix="da.isel(init_time=0, lead_time=0)"
+            f"a map needs two dims, and '{da.name}' has {list(da.dims)}.",
+            fix="da.isel(init_time=0, lead_time=0)",
         )
     lat, lon = da.dims
     if da[lat].ndim != 1 or str(lat).startswith("lon"):
         da = da.transpose()
         lat, lon = da.dims
     longitude = da[lon].values.astype(float)
-    if (np.diff(longitude) < 0).any():  # across Greenwich or the date line: draw on, do not jump back
+    if (
+        np.diff(longitude) < 0
+    ).any():  # across Greenwich or the date line: draw on, do not jump back
         longitude = np.where(longitude < longitude[0], longitude + 360.0, longitude)
     rain = _is_rain(da) if rain is None else rain
     values, units = da.values.astype(float), str(da.attrs.get("units", ""))
@@ -98,20 +120,27 @@ def field(
     elif limits:
         options |= {"vmin": limits[0], "vmax": limits[1]}
     mesh = ax.pcolormesh(longitude, da[lat].values, values, **options)
-    ax.set_aspect(1.0 / max(np.cos(np.deg2rad(float(da[lat].mean()))), 0.3) if np.ptp(longitude) < 120 else "auto")
+    ax.set_aspect(
+        1.0 / max(np.cos(np.deg2rad(float(da[lat].mean()))), 0.3)
+        if np.ptp(longitude) < 120
+        else "auto"
+    )
     ax.set_xlabel("longitude")
     ax.set_ylabel("latitude")
     ax.set_title(title, fontsize=10)
     coastlines(ax, longitude, da[lat].values)
     if bar:
-        ax.figure.colorbar(mesh, ax=ax, label="" if units == "1" else units, shrink=0.85, extend=extend)
+        ax.figure.colorbar(
+            mesh, ax=ax, label="" if units == "1" else units, shrink=0.85, extend=extend
+        )
     return ax
 
 
 def coastlines(ax: Any, longitude: np.ndarray, latitude: np.ndarray) -> None:
     """Draw coastlines into a map in degrees, where Cartopy and its files are there; else nothing.
 
-    Cartopy is not among what xaurora installs. Its coastlines of 1:110 million come from a file that it fetches once.
+    Cartopy is not among what xaurora installs. Its coastlines of 1:110 million come from a file
+    that it fetches once.
     """
     lines = _coastlines()
     if not lines:
@@ -121,7 +150,9 @@ def coastlines(ax: Any, longitude: np.ndarray, latitude: np.ndarray) -> None:
         x = np.asarray(line[:, 0])
         for turn in (-360.0, 0.0, 360.0):  # the map may lie in any convention
             if x.max() + turn >= limits[0][0] and x.min() + turn <= limits[0][1]:
-                ax.plot(x + turn, line[:, 1], color="0.25", linewidth=0.6, scalex=False, scaley=False)
+                ax.plot(
+                    x + turn, line[:, 1], color="0.25", linewidth=0.6, scalex=False, scaley=False
+                )
     ax.set_xlim(limits[0])
     ax.set_ylim(limits[1])
 
@@ -137,7 +168,9 @@ def _coastlines() -> tuple[np.ndarray, ...]:
             for geometry in shapereader.Reader(path).geometries()
             for part in getattr(geometry, "geoms", [geometry])
         )
-    except Exception:  # not there, or its file cannot be fetched: a map without coastlines is still a map
+    except (
+        Exception
+    ):  # not there, or its file cannot be fetched: a map without coastlines is still a map
         return ()
 
 
@@ -151,13 +184,17 @@ def _to_mm(units: str) -> float:
     return 1e3 * (scale[0] if scale else 1.0)
 
 
-def _pick(fc: xr.Dataset, name: str, init_time: Any, lead: Any, level: float | None) -> xr.DataArray:
+def _pick(
+    fc: xr.Dataset, name: str, init_time: Any, lead: Any, level: float | None
+) -> xr.DataArray:
     import pandas as pd
 
     init_dim = "init_time" if "init_time" in fc.coords else "time"
     lead_dim = "lead_time" if "lead_time" in fc.coords else "prediction_timedelta"
     name = _found(fc, name)
-    if lead_dim in fc.coords and fc[lead_dim].dtype.kind != "m":  # durations that carry only their units
+    if (
+        lead_dim in fc.coords and fc[lead_dim].dtype.kind != "m"
+    ):  # durations that carry only their units
         from xaurora.evaluation.alignment import durations_of
 
         hours = durations_of(fc[lead_dim])
@@ -170,12 +207,18 @@ def _pick(fc: xr.Dataset, name: str, init_time: Any, lead: Any, level: float | N
     da = fc[name]
     aloft = next((str(d) for d in da.dims if d in recognition.NAMES["level"]), "level")
     members = next((str(d) for d in da.dims if d in recognition.NAMES["number"]), "number")
-    da = da.rename({k: v for k, v in ((aloft, "level"), (members, "number")) if k != v and k in da.dims})
+    da = da.rename(
+        {k: v for k, v in ((aloft, "level"), (members, "number")) if k != v and k in da.dims}
+    )
     for dim in (init_dim, lead_dim):  # one time of a forecast is a forecast
         if dim in da.coords and dim not in da.dims:
             da = da.expand_dims(dim)
     try:
-        da = da.isel({init_dim: 0}) if init_time is None else da.sel({init_dim: pd.Timestamp(init_time)})
+        da = (
+            da.isel({init_dim: 0})
+            if init_time is None
+            else da.sel({init_dim: pd.Timestamp(init_time)})
+        )
     except (KeyError, ValueError):
         raise InitTimeError(
             f"init time {init_time!r} is not in the forecast.",
@@ -201,7 +244,9 @@ def _pick(fc: xr.Dataset, name: str, init_time: Any, lead: Any, level: float | N
 
 
 def _found(fc: xr.Dataset, name: str) -> str:
-    """The variable as this forecast calls it: ``tp`` is ``total_precipitation_6hr`` in WeatherBench2."""
+    """The variable as this forecast calls it: ``tp`` is ``total_precipitation_6hr`` in
+    WeatherBench2.
+    """
     known = variables.find(name) if isinstance(name, str) else None
     if name in fc or known is None:
         return name
@@ -218,7 +263,9 @@ def forecast(
     level: float | None = None,
     ax: Any = None,
 ) -> Any:
-    """A map of a forecast, or a triptych of forecast, truth and difference. See :meth:`xaurora.accessor.AuroraAccessor.plot`."""
+    """A map of a forecast, or a triptych of forecast, truth and difference. See
+    :meth:`xaurora.accessor.AuroraAccessor.plot`.
+    """
     from xaurora.errors import KindError
     from xaurora.fields import recognition
 
@@ -241,7 +288,8 @@ def forecast(
         return field(da, title=f"{name}{aloft}, {stamp}", ax=ax)
     if ax is not None and np.size(ax) != 3:
         raise OptionError(
-            f"a triptych is drawn into three axes, and {np.size(ax)} were given.", fix="plt.subplots(1, 3)"
+            f"a triptych is drawn into three axes, and {np.size(ax)} were given.",
+            fix="plt.subplots(1, 3)",
         )
     if ax is not None and np.ndim(ax) > 1:
         ax = np.ravel(ax)
@@ -251,7 +299,9 @@ def forecast(
 def _truth_of(
     fc: xr.Dataset, name: str, da: xr.DataArray, truth: xr.Dataset, level: float | None
 ) -> tuple[Any, tuple[str, str], np.ndarray, np.ndarray]:
-    """Forecast as it is scored, the variable's key, and one field of forecast and truth on its grid."""
+    """Forecast as it is scored, the variable's key, and one field of forecast and truth on its
+    grid.
+    """
     from xaurora.evaluation import alignment, truths
 
     known = alignment.read_forecast(fc)
@@ -259,7 +309,8 @@ def _truth_of(
     key = next((k for k, item in known.fields.items() if item.source == name), None)
     if key is None:
         raise MissingVariableError(
-            f"'{name}' is not a variable that forecast and truth can share.", fix="plot('tp', truth=...)"
+            f"'{name}' is not a variable that forecast and truth can share.",
+            fix="plot('tp', truth=...)",
         )
     item = known.fields[key]
     init = da.coords.get("init_time", da.coords.get("time"))
@@ -283,7 +334,13 @@ def _truth_of(
 
 
 def _triptych(
-    fc: xr.Dataset, da: xr.DataArray, name: str, stamp: str, truth: xr.Dataset, level: float | None, ax: Any
+    fc: xr.Dataset,
+    da: xr.DataArray,
+    name: str,
+    stamp: str,
+    truth: xr.Dataset,
+    level: float | None,
+    ax: Any,
 ) -> Any:
     known, _, f, y = _truth_of(fc, name, da, truth, level)
     like = xr.DataArray(
@@ -309,8 +366,11 @@ def _triptych(
 _MOST_FRAMES = 200  # of a target that are read for a picture
 
 
-def target(ds: xr.Dataset, name: str = "tp", *, truth: xr.Dataset | None = None, ax: Any = None) -> Any:
-    """What a target looks like before it is learnt: mean, wet fraction or spread, histogram, time series. Reads at most 200 of its times.
+def target(
+    ds: xr.Dataset, name: str = "tp", *, truth: xr.Dataset | None = None, ax: Any = None
+) -> Any:
+    """What a target looks like before it is learnt: mean, wet fraction or spread, histogram, time
+    series. Reads at most 200 of its times.
 
     Parameters
     ----------
@@ -333,20 +393,27 @@ def target(ds: xr.Dataset, name: str = "tp", *, truth: xr.Dataset | None = None,
     (learnt,) = targets.resolve(fields, [name], truth)
     unit, factor = targets.unit_of(learnt.variable)
     times = learnt.times[
-        np.unique(np.linspace(0, len(learnt.times) - 1, min(len(learnt.times), _MOST_FRAMES)).astype(int))
+        np.unique(
+            np.linspace(0, len(learnt.times) - 1, min(len(learnt.times), _MOST_FRAMES)).astype(int)
+        )
     ]
     values = learnt.values.sel(time=times).values.astype(np.float64)
     if not np.isfinite(values).any():
         raise MissingVariableError(
-            f"'{learnt.item.source}' has no value at all.", fix="look at the target: ds['tp'].notnull().sum()"
+            f"'{learnt.item.source}' has no value at all.",
+            fix="look at the target: ds['tp'].notnull().sum()",
         )
     if learnt.is_rain:
         values = np.where(values < 0, 0.0, values)
-    area = np.broadcast_to(grids.latitude_weights(fields.layout.grid.latitude)[:, None], values.shape[1:])
+    area = np.broadcast_to(
+        grids.latitude_weights(fields.layout.grid.latitude)[:, None], values.shape[1:]
+    )
     if ax is None:
         _, made = _pyplot().subplots(2, 2, figsize=(12, 7.5), layout="constrained")
         ax = made.ravel()
-        few = f", {len(times)} of {len(learnt.times)} times" if len(times) < len(learnt.times) else ""
+        few = (
+            f", {len(times)} of {len(learnt.times)} times" if len(times) < len(learnt.times) else ""
+        )
         made[0, 0].figure.suptitle(
             f"{learnt.variable.long_name} ({learnt.item.source}) as it is learnt{few}", fontsize=12
         )
@@ -356,12 +423,20 @@ def target(ds: xr.Dataset, name: str = "tp", *, truth: xr.Dataset | None = None,
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.where(count > 0, np.where(there, values, 0.0).sum(axis=0) / count, np.nan)
         if learnt.is_rain:
-            second, label = np.where(count > 0, (values > 0).sum(axis=0) / count, np.nan), "wet fraction"
+            second, label = (
+                np.where(count > 0, (values > 0).sum(axis=0) / count, np.nan),
+                "wet fraction",
+            )
         else:
             spread = np.where(there, (values - mean) ** 2, 0.0).sum(axis=0) / count
             second, label = np.sqrt(spread), "standard deviation"
     what = "total of 6 h" if learnt.is_rain else learnt.variable.long_name.lower()
-    field(like.copy(data=mean * factor).assign_attrs(units=unit), title=f"mean {what}", rain=False, ax=ax[0])
+    field(
+        like.copy(data=mean * factor).assign_attrs(units=unit),
+        title=f"mean {what}",
+        rain=False,
+        ax=ax[0],
+    )
     limits = (0.0, 1.0) if learnt.is_rain else None
     scaled = second if learnt.is_rain else second * factor
     field(
@@ -371,12 +446,22 @@ def target(ds: xr.Dataset, name: str = "tp", *, truth: xr.Dataset | None = None,
         limits=limits,
         ax=ax[1],
     )
-    _histogram(values[there] * factor, np.broadcast_to(area, values.shape)[there], unit, rain=learnt.is_rain, ax=ax[2])
+    _histogram(
+        values[there] * factor,
+        np.broadcast_to(area, values.shape)[there],
+        unit,
+        rain=learnt.is_rain,
+        ax=ax[2],
+    )
     weights = there * area
     with np.errstate(invalid="ignore", divide="ignore"):
-        series = np.where(there, values, 0.0).reshape(len(times), -1) * weights.reshape(len(times), -1)
+        series = np.where(there, values, 0.0).reshape(len(times), -1) * weights.reshape(
+            len(times), -1
+        )
         series = series.sum(axis=1) / weights.reshape(len(times), -1).sum(axis=1) * factor
-    ax[3].plot(times, series, color="#1f5aa6", linewidth=1.2, marker="." if len(times) < 60 else None)
+    ax[3].plot(
+        times, series, color="#1f5aa6", linewidth=1.2, marker="." if len(times) < 60 else None
+    )
     ax[3].set_title("mean over the area", fontsize=10)
     ax[3].set_ylabel(unit)
     ax[3].tick_params(axis="x", labelrotation=30)
@@ -394,7 +479,9 @@ def _histogram(values: np.ndarray, weights: np.ndarray, unit: str, *, rain: bool
         bins: Any = np.geomspace(lowest, max(float(values.max()), 10 * lowest), 60)
         ax.set_xscale("log")
         dry = 1.0 - float(weights[wet].sum() / total)
-        ax.set_title(f"wet amounts; dry: {dry:.0%}, largest: {float(values.max()):.3g} {unit}", fontsize=10)
+        ax.set_title(
+            f"wet amounts; dry: {dry:.0%}, largest: {float(values.max()):.3g} {unit}", fontsize=10
+        )
         values, weights = values[wet], weights[wet]
     else:
         bins = 60
@@ -414,7 +501,8 @@ def models(
     truth: xr.Dataset | None = None,
     ax: Any = None,
 ) -> Any:
-    """Maps side by side: a row a forecast, a column a lead time, on one colour scale; with ``truth`` a last row of that.
+    """Maps side by side: a row a forecast, a column a lead time, on one colour scale; with
+    ``truth`` a last row of that.
 
     Parameters
     ----------
@@ -444,12 +532,21 @@ def models(
     )
     rows: list[tuple[str, list[xr.DataArray]]] = []
     for label, fc in several.items():
-        rows.append((label, [_in_units(_single(_pick(fc, name, init_time, lead, level)), rows) for lead in columns]))
+        rows.append(
+            (
+                label,
+                [
+                    _in_units(_single(_pick(fc, name, init_time, lead, level)), rows)
+                    for lead in columns
+                ],
+            )
+        )
     if truth is not None:
         rows.append(("truth", [_truth_like(first, name, da, truth, level) for da in rows[0][1]]))
     if ax is not None and np.shape(ax) != (len(rows), len(columns)):
         raise OptionError(
-            f"ax has the shape {np.shape(ax)}, and {len(rows)} rows of {len(columns)} maps are drawn.",
+            f"ax has the shape {np.shape(ax)}, and {len(rows)} rows of {len(columns)} maps are"
+            " drawn.",
             fix=f"plt.subplots({len(rows)}, {len(columns)}, squeeze=False)",
         )
     if ax is None:
@@ -467,7 +564,11 @@ def models(
     for r, (label, line) in enumerate(rows):
         for c, da in enumerate(line):
             lead = da.coords.get("lead_time", da.coords.get("prediction_timedelta"))
-            title = f"{label}, +{float(lead / np.timedelta64(1, 'h')):g} h" if lead is not None else label
+            title = (
+                f"{label}, +{float(lead / np.timedelta64(1, 'h')):g} h"
+                if lead is not None
+                else label
+            )
             field(da, title=title, limits=limits, bar=c == len(line) - 1, ax=ax[r][c])
             ax[r][c].label_outer()
     return ax
@@ -479,11 +580,15 @@ def _in_units(da: xr.DataArray, rows: list[tuple[str, list[xr.DataArray]]]) -> x
     if not rows or known is None:
         return da
     units = str(rows[0][1][0].attrs.get("units", ""))
-    there, wanted = (variables.conversion(u, known.units) for u in (str(da.attrs.get("units", "")), units))
+    there, wanted = (
+        variables.conversion(u, known.units) for u in (str(da.attrs.get("units", "")), units)
+    )
     if there is None or wanted is None or there == wanted:
         return da
     return (
-        ((da * there[0] + there[1] - wanted[1]) / wanted[0]).rename(da.name).assign_attrs({**da.attrs, "units": units})
+        ((da * there[0] + there[1] - wanted[1]) / wanted[0])
+        .rename(da.name)
+        .assign_attrs({**da.attrs, "units": units})
     )
 
 
@@ -492,7 +597,9 @@ def _single(da: xr.DataArray) -> xr.DataArray:
     return da.mean(members[0], keep_attrs=True) if members else da
 
 
-def _truth_like(fc: xr.Dataset, name: str, da: xr.DataArray, truth: xr.Dataset, level: float | None) -> xr.DataArray:
+def _truth_like(
+    fc: xr.Dataset, name: str, da: xr.DataArray, truth: xr.Dataset, level: float | None
+) -> xr.DataArray:
     name = str(da.name)
     known, _, _, y = _truth_of(fc, name, da, truth, level)
     out = xr.DataArray(

@@ -1,4 +1,6 @@
-"""Putting files together: one order of latitude, longitude and level, one time axis, statics under the data."""
+"""Putting files together: one order of latitude, longitude and level, one time axis, statics under
+the data.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def combine(pieces: list[xr.Dataset]) -> xr.Dataset:
     found = [recognition.recognise(piece) for piece in pieces]
     for each in found:
         if each.grid is None:
-            raise next((p for p in each.problems if isinstance(p, CoordinateError)), each.problems[0])
+            raise next(
+                (p for p in each.problems if isinstance(p, CoordinateError)), each.problems[0]
+            )
         moving = [key for key in each.fields if key[0] != "static"]
         if (
             moving
@@ -31,11 +35,19 @@ def combine(pieces: list[xr.Dataset]) -> xr.Dataset:
             raise bad[0]  # or these fields would pass for statics
     dynamic = [i for i, r in enumerate(found) if _is_dynamic(pieces[i], r)]
     if not dynamic:
-        return pieces[0] if len(pieces) == 1 else _merge_statics(pieces[0], found[0], pieces[1:], found[1:])
-    dynamic.sort(key=lambda i: not found[i].levels)  # the first one sets the order of the levels, so it must have them
+        return (
+            pieces[0]
+            if len(pieces) == 1
+            else _merge_statics(pieces[0], found[0], pieces[1:], found[1:])
+        )
+    dynamic.sort(
+        key=lambda i: not found[i].levels
+    )  # the first one sets the order of the levels, so it must have them
     reference = found[dynamic[0]]
     same_names = [_rename_axes(pieces[i], found[i], reference) for i in dynamic]
-    same_names = _rename_surface_geopotential(same_names, [pieces[i] for i in range(len(pieces)) if i not in dynamic])
+    same_names = _rename_surface_geopotential(
+        same_names, [pieces[i] for i in range(len(pieces)) if i not in dynamic]
+    )
     same_names = _stack_levels(same_names, reference)
     lead = same_names[0]
     aligned = [_same_grid(piece, lead, reference) for piece in same_names]
@@ -43,16 +55,22 @@ def combine(pieces: list[xr.Dataset]) -> xr.Dataset:
     groups = _concatenate(aligned, time_dim)
     merged = _meet(groups, time_dim)
     statics = [i for i in range(len(pieces)) if i not in dynamic]
-    return _merge_statics(merged, reference, [pieces[i] for i in statics], [found[i] for i in statics])
+    return _merge_statics(
+        merged, reference, [pieces[i] for i in statics], [found[i] for i in statics]
+    )
 
 
 def _is_dynamic(piece: xr.Dataset, found: recognition.Recognition) -> bool:
     if found.times is None:
         return False
-    return any(kind != "static" for kind, _ in found.fields) or (not found.fields and len(found.times) > 1)
+    return any(kind != "static" for kind, _ in found.fields) or (
+        not found.fields and len(found.times) > 1
+    )
 
 
-def _rename_axes(piece: xr.Dataset, found: recognition.Recognition, reference: recognition.Recognition) -> xr.Dataset:
+def _rename_axes(
+    piece: xr.Dataset, found: recognition.Recognition, reference: recognition.Recognition
+) -> xr.Dataset:
     renames: dict[str, str] = {}
     for axis, there in reference.axes.items():
         here = found.axes.get(axis)
@@ -67,13 +85,18 @@ def _rename_axes(piece: xr.Dataset, found: recognition.Recognition, reference: r
     return piece.drop_vars(clash).rename(renames) if renames else piece
 
 
-def _rename_surface_geopotential(pieces: list[xr.Dataset], statics: list[xr.Dataset]) -> list[xr.Dataset]:
+def _rename_surface_geopotential(
+    pieces: list[xr.Dataset], statics: list[xr.Dataset]
+) -> list[xr.Dataset]:
     """Give the surface ``z`` its own name where a pressure-level ``z`` stands beside it."""
     ranks = {piece["z"].ndim for piece in (*pieces, *statics) if "z" in piece}
     if len(ranks) < 2:
         return pieces
     deep = max(ranks)
-    return [p.rename(z="geopotential_at_surface") if "z" in p and p["z"].ndim < deep else p for p in pieces]
+    return [
+        p.rename(z="geopotential_at_surface") if "z" in p and p["z"].ndim < deep else p
+        for p in pieces
+    ]
 
 
 def _stack_levels(pieces: list[xr.Dataset], reference: recognition.Recognition) -> list[xr.Dataset]:
@@ -89,7 +112,9 @@ def _stack_levels(pieces: list[xr.Dataset], reference: recognition.Recognition) 
         groups.setdefault(key, []).append(piece)
     out = []
     for members in groups.values():
-        levels = [v for m in members for v in m[axis.name].values.tolist()] if len(members) > 1 else []
+        levels = (
+            [v for m in members for v in m[axis.name].values.tolist()] if len(members) > 1 else []
+        )
         if len(members) > 1 and len(set(levels)) == len(levels):
             lazy = [as_dask(m, time.dim) for m in members]
             out.append(
@@ -108,8 +133,11 @@ def _stack_levels(pieces: list[xr.Dataset], reference: recognition.Recognition) 
     return out
 
 
-def _same_grid(piece: xr.Dataset, lead: xr.Dataset, reference: recognition.Recognition) -> xr.Dataset:
-    """The piece in the first one's order of latitude, longitude and level, with its coordinates, so that none is joined apart.
+def _same_grid(
+    piece: xr.Dataset, lead: xr.Dataset, reference: recognition.Recognition
+) -> xr.Dataset:
+    """The piece in the first one's order of latitude, longitude and level, with its coordinates, so
+    that none is joined apart.
 
     Raises
     ------
@@ -133,7 +161,8 @@ def _same_grid(piece: xr.Dataset, lead: xr.Dataset, reference: recognition.Recog
         nearest = distance.argmin(axis=1)
         if here.shape != there.shape or distance[np.arange(len(there)), nearest].max() > 1e-3:
             raise SourceError(
-                f"the files have different {axis}s: {len(here)} from {here[0]:g} to {here[-1]:g}, and {len(there)} from {there[0]:g} to {there[-1]:g}.",
+                f"the files have different {axis}s: {len(here)} from {here[0]:g} to {here[-1]:g},"
+                f" and {len(there)} from {there[0]:g} to {there[-1]:g}.",
                 fix=f"cut them to the same first, for example ds.sel({dim}=...)",
             )
         if not np.array_equal(nearest, np.arange(len(there))):
@@ -174,7 +203,10 @@ def _concatenate(pieces: list[xr.Dataset], time_dim: str) -> list[xr.Dataset]:
             )
             joined = joined.sortby(time_dim)
             if joined.indexes[time_dim].has_duplicates:
-                raise SourceError(f"several files hold {sorted(names)} for the same time.", fix="leave one of them out")
+                raise SourceError(
+                    f"several files hold {sorted(names)} for the same time.",
+                    fix="leave one of them out",
+                )
             groups.append(joined)
         else:
             groups.append(members[0])
@@ -191,13 +223,17 @@ def _concatenate(pieces: list[xr.Dataset], time_dim: str) -> list[xr.Dataset]:
 
 
 def _meet(groups: list[xr.Dataset], time_dim: str) -> xr.Dataset:
-    """Merge groups on the times they share; totals are accumulated first where the states come less often."""
+    """Merge groups on the times they share; totals are accumulated first where the states come less
+    often.
+    """
     if len(groups) == 1:
         return groups[0]
     times = [group[time_dim].values for group in groups]
     steps = [periods.spacing_hours(t) if len(t) > 1 else float("inf") for t in times]
     rain = [_rain(group) for group in groups]
-    state_step = max((step for step, names in zip(steps, rain, strict=True) if not names), default=0.0)
+    state_step = max(
+        (step for step, names in zip(steps, rain, strict=True) if not names), default=0.0
+    )
     out = []
     for group, step, names in zip(groups, steps, rain, strict=True):
         finer = names and step < state_step != float("inf")
@@ -210,11 +246,15 @@ def _meet(groups: list[xr.Dataset], time_dim: str) -> xr.Dataset:
             f"{t[0].astype('datetime64[m]')} to {t[-1].astype('datetime64[m]')} every {s:g} h"
             for t, s in zip(times, steps, strict=True)
         )
-        raise SourceError(f"the files share no time: {spans}.", fix="download them for the same period")
+        raise SourceError(
+            f"the files share no time: {spans}.", fix="download them for the same period"
+        )
     for group in out:
         if (lost := group.sizes[time_dim] - len(common)) > 0 and group.sizes[time_dim] > 0:
             logger.info(
-                "%s: %d time(s) left out that the other files lack.", ", ".join(sorted(map(str, group.data_vars))), lost
+                "%s: %d time(s) left out that the other files lack.",
+                ", ".join(sorted(map(str, group.data_vars))),
+                lost,
             )
     cut = [group.sel({time_dim: common}) for group in out]
     return xr.merge(cut, compat="override", join="override", combine_attrs="override")
@@ -230,7 +270,10 @@ def _accumulated(group: xr.Dataset, names: list[str], time_dim: str) -> xr.Datas
     lazy = as_dask(group, time_dim)
     for name in names:
         precipitation.refuse_running_totals(lazy[name], name=name, dim=time_dim)
-    totals = {name: precipitation.accumulate(lazy[name], TIMESTEP_HOURS, name=name, dim=time_dim) for name in names}
+    totals = {
+        name: precipitation.accumulate(lazy[name], TIMESTEP_HOURS, name=name, dim=time_dim)
+        for name in names
+    }
     times = group[time_dim].values
     parts = {precipitation.period_of(name, group[name].attrs, times) for name in names}
     whole = np.ones(len(times), bool)
@@ -262,7 +305,9 @@ def _merge_statics(
 
 
 def _cut_to(piece: xr.Dataset, main: xr.Dataset, reference: recognition.Recognition) -> xr.Dataset:
-    """The part of a (usually global) static file that lies under the data, whatever its longitude convention."""
+    """The part of a (usually global) static file that lies under the data, whatever its longitude
+    convention.
+    """
     index: dict[str, np.ndarray] = {}
     coords: dict[str, Any] = {}
     for axis in ("latitude", "longitude"):
@@ -275,8 +320,12 @@ def _cut_to(piece: xr.Dataset, main: xr.Dataset, reference: recognition.Recognit
         step = np.abs(np.diff(want)).min() if len(want) > 1 else 1.0
         if distance[np.arange(len(want)), nearest].max() > 0.01 * step:
             raise SourceError(
-                f"the static fields {sorted(map(str, piece.data_vars))} do not cover the {axis}s of the data, or lie on another grid.",
-                fix="take static fields of the same grid, or regrid them (soil type by nearest neighbour)",
+                f"the static fields {sorted(map(str, piece.data_vars))} do not cover the {axis}s of"
+                " the data, or lie on another grid.",
+                fix=(
+                    "take static fields of the same grid, or regrid them (soil type by nearest"
+                    " neighbour)"
+                ),
             )
         index[dim], coords[name] = nearest, main[name]
     return piece.isel(index).assign_coords(coords)

@@ -30,22 +30,27 @@ def open(
 ) -> xr.Dataset:
     """Open files of ERA5, or of a forecast, as one Dataset.
 
-    Lazy: reads coordinates, and one grid point of GRIB forecasts to find which of their steps are there.
+    Lazy: reads coordinates, and one grid point of GRIB forecasts to find which of their steps are
+    there.
 
     Parameters
     ----------
     *paths : str or path
-        NetCDF, GRIB or Zarr; globs and URLs; surface, pressure-level and static files in any mixture.
+        NetCDF, GRIB or Zarr; globs and URLs; surface, pressure-level and static files in any
+        mixture.
     engine : str, optional
-        Passed to :func:`xarray.open_dataset`; by default NetCDF 4 is read with h5netcdf, and else the file's ending decides.
+        Passed to :func:`xarray.open_dataset`; by default NetCDF 4 is read with h5netcdf, and else
+        the file's ending decides.
     chunks : optional
-        Passed to xarray: ``{}`` for dask with the file's own chunks. Files that continue one another in time always use dask.
+        Passed to xarray: ``{}`` for dask with the file's own chunks. Files that continue one
+        another in time always use dask.
 
     Returns
     -------
     Dataset
-        In the files' own names. A surface ``z`` beside a pressure-level ``z`` is called ``geopotential_at_surface``; hourly
-        precipitation is accumulated over six hours before it meets 6-hourly states; only times that all files share are kept.
+        In the files' own names. A surface ``z`` beside a pressure-level ``z`` is called
+        ``geopotential_at_surface``; hourly precipitation is accumulated over six hours before it
+        meets 6-hourly states; only times that all files share are kept.
 
     Raises
     ------
@@ -65,7 +70,9 @@ def open(
         pieces.extend(_read(file, engine, chunks))
     pieces = [piece for piece in pieces if piece.data_vars]
     if not pieces:
-        raise SourceError("none of the files holds a variable.", fix="look at them with xr.open_dataset(path)")
+        raise SourceError(
+            "none of the files holds a variable.", fix="look at them with xr.open_dataset(path)"
+        )
     if any(recognition.is_forecast(piece) for piece in pieces):
         if len(pieces) > 1:
             raise SourceError(
@@ -87,7 +94,9 @@ def expand(paths: Sequence[Any]) -> list[str]:
     flat: list[str] = []
     for path in paths:
         several = [path] if isinstance(path, str | os.PathLike) else path
-        if not isinstance(several, Sequence) or not all(isinstance(p, str | os.PathLike) for p in several):
+        if not isinstance(several, Sequence) or not all(
+            isinstance(p, str | os.PathLike) for p in several
+        ):
             raise SourceError(f"{path!r} is no path.", fix="xaurora.open('era5/*.nc')")
         flat.extend(map(os.fspath, several))
     if not flat:
@@ -100,7 +109,8 @@ def expand(paths: Sequence[Any]) -> list[str]:
             files.extend(found)
         else:
             raise SourceError(
-                f"no file matches '{path}' (looked in {Path.cwd()}).", fix="give an existing path or glob"
+                f"no file matches '{path}' (looked in {Path.cwd()}).",
+                fix="give an existing path or glob",
             )
     return list(dict.fromkeys(files))
 
@@ -120,7 +130,9 @@ def _read(path: str, engine: str | None, chunks: Any) -> list[xr.Dataset]:
             ) from None
     if engine is None and _is_hdf5(path):
         engine = "h5netcdf"
-    if engine is None and (suffix == ".zarr" or any((Path(path) / name).exists() for name in ("zarr.json", ".zgroup"))):
+    if engine is None and (
+        suffix == ".zarr" or any((Path(path) / name).exists() for name in ("zarr.json", ".zgroup"))
+    ):
         engine = "zarr"
     options: dict[str, Any] = {"engine": engine, "chunks": chunks, "decode_timedelta": True}
     if engine == "zarr" and "://" not in path:
@@ -133,13 +145,16 @@ def _read(path: str, engine: str | None, chunks: Any) -> list[xr.Dataset]:
         raise
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise SourceError(
-            f"'{path}' could not be opened: {error}", fix="give engine=..., or check that the download is complete"
+            f"'{path}' could not be opened: {error}",
+            fix="give engine=..., or check that the download is complete",
         ) from error
 
 
 def _is_hdf5(path: str) -> bool:
-    """Whether a local file is NetCDF 4, to be read with h5netcdf: netCDF4 brings the process down when a file that holds strings, such as the
-    ``expver`` of CDS files, is opened while it is open already (Unidata/netcdf-c, issue 2510; HDFGroup/hdf5, issue 5359)."""
+    """Whether a local file is NetCDF 4, to be read with h5netcdf: netCDF4 brings the process down
+    when a file that holds strings, such as the ``expver`` of CDS files, is opened while it is
+    open already (Unidata/netcdf-c, issue 2510; HDFGroup/hdf5, issue 5359).
+    """
     if "://" in path or not Path(path).is_file():
         return False
     try:
@@ -153,7 +168,12 @@ def _is_consolidated(path: Path) -> bool:
     """Whether a store says so: xarray warns where it has to find out that it is not."""
     if (path / "zarr.json").is_file():
         try:
-            return json.loads((path / "zarr.json").read_text(encoding="utf-8")).get("consolidated_metadata") is not None
+            return (
+                json.loads((path / "zarr.json").read_text(encoding="utf-8")).get(
+                    "consolidated_metadata"
+                )
+                is not None
+            )
         except (OSError, ValueError, AttributeError):
             return False  # opening it says what is wrong
     return (path / ".zmetadata").is_file()
@@ -165,13 +185,18 @@ def _read_grib(path: str, chunks: Any) -> list[xr.Dataset]:
     except (ImportError, RuntimeError):
         raise MissingExtraError(f"'{path}' is GRIB.", fix="pip install 'xaurora[grib]'") from None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # cfgrib merges with xarray's defaults of the time and says so for every file
+        warnings.simplefilter(
+            "ignore"
+        )  # cfgrib merges with xarray's defaults of the time and says so for every file
         try:
             # No index file: the folder of the data may be read-only, and a stale index is a trap.
-            pieces = cfgrib.open_datasets(path, backend_kwargs={"indexpath": ""}, decode_timedelta=True)
+            pieces = cfgrib.open_datasets(
+                path, backend_kwargs={"indexpath": ""}, decode_timedelta=True
+            )
         except Exception as error:
             raise SourceError(
-                f"'{path}' could not be read as GRIB: {error}", fix="check that the download is complete"
+                f"'{path}' could not be read as GRIB: {error}",
+                fix="check that the download is complete",
             ) from error
     pieces = [_flatten_steps(piece) for piece in pieces]
     return [piece if chunks is None else piece.chunk(chunks) for piece in pieces]
@@ -190,11 +215,16 @@ def _flatten_steps(ds: xr.Dataset) -> xr.Dataset:
         .rename(_flat="time")
         .assign_coords(time=("time", valid, attrs))
     )
-    # Steps that the file lacks come as NaN throughout; points over the whole field tell (over sea ERA5-Land has none).
+    # Steps that the file lacks come as NaN throughout; points over the whole field tell (over sea
+    # ERA5-Land has none).
     probe = next(iter(flat.data_vars.values()))
     there = np.zeros(flat.sizes["time"], bool)
     for da in flat.data_vars.values():
-        few = {d: np.unique(np.linspace(0, n - 1, min(n, 12)).astype(int)) for d, n in da.sizes.items() if d != "time"}
+        few = {
+            d: np.unique(np.linspace(0, n - 1, min(n, 12)).astype(int))
+            for d, n in da.sizes.items()
+            if d != "time"
+        }
         values = da.isel(few).transpose("time", ...).values
         there |= np.isfinite(values).reshape(len(values), -1).any(axis=1)
     flat = flat.isel(time=np.flatnonzero(there)).sortby("time")

@@ -1,8 +1,10 @@
-"""``prepare``: a local Zarr store that training reads fast, from a source whose chunks make that slow or that is far away.
+"""``prepare``: a local Zarr store that training reads fast, from a source whose chunks make that
+slow or that is far away.
 
-What training needs of the source and no more: the model's variables and levels, the target as six-hour totals, a region, some times;
-canonical units, float32, north first. One time of a variable is one chunk, and many chunks share a file (a shard), so that a sample is read
-with one request a variable, and a store has no million files.
+What training needs of the source and no more: the model's variables and levels, the target as
+six-hour totals, a region, some times; canonical units, float32, north first. One time of a variable
+is one chunk, and many chunks share a file (a shard), so that a sample is read with one request a
+variable, and a store has no million files.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ def prepare(
         raise OptionError(f"path={path!r} is no path.", fix="ds.aurora.prepare('training.zarr')")
     whole = isinstance(bits, int | np.integer) and not isinstance(bits, bool)
     if bits is not None and not (whole and 1 <= bits <= _MANTISSA):
-        raise OptionError(f"bits={bits!r} is no number of mantissa bits from 1 to {_MANTISSA}.", fix="bits=12")
+        raise OptionError(
+            f"bits={bits!r} is no number of mantissa bits from 1 to {_MANTISSA}.", fix="bits=12"
+        )
     path = Path(path)
     variables = _variables(ds, target, model, region, time)
     template, encoding, length = _template(variables)
@@ -85,16 +89,26 @@ def prepare(
     if done:
         _refuse_other_values(path, lazy, min(done * length, template.sizes["time"]), bits)
     size = sum(v.nbytes for v in template.data_vars.values())
-    say(f"{template.sizes['time']} times, {size / 1e9:.3g} GB before compression, to {path}", shown=progress)
+    say(
+        f"{template.sizes['time']} times, {size / 1e9:.3g} GB before compression, to {path}",
+        shown=progress,
+    )
     for i, first in enumerate(watched(blocks, "prepare", unit="piece", shown=progress)):
         if i < done:
             continue
         piece = lazy.isel(time=slice(first, first + length)).compute()
         with storage.named_failures(path):
-            plain = {n: (v.dims, _rounded(np.asarray(v.values), bits)) for n, v in piece.data_vars.items()}
-            xr.Dataset(plain).to_zarr(path, region={"time": slice(first, first + length)}, consolidated=False)
+            plain = {
+                n: (v.dims, _rounded(np.asarray(v.values), bits))
+                for n, v in piece.data_vars.items()
+            }
+            xr.Dataset(plain).to_zarr(
+                path, region={"time": slice(first, first + length)}, consolidated=False
+            )
             stores.mark(path, i + 1)
-    return xr.open_dataset(path, engine="zarr", chunks=None, consolidated=False, decode_timedelta=True)
+    return xr.open_dataset(
+        path, engine="zarr", chunks=None, consolidated=False, decode_timedelta=True
+    )
 
 
 def _variables(
@@ -110,11 +124,15 @@ def _variables(
         needs = requirements.needs_of(model, fields, [t.name for t in learnt])
         requirements.check_variables(fields, needs)
         levels = requirements.levels_for(fields, needs)
-        chosen = fields.select(surface=needs.surface, static=needs.static, atmos=needs.atmos, levels=levels)
+        chosen = fields.select(
+            surface=needs.surface, static=needs.static, atmos=needs.atmos, levels=levels
+        )
         patch = needs.patch_size
     else:
         own = {t.name for t in learnt}
-        surface = [str(n) for n in fields.surface if n not in own and not _accumulates(fields, str(n))]
+        surface = [
+            str(n) for n in fields.surface if n not in own and not _accumulates(fields, str(n))
+        ]
         chosen = fields.select(
             surface=surface,
             static=list(map(str, fields.static)),
@@ -149,7 +167,9 @@ def _accumulates(fields: Fields, name: str) -> bool:
 
 def _attrs(item: Field) -> dict[str, Any]:
     """Attributes that still hold: values are canonical now."""
-    kept = {k: v for k, v in item.attrs.items() if k in ("standard_name", "long_name", "short_name")}
+    kept = {
+        k: v for k, v in item.attrs.items() if k in ("standard_name", "long_name", "short_name")
+    }
     return {"long_name": item.variable.long_name, **kept, "units": item.variable.units}
 
 
@@ -160,7 +180,8 @@ def _times(times: np.ndarray, wanted: Any) -> np.ndarray:
     chosen = times[(times >= start) & (times <= end)]
     if not len(chosen):
         raise OptionError(
-            f"time={wanted!r} holds none of the data's times, {times[0].astype('datetime64[m]')} to {times[-1].astype('datetime64[m]')}.",
+            f"time={wanted!r} holds none of the data's times, {times[0].astype('datetime64[m]')} to"
+            f" {times[-1].astype('datetime64[m]')}.",
             fix=f"time=('{str(times[0])[:10]}', '{str(times[-1])[:10]}')",
         )
     return chosen
@@ -197,7 +218,9 @@ def _part(fields: Fields, region: Any, patch: int) -> tuple[np.ndarray, np.ndarr
 def _template(
     variables: dict[str, tuple[xr.DataArray, dict[str, Any]]],
 ) -> tuple[xr.Dataset, dict[str, Any], int]:
-    """The store's shape, how it is written, and the times of a piece: whole shards, and whole chunks of the source where these are not huge."""
+    """The store's shape, how it is written, and the times of a piece: whole shards, and whole
+    chunks of the source where these are not huge.
+    """
     import dask.array
     from zarr.codecs import BloscCodec
 
@@ -219,13 +242,26 @@ def _template(
         one = da.shape[1:]
         empty = dask.array.zeros(da.shape, dtype=np.float32, chunks=(shard, *one))
         data[name] = (da.dims, empty, attrs)
-        encoding[name] = {"chunks": (1, *one), "shards": (shard, *one), "compressors": (codec,), "_FillValue": None}
+        encoding[name] = {
+            "chunks": (1, *one),
+            "shards": (shard, *one),
+            "compressors": (codec,),
+            "_FillValue": None,
+        }
     first = changing[0]
     levels = next((da["level"].values for da in changing if "level" in da.dims), None)
     coords: dict[str, Any] = {
         "time": ("time", first["time"].values, {"standard_name": "time", "long_name": "time"}),
-        "latitude": ("latitude", first["latitude"].values, {"units": "degrees_north", "standard_name": "latitude"}),
-        "longitude": ("longitude", first["longitude"].values, {"units": "degrees_east", "standard_name": "longitude"}),
+        "latitude": (
+            "latitude",
+            first["latitude"].values,
+            {"units": "degrees_north", "standard_name": "latitude"},
+        ),
+        "longitude": (
+            "longitude",
+            first["longitude"].values,
+            {"units": "degrees_east", "standard_name": "longitude"},
+        ),
     }
     if levels is not None:
         attrs = {"units": "hPa", "standard_name": "air_pressure", "positive": "down"}
@@ -234,11 +270,15 @@ def _template(
 
 
 def _signature(
-    template: xr.Dataset, variables: dict[str, tuple[xr.DataArray, dict[str, Any]]], bits: int | None
+    template: xr.Dataset,
+    variables: dict[str, tuple[xr.DataArray, dict[str, Any]]],
+    bits: int | None,
 ) -> str:
     """A hash of what a store depends on; of the values the static ones and the first time tell."""
     found = hashlib.sha256()
-    shape = {n: [list(map(str, v.dims)), list(v.shape), v.attrs] for n, v in template.variables.items()}
+    shape = {
+        n: [list(map(str, v.dims)), list(v.shape), v.attrs] for n, v in template.variables.items()
+    }
     found.update(json.dumps([shape, bits], default=str, sort_keys=True).encode())
     for name in sorted(map(str, template.coords)):
         found.update(np.ascontiguousarray(template[name].values).tobytes())
@@ -250,12 +290,16 @@ def _signature(
 
 def _refuse_other_values(path: Path, lazy: xr.Dataset, count: int, bits: int | None) -> None:
     """Compare some of the times that are stored with the source, the last one among them."""
-    there = xr.open_dataset(path, engine="zarr", chunks=None, consolidated=False, decode_timedelta=True)
+    there = xr.open_dataset(
+        path, engine="zarr", chunks=None, consolidated=False, decode_timedelta=True
+    )
     for i in np.unique(np.linspace(0, count - 1, min(count, _COMPARED)).astype(int)):
         source = lazy.isel(time=int(i)).compute()
         for name, da in source.data_vars.items():
             if not np.array_equal(
-                _rounded(np.asarray(da.values), bits), there[name].isel(time=int(i)).values, equal_nan=True
+                _rounded(np.asarray(da.values), bits),
+                there[name].isel(time=int(i)).values,
+                equal_nan=True,
             ):
                 when = np.datetime_as_string(lazy["time"].values[int(i)], unit="h")
                 raise SaveError(
@@ -265,12 +309,16 @@ def _refuse_other_values(path: Path, lazy: xr.Dataset, count: int, bits: int | N
 
 
 def _rounded(values: np.ndarray, bits: int | None) -> np.ndarray:
-    """float32 with so many mantissa bits kept, to the nearest; NaN and infinity stay. The relative error is at most 2^−(bits+1)."""
+    """float32 with so many mantissa bits kept, to the nearest; NaN and infinity stay. The relative
+    error is at most 2^−(bits+1).
+    """
     values = np.ascontiguousarray(values, np.float32)
     if bits is None or bits == _MANTISSA:
         return values
     shift = _MANTISSA - bits
     raw = values.view(np.uint32)
     half = np.uint32((1 << (shift - 1)) - 1)
-    rounded = (raw + half + ((raw >> np.uint32(shift)) & np.uint32(1))) & np.uint32(~((1 << shift) - 1) & 0xFFFFFFFF)
+    rounded = (raw + half + ((raw >> np.uint32(shift)) & np.uint32(1))) & np.uint32(
+        ~((1 << shift) - 1) & 0xFFFFFFFF
+    )
     return np.where(np.isfinite(values), rounded.view(np.float32), values)

@@ -1,8 +1,10 @@
-"""Seeded ERA5-like data whose rain follows a known law of the state, so that the score of a perfect forecaster is known.
+"""Seeded ERA5-like data whose rain follows a known law of the state, so that the score of a perfect
+forecaster is known.
 
-Two smooth Gaussian fields A and B drift, two columns eastward a step unless asked otherwise, and are renewed as AR(1) processes. A shows in
-temperature, pressure and wind, B in the moisture aloft. Rain depends on ``W = 1.2 A + 0.9 B`` at its own time, with noise of its
-own at every grid point. Given the state at init time, W six hours later is normal with known mean and spread, so that the
+Two smooth Gaussian fields A and B drift, two columns eastward a step unless asked otherwise, and
+are renewed as AR(1) processes. A shows in temperature, pressure and wind, B in the moisture aloft.
+Rain depends on ``W = 1.2 A + 0.9 B`` at its own time, with noise of its own at every grid point.
+Given the state at init time, W six hours later is normal with known mean and spread, so that the
 distribution of rain is known exactly: :class:`Law`.
 """
 
@@ -37,9 +39,10 @@ def _sigmoid(x: Any) -> Any:
 class Law(abc.ABC):
     """Rain given how wet it is.
 
-    ``ahead`` says what "how wet" means. If true, it is what the state six hours before lets one expect of W, so that given that state rain
-    follows the law exactly, and a head of the law's family can be perfect. If false, it is W itself, which the state before does not
-    determine: the perfect forecast is then a mixture of laws.
+    ``ahead`` says what "how wet" means. If true, it is what the state six hours before lets one
+    expect of W, so that given that state rain follows the law exactly, and a head of the law's
+    family can be perfect. If false, it is W itself, which the state before does not determine: the
+    perfect forecast is then a mixture of laws.
     """
 
     ahead = False
@@ -55,10 +58,12 @@ class Law(abc.ABC):
 
 @dataclass(frozen=True)
 class HurdleLaw(Law):
-    """Heavy with probability ``σ(1.5 W − 1)``, else drizzle with probability ``σ(W)``, else dry. No family of heads is like it.
+    """Heavy with probability ``σ(1.5 W − 1)``, else drizzle with probability ``σ(W)``, else dry. No
+    family of heads is like it.
 
-    Heavy amounts are lognormal around ``e^{0.6 W}`` mm with a spread of 0.5, drizzle around 0.03 mm with a spread of 1, so that
-    about half of all wet values lie between 0.001 and 0.1 mm, as in ERA5. ``drizzle-free`` leaves the drizzle out.
+    Heavy amounts are lognormal around ``e^{0.6 W}`` mm with a spread of 0.5, drizzle around 0.03 mm
+    with a spread of 1, so that about half of all wet values lie between 0.001 and 0.1 mm, as in
+    ERA5. ``drizzle-free`` leaves the drizzle out.
 
     Parameters
     ----------
@@ -90,7 +95,8 @@ class HurdleLaw(Law):
 
 @dataclass(frozen=True)
 class FamilyLaw(Law):
-    """Rain of one of the families of heads, its parameters smooth functions of how wet it is expected to be.
+    """Rain of one of the families of heads, its parameters smooth functions of how wet it is
+    expected to be.
 
     Parameters
     ----------
@@ -110,7 +116,9 @@ class FamilyLaw(Law):
 
     def sample(self, w: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Amounts in metres for given w, each point on its own; at most 0.3 m."""
-        return np.minimum(np.asarray(self.family.quantile(self.parameters(w), rng.random(w.shape))), _MOST)
+        return np.minimum(
+            np.asarray(self.family.quantile(self.parameters(w), rng.random(w.shape))), _MOST
+        )
 
 
 _LAWS: dict[str, Law] = {
@@ -123,7 +131,11 @@ _LAWS: dict[str, Law] = {
     ),
     "hurdle_gamma": FamilyLaw(
         distributions.HurdleGamma(),
-        lambda w: {"p": _sigmoid(1.5 * w - 0.5), "shape": np.exp(0.2 * w), "amount": 1.2 * _MM * np.exp(0.6 * w)},
+        lambda w: {
+            "p": _sigmoid(1.5 * w - 0.5),
+            "shape": np.exp(0.2 * w),
+            "amount": 1.2 * _MM * np.exp(0.6 * w),
+        },
     ),
     # continuous drizzle down to zero
     "censored_normal": FamilyLaw(
@@ -156,8 +168,8 @@ def cdf(law: Law, mean: np.ndarray, spread: float, y: np.ndarray) -> np.ndarray:
 def crps(law: Law, mean: np.ndarray, spread: float, y: np.ndarray) -> np.ndarray:
     """CRPS in metres of the exact forecast: w normal with this mean and spread.
 
-    The integral ``∫ (F(x) − 1{y ≤ x})² dx`` is tabulated over 161 means and 1200 amounts, spaced evenly in the logarithm, and
-    interpolated; its error is below 1e-4 of the score.
+    The integral ``∫ (F(x) − 1{y ≤ x})² dx`` is tabulated over 161 means and 1200 amounts, spaced
+    evenly in the logarithm, and interpolated; its error is below 1e-4 of the score.
     """
     x = np.concatenate([[0.0], np.geomspace(1e-7, _MOST, 1200)])  # m; the law is cut off there
     low, high = float(np.min(mean)) - 1e-6, float(np.max(mean)) + 1e-6
@@ -190,18 +202,25 @@ def law_of(name: str) -> Law:
     """
     if name not in LAWS:
         raise OptionError(
-            f"there is no law of rain {name!r}; valid are {', '.join(map(repr, LAWS))}.", fix="rain='hurdle'"
+            f"there is no law of rain {name!r}; valid are {', '.join(map(repr, LAWS))}.",
+            fix="rain='hurdle'",
         )
     return _LAWS[name]
 
 
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], scale: float) -> np.ndarray:
-    """White noise smoothed with a Gaussian of ``scale`` grid points, variance one; periodic in longitude, not in latitude."""
+    """White noise smoothed with a Gaussian of ``scale`` grid points, variance one; periodic in
+    longitude, not in latitude.
+    """
     rows, columns = shape
-    tall = 2 * rows  # periodic over twice the height, of which half is taken: no pole touches the other
+    tall = (
+        2 * rows
+    )  # periodic over twice the height, of which half is taken: no pole touches the other
     ky, kx = np.fft.fftfreq(tall)[:, None], np.fft.rfftfreq(columns)[None, :]
     response = np.exp(-2.0 * (np.pi * scale) ** 2 * (ky**2 + kx**2))
-    field = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((tall, columns))) * response, s=(tall, columns))
+    field = np.fft.irfft2(
+        np.fft.rfft2(rng.standard_normal((tall, columns))) * response, s=(tall, columns)
+    )
     full = np.exp(-4.0 * (np.pi * scale) ** 2 * (ky**2 + np.fft.fftfreq(columns)[None, :] ** 2))
     return field[:rows] / np.sqrt(full.mean())
 
@@ -229,19 +248,21 @@ def synthetic(
     seed : int
         Same seed, same data.
     rain : str
-        The law: ``"hurdle"``, which no family of heads is like; ``"drizzle-free"``; or exactly one of the families given the state six
-        hours before: ``"hurdle_lognormal"``, ``"hurdle_gamma"``, ``"censored_normal"`` (with drizzle down to zero), ``"csgd"``.
+        The law: ``"hurdle"``, which no family of heads is like; ``"drizzle-free"``; or exactly one
+        of the families given the state six hours before: ``"hurdle_lognormal"``,
+        ``"hurdle_gamma"``, ``"censored_normal"`` (with drizzle down to zero), ``"csgd"``.
     motion : {"east", "west", "fast", "storm", "still"}
-        The law of motion: fields drift two columns a step eastward or westward, four or eight eastward, or not at all. Beyond a patch of the
-        model, what falls at a point in six hours is not to be seen near it now.
+        The law of motion: fields drift two columns a step eastward or westward, four or eight
+        eastward, or not at all. Beyond a patch of the model, what falls at a point in six hours is
+        not to be seen near it now.
     start : str
         First time.
 
     Returns
     -------
     Dataset
-        CDS names: ``t2m u10 v10 msl tp``, ``z u v t q`` on levels, ``lsm slt geopotential_at_surface``; ``tp`` in metres over the six
-        hours that end at ``time``.
+        CDS names: ``t2m u10 v10 msl tp``, ``z u v t q`` on levels, ``lsm slt
+        geopotential_at_surface``; ``tp`` in metres over the six hours that end at ``time``.
 
     Raises
     ------
@@ -257,19 +278,29 @@ def synthetic(
     law = law_of(rain)
     if not isinstance(motion, str) or motion not in MOTIONS:
         raise OptionError(
-            f"there is no motion {motion!r}; valid are {', '.join(map(repr, MOTIONS))}.", fix="motion='east'"
+            f"there is no motion {motion!r}; valid are {', '.join(map(repr, MOTIONS))}.",
+            fix="motion='east'",
         )
     drift = MOTIONS[motion]
     first = _first(start)
-    whole = (times, seed, *(shape if isinstance(shape, tuple | list) and len(shape) == 2 else ("", "")))
-    if not all(isinstance(v, int | np.integer) and not isinstance(v, bool) for v in whole) or seed < 0:
+    whole = (
+        times,
+        seed,
+        *(shape if isinstance(shape, tuple | list) and len(shape) == 2 else ("", "")),
+    )
+    if (
+        not all(isinstance(v, int | np.integer) and not isinstance(v, bool) for v in whole)
+        or seed < 0
+    ):
         raise OptionError(
-            f"times={times!r}, seed={seed!r}, shape={shape!r}: whole numbers are needed, and a seed of at least 0.",
+            f"times={times!r}, seed={seed!r}, shape={shape!r}: whole numbers are needed, and a seed"
+            " of at least 0.",
             fix="xaurora.synthetic(shape=(32, 64), times=400, seed=0)",
         )
     if times < 1 or min(shape) < 4 or not levels:
         raise OptionError(
-            f"times={times}, shape={shape}, levels={levels}: at least 1 time, 4 × 4 points and 1 level are needed.",
+            f"times={times}, shape={shape}, levels={levels}: at least 1 time, 4 × 4 points and 1"
+            " level are needed.",
             fix="xaurora.synthetic()",
         )
     rng = np.random.default_rng(seed)
@@ -282,9 +313,13 @@ def synthetic(
     for field in (a, b):
         field[0] = _smooth_noise(rng, shape, 2.0)
         for i in range(1, times):
-            field[i] = MEMORY * np.roll(field[i - 1], drift, axis=-1) + fresh * _smooth_noise(rng, shape, 2.0)
+            field[i] = MEMORY * np.roll(field[i - 1], drift, axis=-1) + fresh * _smooth_noise(
+                rng, shape, 2.0
+            )
     w = WEIGHT_A * a + WEIGHT_B * b
-    if law.ahead:  # what the state one step before lets one expect; before the first there is none, and it is drawn
+    # what the state one step before lets one expect; before the first there is none, and it is
+    # drawn
+    if law.ahead:
         before = np.concatenate([_before(w[:1], rng, shape, drift), w[:-1]])
         w = MEMORY * np.roll(before, drift, axis=-1)
     tp = law.sample(w, rng)
@@ -307,11 +342,19 @@ def synthetic(
     hills = np.maximum(_smooth_noise(rng, shape, 3.0), 0.0)
     temperature = 220.0 + 60.0 * pressure + 25.0 * warm[None, None] * pressure + 4.0 * aa
     data = {
-        "t2m": out(255.0 + 40.0 * warm + 6.0 * a, "K", "2 metre temperature", standard_name="air_temperature"),
+        "t2m": out(
+            255.0 + 40.0 * warm + 6.0 * a,
+            "K",
+            "2 metre temperature",
+            standard_name="air_temperature",
+        ),
         "u10": out(5.0 + 4.0 * a - 2.0 * b, "m s-1", "10 metre U wind component"),
         "v10": out(3.0 * b, "m s-1", "10 metre V wind component"),
         "msl": out(
-            101_300.0 - 900.0 * a, "Pa", "Mean sea level pressure", standard_name="air_pressure_at_mean_sea_level"
+            101_300.0 - 900.0 * a,
+            "Pa",
+            "Mean sea level pressure",
+            standard_name="air_pressure_at_mean_sea_level",
         ),
         "tp": out(tp, "m", "Total precipitation", cell_methods=cell_methods(TIMESTEP_HOURS)),
         "z": out(
@@ -322,9 +365,19 @@ def synthetic(
             standard_name="geopotential",
         ),
         "u": out(
-            10.0 + 5.0 * aa - 3.0 * bb * pressure, "m s-1", "U component of wind", aloft, standard_name="eastward_wind"
+            10.0 + 5.0 * aa - 3.0 * bb * pressure,
+            "m s-1",
+            "U component of wind",
+            aloft,
+            standard_name="eastward_wind",
         ),
-        "v": out((4.0 - pressure) * bb, "m s-1", "V component of wind", aloft, standard_name="northward_wind"),
+        "v": out(
+            (4.0 - pressure) * bb,
+            "m s-1",
+            "V component of wind",
+            aloft,
+            standard_name="northward_wind",
+        ),
         "t": out(temperature, "K", "Temperature", aloft, standard_name="air_temperature"),
         "q": out(
             0.006 * pressure**2 * (0.3 + warm) * np.exp(0.3 * bb),
@@ -333,9 +386,19 @@ def synthetic(
             aloft,
             standard_name="specific_humidity",
         ),
-        "lsm": out((hills > 0.2).astype(float), "1", "Land-sea mask", flat, standard_name="land_binary_mask"),
-        "slt": out(np.where(hills > 0.2, 1.0 + (hills * 4).astype(int) % 7, 0.0), "1", "Soil type", flat),
-        "geopotential_at_surface": out(8000.0 * hills, "m2 s-2", "Geopotential at the surface", flat),
+        "lsm": out(
+            (hills > 0.2).astype(float),
+            "1",
+            "Land-sea mask",
+            flat,
+            standard_name="land_binary_mask",
+        ),
+        "slt": out(
+            np.where(hills > 0.2, 1.0 + (hills * 4).astype(int) % 7, 0.0), "1", "Soil type", flat
+        ),
+        "geopotential_at_surface": out(
+            8000.0 * hills, "m2 s-2", "Geopotential at the surface", flat
+        ),
     }
     coords = {
         "time": ("time", time, {"standard_name": "time"}),
@@ -365,7 +428,10 @@ def _first(start: Any) -> np.datetime64:
     except (ValueError, OverflowError):
         stamp = pd.NaT
     if pd.isna(stamp) or not 1700 <= stamp.year <= 2200 or stamp.tzinfo is not None:
-        raise OptionError(f"start={start!r} is no time between 1700 and 2200, in UTC.", fix="start='2020-01-01T00'")
+        raise OptionError(
+            f"start={start!r} is no time between 1700 and 2200, in UTC.",
+            fix="start='2020-01-01T00'",
+        )
     return stamp.to_datetime64().astype("datetime64[ns]")
 
 
@@ -373,11 +439,17 @@ def _steps(ds: xr.Dataset, lead_hours: int) -> int:
     """Rollout steps of a lead time, for fields that are as :func:`synthetic` made them."""
     if "rain_law" not in ds.attrs or "motion" not in ds.attrs:
         raise OptionError(
-            "these are no fields of xaurora.synthetic, or their attributes are gone.", fix="xaurora.synthetic()"
+            "these are no fields of xaurora.synthetic, or their attributes are gone.",
+            fix="xaurora.synthetic()",
         )
-    if lead_hours <= 0 or lead_hours % TIMESTEP_HOURS or lead_hours // TIMESTEP_HOURS >= ds.sizes["time"]:
+    if (
+        lead_hours <= 0
+        or lead_hours % TIMESTEP_HOURS
+        or lead_hours // TIMESTEP_HOURS >= ds.sizes["time"]
+    ):
         raise OptionError(
-            f"lead_hours={lead_hours!r} is no positive multiple of {TIMESTEP_HOURS} within the {ds.sizes['time']} times.",
+            f"lead_hours={lead_hours!r} is no positive multiple of {TIMESTEP_HOURS} within the"
+            f" {ds.sizes['time']} times.",
             fix="lead_hours=6",
         )
     spacing = np.diff(ds["longitude"].values)
@@ -386,20 +458,27 @@ def _steps(ds: xr.Dataset, lead_hours: int) -> int:
         or (np.diff(ds["time"].values) != np.timedelta64(TIMESTEP_HOURS, "h")).any()
     ):
         raise OptionError(
-            "the exact scores need all longitudes and every time: the fields drift around the globe.",
+            "the exact scores need all longitudes and every time: the fields drift around the"
+            " globe.",
             fix="score first, then select",
         )
     return lead_hours // TIMESTEP_HOURS
 
 
-def _before(first: np.ndarray, rng: np.random.Generator, shape: tuple[int, int], drift: int) -> np.ndarray:
-    """A field of W that may have gone before the first: the same process runs backwards in the same way."""
+def _before(
+    first: np.ndarray, rng: np.random.Generator, shape: tuple[int, int], drift: int
+) -> np.ndarray:
+    """A field of W that may have gone before the first: the same process runs backwards in the same
+    way.
+    """
     size = np.sqrt((WEIGHT_A**2 + WEIGHT_B**2) * (1.0 - MEMORY**2))
     return np.roll(MEMORY * first + size * _smooth_noise(rng, shape, 2.0), -drift, axis=-1)
 
 
 def wetness(ds: xr.Dataset) -> xr.DataArray:
-    """``W = 1.2 A + 0.9 B`` read back off synthetic fields: A from ``t2m``, B from ``v10``; ``(time, latitude, longitude)``."""
+    """``W = 1.2 A + 0.9 B`` read back off synthetic fields: A from ``t2m``, B from ``v10``;
+    ``(time, latitude, longitude)``.
+    """
     warm = np.cos(np.deg2rad(ds["latitude"]))
     a = (ds["t2m"].astype(np.float64) - 255.0 - 40.0 * warm) / 6.0
     b = ds["v10"].astype(np.float64) / 3.0
@@ -409,9 +488,13 @@ def wetness(ds: xr.Dataset) -> xr.DataArray:
 def _next_wetness(ds: xr.Dataset, steps: int) -> tuple[xr.DataArray, float]:
     """Mean and spread, given the state, of what the law takes for wetness so many steps on."""
     law = law_of(ds.attrs["rain_law"])
-    mean = MEMORY**steps * wetness(ds).roll(longitude=MOTIONS[ds.attrs.get("motion", "east")] * steps)
+    mean = MEMORY**steps * wetness(ds).roll(
+        longitude=MOTIONS[ds.attrs.get("motion", "east")] * steps
+    )
     whole = WEIGHT_A**2 + WEIGHT_B**2
-    if law.ahead:  # the law takes MEMORY · W of the step before, which is unknown from the second step on
+    if (
+        law.ahead
+    ):  # the law takes MEMORY · W of the step before, which is unknown from the second step on
         variance = MEMORY**2 * whole * (1.0 - MEMORY ** (2 * (steps - 1)))
     else:
         variance = whole * (1.0 - MEMORY ** (2 * steps))
@@ -441,13 +524,19 @@ def perfect_crps(ds: xr.Dataset, lead_hours: int = TIMESTEP_HOURS) -> xr.DataArr
     return xr.DataArray(
         score,
         dims=("init_time", "latitude", "longitude"),
-        coords={"init_time": mean["time"].values, "latitude": ds["latitude"], "longitude": ds["longitude"]},
+        coords={
+            "init_time": mean["time"].values,
+            "latitude": ds["latitude"],
+            "longitude": ds["longitude"],
+        },
         name="crps",
     )
 
 
 def climatology_crps(ds: xr.Dataset, lead_hours: int = TIMESTEP_HOURS) -> xr.DataArray:
-    """CRPS in metres of the forecaster that knows the law but not the state; like :func:`perfect_crps`."""
+    """CRPS in metres of the forecaster that knows the law but not the state; like
+    :func:`perfect_crps`.
+    """
     steps = _steps(ds, lead_hours)
     truth = ds["tp"].transpose("time", "latitude", "longitude").values[steps:].astype(np.float64)
     law = law_of(ds.attrs["rain_law"])
@@ -456,6 +545,10 @@ def climatology_crps(ds: xr.Dataset, lead_hours: int = TIMESTEP_HOURS) -> xr.Dat
     return xr.DataArray(
         score,
         dims=("init_time", "latitude", "longitude"),
-        coords={"init_time": ds["time"].values[:-steps], "latitude": ds["latitude"], "longitude": ds["longitude"]},
+        coords={
+            "init_time": ds["time"].values[:-steps],
+            "latitude": ds["latitude"],
+            "longitude": ds["longitude"],
+        },
         name="crps",
     )

@@ -1,8 +1,10 @@
 """The checkpoint of a run: everything that training needs to go on as if it had not stopped.
 
-A folder ``checkpoint`` beside ``best`` and ``last`` with ``run.json`` (settings, counters, the replay buffer's list) and ``state.pt`` (weights
-that train, optimiser, moving average, random states). It is put in its place in one step, so that a kill leaves the one before. Once a run
-has finished, ``run.json`` alone remains and says so. Tensors are read with ``weights_only=True``: no code is ever unpickled.
+A folder ``checkpoint`` beside ``best`` and ``last`` with ``run.json`` (settings, counters, the
+replay buffer's list) and ``state.pt`` (weights that train, optimiser, moving average, random
+states). It is put in its place in one step, so that a kill leaves the one before. Once a run has
+finished, ``run.json`` alone remains and says so. Tensors are read with ``weights_only=True``: no
+code is ever unpickled.
 """
 
 from __future__ import annotations
@@ -41,9 +43,12 @@ def save(folder: Path, run: dict[str, Any], tensors: dict[str, Any]) -> None:
     def write(into: Path) -> None:
         try:
             torch.save(tensors, into / "state.pt")
-        except RuntimeError as error:  # Torch's own writer does not tell a full disk from other failures
+        except (
+            RuntimeError
+        ) as error:  # Torch's own writer does not tell a full disk from other failures
             raise SaveError(
-                f"the checkpoint in '{folder}' could not be written: {str(error).splitlines()[0]} The one before is whole.",
+                f"the checkpoint in '{folder}' could not be written: {str(error).splitlines()[0]}"
+                " The one before is whole.",
                 fix="free space, then go on with resume=True",
             ) from error
         _dump(into, run)
@@ -70,7 +75,9 @@ def discard(folder: Path) -> None:
 
 
 def _dump(folder: Path, run: dict[str, Any]) -> None:
-    (folder / "run.json").write_text(json.dumps({**run, "format": FORMAT}, indent=1) + "\n", encoding="utf-8")
+    (folder / "run.json").write_text(
+        json.dumps({**run, "format": FORMAT}, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
@@ -93,7 +100,8 @@ def read_run(folder: Path) -> dict[str, Any] | None:
         ) from error
     if run.get("format") != FORMAT:
         raise CheckpointError(
-            f"the checkpoint in '{folder}' has format {run.get('format')!r}, and this version reads format {FORMAT}.",
+            f"the checkpoint in '{folder}' has format {run.get('format')!r}, and this version reads"
+            f" format {FORMAT}.",
             fix="the version of xaurora that wrote it, or another out= to begin anew",
         )
     return run
@@ -112,7 +120,8 @@ def read_tensors(folder: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # Torch raises many kinds for a file that was cut or changed
         raise CheckpointError(
-            f"'{path}' is missing or damaged ({type(error).__name__}).", fix="another out=, to begin anew"
+            f"'{path}' is missing or damaged ({type(error).__name__}).",
+            fix="another out=, to begin anew",
         ) from error
 
 
@@ -131,7 +140,8 @@ def check(folder: Path, *, resume: bool) -> dict[str, Any] | None:
         if run.get("finished"):
             return None
         raise OptionError(
-            f"'{folder}' holds a run that stopped at step {run['step']} of {run['total']}; it would be lost.",
+            f"'{folder}' holds a run that stopped at step {run['step']} of {run['total']}; it would"
+            " be lost.",
             fix="resume=True to go on with it, or another out=",
         )
     return run
@@ -162,7 +172,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 90 else f"{text[:87]}…"
 
 
-def compare_tensors(folder: Path, what: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def compare_tensors(
+    folder: Path, what: str, expected: Mapping[str, Any], found: Mapping[str, Any]
+) -> None:
     """Raise :class:`CheckpointError` with the names and shapes that differ."""
     problems = [f"{n} is missing" for n in expected if n not in found]
     problems += [f"{n} is not expected" for n in found if n not in expected]
@@ -173,7 +185,8 @@ def compare_tensors(folder: Path, what: str, expected: Mapping[str, Any], found:
     ]
     if problems:
         raise CheckpointError(
-            f"the {what} in the checkpoint of '{folder}' does not fit this model: {', '.join(problems[:5])}"
+            f"the {what} in the checkpoint of '{folder}' does not fit this model:"
+            f" {', '.join(problems[:5])}"
             + (f", … ({len(problems)} in all)." if len(problems) > 5 else "."),
             fix="the same arguments as before, or another out= to begin anew",
         )

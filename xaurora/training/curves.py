@@ -15,14 +15,16 @@ _TRAINING, _VALIDATION = "#1f5aa6", "#a0287d"
 
 
 def learning_curves(history: Any, *, name: str | None = None, figure: Any = None) -> Any:
-    """Four panels over the steps: loss (and validation CRPS), RMSE and MAE in training and validation, and the learning rate.
+    """Four panels over the steps: loss (and validation CRPS), RMSE and MAE in training and
+    validation, and the learning rate.
 
     Parameters
     ----------
     history : TunedAurora or sequence of dict
         A tuned model, or its ``history``.
     name : str, optional
-        Which target, or ``"all"`` for Aurora's own variables (in units of their standard deviations); by default the first.
+        Which target, or ``"all"`` for Aurora's own variables (in units of their standard
+        deviations); by default the first.
     figure : matplotlib figure, optional
 
     Returns
@@ -36,12 +38,17 @@ def learning_curves(history: Any, *, name: str | None = None, figure: Any = None
     """
     names = _names(history)
     history = getattr(history, "history", history)
-    if not isinstance(history, list | tuple) or not all(isinstance(e, Mapping) and "step" in e for e in history):
+    if not isinstance(history, list | tuple) or not all(
+        isinstance(e, Mapping) and "step" in e for e in history
+    ):
         raise OptionError(
-            f"{type(history).__name__} is no tuned model and no history of one.", fix="xaurora.learning_curves(tuned)"
+            f"{type(history).__name__} is no tuned model and no history of one.",
+            fix="xaurora.learning_curves(tuned)",
         )
     if not history:
-        raise OptionError("the history is empty: nothing was trained.", fix="ds.aurora.finetune(...) first")
+        raise OptionError(
+            "the history is empty: nothing was trained.", fix="ds.aurora.finetune(...) first"
+        )
     if figure is None:
         import matplotlib.pyplot as plt
 
@@ -60,15 +67,30 @@ def learning_curves(history: Any, *, name: str | None = None, figure: Any = None
     if any(scored in entry for entry in history):
         right = axes[0, 0].twinx()
         kept = [entry for entry in history if scored in entry]
-        right.plot([e["step"] for e in kept], [e[scored] for e in kept], "o-", color=_VALIDATION, markersize=4)
+        right.plot(
+            [e["step"] for e in kept],
+            [e[scored] for e in kept],
+            "o-",
+            color=_VALIDATION,
+            markersize=4,
+        )
         right.axhline(kept[-1][normal], color=_VALIDATION, linestyle=":")
         right.set_ylabel(words, color=_VALIDATION)
     for ax, score in ((axes[0, 1], "rmse"), (axes[1, 0], "mae")):
         key = f"{front}{score}{unit}"
-        _training(ax, steps, [entry.get(f"training_{key}", np.nan) for entry in history], "training")
+        _training(
+            ax, steps, [entry.get(f"training_{key}", np.nan) for entry in history], "training"
+        )
         there = [entry for entry in history if f"validation_{key}" in entry]
         values = [e[f"validation_{key}"] for e in there]
-        ax.plot([e["step"] for e in there], values, "o-", color=_VALIDATION, markersize=4, label="validation")
+        ax.plot(
+            [e["step"] for e in there],
+            values,
+            "o-",
+            color=_VALIDATION,
+            markersize=4,
+            label="validation",
+        )
         ax.set_title(f"{score.upper()}{_words(unit, units, base=front == 'base_')}")
         ax.set_ylim(bottom=0.0)
         ax.legend(frameon=False)
@@ -89,7 +111,10 @@ def _names(history: Any) -> dict[str, tuple[str | None, str]]:
     config = getattr(history, "config", {})
     out: dict[str, tuple[str | None, str]] = {}
     for i, (name, info) in enumerate(config.get("targets", {}).items()):
-        out["" if i == 0 else f"{name}_"] = (f"{name} {info.get('source', name)}", str(info.get("units", "")))
+        out["" if i == 0 else f"{name}_"] = (
+            f"{name} {info.get('source', name)}",
+            str(info.get("units", "")),
+        )
     return out
 
 
@@ -97,7 +122,11 @@ def _target(
     history: Sequence[Mapping[str, Any]], names: Mapping[str, tuple[str | None, str]], name: Any
 ) -> tuple[str, str]:
     """Prefix and suffix of a target's entries."""
-    keys = [k.removeprefix("training_") for k in history[-1] if k.startswith("training_") and "rmse" in k]
+    keys = [
+        k.removeprefix("training_")
+        for k in history[-1]
+        if k.startswith("training_") and "rmse" in k
+    ]
     found = {k.split("rmse")[0]: k.split("rmse")[1] for k in keys}
     if not found:
         return "", ""
@@ -106,17 +135,28 @@ def _target(
         return front, found[front]
     known = {word: front for front, (words, _) in names.items() for word in str(words).split()}
     known |= {"all": "base_"} if "base_" in found else {}
-    known |= {f.rstrip("_"): f for f in found if f not in ("", "base_") and f.rstrip("_") not in known}
+    known |= {
+        f.rstrip("_"): f for f in found if f not in ("", "base_") and f.rstrip("_") not in known
+    }
     if name not in known:
         raise OptionError(
-            f"the history holds no {name!r}; it holds {sorted(known) or 'one target, whose name it does not say'}.",
+            f"the history holds no {name!r}; it holds"
+            f" {sorted(known) or 'one target, whose name it does not say'}.",
             fix="xaurora.learning_curves(tuned) with the tuned model itself, or name left out",
         )
     return known[name], found[known[name]]
 
 
 def _words(unit: str, units: str = "", *, base: bool = False) -> str:
-    return " in mm" if unit == "_mm" else " in standard deviations" if base else f" in {units}" if units else ""
+    return (
+        " in mm"
+        if unit == "_mm"
+        else " in standard deviations"
+        if base
+        else f" in {units}"
+        if units
+        else ""
+    )
 
 
 def _training(ax: Any, steps: np.ndarray, values: Sequence[float], label: str) -> None:
@@ -144,10 +184,11 @@ def lead_curve(
     scores : Dataset or dict of Dataset
         Label → what ``evaluate`` gave.
     name, metric, region, level
-        What to draw; by default the first region and level. Variables that mean the same are found under other names as well.
+        What to draw; by default the first region and level. Variables that mean the same are found
+        under other names as well.
     intervals : bool
-        With two forecasts or more, bars on the first one's line: the 95 % interval of its difference to the next that it can be paired with
-        (:func:`xaurora.significance`).
+        With two forecasts or more, bars on the first one's line: the 95 % interval of its
+        difference to the next that it can be paired with (:func:`xaurora.significance`).
     ax : matplotlib axes, optional
     """
     from xaurora.plots.diagrams import COLOURS, axes, label_of, labelled, shown
@@ -157,13 +198,25 @@ def lead_curve(
     first = next(iter(several.values()))
     key = first[name].attrs.get("xaurora_variable") if name in first else None
     for (label, ds), colour in zip(several.items(), COLOURS * 9, strict=False):
-        found = name if name in ds else next((str(n) for n in ds.data_vars if key and ds[n].attrs.get("xaurora_variable") == key and "metric" in ds[n].dims), None)  # fmt: skip
+        found = (
+            name
+            if name in ds
+            else next(
+                (
+                    str(n)
+                    for n in ds.data_vars
+                    if key and ds[n].attrs.get("xaurora_variable") == key and "metric" in ds[n].dims
+                ),
+                None,
+            )
+        )
         if found is None or metric not in ds["metric"].values:
             continue
         da = ds[found].sel(metric=metric)
         if kept := [str(d) for d in da.dims if d not in ("region", "lead_time", "level")]:
             raise OptionError(
-                f"the scores {label!r} are kept apart by {', '.join(kept)}, and a curve goes over lead times.",
+                f"the scores {label!r} are kept apart by {', '.join(kept)}, and a curve goes over"
+                " lead times.",
                 fix=f"scores.isel({kept[0]}=0, drop=True)",
             )
         if region is None:
@@ -184,19 +237,32 @@ def lead_curve(
         factor = own if ds is first else own * _alike(first, name, ds, found, metric)
         hours = ds["lead_time"].values / np.timedelta64(1, "h")
         ax.plot(hours, da.values * factor, "o-", label=label, color=colour, markersize=4)
-        bars = _bars(first, ds, name, found, metric, region, level) if intervals and ds is not first else None
-        if bars is not None:  # what the first forecast would score at either end of the interval of its skill
+        bars = (
+            _bars(first, ds, name, found, metric, region, level)
+            if intervals and ds is not first
+            else None
+        )
+        if (
+            bars is not None
+        ):  # what the first forecast would score at either end of the interval of its skill
             reference = da.sel(lead_time=bars["lead_time"]).values * factor
             middle = (1.0 - bars.sel(estimate="skill").values) * reference
             low, high = ((1.0 - bars.sel(estimate=e).values) * reference for e in ("high", "low"))
             at = bars["lead_time"].values / np.timedelta64(1, "h")
             ax.errorbar(
-                at, middle, [middle - low, high - middle], fmt="none", ecolor=COLOURS[0], capsize=3, linewidth=1
+                at,
+                middle,
+                [middle - low, high - middle],
+                fmt="none",
+                ecolor=COLOURS[0],
+                capsize=3,
+                linewidth=1,
             )
             intervals = False  # one set of bars is enough
     if not ax.lines:
         raise MissingVariableError(
-            f"none of these scores holds {metric!r} of '{name}'.", fix=f"evaluate(truth, metrics=[{metric!r}])"
+            f"none of these scores holds {metric!r} of '{name}'.",
+            fix=f"evaluate(truth, metrics=[{metric!r}])",
         )
     leads: Any = np.unique(np.concatenate([line.get_xdata() for line in ax.lines]))
     if len(leads) <= 12:
@@ -209,15 +275,20 @@ def lead_curve(
 
 
 def _alike(first: xr.Dataset, name: str, ds: xr.Dataset, found: str, metric: str) -> float:
-    """What brings a score of other units to those of the first, where both are known and are not rain, which is shown in mm in any case."""
+    """What brings a score of other units to those of the first, where both are known and are not
+    rain, which is shown in mm in any case.
+    """
     from xaurora.evaluation.metrics import ALIASES, METRICS
 
     known = variables.find(name)
-    kind = METRICS[ALIASES.get(metric, metric)].units if ALIASES.get(metric, metric) in METRICS else ""
+    kind = (
+        METRICS[ALIASES.get(metric, metric)].units if ALIASES.get(metric, metric) in METRICS else ""
+    )
     if name not in first or known is None or known.accumulated or kind == "":
         return 1.0
     scales = [
-        variables.conversion(str(d[n].attrs.get("units", "")), known.units) for d, n in ((first, name), (ds, found))
+        variables.conversion(str(d[n].attrs.get("units", "")), known.units)
+        for d, n in ((first, name), (ds, found))
     ]
     if scales[0] is None or scales[1] is None:
         return 1.0
@@ -225,9 +296,17 @@ def _alike(first: xr.Dataset, name: str, ds: xr.Dataset, found: str, metric: str
 
 
 def _bars(
-    first: xr.Dataset, other: xr.Dataset, name: str, found: str, metric: str, region: str | None, level: float | None
+    first: xr.Dataset,
+    other: xr.Dataset,
+    name: str,
+    found: str,
+    metric: str,
+    region: str | None,
+    level: float | None,
 ) -> xr.DataArray | None:
-    """Interval of the first forecast's skill against another, where there is one; scores that are better when small."""
+    """Interval of the first forecast's skill against another, where there is one; scores that are
+    better when small.
+    """
     from xaurora.errors import XauroraError
     from xaurora.evaluation.metrics import ALIASES, METRICS
     from xaurora.evaluation.significance import significance
@@ -237,7 +316,9 @@ def _bars(
     try:
         # Only what this curve needs: the others' samples would be drawn as well.
         alone = (
-            ds.drop_vars([c for c in ds.coords if "__" in str(c) and not str(c).startswith(f"{n}__")])
+            ds.drop_vars(
+                [c for c in ds.coords if "__" in str(c) and not str(c).startswith(f"{n}__")]
+            )
             for ds, n in ((first, name), (other, found))
         )
         result = significance(*alone, metrics=[metric])

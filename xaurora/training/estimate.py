@@ -1,8 +1,10 @@
-"""``estimate``: what a training would cost, found by going through its steps with tensors that have shapes and no values.
+"""``estimate``: what a training would cost, found by going through its steps with tensors that have
+shapes and no values.
 
-The peak of tensors is exact: the same code runs as in training, and nothing is computed or allocated. What a process takes beyond its
-tensors (the allocator's slack, scratch space inside operations) was measured once: ``benchmarks/estimates.py``. Time is the number of
-floating-point operations over a rate that is measured here, on a few layers of the model's width.
+The peak of tensors is exact: the same code runs as in training, and nothing is computed or
+allocated. What a process takes beyond its tensors (the allocator's slack, scratch space inside
+operations) was measured once: ``benchmarks/estimates.py``. Time is the number of floating-point
+operations over a rate that is measured here, on a few layers of the model's width.
 """
 
 from __future__ import annotations
@@ -37,8 +39,9 @@ from xaurora.training.options import StrategyOptions, TrainingOptions
 from xaurora.training.plan import Plan
 from xaurora.utils.progress import watched
 
-# A process beyond its tensors on the CPU: what comes and goes in a step leaves holes in the allocator's heap; weights and the optimiser's
-# state do not. Measured by benchmarks/estimates.py --calibrate, on other combinations than those of docs/memory.md.
+# A process beyond its tensors on the CPU: what comes and goes in a step leaves holes in the
+# allocator's heap; weights and the optimiser's state do not. Measured by benchmarks/estimates.py
+# --calibrate, on other combinations than those of docs/memory.md.
 SLACK = 1.5
 FIXED = 60 * 1024**2  # bytes
 _GPU_SLACK = 0.1  # of what Torch keeps beyond what it has given out; not measured
@@ -57,7 +60,8 @@ class Estimate:
     memory : int
         Bytes at the peak, on the device that computes; on a CPU with the frames that are kept.
     parts : dict of int
-        Bytes of weights, gradients, optimiser, activations (what remains of the peak), frames kept, slack.
+        Bytes of weights, gradients, optimiser, activations (what remains of the peak), frames kept,
+        slack.
     available : int
         Bytes that are free there now.
     step_seconds, seconds : float
@@ -104,9 +108,16 @@ class Estimate:
             return f"model {self.model!r}, strategy {self.strategy!r}: {self.problem}"
         lines = [
             f"model {self.model!r}, strategy {self.strategy!r}, on the {self.device}",
-            f"  memory     {_size(self.memory)} at the peak, of {_size(self.available)} that are free: {'it fits' if self.fits else 'it does not fit'}",
-            "             " + ", ".join(f"{name} {_size(value)}" for name, value in self.parts.items()),
-            f"  time       about {_span(self.step_seconds)} a step, {_span(self.seconds)} for {self.steps} steps and their validations",
+            (
+                f"  memory     {_size(self.memory)} at the peak, of {_size(self.available)} that"
+                f" are free: {'it fits' if self.fits else 'it does not fit'}"
+            ),
+            "             "
+            + ", ".join(f"{name} {_size(value)}" for name, value in self.parts.items()),
+            (
+                f"  time       about {_span(self.step_seconds)} a step, {_span(self.seconds)} for"
+                f" {self.steps} steps and their validations"
+            ),
             f"  reads      {_size(self.bytes_read)}",
             f"  disk       {_size(self.disk)}",
             f"  trains     {self.trainable:,} of {self.total:,} parameters",
@@ -120,7 +131,9 @@ class Estimate:
 
     def table(self) -> str:
         """All estimates side by side, as text."""
-        lines = [f"{'model':<17}{'strategy':<10}{'memory':>10}{'a step':>10}{'in all':>10}{'disk':>10}{'trains':>16}"]
+        lines = [
+            f"{'model':<17}{'strategy':<10}{'memory':>10}{'a step':>10}{'in all':>10}{'disk':>10}{'trains':>16}"
+        ]
         for e in [self, *self.others]:
             if e.problem:
                 lines.append(f"{e.model:<17}{e.strategy:<10}  {e.problem.splitlines()[0]}")
@@ -154,10 +167,13 @@ def estimate(
     options = parallel.settle(options or TrainingOptions())
     if options.resume and out is None:
         raise OptionError(
-            "resume=True goes on with a run, and out= does not say which.", fix="out='runs/tp', resume=True"
+            "resume=True goes on with a run, and out= does not say which.",
+            fix="out='runs/tp', resume=True",
         )
     if weights is not None and not Path(weights).is_file():
-        raise CheckpointError(f"there is no checkpoint file '{weights}'.", fix="weights='path/to/file.ckpt'")
+        raise CheckpointError(
+            f"there is no checkpoint file '{weights}'.", fix="weights='path/to/file.ckpt'"
+        )
     common = {
         "truth": truth,
         "weights": weights,
@@ -171,7 +187,9 @@ def estimate(
     }
     how = config.strategy_of(strategy)
     named_alone = isinstance(strategy, str)
-    first = of_plan(planning.plan(ds, target, model=model, how=how, named=named_alone, **common), ds)
+    first = of_plan(
+        planning.plan(ds, target, model=model, how=how, named=named_alone, **common), ds
+    )
     if not first.fits:
         first = replace(first, advice=_advice(ds, target, model, how, common))
     if not compare:
@@ -187,7 +205,9 @@ def estimate(
     return replace(first, others=others)
 
 
-def _tried(ds: xr.Dataset, target: Any, model: Any, how: StrategyOptions, common: dict[str, Any]) -> Estimate:
+def _tried(
+    ds: xr.Dataset, target: Any, model: Any, how: StrategyOptions, common: dict[str, Any]
+) -> Estimate:
     """An estimate, or why there is none."""
     name = model if isinstance(model, str) else type(model).__name__
     try:
@@ -204,7 +224,11 @@ def device() -> torch.device:
 def free_memory(where: torch.device) -> int:
     """Bytes that are free on a device."""
     if where.type == "cuda":  # what Torch keeps for later use is as good as free
-        return int(torch.cuda.mem_get_info()[0]) + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return (
+            int(torch.cuda.mem_get_info()[0])
+            + torch.cuda.memory_reserved()
+            - torch.cuda.memory_allocated()
+        )
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file}
@@ -218,7 +242,11 @@ def _group_memory() -> float:
     folder = Path("/sys/fs/cgroup")
     try:
         limit = (folder / "memory.max").read_text().strip()
-        return math.inf if limit == "max" else int(limit) - int((folder / "memory.current").read_text())
+        return (
+            math.inf
+            if limit == "max"
+            else int(limit) - int((folder / "memory.current").read_text())
+        )
     except (OSError, ValueError):
         return math.inf
 
@@ -238,14 +266,18 @@ def of_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
     slack = int(counted.peak * _GPU_SLACK)
     memory = counted.peak + slack
     if options.parallel == "fsdp":  # weights, gradients and the optimiser's state are shared out
-        shared = sum(counted.parts.get(k, 0) for k in ("weights", "gradients", "optimiser", "average"))
+        shared = sum(
+            counted.parts.get(k, 0) for k in ("weights", "gradients", "optimiser", "average")
+        )
         memory -= int(shared * (1.0 - 1.0 / options.world_size))
     if where.type == "cpu":
         memory -= slack
         lasting = sum(counted.parts.get(k, 0) for k in ("weights", "optimiser", "average"))
         slack = int(max(counted.peak - lasting, 0) * (SLACK - 1.0)) + FIXED
         if options.activation_checkpointing is True:
-            slack += int(counted.parts["activations"] * (SLACK - 1.0))  # made twice, in more and smaller pieces
+            slack += int(
+                counted.parts["activations"] * (SLACK - 1.0)
+            )  # made twice, in more and smaller pieces
         memory = (memory + slack + kept) * options.devices  # all processes of this machine
     parts = {**counted.parts, "frames": kept, "slack": slack}
     rate = _rate(plan, where)
@@ -254,21 +286,32 @@ def of_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
     scored = min(len(plan.parts.validation), 100) * validations
     scored += len(plan.parts.validation) if len(plan.parts.validation) > 100 else 0
     reused = planning.kept_latents(plan)
-    once_forward = counted.forward_flops / (1 if options.replay is not None or reused else options.batch_size)
-    seconds = steps * step + scored * options.rollout_steps * once_forward / rate / options.world_size
+    once_forward = counted.forward_flops / (
+        1 if options.replay is not None or reused else options.batch_size
+    )
+    seconds = (
+        steps * step + scored * options.rollout_steps * once_forward / rate / options.world_size
+    )
     latent_bytes = 0
     if reused is not None:
-        # Each sample's latents are made once; after that steps and validations are the heads' alone.
+        # Each sample's latents are made once; after that steps and validations are the heads'
+        # alone.
         different = count + len(plan.parts.validation)
         seconds = (
             steps * step + scored * step / 3 / options.batch_size + different * once_forward / rate
         ) / options.world_size
         one = counted.latents * (2 if reused.dtype == "bfloat16" else 4)
-        latent_bytes = int(min(different * one, reused.size if isinstance(reused.size, float) else math.inf))
+        latent_bytes = int(
+            min(different * one, reused.size if isinstance(reused.size, float) else math.inf)
+        )
         parts["latents"] = min(min(different, loading.KEPT) * one, _FRAMES_KEPT)
         if where.type == "cpu":
             memory += parts["latents"]
-    epochs = 1 if reused is not None or frames <= loading.KEPT else -(-steps * options.samples_a_step // count)
+    epochs = (
+        1
+        if reused is not None or frames <= loading.KEPT
+        else -(-steps * options.samples_a_step // count)
+    )
     stored = _stored_bytes(plan, ds)
     module = counted.parameters
     once = 4 * (module["head"] + (module["all"] if _saves_base(plan) else module["adapter"]))
@@ -295,7 +338,9 @@ def of_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
 
 @dataclass(frozen=True)
 class Counted:
-    """What a step takes: bytes of tensors at the peak and what they are, floating-point operations, parameters; numbers in a sample's latents."""
+    """What a step takes: bytes of tensors at the peak and what they are, floating-point operations,
+    parameters; numbers in a sample's latents.
+    """
 
     peak: int
     parts: dict[str, int]
@@ -306,7 +351,9 @@ class Counted:
 
 
 def simulate(plan: Plan, where: torch.device) -> Counted:
-    """Two training steps with tensors that have no values; the second has the optimiser's state beside it."""
+    """Two training steps with tensors that have no values; the second has the optimiser's state
+    beside it.
+    """
     options = plan.options
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     module, forms = _meta_module(plan)
@@ -315,7 +362,9 @@ def simulate(plan: Plan, where: torch.device) -> Counted:
     names = {n for n, p in module.named_parameters() if id(p) in chosen}
     kept = planning.kept_latents(plan)
     base_parameters = dict(module.base.named_parameters())
-    added = sum(p.numel() for n, p in base_parameters.items() if module.adapter and module.adapter.adds(n))
+    added = sum(
+        p.numel() for n, p in base_parameters.items() if module.adapter and module.adapter.adds(n)
+    )
     own = sum(p.numel() for p in base_parameters.values()) - added
     head: Any = module.head
     fake: Any = imagined(module, mode, where.type)
@@ -360,7 +409,13 @@ def simulate(plan: Plan, where: torch.device) -> Counted:
             for k in range(length):
                 step = next(stepping)
                 loss, parts = losses.of_step(
-                    fake, step, _truth(plan), area, plan.trim, options.base_loss if plan.scores_base else 0.0, part
+                    fake,
+                    step,
+                    _truth(plan),
+                    area,
+                    plan.trim,
+                    options.base_loss if plan.scores_base else 0.0,
+                    part,
                 )
                 forward = counter.flops if k == 0 else forward
                 if options.push_forward:
@@ -389,7 +444,11 @@ def simulate(plan: Plan, where: torch.device) -> Counted:
 
 def _meta_module(plan: Plan) -> tuple[models.AuroraWithHead, dict[str, targets.InputForm]]:
     """The model as finetune would build it, on the meta device."""
-    forms = {t.name: targets.InputForm(1e-4 if t.is_rain else None, 0.0, 1.0) for t in plan.learnt if plan.fed}
+    forms = {
+        t.name: targets.InputForm(1e-4 if t.is_rain else None, 0.0, 1.0)
+        for t in plan.learnt
+        if plan.fed
+    }
     with LiveBytes():  # answers what construction asks of values
         base: Aurora
         adapter = plan.adapter
@@ -409,7 +468,9 @@ def _meta_module(plan: Plan) -> tuple[models.AuroraWithHead, dict[str, targets.I
             adapter = adapters.install(base, plan.how)
         levels_, width = models.latent_size(base)
         built = {
-            t.name: heads.build(plan.heads[t.name].for_climate(1e-3), levels_, width, plan.needs.patch_size)
+            t.name: heads.build(
+                plan.heads[t.name].for_climate(1e-3), levels_, width, plan.needs.patch_size
+            )
             for t in plan.learnt
         }
         return models.AuroraWithHead(base, heads.HeadSet(built), forms, adapter), forms
@@ -445,9 +506,12 @@ def _latents_shape(plan: Plan, module: Any) -> tuple[int, ...]:
     return latents.shape_of(module, plan.grid.shape, plan.needs.patch_size, surface=surface)
 
 
-def _on_latents(plan: Plan, fake: Any, counter: LiveBytes, forms: dict[str, targets.InputForm], areas: Any) -> int:
-    """A step of a training whose latents are kept: one sample's are made, then the heads learn from a batch of them. Returns the operations
-    of the former; the counter is left with those of the latter."""
+def _on_latents(
+    plan: Plan, fake: Any, counter: LiveBytes, forms: dict[str, targets.InputForm], areas: Any
+) -> int:
+    """A step of a training whose latents are kept: one sample's are made, then the heads learn from
+    a batch of them. Returns the operations of the former; the counter is left with those of the
+    latter."""
     area, part = areas
     single = replace(plan, options=replace(plan.options, batch_size=1))
     fake.latents(rollout.prepare(fake, _batch(single, forms)))
@@ -461,14 +525,20 @@ def _on_latents(plan: Plan, fake: Any, counter: LiveBytes, forms: dict[str, targ
 
 
 def _rate(plan: Plan, where: torch.device) -> float:
-    """Floating-point operations a second, forward and backward, of two layers of the model's width; measured in about a second."""
+    """Floating-point operations a second, forward and backward, of two layers of the model's width;
+    measured in about a second.
+    """
     named = {"tiny": 128, "tiny-pretrained": 128, "small": 256}.get(plan.name, 512)
     width = plan.base.encoder.embed_dim if plan.base is not None else named
     rows = plan.grid.shape[0] * plan.grid.shape[1] // plan.needs.patch_size**2 * 4
     tokens = int(np.clip(rows, 512, 8192))
     use = plan.options.precision
     if use == "auto":
-        use = "bf16" if where.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "32"
+        use = (
+            "bf16"
+            if where.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            else "32"
+        )
     half = torch.float16 if use == "fp16" else torch.bfloat16
     layers = torch.nn.Sequential(
         torch.nn.LayerNorm(2 * width),
@@ -499,7 +569,9 @@ def _frames(plan: Plan, init_times: np.ndarray) -> np.ndarray:
 def _frame_bytes(plan: Plan) -> int:
     """Bytes of a state and its targets as they are read: float32."""
     rows, columns = plan.grid.shape
-    fields = len(plan.needs.surface) + len(plan.needs.atmos) * len(plan.cut.levels) + len(plan.learnt)
+    fields = (
+        len(plan.needs.surface) + len(plan.needs.atmos) * len(plan.cut.levels) + len(plan.learnt)
+    )
     return 4 * rows * columns * fields
 
 
@@ -510,7 +582,9 @@ def _is_lazy(plan: Plan) -> bool:
 
 
 def _stored_bytes(plan: Plan, ds: xr.Dataset | None) -> float:
-    """Bytes that reading one state takes from where it is stored: whole chunks, however little of them is needed."""
+    """Bytes that reading one state takes from where it is stored: whole chunks, however little of
+    them is needed.
+    """
     if ds is None:
         return float(_frame_bytes(plan))
     total = 0.0
@@ -538,19 +612,31 @@ def _saves_base(plan: Plan) -> bool:
     return moved or plan.name == "tiny" or planning.holds_its_base(plan.model)
 
 
-def _advice(ds: xr.Dataset, target: Any, model: Any, how: StrategyOptions, common: dict[str, Any]) -> list[str]:
+def _advice(
+    ds: xr.Dataset, target: Any, model: Any, how: StrategyOptions, common: dict[str, Any]
+) -> list[str]:
     """Changes, one at a time and then together, each with the memory that it would take."""
     options: TrainingOptions = common["options"]
     changes: list[tuple[str, dict[str, Any], StrategyOptions]] = []
     if options.batch_size > 1:
         more = options.gradient_accumulation * options.batch_size
         changes.append(
-            (f"batch_size=1, gradient_accumulation={more}", {"batch_size": 1, "gradient_accumulation": more}, how)
+            (
+                f"batch_size=1, gradient_accumulation={more}",
+                {"batch_size": 1, "gradient_accumulation": more},
+                how,
+            )
         )
     where = device()
     gpu = where.type == "cuda"
-    recomputes = options.activation_checkpointing is True or (options.activation_checkpointing == "auto" and gpu)
-    half = gpu and options.precision == "auto" and torch.cuda.is_bf16_supported(including_emulation=False)
+    recomputes = options.activation_checkpointing is True or (
+        options.activation_checkpointing == "auto" and gpu
+    )
+    half = (
+        gpu
+        and options.precision == "auto"
+        and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
     if how.name != "frozen" and not recomputes:
         changes.append(("activation_checkpointing=True", {"activation_checkpointing": True}, how))
     if options.rollout_steps > 1 and not options.push_forward and options.replay is None:
@@ -570,19 +656,27 @@ def _advice(ds: xr.Dataset, target: Any, model: Any, how: StrategyOptions, commo
         out.append(f"{words}: {_size(found.memory)}{', which fits' if found.fits else ''}")
     if len(together) > 1:
         found = _changed(ds, target, model, how, common, together)
-        out.append(f"all of these with the same strategy: {_size(found.memory)}{', which fits' if found.fits else ''}")
-    out.append("a smaller part of the data: ds.sel(latitude=..., longitude=...); memory goes with its area")
+        out.append(
+            "all of these with the same strategy:"
+            f" {_size(found.memory)}{', which fits' if found.fits else ''}"
+        )
+    out.append(
+        "a smaller part of the data: ds.sel(latitude=..., longitude=...); memory goes with its area"
+    )
     return out
 
 
-_LOOKED_AT = 0.25  # of the memory that is free: trainings that are sure to stay below are not gone through
-_ACTIVATIONS = (
-    6000  # bytes a grid point and sample for every hundred channels of the embedding, more than was ever found
+_LOOKED_AT = (
+    0.25  # of the memory that is free: trainings that are sure to stay below are not gone through
 )
+# bytes a grid point and sample for every hundred channels of the embedding, more than was ever
+# found
+_ACTIVATIONS = 6000
 
 
 def warn_if_too_large(ds: xr.Dataset, target: Any, plan: Plan, common: dict[str, Any]) -> str:
-    """What to say before a training starts that may not fit; empty where it fits, or where it is far too small to matter.
+    """What to say before a training starts that may not fit; empty where it fits, or where it is
+    far too small to matter.
 
     Parameters
     ----------
@@ -594,12 +688,19 @@ def warn_if_too_large(ds: xr.Dataset, target: Any, plan: Plan, common: dict[str,
     """
     where = device()
     free = free_memory(where)
-    named = {"tiny": (4e6, 128), "tiny-pretrained": (4e6, 128), "small": (1.2e8, 256)}.get(plan.name, (1.3e9, 512))
+    named = {"tiny": (4e6, 128), "tiny-pretrained": (4e6, 128), "small": (1.2e8, 256)}.get(
+        plan.name, (1.3e9, 512)
+    )
     parameters, width = named
     if plan.base is not None:
         parameters = sum(p.numel() for p in plan.base.parameters())
         width = plan.base.encoder.embed_dim
-    points = plan.grid.shape[0] * plan.grid.shape[1] * plan.options.batch_size * plan.options.rollout_steps
+    points = (
+        plan.grid.shape[0]
+        * plan.grid.shape[1]
+        * plan.options.batch_size
+        * plan.options.rollout_steps
+    )
     if 16 * parameters + points * _ACTIVATIONS * width / 100 < _LOOKED_AT * free:
         return ""
     found = of_plan(plan, ds)
@@ -608,17 +709,27 @@ def warn_if_too_large(ds: xr.Dataset, target: Any, plan: Plan, common: dict[str,
     advice = _advice(ds, target, plan.model, plan.how, common)
     verb = "may not fit" if found.fits else "does not fit"
     return (
-        f"This training needs about {_size(found.memory)}, and {_size(found.available)} are free: it {verb}. To change: "
-        + "; ".join(advice)
-        + "."
+        f"This training needs about {_size(found.memory)}, and {_size(found.available)} are free:"
+        f" it {verb}. To change: " + "; ".join(advice) + "."
     )
 
 
 def _changed(
-    ds: xr.Dataset, target: Any, model: Any, how: StrategyOptions, common: dict[str, Any], changed: dict[str, Any]
+    ds: xr.Dataset,
+    target: Any,
+    model: Any,
+    how: StrategyOptions,
+    common: dict[str, Any],
+    changed: dict[str, Any],
 ) -> Estimate:
     return of_plan(
-        planning.plan(ds, target, model=model, how=how, **{**common, "options": replace(common["options"], **changed)})
+        planning.plan(
+            ds,
+            target,
+            model=model,
+            how=how,
+            **{**common, "options": replace(common["options"], **changed)},
+        )
     )
 
 

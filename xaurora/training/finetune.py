@@ -60,13 +60,18 @@ def finetune(
     out: str | Path | None = None,
     options: config.TrainingOptions | None = None,
 ) -> TunedAurora:
-    """Fine-tune an Aurora so that it also predicts ``target``. See :meth:`xaurora.accessor.AuroraAccessor.finetune`."""
+    """Fine-tune an Aurora so that it also predicts ``target``. See
+    :meth:`xaurora.accessor.AuroraAccessor.finetune`.
+    """
     options = parallel.settle(options or config.TrainingOptions())
     how = config.strategy_of(strategy)
-    names = planning.check_arguments(target, how, head, halo, options, truth=truth, as_input=as_input)
+    names = planning.check_arguments(
+        target, how, head, halo, options, truth=truth, as_input=as_input
+    )
     if options.resume and out is None:
         raise OptionError(
-            "resume=True goes on with a run, and out= does not say which.", fix="out='runs/tp', resume=True"
+            "resume=True goes on with a run, and out= does not say which.",
+            fix="out='runs/tp', resume=True",
         )
     folder = _out_folder(out, re.sub(r"[^\w-]", "_", "-".join(names)))
     resume = options.resume
@@ -96,10 +101,18 @@ def finetune(
     logger.info("%s", plan.chosen)
     if plan.crop.left_out:
         logger.info(
-            "Left out, because patches of %d do not reach there: %s.", plan.needs.patch_size, plan.crop.left_out
+            "Left out, because patches of %d do not reach there: %s.",
+            plan.needs.patch_size,
+            plan.crop.left_out,
         )
     if fabric.global_rank == 0:
-        common = {"truth": truth, "weights": weights, "head": head, "as_input": as_input, "train": train}
+        common = {
+            "truth": truth,
+            "weights": weights,
+            "head": head,
+            "as_input": as_input,
+            "train": train,
+        }
         common |= {"validation": validation, "halo": halo, "region": region, "options": options}
         if warning := estimation.warn_if_too_large(ds, target, plan, common):
             logger.warning("%s", warning)
@@ -116,7 +129,8 @@ def finetune(
         say(str(plan.chosen), shown=options.progress)
     same = " (the same ones)" if plan.parts.same else ""
     say(
-        f"{len(looked.train)} training samples, {len(looked.validation)} to validate{same}; to {folder}",
+        f"{len(looked.train)} training samples, {len(looked.validation)} to validate{same}; to"
+        f" {folder}",
         shown=options.progress,
     )
     say(strategies.render(strategies.table(made.module)), shown=options.progress)
@@ -160,7 +174,10 @@ def finetune(
         except torch.cuda.OutOfMemoryError as error:
             raise MemoryTooSmallError(
                 f"the GPU has too little memory for this training ({str(error).splitlines()[0]}).",
-                fix="print(ds.aurora.estimate(...)) with the same arguments says what to change; activation_checkpointing=True first",
+                fix=(
+                    "print(ds.aurora.estimate(...)) with the same arguments says what to change;"
+                    " activation_checkpointing=True first"
+                ),
             ) from error
         finally:
             result.model.window = made.module.window = None
@@ -193,13 +210,16 @@ class _Made:
 def _build(plan: Plan, looked: _Looked, fabric: Any) -> _Made:
     """The model with its heads and its adapter, frozen where the strategy says so."""
     model, options, how = plan.model, plan.options, plan.how
-    forms = {t.name: _input_form(t, looked.seen[t.name]) for t in plan.learnt} if plan.as_input else {}
+    forms = (
+        {t.name: _input_form(t, looked.seen[t.name]) for t in plan.learnt} if plan.as_input else {}
+    )
     if isinstance(model, TunedAurora) and model.model.inputs:
         # What the encoder has learnt to read keeps the form it was learnt in.
         forms = {**forms, **model.model.inputs} if plan.as_input else dict(model.model.inputs)
         if missing := [n for n in forms if n not in {t.name for t in plan.learnt}]:
             raise OptionError(
-                f"the model was tuned with {missing} among its inputs, and goes on with them alone.",
+                f"the model was tuned with {missing} among its inputs, and goes on with them"
+                " alone.",
                 fix=f"target={list(forms)!r}, as_input=True",
             )
     cut = targets.with_inputs(plan.cut, plan.learnt, forms) if forms else plan.cut
@@ -208,11 +228,15 @@ def _build(plan: Plan, looked: _Looked, fabric: Any) -> _Made:
         base = _make_base(plan, cut, looked.train, fabric, without=tuple(forms))
     original_hash = models.state_hash(base)
     if isinstance(model, TunedAurora) and not planning.holds_its_base(model):
-        original_hash = str(model.config["base"]["hash"])  # of the published base, without the embeddings of inputs
+        original_hash = str(
+            model.config["base"]["hash"]
+        )  # of the published base, without the embeddings of inputs
     levels, width = models.latent_size(base)
     patch, seed = plan.needs.patch_size, options.seed
     heads_ = {
-        t.name: _make_head(model, t.name, plan.heads[t.name], levels, width, patch, looked.seen[t.name], seed)
+        t.name: _make_head(
+            model, t.name, plan.heads[t.name], levels, width, patch, looked.seen[t.name], seed
+        )
         for t in plan.learnt
     }
     adapter = plan.adapter
@@ -230,7 +254,10 @@ def _describe_run(plan: Plan, looked: _Looked, made: _Made, from_truth: bool) ->
     heads_: Any = module.head
     saved = plan.how.name in ("decoder", "full") or plan.name == "tiny" or plan.merged
     return {
-        "targets": {t.name: _describe(t, heads_[t.name], looked.seen[t.name], from_truth) for t in plan.learnt},
+        "targets": {
+            t.name: _describe(t, heads_[t.name], looked.seen[t.name], from_truth)
+            for t in plan.learnt
+        },
         "inputs": {n: asdict(form) for n, form in made.forms.items()},
         "all": plan.every,
         "strategy": plan.how.name,
@@ -268,7 +295,11 @@ def _describe_run(plan: Plan, looked: _Looked, made: _Made, from_truth: bool) ->
 
 
 def _settings(
-    plan: Plan, looked: _Looked, made: _Made, meta: dict[str, Any], kept: config.LatentOptions | None
+    plan: Plan,
+    looked: _Looked,
+    made: _Made,
+    meta: dict[str, Any],
+    kept: config.LatentOptions | None,
 ) -> dict[str, Any]:
     """What a resumed run must have in common with the one that stopped."""
     heads_: Any = made.module.head
@@ -278,7 +309,9 @@ def _settings(
         model=plan.name,
         base=made.original_hash,
         start=models.state_hash(made.module.base),
-        targets={n: [d.moments.count, d.moments.mean, d.moments.std] for n, d in looked.seen.items()},
+        targets={
+            n: [d.moments.count, d.moments.mean, d.moments.std] for n, d in looked.seen.items()
+        },
         strategy=asdict(plan.how),
         head={n: asdict(h.options) for n, h in heads_.items()},
         inputs=sorted(made.forms),
@@ -294,8 +327,9 @@ def _warn(plan: Plan, looked: _Looked, meta: dict[str, Any]) -> None:
     """Say what may make the result worse than it looks."""
     if not plan.grid.is_global and not plan.moves_base and not plan.name.startswith("tiny"):
         logger.warning(
-            "The data are regional and the backbone stays frozen: a pretrained Aurora was made for the globe, and sees here what it never saw. "
-            "Better give it the globe, or strategy='full'; docs/regions.md says more."
+            "The data are regional and the backbone stays frozen: a pretrained Aurora was made for"
+            " the globe, and sees here what it never saw. Better give it the globe, or"
+            " strategy='full'; docs/regions.md says more."
         )
     if note := _seen_before(plan.name, plan.model, looked.validation):
         logger.warning("%s", note)
@@ -303,7 +337,9 @@ def _warn(plan: Plan, looked: _Looked, meta: dict[str, Any]) -> None:
     total = plan.options.total_steps(len(looked.train))
     if plan.options.warmup is not None and plan.options.warmup >= total:
         logger.warning(
-            "warmup=%d, and the run has %d steps: its rate will not get to its peak.", plan.options.warmup, total
+            "warmup=%d, and the run has %d steps: its rate will not get to its peak.",
+            plan.options.warmup,
+            total,
         )
     for t in plan.learnt:
         seen = looked.seen[t.name]
@@ -342,7 +378,8 @@ def _latents(
     shape = latents.shape_of(module, plan.grid.shape, plan.needs.patch_size, surface=surface)
     window = plan.window
     static = {
-        n: hashlib.sha256(np.ascontiguousarray(v).tobytes()).hexdigest()[:16] for n, v in batches.statics(cut).items()
+        n: hashlib.sha256(np.ascontiguousarray(v).tobytes()).hexdigest()[:16]
+        for n, v in batches.statics(cut).items()
     }
     versions = tuned.versions()
     base = module.base
@@ -358,12 +395,18 @@ def _latents(
         "variables": [*map(str, cut.surface), *map(str, cut.atmos)],
         "levels": list(cut.levels),
         "static fields": static,
-        "region": "all" if window is None else [window.patch_rows.tolist(), window.patch_columns.tolist()],
-        "precision": str(base.autocast_dtype).removeprefix("torch.") if base.autocast_backbone else "float32",
+        "region": (
+            "all" if window is None else [window.patch_rows.tolist(), window.patch_columns.tolist()]
+        ),
+        "precision": (
+            str(base.autocast_dtype).removeprefix("torch.") if base.autocast_backbone else "float32"
+        ),
         "versions": {n: versions.get(n, "") for n in ("xaurora", "microsoft-aurora", "torch")},
     }
     wanted = np.union1d(looked.train, looked.validation)
-    in_memory = all(v._in_memory for part in (cut.surface, cut.atmos) for v in part.variables.values())
+    in_memory = all(
+        v._in_memory for part in (cut.surface, cut.atmos) for v in part.variables.values()
+    )
     store = None
     try:
         store = latents.open_store(
@@ -381,7 +424,9 @@ def _latents(
     if store is not None:
         there = sum(store.has(p) for t in wanted if (p := latents.slot(t)) is not None)
         say(
-            f"Latents: {there} of {len(wanted)} samples are stored in {store.path}, {store.sample_bytes / 1e6:.3g} MB each; the others are added when they are first seen.",
+            f"Latents: {there} of {len(wanted)} samples are stored in {store.path},"
+            f" {store.sample_bytes / 1e6:.3g} MB each; the others are added when they are first"
+            " seen.",
             shown=options.progress,
         )
     return latents.Latents(store, kept.dtype, shape[0])
@@ -423,12 +468,14 @@ def _draw_history(result: TunedAurora, folder: Path) -> None:
 
     figure = Figure(figsize=(11, 7), layout="constrained")
     curves.learning_curves(result.history, figure=figure)
-    storage.replace_file(folder / "learning.png", lambda path: figure.savefig(path, dpi=110, format="png"))
+    storage.replace_file(
+        folder / "learning.png", lambda path: figure.savefig(path, dpi=110, format="png")
+    )
 
 
 PRETRAINED_UNTIL = {"small": 2021, "base": 2021, "finetuned": 2022}
-"""First year that was not trained on: ERA5 to 2020, and for the fine-tuned one IFS HRES to 2021 (Bodnar et al. 2025,
-doi:10.1038/s41586-025-09005-y, supplements C and D)."""
+"""First year that was not trained on: ERA5 to 2020, and for the fine-tuned one IFS HRES to 2021
+(Bodnar et al. 2025, doi:10.1038/s41586-025-09005-y, supplements C and D)."""
 
 
 def _seen_before(name: str, model: Any, validation: np.ndarray) -> str:
@@ -437,8 +484,9 @@ def _seen_before(name: str, model: Any, validation: np.ndarray) -> str:
         start, end = (np.datetime64(model.config["training"][k]) for k in ("start", "end"))
         if count := int(((validation >= start) & (validation <= end)).sum()):
             return (
-                f"{count} of {len(validation)} validation samples lie in the time that the model was tuned on before ({start} to {end}): "
-                "it will score too well there. Validate with other years."
+                f"{count} of {len(validation)} validation samples lie in the time that the model"
+                f" was tuned on before ({start} to {end}): it will score too well there. Validate"
+                " with other years."
             )
     if name not in PRETRAINED_UNTIL:
         return ""
@@ -447,12 +495,13 @@ def _seen_before(name: str, model: Any, validation: np.ndarray) -> str:
     if not count:
         return ""
     return (
-        f"{count} of {len(validation)} validation samples lie before {first}: the pretrained Aurora has seen those years, "
-        f"so that its own variables score too well there, and rain may. Later years judge fairly: validation='{first}'."
+        f"{count} of {len(validation)} validation samples lie before {first}: the pretrained Aurora"
+        " has seen those years, so that its own variables score too well there, and rain may."
+        f" Later years judge fairly: validation='{first}'."
     )
 
 
-# --- before training --------------------------------------------------------------------------------------------------
+# --- before training ------------------------------------------------------------------------------
 
 
 def _out_folder(out: str | Path | None, target: str) -> Path:
@@ -479,12 +528,22 @@ def _input_form(target: targets.Target, seen: normalisation.Distribution) -> tar
     epsilon = min(max(seen.moments.mean, heads.EPSILON_RANGE[0]), heads.EPSILON_RANGE[1])
     values, shares = seen.binned()
     z = np.log1p(values / epsilon)
-    return targets.InputForm(epsilon, 0.0, max(float(np.sqrt(shares @ (z - shares @ z) ** 2)), 1e-6))
+    return targets.InputForm(
+        epsilon, 0.0, max(float(np.sqrt(shares @ (z - shares @ z) ** 2)), 1e-6)
+    )
 
 
-def _describe(target: targets.Target, head: Any, seen: normalisation.Distribution, from_truth: bool) -> dict[str, Any]:
+def _describe(
+    target: targets.Target, head: Any, seen: normalisation.Distribution, from_truth: bool
+) -> dict[str, Any]:
     m = seen.moments
-    statistics: dict[str, Any] = {"mean": m.mean, "std": m.std, "min": m.low, "max": m.high, "count": m.count}
+    statistics: dict[str, Any] = {
+        "mean": m.mean,
+        "std": m.std,
+        "min": m.low,
+        "max": m.high,
+        "count": m.count,
+    }
     if target.is_rain:
         statistics |= {
             "wet_fraction": seen.wet_fraction,
@@ -507,14 +566,18 @@ def _describe(target: targets.Target, head: Any, seen: normalisation.Distributio
 _SCANNED = 4 * 1024**3  # bytes of frames
 
 
-def _refuse_missing(plan: Plan, loader: loading.Loader, init_times: np.ndarray, *, after: bool = True) -> None:
-    """Find NaN before anything is written: in all frames up to 4 GiB, else in as many of them evenly spaced. What is read stays in the loader
-    while it fits."""
+def _refuse_missing(
+    plan: Plan, loader: loading.Loader, init_times: np.ndarray, *, after: bool = True
+) -> None:
+    """Find NaN before anything is written: in all frames up to 4 GiB, else in as many of them
+    evenly spaced. What is read stays in the loader while it fits."""
     if not len(init_times):
         return
     steps = plan.options.rollout_steps
     after = after and (plan.scores_base or steps > 1)  # else no later state is ever read
-    parts = [init_times - STEP, init_times] + ([init_times + STEP * k for k in range(1, steps + 1)] if after else [])
+    parts = [init_times - STEP, init_times] + (
+        [init_times + STEP * k for k in range(1, steps + 1)] if after else []
+    )
     frames = np.unique(np.concatenate(parts))
     count = min(len(frames), max(_SCANNED // loader.frame_bytes, 20))
     chosen = list(frames[np.unique(np.linspace(0, len(frames) - 1, count).astype(int))])
@@ -524,13 +587,17 @@ def _refuse_missing(plan: Plan, loader: loading.Loader, init_times: np.ndarray, 
         pass
 
 
-def _make_base(plan: Plan, cut: Fields, train: np.ndarray, fabric: Any, without: tuple[str, ...] = ()) -> Aurora:
+def _make_base(
+    plan: Plan, cut: Fields, train: np.ndarray, fabric: Any, without: tuple[str, ...] = ()
+) -> Aurora:
     options = plan.options
     if plan.name != "tiny":
         return models.load_pretrained(plan.name, plan.weights)
 
     def statistics() -> Any:
-        frames = np.unique(np.concatenate([train + STEP * k for k in range(-1, options.rollout_steps + 1)]))
+        frames = np.unique(
+            np.concatenate([train + STEP * k for k in range(-1, options.rollout_steps + 1)])
+        )
         plain = replace(cut, surface=cut.surface.drop_vars(list(without)))
         return normalisation.statistics_of(plain, list(frames), progress=options.progress)
 
@@ -550,7 +617,9 @@ def _make_head(
 ) -> heads.DistributionHead:
     if isinstance(model, TunedAurora) and name in model.targets:
         before = model.heads[name]
-        if before.options == (replace(options, epsilon=before.options.epsilon) if options.epsilon is None else options):
+        if before.options == (
+            replace(options, epsilon=before.options.epsilon) if options.epsilon is None else options
+        ):
             return copy.deepcopy(before)  # go on with what was learnt
     options = options.for_climate(seen.moments.mean)
     with torch.random.fork_rng(devices=[]):
@@ -566,12 +635,21 @@ def _make_head(
 def _drop_without_truth(
     plan: Plan, init_times: np.ndarray, *, progress: bool
 ) -> tuple[np.ndarray, dict[str, normalisation.Distribution]]:
-    """Init times whose targets have values inside the halo, and the climatology of those targets by area. Reads them once."""
-    learnt, grid, trim, steps = plan.learnt, plan.target_grid, plan.target_trim, plan.options.rollout_steps
+    """Init times whose targets have values inside the halo, and the climatology of those targets by
+    area. Reads them once.
+    """
+    learnt, grid, trim, steps = (
+        plan.learnt,
+        plan.target_grid,
+        plan.target_trim,
+        plan.options.rollout_steps,
+    )
     seen = {t.name: normalisation.Distribution(amounts=t.is_rain) for t in learnt}
     position = {t.name: samples.positions(t.values) for t in learnt}
     area = np.broadcast_to(grids.latitude_weights(grid.latitude)[:, None], grid.shape)[trim]
-    whole: dict[int, bool] = {}  # by valid time: windows of a rollout overlap, and each time counts once
+    whole: dict[
+        int, bool
+    ] = {}  # by valid time: windows of a rollout overlap, and each time counts once
     valid = {_stamp(time + STEP * k): None for time in init_times for k in range(1, steps + 1)}
 
     def read(key: int) -> dict[str, np.ndarray]:
@@ -584,21 +662,30 @@ def _drop_without_truth(
         if whole[key]:
             for name, values in found.items():
                 seen[name].add(values[there[name]], area[there[name]])
-    kept = [time for time in init_times if all(whole[_stamp(time + STEP * k)] for k in range(1, steps + 1))]
+    kept = [
+        time
+        for time in init_times
+        if all(whole[_stamp(time + STEP * k)] for k in range(1, steps + 1))
+    ]
     if not kept:
         raise SplitError(
             "the target has no value in any sample of this part.",
-            fix=f"check the target: ds['{learnt[0].item.source}'].isnull().mean(('latitude', 'longitude'))",
+            fix=(
+                f"check the target: ds['{learnt[0].item.source}'].isnull().mean(('latitude',"
+                " 'longitude'))"
+            ),
         )
     for t in learnt:
         if t.is_rain and not seen[t.name].log_wet.count:
             raise SplitError(
-                "the target is dry everywhere in this part, so that nothing can be learnt or scored.",
+                "the target is dry everywhere in this part, so that nothing can be learnt or"
+                " scored.",
                 fix="take a longer period or a wetter region",
             )
         if not seen[t.name].moments.high > seen[t.name].moments.low:
             raise SplitError(
-                f"the target '{t.item.source}' is the same everywhere and always in this part ({seen[t.name].moments.high:g}).",
+                f"the target '{t.item.source}' is the same everywhere and always in this part"
+                f" ({seen[t.name].moments.high:g}).",
                 fix="take another target, a longer period or a larger region",
             )
     return np.array(kept, dtype="datetime64[ns]"), seen

@@ -13,8 +13,9 @@ from xaurora.utils import storage
 
 
 class Stop:
-    """Lets a step finish when the process is asked to stop (SIGTERM, as clusters send before they kill, or Ctrl-C); a second signal stops
-    at once. Signals reach the main thread alone; elsewhere this does nothing."""
+    """Lets a step finish when the process is asked to stop (SIGTERM, as clusters send before they
+    kill, or Ctrl-C); a second signal stops at once. Signals reach the main thread alone;
+    elsewhere this does nothing."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -90,7 +91,9 @@ class Log:
 
     def __exit__(self, *error: object) -> None:
         if self._file is not None:
-            with contextlib.suppress(OSError):  # what could not be written was named when it was written
+            with contextlib.suppress(
+                OSError
+            ):  # what could not be written was named when it was written
                 self._file.close()
             self._file = None
             self._goes_on = True

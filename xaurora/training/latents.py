@@ -1,8 +1,11 @@
-"""The store of frozen-backbone outputs: each sample's latents are computed once, and training reads them instead of running the backbone.
+"""The store of frozen-backbone outputs: each sample's latents are computed once, and training reads
+them instead of running the backbone.
 
-A Zarr group whose first axis counts the hours since 1900, so that a sample has its place whatever was stored before it; what is not there
-takes no room. Each sample is one chunk with a checksum, written to a file beside and moved into its place: a kill leaves no half of one, and
-two processes that write the same sample write the same bytes. Beside it stands a digest of the fields that it was computed from.
+A Zarr group whose first axis counts the hours since 1900, so that a sample has its place whatever
+was stored before it; what is not there takes no room. Each sample is one chunk with a checksum,
+written to a file beside and moved into its place: a kill leaves no half of one, and two processes
+that write the same sample write the same bytes. Beside it stands a digest of the fields that it was
+computed from.
 """
 
 from __future__ import annotations
@@ -40,9 +43,9 @@ _ATTRIBUTE = "xaurora_latents"
 _EPOCH = np.datetime64("1900-01-01T00", "h")
 _SLOTS = 24 * 366 * 400  # hours
 _DIGEST = 16  # bytes
-CHECKED = (
-    32  # samples of a store that was there before whose fields are compared with the data, where these have to be read
-)
+# samples of a store that was there before whose fields are compared with the data, where these have
+# to be read
+CHECKED = 32
 _RECOUNTED = 32  # samples
 _SHARE_OF_DISK = 0.5  # of what is free
 _STALE = 3600.0  # seconds after which a file that was never finished belongs to nobody
@@ -117,7 +120,10 @@ class Store:
 
     def _free(self) -> float:
         """What this store holds already, and half of what is free."""
-        return len(self._there) * self.sample_bytes + _SHARE_OF_DISK * shutil.disk_usage(self.path).free
+        return (
+            len(self._there) * self.sample_bytes
+            + _SHARE_OF_DISK * shutil.disk_usage(self.path).free
+        )
 
     # --- opening ---
 
@@ -134,15 +140,24 @@ class Store:
             self._latents, self._inputs = arrays["latents"], arrays["inputs"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LatentsError(
-                f"'{self.path}' is there and is no store of latents ({type(error).__name__}); it is not overwritten.",
+                f"'{self.path}' is there and is no store of latents ({type(error).__name__}); it is"
+                " not overwritten.",
                 fix="another latents= path",
             ) from error
         if there != self.description:
             names = {**self.description, **(there if isinstance(there, dict) else {})}
-            differ = [n for n in names if not isinstance(there, dict) or there.get(n) != self.description.get(n)]
+            differ = [
+                n
+                for n in names
+                if not isinstance(there, dict) or there.get(n) != self.description.get(n)
+            ]
             raise LatentsError(
-                f"the latents in '{self.path}' are of other {', '.join(differ)}; they are not used.",
-                fix="another latents= path, or remove that one; latents=True finds the store that fits, or makes it",
+                f"the latents in '{self.path}' are of other {', '.join(differ)}; they are not"
+                " used.",
+                fix=(
+                    "another latents= path, or remove that one; latents=True finds the store that"
+                    " fits, or makes it"
+                ),
             )
         self._sweep()
 
@@ -154,9 +169,14 @@ class Store:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.new-", dir=self.path.parent))
         try:
-            group = zarr.create_group(staged, overwrite=True, attributes={_ATTRIBUTE: self.description})
+            group = zarr.create_group(
+                staged, overwrite=True, attributes={_ATTRIBUTE: self.description}
+            )
             flat: Any = {"name": "default", "separator": "."}
-            for name, one, dtype in (("latents", self.shape, self._stored_as), ("inputs", (_DIGEST,), "uint8")):
+            for name, one, dtype in (
+                ("latents", self.shape, self._stored_as),
+                ("inputs", (_DIGEST,), "uint8"),
+            ):
                 group.create_array(
                     name,
                     shape=(_SLOTS, *one),
@@ -211,9 +231,14 @@ class Store:
             return None
         try:
             values = np.asarray(self._latents[place])
-        except (OSError, MemoryError):  # of the machine, and not of the chunk: it may be read another time
+        except (
+            OSError,
+            MemoryError,
+        ):  # of the machine, and not of the chunk: it may be read another time
             return None
-        except Exception as error:  # Zarr's codecs raise many kinds for a chunk that was cut or changed
+        except (
+            Exception
+        ) as error:  # Zarr's codecs raise many kinds for a chunk that was cut or changed
             self._drop(place, error)
             return None
         if not self._file("latents", place).exists():
@@ -237,15 +262,24 @@ class Store:
     def inputs_of(self, place: int) -> bytes | None:
         """The digest of the fields that a sample was computed from."""
         try:
-            return np.asarray(self._inputs[place]).tobytes() if self._file("inputs", place).exists() else None
+            return (
+                np.asarray(self._inputs[place]).tobytes()
+                if self._file("inputs", place).exists()
+                else None
+            )
         except Exception as error:
             self._drop(place, error)
             return None
 
     def fits_another(self) -> bool:
-        """Whether one more sample stays within the limit; now and then what other processes have stored is counted in."""
+        """Whether one more sample stays within the limit; now and then what other processes have
+        stored is counted in.
+        """
         self._asked += 1
-        if self._asked % _RECOUNTED == 0 or (len(self._there) + _RECOUNTED) * self.sample_bytes > self.limit:
+        if (
+            self._asked % _RECOUNTED == 0
+            or (len(self._there) + _RECOUNTED) * self.sample_bytes > self.limit
+        ):
             with contextlib.suppress(SaveError):
                 self._there |= self._listed()
         return (len(self._there) + 1) * self.sample_bytes <= self.limit
@@ -261,11 +295,18 @@ class Store:
         raw = values.view(torch.uint16) if self.dtype == "bfloat16" else values
         try:
             with storage.named_failures(self.path):
-                self._inputs[place] = np.frombuffer(inputs, np.uint8)  # first: latents that are there have theirs
+                self._inputs[place] = np.frombuffer(
+                    inputs, np.uint8
+                )  # first: latents that are there have theirs
                 self._latents[place] = raw.contiguous().numpy()
-                if not (self.path / "zarr.json").exists():  # Zarr has made folders for what nobody will read
+                if not (
+                    self.path / "zarr.json"
+                ).exists():  # Zarr has made folders for what nobody will read
                     shutil.rmtree(self.path, ignore_errors=True)
-                    raise SaveError(f"the store '{self.path}' was removed.", fix="start again, and it is made anew")
+                    raise SaveError(
+                        f"the store '{self.path}' was removed.",
+                        fix="start again, and it is made anew",
+                    )
         except SaveError:
             with contextlib.suppress(OSError):
                 self._file("latents", place).unlink(missing_ok=True)
@@ -282,21 +323,25 @@ def key_of(description: Mapping[str, Any]) -> str:
 
 
 class Latents:
-    """What training reads instead of running the backbone: from memory, from the store, or made on the spot and kept.
+    """What training reads instead of running the backbone: from memory, from the store, or made on
+    the spot and kept.
 
     Parameters
     ----------
     store : Store, optional
         Without one they are kept in memory alone, as far as that goes.
     dtype : {"bfloat16", "float32"}
-        What is made is rounded to it at once, so that a run gives the same whether a sample was stored or not.
+        What is made is rounded to it at once, so that a run gives the same whether a sample was
+        stored or not.
     levels : int
         Latent levels that the heads read, from the surface up.
     budget : int
         Bytes to keep in memory.
     """
 
-    def __init__(self, store: Store | None, dtype: str, levels: int, budget: int = 2 * 1024**3) -> None:
+    def __init__(
+        self, store: Store | None, dtype: str, levels: int, budget: int = 2 * 1024**3
+    ) -> None:
         self.store, self.levels, self.budget = store, levels, budget
         # What is on disk is read again; without a disk as many are kept as fit.
         self.most = _KEPT if store is not None else _SLOTS
@@ -339,16 +384,20 @@ class Latents:
                 self._held -= dropped.numel() * dropped.element_size()
 
     def of(self, module: AuroraWithHead, sample: Sample, device: torch.device) -> torch.Tensor:
-        """The latents of a sample, ``(b, c, hp, wp, d)``, float32, on the device; inside :func:`xaurora.model.aurora.placed`.
+        """The latents of a sample, ``(b, c, hp, wp, d)``, float32, on the device; inside
+        :func:`xaurora.model.aurora.placed`.
 
-        What was not found is made, one init time at a time: then it does not depend on the batch that it came in.
+        What was not found is made, one init time at a time: then it does not depend on the batch
+        that it came in.
         """
         parts = []
         missing = iter(sample.missing)
         for time, found in zip(sample.init_times, sample.latents or [], strict=True):
             if found is None:
                 batch, place = next(missing), slot(time)
-                found = self._in_memory(place) if place is not None else None  # made since it was looked for
+                found = (
+                    self._in_memory(place) if place is not None else None
+                )  # made since it was looked for
                 found = self._make(module, batch, time) if found is None else found
             parts.append(found)
         whole = torch.stack(parts)
@@ -359,13 +408,19 @@ class Latents:
     def _make(self, module: AuroraWithHead, batch: Batch, time: np.datetime64) -> torch.Tensor:
         from xaurora.model import rollout
 
-        values = module.latents(rollout.prepare(module, batch))[0, : self.levels].to(self.dtype).cpu().contiguous()
+        values = (
+            module.latents(rollout.prepare(module, batch))[0, : self.levels]
+            .to(self.dtype)
+            .cpu()
+            .contiguous()
+        )
         self.made += 1
         place = slot(time)
         if place is None:
             self._say(
                 "times",
-                "Init times that are not on the hour have no place in a store of latents; theirs are computed each time.",
+                "Init times that are not on the hour have no place in a store of latents; theirs"
+                " are computed each time.",
             )
             return values
         self._remember(place, values)
@@ -374,8 +429,9 @@ class Latents:
                 self._writes, self.most = False, _SLOTS
                 self._say(
                     "limit",
-                    f"The store of latents '{self.store.path}' has reached its limit of {self.store.limit / 1e9:.3g} GB with {self.store.count} samples; "
-                    "the others are computed each time. LatentOptions(size='...') allows more.",
+                    f"The store of latents '{self.store.path}' has reached its limit of"
+                    f" {self.store.limit / 1e9:.3g} GB with {self.store.count} samples; the others"
+                    " are computed each time. LatentOptions(size='...') allows more.",
                 )
             else:
                 self._write(place, values, batch)
@@ -396,13 +452,18 @@ class Latents:
         self._collect(_WAITING)
 
     def _collect(self, left: int) -> None:
-        """Wait until so few are left to be written; a disk that is full ends the writing, and not the training."""
+        """Wait until so few are left to be written; a disk that is full ends the writing, and not
+        the training.
+        """
         while self._writing and (len(self._writing) > left or self._writing[0].done()):
             try:
                 self._writing.pop(0).result()
             except SaveError as error:
                 self._writes, self.most = False, _SLOTS
-                self._say("disk", f"Latents are no longer stored, and training goes on without: {error.message}")
+                self._say(
+                    "disk",
+                    f"Latents are no longer stored, and training goes on without: {error.message}",
+                )
 
     def _say(self, what: str, text: str) -> None:
         if what not in self._told:
@@ -442,7 +503,8 @@ def open_store(
     read : callable
         Init time → Batch of one: some of what is stored is compared with the data.
     scan : callable
-        Looks for what is wrong with the inputs of init times that are not stored, before a store is made.
+        Looks for what is wrong with the inputs of init times that are not stored, before a store is
+        made.
     checked : int
         How many stored samples are compared with the data.
 
@@ -461,14 +523,20 @@ def open_store(
             scan(init_times)
         store = Store(path, shape, options.dtype, description, limit)
         if not new:
-            scan(np.array([t for t in init_times if (p := slot(t)) is None or not store.has(p)], "datetime64[ns]"))
+            scan(
+                np.array(
+                    [t for t in init_times if (p := slot(t)) is None or not store.has(p)],
+                    "datetime64[ns]",
+                )
+            )
         return store
 
     if options.path is not None:
         store = opened(Path(options.path))
         if (wrong := _of_other_fields(store, init_times, read, checked)) is not None:
             raise LatentsError(
-                f"the latents in '{store.path}' were computed from other fields (those of {wrong.astype('datetime64[h]')} differ); they are not used.",
+                f"the latents in '{store.path}' were computed from other fields (those of"
+                f" {wrong.astype('datetime64[h]')} differ); they are not used.",
                 fix="another latents= path, or remove that one",
             )
         return store
@@ -498,7 +566,9 @@ def open_store(
 def _of_other_fields(
     store: Store, init_times: np.ndarray, read: Callable[[np.datetime64], Batch], checked: int
 ) -> np.datetime64 | None:
-    """An init time whose stored latents come from other fields than the data's, among a few that are looked at."""
+    """An init time whose stored latents come from other fields than the data's, among a few that
+    are looked at.
+    """
     there = [t for t in init_times if (place := slot(t)) is not None and store.has(place)]
     if not there:
         # Other data may have been stored at other times: a store holds one source.
@@ -512,7 +582,9 @@ def _of_other_fields(
     return None
 
 
-def shape_of(module: AuroraWithHead, grid_shape: tuple[int, int], patch_size: int, *, surface: bool) -> tuple[int, ...]:
+def shape_of(
+    module: AuroraWithHead, grid_shape: tuple[int, int], patch_size: int, *, surface: bool
+) -> tuple[int, ...]:
     """Shape of a sample's latents: levels, patches, channels."""
     base = module.base
     rows, columns = (n // patch_size for n in grid_shape)

@@ -1,4 +1,6 @@
-"""The training loop, on Lightning Fabric: steps, validation, checkpoints; the best and the last kept."""
+"""The training loop, on Lightning Fabric: steps, validation, checkpoints; the best and the last
+kept.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,13 @@ class Work:
     settings: dict[str, Any]
 
 
-def fit(fabric: Any, work: Work, options: config.TrainingOptions, folder: Path, run: dict[str, Any] | None) -> None:
+def fit(
+    fabric: Any,
+    work: Work,
+    options: config.TrainingOptions,
+    folder: Path,
+    run: dict[str, Any] | None,
+) -> None:
     """Train, from the beginning or from where ``run`` stopped. All processes call this."""
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     module = work.result.model
@@ -111,14 +119,24 @@ class _Training:
         folder: Path,
         stack: contextlib.ExitStack,
     ) -> None:
-        self.fabric, self.work, self.module, self.options, self.folder = fabric, work, module, options, folder
+        self.fabric, self.work, self.module, self.options, self.folder = (
+            fabric,
+            work,
+            module,
+            options,
+            folder,
+        )
         self.stack, self.rank, self.world = stack, fabric.global_rank, fabric.world_size
         self.sharded = work.result.model is not module
         models.set_precision(module.base, options.precision, fabric.device)
         checkpointing = options.activation_checkpointing
         if options.compile:
             stack.enter_context(models.compiled(module.base))
-        if work.moves_base and fabric.device.type == "cuda" if checkpointing == "auto" else bool(checkpointing):
+        if (
+            work.moves_base and fabric.device.type == "cuda"
+            if checkpointing == "auto"
+            else bool(checkpointing)
+        ):
             stack.enter_context(models.recomputed(module.base))
         # By name, because sharding replaces the parameters.
         names = {id(p): name for name, p in module.named_parameters()}
@@ -132,15 +150,23 @@ class _Training:
         groups = [{**g, "params": [parameters[name] for name in g["params"]]} for g in groups]
         # Fused: one pass over memory. Sharded parameters and meta devices take the plain one.
         fused = not self.sharded and all(p.is_floating_point() for g in groups for p in g["params"])
-        self.adamw = torch.optim.AdamW(groups, weight_decay=options.weight_decay, betas=(0.9, 0.95), fused=fused)
+        self.adamw = torch.optim.AdamW(
+            groups, weight_decay=options.weight_decay, betas=(0.9, 0.95), fused=fused
+        )
         self.optimizer = fabric.setup_optimizers(self.adamw)
-        self.scaler = torch.amp.GradScaler(fabric.device.type, enabled=models.uses_fp16(module.base))
+        self.scaler = torch.amp.GradScaler(
+            fabric.device.type, enabled=models.uses_fp16(module.base)
+        )
         self.total = options.total_steps(len(work.train))
         self.warmup = options.warmup_steps(self.total)
         self.area = _area(work.grid, fabric.device)
         self.part = (_area(work.target_grid, fabric.device), work.target_trim)
         self.base_loss = options.base_loss if work.task.base else 0.0
-        self.average = {k: p.detach().clone() for k, p in self.moving.items()} if options.ema is not None else None
+        self.average = (
+            {k: p.detach().clone() for k, p in self.moving.items()}
+            if options.ema is not None
+            else None
+        )
         self.replay = self._replay(options.replay) if options.replay is not None else None
         self._made: list[tuple[int, Any]] = []
         self.step = 0
@@ -149,7 +175,9 @@ class _Training:
         self.waited = 0
         self.recent: list[float] = []
         count = min(len(work.validation), _MOST_VALIDATED)
-        self.interim = work.validation[np.unique(np.linspace(0, len(work.validation) - 1, count).astype(int))]
+        self.interim = work.validation[
+            np.unique(np.linspace(0, len(work.validation) - 1, count).astype(int))
+        ]
         self.validator = self._validator(self.interim)
         self.log = Log(folder, writes=self.rank == 0)
 
@@ -190,7 +218,9 @@ class _Training:
         own = own if len(own) else self.work.train[:1]
         share = config.ReplayOptions(-(-options.size // self.world), options.refresh, options.grow)
         folder = self.folder / "replay" / f"{self.rank}"
-        return ReplayBuffer(folder, share, self.options.rollout_steps, own, self.options.seed + 1000 * self.rank)
+        return ReplayBuffer(
+            folder, share, self.options.rollout_steps, own, self.options.seed + 1000 * self.rank
+        )
 
     # --- the loop ---
 
@@ -200,7 +230,9 @@ class _Training:
             return (step + 1) / (self.warmup + 1)
         if self.options.schedule == "constant":
             return 1.0
-        return 0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * (step - self.warmup) / max(self.total - self.warmup, 1)))
+        return 0.05 + 0.95 * 0.5 * (
+            1.0 + math.cos(math.pi * (step - self.warmup) / max(self.total - self.warmup, 1))
+        )
 
     def loop(self) -> None:
         """Train up to the last step, or until nothing gets better."""
@@ -214,12 +246,19 @@ class _Training:
         with (
             Stop() as stop,
             self.log,
-            bar(total=self.total, label="finetune", unit="step", shown=options.progress and self.rank == 0) as meter,
+            bar(
+                total=self.total,
+                label="finetune",
+                unit="step",
+                shown=options.progress and self.rank == 0,
+            ) as meter,
         ):
             meter.update(self.step)
             for times, samples in self._together(self._samples()):
                 entry = self._one_step(times, samples)
-                smooth = entry["loss"] if math.isnan(smooth) else 0.95 * smooth + 0.05 * entry["loss"]
+                smooth = (
+                    entry["loss"] if math.isnan(smooth) else 0.95 * smooth + 0.05 * entry["loss"]
+                )
                 self.step += 1
                 last = self.step == self.total
                 if self.step in scored:
@@ -227,10 +266,18 @@ class _Training:
                 self.work.result.history.append(entry)
                 self.log.write(entry)
                 if options.logger is not None:
-                    self.fabric.log_dict({k: v for k, v in entry.items() if k != "step"}, step=self.step)
+                    self.fabric.log_dict(
+                        {k: v for k, v in entry.items() if k != "step"}, step=self.step
+                    )
                 meter.update(1)
-                best = f" best {told(self.work.result.config['scores'], task)}" if math.isfinite(self.best) else ""
-                meter.set_postfix_str(f"loss {smooth:.4f} rate {entry['learning_rate']:.1e}{best}", refresh=False)
+                best = (
+                    f" best {told(self.work.result.config['scores'], task)}"
+                    if math.isfinite(self.best)
+                    else ""
+                )
+                meter.set_postfix_str(
+                    f"loss {smooth:.4f} rate {entry['learning_rate']:.1e}{best}", refresh=False
+                )
                 asked = (
                     stop.signal is not None
                     if self.world == 1
@@ -239,7 +286,10 @@ class _Training:
                 if asked and not last:
                     self.save_checkpoint()
                     self.log.__exit__()
-                    say(f"Stopped at step {self.step} of {self.total}; resume=True goes on.", shown=self.rank == 0)
+                    say(
+                        f"Stopped at step {self.step} of {self.total}; resume=True goes on.",
+                        shown=self.rank == 0,
+                    )
                     stop.again()
                 if last:
                     break
@@ -249,13 +299,18 @@ class _Training:
     def _samples(self) -> Iterator[tuple[list[np.datetime64], list[tuple[Share, Sample | None]]]]:
         """Each step's init times, and this process's batches of it, read ahead."""
         options = self.options
-        chosen = loading.order(self.work.train, options.samples_a_step, self.total, options.seed, self.step)
+        chosen = loading.order(
+            self.work.train, options.samples_a_step, self.total, options.seed, self.step
+        )
 
         def read(times: list[np.datetime64]) -> list[tuple[Share, Sample | None]]:
             parts = loading.shares(times, options.gradient_accumulation, self.rank, self.world)
             if self.replay is not None:
                 return [(part, None) for part in parts]
-            return [(part, self.work.loader.read(part.init_times, options.rollout_steps)) for part in parts]
+            return [
+                (part, self.work.loader.read(part.init_times, options.rollout_steps))
+                for part in parts
+            ]
 
         # As far ahead as half the loader's budget holds: what is read for a step, and not yet used.
         each = (
@@ -282,11 +337,14 @@ class _Training:
                 error = found
             if float(self._sum(torch.tensor(float(error is not None)))):
                 raise error or TrainingError(
-                    "another process could not read its samples.", fix="see what that process printed"
+                    "another process could not read its samples.",
+                    fix="see what that process printed",
                 )
             yield item
 
-    def _one_step(self, times: list[np.datetime64], samples: list[tuple[Share, Sample | None]]) -> dict[str, Any]:
+    def _one_step(
+        self, times: list[np.datetime64], samples: list[tuple[Share, Sample | None]]
+    ) -> dict[str, Any]:
         self._train_mode()
         sums: dict[str, torch.Tensor] = {}
         if self.replay is not None:
@@ -295,7 +353,13 @@ class _Training:
             for i, (share, sample) in enumerate(samples):
                 assert sample is not None
                 self._forecasts(sample, share.weight, sums, final=i + 1 == len(samples))
-        numbers = dict(zip(sums, self._sum(torch.stack([v.double() for v in sums.values()])).tolist(), strict=True))
+        numbers = dict(
+            zip(
+                sums,
+                self._sum(torch.stack([v.double() for v in sums.values()])).tolist(),
+                strict=True,
+            )
+        )
         self._refuse_broken(numbers["loss"], times)
         self._put_back()
         if self.scaler.is_enabled():
@@ -324,8 +388,12 @@ class _Training:
         return self._entry(numbers, norm)
 
     def _train_mode(self) -> None:
-        """Dropout acts where something trains: an adapter that stays as it is is no noise to the head."""
-        if self._trains:  # as the last step left it; going through all modules takes as long as a head's own step
+        """Dropout acts where something trains: an adapter that stays as it is is no noise to the
+        head.
+        """
+        if (
+            self._trains
+        ):  # as the last step left it; going through all modules takes as long as a head's own step
             return
         self._trains = True
         self.runner.train()
@@ -333,7 +401,9 @@ class _Training:
             if _drops(module) and not self._near[id(module)]:
                 module.eval()
 
-    def _forecasts(self, sample: Sample, weight: float, sums: dict[str, torch.Tensor], *, final: bool) -> None:
+    def _forecasts(
+        self, sample: Sample, weight: float, sums: dict[str, torch.Tensor], *, final: bool
+    ) -> None:
         """Forward and backward of one batch of forecasts."""
         if sample.batch is None:
             self._read(sample, weight, sums, final=final)
@@ -350,7 +420,13 @@ class _Training:
                 with self._unsynced(push and not (final and k + 1 == count)):
                     step = next(stepping)
                     loss, parts = losses.of_step(
-                        self.module, step, sample.truths[k], self.area, self.work.trim, self.base_loss, self.part
+                        self.module,
+                        step,
+                        sample.truths[k],
+                        self.area,
+                        self.work.trim,
+                        self.base_loss,
+                        self.part,
                     )
                     _add(sums, {"loss": loss.detach(), **parts}, weight / count)
                     if push:
@@ -361,33 +437,44 @@ class _Training:
             if not push:
                 self._backward(total * (weight / count))
 
-    def _read(self, sample: Sample, weight: float, sums: dict[str, torch.Tensor], *, final: bool) -> None:
+    def _read(
+        self, sample: Sample, weight: float, sums: dict[str, torch.Tensor], *, final: bool
+    ) -> None:
         """The same where latents are kept: the heads alone run."""
         latents = self.work.loader.latents.of(self.module, sample, self.fabric.device)
         with self._unsynced(not final):
             step = self.runner(None, latents=latents)
-            loss, parts = losses.of_step(self.module, step, sample.truths[0], self.area, self.work.trim, 0.0, self.part)
+            loss, parts = losses.of_step(
+                self.module, step, sample.truths[0], self.area, self.work.trim, 0.0, self.part
+            )
             _add(sums, {"loss": loss.detach(), **parts}, weight)
             self._backward(loss * weight)
 
     def _unsynced(self, wanted: bool) -> Any:
-        """Leave gradients where they are until the last batch of a step. Never entered for nothing: Fabric's context for FSDP turns
-        synchronising off when it is left (``lightning_fabric/strategies/model_parallel.py``)."""
+        """Leave gradients where they are until the last batch of a step. Never entered for nothing:
+        Fabric's context for FSDP turns synchronising off when it is left
+        (``lightning_fabric/strategies/model_parallel.py``)."""
         if wanted and self.world > 1:
             return self.fabric.no_backward_sync(self.runner)
         return contextlib.nullcontext()
 
     def _backward(self, loss: torch.Tensor) -> None:
         # Gradients are averaged over processes, whose weights add up to one.
-        self.fabric.backward(self.scaler.scale(loss * self.world) if self.scaler.is_enabled() else loss * self.world)
+        self.fabric.backward(
+            self.scaler.scale(loss * self.world) if self.scaler.is_enabled() else loss * self.world
+        )
 
     def _replayed(self, sums: dict[str, torch.Tensor]) -> list[np.datetime64]:
-        """One step on of forecasts from the buffer, each on its own: a Batch has one rollout step for all its samples."""
+        """One step on of forecasts from the buffer, each on its own: a Batch has one rollout step
+        for all its samples.
+        """
         assert self.replay is not None
         count = self.options.batch_size * self.options.gradient_accumulation
         times = []
         for i in range(count):
-            place = self.replay.draw(self.step / self.total, [p for p, _ in self._made], fresh=i == 0)
+            place = self.replay.draw(
+                self.step / self.total, [p for p, _ in self._made], fresh=i == 0
+            )
             entry = self.replay.entries[place]
             times.append(entry.time)
             batch = rollout.prepare(self.module, self.replay.batch(entry, self.work.loader))
@@ -401,7 +488,9 @@ class _Training:
                 _add(sums, {"loss": loss.detach(), **parts}, weight)
                 self._backward(loss * weight)
             if entry.done + 1 < self.options.rollout_steps:
-                self._made.append((place, rollout.detach(rollout.advance(self.module, batch, step.prediction))))
+                self._made.append(
+                    (place, rollout.detach(rollout.advance(self.module, batch, step.prediction)))
+                )
             else:
                 self._made.append((place, None))
             del step
@@ -436,19 +525,28 @@ class _Training:
 
     def _refuse_broken(self, loss: float, times: list[np.datetime64], what: str = "loss") -> None:
         """Stop where the loss is no number, or has exploded; what was good is kept."""
-        # Beside the usual, the largest of the last losses: over a desert nearly all are nothing, and a shower is no explosion.
-        usual = max(float(np.median(self.recent)), 0.1 * max(self.recent), 1e-2) if len(self.recent) >= 10 else math.inf
+        # Beside the usual, the largest of the last losses: over a desert nearly all are nothing,
+        # and a shower is no explosion.
+        usual = (
+            max(float(np.median(self.recent)), 0.1 * max(self.recent), 1e-2)
+            if len(self.recent) >= 10
+            else math.inf
+        )
         exploded = math.isfinite(loss) and loss > _EXPLOSION * usual > 0
         if math.isfinite(loss) and not exploded:
             self.recent = [*self.recent[1 - _WATCHED :], loss]
             return
         kept = []
         if not self.saved and self.step and not exploded and self._sound():
-            # Better than nothing. An earlier checkpoint is not written over: weights may be ruined and finite.
+            # Better than nothing. An earlier checkpoint is not written over: weights may be ruined
+            # and finite.
             self.optimizer.zero_grad(set_to_none=True)
             self.save_checkpoint()
         if self.saved:
-            kept.append(f"the last good state (step {self.saved}) is in '{self.folder / checkpoints.FOLDER}'")
+            kept.append(
+                f"the last good state (step {self.saved}) is in"
+                f" '{self.folder / checkpoints.FOLDER}'"
+            )
         if math.isfinite(self.best):
             kept.append(f"the best so far is in '{self.folder / 'best'}'")
         named = ", ".join(str(t.astype("datetime64[m]")) for t in times)
@@ -457,12 +555,17 @@ class _Training:
             + (f", {_EXPLOSION:g} times what it was," if exploded else "")
             + f" at step {self.step}, at init time(s) {named}."
             + (f" {_capital('; '.join(kept))}." if kept else ""),
-            fix="look at those fields: ds.aurora.check(); mended, resume=True goes on; or a smaller learning_rate in another out="
+            fix=(
+                "look at those fields: ds.aurora.check(); mended, resume=True goes on; or a smaller"
+                " learning_rate in another out="
+            )
             + (f", from model='{self.folder / 'best'}'" if math.isfinite(self.best) else ""),
         )
 
     def _sound(self) -> bool:
-        return all(bool(torch.isfinite(parallel.whole(p.detach())).all()) for p in self.moving.values())
+        return all(
+            bool(torch.isfinite(parallel.whole(p.detach())).all()) for p in self.moving.values()
+        )
 
     # --- validation, and what is kept ---
 
@@ -479,7 +582,9 @@ class _Training:
                 self._keep("best", [*result.history, entry])
             else:
                 self.waited += 1
-        return self.options.early_stopping is not None and self.waited >= self.options.early_stopping
+        return (
+            self.options.early_stopping is not None and self.waited >= self.options.early_stopping
+        )
 
     def _keep(self, name: str, history: list[dict[str, Any]]) -> None:
         """Save an artefact: on the first process, whole."""
@@ -516,12 +621,15 @@ class _Training:
                     p.copy_(held[name])
 
     def close(self) -> None:
-        """After the last step: save the last, go back to the best, score it on all validation samples."""
+        """After the last step: save the last, go back to the best, score it on all validation
+        samples.
+        """
         result, work, options = self.work.result, self.work, self.options
         entry = result.history[-1]
         if not math.isfinite(self.best):
             raise TrainingError(
-                "no validation gave a score that is a number; nothing was kept as best.", fix="a smaller learning_rate"
+                "no validation gave a score that is a number; nothing was kept as best.",
+                fix="a smaller learning_rate",
             )
         best = result.config["scores"]
         with self._averaged():
@@ -552,22 +660,28 @@ class _Training:
         model.to("cpu")
         models.set_precision(model.base, "32", torch.device("cpu"))
         model.eval()
-        # As they were made: Torch picks other kernels for parameters without gradient, and forecasts would differ in the last bit.
+        # As they were made: Torch picks other kernels for parameters without gradient, and
+        # forecasts would differ in the last bit.
         model.requires_grad_(True)
         result.config["training"]["steps"] = self.step
 
         def save() -> None:
             result.save(self.folder / "best")
-            checkpoints.finish(self.folder, {"settings": work.settings, "step": self.step, "total": self.total})
+            checkpoints.finish(
+                self.folder, {"settings": work.settings, "step": self.step, "total": self.total}
+            )
 
         parallel.first(self.fabric, save)
         result.path = self.folder / "best"
         scores = result.config["scores"]
-        early = f" (stopped after {self.step} of {self.total} steps)" if self.step < self.total else ""
+        early = (
+            f" (stopped after {self.step} of {self.total} steps)" if self.step < self.total else ""
+        )
         rival = "persistence" if not work.task.units else "climatology"
         say(
-            f"Best at step {scores['step']}{early}: {'CRPS' if work.task.units else 'loss'} {told(scores, work.task)}, {rival} "
-            f"{told(scores, work.task, 'climatology_crps')}; saved in {self.folder / 'best'}",
+            f"Best at step {scores['step']}{early}: {'CRPS' if work.task.units else 'loss'}"
+            f" {told(scores, work.task)}, {rival} {told(scores, work.task, 'climatology_crps')};"
+            f" saved in {self.folder / 'best'}",
             shown=options.progress and self.rank == 0,
         )
 
@@ -577,11 +691,18 @@ class _Training:
         """Everything that is needed to go on."""
         weights = {n: parallel.whole(p.detach()).cpu() for n, p in self.moving.items()}
         optimizer = {
-            name: {k: parallel.whole(v).cpu() if torch.is_tensor(v) else v for k, v in self.adamw.state[p].items()}
+            name: {
+                k: parallel.whole(v).cpu() if torch.is_tensor(v) else v
+                for k, v in self.adamw.state[p].items()
+            }
             for name, p in self.moving.items()
             if p in self.adamw.state
         }
-        average = {n: parallel.whole(v).cpu() for n, v in self.average.items()} if self.average is not None else None
+        average = (
+            {n: parallel.whole(v).cpu() for n, v in self.average.items()}
+            if self.average is not None
+            else None
+        )
         random = {"cpu": torch.get_rng_state()}
         if self.fabric.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.fabric.device)
@@ -630,16 +751,24 @@ class _Training:
         """
         state = checkpoints.read_tensors(self.folder)
         checkpoints.compare_tensors(self.folder, "weights", self._shapes(), state["weights"])
-        flat = {f"{n} {k}": v for n, part in state["optimizer"].items() for k, v in part.items() if k != "step"}
+        flat = {
+            f"{n} {k}": v
+            for n, part in state["optimizer"].items()
+            for k, v in part.items()
+            if k != "step"
+        }
         if flat:
-            shapes = {f"{n} {k}": p for n, p in self._shapes().items() for k in ("exp_avg", "exp_avg_sq")}
+            shapes = {
+                f"{n} {k}": p for n, p in self._shapes().items() for k in ("exp_avg", "exp_avg_sq")
+            }
             checkpoints.compare_tensors(self.folder, "optimiser's state", shapes, flat)
         with torch.no_grad():
             for name, p in self.moving.items():
                 p.copy_(parallel.like(state["weights"][name], p))
                 if name in state["optimizer"]:
                     self.adamw.state[p] = {
-                        k: v if k == "step" else parallel.like(v, p) for k, v in state["optimizer"][name].items()
+                        k: v if k == "step" else parallel.like(v, p)
+                        for k, v in state["optimizer"][name].items()
                     }
                 if self.average is not None:
                     self.average[name].copy_(parallel.like(state["average"][name], p))
@@ -658,7 +787,10 @@ class _Training:
         self.waited, self.recent = run["waited"], run["recent"]
         checkpoints.check_best(self.folder, expected=math.isfinite(self.best))
         self.work.result.history[:] = self.log.keep(self.step)
-        say(f"Going on at step {self.step} of {self.total}.", shown=self.options.progress and self.rank == 0)
+        say(
+            f"Going on at step {self.step} of {self.total}.",
+            shown=self.options.progress and self.rank == 0,
+        )
 
     def _shapes(self) -> dict[str, torch.Tensor]:
         return dict(self.moving)  # a sharded parameter has the shape of the whole

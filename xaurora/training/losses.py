@@ -1,4 +1,6 @@
-"""What training minimises: the heads' scores and Aurora's own loss, halo left out and points without truth weighed out."""
+"""What training minimises: the heads' scores and Aurora's own loss, halo left out and points
+without truth weighed out.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from xaurora.model.heads import RAIN
 from xaurora.model.loader import Truth
 from xaurora.model.tiny import TinyAurora
 
-# Weights of the loss on Aurora's own variables: Bodnar et al. (2025), supplement D.1; other variables weigh 1.
+# Weights of the loss on Aurora's own variables: Bodnar et al. (2025), supplement D.1; other
+# variables weigh 1.
 _SURFACE_SHARE, _ATMOS_SHARE = 0.25, 1.0
 _WEIGHTS = {
     "surface": {"2t": 3.0, "msl": 1.5, "10u": 0.77, "10v": 0.66},
@@ -52,8 +55,9 @@ def of_step(
     Returns
     -------
     tuple
-        The loss, a scalar; and by name, detached: ``head_loss``, ``<target>_loss``, ``base_loss``, and the mean squared and absolute
-        error of each target's mean and of the base's variables (``base``, in units of their standard deviations).
+        The loss, a scalar; and by name, detached: ``head_loss``, ``<target>_loss``, ``base_loss``,
+        and the mean squared and absolute error of each target's mean and of the base's variables
+        (``base``, in units of their standard deviations).
     """
     parts: dict[str, torch.Tensor] = {}
     score: Any = torch.zeros((), device=area.device)
@@ -82,16 +86,20 @@ def of_step(
 
 
 def seen(head: Any, target: torch.Tensor) -> torch.Tensor:
-    """The truth without gaps, which are weighed out later, and without values that the family cannot have."""
+    """The truth without gaps, which are weighed out later, and without values that the family
+    cannot have.
+    """
     y = target.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     if head.options.family in RAIN:
         return y.clamp(min=0.0)
     return y.clamp(*head.options.bounds) if head.options.bounds else y
 
 
-def mean(values: torch.Tensor, target: torch.Tensor, area: torch.Tensor, trim: Trim) -> torch.Tensor:
-    """The area mean of each sample over the points that have truth, halo left out; then the mean over samples. A sample without any truth
-    gives nothing."""
+def mean(
+    values: torch.Tensor, target: torch.Tensor, area: torch.Tensor, trim: Trim
+) -> torch.Tensor:
+    """The area mean of each sample over the points that have truth, halo left out; then the mean
+    over samples. A sample without any truth gives nothing."""
     weight = (torch.isfinite(target) * area)[..., trim[0], trim[1]]
     inside = values[..., trim[0], trim[1]]
     total = (torch.where(weight > 0, inside, torch.zeros_like(inside)) * weight).sum(dim=(-2, -1))
@@ -106,8 +114,8 @@ def base_variables(
     trim: Trim,
     without: tuple[str, ...] = (),
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Aurora's own loss: weighted, latitude-weighted mean absolute error of normalised variables; and the plain mean squared and
-    absolute errors of the normalised variables.
+    """Aurora's own loss: weighted, latitude-weighted mean absolute error of normalised variables;
+    and the plain mean squared and absolute errors of the normalised variables.
 
     References
     ----------
@@ -123,7 +131,9 @@ def base_variables(
             if kind == "surface" and name in without:
                 continue  # a target among the inputs has its own score
             scale = _scales(base, kind, name, prediction.metadata.atmos_levels).to(area.device)
-            error = ((predicted[kind][name][:, 0] - values.to(area.device)).abs() / scale)[..., trim[0], trim[1]]
+            error = ((predicted[kind][name][:, 0] - values.to(area.device)).abs() / scale)[
+                ..., trim[0], trim[1]
+            ]
             inside = weight[trim[0]]
             own = (error * inside).mean()
             total = total + share * _WEIGHTS[kind].get(name, 1.0) * own
@@ -135,7 +145,11 @@ def base_variables(
 
 def _scales(base: Aurora, kind: str, name: str, levels: tuple[int | float, ...]) -> torch.Tensor:
     if kind == "surface":
-        return torch.tensor(base.surf_stats[name][1] if name in base.surf_stats else aurora_scales[name])
+        return torch.tensor(
+            base.surf_stats[name][1] if name in base.surf_stats else aurora_scales[name]
+        )
     if isinstance(base, TinyAurora):
-        return torch.tensor([base.atmos_stats[name][f"{float(level):g}"][1] for level in levels])[:, None, None]
+        return torch.tensor([base.atmos_stats[name][f"{float(level):g}"][1] for level in levels])[
+            :, None, None
+        ]
     return torch.tensor([aurora_scales[f"{name}_{level}"] for level in levels])[:, None, None]

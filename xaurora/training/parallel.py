@@ -26,7 +26,8 @@ T = TypeVar("T")
 
 
 def settle(options: TrainingOptions) -> TrainingOptions:
-    """Options as they will run: processes that ``torchrun`` or a cluster has started are counted, and devices that are not there refused.
+    """Options as they will run: processes that ``torchrun`` or a cluster has started are counted,
+    and devices that are not there refused.
 
     Raises
     ------
@@ -37,25 +38,34 @@ def settle(options: TrainingOptions) -> TrainingOptions:
     if local and world and int(world) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
         devices, nodes = int(local), int(world) // int(local)
         if options.world_size == 1:
-            logger.info("torchrun started %s processes: devices=%d, num_nodes=%d.", world, devices, nodes)
+            logger.info(
+                "torchrun started %s processes: devices=%d, num_nodes=%d.", world, devices, nodes
+            )
             options = replace(options, devices=devices, num_nodes=nodes)
         elif (options.devices, options.num_nodes) != (devices, nodes):
             raise OptionError(
-                f"devices={options.devices}, num_nodes={options.num_nodes}, and torchrun started {world} processes, {local} on each machine.",
+                f"devices={options.devices}, num_nodes={options.num_nodes}, and torchrun started"
+                f" {world} processes, {local} on each machine.",
                 fix=f"devices={devices}, num_nodes={nodes}",
             )
-    if options.world_size == 1 and torch.distributed.is_available() and torch.distributed.is_initialized():
+    if (
+        options.world_size == 1
+        and torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+    ):
         count = torch.distributed.get_world_size()
         if count > 1:
             raise OptionError(
-                f"an earlier call started {count} processes, all of which go on with this script, and devices=1 would train in each of them.",
+                f"an earlier call started {count} processes, all of which go on with this script,"
+                " and devices=1 would train in each of them.",
                 fix=f"devices={count}, or a script of its own",
             )
     cuda = torch.cuda.is_available()
     there = torch.cuda.device_count() if cuda else os.cpu_count() or 1
     if options.devices > there:
         raise OptionError(
-            f"devices={options.devices}, and this machine has {there} {'GPU(s)' if cuda else 'processor(s) and no GPU'}.",
+            f"devices={options.devices}, and this machine has {there}"
+            f" {'GPU(s)' if cuda else 'processor(s) and no GPU'}.",
             fix=f"devices={there}",
         )
     if options.parallel == "fsdp" and options.world_size == 1:
@@ -65,7 +75,8 @@ def settle(options: TrainingOptions) -> TrainingOptions:
         )
     if options.world_size > 1 and "LOCAL_RANK" not in os.environ and not _is_script():
         raise OptionError(
-            f"devices={options.devices} starts this program once more for every other device, and an interactive session cannot be started again.",
+            f"devices={options.devices} starts this program once more for every other device, and"
+            " an interactive session cannot be started again.",
             fix="put the call into a script, or run: torchrun --nproc-per-node=2 script.py",
         )
     return options
@@ -73,7 +84,9 @@ def settle(options: TrainingOptions) -> TrainingOptions:
 
 def _is_script() -> bool:
     main = sys.modules.get("__main__")
-    return not hasattr(sys, "ps1") and (getattr(main, "__file__", None) is not None or bool(sys.argv and sys.argv[0]))
+    return not hasattr(sys, "ps1") and (
+        getattr(main, "__file__", None) is not None or bool(sys.argv and sys.argv[0])
+    )
 
 
 def launch(options: TrainingOptions) -> Any:
@@ -84,17 +97,27 @@ def launch(options: TrainingOptions) -> Any:
     strategy: Any = "auto"
     if options.world_size > 1 and options.parallel == "fsdp":
         strategy = ModelParallelStrategy(
-            shard, data_parallel_size=options.world_size, tensor_parallel_size=1, save_distributed_checkpoint=False
+            shard,
+            data_parallel_size=options.world_size,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
         )
     elif options.world_size > 1:
-        # A head's buffers never change in training; sent anew in each step of a rollout they would spoil the steps before.
+        # A head's buffers never change in training; sent anew in each step of a rollout they would
+        # spoil the steps before.
         known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
         name = (
             "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         )  # renamed in Torch 2.14
         unsynced: dict[str, Any] = {name: False}
         strategy = DDPStrategy(**unsynced)
-    loggers = options.logger if isinstance(options.logger, list | tuple) else [options.logger] if options.logger else []
+    loggers = (
+        options.logger
+        if isinstance(options.logger, list | tuple)
+        else [options.logger]
+        if options.logger
+        else []
+    )
     # Aurora's encodings need float64, which MPS lacks.
     fabric = Fabric(
         accelerator="cuda" if torch.cuda.is_available() else "cpu",
@@ -108,7 +131,9 @@ def launch(options: TrainingOptions) -> Any:
 
 
 def first(fabric: Any, make: Callable[[], T]) -> T:
-    """What the first process makes, for all of them; an error of this package is raised in all of them too."""
+    """What the first process makes, for all of them; an error of this package is raised in all of
+    them too.
+    """
     made: tuple[Any, Any] | None = None
     if fabric.global_rank == 0:
         try:
@@ -122,7 +147,9 @@ def first(fabric: Any, make: Callable[[], T]) -> T:
 
 
 def shard(module: nn.Module, mesh: Any) -> nn.Module:
-    """FSDP2: each block of the backbone is a unit, and the rest another; gathered when it runs, shared out again afterwards."""
+    """FSDP2: each block of the backbone is a unit, and the rest another; gathered when it runs,
+    shared out again afterwards.
+    """
     from torch.distributed.fsdp import fully_shard
 
     _register_step()
@@ -138,7 +165,9 @@ _registered = False
 
 
 def _register_step() -> None:
-    """Let FSDP find the tensors in what a step returns, on which it hangs the hooks of the backward pass."""
+    """Let FSDP find the tensors in what a step returns, on which it hangs the hooks of the backward
+    pass.
+    """
     global _registered
     if _registered:
         return

@@ -1,4 +1,6 @@
-"""From a Dataset and arguments to what will be trained on what, before anything is spent: ``finetune`` and ``estimate`` share it."""
+"""From a Dataset and arguments to what will be trained on what, before anything is spent:
+``finetune`` and ``estimate`` share it.
+"""
 
 from __future__ import annotations
 
@@ -140,7 +142,9 @@ def check_arguments(
     truth: Any = None,
     as_input: Any = False,
 ) -> list[str]:
-    """Raise for arguments that cannot be, before any data are looked at; returns the targets' names, ``all`` among them."""
+    """Raise for arguments that cannot be, before any data are looked at; returns the targets'
+    names, ``all`` among them.
+    """
     names = targets.names_of(target)
     learnt = [n for n in names if n != targets.ALL]
     _check_all(targets.ALL in names, learnt, how, options)
@@ -148,15 +152,22 @@ def check_arguments(
     if as_input not in (True, False):
         raise OptionError(f"as_input={as_input!r} is neither True nor False.", fix="as_input=True")
     if not learnt:
-        for name, value, nothing in (("head", head, "auto"), ("truth", truth, None), ("as_input", as_input, False)):
+        for name, value, nothing in (
+            ("head", head, "auto"),
+            ("truth", truth, None),
+            ("as_input", as_input, False),
+        ):
             if value is not nothing and not (isinstance(value, str) and value == nothing):
                 raise OptionError(
-                    f"{name}= belongs to a target with a head, and target='all' has none.", fix="target=['all', 'tp']"
+                    f"{name}= belongs to a target with a head, and target='all' has none.",
+                    fix="target=['all', 'tp']",
                 )
     else:
         _check_heads(head, learnt)
     if options.resume not in (True, False):
-        raise OptionError(f"resume={options.resume!r} is neither True nor False.", fix="resume=True")
+        raise OptionError(
+            f"resume={options.resume!r} is neither True nor False.", fix="resume=True"
+        )
     return names
 
 
@@ -177,8 +188,9 @@ def plan(
     region: Any = None,
     named: bool = False,
 ) -> Plan:
-    """Resolve everything. Reads a few frames of a target that has to be looked at, and no others. A strategy that was ``named`` alone goes on
-    with the adapter that the model has, whatever its options.
+    """Resolve everything. Reads a few frames of a target that has to be looked at, and no others. A
+    strategy that was ``named`` alone goes on with the adapter that the model has, whatever its
+    options.
 
     Raises
     ------
@@ -194,8 +206,15 @@ def plan(
     learnt = targets.resolve(fields, names, truth)
     targets.check_kinds(learnt)
     targets.refuse_doubled(learnt)
-    chosen_heads = {t.name: _head_options(head, name, t.variable) for name, t in zip(names, learnt, strict=True)}
-    if isinstance(model, str | Path) and model not in requirements.MODELS and str(model) and Path(model).is_dir():
+    chosen_heads = {
+        t.name: _head_options(head, name, t.variable) for name, t in zip(names, learnt, strict=True)
+    }
+    if (
+        isinstance(model, str | Path)
+        and model not in requirements.MODELS
+        and str(model)
+        and Path(model).is_dir()
+    ):
         model, weights = tuned.load(model, weights=weights), None
     if named and isinstance(model, TunedAurora) and model.model.adapter is not None:
         there = model.model.adapter.options
@@ -208,16 +227,23 @@ def plan(
         )
     if name == "tiny" and weights is not None:
         raise OptionError(
-            "weights= belongs to a pretrained model, and 'tiny' is made here.", fix="model='small', weights='file.ckpt'"
+            "weights= belongs to a pretrained model, and 'tiny' is made here.",
+            fix="model='small', weights='file.ckpt'",
         )
-    needs = requirements.needs_of(name, fields, [t.name for t in learnt]) if base is None else _needs_of(model, base)
+    needs = (
+        requirements.needs_of(name, fields, [t.name for t in learnt])
+        if base is None
+        else _needs_of(model, base)
+    )
     targets.refuse_own([t.name for t in learnt if t.name in needs.surface])
     cut, crop = requirements.fit(fields, needs)
     checking.refuse_implausible(fields)
     if truth is not None:
         for t in learnt:
             checking.refuse_implausible_target(t)
-    learnt = [replace(t, values=t.values.isel(latitude=crop.rows, longitude=crop.columns)) for t in learnt]
+    learnt = [
+        replace(t, values=t.values.isel(latitude=crop.rows, longitude=crop.columns)) for t in learnt
+    ]
     grid = cut.layout.grid
     window = None
     if region is not None:
@@ -227,14 +253,16 @@ def plan(
     if fed:
         if window is not None:
             raise OptionError(
-                "region= learns the target in a part of the grid, and as_input=True needs it on all of it.",
+                "region= learns the target in a part of the grid, and as_input=True needs it on all"
+                " of it.",
                 fix="leave one of them out",
             )
         targets.refuse_as_input([t.name for t in learnt])
         own = list(model.model.inputs) if isinstance(model, TunedAurora) else []
         if missing := [n for n in own if n not in {t.name for t in learnt}]:
             raise OptionError(
-                f"the model was tuned with {missing} among its inputs, and goes on with them alone.",
+                f"the model was tuned with {missing} among its inputs, and goes on with them"
+                " alone.",
                 fix=f"target={[*([targets.ALL] if every else []), *own]!r}",
             )
     whole = functools.reduce(np.intersect1d, [t.times for t in learnt]) if learnt else cut.times
@@ -269,15 +297,19 @@ def plan(
     )
 
 
-def _window(region: Any, cut: Fields, patch_size: int, chosen: dict[str, heads.HeadOptions], halo: int) -> grids.Window:
+def _window(
+    region: Any, cut: Fields, patch_size: int, chosen: dict[str, heads.HeadOptions], halo: int
+) -> grids.Window:
     """Where the targets are learnt."""
     if not chosen:
         raise OptionError(
-            "region= is where a target is learnt, and target='all' has none with a head.", fix="leave region out"
+            "region= is where a target is learnt, and target='all' has none with a head.",
+            fix="leave region out",
         )
     if halo:
         raise OptionError(
-            "halo= throws away the edges of regional data, and region= takes a part of what the backbone sees.",
+            "halo= throws away the edges of regional data, and region= takes a part of what the"
+            " backbone sees.",
             fix="leave one of them out",
         )
     inside = regions.cells(cut, region)
@@ -316,31 +348,40 @@ def kept_latents(plan: Plan) -> LatentOptions | None:
     if why and wanted == "auto":
         return None
     if why:
-        raise OptionError(f"latents can be kept where the backbone stays as it is, and {why}.", fix="latents='auto'")
+        raise OptionError(
+            f"latents can be kept where the backbone stays as it is, and {why}.",
+            fix="latents='auto'",
+        )
     if wanted == "auto":
         seen = options.total_steps(len(plan.parts.train)) * options.samples_a_step
         return LatentOptions() if seen > len(plan.parts.train) else None
     return wanted if isinstance(wanted, LatentOptions) else LatentOptions()
 
 
-def _check_all(every: bool, names: list[str], how: config.StrategyOptions, options: config.TrainingOptions) -> None:
+def _check_all(
+    every: bool, names: list[str], how: config.StrategyOptions, options: config.TrainingOptions
+) -> None:
     if not every:
         return
     if how.name == "frozen":
         raise OptionError(
-            "target='all' trains Aurora's own variables, and strategy='frozen' leaves all that makes them as it is.",
-            fix="strategy='full' or 'lora'" + (f", or target={names!r}" if names else ", or target='tp'"),
+            "target='all' trains Aurora's own variables, and strategy='frozen' leaves all that"
+            " makes them as it is.",
+            fix="strategy='full' or 'lora'"
+            + (f", or target={names!r}" if names else ", or target='tp'"),
         )
     if not options.base_loss:
         raise OptionError(
-            "target='all' trains Aurora's own variables, and base_loss=0 turns their loss off.", fix="base_loss=1.0"
+            "target='all' trains Aurora's own variables, and base_loss=0 turns their loss off.",
+            fix="base_loss=1.0",
         )
 
 
 def _check_heads(head: Any, names: list[str]) -> None:
     if isinstance(head, dict) and (unknown := [n for n in head if n not in names]):
         raise OptionError(
-            f"head= names {unknown}, which are not among the targets {names}.", fix=f"head={{{names[0]!r}: 'auto'}}"
+            f"head= names {unknown}, which are not among the targets {names}.",
+            fix=f"head={{{names[0]!r}: 'auto'}}",
         )
     for one in head.values() if isinstance(head, dict) else [head]:
         heads.options_for(one, "normal")
@@ -349,12 +390,19 @@ def _check_heads(head: Any, names: list[str]) -> None:
 def _head_options(head: Any, name: str, variable: Variable) -> heads.HeadOptions:
     """The head of one target; ``"auto"`` goes by the variable's kind."""
     one = head.get(name, "auto") if isinstance(head, dict) else head
-    kind = heads.AUTO_RAIN if variable.accumulated else "bounded_normal" if variable.bounds else "normal"
+    kind = (
+        heads.AUTO_RAIN
+        if variable.accumulated
+        else "bounded_normal"
+        if variable.bounds
+        else "normal"
+    )
     options = heads.options_for(one, kind)
     if (options.family in heads.RAIN) != variable.accumulated:
         raise OptionError(
-            f"the head {options.family!r} is for {'amounts of precipitation' if options.family in heads.RAIN else 'variables that are no amounts'}, "
-            f"and {name!r} is {variable.long_name.lower()}.",
+            f"the head {options.family!r} is for"
+            f" {'amounts of precipitation' if options.family in heads.RAIN else 'variables that are no amounts'},"
+            f" and {name!r} is {variable.long_name.lower()}.",
             fix=f"head={{{name!r}: {kind!r}}}",
         )
     if options.family == "bounded_normal" and options.bounds is None:
@@ -367,14 +415,19 @@ def _head_options(head: Any, name: str, variable: Variable) -> heads.HeadOptions
     return options
 
 
-def _resolve_model(model: Any, how: config.StrategyOptions) -> tuple[str, Aurora | None, adapters.Adapter | None]:
-    """A name, a copy of the base where an object was given (what the caller holds is not trained under their hands), and its adapter."""
+def _resolve_model(
+    model: Any, how: config.StrategyOptions
+) -> tuple[str, Aurora | None, adapters.Adapter | None]:
+    """A name, a copy of the base where an object was given (what the caller holds is not trained
+    under their hands), and its adapter.
+    """
     if isinstance(model, TunedAurora):
         copied = copy.deepcopy(model.model)
         adapter = copied.adapter
         if adapter is not None and how != adapter.options and how.name != "frozen":
             logger.info(
-                "The adapter that the model was tuned with is added to its weights, from which strategy=%r goes on.",
+                "The adapter that the model was tuned with is added to its weights, from which"
+                " strategy=%r goes on.",
                 how.name,
             )
             adapters.merge(copied.base, adapter)
@@ -404,4 +457,7 @@ def describe_region(grid: grids.Grid) -> str:
     """A grid in words."""
     if grid.is_global:
         return f"global, {grid.shape[0]} × {grid.shape[1]}"
-    return f"{grid.latitude[-1]:g} to {grid.latitude[0]:g}°N, {grid.longitude[0]:g} to {grid.longitude[-1]:g}°E, {grid.shape[0]} × {grid.shape[1]}"
+    return (
+        f"{grid.latitude[-1]:g} to {grid.latitude[0]:g}°N, {grid.longitude[0]:g} to"
+        f" {grid.longitude[-1]:g}°E, {grid.shape[0]} × {grid.shape[1]}"
+    )

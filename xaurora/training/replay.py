@@ -1,12 +1,14 @@
 """A replay buffer: forecasts that go on from forecasts, kept on disk.
 
-Each entry is a forecast under way: its init time, how many steps it has made, and where its last two states are. A state is written
-once and never changed, so that a checkpoint needs the entries' list alone; files that neither the list nor the last checkpoint names
-are deleted after the next checkpoint.
+Each entry is a forecast under way: its init time, how many steps it has made, and where its last
+two states are. A state is written once and never changed, so that a checkpoint needs the entries'
+list alone; files that neither the list nor the last checkpoint names are deleted after the next
+checkpoint.
 
 References
 ----------
-Bodnar et al. (2025), doi:10.1038/s41586-025-09005-y, supplement D.4: long rollouts at the memory of one step.
+Bodnar et al. (2025), doi:10.1038/s41586-025-09005-y, supplement D.4: long rollouts at the memory of
+one step.
 """
 
 from __future__ import annotations
@@ -73,8 +75,15 @@ class ReplayBuffer:
     seed : int
     """
 
-    def __init__(self, folder: Path, options: ReplayOptions, longest: int, init_times: np.ndarray, seed: int) -> None:
-        self.folder, self.options, self.longest, self.init_times = folder, options, longest, init_times
+    def __init__(
+        self, folder: Path, options: ReplayOptions, longest: int, init_times: np.ndarray, seed: int
+    ) -> None:
+        self.folder, self.options, self.longest, self.init_times = (
+            folder,
+            options,
+            longest,
+            init_times,
+        )
         self.rng = np.random.default_rng(seed)
         self.entries: list[Entry] = []
         self.drawn = 0
@@ -100,8 +109,10 @@ class ReplayBuffer:
         return int(min(1 + progress / self.options.grow * (self.longest - 1), self.longest))
 
     def draw(self, progress: float, taken: Collection[int] = (), *, fresh: bool = True) -> int:
-        """The place of the forecast that goes on next: none that is ``taken`` in this step already, while there are others. Every
-        ``refresh`` steps (draws that are ``fresh``) one is replaced by fresh data, and so is any that may not go further when it is drawn."""
+        """The place of the forecast that goes on next: none that is ``taken`` in this step already,
+        while there are others. Every ``refresh`` steps (draws that are ``fresh``) one is
+        replaced by fresh data, and so is any that may not go further when it is drawn.
+        """
         self.drawn += fresh
         if fresh and self.drawn % self.options.refresh == 0:
             self._put(int(self.rng.integers(len(self.entries))), self._fresh())
@@ -121,7 +132,9 @@ class ReplayBuffer:
                 (self.folder / name).unlink(missing_ok=True)
 
     def batch(self, entry: Entry, loader: Loader) -> Batch:
-        """The input of its next step: a Batch of one, whose ``rollout_step`` is the number of steps made."""
+        """The input of its next step: a Batch of one, whose ``rollout_step`` is the number of steps
+        made.
+        """
         newest = entry.time + STEP * entry.done
         frames = []
         for name, time in zip(entry.frames, (newest - STEP, newest), strict=True):
@@ -129,7 +142,9 @@ class ReplayBuffer:
             if frames[-1] is None:
                 source = loader.frame(time)
                 frames[-1] = {
-                    f"{kind}/{n}": torch.from_numpy(v) for kind, part in source.items() for n, v in part.items()
+                    f"{kind}/{n}": torch.from_numpy(v)
+                    for kind, part in source.items()
+                    for n, v in part.items()
                 }
         names = list(frames[1])  # type: ignore[arg-type]
         both = {key: torch.stack([f[key] for f in frames])[None] for key in names}  # type: ignore[index]
@@ -142,7 +157,9 @@ class ReplayBuffer:
         )
 
     def store(self, place: int, following: Batch) -> None:
-        """Put a forecast back after its step; ``following`` is the input of the one after (:func:`xaurora.model.rollout.advance`)."""
+        """Put a forecast back after its step; ``following`` is the input of the one after
+        (:func:`xaurora.model.rollout.advance`).
+        """
         entry = self.entries[place]
         name = f"{self.written:08d}.safetensors"
         self.written += 1
@@ -183,7 +200,9 @@ class ReplayBuffer:
         }
 
     def checkpointed(self) -> None:
-        """The checkpoint that :meth:`state` went into is complete: delete what neither it nor the buffer needs."""
+        """The checkpoint that :meth:`state` went into is complete: delete what neither it nor the
+        buffer needs.
+        """
         self._protected = self._used()
         if self.folder.is_dir():
             for file in os.listdir(self.folder):
@@ -201,12 +220,15 @@ class ReplayBuffer:
         CheckpointError
             A file of the buffer is gone.
         """
-        self.entries = [Entry(e["init_time"], e["done"], tuple(e["frames"])) for e in state["entries"]]
+        self.entries = [
+            Entry(e["init_time"], e["done"], tuple(e["frames"])) for e in state["entries"]
+        ]
         self.drawn, self.written = state["drawn"], state["written"]
         self.rng.bit_generator.state = state["rng"]
         if lost := sorted(n for n in self._used() if not (self.folder / n).is_file()):
             raise CheckpointError(
-                f"the replay buffer in '{self.folder}' lacks {len(lost)} of its files, such as {lost[0]}.",
+                f"the replay buffer in '{self.folder}' lacks {len(lost)} of its files, such as"
+                f" {lost[0]}.",
                 fix="start again with another out=",
             )
         self.checkpointed()

@@ -37,8 +37,11 @@ class Index:
         return f"{text} ({left})" if left else text
 
 
-def index(times: np.ndarray, target_times: np.ndarray, *, also_input: bool = False, steps: int = 1) -> Index:
-    """Init times whose history, later states and targets are all there; a gap is skipped and counted, never bridged.
+def index(
+    times: np.ndarray, target_times: np.ndarray, *, also_input: bool = False, steps: int = 1
+) -> Index:
+    """Init times whose history, later states and targets are all there; a gap is skipped and
+    counted, never bridged.
 
     Parameters
     ----------
@@ -80,7 +83,8 @@ def index(times: np.ndarray, target_times: np.ndarray, *, also_input: bool = Fal
 
 
 def without_holes(samples: Index, inputs: Sequence[xr.DataArray]) -> Index:
-    """Leave out init times whose history has a gap in a target that is an input. Reads the targets once.
+    """Leave out init times whose history has a gap in a target that is an input. Reads the targets
+    once.
 
     Parameters
     ----------
@@ -99,7 +103,9 @@ def without_holes(samples: Index, inputs: Sequence[xr.DataArray]) -> Index:
         }
         whole = fine if whole is None else whole & fine
     keep = [
-        t for t in samples.init_times if {int(t.astype(np.int64)), int((t - STEP).astype(np.int64))} <= (whole or set())
+        t
+        for t in samples.init_times
+        if {int(t.astype(np.int64)), int((t - STEP).astype(np.int64))} <= (whole or set())
     ]
     lost = len(samples.init_times) - len(keep)
     skipped = {**samples.skipped}
@@ -128,7 +134,12 @@ class Split:
 
 
 def split(
-    samples: Index, train: Any = None, validation: Any = None, *, steps: int = 1, also_input: bool = False
+    samples: Index,
+    train: Any = None,
+    validation: Any = None,
+    *,
+    steps: int = 1,
+    also_input: bool = False,
 ) -> Split:
     """Split in time, so that no sample's window (history to last target) touches the other part.
 
@@ -136,11 +147,13 @@ def split(
     ----------
     samples : Index
     train, validation : optional
-        A slice, a year, or a pair ``("2016", "2023")``, ends included. By default the last fifth validates.
+        A slice, a year, or a pair ``("2016", "2023")``, ends included. By default the last fifth
+        validates.
     steps : int
         Six-hour steps of the forecasts: how far a window reaches.
     also_input : bool
-        Whether the target is an input as well: its total at the older frame of the history reaches another six hours back.
+        Whether the target is an input as well: its total at the older frame of the history reaches
+        another six hours back.
 
     Raises
     ------
@@ -154,12 +167,14 @@ def split(
             or "the data hold no times"
         )
         raise SplitError(
-            f"no time makes a sample: a sample is a frame, the one {TIMESTEP_HOURS} hours before, and the state and rain {TIMESTEP_HOURS} hours after ({why}).",
+            f"no time makes a sample: a sample is a frame, the one {TIMESTEP_HOURS} hours before,"
+            f" and the state and rain {TIMESTEP_HOURS} hours after ({why}).",
             fix="open a longer, gap-free stretch of 6-hourly states with hourly tp",
         )
     # A total at the older frame sums up the six hours before it, but for the very first moment.
     window = _Window(
-        (STEP * 2).astype("timedelta64[ns]") - np.timedelta64(1, "ns") if also_input else STEP, STEP * steps
+        (STEP * 2).astype("timedelta64[ns]") - np.timedelta64(1, "ns") if also_input else STEP,
+        STEP * steps,
     )
     if train is None and validation is None:
         return _default_split(times, window)
@@ -180,28 +195,34 @@ def split(
         if not len(part) and given is None:
             other, value = ("validation", validation) if name == "train" else ("train", train)
             raise SplitError(
-                f"{other}={value!r} leaves nothing over for the other part; samples run from {_name(times[0])} to {_name(times[-1])}.",
+                f"{other}={value!r} leaves nothing over for the other part; samples run from"
+                f" {_name(times[0])} to {_name(times[-1])}.",
                 fix=f"a shorter {other}=, or {name}= as well",
             )
         if not len(part):
             raise SplitError(
-                f"{name}={(train if name == 'train' else validation)!r} leaves no sample; samples run from {_name(times[0])} to {_name(times[-1])}.",
+                f"{name}={(train if name == 'train' else validation)!r} leaves no sample; samples"
+                f" run from {_name(times[0])} to {_name(times[-1])}.",
                 fix=f"{name}=('{str(times[0])[:10]}', '{str(times[-1])[:10]}') or a part of it",
             )
     if len(shared := window.shared(chosen["train"], chosen["validation"])):
         raise SplitError(
-            f"training and validation share times in the windows of {len(shared)} sample(s) that would validate, the first at {_name(shared[0])}; scores would be too good.",
+            f"training and validation share times in the windows of {len(shared)} sample(s) that"
+            f" would validate, the first at {_name(shared[0])}; scores would be too good.",
             fix=f"leave a gap of {window.hours} hours between train and validation",
         )
     return Split(
-        chosen["train"], chosen["validation"], dropped=len(times) - len(chosen["train"]) - len(chosen["validation"])
+        chosen["train"],
+        chosen["validation"],
+        dropped=len(times) - len(chosen["train"]) - len(chosen["validation"]),
     )
 
 
 def _default_split(times: np.ndarray, window: _Window) -> Split:
     if len(times) < FEWEST_FOR_SPLIT:
         raise SplitError(
-            f"there are {len(times)} sample(s), and a split into training and validation needs at least {FEWEST_FOR_SPLIT}.",
+            f"there are {len(times)} sample(s), and a split into training and validation needs at"
+            f" least {FEWEST_FOR_SPLIT}.",
             fix="open a longer stretch of data",
         )
     count = -(-len(times) // 5)
@@ -209,8 +230,9 @@ def _default_split(times: np.ndarray, window: _Window) -> Split:
     train = times[times + window.after < validation[0] - window.before]
     if not len(train):
         logger.warning(
-            "The %d samples span too short a time for a validation part whose windows do not cross into training; all of them train, and "
-            "the same ones are scored: the scores say how well the data are fitted, not how good a forecast is.",
+            "The %d samples span too short a time for a validation part whose windows do not cross"
+            " into training; all of them train, and the same ones are scored: the scores say how"
+            " well the data are fitted, not how good a forecast is.",
             len(times),
         )
         return Split(times, times, same=True)
@@ -229,7 +251,8 @@ class _Window:
         return int(np.ceil((self.before + self.after) / np.timedelta64(1, "h")))
 
     def inside(self, times: np.ndarray, start: np.datetime64, end: np.datetime64) -> np.ndarray:
-        # A named part holds whole frames; the hours that the oldest total sums up may lie before it.
+        # A named part holds whole frames; the hours that the oldest total sums up may lie before
+        # it.
         return np.asarray((times - STEP >= start) & (times + self.after <= end))
 
     def outside(self, times: np.ndarray, start: np.datetime64, end: np.datetime64) -> np.ndarray:
@@ -238,9 +261,12 @@ class _Window:
     def shared(self, train: np.ndarray, validation: np.ndarray) -> np.ndarray:
         """Validation samples whose window overlaps that of a training sample."""
         first, last = np.sort(train) - self.before, np.sort(train) + self.after
-        # All windows are of one length, so that the training sample that starts last before a window's end tells.
+        # All windows are of one length, so that the training sample that starts last before a
+        # window's end tells.
         place = np.searchsorted(first, validation + self.after, side="right") - 1
-        return np.asarray(validation[(place >= 0) & (last[np.maximum(place, 0)] >= validation - self.before)])
+        return np.asarray(
+            validation[(place >= 0) & (last[np.maximum(place, 0)] >= validation - self.before)]
+        )
 
 
 def _name(time: np.datetime64) -> str:
@@ -249,7 +275,9 @@ def _name(time: np.datetime64) -> str:
 
 def positions(da: xr.DataArray) -> dict[int, int]:
     """Place of each time along a DataArray's axis, by nanoseconds since 1970."""
-    return {int(t): i for i, t in enumerate(da["time"].values.astype("datetime64[ns]").astype(np.int64))}
+    return {
+        int(t): i for i, t in enumerate(da["time"].values.astype("datetime64[ns]").astype(np.int64))
+    }
 
 
 def describe(init_times: np.ndarray) -> dict[str, Any]:

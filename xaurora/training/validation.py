@@ -1,4 +1,6 @@
-"""Scores on held-out samples during training: of the targets in their own units, and of Aurora's own variables."""
+"""Scores on held-out samples during training: of the targets in their own units, and of Aurora's
+own variables.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def told(scores: dict[str, Any], task: Task, what: str = "crps") -> str:
     parts = []
     for i, (name, (unit, _)) in enumerate(task.units.items()):
         value = scores[f"validation_{prefix(i, name)}{what}{unit}"]
-        parts.append(f"{value:.4f}{' mm' if unit else ''}" + (f" ({name})" if len(task.units) > 1 else ""))
+        parts.append(
+            f"{value:.4f}{' mm' if unit else ''}" + (f" ({name})" if len(task.units) > 1 else "")
+        )
     if task.base_chooses:
         key = "validation_base_loss" if what == "crps" else "validation_persistence_loss"
         parts.append(f"{scores[key]:.4f} (Aurora's own variables)")
@@ -95,25 +99,33 @@ class Validator:
         self.task, self.loader, self.area, self.trim, self.total = task, loader, area, trim, total
         self.own_area, self.own_trim = part or (area, trim)
         self.init_times = init_times
-        batches = [list(init_times[i : i + batch_size]) for i in range(0, len(init_times), batch_size)]
+        batches = [
+            list(init_times[i : i + batch_size]) for i in range(0, len(init_times), batch_size)
+        ]
         rounds = -(-len(batches) // world)
         mine = batches[rank::world]
-        # Each process does as many batches, some of them for nothing: with sharded weights all must run together.
+        # Each process does as many batches, some of them for nothing: with sharded weights all must
+        # run together.
         self.batches = [(b, 1.0) for b in mine] + [(batches[0], 0.0)] * (rounds - len(mine))
         self._reference: dict[str, float] | None = None
 
     def reference(self) -> dict[str, float]:
-        """CRPS of the samples' own distribution at each point, by target, canonical units; and the loss of persistence on Aurora's own
-        variables is found along with the scores. Depends on the truth alone, and is made once."""
+        """CRPS of the samples' own distribution at each point, by target, canonical units; and the
+        loss of persistence on Aurora's own variables is found along with the scores. Depends on
+        the truth alone, and is made once."""
         if self._reference is None:
             count = min(len(self.init_times), MOST_KEPT)
-            chosen = self.init_times[np.unique(np.linspace(0, len(self.init_times) - 1, count).astype(int))]
+            chosen = self.init_times[
+                np.unique(np.linspace(0, len(self.init_times) - 1, count).astype(int))
+            ]
             weight = self.own_area.cpu().numpy()[self.own_trim[0]]
             self._reference = {}
             for name in self.task.units:
                 per_step = []
                 for k in range(1, self.task.steps + 1):
-                    truth = np.stack([self.loader.target_at(name, t + STEP * k)[self.own_trim] for t in chosen])
+                    truth = np.stack(
+                        [self.loader.target_at(name, t + STEP * k)[self.own_trim] for t in chosen]
+                    )
                     low, high = self.ranges.get(name) or (None, None)
                     bounded = truth if low is None and high is None else np.clip(truth, low, high)
                     per_step.append(climatology_crps(bounded, weight))
@@ -124,17 +136,18 @@ class Validator:
 
     @torch.no_grad()
     def score(self, module: AuroraWithHead) -> dict[str, float]:
-        """CRPS, RMSE, MAE and bias of the targets (mm for amounts) beside the CRPS of their climatology, and Aurora's own loss beside that of
-        persistence.
+        """CRPS, RMSE, MAE and bias of the targets (mm for amounts) beside the CRPS of their
+        climatology, and Aurora's own loss beside that of persistence.
 
-        ``validation_skill_score`` is the mean over what was trained of 1 − score/score of the climatology or of persistence, by which the
-        best state is chosen.
+        ``validation_skill_score`` is the mean over what was trained of 1 − score/score of the
+        climatology or of persistence, by which the best state is chosen.
         """
         was_training = module.training
         module.eval()
         heads: Any = module.head
         self.ranges = {
-            n: (0.0, None) if h.options.family in losses.RAIN else h.options.bounds for n, h in heads.items()
+            n: (0.0, None) if h.options.family in losses.RAIN else h.options.bounds
+            for n, h in heads.items()
         }
         keys = ("crps", "squares", "absolute", "bias", "weight")
         sums = {name: dict.fromkeys(keys, 0.0) for name in self.task.units}
@@ -147,10 +160,17 @@ class Validator:
                     self._add(sums[name], head, step.raw[name], truth.targets[name], counts)
                 if self.task.base and truth.state is not None:
                     own = losses.base_variables(
-                        module.base, step.prediction, truth.state, self.area, self.trim, tuple(module.inputs)
+                        module.base,
+                        step.prediction,
+                        truth.state,
+                        self.area,
+                        self.trim,
+                        tuple(module.inputs),
                     )
                     still = self._persistence(module, sample, truth.state)
-                    for key, value in zip(("loss", "squares", "absolute", "persistence"), (*own, still), strict=True):
+                    for key, value in zip(
+                        ("loss", "squares", "absolute", "persistence"), (*own, still), strict=True
+                    ):
                         base[key] += float(value) * len(times) * counts
                     base["weight"] += len(times) * counts
         module.train(was_training)
@@ -161,7 +181,14 @@ class Validator:
             return rollout.steps(module, sample.batch, self.task.steps)
         return [module(None, latents=self.loader.latents.of(module, sample, self.area.device))]
 
-    def _add(self, sums: dict[str, float], head: Any, raw: torch.Tensor, target: torch.Tensor, counts: float) -> None:
+    def _add(
+        self,
+        sums: dict[str, float],
+        head: Any,
+        raw: torch.Tensor,
+        target: torch.Tensor,
+        counts: float,
+    ) -> None:
         target = target.to(self.area.device)
         params, y = head.parameters_of(raw), losses.seen(head, target)
         share = (torch.isfinite(target) * self.own_area)[..., self.own_trim[0], self.own_trim[1]]
@@ -183,9 +210,13 @@ class Validator:
         same = type(batch)._fmap(batch, lambda v: v[:, -1:] if v.ndim > 2 else v)
         same.surf_vars = {k: v.to(self.area.device) for k, v in same.surf_vars.items()}
         same.atmos_vars = {k: v.to(self.area.device) for k, v in same.atmos_vars.items()}
-        return losses.base_variables(module.base, same, state, self.area, self.trim, tuple(module.inputs))[0]
+        return losses.base_variables(
+            module.base, same, state, self.area, self.trim, tuple(module.inputs)
+        )[0]
 
-    def _scores(self, sums: dict[str, dict[str, float]], base: dict[str, float]) -> dict[str, float]:
+    def _scores(
+        self, sums: dict[str, dict[str, float]], base: dict[str, float]
+    ) -> dict[str, float]:
         flat = [v for part in (*sums.values(), base) for v in part.values()]
         whole = iter(self.total(torch.tensor(flat, dtype=torch.float64)).tolist())
         sums = {name: {key: next(whole) for key in part} for name, part in sums.items()}
@@ -193,7 +224,11 @@ class Validator:
         out: dict[str, float] = {}
         skills = []
         for i, (name, (unit, factor)) in enumerate(self.task.units.items()):
-            own, front, weight = sums[name], f"validation_{prefix(i, name)}", max(sums[name]["weight"], 1e-30)
+            own, front, weight = (
+                sums[name],
+                f"validation_{prefix(i, name)}",
+                max(sums[name]["weight"], 1e-30),
+            )
             normal = self.reference()[name] * factor
             out[f"{front}crps{unit}"] = own["crps"] / weight * factor
             out[f"{front}rmse{unit}"] = math.sqrt(own["squares"] / weight) * factor
@@ -201,27 +236,35 @@ class Validator:
             out[f"{front}bias{unit}"] = own["bias"] / weight * factor
             out[f"{front}climatology_crps{unit}"] = normal
             known = math.isfinite(normal) and normal > 0  # of a single sample nothing is
-            skills.append(1.0 - out[f"{front}crps{unit}"] / normal if known else -out[f"{front}crps{unit}"])
+            skills.append(
+                1.0 - out[f"{front}crps{unit}"] / normal if known else -out[f"{front}crps{unit}"]
+            )
         if base["weight"]:
             out["validation_base_loss"] = base["loss"] / base["weight"]
             out["validation_base_rmse"] = math.sqrt(base["squares"] / base["weight"])
             out["validation_base_mae"] = base["absolute"] / base["weight"]
             out["validation_persistence_loss"] = base["persistence"] / base["weight"]
             if self.task.base_chooses:
-                skills.append(1.0 - out["validation_base_loss"] / max(out["validation_persistence_loss"], 1e-30))
+                skills.append(
+                    1.0
+                    - out["validation_base_loss"] / max(out["validation_persistence_loss"], 1e-30)
+                )
         out["validation_skill_score"] = float(np.mean(skills))
         return out
 
 
 def climatology_crps(truth: np.ndarray, area: np.ndarray) -> float:
-    """CRPS of the other samples at each point, each scored in turn, so that few samples do not look better than many; points and times without
-    truth are left out. NaN where no point has two samples."""
+    """CRPS of the other samples at each point, each scored in turn, so that few samples do not look
+    better than many; points and times without truth are left out. NaN where no point has two
+    samples."""
     there = np.isfinite(truth)
     count = there.sum(axis=0)
     ranked = np.sort(truth.astype(np.float64), axis=0)  # NaN comes last
     place = np.arange(1, len(truth) + 1).reshape(-1, 1, 1)
     # Mean over the observations of E|X−y| is E|X−X'|, so that ½E|X−X'| remains.
-    terms = np.where(place <= count, (2 * place - count - 1) * np.nan_to_num(ranked), 0.0).sum(axis=0)
+    terms = np.where(place <= count, (2 * place - count - 1) * np.nan_to_num(ranked), 0.0).sum(
+        axis=0
+    )
     score = terms / np.maximum(count * (count - 1), 1)
     weight = area * np.where(count > 1, count, 0)
     return float((score * weight).sum() / weight.sum()) if weight.any() else float("nan")

@@ -10,7 +10,8 @@ _LARGEST = 64 * 1024**2  # bytes of a chunk
 
 
 def as_dask(data: Any, dim: str) -> Any:
-    """Lazy data of a file as dask, a chunk of the file along ``dim`` at a time; what is in memory or dask already stays as it is.
+    """Lazy data of a file as dask, a chunk of the file along ``dim`` at a time; what is in memory
+    or dask already stays as it is.
 
     Arithmetic on a lazy array of a file would read it whole; a dask array is read piece by piece.
     """

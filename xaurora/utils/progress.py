@@ -11,11 +11,18 @@ def bar(*, total: int, label: str, unit: str, shown: bool, after: float = 0.0) -
     """A bar to be moved on by hand; seen only of work that takes longer than ``after`` seconds."""
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, desc=label, unit=unit, disable=not shown, mininterval=_interval(), delay=after)
+    return tqdm(
+        total=total, desc=label, unit=unit, disable=not shown, mininterval=_interval(), delay=after
+    )
 
 
 def watched(
-    items: Iterable[Any], label: str, *, unit: str = "time", shown: bool = True, total: int | None = None
+    items: Iterable[Any],
+    label: str,
+    *,
+    unit: str = "time",
+    shown: bool = True,
+    total: int | None = None,
 ) -> Iterable[Any]:
     """Iterate with a bar that goes away at the end."""
     if not shown:

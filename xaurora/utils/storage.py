@@ -23,7 +23,9 @@ def save_error(path: Path, error: BaseException) -> SaveError:
     fix = "free space, or choose another folder"
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         fix = "choose a folder that you may write to"
-    return SaveError(f"'{path}' could not be written: {reason}. What was there before is whole.", fix=fix)
+    return SaveError(
+        f"'{path}' could not be written: {reason}. What was there before is whole.", fix=fix
+    )
 
 
 @contextlib.contextmanager
@@ -46,8 +48,8 @@ def named_failures(path: Path) -> Iterator[None]:
 def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
     """Fill a new folder beside ``path``, then put it in its place in one step.
 
-    A kill or a full disk at any moment leaves the old folder whole, under ``path`` or, on file systems that cannot swap, beside
-    it, where :func:`recover` finds it.
+    A kill or a full disk at any moment leaves the old folder whole, under ``path`` or, on file
+    systems that cannot swap, beside it, where :func:`recover` finds it.
 
     Raises
     ------
@@ -58,7 +60,10 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
     with named_failures(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_dir():
-            raise SaveError(f"'{path}' is a file, and a folder is to be written there.", fix="choose another name")
+            raise SaveError(
+                f"'{path}' is a file, and a folder is to be written there.",
+                fix="choose another name",
+            )
         _sweep(path)
         staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
         try:
@@ -79,7 +84,10 @@ def _swap(staged: Path, path: Path) -> None:
         return
     libc = ctypes.CDLL(None, use_errno=True)
     exchange = getattr(libc, "renameat2", None)
-    if exchange is not None and exchange(_AT_FDCWD, os.fsencode(staged), _AT_FDCWD, os.fsencode(path), _EXCHANGE) == 0:
+    if (
+        exchange is not None
+        and exchange(_AT_FDCWD, os.fsencode(staged), _AT_FDCWD, os.fsencode(path), _EXCHANGE) == 0
+    ):
         return  # `staged` now holds the old folder, which the caller removes
     backup = path.with_name(f".{path.name}.old")
     shutil.rmtree(backup, ignore_errors=True)
@@ -115,7 +123,9 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".{path.stem}.new-*{path.suffix}"):
             left.unlink(missing_ok=True)  # of an earlier, killed writer
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.new-", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.stem}.new-", suffix=path.suffix, dir=path.parent
+        )
         os.close(handle)
         staged = Path(name)
         try:

@@ -1,4 +1,6 @@
-"""Zarr stores that grow piece by piece: made whole and empty in one step, filled in order, and gone on with after a kill."""
+"""Zarr stores that grow piece by piece: made whole and empty in one step, filled in order, and gone
+on with after a kill.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def create(path: Path, template: xr.Dataset, encoding: Mapping[str, Any] | None 
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def done(path: Path, attribute: str, signature: str, *, what: str, argument: str, differs: str) -> int:
+def done(
+    path: Path, attribute: str, signature: str, *, what: str, argument: str, differs: str
+) -> int:
     """How many pieces of a store are there.
 
     Parameters
@@ -65,7 +69,10 @@ def done(path: Path, attribute: str, signature: str, *, what: str, argument: str
     except (OSError, ValueError, KeyError, TypeError):
         attrs = {}
     if attribute not in attrs:
-        raise SaveError(f"'{path}' is there and is no {what}; it is not overwritten.", fix=f"choose another {argument}")
+        raise SaveError(
+            f"'{path}' is there and is no {what}; it is not overwritten.",
+            fix=f"choose another {argument}",
+        )
     if attrs[attribute] != signature:
         raise SaveError(
             f"'{path}' holds another {what.removesuffix(' store')} ({differs}).",
@@ -75,14 +82,17 @@ def done(path: Path, attribute: str, signature: str, *, what: str, argument: str
 
 
 def mark(path: Path, count: int) -> None:
-    """Say that so many pieces are there. After the data: a kill between the two costs one piece, and never leaves a hole."""
+    """Say that so many pieces are there. After the data: a kill between the two costs one piece,
+    and never leaves a hole.
+    """
     import zarr
 
     zarr.open_group(path, mode="r+", use_consolidated=False).attrs[_DONE] = count
 
 
 def refuse_unfinished(attrs: Mapping[str, Any], path: str) -> None:
-    """Raise for a store of known length whose filling was interrupted: what is missing would read as zeros.
+    """Raise for a store of known length whose filling was interrupted: what is missing would read
+    as zeros.
 
     Raises
     ------

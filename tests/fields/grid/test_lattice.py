@@ -39,11 +39,14 @@ def test_a_region_has_the_same_place_however_it_is_written(
     assert not found.wraps
     assert found.first_row == 20
     assert found.first_column == first % round(360 / step)
-    np.testing.assert_allclose(np.cos(np.deg2rad(found.longitude)), np.cos(np.deg2rad(lon)), atol=1e-5)
+    np.testing.assert_allclose(
+        np.cos(np.deg2rad(found.longitude)), np.cos(np.deg2rad(lon)), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns", "step"), [(721, 1440, 0.25), (720, 1440, 0.25), (451, 900, 0.4), (181, 360, 1.0)]
+    ("rows", "columns", "step"),
+    [(721, 1440, 0.25), (720, 1440, 0.25), (451, 900, 0.4), (181, 360, 1.0)],
 )
 def test_a_globe_wraps_and_starts_at_greenwich(rows: int, columns: int, step: float) -> None:
     lat, lon = _axis(90, -step, rows), _axis(-180, step, columns)
@@ -89,7 +92,12 @@ def test_both_ends_of_the_circle() -> None:
         (np.array([50.0, 49.0, 49.0, 48.0]), np.arange(4.0), errors.CoordinateError, "twice"),
         (np.array([50.0, 49.0, 45.0, 44.0]), np.arange(4.0), errors.GridError, "not evenly spaced"),
         (np.array([50.0, 49.0, np.nan]), np.arange(4.0), errors.CoordinateError, "not finite"),
-        (np.array([95.0, 94.0, 93.0]), np.arange(4.0), errors.CoordinateError, "latitude runs from"),
+        (
+            np.array([95.0, 94.0, 93.0]),
+            np.arange(4.0),
+            errors.CoordinateError,
+            "latitude runs from",
+        ),
         (np.array([50.0]), np.arange(4.0), errors.GridError, "needs at least"),
         (np.arange(20.0), np.array([0.0, 1, 2, 7, 8, 9]), errors.GridError, "not evenly spaced"),
     ],
@@ -103,7 +111,9 @@ def test_too_small_and_untileable() -> None:
     with pytest.raises(errors.RegionError, match="needs at least 12 × 12"):
         grid.crop_to_patches(grid.from_axes(_axis(50, -0.25, 12), _axis(0.25, 0.25, 12)))
     with pytest.raises(errors.GridError, match="cannot tile"):
-        grid.crop_to_patches(grid.from_axes(_axis(89, -2, 90), np.arange(0, 360, 360 / 90.0)), patch_size=4)
+        grid.crop_to_patches(
+            grid.from_axes(_axis(89, -2, 90), np.arange(0, 360, 360 / 90.0)), patch_size=4
+        )
 
 
 def test_halo_leaves_poles_and_the_wrap_alone() -> None:

@@ -47,7 +47,9 @@ def _climate(values: np.ndarray, amounts: bool = True) -> heads.Climatology:
     y=st.one_of(st.just(0.0), st.floats(1e-7, 1.0)),
     epsilon=st.sampled_from([1e-5, 1e-3]),
 )
-def test_nothing_the_trunk_can_say_breaks_the_score(family: str, data: st.DataObject, y: float, epsilon: float) -> None:
+def test_nothing_the_trunk_can_say_breaks_the_score(
+    family: str, data: st.DataObject, y: float, epsilon: float
+) -> None:
     head = _head(family, epsilon)
     head.initialise(_climate(_amounts(2000)))
     n = head.outputs
@@ -66,14 +68,20 @@ def test_nothing_the_trunk_can_say_breaks_the_score(family: str, data: st.DataOb
     crps = float(head.crps(params, torch.full((1, 1, 1), y)))
     assert 0 <= crps < 2.0
     assert 0 <= float(head.probability_above(params, 1e-3)) <= 1
-    assert 0 <= float(head.median(params)) <= float(head.quantile(params, 0.999)) < 2.6  # m; no tail is absurd
+    assert (
+        0 <= float(head.median(params)) <= float(head.quantile(params, 0.999)) < 2.6
+    )  # m; no tail is absurd
     assert np.isfinite(float(head.quantile(params, 1.0 - 1e-9)))
 
 
 @EVERY
 def test_starts_at_the_climatology(family: str) -> None:
     """The start is as good as the best member of the family; its score is the unit of the loss."""
-    y = _amounts() if family in heads.RAIN else np.random.default_rng(0).normal(0.5, 0.2, 40_000).clip(0, 1)
+    y = (
+        _amounts()
+        if family in heads.RAIN
+        else np.random.default_rng(0).normal(0.5, 0.2, 40_000).clip(0, 1)
+    )
     head = _head(family)
     head.initialise(_climate(y, amounts=family in heads.RAIN))
     params = head.parameters_of(torch.zeros(1, head.outputs, 1, 1))
@@ -81,7 +89,9 @@ def test_starts_at_the_climatology(family: str) -> None:
     assert float(head.loss(params, seen).mean()) == pytest.approx(1.0, abs=0.05)
     if family == "deterministic":
         return
-    best = np.abs(y[:3000, None] - y[None, :3000]).mean() / 2  # CRPS of the sample's own distribution
+    best = (
+        np.abs(y[:3000, None] - y[None, :3000]).mean() / 2
+    )  # CRPS of the sample's own distribution
     assert float(head.crps(params, seen).mean()) < 1.03 * best
     assert float(head.mean(params)) == pytest.approx(
         y.mean(), rel=0.15
@@ -108,11 +118,16 @@ def test_samples_mean_quantiles_and_probabilities_agree(family: str) -> None:
         (draws > level).float().mean(0), head.probability_above(params, level), rtol=0.03, atol=6e-3
     )
     torch.testing.assert_close(
-        draws.double().quantile(0.9, dim=0).float(), head.quantile(params, 0.9), rtol=0.03, atol=1e-5
+        draws.double().quantile(0.9, dim=0).float(),
+        head.quantile(params, 0.9),
+        rtol=0.03,
+        atol=1e-5,
     )
 
 
-def _pit_is_flat(head: heads.DistributionHead, params: dict[str, torch.Tensor], y: torch.Tensor) -> float:
+def _pit_is_flat(
+    head: heads.DistributionHead, params: dict[str, torch.Tensor], y: torch.Tensor
+) -> float:
     """χ² of the randomised probability integral transform in 20 bins."""
     upper = head.law.cdf({k: v.double().numpy() for k, v in params.items()}, y.double().numpy())
     u = np.where(y.numpy() > 0, upper, np.random.default_rng(0).random(upper.shape) * upper)
@@ -158,11 +173,15 @@ def test_gradients_of_the_loss_are_right_through_the_bounds(family: str) -> None
     """From raw output to score, in float64, dry and wet."""
     head = _head(family).double()
     head.initialise(_climate(_amounts(4000)))
-    raw = (0.5 * torch.randn((1, head.outputs, 1, 3), generator=torch.Generator().manual_seed(2))).double()
+    raw = (
+        0.5 * torch.randn((1, head.outputs, 1, 3), generator=torch.Generator().manual_seed(2))
+    ).double()
     raw.requires_grad_()
     for y in (0.0, 3e-3):
         seen = torch.full((1, 1, 3), y, dtype=torch.float64)
-        assert torch.autograd.gradcheck(lambda r, s=seen: head.loss(head.parameters_of(r), s), (raw,), atol=2e-5)
+        assert torch.autograd.gradcheck(
+            lambda r, s=seen: head.loss(head.parameters_of(r), s), (raw,), atol=2e-5
+        )
 
 
 def test_float32_under_autocast() -> None:
@@ -205,10 +224,18 @@ def test_the_trunk_reads_what_it_is_told_to() -> None:
     every = _head("csgd")
     assert not torch.equal(every(latents), every(moved))
     deep = _head("csgd", depth=4, width=32)
-    assert [m.out_features for m in deep.trunk.hidden if isinstance(m, torch.nn.Linear)] == [32, 32, 32]
+    assert [m.out_features for m in deep.trunk.hidden if isinstance(m, torch.nn.Linear)] == [
+        32,
+        32,
+        32,
+    ]
     lehmann = heads.build(heads.options_for("lehmann2025", "csgd"), 4, 1024, 4)
     # arXiv:2506.19088: 1024 → 512 → 512 → 256 → 16
-    assert [tuple(m.weight.shape) for m in [*lehmann.trunk.hidden, lehmann.trunk.out] if hasattr(m, "weight")] == [
+    assert [
+        tuple(m.weight.shape)
+        for m in [*lehmann.trunk.hidden, lehmann.trunk.out]
+        if hasattr(m, "weight")
+    ] == [
         (512, 1024),
         (512, 512),
         (256, 512),
@@ -232,14 +259,21 @@ def test_patches_blend_and_the_globe_is_round(patch: int) -> None:
         if wraps:
             expected[-reach:] = True
         assert changed.tolist() == expected.tolist()
-    # where all latents are alike there is nothing to see of the patches' edges but the weights of one patch
+    # where all latents are alike there is nothing to see of the patches' edges but the weights of
+    # one patch
     with torch.no_grad():
         head.trunk.out.weight.zero_()
         head.trunk.out.bias.fill_(1.0)
-    assert torch.allclose(head(latents), torch.ones(1, 3, 3 * patch, 6 * patch)), "weights add up to one"
-    alone = heads.build(heads.HeadOptions(family="csgd", neighbours=1), levels=4, width_in=16, patch_size=patch)
+    assert torch.allclose(head(latents), torch.ones(1, 3, 3 * patch, 6 * patch)), (
+        "weights add up to one"
+    )
+    alone = heads.build(
+        heads.HeadOptions(family="csgd", neighbours=1), levels=4, width_in=16, patch_size=patch
+    )
     assert (alone(latents) != alone(moved)).any(dim=1)[0].sum() == patch**2
-    wide = heads.build(heads.HeadOptions(family="csgd", neighbours=5), levels=4, width_in=16, patch_size=patch)
+    wide = heads.build(
+        heads.HeadOptions(family="csgd", neighbours=5), levels=4, width_in=16, patch_size=patch
+    )
     torch.nn.init.normal_(wide.trunk.around.weight)
     assert wide(latents).shape == (1, 3, 3 * patch, 6 * patch)
     assert (wide(latents) != wide(moved)).any(dim=1)[0].any(dim=0)[: 2 * patch].all()

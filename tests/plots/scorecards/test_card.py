@@ -1,4 +1,6 @@
-"""The scorecard's numbers are the scores', it says what it rests on, and it can be read in a real browser."""
+"""The scorecard's numbers are the scores', it says what it rests on, and it can be read in a real
+browser.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ from xaurora import errors
 from xaurora.plots.scorecards import card as scorecard
 from xaurora.plots.scorecards import page
 
-BROWSER = next((b for b in ("chromium", "chromium-browser", "google-chrome", "chrome") if shutil.which(b)), None)
+BROWSER = next(
+    (b for b in ("chromium", "chromium-browser", "google-chrome", "chrome") if shutil.which(b)),
+    None,
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,18 +32,28 @@ def compared(fields: xr.Dataset, tuned) -> dict[str, xr.Dataset]:
     """A tuned model, climatology and persistence, scored together by everything there is."""
     past = fields.isel(time=slice(None, 30))
     init = fields["time"].values[10:36]
-    forecast = fields.aurora.predict("12h", model=tuned, time=init, variables=["t2m", "tp"], progress=False)
+    forecast = fields.aurora.predict(
+        "12h", model=tuned, time=init, variables=["t2m", "tp"], progress=False
+    )
     normals = xaurora.climatology(past, ["t2m", "tp"], window_days=31)
     forecasts = {
         "mine": forecast,
         "climatology": xaurora.climatology_forecast(normals, forecast),
-        "persistence": xaurora.persistence(fields, ["t2m", "tp"], ["6h", "12h"]).sel(init_time=forecast["init_time"]),
+        "persistence": (
+            xaurora.persistence(fields, ["t2m", "tp"], ["6h", "12h"]).sel(
+                init_time=forecast["init_time"]
+            )
+        ),
     }
-    scores = xaurora.compare(forecasts, fields, climatology=normals, metrics="all", regions=["global", "tropics"])
+    scores = xaurora.compare(
+        forecasts, fields, climatology=normals, metrics="all", regions=["global", "tropics"]
+    )
     return {**scores, "forecast": forecast}
 
 
-def _card(compared: dict[str, xr.Dataset], fields: xr.Dataset, **options: object) -> scorecard.Scorecard:
+def _card(
+    compared: dict[str, xr.Dataset], fields: xr.Dataset, **options: object
+) -> scorecard.Scorecard:
     others = {n: compared[n] for n in ("climatology", "persistence")}
     return compared["mine"].aurora.scorecard(
         baseline=others, name="mine", forecast=compared["forecast"], truth=fields, **options
@@ -52,10 +67,16 @@ def test_numbers_are_those_of_the_scores(compared, fields, tmp_path: Path) -> No
         factor = 1e3 if row.units == "mm" else 1.0
         for name in ("mine", "climatology", "persistence"):
             want = compared[name][row.label].sel(metric=row.metric, region=row.region) * factor
-            np.testing.assert_allclose(row.of(name), want, rtol=1e-12, err_msg=f"{row.label} {row.metric} {name}")
+            np.testing.assert_allclose(
+                row.of(name), want, rtol=1e-12, err_msg=f"{row.label} {row.metric} {name}"
+            )
     printed = [float(v) for v in re.findall(r"data-value='([^']+)'", card.html)]
-    all_values = np.concatenate([row.of(n) for row in card.rows for n in ("mine", "climatology", "persistence")])
-    np.testing.assert_allclose(np.sort(printed), np.sort(all_values[np.isfinite(all_values)]), rtol=1e-12)
+    all_values = np.concatenate(
+        [row.of(n) for row in card.rows for n in ("mine", "climatology", "persistence")]
+    )
+    np.testing.assert_allclose(
+        np.sort(printed), np.sort(all_values[np.isfinite(all_values)]), rtol=1e-12
+    )
     assert card.save(tmp_path / "card.html").read_text(encoding="utf-8") == card.html
     assert card.save(tmp_path / "card.png").stat().st_size > 20_000
     plt.close("all")
@@ -90,13 +111,17 @@ def test_what_the_page_says(compared, fields) -> None:
 
 
 def test_differences() -> None:
-    row = scorecard.Row("global", "t2m", "rmse", "K", np.array([1.0, 3.0]), {"b": np.array([2.0, 2.0])})
+    row = scorecard.Row(
+        "global", "t2m", "rmse", "K", np.array([1.0, 3.0]), {"b": np.array([2.0, 2.0])}
+    )
     assert row.relative("b").tolist() == [-0.5, 0.5]
     assert row.difference("forecast", "b", 0) == "-50.0%"
     acc = scorecard.Row("global", "t2m", "acc", "", np.array([0.8]), {"b": np.array([0.6])})
     assert acc.relative("b")[0] == pytest.approx(-0.5)
     assert acc.difference("forecast", "b", 0) == "+0.20"
-    ratio = scorecard.Row("global", "t2m", "spread_skill_ratio", "", np.array([0.9]), {"b": np.array([1.2])})
+    ratio = scorecard.Row(
+        "global", "t2m", "spread_skill_ratio", "", np.array([0.9]), {"b": np.array([1.2])}
+    )
     assert ratio.relative("b")[0] == pytest.approx(-0.5)
     bias = scorecard.Row("global", "t2m", "bias", "K", np.array([0.1]), {"b": np.array([0.0])})
     assert bias.difference("forecast", "b", 0) == ""
@@ -106,10 +131,18 @@ def test_differences() -> None:
 
 def test_models_of_other_names_meet(compared, fields) -> None:
     """WeatherBench2's names beside one's own."""
-    wb2 = compared["forecast"].aurora.to_weatherbench2().aurora.evaluate(fields, regions=["global"], metrics=["rmse"])
+    wb2 = (
+        compared["forecast"]
+        .aurora.to_weatherbench2()
+        .aurora.evaluate(fields, regions=["global"], metrics=["rmse"])
+    )
     card = compared["mine"].aurora.scorecard(baseline={"again": wb2})
-    row = next(r for r in card.rows if r.label == "tp" and r.metric == "rmse" and r.region == "global")
-    np.testing.assert_allclose(row.others["again"], row.values, rtol=1e-5)  # float32 of another unit
+    row = next(
+        r for r in card.rows if r.label == "tp" and r.metric == "rmse" and r.region == "global"
+    )
+    np.testing.assert_allclose(
+        row.others["again"], row.values, rtol=1e-5
+    )  # float32 of another unit
 
 
 def test_notes_on_what_does_not_compare(compared, tmp_path: Path) -> None:
@@ -117,14 +150,32 @@ def test_notes_on_what_does_not_compare(compared, tmp_path: Path) -> None:
     card = compared["mine"].aurora.scorecard(baseline={"coarse": other})
     assert any("another grid" in n for n in card.notes)
     assert any("scored on 3 fields" in n for n in card.notes)
-    alone = compared["persistence"].drop_vars([c for c in compared["persistence"].coords if "__" in str(c)])
+    alone = compared["persistence"].drop_vars(
+        [c for c in compared["persistence"].coords if "__" in str(c)]
+    )
     card = compared["mine"].aurora.scorecard(baseline=alone)
     assert any("No significance is marked" in n for n in card.notes)
     for call, error, match in (
-        (lambda: compared["mine"].aurora.scorecard(tmp_path / "card.pdf"), errors.OptionError, "neither"),
-        (lambda: compared["mine"].aurora.scorecard(baseline={"x": 3}), errors.KindError, "no Dataset of scores"),
-        (lambda: compared["mine"].aurora.scorecard(baseline={"mine": other}, name="mine"), errors.OptionError, "label"),
-        (lambda: compared["mine"].aurora.scorecard(truth=other), errors.OptionError, "forecast and truth"),
+        (
+            lambda: compared["mine"].aurora.scorecard(tmp_path / "card.pdf"),
+            errors.OptionError,
+            "neither",
+        ),
+        (
+            lambda: compared["mine"].aurora.scorecard(baseline={"x": 3}),
+            errors.KindError,
+            "no Dataset of scores",
+        ),
+        (
+            lambda: compared["mine"].aurora.scorecard(baseline={"mine": other}, name="mine"),
+            errors.OptionError,
+            "label",
+        ),
+        (
+            lambda: compared["mine"].aurora.scorecard(truth=other),
+            errors.OptionError,
+            "forecast and truth",
+        ),
     ):
         with pytest.raises(error, match=match):
             call()
@@ -163,13 +214,32 @@ def test_in_a_real_browser(compared, fields, tmp_path: Path, width: int) -> None
     path.write_text(card.html.replace("</body>", _PROBE + "</body>"), encoding="utf-8")
     # A window of Chromium is never narrower than 500 pixels; a frame is.
     frame = tmp_path / "frame.html"
-    frame.write_text(f"<iframe id='f' src='card.html' style='width:{width}px;height:4000px;border:0'></iframe>"
-                     "<script>onload = () => { document.body.append(document.getElementById('f').contentDocument.getElementById('probe').cloneNode(true)); }</script>")  # fmt: skip
+    frame.write_text(
+        "<iframe id='f' src='card.html'"
+        f" style='width:{width}px;height:4000px;border:0'></iframe><script>onload = () => {{"
+        " document.body.append(document.getElementById('f').contentDocument.getElementById('probe').cloneNode(true));"
+        " }</script>"
+    )
     dom = subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--allow-file-access-from-files",
-         "--virtual-time-budget=4000", f"--window-size={max(width, 500)},4000", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", frame.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    ).stdout  # fmt: skip
+        [
+            BROWSER,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--allow-file-access-from-files",
+            "--virtual-time-budget=4000",
+            f"--window-size={max(width, 500)},4000",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+            frame.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
     found = re.search(r'<pre id="probe">(.*?)</pre>', dom, re.S)
     assert found, dom[-2000:]
     seen = json.loads(html_module.unescape(found.group(1)))

@@ -25,14 +25,17 @@ LAT, LON = np.arange(40.05, 44.0, 0.1), np.arange(-4.95, 5.0, 0.1)
 
 def _name(start: str, *, run: str = "", version: str = "V07B", ending: str = "HDF5") -> str:
     t = np.datetime64(start, "m")
-    day, minute = str(t)[:10].replace("-", ""), int((t - t.astype("datetime64[D]")) / np.timedelta64(1, "m"))
-    clock = str(t)[11:].replace(":", "") + "00"
-    return (
-        f"3B-HHR{run}.MS.MRG.3IMERG.{day}-S{clock}-E{clock[:2]}{int(clock[2:4]) + 29}59.{minute:04d}.{version}.{ending}"
+    day, minute = (
+        str(t)[:10].replace("-", ""),
+        int((t - t.astype("datetime64[D]")) / np.timedelta64(1, "m")),
     )
+    clock = str(t)[11:].replace(":", "") + "00"
+    return f"3B-HHR{run}.MS.MRG.3IMERG.{day}-S{clock}-E{clock[:2]}{int(clock[2:4]) + 29}59.{minute:04d}.{version}.{ending}"
 
 
-def _granule(folder: Path, start: str, rate: np.ndarray, *, quality: float = 0.8, **name: str) -> Path:
+def _granule(
+    folder: Path, start: str, rate: np.ndarray, *, quality: float = 0.8, **name: str
+) -> Path:
     """A file in the layout of V06 and V07: a group, (time, lon, lat), fill, a Julian calendar."""
     path = folder / _name(start, **name)
     variable = "precipitation" if "V07" in path.name else "precipitationCal"
@@ -48,7 +51,9 @@ def _granule(folder: Path, start: str, rate: np.ndarray, *, quality: float = 0.8
         v = grid.createVariable(variable, "f4", ("time", "lon", "lat"), fill_value=-9999.9)
         v.units = "mm/hr"
         v[0] = np.where(np.isfinite(rate), rate, -9999.9).T
-        q = grid.createVariable("precipitationQualityIndex", "f4", ("time", "lon", "lat"), fill_value=-9999.9)
+        q = grid.createVariable(
+            "precipitationQualityIndex", "f4", ("time", "lon", "lat"), fill_value=-9999.9
+        )
         q[0] = quality
     return path
 
@@ -57,19 +62,27 @@ def _granule(folder: Path, start: str, rate: np.ndarray, *, quality: float = 0.8
 def day(tmp_path: Path) -> tuple[Path, np.ndarray]:
     """Half hours from 00:00 to 11:30, and their rates ``(24, lat, lon)`` in mm/h."""
     rng = np.random.default_rng(0)
-    rates = np.where(rng.random((24, len(LAT), len(LON))) < 0.4, rng.gamma(0.5, 4.0, (24, len(LAT), len(LON))), 0.0)
+    rates = np.where(
+        rng.random((24, len(LAT), len(LON))) < 0.4,
+        rng.gamma(0.5, 4.0, (24, len(LAT), len(LON))),
+        0.0,
+    )
     rates = rates.astype(np.float32)
     rates[3, 0, 0] = np.nan  # one of twelve: scaled up
     rates[3:5, 0, 1] = np.nan  # two of twelve: missing
     for i, rate in enumerate(rates):
-        _granule(tmp_path, str(np.datetime64("2020-02-29T00:00") + i * np.timedelta64(30, "m")), rate)
+        _granule(
+            tmp_path, str(np.datetime64("2020-02-29T00:00") + i * np.timedelta64(30, "m")), rate
+        )
     return tmp_path, rates
 
 
 def test_real_granule_keeps_its_water(data: Path) -> None:
     path = data / "imerg" / V03
     native = xaurora.open_imerg(path, period="30min")
-    assert native["time"].values == np.array(["2015-10-01T00:30"], "datetime64[ns]")  # the end, from the name
+    assert native["time"].values == np.array(
+        ["2015-10-01T00:30"], "datetime64[ns]"
+    )  # the end, from the name
     assert native.attrs["imerg_run"] == "Early"
     with netCDF4.Dataset(path) as file:
         raw = file["Grid"]["precipitationCal"]
@@ -86,7 +99,11 @@ def test_real_granule_keeps_its_water(data: Path) -> None:
 
     def water(ds: xr.Dataset) -> float:
         area = _areas(ds["latitude"].values, ds["longitude"].values)
-        return float((ds["tp"].fillna(0.0).values[0].astype(float) * ds["valid_fraction"].values[0] * area).sum())
+        return float(
+            (
+                ds["tp"].fillna(0.0).values[0].astype(float) * ds["valid_fraction"].values[0] * area
+            ).sum()
+        )
 
     assert water(onto) == pytest.approx(water(native), rel=1e-6)
     # poleward of 60° there is nothing; the cell on 60° is half seen
@@ -101,7 +118,9 @@ def raw_max(file: netCDF4.Dataset) -> float:
 def _areas(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
     half = abs(float(np.diff(lat).mean())) / 2
     up, low = np.clip(lat + half, -90, 90), np.clip(lat - half, -90, 90)
-    return (np.sin(np.deg2rad(up)) - np.sin(np.deg2rad(low)))[:, None] * np.full(len(lon), abs(np.diff(lon).mean()))
+    return (np.sin(np.deg2rad(up)) - np.sin(np.deg2rad(low)))[:, None] * np.full(
+        len(lon), abs(np.diff(lon).mean())
+    )
 
 
 @pytest.mark.parametrize(("name", "version"), [(V06, "V06B"), (V07, "V07A")])
@@ -148,16 +167,25 @@ def test_windows_end_at_their_time(day: tuple[Path, np.ndarray]) -> None:
 def test_quality_leaves_half_hours_out(tmp_path: Path) -> None:
     for i in range(12):
         start = str(np.datetime64("2020-01-01T00:00") + i * np.timedelta64(30, "m"))
-        _granule(tmp_path, start, np.full((len(LAT), len(LON)), 1.0), quality=0.2 if i == 0 else 0.9)
-    assert xaurora.open_imerg(tmp_path / "*.HDF5", quality=0.5)["tp"].values.min() == pytest.approx(6e-3)
+        _granule(
+            tmp_path, start, np.full((len(LAT), len(LON)), 1.0), quality=0.2 if i == 0 else 0.9
+        )
+    assert xaurora.open_imerg(tmp_path / "*.HDF5", quality=0.5)["tp"].values.min() == pytest.approx(
+        6e-3
+    )
     assert np.isnan(xaurora.open_imerg(tmp_path / "*.HDF5", quality=0.95)["tp"].values).all()
 
 
 def test_onto_a_region_in_its_own_order(day: tuple[Path, np.ndarray]) -> None:
     """A box across Greenwich, 0…360 and north first, reads as the globe does."""
     folder, _ = day
-    lat, lon = np.arange(43.5, 40.4, -0.25), np.concatenate([np.arange(356.0, 360.0, 0.25), np.arange(0.0, 4.1, 0.25)])
-    ds = xr.Dataset(coords={"latitude": lat, "longitude": lon, "time": [np.datetime64("2020-02-29T06", "ns")]})
+    lat, lon = (
+        np.arange(43.5, 40.4, -0.25),
+        np.concatenate([np.arange(356.0, 360.0, 0.25), np.arange(0.0, 4.1, 0.25)]),
+    )
+    ds = xr.Dataset(
+        coords={"latitude": lat, "longitude": lon, "time": [np.datetime64("2020-02-29T06", "ns")]}
+    )
     ds["latitude"].attrs["units"], ds["longitude"].attrs["units"] = "degrees_north", "degrees_east"
     ours = xaurora.open_imerg(folder / "*.HDF5", grid=ds)
     np.testing.assert_array_equal(ours["latitude"].values, lat)
@@ -168,7 +196,9 @@ def test_onto_a_region_in_its_own_order(day: tuple[Path, np.ndarray]) -> None:
     w = (weights(LAT, 42.0) * np.cos(np.deg2rad(LAT)))[:, None] * weights(LON, 0.0)
     expected = (w * native).sum() / w.sum()
     # 1e-3: here, within a row that is cut, area is taken to change linearly
-    assert ours["tp"].sel(latitude=42.0, longitude=0.0).values[1] == pytest.approx(expected, rel=1e-3)
+    assert ours["tp"].sel(latitude=42.0, longitude=0.0).values[1] == pytest.approx(
+        expected, rel=1e-3
+    )
 
 
 def test_edges_of_cuts_and_poles_know_how_much_they_have_seen() -> None:
@@ -181,9 +211,9 @@ def test_edges_of_cuts_and_poles_know_how_much_they_have_seen() -> None:
     source = np.arange(-89.5, 90.0)
     holes = np.ones((180, 360))
     holes[-1] = np.nan
-    _, share = regridding.Conservative(source, np.arange(0.5, 360), np.linspace(90, -90, 73), np.arange(0, 360, 2.5))(
-        holes
-    )
+    _, share = regridding.Conservative(
+        source, np.arange(0.5, 360), np.linspace(90, -90, 73), np.arange(0, 360, 2.5)
+    )(holes)
     cap = lambda degrees: 1.0 - np.sin(np.deg2rad(90.0 - degrees))  # noqa: E731
     assert share[0, 0] == pytest.approx(1.0 - cap(1.0) / cap(1.25), rel=1e-9)
 
@@ -227,19 +257,25 @@ def test_daily_files_give_days_and_nothing_shorter(tmp_path: Path) -> None:
     assert str(ds["time"].values[0])[:16] == "2020-01-02T00:00"
     np.testing.assert_allclose(ds["tp"].values[0].T[1:], rate[1:] * 1e-3, rtol=1e-6)
     assert np.isnan(ds["tp"].values[0, 0, 0])
-    with pytest.raises(errors.AccumulationError, match="totals over 6 hours are asked of daily files"):
+    with pytest.raises(
+        errors.AccumulationError, match="totals over 6 hours are asked of daily files"
+    ):
         xaurora.open_imerg(path)
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Files are made here by netCDF4 itself, which must not meet a reader that an error has left running."""
+    """Files are made here by netCDF4 itself, which must not meet a reader that an error has left
+    running.
+    """
     with dask.config.set(scheduler="synchronous"):
         yield
 
 
 def test_opening_and_reading_in_threads_do_not_meet(day: tuple[Path, np.ndarray]) -> None:
-    """HDF5 is not safe in threads: a file that is opened while others are read would bring the process down."""
+    """HDF5 is not safe in threads: a file that is opened while others are read would bring the
+    process down.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     folder, rates = day
@@ -259,7 +295,9 @@ def test_what_is_refused(day: tuple[Path, np.ndarray], tmp_path: Path) -> None:
     gone = folder / _name("2020-02-29T02:00")
     kept = gone.read_bytes()
     gone.unlink()
-    with pytest.raises(errors.SourceError, match=r"1 file.s. are missing between .*S013000.* and .*S023000"):
+    with pytest.raises(
+        errors.SourceError, match=r"1 file.s. are missing between .*S013000.* and .*S023000"
+    ):
         xaurora.open_imerg(folder / "*.HDF5")
     bridged = xaurora.open_imerg(folder / "*.HDF5", missing="keep")
     assert bridged["tp"].values[0, 5, 5] == pytest.approx(
@@ -291,7 +329,9 @@ def test_what_is_refused(day: tuple[Path, np.ndarray], tmp_path: Path) -> None:
     letters.unlink()
     renamed = folder / _name("2020-02-29T12:00")
     shutil.copy(first, renamed)
-    with pytest.raises(errors.SourceError, match="is named after 2020-02-29T12:00, and holds 2020-02-29T00:00"):
+    with pytest.raises(
+        errors.SourceError, match="is named after 2020-02-29T12:00, and holds 2020-02-29T00:00"
+    ):
         xaurora.open_imerg(renamed, period="30min").load()
     renamed.unlink()
     with pytest.raises(errors.AccumulationError, match="fill no window of 6 hours"):
@@ -306,7 +346,9 @@ def test_what_is_refused(day: tuple[Path, np.ndarray], tmp_path: Path) -> None:
         xaurora.open_imerg(first, missing="skip")
     with pytest.raises(errors.GridError, match="do not divide 180"):
         xaurora.open_imerg(first, period="30min", grid=0.7)
-    globe = xr.Dataset(coords={"latitude": np.arange(-90.0, 91.0, 10.0), "longitude": np.arange(0.0, 361.0, 10.0)})
+    globe = xr.Dataset(
+        coords={"latitude": np.arange(-90.0, 91.0, 10.0), "longitude": np.arange(0.0, 361.0, 10.0)}
+    )
     with pytest.raises(errors.GridError, match="same meridian"):
         xaurora.open_imerg(first, period="30min", grid=globe)
     with pytest.raises(errors.GridError, match="neither a Dataset nor a number"):
@@ -351,19 +393,28 @@ def test_learn_from_and_be_scored_against_satellite_rain(tmp_path: Path) -> None
     onto = xaurora.open_imerg(tmp_path / "*.HDF5", grid=ds)
     options = {"model": "tiny", "strategy": "full", "steps": 3, "progress": False}
     a, b = (
-        ds.aurora.finetune("tp", truth=t, out=tmp_path / f"run{i}", **options) for i, t in enumerate((native, onto))
+        ds.aurora.finetune("tp", truth=t, out=tmp_path / f"run{i}", **options)
+        for i, t in enumerate((native, onto))
     )
     first, second = (m.config["targets"]["tp"]["statistics"] for m in (a, b))
     # regridded here or there: the same, but for float32 and cells that are half seen
     assert first["mean"] == pytest.approx(second["mean"], rel=0.02)
     assert 0 < first["count"] < 7 * 12 * 32, "what is not seen is not learnt from"
-    forecast = ds.aurora.predict("6h", model=b, time=ds["time"].values[2:4], variables=["tp"], progress=False)
+    forecast = ds.aurora.predict(
+        "6h", model=b, time=ds["time"].values[2:4], variables=["tp"], progress=False
+    )
     assert forecast["tp"].attrs["units"] == "m"
     truth = xaurora.open_imerg(tmp_path / "*.HDF5", grid=forecast)
     scores = forecast.aurora.evaluate(truth, metrics=["rmse", "crps"], skipna=True)
     assert np.isfinite(scores["tp"]).all()
-    seen = forecast.aurora.evaluate(truth, metrics=["rmse"])  # missing by nature: scored where it is seen
+    seen = forecast.aurora.evaluate(
+        truth, metrics=["rmse"]
+    )  # missing by nature: scored where it is seen
     assert float(seen["tp"].sel(metric="coverage").squeeze()) == pytest.approx(0.75)
     np.testing.assert_allclose(seen["tp"].sel(metric="rmse"), scores["tp"].sel(metric="rmse"))
-    other = truth.drop_vars("valid_fraction").drop_attrs(deep=False)  # not known to be a satellite's
-    assert np.isnan(forecast.aurora.evaluate(other, metrics=["rmse"])["tp"]).all(), "holes are not skipped unless asked"
+    other = truth.drop_vars("valid_fraction").drop_attrs(
+        deep=False
+    )  # not known to be a satellite's
+    assert np.isnan(forecast.aurora.evaluate(other, metrics=["rmse"])["tp"]).all(), (
+        "holes are not skipped unless asked"
+    )

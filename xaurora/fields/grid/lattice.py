@@ -1,8 +1,9 @@
 """The horizontal grid: order, wrap, the global patch lattice, cropping, halo, area weights.
 
-Aurora's encoder gives every patch a position and a scale encoding that depend on latitude and longitude as numbers. A region
-therefore has to be cut along the *global* patch lattice (patches count from 90°N and 0°E), or every encoding is one that the
-model never met. :class:`Grid` knows where on that lattice a domain lies.
+Aurora's encoder gives every patch a position and a scale encoding that depend on latitude and
+longitude as numbers. A region therefore has to be cut along the *global* patch lattice (patches
+count from 90°N and 0°E), or every encoding is one that the model never met. :class:`Grid` knows
+where on that lattice a domain lies.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class Grid:
     latitude : ndarray, ``(h,)``
         Degrees north, strictly decreasing, float64.
     longitude : ndarray, ``(w,)``
-        Degrees east, strictly increasing in the order of the domain; a domain that crosses Greenwich or the date line goes on
-        beyond 0 or 180 instead of jumping.
+        Degrees east, strictly increasing in the order of the domain; a domain that crosses
+        Greenwich or the date line goes on beyond 0 or 180 instead of jumping.
     rows, columns : ndarray of int, ``(h,)``, ``(w,)``
         Where each canonical row and column stands in the data as found.
     first_row, first_column : int
@@ -57,7 +58,9 @@ class Grid:
         """Whether it covers the globe, but for the rows that patches may lose at the south pole."""
         reach = 1.5 * self.spacing[0]
         return (
-            self.wraps and 90.0 - self.latitude[0] <= reach and self.latitude[-1] + 90.0 <= reach + 3 * self.spacing[0]
+            self.wraps
+            and 90.0 - self.latitude[0] <= reach
+            and self.latitude[-1] + 90.0 <= reach + 3 * self.spacing[0]
         )
 
     @property
@@ -72,7 +75,9 @@ class Grid:
 
     @property
     def placed_longitude(self) -> np.ndarray:
-        """Longitudes in [0, 360) that increase, ``(w,)``: the true ones, or placeholders where those jump."""
+        """Longitudes in [0, 360) that increase, ``(w,)``: the true ones, or placeholders where
+        those jump.
+        """
         if not self.crosses_greenwich:
             return self.true_longitude
         return self.longitude - self.longitude[0]
@@ -102,7 +107,8 @@ def from_axes(latitude: np.ndarray, longitude: np.ndarray) -> Grid:
     latitude : ndarray, ``(h,)``
         Degrees north in any order.
     longitude : ndarray, ``(w,)``
-        Degrees east in any order and any convention (−180…180, 0…360, or a mixture that follows the domain).
+        Degrees east in any order and any convention (−180…180, 0…360, or a mixture that follows the
+        domain).
 
     Raises
     ------
@@ -115,15 +121,25 @@ def from_axes(latitude: np.ndarray, longitude: np.ndarray) -> Grid:
     for name, values in (("latitude", lat), ("longitude", lon)):
         if len(values) < 2:
             raise GridError(
-                f"{name} has {len(values)} value(s), and a region needs at least 12 by 12 grid points.",
-                fix="select a box instead of a point, for example ds.sel(latitude=slice(60, 50), longitude=slice(0, 10))",
+                f"{name} has {len(values)} value(s), and a region needs at least 12 by 12 grid"
+                " points.",
+                fix=(
+                    "select a box instead of a point, for example ds.sel(latitude=slice(60, 50),"
+                    " longitude=slice(0, 10))"
+                ),
             )
         if not np.isfinite(values).all():
-            raise CoordinateError(f"{name} holds values that are not finite.", fix=f"ds.dropna('{name}')")
+            raise CoordinateError(
+                f"{name} holds values that are not finite.", fix=f"ds.dropna('{name}')"
+            )
     if lat.max() > 90 + 1e-4 or lat.min() < -90 - 1e-4:
         raise CoordinateError(
-            f"latitude runs from {lat.min():g} to {lat.max():g}, and degrees north lie between -90 and 90.",
-            fix="assign latitudes in degrees north, for example ds.assign_coords(latitude=np.rad2deg(ds.latitude))",
+            f"latitude runs from {lat.min():g} to {lat.max():g}, and degrees north lie between -90"
+            " and 90.",
+            fix=(
+                "assign latitudes in degrees north, for example"
+                " ds.assign_coords(latitude=np.rad2deg(ds.latitude))"
+            ),
         )
     lat = np.clip(lat, -90.0, 90.0)
 
@@ -132,18 +148,23 @@ def from_axes(latitude: np.ndarray, longitude: np.ndarray) -> Grid:
     lat_spacing = _spacing("latitude", -lat)
     rows_to_pole = round(180.0 / lat_spacing)
     if abs(180.0 / lat_spacing - rows_to_pole) < 0.05 * rows_to_pole / len(lat):
-        lat_spacing = 180.0 / rows_to_pole  # free of float32 rounding, which adds up on the way to the pole
+        lat_spacing = (
+            180.0 / rows_to_pole
+        )  # free of float32 rounding, which adds up on the way to the pole
 
     wrapped = np.mod(lon, 360.0)
     wrapped[wrapped > 360.0 - 1e-4] = 0.0  # −1e-7 is Greenwich, not the last column of the globe
     order = np.argsort(wrapped, kind="stable")
     steps = np.diff(np.append(wrapped[order], wrapped[order[0]] + 360.0))
-    typical = float(np.median(np.sort(steps)[:-1]))  # without the widest: a region's way around the globe
+    typical = float(
+        np.median(np.sort(steps)[:-1])
+    )  # without the widest: a region's way around the globe
     doubled = np.flatnonzero(steps < 0.01 * typical)
     if len(doubled):
         here, there = lon[order[doubled[0]]], lon[order[(doubled[0] + 1) % len(lon)]]
         raise CoordinateError(
-            f"longitudes {min(here, there):g} and {max(here, there):g} are the same meridian, and both are there.",
+            f"longitudes {min(here, there):g} and {max(here, there):g} are the same meridian, and"
+            " both are there.",
             fix="drop one of them, for example ds.isel(longitude=slice(None, -1))",
         )
     # The domain begins after the widest gap; a whole globe has none and begins at 0°E.
@@ -160,19 +181,23 @@ def from_axes(latitude: np.ndarray, longitude: np.ndarray) -> Grid:
         unwrapped = unwrapped - 360.0  # a domain across Greenwich reads best as −15 … 15
     from_pole = (90.0 - lat[0]) / lat_spacing
     first_row = int(np.floor(from_pole + _SNAP))
-    return Grid(lat, unwrapped, rows, order, first_row, first_column, wraps, (lat_spacing, lon_spacing))
+    return Grid(
+        lat, unwrapped, rows, order, first_row, first_column, wraps, (lat_spacing, lon_spacing)
+    )
 
 
 def _spacing(name: str, increasing: np.ndarray) -> float:
     steps = np.diff(increasing)
     typical = float((increasing[-1] - increasing[0]) / (len(increasing) - 1))
     if typical <= 0 or (steps <= 1e-3 * typical).any():
-        raise CoordinateError(f"{name} holds the same value twice.", fix=f"ds.drop_duplicates('{name}')")
+        raise CoordinateError(
+            f"{name} holds the same value twice.", fix=f"ds.drop_duplicates('{name}')"
+        )
     worst = float(np.abs(steps - typical).max() / typical)
     if worst > _IRREGULAR:
         raise GridError(
-            f"{name} is not evenly spaced: steps from {steps.min():.4g}° to {steps.max():.4g}°. Aurora takes regular "
-            "latitude–longitude grids.",
+            f"{name} is not evenly spaced: steps from {steps.min():.4g}° to {steps.max():.4g}°."
+            " Aurora takes regular latitude–longitude grids.",
             fix=f"select one contiguous box, or interpolate: ds.interp({name}=np.arange(...))",
         )
     return typical
@@ -228,7 +253,8 @@ def crop_to_patches(grid: Grid, patch_size: int = 4, merges: int = 2) -> Crop:
     patch_size : int
         Pixels along a patch's side.
     merges : int
-        How often the backbone halves the resolution (twice in Aurora: three stages); each needs two rows and columns.
+        How often the backbone halves the resolution (twice in Aurora: three stages); each needs two
+        rows and columns.
 
     Raises
     ------
@@ -241,20 +267,28 @@ def crop_to_patches(grid: Grid, patch_size: int = 4, merges: int = 2) -> Crop:
     if grid.wraps:
         if grid.shape[1] % patch_size:
             raise GridError(
-                f"the globe has {grid.shape[1]} columns, which patches of {patch_size} cannot tile, and dropping columns would "
-                "tear east from west.",
-                fix=f"regrid to a width that {patch_size} divides, for example 1440, 900, 360 or 240 columns",
+                f"the globe has {grid.shape[1]} columns, which patches of {patch_size} cannot tile,"
+                " and dropping columns would tear east from west.",
+                fix=(
+                    f"regrid to a width that {patch_size} divides, for example 1440, 900, 360 or"
+                    " 240 columns"
+                ),
             )
         columns = slice(0, grid.shape[1])
     else:
         columns = _whole_patches(grid.first_column, grid.shape[1], patch_size)
     height, width = max(rows.stop - rows.start, 0), max(columns.stop - columns.start, 0)
-    smallest = (2**merges // 2 + 1) * patch_size if merges else patch_size  # each merge needs two rows and columns
+    smallest = (
+        (2**merges // 2 + 1) * patch_size if merges else patch_size
+    )  # each merge needs two rows and columns
     if height < smallest or width < smallest:
         raise RegionError(
-            f"the region has {grid.shape[0]} × {grid.shape[1]} grid points, of which {height} × {width} fill whole patches; "
-            f"this model needs at least {smallest} × {smallest}.",
-            fix=f"take a larger box, for example {smallest + 2 * patch_size} × {smallest + 2 * patch_size} grid points",
+            f"the region has {grid.shape[0]} × {grid.shape[1]} grid points, of which {height} ×"
+            f" {width} fill whole patches; this model needs at least {smallest} × {smallest}.",
+            fix=(
+                f"take a larger box, for example {smallest + 2 * patch_size} ×"
+                f" {smallest + 2 * patch_size} grid points"
+            ),
         )
     kept = grid.take(rows, columns)
     parts = []
@@ -283,7 +317,8 @@ def _shorten(names: list[str]) -> str:
 def trim(grid: Grid, halo: int) -> tuple[slice, slice]:
     """Rows and columns that remain when a halo is thrown away.
 
-    A global grid has no edge in longitude, and a pole is no edge either: only sides at which the data end are trimmed.
+    A global grid has no edge in longitude, and a pole is no edge either: only sides at which the
+    data end are trimmed.
 
     Raises
     ------
@@ -312,7 +347,8 @@ class Window:
     Parameters
     ----------
     rows, columns : ndarray of int, ``(h,)``, ``(w,)``
-        Canonical rows and columns of the region's bounding box; columns go on across the grid's seam.
+        Canonical rows and columns of the region's bounding box; columns go on across the grid's
+        seam.
     patch_rows, patch_columns : ndarray of int
         Patches that cover it, with a margin around.
     top, left : int
@@ -394,9 +430,9 @@ def window(grid: Grid, inside: np.ndarray, patch_size: int, margin: int) -> Wind
 def latitude_weights(latitude: np.ndarray, *, regional: bool | None = None) -> np.ndarray:
     """Area weights by latitude, normalised to mean 1, as WeatherBench2 defines them.
 
-    A cell reaches to the midpoints between its latitude and its neighbours; ``w = sin(upper) − sin(lower)``. On a global grid
-    the outermost cells reach to the poles. On a regional one they keep half a cell, or the edge rows would stand for
-    everything up to the pole.
+    A cell reaches to the midpoints between its latitude and its neighbours; ``w = sin(upper) −
+    sin(lower)``. On a global grid the outermost cells reach to the poles. On a regional one they
+    keep half a cell, or the edge rows would stand for everything up to the pole.
 
     Parameters
     ----------
@@ -407,7 +443,8 @@ def latitude_weights(latitude: np.ndarray, *, regional: bool | None = None) -> n
 
     References
     ----------
-    Rasp et al. (2024), WeatherBench 2, J. Adv. Model. Earth Syst., doi:10.1029/2023MS004019, section 2.4.
+    Rasp et al. (2024), WeatherBench 2, J. Adv. Model. Earth Syst., doi:10.1029/2023MS004019,
+    section 2.4.
     """
     lat = np.asarray(latitude, dtype=np.float64)
     if len(lat) == 1:
@@ -418,7 +455,9 @@ def latitude_weights(latitude: np.ndarray, *, regional: bool | None = None) -> n
     if regional is None:
         reach = 3 * max(first_half, last_half)
         regional = not (ascending[0] <= -90 + reach and ascending[-1] >= 90 - reach)
-    low, high = (ascending[0] - first_half, ascending[-1] + last_half) if regional else (-90.0, 90.0)
+    low, high = (
+        (ascending[0] - first_half, ascending[-1] + last_half) if regional else (-90.0, 90.0)
+    )
     bounds = np.deg2rad(np.clip(np.concatenate([[low], middle, [high]]), -90.0, 90.0))
     weights = np.diff(np.sin(bounds))
     weights = weights / weights.mean()

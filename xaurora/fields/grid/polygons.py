@@ -1,4 +1,6 @@
-"""Polygons on a latitude–longitude grid: GeoJSON, and anything with ``__geo_interface__``. Knows nothing of torch."""
+"""Polygons on a latitude–longitude grid: GeoJSON, and anything with ``__geo_interface__``. Knows
+nothing of torch.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ _KINDS = ("Polygon", "MultiPolygon", "Feature", "FeatureCollection", "GeometryCo
 
 def is_polygon(shape: Any) -> bool:
     """Whether something is a polygon in a form that is known here."""
-    return hasattr(shape, "__geo_interface__") or (isinstance(shape, Mapping) and shape.get("type") in _KINDS)
+    return hasattr(shape, "__geo_interface__") or (
+        isinstance(shape, Mapping) and shape.get("type") in _KINDS
+    )
 
 
 def _rings(name: str, shape: Any) -> Iterator[list[np.ndarray]]:
@@ -33,18 +37,24 @@ def _rings(name: str, shape: Any) -> Iterator[list[np.ndarray]]:
                 rings = [np.asarray(ring, np.float64)[:, :2] for ring in polygon]
             except (ValueError, TypeError, IndexError) as why:
                 raise RegionError(
-                    f"the polygon {name!r} has coordinates that are no rings of (longitude, latitude).",
-                    fix="{'type': 'Polygon', 'coordinates': [[(5, 45), (15, 45), (10, 50), (5, 45)]]}",
+                    f"the polygon {name!r} has coordinates that are no rings of (longitude,"
+                    " latitude).",
+                    fix=(
+                        "{'type': 'Polygon', 'coordinates': [[(5, 45), (15, 45), (10, 50), (5,"
+                        " 45)]]}"
+                    ),
                 ) from why
             yield rings
     else:
         raise RegionError(
-            f"region {name!r} is of the kind {kind!r}, which has no inside.", fix=f"one of {', '.join(_KINDS)}"
+            f"region {name!r} is of the kind {kind!r}, which has no inside.",
+            fix=f"one of {', '.join(_KINDS)}",
         )
 
 
 def inside(name: str, shape: Any, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
-    """Which grid points lie inside, ``(h, w)`` bool. Edges are straight in degrees; a ring may cross Greenwich or the date line.
+    """Which grid points lie inside, ``(h, w)`` bool. Edges are straight in degrees; a ring may
+    cross Greenwich or the date line.
 
     Raises
     ------
@@ -57,7 +67,8 @@ def inside(name: str, shape: Any, latitude: np.ndarray, longitude: np.ndarray) -
         for ring in rings:  # holes turn what they hold back: the even–odd rule
             if len(ring) < 3 or not np.isfinite(ring).all() or np.abs(ring[:, 1]).max() > 90.0:
                 raise RegionError(
-                    f"the polygon {name!r} has a ring of {len(ring)} points, or latitudes beyond 90°.",
+                    f"the polygon {name!r} has a ring of {len(ring)} points, or latitudes beyond"
+                    " 90°.",
                     fix="coordinates are (longitude, latitude)",
                 )
             within ^= _inside_ring(ring, latitude, longitude)
@@ -66,7 +77,9 @@ def inside(name: str, shape: Any, latitude: np.ndarray, longitude: np.ndarray) -
 
 
 def _inside_ring(ring: np.ndarray, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
-    """Crossings of a ray towards the east, counted; longitudes unrolled around the ring's own middle."""
+    """Crossings of a ray towards the east, counted; longitudes unrolled around the ring's own
+    middle.
+    """
     x = np.unwrap(ring[:, 0], period=360.0)
     y = ring[:, 1]
     middle = 0.5 * (x.min() + x.max())

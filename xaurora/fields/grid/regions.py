@@ -16,8 +16,8 @@ from xaurora.fields.grid.lattice import latitude_weights
 
 Box = tuple[float, float, float, float]
 
-# south, north, west, east; ends included. WeatherBench2, scripts/evaluate.py at commit 021c0b3 (Rasp et al. 2024,
-# doi:10.1029/2023MS004019, table 3, after ECMWF's scorecards).
+# south, north, west, east; ends included. WeatherBench2, scripts/evaluate.py at commit 021c0b3
+# (Rasp et al. 2024, doi:10.1029/2023MS004019, table 3, after ECMWF's scorecards).
 BOXES: dict[str, tuple[Box, ...]] = {
     "global": ((-90.0, 90.0, 0.0, 360.0),),
     "tropics": ((-20.0, 20.0, 0.0, 360.0),),
@@ -33,7 +33,8 @@ BOXES: dict[str, tuple[Box, ...]] = {
     "arctic": ((60.0, 90.0, 0.0, 360.0),),
     "antarctic": ((-90.0, -60.0, 0.0, 360.0),),
 }
-# WeatherBench-X, public_benchmark/run_benchmark_evaluation.py at commit 2047a84; scored when they are named.
+# WeatherBench-X, public_benchmark/run_benchmark_evaluation.py at commit 2047a84; scored when they
+# are named.
 MORE_BOXES: dict[str, tuple[Box, ...]] = {
     "northern-africa": ((5.0, 32.5, -12.5, 37.5),),
     "southern-africa": ((-30.0, 5.0, 12.5, 37.5),),
@@ -71,13 +72,16 @@ def weights(
     latitude, longitude : ndarray
         Degrees, ``(h,)`` and ``(w,)``.
     wanted : optional
-        Names (``"europe"``, ``"tropics_land"``, ``"domain"``), or a dict of boxes ``(south, north, west, east)``, DataArray masks with coordinates, and polygons
-        (GeoJSON, or anything with ``__geo_interface__``, such as Shapely's), or one such box, mask or polygon; ``"edge"`` stands for rings by distance
-        from the domain's edge (:func:`edge_rings`). By default the whole domain, and on a global grid all of WeatherBench2's regions.
+        Names (``"europe"``, ``"tropics_land"``, ``"domain"``), or a dict of boxes ``(south, north,
+        west, east)``, DataArray masks with coordinates, and polygons (GeoJSON, or anything with
+        ``__geo_interface__``, such as Shapely's), or one such box, mask or polygon; ``"edge"``
+        stands for rings by distance from the domain's edge (:func:`edge_rings`). By default the
+        whole domain, and on a global grid all of WeatherBench2's regions.
     land : ndarray, ``(h, w)``, optional
         Land fraction, which weighs the ``_land`` versions.
     convention : {"weatherbench2", "weatherbenchx"}
-        WeatherBench-X counts every cell with some land as land, and gives end rows half a cell even on a globe.
+        WeatherBench-X counts every cell with some land as land, and gives end rows half a cell even
+        on a globe.
 
     Raises
     ------
@@ -100,7 +104,11 @@ def weights(
         chosen = {wanted: None}
     elif isinstance(wanted, Mapping) and not polygons.is_polygon(wanted):
         chosen = dict(wanted)
-    elif isinstance(wanted, tuple) and len(wanted) == 4 and all(isinstance(v, int | float) for v in wanted):
+    elif (
+        isinstance(wanted, tuple)
+        and len(wanted) == 4
+        and all(isinstance(v, int | float) for v in wanted)
+    ):
         chosen = {"box": wanted}
     elif isinstance(wanted, xr.DataArray):
         chosen = {"mask": wanted}
@@ -110,22 +118,28 @@ def weights(
         chosen = dict.fromkeys(wanted)
     else:
         raise RegionError(
-            f"regions={wanted!r} are neither names, a box (south, north, west, east), a mask, a polygon, nor a dict of those.",
+            f"regions={wanted!r} are neither names, a box (south, north, west, east), a mask, a"
+            " polygon, nor a dict of those.",
             fix="regions=['europe']",
         )
     if "edge" in chosen and chosen["edge"] is None:
         rings = edge_rings(latitude, longitude)
         chosen = {
-            k: v for name, shape in chosen.items() for k, v in (rings.items() if name == "edge" else [(name, shape)])
+            k: v
+            for name, shape in chosen.items()
+            for k, v in (rings.items() if name == "edge" else [(name, shape)])
         }
     out = {}
     for name, shape in chosen.items():
         out[name] = area * (
-            _named(name, latitude, longitude, land) if shape is None else _own(name, shape, latitude, longitude)
+            _named(name, latitude, longitude, land)
+            if shape is None
+            else _own(name, shape, latitude, longitude)
         )
         if not (out[name] > 0).any():
             raise RegionError(
-                f"region {name!r} holds no grid point of the forecast ({latitude.min():g} to {latitude.max():g}°N, {longitude.min():g} to {longitude.max():g}°E).",
+                f"region {name!r} holds no grid point of the forecast ({latitude.min():g} to"
+                f" {latitude.max():g}°N, {longitude.min():g} to {longitude.max():g}°E).",
                 fix="regions=['domain'], or a box (south, north, west, east) inside",
             )
     return out
@@ -148,33 +162,50 @@ def cells(fields: Fields, region: Any) -> np.ndarray:
     grid = fields.layout.grid
     land = fields.static["lsm"].values if "lsm" in fields.static else None
     try:
-        found = weights(grid.latitude, grid.longitude, {"region": region} if isinstance(region, list) else region, land)
+        found = weights(
+            grid.latitude,
+            grid.longitude,
+            {"region": region} if isinstance(region, list) else region,
+            land,
+        )
     except RegionError as error:
-        message = error.message.replace("of the forecast", "of the data").replace("the truth holds", "the data hold")
+        message = error.message.replace("of the forecast", "of the data").replace(
+            "the truth holds", "the data hold"
+        )
         message = message.replace("regions=", "region=").replace(", or a dict of boxes", "")
-        raise RegionError(message, fix="region='europe', or region=(south, north, west, east)") from None
+        raise RegionError(
+            message, fix="region='europe', or region=(south, north, west, east)"
+        ) from None
     if len(found) != 1:
-        raise RegionError(f"region={region!r} names {len(found)} regions, and one is wanted.", fix="region='europe'")
+        raise RegionError(
+            f"region={region!r} names {len(found)} regions, and one is wanted.",
+            fix="region='europe'",
+        )
     return np.asarray(next(iter(found.values())) > 0)
 
 
 def goes_round(longitude: np.ndarray) -> bool:
     """Whether longitudes go round the whole circle."""
     gaps = np.diff(np.asarray(longitude, np.float64)) % 360.0
-    return len(longitude) > 1 and len(longitude) * float(np.median(np.minimum(gaps, 360.0 - gaps))) > 359.0
+    return (
+        len(longitude) > 1
+        and len(longitude) * float(np.median(np.minimum(gaps, 360.0 - gaps))) > 359.0
+    )
 
 
 def edge_rings(
     latitude: np.ndarray, longitude: np.ndarray, km: Sequence[float] | None = None
 ) -> dict[str, xr.DataArray]:
-    """Masks by the distance to the nearest edge of the domain, for ``regions=``: how far does what lies outside reach in?
+    """Masks by the distance to the nearest edge of the domain, for ``regions=``: how far does what
+    lies outside reach in?
 
     Parameters
     ----------
     latitude, longitude : ndarray
         The forecast's grid, degrees.
     km : sequence of float, optional
-        Inner bounds of the rings, beginning with 0; by default four rings of equal width, and what is left.
+        Inner bounds of the rings, beginning with 0; by default four rings of equal width, and what
+        is left.
 
     Returns
     -------
@@ -190,7 +221,9 @@ def edge_rings(
     round_ = goes_round(longitude)
     to_poles = np.ptp(latitude) > 160.0
     if round_ and to_poles:
-        raise RegionError("a global grid has no edge to measure distances from.", fix="regions=['global']")
+        raise RegionError(
+            "a global grid has no edge to measure distances from.", fix="regions=['global']"
+        )
     mile = 111.195  # km, one degree of a great circle of the mean Earth radius, 6371 km
     rows = np.minimum(latitude - latitude.min(), latitude.max() - latitude) * mile
     east = np.abs((longitude - longitude[0]) % 360.0)
@@ -204,30 +237,44 @@ def edge_rings(
         else np.minimum(rows[:, None], narrowed)
     )
     width = float(distance.max()) / 5
-    bounds = list(km) if km is not None else [round(i * width, -1 if width > 20 else 2) for i in range(5)]
+    bounds = (
+        list(km)
+        if km is not None
+        else [round(i * width, -1 if width > 20 else 2) for i in range(5)]
+    )
     if len(bounds) < 1 or bounds[0] != 0 or any(b <= a for a, b in itertools.pairwise(bounds)):
-        raise RegionError(f"km={bounds} are not increasing distances that begin with 0.", fix="km=(0, 100, 250, 500)")
+        raise RegionError(
+            f"km={bounds} are not increasing distances that begin with 0.",
+            fix="km=(0, 100, 250, 500)",
+        )
     out = {}
     for low, high in zip(bounds, [*bounds[1:], np.inf], strict=True):
         label = f"edge {low:g}-{high:g} km" if np.isfinite(high) else f"edge over {low:g} km"
         inside = (distance >= low) & (distance < high)
         if inside.any():
             out[label] = xr.DataArray(
-                inside.astype(float), {"latitude": latitude, "longitude": longitude}, ("latitude", "longitude")
+                inside.astype(float),
+                {"latitude": latitude, "longitude": longitude},
+                ("latitude", "longitude"),
             )
     return out
 
 
-def _named(name: str, latitude: np.ndarray, longitude: np.ndarray, land: np.ndarray | None) -> np.ndarray:
+def _named(
+    name: str, latitude: np.ndarray, longitude: np.ndarray, land: np.ndarray | None
+) -> np.ndarray:
     base = name.removesuffix("_land")
     if base != "domain" and base not in NAMED:
         raise RegionError(
-            f"there is no region {name!r}; valid are 'domain', {', '.join(map(repr, NAMED))}, each also with '_land', or a dict of boxes.",
+            f"there is no region {name!r}; valid are 'domain', {', '.join(map(repr, NAMED))}, each"
+            " also with '_land', or a dict of boxes.",
             fix="regions=['europe']",
         )
     mask = np.ones((len(latitude), len(longitude)))
     if base != "domain":
-        mask = np.any([_inside(latitude, longitude, box) for box in NAMED[base]], axis=0).astype(float)
+        mask = np.any([_inside(latitude, longitude, box) for box in NAMED[base]], axis=0).astype(
+            float
+        )
     if name.endswith("_land"):
         if land is None:
             raise RegionError(
@@ -238,14 +285,22 @@ def _named(name: str, latitude: np.ndarray, longitude: np.ndarray, land: np.ndar
     return mask
 
 
-def _aligned(name: str, mask: xr.DataArray, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
-    """A mask with coordinates on the forecast's grid points, whatever its order; outside of it there is nothing."""
+def _aligned(
+    name: str, mask: xr.DataArray, latitude: np.ndarray, longitude: np.ndarray
+) -> np.ndarray:
+    """A mask with coordinates on the forecast's grid points, whatever its order; outside of it
+    there is nothing.
+    """
     lat = next((d for d in mask.dims if str(d).startswith("lat")), mask.dims[0])
     lon = next((d for d in mask.dims if str(d).startswith("lon")), mask.dims[-1])
     if lat not in mask.coords or lon not in mask.coords:
         raise RegionError(
-            f"the mask {name!r} has no coordinates of latitude and longitude, so that its place is unknown.",
-            fix="xr.DataArray(mask, {'latitude': fc['latitude'], 'longitude': fc['longitude']}, ('latitude', 'longitude'))",
+            f"the mask {name!r} has no coordinates of latitude and longitude, so that its place is"
+            " unknown.",
+            fix=(
+                "xr.DataArray(mask, {'latitude': fc['latitude'], 'longitude': fc['longitude']},"
+                " ('latitude', 'longitude'))"
+            ),
         )
     apart = np.abs(mask[lat].values[None, :] - latitude[:, None])
     distance = np.abs(mask[lon].values[None, :] - longitude[:, None]) % 360.0
@@ -254,7 +309,8 @@ def _aligned(name: str, mask: xr.DataArray, latitude: np.ndarray, longitude: np.
     values = mask.transpose(lat, lon).values[rows][:, columns].astype(np.float64)
     if not np.isfinite(values).all() or (values < 0).any():
         raise RegionError(
-            f"the mask {name!r} holds {'negative' if (values < 0).any() else 'missing'} values; it is a weight, 0 outside and 1 inside.",
+            f"the mask {name!r} holds {'negative' if (values < 0).any() else 'missing'} values; it"
+            " is a weight, 0 outside and 1 inside.",
             fix="mask.fillna(0)",
         )
 
@@ -273,7 +329,9 @@ def _own(name: str, shape: Any, latitude: np.ndarray, longitude: np.ndarray) -> 
         return _aligned(name, shape, latitude, longitude)
     if polygons.is_polygon(shape):
         return polygons.inside(name, shape, latitude, longitude).astype(np.float64)
-    numbers = isinstance(shape, Sequence | np.ndarray) and all(isinstance(v, int | float | np.number) for v in shape)
+    numbers = isinstance(shape, Sequence | np.ndarray) and all(
+        isinstance(v, int | float | np.number) for v in shape
+    )
     values = np.asarray(shape, dtype=np.float64) if numbers else np.empty(0)
     if values.shape == (4,):
         south, north, west, east = map(float, values)
@@ -284,6 +342,7 @@ def _own(name: str, shape: Any, latitude: np.ndarray, longitude: np.ndarray) -> 
             )
         return _inside(latitude, longitude, (south, north, west, east)).astype(float)
     raise RegionError(
-        f"region {name!r} is neither a box (south, north, west, east), a DataArray mask with latitude and longitude, nor a polygon.",
+        f"region {name!r} is neither a box (south, north, west, east), a DataArray mask with"
+        " latitude and longitude, nor a polygon.",
         fix="regions={'alps': (44, 48, 5, 16)}",
     )

@@ -1,7 +1,9 @@
-"""From one regular latitude–longitude grid onto another: conservatively for amounts, by the nearest point for categories.
+"""From one regular latitude–longitude grid onto another: conservatively for amounts, by the nearest
+point for categories.
 
-Weights are the areas that cells share, exact on the sphere, also at the poles and where a cell is cut. (xarray-regrid 0.4.2 was tried first: rows
-at ±90° get no weight there, and cells that are cut are shared by degrees, not by area.) Both axes are separable: two sparse matrices.
+Weights are the areas that cells share, exact on the sphere, also at the poles and where a cell is
+cut. (xarray-regrid 0.4.2 was tried first: rows at ±90° get no weight there, and cells that are cut
+are shared by degrees, not by area.) Both axes are separable: two sparse matrices.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def _latitude_weights(have: np.ndarray, want: np.ndarray) -> np.ndarray:
 
 
 def _longitude_weights(have: np.ndarray, want: np.ndarray) -> np.ndarray:
-    """Share of each wanted column that lies in each column of the source, ``(w', w)``; longitudes in any convention."""
+    """Share of each wanted column that lies in each column of the source, ``(w', w)``; longitudes
+    in any convention.
+    """
     half, want_half = 0.5 * spacing(have), 0.5 * spacing(want)
     # The distance of two cells' middles, the short way around, and what is left of both widths.
     apart = np.abs((have[None] - want[:, None] + 180.0) % 360.0 - 180.0)
@@ -67,7 +71,11 @@ class Conservative:
     """
 
     def __init__(
-        self, latitude: np.ndarray, longitude: np.ndarray, to_latitude: np.ndarray, to_longitude: np.ndarray
+        self,
+        latitude: np.ndarray,
+        longitude: np.ndarray,
+        to_latitude: np.ndarray,
+        to_longitude: np.ndarray,
     ) -> None:
         from scipy.sparse import csr_array
 
@@ -80,11 +88,18 @@ class Conservative:
                     fix="give a grid of at least 2 × 2 points",
                 )
         rows, columns = _latitude_weights(have[0], want[0]), _longitude_weights(have[1], want[1])
-        for name, weights, h, w in (("latitude", rows, have[0], want[0]), ("longitude", columns, have[1], want[1])):
+        for name, weights, h, w in (
+            ("latitude", rows, have[0], want[0]),
+            ("longitude", columns, have[1], want[1]),
+        ):
             if weights.sum(axis=1).min() < _LEAST_COVER - _TOUCH:
                 raise TruthError(
-                    f"{name} runs from {h[0]:g} to {h[-1]:g}, and the grid that is wanted from {w[0]:g} to {w[-1]:g}.",
-                    fix="give data that cover the region, or cut the region: ds.sel(latitude=slice(...), longitude=slice(...))",
+                    f"{name} runs from {h[0]:g} to {h[-1]:g}, and the grid that is wanted from"
+                    f" {w[0]:g} to {w[-1]:g}.",
+                    fix=(
+                        "give data that cover the region, or cut the region:"
+                        " ds.sel(latitude=slice(...), longitude=slice(...))"
+                    ),
                 )
         self._rows, self._columns = csr_array(rows), csr_array(columns)
 
@@ -99,7 +114,8 @@ class Conservative:
         Returns
         -------
         tuple of ndarray, ``(h', w')`` each
-            The mean over the valid part of each target cell (NaN where there is none), float64, and the valid fraction of the cell.
+            The mean over the valid part of each target cell (NaN where there is none), float64, and
+            the valid fraction of the cell.
         """
         there = np.isfinite(values)
         amount = self._rows @ (np.where(there, values, 0.0).astype(np.float64) @ self._columns.T)
@@ -126,15 +142,21 @@ def nearest(
         A target point lies more than a cell away from every source point.
     """
     out = []
-    for axis, have, want in (("latitude", latitude, to_latitude), ("longitude", longitude, to_longitude)):
-        distance = np.abs(np.asarray(have, np.float64)[None] - np.asarray(want, np.float64)[:, None])
+    for axis, have, want in (
+        ("latitude", latitude, to_latitude),
+        ("longitude", longitude, to_longitude),
+    ):
+        distance = np.abs(
+            np.asarray(have, np.float64)[None] - np.asarray(want, np.float64)[:, None]
+        )
         if axis == "longitude":
             distance = np.minimum(distance % 360.0, 360.0 - distance % 360.0)
         index = distance.argmin(axis=1)
         step = spacing(have) if len(have) > 1 else 1.0
         if distance[np.arange(len(want)), index].max() > step:
             raise TruthError(
-                f"{axis} runs from {have[0]:g} to {have[-1]:g}, and the grid that is wanted from {want[0]:g} to {want[-1]:g}.",
+                f"{axis} runs from {have[0]:g} to {have[-1]:g}, and the grid that is wanted from"
+                f" {want[0]:g} to {want[-1]:g}.",
                 fix="give data that cover the region",
             )
         out.append(index)
@@ -142,7 +164,12 @@ def nearest(
 
 
 def onto(
-    da: xr.DataArray, latitude: np.ndarray, longitude: np.ndarray, *, method: str = "conservative", least: float = 0.5
+    da: xr.DataArray,
+    latitude: np.ndarray,
+    longitude: np.ndarray,
+    *,
+    method: str = "conservative",
+    least: float = 0.5,
 ) -> xr.DataArray:
     """Bring fields onto another grid. Lazy: frame by frame.
 
@@ -162,7 +189,11 @@ def onto(
         Same dims and attributes, float32.
     """
     have = (da["latitude"].values, da["longitude"].values)
-    coords: dict[str, Any] = {"time": da["time"].values, "latitude": latitude, "longitude": longitude}
+    coords: dict[str, Any] = {
+        "time": da["time"].values,
+        "latitude": latitude,
+        "longitude": longitude,
+    }
     if method == "nearest":
         rows, columns = nearest(*have, latitude, longitude)
         return da.isel(latitude=rows, longitude=columns).assign_coords(coords)
@@ -175,7 +206,9 @@ def onto(
             out[i] = np.where(share >= least, mean, np.nan)
         return out
 
-    lazy = as_dask(da, "time").chunk().data  # what is in memory becomes dask as well, so that both go one way
+    lazy = (
+        as_dask(da, "time").chunk().data
+    )  # what is in memory becomes dask as well, so that both go one way
     lazy = lazy.rechunk({0: 1, 1: -1, 2: -1})
     result = lazy.map_blocks(
         block,
@@ -183,4 +216,6 @@ def onto(
         chunks=(lazy.chunks[0], (len(latitude),), (len(longitude),)),
         meta=np.empty((0, 0, 0), np.float32),
     )
-    return xr.DataArray(result, dims=("time", "latitude", "longitude"), coords=coords, name=da.name, attrs=da.attrs)
+    return xr.DataArray(
+        result, dims=("time", "latitude", "longitude"), coords=coords, name=da.name, attrs=da.attrs
+    )

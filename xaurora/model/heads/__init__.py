@@ -1,4 +1,6 @@
-"""What is predicted: heads that turn latents into the distribution of a target, and the scores that they train on."""
+"""What is predicted: heads that turn latents into the distribution of a target, and the scores that
+they train on.
+"""
 
 from __future__ import annotations
 
@@ -48,4 +50,6 @@ def build(options: HeadOptions, levels: int, width_in: int, patch_size: int) -> 
 
 def from_config(config: dict[str, Any]) -> DistributionHead:
     """The inverse of ``head.config()``."""
-    return build(HeadOptions(**config["options"]), config["levels"], config["width_in"], config["patch_size"])
+    return build(
+        HeadOptions(**config["options"]), config["levels"], config["width_in"], config["patch_size"]
+    )

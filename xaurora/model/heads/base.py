@@ -1,4 +1,6 @@
-"""What all heads share: the trunk, the climatology that they start from, and what follows from their family's closed forms."""
+"""What all heads share: the trunk, the climatology that they start from, and what follows from
+their family's closed forms.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ class Climatology:
 
 
 class Head(Protocol):
-    """What training and prediction need of a head. ``params`` are fields ``(b, h, w)``, float32; values are in canonical units."""
+    """What training and prediction need of a head. ``params`` are fields ``(b, h, w)``, float32;
+    values are in canonical units.
+    """
 
     options: HeadOptions
 
@@ -65,12 +69,15 @@ class Head(Protocol):
     def median(self, params: Params) -> torch.Tensor: ...
     def quantile(self, params: Params, q: float) -> torch.Tensor: ...
     def probability_above(self, params: Params, threshold: float) -> torch.Tensor: ...
-    def sample(self, params: Params, n: int, generator: torch.Generator | None = None) -> torch.Tensor: ...
+    def sample(
+        self, params: Params, n: int, generator: torch.Generator | None = None
+    ) -> torch.Tensor: ...
     def initialise(self, climatology: Climatology) -> None: ...
 
 
 class DistributionHead(nn.Module, abc.ABC):
-    """A head of one family: subclasses say how raw output becomes parameters, and which score they train on.
+    """A head of one family: subclasses say how raw output becomes parameters, and which score they
+    train on.
 
     Parameters
     ----------
@@ -83,7 +90,9 @@ class DistributionHead(nn.Module, abc.ABC):
 
     outputs = 2
     least_offset = -8.0
-    """Smallest raw value to start from: far out on a soft corner no gradient would reach what was dry in the climatology."""
+    """Smallest raw value to start from: far out on a soft corner no gradient would reach what was
+    dry in the climatology.
+    """
 
     def __init__(self, options: HeadOptions, levels: int, width_in: int, patch_size: int) -> None:
         super().__init__()
@@ -108,10 +117,14 @@ class DistributionHead(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def _bounded(self, raw: torch.Tensor) -> Params:
-        """Raw output with the climatology's offset added, ``(b, n, h, w)`` → parameters within their bounds."""
+        """Raw output with the climatology's offset added, ``(b, n, h, w)`` → parameters within
+        their bounds.
+        """
 
     def _score(self, params: Params, y: torch.Tensor) -> torch.Tensor:
-        """The proper score that is trained on, ``(b, h, w)``; by default the CRPS in canonical units."""
+        """The proper score that is trained on, ``(b, h, w)``; by default the CRPS in canonical
+        units.
+        """
         return self.law.crps(params, y)
 
     def _set_scale(self, climatology: Climatology) -> None:
@@ -133,7 +146,9 @@ class DistributionHead(nn.Module, abc.ABC):
         return self._bounded(raw + self.offset.to(raw)[:, None, None])
 
     def loss(self, params: Params, y: torch.Tensor) -> torch.Tensor:
-        """The score in units of the climatology's own, ``(b, h, w)``: a dry region weighs no less than a wet one."""
+        """The score in units of the climatology's own, ``(b, h, w)``: a dry region weighs no less
+        than a wet one.
+        """
         return self._score(params, y) / self.unit_of_loss.to(y)
 
     def crps(self, params: Params, y: torch.Tensor) -> torch.Tensor:
@@ -157,26 +172,35 @@ class DistributionHead(nn.Module, abc.ABC):
         """``P(value > threshold)``."""
         return (1.0 - self.law.cdf(params, threshold)).clamp(0.0, 1.0)
 
-    def sample(self, params: Params, n: int, generator: torch.Generator | None = None) -> torch.Tensor:
+    def sample(
+        self, params: Params, n: int, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
         """``(n, b, h, w)`` values, each pixel on its own, by the inverse of the cdf."""
         like = next(iter(params.values()))
-        u = torch.rand((n, *like.shape), generator=generator, dtype=torch.float64).clamp(1e-9, 1.0 - 1e-9)
+        u = torch.rand((n, *like.shape), generator=generator, dtype=torch.float64).clamp(
+            1e-9, 1.0 - 1e-9
+        )
         wide = {k: v.double()[None] for k, v in params.items()}
         return self.law.quantile(wide, u.to(like.device)).to(like.dtype)
 
     def initialise(self, climatology: Climatology) -> None:
         """Start at the member of the family that fits the climatology best by the head's own score.
 
-        Found by L-BFGS on the binned distribution, for all families alike. The score reached becomes the unit of the loss.
+        Found by L-BFGS on the binned distribution, for all families alike. The score reached
+        becomes the unit of the loss.
         """
         self._set_scale(climatology)
         device = self.offset.device
         values = torch.as_tensor(climatology.values, dtype=torch.float64, device=device)[None, None]
         shares = torch.as_tensor(climatology.shares, dtype=torch.float64, device=device)[None, None]
         # Values of order one: L-BFGS stops by absolute tolerances.
-        unit = float((shares * self._score(self._start_params(values), values).detach()).sum()) or 1.0
+        unit = (
+            float((shares * self._score(self._start_params(values), values).detach()).sum()) or 1.0
+        )
         raw = self._start().to(device).requires_grad_()
-        search = torch.optim.LBFGS([raw], max_iter=200, line_search_fn="strong_wolfe", tolerance_change=1e-10)
+        search = torch.optim.LBFGS(
+            [raw], max_iter=200, line_search_fn="strong_wolfe", tolerance_change=1e-10
+        )
 
         def mean_score() -> torch.Tensor:
             params = self._bounded(raw[None, :, None, None].expand(1, -1, *values.shape[1:]))
@@ -198,12 +222,19 @@ class DistributionHead(nn.Module, abc.ABC):
             self.trunk.out.bias.zero_()
 
     def _start_params(self, like: torch.Tensor) -> Params:
-        return self._bounded(self._start().to(like.device)[None, :, None, None].expand(1, -1, *like.shape[1:]))
+        return self._bounded(
+            self._start().to(like.device)[None, :, None, None].expand(1, -1, *like.shape[1:])
+        )
 
     def config(self) -> dict[str, Any]:
         """All that is needed to build the head again."""
         levels, width_in, patch_size = self.shape
-        return {"options": asdict(self.options), "levels": levels, "width_in": width_in, "patch_size": patch_size}
+        return {
+            "options": asdict(self.options),
+            "levels": levels,
+            "width_in": width_in,
+            "patch_size": patch_size,
+        }
 
 
 class HeadSet(nn.Module):

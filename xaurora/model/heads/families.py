@@ -14,7 +14,9 @@ from xaurora.model.heads.base import Climatology, DistributionHead, Params
 from xaurora.model.heads.options import QUANTILE_LEVELS, HeadOptions
 
 WETTEST = 0.5
-"""m over six hours; no mean that a head can emit lies above (the record is about 0.84 m, WMO archive of extremes)."""
+"""m over six hours; no mean that a head can emit lies above (the record is about 0.84 m, WMO
+archive of extremes).
+"""
 LARGEST = 2.0
 """m; no 99.9 % quantile that a head can emit lies far above."""
 _TAIL = 3.09  # standard deviations that a normal exceeds once in a thousand
@@ -50,12 +52,16 @@ def _log_between(raw: torch.Tensor, low: float, high: float) -> torch.Tensor:
 
 
 def _log_amount(raw: torch.Tensor, scale: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
-    """Logarithm of the mean of a gamma amount in metres, within its bounds; raw zero is the climatology's scale.
+    """Logarithm of the mean of a gamma amount in metres, within its bounds; raw zero is the
+    climatology's scale.
 
-    The 99.9 % quantile in units of the mean is that of Wilson and Hilferty (1931), doi:10.1073/pnas.17.12.684.
+    The 99.9 % quantile in units of the mean is that of Wilson and Hilferty (1931),
+    doi:10.1073/pnas.17.12.684.
     """
     reach = (1.0 - 1.0 / (9.0 * shape) + _TAIL / (3.0 * torch.sqrt(shape))) ** 3
-    top = torch.minimum(math.log(LARGEST) - torch.log(reach), torch.full_like(shape, math.log(WETTEST)))
+    top = torch.minimum(
+        math.log(LARGEST) - torch.log(reach), torch.full_like(shape, math.log(WETTEST))
+    )
     return _above(_below(torch.log(scale).to(raw) + raw, top), math.log(_FAINTEST))
 
 
@@ -66,7 +72,10 @@ class _InZ(DistributionHead):
     def epsilon(self) -> float:
         """ε in metres."""
         if self.options.epsilon is None:
-            raise OptionError("the head has no epsilon yet.", fix="heads.build(options.for_climate(mean_amount), ...)")
+            raise OptionError(
+                "the head has no epsilon yet.",
+                fix="heads.build(options.for_climate(mean_amount), ...)",
+            )
         return self.options.epsilon
 
     @property
@@ -83,10 +92,11 @@ class _InZ(DistributionHead):
 
 
 class CensoredNormalHead(_InZ):
-    """z as a normal that is censored at zero; trained on its closed-form CRPS in z, which weighs a threshold t by 1/(ε + t).
+    """z as a normal that is censored at zero; trained on its closed-form CRPS in z, which weighs a
+    threshold t by 1/(ε + t).
 
-    μ is bounded above so that ``ε e^{μ+σ²/2}`` stays below :data:`WETTEST`, and below at −8; σ lies between 0.001 (or μ/300) and
-    ``largest_sigma``.
+    μ is bounded above so that ``ε e^{μ+σ²/2}`` stays below :data:`WETTEST`, and below at −8; σ lies
+    between 0.001 (or μ/300) and ``largest_sigma``.
     """
 
     outputs = 2
@@ -98,7 +108,9 @@ class CensoredNormalHead(_InZ):
 
     def _bounded(self, raw: torch.Tensor) -> Params:
         sigma = _between(raw[:, 1], *self.options.sigma_bounds)
-        top = torch.minimum(self._top - 0.5 * sigma**2, math.log(LARGEST / self.epsilon) - _TAIL * sigma)
+        top = torch.minimum(
+            self._top - 0.5 * sigma**2, math.log(LARGEST / self.epsilon) - _TAIL * sigma
+        )
         mu = _above(_below(self.scale.to(raw) * raw[:, 0], top), _DRIEST)
         return {"mu": mu, "sigma": torch.maximum(sigma, mu.detach() / LARGEST_RATIO)}
 
@@ -120,9 +132,15 @@ class HurdleLognormalHead(DistributionHead):
     def _bounded(self, raw: torch.Tensor) -> Params:
         sigma = _between(raw[:, 2], *self.options.sigma_bounds)
         middle = torch.log(self.scale / _MM).to(raw)
-        top = torch.minimum(math.log(WETTEST / _MM) - 0.5 * sigma**2, math.log(LARGEST / _MM) - _TAIL * sigma)
+        top = torch.minimum(
+            math.log(WETTEST / _MM) - 0.5 * sigma**2, math.log(LARGEST / _MM) - _TAIL * sigma
+        )
         mu = _below(middle + raw[:, 1], top)
-        return {"p": _chance(raw[:, 0]), "mu": _above(mu, math.log(_FAINTEST / _MM)), "sigma": sigma}
+        return {
+            "p": _chance(raw[:, 0]),
+            "mu": _above(mu, math.log(_FAINTEST / _MM)),
+            "sigma": sigma,
+        }
 
     def _set_scale(self, climatology: Climatology) -> None:
         self.scale.fill_(_mean_given_rain(climatology))
@@ -148,7 +166,9 @@ class HurdleGammaHead(DistributionHead):
 
 
 class CsgdHead(DistributionHead):
-    """A censored shifted gamma law, its shift free at every pixel; trained on its closed-form CRPS in metres."""
+    """A censored shifted gamma law, its shift free at every pixel; trained on its closed-form CRPS
+    in metres.
+    """
 
     outputs = 3
 
@@ -168,7 +188,8 @@ class CsgdHead(DistributionHead):
 
 
 class QuantileHead(_InZ):
-    """A chance of rain, and quantiles of its amount that cannot cross: each adds something positive in z to the one below.
+    """A chance of rain, and quantiles of its amount that cannot cross: each adds something positive
+    in z to the one below.
 
     Trained on the closed-form CRPS in metres of the piecewise linear distribution.
     """
@@ -187,16 +208,25 @@ class QuantileHead(_InZ):
 
     def _bounded(self, raw: torch.Tensor) -> Params:
         steps = softplus(raw[:, 1:]) * self.scale.to(raw)
-        z = _below(torch.cumsum(steps, dim=1), self._top) + softplus(torch.tensor(-self._top)).to(raw)
-        values = distributions.from_latent(z.clamp(min=0.0), self.epsilon)  # rounding at the soft corner
-        return {"p": _chance(raw[:, 0]), **{f"q{i + 1}": values[:, i] for i in range(len(self._levels))}}
+        z = _below(torch.cumsum(steps, dim=1), self._top) + softplus(torch.tensor(-self._top)).to(
+            raw
+        )
+        values = distributions.from_latent(
+            z.clamp(min=0.0), self.epsilon
+        )  # rounding at the soft corner
+        return {
+            "p": _chance(raw[:, 0]),
+            **{f"q{i + 1}": values[:, i] for i in range(len(self._levels))},
+        }
 
     def _start(self) -> torch.Tensor:
         return torch.cat([torch.zeros(1), torch.full((len(self._levels),), -1.0)]).double()
 
 
 class DeterministicHead(_InZ):
-    """z as one number, bounded at zero; trained on the absolute error in z, which makes it the median."""
+    """z as one number, bounded at zero; trained on the absolute error in z, which makes it the
+    median.
+    """
 
     outputs = 1
     least_offset = -0.6
@@ -256,14 +286,20 @@ class BoundedNormalHead(DistributionHead):
     @property
     def _ends(self) -> tuple[float, float]:
         if self.options.bounds is None:
-            raise OptionError("the head has no bounds yet.", fix="HeadOptions(family='bounded_normal', bounds=(0, 1))")
+            raise OptionError(
+                "the head has no bounds yet.",
+                fix="HeadOptions(family='bounded_normal', bounds=(0, 1))",
+            )
         return self.options.bounds
 
     def _bounded(self, raw: torch.Tensor) -> Params:
         lower, upper = self._ends
         span = upper - lower
         # Three ranges beyond either end leave nothing inside.
-        mu = _above(_below(self.location.to(raw) + self.scale.to(raw) * raw[:, 0], upper + 3 * span), lower - 3 * span)
+        mu = _above(
+            _below(self.location.to(raw) + self.scale.to(raw) * raw[:, 0], upper + 3 * span),
+            lower - 3 * span,
+        )
         return {"mu": mu, "sigma": span * _log_between(raw[:, 1], 1e-3, 3.0)}
 
     def _set_scale(self, climatology: Climatology) -> None:

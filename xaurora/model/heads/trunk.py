@@ -12,11 +12,14 @@ from xaurora.model.heads.options import HeadOptions
 
 
 class LatentMLP(nn.Module):
-    """An MLP per patch, decoded over twice the patch and blended with what the neighbours say there.
+    """An MLP per patch, decoded over twice the patch and blended with what the neighbours say
+    there.
 
-    Decoded each on its own, patches differ at their edges, and the seams show in a map. Here each patch gives values half a patch beyond its
-    own edges as well, weighted down to zero there; weights add up to one at every pixel. It is a transposed convolution over the patches with
-    a fixed window on its kernel. A window of more than three patches adds a depthwise convolution over their hidden values before.
+    Decoded each on its own, patches differ at their edges, and the seams show in a map. Here each
+    patch gives values half a patch beyond its own edges as well, weighted down to zero there;
+    weights add up to one at every pixel. It is a transposed convolution over the patches with a
+    fixed window on its kernel. A window of more than three patches adds a depthwise convolution
+    over their hidden values before.
 
     Parameters
     ----------
@@ -29,12 +32,18 @@ class LatentMLP(nn.Module):
         Pixels along a patch's side.
     """
 
-    def __init__(self, options: HeadOptions, levels: int, width_in: int, outputs: int, patch_size: int) -> None:
+    def __init__(
+        self, options: HeadOptions, levels: int, width_in: int, outputs: int, patch_size: int
+    ) -> None:
         super().__init__()
         self.outputs, self.patch_size = outputs, patch_size
         self.surface_only = options.latents == "surface"
         size = width_in * (1 if self.surface_only else levels)
-        widths = options.width if isinstance(options.width, tuple) else (options.width,) * (options.depth - 1)
+        widths = (
+            options.width
+            if isinstance(options.width, tuple)
+            else (options.width,) * (options.depth - 1)
+        )
         self.norm = nn.LayerNorm(size) if options.normalise else nn.Identity()
         activation = nn.GELU if options.activation == "gelu" else nn.ReLU
         layers: list[nn.Module] = []
@@ -54,7 +63,9 @@ class LatentMLP(nn.Module):
         nn.init.zeros_(self.out.bias)
         self.register_buffer("window", _window(patch_size, self.overlap), persistent=False)
         self.wraps = False
-        """Whether the eastern edge meets the western one; :func:`xaurora.model.aurora.placed` sets it."""
+        """Whether the eastern edge meets the western one; :func:`xaurora.model.aurora.placed` sets
+        it.
+        """
 
     window: torch.Tensor
 
@@ -69,11 +80,16 @@ class LatentMLP(nn.Module):
             x = x + rearrange(near, "b d h w -> b h w d")
         p = self.patch_size
         if not self.overlap:
-            return rearrange(self.out(x), "b h w (n p q) -> b n (h p) (w q)", n=self.outputs, p=p, q=p)
+            return rearrange(
+                self.out(x), "b h w (n p q) -> b n (h p) (w q)", n=self.outputs, p=p, q=p
+            )
         rows, columns = x.shape[1] * p, x.shape[2] * p
         x = rearrange(self._padded(rearrange(x, "b h w d -> b d h w"), 1), "b d h w -> b h w d")
         kernel = p + 2 * self.overlap
-        blocks = rearrange(self.out(x), "b h w (n k) -> b n k (h w)", n=self.outputs) * self.window[:, None]
+        blocks = (
+            rearrange(self.out(x), "b h w (n k) -> b n k (h w)", n=self.outputs)
+            * self.window[:, None]
+        )
         size = ((x.shape[1] - 1) * p + kernel, (x.shape[2] - 1) * p + kernel)
         whole = nn.functional.fold(blocks.flatten(1, 2), size, kernel, stride=p)
         start = p + self.overlap  # of the first patch that is no padding
@@ -83,25 +99,34 @@ class LatentMLP(nn.Module):
         """``(b, h, w, c d)`` → hidden values of each patch."""
         if not (isinstance(self.norm, nn.LayerNorm) and len(self.hidden)):
             return self.hidden(self.norm(x))
-        # The norm's scale and shift go into the weights of the first layer: on latents that need no gradient, none is then made for the
-        # normalised ones, which is a third of the first layer's work.
+        # The norm's scale and shift go into the weights of the first layer: on latents that need no
+        # gradient, none is then made for the normalised ones, which is a third of the first layer's
+        # work.
         first: Any = self.hidden[0]
         x = nn.functional.layer_norm(x, self.norm.normalized_shape, eps=self.norm.eps)
         bias = first.bias + first.weight @ self.norm.bias
         return self.hidden[1:](nn.functional.linear(x, first.weight * self.norm.weight, bias))
 
     def _padded(self, x: torch.Tensor, reach: int) -> torch.Tensor:
-        """``(b, d, h, w)`` with ``reach`` more patches on every side: around the globe, or the edge's own repeated."""
+        """``(b, d, h, w)`` with ``reach`` more patches on every side: around the globe, or the
+        edge's own repeated.
+        """
         wraps = self.wraps and x.shape[-1] >= reach
         x = nn.functional.pad(x, (reach, reach, 0, 0), mode="circular" if wraps else "replicate")
         return nn.functional.pad(x, (0, 0, reach, reach), mode="replicate")
 
 
 def _window(patch: int, overlap: int) -> torch.Tensor:
-    """Weights over a patch and what it overlaps, ``(k²,)``: linear towards the ends, one in sum wherever patches overlap."""
+    """Weights over a patch and what it overlaps, ``(k²,)``: linear towards the ends, one in sum
+    wherever patches overlap.
+    """
     kernel = patch + 2 * overlap
     at = torch.arange(kernel, dtype=torch.float32)
     first = 0.5 if patch % 2 == 0 else 1.0
-    side = torch.minimum(at + first, kernel - 1 - at + first) / patch if overlap else torch.ones(kernel)
+    side = (
+        torch.minimum(at + first, kernel - 1 - at + first) / patch
+        if overlap
+        else torch.ones(kernel)
+    )
     side = side.clamp(max=1.0)
     return (side[:, None] * side[None, :]).reshape(-1)

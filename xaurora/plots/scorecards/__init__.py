@@ -1,4 +1,6 @@
-"""The scorecard: scores beside those of baselines, as one page that opens from disk, and as a picture. Runs without torch."""
+"""The scorecard: scores beside those of baselines, as one page that opens from disk, and as a
+picture. Runs without torch.
+"""
 
 from __future__ import annotations
 

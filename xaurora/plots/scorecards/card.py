@@ -1,4 +1,6 @@
-"""The scorecard: scores beside those of baselines, as one page that opens from disk, and as a picture. Knows nothing of torch."""
+"""The scorecard: scores beside those of baselines, as one page that opens from disk, and as a
+picture. Knows nothing of torch.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ class Scorecard:
     provenance : tuple of (str, str)
         What the scores rest on.
     figures : tuple
-        (heading, figures): each figure is (title, PNG bytes, caption, whether it takes the whole width).
+        (heading, figures): each figure is (title, PNG bytes, caption, whether it takes the whole
+        width).
     name, title : str
     level : float
         Of the intervals behind the marks.
@@ -82,7 +85,9 @@ class Scorecard:
         return self.html
 
     def plot(self) -> Any:
-        """The card as a Matplotlib figure: relative difference to the first baseline, blue is better."""
+        """The card as a Matplotlib figure: relative difference to the first baseline, blue is
+        better.
+        """
         return page.picture(self)
 
     def save(self, path: str | Path) -> Path:
@@ -108,7 +113,8 @@ class Scorecard:
                 plt.close(figure)
         else:
             raise OptionError(
-                f"a scorecard is written as .html or .png, and '{path}' is neither.", fix="scorecard('scorecard.html')"
+                f"a scorecard is written as .html or .png, and '{path}' is neither.",
+                fix="scorecard('scorecard.html')",
             )
         return path
 
@@ -142,23 +148,32 @@ def build(
     """
     if not _are_scores(scores):
         raise KindError(
-            f"scores have the dims metric, region and lead_time, and this Dataset has {sorted(map(str, getattr(scores, 'dims', ())))}.",
+            "scores have the dims metric, region and lead_time, and this Dataset has"
+            f" {sorted(map(str, getattr(scores, 'dims', ())))}.",
             fix="scores = fc.aurora.evaluate(truth); scores.aurora.scorecard('scorecard.html')",
         )
     if not 0.0 < level < 1.0:
         raise OptionError(f"level={level!r} does not lie between 0 and 1.", fix="level=0.95")
     scores = _whole(scores)
     if (forecast is None) != (truth is None):
-        raise OptionError("pictures of cases need forecast and truth.", fix="scorecard(path, forecast=fc, truth=ds)")
+        raise OptionError(
+            "pictures of cases need forecast and truth.",
+            fix="scorecard(path, forecast=fc, truth=ds)",
+        )
     kept = [d for d in _scores.BY if any(d in da.dims for da in scores.data_vars.values())]
     if kept:
-        raise KindError(f"these scores are kept apart by {', '.join(kept)}, and a card has one table.", fix=f"scores.isel({kept[0]}=0, drop=True).aurora.scorecard(path)")  # fmt: skip
+        raise KindError(
+            f"these scores are kept apart by {', '.join(kept)}, and a card has one table.",
+            fix=f"scores.isel({kept[0]}=0, drop=True).aurora.scorecard(path)",
+        )
     others = (
         {}
         if baseline is None
-        else dict(baseline)
-        if isinstance(baseline, Mapping) and not isinstance(baseline, xr.Dataset)
-        else {"baseline": baseline}
+        else (
+            dict(baseline)
+            if isinstance(baseline, Mapping) and not isinstance(baseline, xr.Dataset)
+            else {"baseline": baseline}
+        )
     )
     for label, other in others.items():
         if not _are_scores(other):
@@ -168,7 +183,10 @@ def build(
             )
     others = {n: _whole(o) for n, o in others.items()}
     if name in others:
-        raise OptionError(f"{name!r} is this forecast's label and a baseline's.", fix="scorecard(path, name='mine')")
+        raise OptionError(
+            f"{name!r} is this forecast's label and a baseline's.",
+            fix="scorecard(path, name='mine')",
+        )
     tested, notes = _tests(scores, others, level, seed)
     notes = [*_notes(scores, others), *notes]
     rows: list[Row] = []
@@ -181,19 +199,34 @@ def build(
                 "level",
             }:
                 continue
-            for at in scores[variable]["level"].values if "level" in scores[variable].dims else [None]:
+            for at in (
+                scores[variable]["level"].values if "level" in scores[variable].dims else [None]
+            ):
                 for metric in rows_.in_order(scores):
                     row = rows_.row(scores, others, tested, region, variable, at, metric, name)
                     if row is not None and not rows_.says_the_same(row, rows):
                         rows.append(row)
-    figures = () if not pictures else _figures(scores, {name: scores, **others}, forecast, truth, published, notes)
+    figures = (
+        ()
+        if not pictures
+        else _figures(scores, {name: scores, **others}, forecast, truth, published, notes)
+    )
     for label, other in (published or {}).items():
         notes += _period(scores, other, f"{label} (published)")
         if other.attrs.get("grid") != scores.attrs.get("grid"):
-            notes.append(f"{label} (published) was scored on another grid ({other.attrs.get('grid', '?')}) and year; it shows an order of magnitude. {other.attrs.get('source', '')}")  # fmt: skip
+            notes.append(
+                f"{label} (published) was scored on another grid ({other.attrs.get('grid', '?')})"
+                f" and year; it shows an order of magnitude. {other.attrs.get('source', '')}"
+            )
     binned = scores["lead_time"].dtype.kind in "UO"
-    leads = np.arange(scores.sizes["lead_time"]) if binned else scores["lead_time"].values / np.timedelta64(1, "h")
-    columns = tuple(map(str, scores["lead_time"].values)) if binned else tuple(f"{v:g} h" for v in leads)
+    leads = (
+        np.arange(scores.sizes["lead_time"])
+        if binned
+        else scores["lead_time"].values / np.timedelta64(1, "h")
+    )
+    columns = (
+        tuple(map(str, scores["lead_time"].values)) if binned else tuple(f"{v:g} h" for v in leads)
+    )
     shown = rows_.in_order(scores)
     if "metric" in scores.coords:
         rest = [m for m in map(str, scores["metric"].values) if m not in shown]
@@ -229,7 +262,11 @@ def _whole(scores: xr.Dataset) -> xr.Dataset:
     for dim in ("lead_time", "region", "metric"):
         if dim in scores.coords and dim not in scores.dims:
             names = [n for n in scores.data_vars if dim in scores[n].coords]
-            carried = {c: scores.coords[c] for c in scores.coords if "__" in str(c) or c == "carried_lead_time"}
+            carried = {
+                c: scores.coords[c]
+                for c in scores.coords
+                if "__" in str(c) or c == "carried_lead_time"
+            }
             plain = scores.drop_vars(list(carried))
             kept = [c for c in carried if dim != "region" and c in carried]
             scores = plain.assign({n: plain[n].expand_dims(dim) for n in names}).assign_coords(
@@ -243,7 +280,9 @@ def _whole(scores: xr.Dataset) -> xr.Dataset:
 def _tests(
     scores: xr.Dataset, others: Mapping[str, xr.Dataset], level: float, seed: int
 ) -> tuple[dict[str, xr.Dataset], list[str]]:
-    """Significance of every model against the first baseline, as far as scores carry their init times."""
+    """Significance of every model against the first baseline, as far as scores carry their init
+    times.
+    """
     if not others:
         return {}, []
     first, *rest = others
@@ -254,14 +293,18 @@ def _tests(
         except KindError:
             if label == "":
                 notes.append(
-                    f"No significance is marked: the scores or those of {first} do not carry their init times one by one."
+                    f"No significance is marked: the scores or those of {first} do not carry their"
+                    " init times one by one."
                 )
         except TruthError as why:
             if label == "":
                 notes.append(f"No significance is marked: {str(why).splitlines()[0]}")
-    if "" in out and not any(np.isfinite(da.sel(estimate="low")).any() for da in out[""].data_vars.values()):
+    if "" in out and not any(
+        np.isfinite(da.sel(estimate="low")).any() for da in out[""].data_vars.values()
+    ):
         notes.append(
-            f"No significance is marked: {out['']['estimate'].size and out[''].attrs['pairs']} common init times are too few."
+            f"No significance is marked: {out['']['estimate'].size and out[''].attrs['pairs']}"
+            " common init times are too few."
         )
     return out, notes
 
@@ -270,19 +313,24 @@ def _notes(scores: xr.Dataset, others: Mapping[str, xr.Dataset]) -> list[str]:
     notes = []
     if scores.attrs.get("fields_without_truth"):
         notes.append(
-            f"{scores.attrs['fields_without_truth']} fields without a truth at their valid time were left out."
+            f"{scores.attrs['fields_without_truth']} fields without a truth at their valid time"
+            " were left out."
         )
     if scores.attrs.get("masked"):
-        notes.append("Scored where truth and forecasts have values; coverage is that share of the area.")
+        notes.append(
+            "Scored where truth and forecasts have values; coverage is that share of the area."
+        )
     for label, other in others.items():
         notes += _period(scores, other, label)
         if other.attrs.get("grid") != scores.attrs.get("grid"):
             notes.append(
-                f"{label} was scored on another grid ({other.attrs.get('grid', '?')}); scores on different grids are not comparable."
+                f"{label} was scored on another grid ({other.attrs.get('grid', '?')}); scores on"
+                " different grids are not comparable."
             )
         if other.attrs.get("fields_scored") != scores.attrs.get("fields_scored"):
             notes.append(
-                f"{label} was scored on {other.attrs.get('fields_scored', '?')} fields, this forecast on {scores.attrs.get('fields_scored', '?')}."
+                f"{label} was scored on {other.attrs.get('fields_scored', '?')} fields, this"
+                f" forecast on {scores.attrs.get('fields_scored', '?')}."
             )
     return notes
 
@@ -293,7 +341,10 @@ def _period(scores: xr.Dataset, other: xr.Dataset, label: str) -> list[str]:
     return (
         []
         if hours[0] == hours[1]
-        else [f"{label} is of precipitation over {hours[1]} h, this forecast over {hours[0]} h: they do not compare."]
+        else [
+            f"{label} is of precipitation over {hours[1]} h, this forecast over {hours[0]} h: they"
+            " do not compare."
+        ]
     )
 
 
@@ -313,7 +364,11 @@ def _provenance(scores: xr.Dataset) -> tuple[tuple[str, str], ...]:
         if key in attrs:
             out.append((label, str(attrs[key])))
     if "number_of_init_times" in attrs:
-        span = f", {attrs['first_init_time']} to {attrs['last_init_time']}" if "first_init_time" in attrs else ""
+        span = (
+            f", {attrs['first_init_time']} to {attrs['last_init_time']}"
+            if "first_init_time" in attrs
+            else ""
+        )
         out.append(("Init times", f"{attrs['number_of_init_times']}{span}"))
     out.append(("Fields scored", f"{attrs.get('fields_scored', '?')} of each variable"))
     out.append(("Grid", str(attrs.get("grid", "?"))))
@@ -332,7 +387,7 @@ def _provenance(scores: xr.Dataset) -> tuple[tuple[str, str], ...]:
     return tuple(out)
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 
 def _pictures(found: Any, notes: list[str]) -> tuple[tuple[str, bytes, str, bool], ...]:
@@ -342,7 +397,9 @@ def _pictures(found: Any, notes: list[str]) -> tuple[tuple[str, bytes, str, bool
         try:
             out.append((title, _png(draw), caption, wide))
         except XauroraError as why:
-            notes.append(f"No picture of {title}: {why.args[0] if why.args else why}".split("\n")[0])
+            notes.append(
+                f"No picture of {title}: {why.args[0] if why.args else why}".split("\n")[0]
+            )
     return tuple(out)
 
 
@@ -396,6 +453,8 @@ def _figures(
             and (cases := _pictures(pictures.of_cases(scores, forecast, truth, variable), notes))
         ):
             out.append((f"Cases of {variable}", cases))
-    if scores["lead_time"].dtype.kind == "m" and (lines := _pictures(pictures.by_lead(scores, models), notes)):
+    if scores["lead_time"].dtype.kind == "m" and (
+        lines := _pictures(pictures.by_lead(scores, models), notes)
+    ):
         out.append(("By lead time", lines))
     return tuple(out)

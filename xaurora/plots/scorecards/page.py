@@ -1,4 +1,6 @@
-"""The scorecard as a page: HTML that opens from disk, for screens, phones and paper. Knows nothing of torch."""
+"""The scorecard as a page: HTML that opens from disk, for screens, phones and paper. Knows nothing
+of torch.
+"""
 
 from __future__ import annotations
 
@@ -57,12 +59,18 @@ def number(value: float) -> str:
 def page(card: Any) -> str:
     """The whole card."""
     parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>",
+        (
+            "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport'"
+            " content='width=device-width, initial-scale=1'>"
+        ),
         f"<title>{html.escape(card.title)}</title><style>{STYLE}</style></head><body><h1>{html.escape(card.title)}</h1>",
     ]
     parts.append(_legend(card))
     regions = dict.fromkeys(row.region for row in card.rows)
-    parts += [f"<section><h2>{html.escape(region)}</h2>{_table(card, region)}</section>" for region in regions]
+    parts += [
+        f"<section><h2>{html.escape(region)}</h2>{_table(card, region)}</section>"
+        for region in regions
+    ]
     for heading, figures in card.figures:
         parts.append(f"<section><h2>{html.escape(heading)}</h2><div class='figures'>")
         parts += [_figure(f) for f in figures]
@@ -80,11 +88,21 @@ def _legend(card: Any) -> str:
         return "<p class='note'>No baseline was given, so that nothing is coloured.</p>"
     steps = (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3)
     bar = "".join(f"<i style='background:{colour(s if s else 1e-9)}'></i>" for s in steps)
-    text = f"<p class='legend'><span>Difference relative to <b>{html.escape(card.baselines[0])}</b>:</span> <span>30 % better</span><span class='bar'>{bar}</span><span>30 % worse</span></p>"
+    text = (
+        "<p class='legend'><span>Difference relative to"
+        f" <b>{html.escape(card.baselines[0])}</b>:</span> <span>30 % better</span><span"
+        f" class='bar'>{bar}</span><span>30 % worse</span></p>"
+    )
     if card.marked:
-        text += f"<p class='note'>★: significant at {100 * (1 - card.level):g} % (paired block bootstrap over init times). </p>"
+        text += (
+            f"<p class='note'>★: significant at {100 * (1 - card.level):g} % (paired block"
+            " bootstrap over init times). </p>"
+        )
     if any(row.metric == "acc" for row in card.rows):
-        text += "<p class='note'>Of ACC the difference is printed in points; its colour is that of 1 − ACC.</p>"
+        text += (
+            "<p class='note'>Of ACC the difference is printed in points; its colour is that of 1 −"
+            " ACC.</p>"
+        )
     return text
 
 
@@ -96,7 +114,8 @@ def _table(card: Any, region: str) -> str:
     for row in rows:
         units = f" <span>{html.escape(row.units)}</span>" if row.units else ""
         out.append(
-            f"<tr class='group'><th colspan='{len(card.leads) + 1}'>{html.escape(row.label)}, {html.escape(row.metric_label)}{units}</th></tr>"
+            f"<tr class='group'><th colspan='{len(card.leads) + 1}'>{html.escape(row.label)},"
+            f" {html.escape(row.metric_label)}{units}</th></tr>"
         )
         for model in (card.name, *card.others):
             values = row.values if model == card.name else row.others.get(model)
@@ -119,21 +138,29 @@ def _cell(card: Any, row: Any, model: str, values: np.ndarray, i: int) -> str:
         small = f"<small>{difference}{star}</small>" if difference or star else ""
     value = float(values[i])
     exact = "" if not np.isfinite(value) else f" data-value='{value!r}'"
-    return f"<td{exact} style='background:{background};color:{ink(background)}'>{number(value)}{small}</td>"
+    return (
+        f"<td{exact}"
+        f" style='background:{background};color:{ink(background)}'>{number(value)}{small}</td>"
+    )
 
 
 def _figure(figure: Any) -> str:
     title, png, caption, wide = figure
     encoded = base64.b64encode(png).decode()
     full = " class='full'" if wide else ""
-    return f"<figure{full}><h3>{html.escape(title)}</h3><img alt='{html.escape(title, quote=True)}' src='data:image/png;base64,{encoded}'><figcaption>{html.escape(caption)}</figcaption></figure>"
+    return (
+        f"<figure{full}><h3>{html.escape(title)}</h3><img alt='{html.escape(title, quote=True)}'"
+        f" src='data:image/png;base64,{encoded}'><figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
 
 
 def picture(card: Any) -> Any:
     """The card as a Matplotlib figure: relative difference to the first baseline, blue is better."""
     import matplotlib.pyplot as plt
 
-    models = [m for m in (card.name, *card.others) if not card.baselines or m != card.baselines[0]] or [card.name]
+    models = [
+        m for m in (card.name, *card.others) if not card.baselines or m != card.baselines[0]
+    ] or [card.name]
     lines = [
         (row, m)
         for row in card.rows
@@ -141,23 +168,40 @@ def picture(card: Any) -> Any:
         if (row.values if m == card.name else row.others.get(m)) is not None
     ]
     height = 0.36 * (len(lines) + 1) + 1.4
-    figure, ax = plt.subplots(figsize=(4.6 + 1.5 * len(card.leads), max(height, 2.5)), layout="constrained")
+    figure, ax = plt.subplots(
+        figsize=(4.6 + 1.5 * len(card.leads), max(height, 2.5)), layout="constrained"
+    )
     ax.set_xlim(0, len(card.leads))
     ax.set_ylim(len(lines), 0)
     for y, (row, model) in enumerate(lines):
         values = row.values if model == card.name else row.others[model]
-        relative = row.relative(model, card.baselines[0]) if card.baselines else np.full(len(card.leads), np.nan)
+        relative = (
+            row.relative(model, card.baselines[0])
+            if card.baselines
+            else np.full(len(card.leads), np.nan)
+        )
         for x in range(len(card.leads)):
             background = colour(relative[x])
-            ax.add_patch(plt.Rectangle((x, y), 1, 1, facecolor=background, edgecolor="white", linewidth=1.5))
+            ax.add_patch(
+                plt.Rectangle((x, y), 1, 1, facecolor=background, edgecolor="white", linewidth=1.5)
+            )
             difference = row.difference(model, card.baselines[0], x) if card.baselines else ""
             mark = " *" if card.baselines and row.significant(model, x) else ""
             text = number(values[x]) + (f"  ({difference}{mark})" if difference else mark)
-            ax.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=8.5, color=ink(background))
+            ax.text(
+                x + 0.5,
+                y + 0.5,
+                text,
+                ha="center",
+                va="center",
+                fontsize=8.5,
+                color=ink(background),
+            )
     ax.set_xticks(np.arange(len(card.leads)) + 0.5, list(card.columns))
     several = len({row.region for row in card.rows}) > 1
     labels = [
-        f"{row.region + ': ' if several else ''}{row.label}, {row.metric_label}{' ' + row.units if row.units else ''}"
+        f"{row.region + ': ' if several else ''}{row.label},"
+        f" {row.metric_label}{' ' + row.units if row.units else ''}"
         + (f" — {model}" if len(models) > 1 else "")
         for row, model in lines
     ]

@@ -15,7 +15,9 @@ Picture = tuple[str, Callable[[], Any], str, bool]
 
 
 def _has(ds: xr.Dataset, name: str, metric: str | None = None) -> bool:
-    if name not in ds or (metric is not None and ("metric" not in ds.coords or metric not in ds["metric"].values)):
+    if name not in ds or (
+        metric is not None and ("metric" not in ds.coords or metric not in ds["metric"].values)
+    ):
         return False
     da = ds[name] if metric is None else ds[name].sel(metric=metric)
     return bool(np.isfinite(da.isel(region=0)).any())
@@ -43,7 +45,10 @@ def by_lead(scores: xr.Dataset, models: Mapping[str, xr.Dataset]) -> Iterator[Pi
                 yield (
                     f"{metric.upper()} of {name}",
                     partial(plots.lead_curve, models, name, metric),
-                    f"Region {region}; bars are the 95 % interval of the difference to the first baseline, where there is one.",
+                    (
+                        f"Region {region}; bars are the 95 % interval of the difference to the"
+                        " first baseline, where there is one."
+                    ),
                     False,
                 )
                 break
@@ -53,11 +58,18 @@ def _is_mae(ds: xr.Dataset, name: str) -> bool:
     """Whether the CRPS is that of single values."""
     if "mae" not in ds["metric"].values:
         return False
-    return bool(np.allclose(ds[name].sel(metric="crps"), ds[name].sel(metric="mae"), rtol=1e-12, equal_nan=True))
+    return bool(
+        np.allclose(
+            ds[name].sel(metric="crps"), ds[name].sel(metric="mae"), rtol=1e-12, equal_nan=True
+        )
+    )
 
 
 def of_rain(
-    scores: xr.Dataset, models: Mapping[str, xr.Dataset], name: str, published: Mapping[str, xr.Dataset] | None
+    scores: xr.Dataset,
+    models: Mapping[str, xr.Dataset],
+    name: str,
+    published: Mapping[str, xr.Dataset] | None,
 ) -> Iterator[Picture]:
     """What there is of precipitation."""
     from xaurora.plots import diagrams
@@ -67,37 +79,91 @@ def of_rain(
     with_counts = {n: ds for n, ds in models.items() if _has(ds, f"{name}_exceed", "csi")}
     for metric, words in (
         ("csi", "Critical success index: hits over hits, misses and false alarms. 1 is perfect."),
-        ("ets", "Equitable threat score: hits that chance would give are taken off. 1 is perfect, 0 is chance."),
+        (
+            "ets",
+            (
+                "Equitable threat score: hits that chance would give are taken off. 1 is perfect, 0"
+                " is chance."
+            ),
+        ),
         (
             "frequencybias",
-            "How often the forecast exceeds the threshold over how often the truth does. Above 1 is too often.",
+            (
+                "How often the forecast exceeds the threshold over how often the truth does. Above"
+                " 1 is too often."
+            ),
         ),
     ):
         if few := {n: ds for n, ds in with_counts.items() if _has(ds, f"{name}_exceed", metric)}:
             yield (
-                {"csi": "CSI by threshold", "ets": "ETS by threshold", "frequencybias": "Frequency bias"}[metric],
+                {
+                    "csi": "CSI by threshold",
+                    "ets": "ETS by threshold",
+                    "frequencybias": "Frequency bias",
+                }[metric],
                 partial(diagrams.threshold_curve, few, name, metric),
                 f"{words} Region {region}, the first lead time.",
                 False,
             )
     if _has(scores, f"{name}_exceed", "brier_score_mm"):
         few = {n: ds for n, ds in models.items() if _has(ds, f"{name}_exceed", "brier_score_mm")}
-        yield ("Brier score by threshold", lambda: diagrams.threshold_curve(few, name, "brier_score_mm"), "Mean squared difference of probability and what happened. Smaller is better.", False)  # fmt: skip
+        yield (
+            "Brier score by threshold",
+            lambda: diagrams.threshold_curve(few, name, "brier_score_mm"),
+            "Mean squared difference of probability and what happened. Smaller is better.",
+            False,
+        )
     if _has(scores, f"{name}_fss"):
-        yield ("FSS by scale", lambda: diagrams.fss_curve(scores, name), "Fractions skill score: do the shares of wet neighbours agree? Above ½ is useful at that scale.", False)  # fmt: skip
+        yield (
+            "FSS by scale",
+            lambda: diagrams.fss_curve(scores, name),
+            (
+                "Fractions skill score: do the shares of wet neighbours agree? Above ½ is useful at"
+                " that scale."
+            ),
+            False,
+        )
     several = {n: ds for n, ds in models.items() if _has(ds, f"{name}_fss")}
     if len(several) > 1:
-        yield ("FSS, side by side", partial(diagrams.fss_curve, several, name), "The same at the middle threshold, the first lead time.", False)  # fmt: skip
+        yield (
+            "FSS, side by side",
+            partial(diagrams.fss_curve, several, name),
+            "The same at the middle threshold, the first lead time.",
+            False,
+        )
     with_seeps = {n: ds for n, ds in models.items() if _has(ds, name, "seeps")}
     if with_seeps and scores.sizes["lead_time"] > 1 and scores["lead_time"].dtype.kind == "m":
-        yield ("SEEPS", partial(plots.lead_curve, with_seeps, name, "seeps"), "Dry, light or heavy for this climate: 0 is perfect, 1 is no skill.", False)  # fmt: skip
+        yield (
+            "SEEPS",
+            partial(plots.lead_curve, with_seeps, name, "seeps"),
+            "Dry, light or heavy for this climate: 0 is perfect, 1 is no skill.",
+            False,
+        )
     if _has(scores, f"{name}_reliability"):
-        yield ("Reliability", lambda: diagrams.reliability(scores, name), "On the diagonal, what is forecast with 30 % happens in 30 % of cases. Larger points are more cases.", False)  # fmt: skip
+        yield (
+            "Reliability",
+            lambda: diagrams.reliability(scores, name),
+            (
+                "On the diagonal, what is forecast with 30 % happens in 30 % of cases. Larger"
+                " points are more cases."
+            ),
+            False,
+        )
     others = {n: ds for n, ds in models.items() if _has(ds, f"{name}_reliability")}
     if len(others) > 1:
-        yield ("Reliability, side by side", partial(diagrams.reliability, others, name), "The same at the middle threshold.", False)  # fmt: skip
+        yield (
+            "Reliability, side by side",
+            partial(diagrams.reliability, others, name),
+            "The same at the middle threshold.",
+            False,
+        )
     if _has(scores, f"{name}_pit") or _has(scores, f"{name}_rank_histogram"):
-        yield ("Calibration", lambda: diagrams.calibration(scores, name), "Flat is calibrated; ∪ is too narrow, ∩ too wide, a slope biased.", False)  # fmt: skip
+        yield (
+            "Calibration",
+            lambda: diagrams.calibration(scores, name),
+            "Flat is calibrated; ∪ is too narrow, ∩ too wide, a slope biased.",
+            False,
+        )
     if _has(scores, f"{name}_intensity"):
         yield (
             "Intensity",
@@ -105,12 +171,34 @@ def of_rain(
             "Share of area and time that gets more than an amount.",
             False,
         )
-        yield ("Tail, quantile by quantile", lambda: diagrams.quantile_quantile(scores, name), "Below the diagonal, the forecast's heavy totals are too small.", False)  # fmt: skip
+        yield (
+            "Tail, quantile by quantile",
+            lambda: diagrams.quantile_quantile(scores, name),
+            "Below the diagonal, the forecast's heavy totals are too small.",
+            False,
+        )
     if _has(scores, f"{name}_spectrum") and _has(scores, f"{name}_truth_spectrum"):
-        yield ("Zonal spectrum over the truth's", lambda: diagrams.spectrum(scores, name, ratio=True), "Below 1 the forecast is smoother than the truth at that scale.", False)  # fmt: skip
-    elif spectra := [str(n).removesuffix("_spectrum") for n in scores.data_vars if str(n).endswith("_spectrum") and not str(n).endswith("_truth_spectrum")]:  # fmt: skip
+        yield (
+            "Zonal spectrum over the truth's",
+            lambda: diagrams.spectrum(scores, name, ratio=True),
+            "Below 1 the forecast is smoother than the truth at that scale.",
+            False,
+        )
+    elif spectra := [
+        str(n).removesuffix("_spectrum")
+        for n in scores.data_vars
+        if str(n).endswith("_spectrum") and not str(n).endswith("_truth_spectrum")
+    ]:
         other = spectra[0]
-        yield (f"Zonal spectrum of {other} over the truth's", lambda: diagrams.spectrum(scores, other, ratio=True), f"{name} is a distribution at every point for itself, and has no spectrum without members. Below 1 is smoother than the truth.", False)  # fmt: skip
+        yield (
+            f"Zonal spectrum of {other} over the truth's",
+            lambda: diagrams.spectrum(scores, other, ratio=True),
+            (
+                f"{name} is a distribution at every point for itself, and has no spectrum without"
+                " members. Below 1 is smoother than the truth."
+            ),
+            False,
+        )
     if f"{name}_bias_map" in scores:
         yield (
             "Mean error",
@@ -126,8 +214,16 @@ def of_rain(
         ]
         if common:
             metric = common[0]
-            both = {"this forecast": scores, **{f"{n} (published)": ds for n, ds in published.items()}}
-            yield (f"Beside published scores, {metric.upper()}", lambda: plots.lead_curve(both, name, metric), "On other grids and years: orders of magnitude, not a comparison.", False)  # fmt: skip
+            both = {
+                "this forecast": scores,
+                **{f"{n} (published)": ds for n, ds in published.items()},
+            }
+            yield (
+                f"Beside published scores, {metric.upper()}",
+                lambda: plots.lead_curve(both, name, metric),
+                "On other grids and years: orders of magnitude, not a comparison.",
+                False,
+            )
 
 
 def _bias_map(scores: xr.Dataset, name: str) -> Any:
@@ -137,7 +233,9 @@ def _bias_map(scores: xr.Dataset, name: str) -> Any:
     return plots.field(da.rename(name), title="", symmetric=True)
 
 
-def of_cases(scores: xr.Dataset, forecast: xr.Dataset, truth: xr.Dataset, name: str) -> Iterator[Picture]:
+def of_cases(
+    scores: xr.Dataset, forecast: xr.Dataset, truth: xr.Dataset, name: str
+) -> Iterator[Picture]:
     """The best and the worst init time by the area's mean error, as forecast, truth and difference."""
     from xaurora.evaluation.scores import carried
     from xaurora.plots import maps as plots
@@ -150,15 +248,29 @@ def of_cases(scores: xr.Dataset, forecast: xr.Dataset, truth: xr.Dataset, name: 
     if statistic is None or name not in forecast:
         return
     series = found[statistic][0].isel(region=0, carried_lead_time=0)
-    series = series.where(found[statistic][1].isel(region=0, carried_lead_time=0) > 0).dropna("init_time")
+    series = series.where(found[statistic][1].isel(region=0, carried_lead_time=0) > 0).dropna(
+        "init_time"
+    )
     lead = scores["carried_lead_time"].values[0]
     if not series.size:
         return
-    words = {"crps": "CRPS", "absolute_error": "mean absolute error", "squared_error": "mean squared error"}[statistic]
-    for label, i in (("Best case", int(np.argmin(series.values))), ("Worst case", int(np.argmax(series.values)))):
+    words = {
+        "crps": "CRPS",
+        "absolute_error": "mean absolute error",
+        "squared_error": "mean squared error",
+    }[statistic]
+    for label, i in (
+        ("Best case", int(np.argmin(series.values))),
+        ("Worst case", int(np.argmax(series.values))),
+    ):
         init = series["init_time"].values[i]
 
         def draw(init: Any = init) -> Any:
             return plots.forecast(forecast, name, init_time=init, lead=lead, truth=truth)
 
-        yield (f"{label}: {str(init)[:13]}", draw, f"By the {words} of the first region at the first lead time.", True)
+        yield (
+            f"{label}: {str(init)[:13]}",
+            draw,
+            f"By the {words} of the first region at the first lead time.",
+            True,
+        )

@@ -1,4 +1,6 @@
-"""Lines of a scorecard: a variable and a metric in one region, of every model. Knows nothing of torch."""
+"""Lines of a scorecard: a variable and a metric in one region, of every model. Knows nothing of
+torch.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ class Row:
     others : dict of ndarray
         Of the others, by label.
     marks : dict of ndarray of bool
-        Where a difference to the first baseline is more than luck, by label; ``""`` for this forecast.
+        Where a difference to the first baseline is more than luck, by label; ``""`` for this
+        forecast.
     name : str
         Label of this forecast.
     """
@@ -47,7 +50,10 @@ class Row:
     @property
     def metric_label(self) -> str:
         """As it is printed."""
-        return _LABELS.get(self.metric, self.metric.upper() if len(self.metric) <= 5 else self.metric.replace("_", " "))
+        return _LABELS.get(
+            self.metric,
+            self.metric.upper() if len(self.metric) <= 5 else self.metric.replace("_", " "),
+        )
 
     def of(self, model: str) -> np.ndarray:
         """Values of one model."""
@@ -56,8 +62,8 @@ class Row:
     def relative(self, model: str, baseline: str | None = None) -> np.ndarray:
         """Relative difference to a baseline, ``(lead,)``; negative is better.
 
-        Of ACC it is that of ``1 − ACC``, what is missing to a perfect pattern; of a ratio that is best at 1, that of its distance from 1. A bias
-        and a coverage have none.
+        Of ACC it is that of ``1 − ACC``, what is missing to a perfect pattern; of a ratio that is
+        best at 1, that of its distance from 1. A bias and a coverage have none.
         """
         if baseline is None:  # one name: this forecast against it
             model, baseline = self.name, model
@@ -90,7 +96,9 @@ class Row:
 
 def says_the_same(row: Row, rows: list[Row]) -> bool:
     """Whether this is a CRPS of single values, which is the MAE above it."""
-    mae = next((r for r in rows if (r.region, r.label, r.metric) == (row.region, row.label, "mae")), None)
+    mae = next(
+        (r for r in rows if (r.region, r.label, r.metric) == (row.region, row.label, "mae")), None
+    )
     if row.metric != "crps" or mae is None:
         return False
     pairs = [(row.values, mae.values), *((v, mae.others[n]) for n, v in row.others.items())]
@@ -107,7 +115,8 @@ def in_order(scores: xr.Dataset) -> list[str]:
     plain = [
         m
         for m in map(str, scores["metric"].values)
-        if m == "coverage" or _metrics.METRICS.get(_metrics.ALIASES.get(m, m), _NOTHING).suffix == ""
+        if m == "coverage"
+        or _metrics.METRICS.get(_metrics.ALIASES.get(m, m), _NOTHING).suffix == ""
     ]
     known = [m for m in plain if _metrics.ALIASES.get(m, m) in _SHOWN]
     others = [m for m in plain if m not in known] if len(plain) <= _FEW else []
@@ -164,7 +173,9 @@ def row(
             and "metric" in other.coords
             and metric in other["metric"].values
             and region in other["region"].values
-            and (level is None or level in other[found].coords.get("level", xr.DataArray([])).values)
+            and (
+                level is None or level in other[found].coords.get("level", xr.DataArray([])).values
+            )
         ):
             there = other[found].sel(at)
             own = factor * _factor(da, other[found], known, spec)
@@ -175,7 +186,11 @@ def row(
     marks = {}
     for who, result in tested.items():
         target = name if who == "" else match(scores, others[who], name)
-        if target in result and metric in result[target]["metric"].values and region in result[target]["region"].values:
+        if (
+            target in result
+            and metric in result[target]["metric"].values
+            and region in result[target]["region"].values
+        ):
             one = result[target].sel(at).reindex(lead_time=scores["lead_time"].values)
             marks[who] = np.asarray((one.sel(estimate="low") > 0) | (one.sel(estimate="high") < 0))
     text = f"{name} {level:g} hPa" if level is not None else name
@@ -186,14 +201,18 @@ def _factor(mine: xr.DataArray, other: xr.DataArray, known: Any, spec: Any) -> f
     """What brings a score of other units to one's own."""
     if spec is None or spec.units == "" or known is None:
         return 1.0
-    scales = [variables.conversion(str(da.attrs.get("units", "")), known.units) for da in (mine, other)]
+    scales = [
+        variables.conversion(str(da.attrs.get("units", "")), known.units) for da in (mine, other)
+    ]
     if scales[0] is None or scales[1] is None:
         return 1.0
     return float((scales[1][0] / scales[0][0]) ** (2 if spec.units == "square" else 1))
 
 
 def by_threshold(scores: xr.Dataset) -> list[tuple[str, str, str, np.ndarray]]:
-    """Scores of yes or no as lines of a table: region, variable with its threshold, metric, values by lead."""
+    """Scores of yes or no as lines of a table: region, variable with its threshold, metric, values
+    by lead.
+    """
     out = []
     for name in map(str, scores.data_vars):
         if "threshold_mm" not in scores[name].dims or set(scores[name].dims) - {
@@ -214,8 +233,17 @@ def by_threshold(scores: xr.Dataset) -> list[tuple[str, str, str, np.ndarray]]:
             for metric in map(str, da["metric"].values):
                 for t in da["threshold_mm"].values:
                     for size in da["neighborhood_size"].values:
-                        values = da.sel(region=region, metric=metric, threshold_mm=t, neighborhood_size=size).values
+                        values = da.sel(
+                            region=region, metric=metric, threshold_mm=t, neighborhood_size=size
+                        ).values
                         if np.isfinite(values).any():
                             beside = f", {size} points" if size else ""
-                            out.append((region, f"{name.rsplit('_', 1)[0]} > {t:g} mm{beside}", metric, values))
+                            out.append(
+                                (
+                                    region,
+                                    f"{name.rsplit('_', 1)[0]} > {t:g} mm{beside}",
+                                    metric,
+                                    values,
+                                )
+                            )
     return out

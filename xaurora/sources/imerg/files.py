@@ -58,7 +58,8 @@ class Granule:
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[Any]:
-    """A file, open while nobody else in this process reads HDF5: its library is not safe in threads, and xarray's readers hold the same lock.
+    """A file, open while nobody else in this process reads HDF5: its library is not safe in
+    threads, and xarray's readers hold the same lock.
 
     Raises
     ------
@@ -73,7 +74,8 @@ def opened(path: str) -> Iterator[Any]:
             file = netCDF4.Dataset(path)
         except (OSError, RuntimeError) as error:
             raise SourceError(
-                f"'{path}' could not be opened as HDF5: {error}", fix="check that the download is complete"
+                f"'{path}' could not be opened as HDF5: {error}",
+                fix="check that the download is complete",
             ) from error
         try:
             yield file
@@ -90,7 +92,8 @@ def minutes_of(period: Any) -> int:
         minutes = float("nan")
     if not (np.isfinite(minutes) and minutes > 0 and minutes % 30 == 0):
         raise AccumulationError(
-            f"period={period!r} is no multiple of half an hour, which is what IMERG comes in.", fix="period='6h'"
+            f"period={period!r} is no multiple of half an hour, which is what IMERG comes in.",
+            fix="period='6h'",
         )
     return int(minutes)
 
@@ -111,20 +114,31 @@ def describe(path: str) -> Granule:
     match = _NAME.search(Path(path).name) or _NAME.search(_header_name(path))
     if match is None:
         raise SourceError(
-            f"'{path}' is no IMERG file that can be told: neither its name nor its header is like 3B-HHR.MS.MRG.3IMERG.20200101-S000000-E002959.0000.V06B.HDF5.",
+            f"'{path}' is no IMERG file that can be told: neither its name nor its header is like"
+            " 3B-HHR.MS.MRG.3IMERG.20200101-S000000-E002959.0000.V06B.HDF5.",
             fix="keep the files' own names",
         )
     if match["kind"] not in _MINUTES:
-        raise SourceError(f"'{path}' is a monthly file.", fix="half-hourly (3B-HHR) or daily (3B-DAY) files")
+        raise SourceError(
+            f"'{path}' is a monthly file.", fix="half-hourly (3B-HHR) or daily (3B-DAY) files"
+        )
     date, start = match["date"], match["start"]
     stamp = f"{date[:4]}-{date[4:6]}-{date[6:]}T{start[:2]}:{start[2:4]}:{start[4:]}"
     try:
         when = np.datetime64(stamp, "ns")
     except ValueError:
         raise SourceError(
-            f"'{path}' is named after a time that is none ({stamp}).", fix="keep the file's own name"
+            f"'{path}' is named after a time that is none ({stamp}).",
+            fix="keep the file's own name",
         ) from None
-    return Granule(when, str(path), _MINUTES[match["kind"]], _RUNS[match["run"]], match["version"], match["letter"])
+    return Granule(
+        when,
+        str(path),
+        _MINUTES[match["kind"]],
+        _RUNS[match["run"]],
+        match["version"],
+        match["letter"],
+    )
 
 
 def _header_name(path: str) -> str:
@@ -146,7 +160,10 @@ def refuse_mixed(granules: list[Granule]) -> None:
             listed = "; ".join(f"{kind}: {name}" for kind, name in sorted(kinds.items()))
             raise SourceError(
                 f"IMERG {what} are mixed, which differ in more than the weather ({listed}).",
-                fix="open one at a time, with a narrower glob; if you want both, join what you opened: xr.concat([a, b], 'time')",
+                fix=(
+                    "open one at a time, with a narrower glob; if you want both, join what you"
+                    " opened: xr.concat([a, b], 'time')"
+                ),
             )
 
 
@@ -154,7 +171,8 @@ def refuse_doubled(granules: list[Granule]) -> None:
     for before, after in itertools.pairwise(granules):
         if before.start == after.start:
             raise SourceError(
-                f"two files hold the same time, {str(after.start)[:16]}: '{before.name}' and '{after.name}'.",
+                f"two files hold the same time, {str(after.start)[:16]}: '{before.name}' and"
+                f" '{after.name}'.",
                 fix="leave one of them out",
             )
 
@@ -162,10 +180,16 @@ def refuse_doubled(granules: list[Granule]) -> None:
 def windows(
     granules: list[Granule], length: int, min_valid: float, *, keep: bool
 ) -> list[tuple[np.datetime64, tuple[Granule | None, ...]]]:
-    """End of each whole window, and its granules in order; None where one is missing and that is allowed."""
+    """End of each whole window, and its granules in order; None where one is missing and that is
+    allowed.
+    """
     each = granules[0].minutes
     if length % each:
-        what = "daily files, of which only totals over whole days can be made" if each == 1440 else "half hours"
+        what = (
+            "daily files, of which only totals over whole days can be made"
+            if each == 1440
+            else "half hours"
+        )
         raise AccumulationError(
             f"totals over {length / 60:g} hours are asked of {what}.",
             fix="period='24h', or open the half-hourly files (3B-HHR)",
@@ -174,8 +198,12 @@ def windows(
         for before, after in itertools.pairwise(granules):
             if (gap := (after.start - before.start) / MINUTE) != each:
                 raise SourceError(
-                    f"{int(gap // each) - 1} file(s) are missing between '{before.name}' and '{after.name}'.",
-                    fix="download them; or missing='keep', which makes no total where more than a tenth is missing",
+                    f"{int(gap // each) - 1} file(s) are missing between '{before.name}' and"
+                    f" '{after.name}'.",
+                    fix=(
+                        "download them; or missing='keep', which makes no total where more than a"
+                        " tenth is missing"
+                    ),
                 )
     count = length // each
     by_start = {g.start: g for g in granules}
@@ -192,14 +220,19 @@ def windows(
             out.append((begin + span, parts))
     if not out:
         raise AccumulationError(
-            f"the {len(granules)} file(s) ({granules[0].name} … {granules[-1].name}) fill no window of {length / 60:g} hours that ends at a multiple of it from 00 UTC on.",
-            fix=f"open at least {count} that follow one another, or period='{each}min'"
-            if each == 30
-            else "open whole days",
+            f"the {len(granules)} file(s) ({granules[0].name} … {granules[-1].name}) fill no window"
+            f" of {length / 60:g} hours that ends at a multiple of it from 00 UTC on.",
+            fix=(
+                f"open at least {count} that follow one another, or period='{each}min'"
+                if each == 30
+                else "open whole days"
+            ),
         )
     used = sum(p is not None for _, parts in out for p in parts)
     if used < len(granules):
         logger.info(
-            "%d of %d IMERG files are in no whole window and are left out.", len(granules) - used, len(granules)
+            "%d of %d IMERG files are in no whole window and are left out.",
+            len(granules) - used,
+            len(granules),
         )
     return out

@@ -44,7 +44,9 @@ def axes(granule: Granule) -> tuple[np.ndarray, np.ndarray]:
         group = _group(file)
         out = []
         for names in _AXES:
-            values = np.ma.filled(_variable(group, names, granule.path)[:].astype(np.float64), np.nan)
+            values = np.ma.filled(
+                _variable(group, names, granule.path)[:].astype(np.float64), np.nan
+            )
             out.append(np.round(values, 4))
     return out[0], out[1]
 
@@ -61,7 +63,8 @@ def target_of(grid: Any) -> tuple[np.ndarray, np.ndarray]:
         grid = grid.to_dataset(name="grid")
     if not isinstance(grid, xr.Dataset):
         raise GridError(
-            f"grid={type(grid).__name__} is neither a Dataset nor a number of degrees.", fix="grid=ds, or grid=0.25"
+            f"grid={type(grid).__name__} is neither a Dataset nor a number of degrees.",
+            fix="grid=ds, or grid=0.25",
         )
     # A forecast has no time axis of fields, and needs none here.
     names = {*recognition.NAMES["latitude"], *recognition.NAMES["longitude"]}
@@ -78,7 +81,8 @@ def target_of(grid: Any) -> tuple[np.ndarray, np.ndarray]:
         if problem := next((p for p in found.problems if p.code in ("grid", "coordinate")), None):
             raise GridError(f"grid=: {problem.message}", fix=problem.fix)
         raise GridError(
-            "grid= has no latitude and longitude.", fix="grid=ds with the fields to compare with, or grid=0.25"
+            "grid= has no latitude and longitude.",
+            fix="grid=ds with the fields to compare with, or grid=0.25",
         )
     lat = np.asarray(grid[found.axes["latitude"].name].values, np.float64)
     lon = np.asarray(grid[found.axes["longitude"].name].values, np.float64)
@@ -86,7 +90,8 @@ def target_of(grid: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Window:
-    """Reads the granules of one window, adds them up, and regrids the total. Travels to dask's workers.
+    """Reads the granules of one window, adds them up, and regrids the total. Travels to dask's
+    workers.
 
     Parameters
     ----------
@@ -112,14 +117,18 @@ class Window:
     ) -> None:
         self.each, self.length, self.min_valid, self.quality = each, length, min_valid, quality
         self.size = (len(latitude), len(longitude))
-        self.corners = tuple(float(v) for v in (latitude[0], latitude[-1], longitude[0], longitude[-1]))
+        self.corners = tuple(
+            float(v) for v in (latitude[0], latitude[-1], longitude[0], longitude[-1])
+        )
         self.rows, self.columns = slice(0, len(latitude)), slice(0, len(longitude))
         self.regrid: regridding.Conservative | None = None
         self.coordinates = (latitude, longitude)
         if target is not None:
             self.coordinates = target
             self.rows, self.columns = _needed(latitude, longitude, *target)
-            self.regrid = regridding.Conservative(latitude[self.rows], longitude[self.columns], *target)
+            self.regrid = regridding.Conservative(
+                latitude[self.rows], longitude[self.columns], *target
+            )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -127,7 +136,9 @@ class Window:
         return len(self.coordinates[0]), len(self.coordinates[1])
 
     def __call__(self, granules: Sequence[Granule | None]) -> np.ndarray:
-        """``(2, h, w)``: totals in metres, NaN where too little is known, and the share of each cell that is."""
+        """``(2, h, w)``: totals in metres, NaN where too little is known, and the share of each
+        cell that is.
+        """
         total: Any = 0.0
         seen: Any = 0.0
         for granule in granules:
@@ -144,32 +155,44 @@ class Window:
         return np.stack(self.regrid(values)).astype(np.float32)
 
     def _read(self, granule: Granule) -> tuple[np.ndarray, np.ndarray]:
-        """Amount in mm over the granule, ``(h, w)``, and the share of its half hours that it is made of."""
+        """Amount in mm over the granule, ``(h, w)``, and the share of its half hours that it is
+        made of.
+        """
         with opened(granule.path) as file:
             group = _group(file)
             _check_time(group, granule)
             self._check_place(group, granule)
             variable = _variable(group, _RATES, granule.path)
-            units = str(getattr(variable, "units", getattr(variable, "Units", "mm/hr"))).replace(" ", "")
+            units = str(getattr(variable, "units", getattr(variable, "Units", "mm/hr"))).replace(
+                " ", ""
+            )
             values = self._field(variable, group, granule)
             share = np.ones(())
             if self.each == 1440 and f"{variable.name}_cnt" in group.variables:
-                share = self._field(group.variables[f"{variable.name}_cnt"], group, granule) / _HALF_HOURS
+                share = (
+                    self._field(group.variables[f"{variable.name}_cnt"], group, granule)
+                    / _HALF_HOURS
+                )
             index = None
             if self.quality is not None:
                 index = self._field(_variable(group, _QUALITY, granule.path), group, granule)
-        values = np.where(values < 0.0, np.nan, values)  # the fill value, also where it is not declared
+        values = np.where(
+            values < 0.0, np.nan, values
+        )  # the fill value, also where it is not declared
         if index is not None:
             values = np.where(index >= self.quality, values, np.nan)
         if units in ("mm/hr", "mm/h", "mmhr-1", "mmh-1"):
             return values * (self.each / 60.0), share
-        if self.each == 1440 and units == "mm":  # the sum over the half hours that were seen, up to V06
+        if (
+            self.each == 1440 and units == "mm"
+        ):  # the sum over the half hours that were seen, up to V06
             with np.errstate(invalid="ignore", divide="ignore"):
                 return np.where(share > 0, values / share, np.nan), share
         if self.each == 1440 and units in ("mm/day", "mmday-1", "mm/d"):
             return values, share
         raise SourceError(
-            f"'{granule.path}' has precipitation in {units!r}, and {'mm or mm/day' if self.each == 1440 else 'mm/hr'} is expected.",
+            f"'{granule.path}' has precipitation in {units!r}, and"
+            f" {'mm or mm/day' if self.each == 1440 else 'mm/hr'} is expected.",
             fix="give IMERG files as they were distributed",
         )
 
@@ -179,8 +202,9 @@ class Window:
         found = [float(axis[i]) for axis in axes for i in (0, -1)]
         if any(abs(a - b) > 0.01 for a, b in zip(found, self.corners, strict=True)):
             raise SourceError(
-                f"'{granule.path}' lies at {found[0]:.2f} to {found[1]:.2f}°N, {found[2]:.2f} to {found[3]:.2f}°E, and the first file at "
-                f"{self.corners[0]:.2f} to {self.corners[1]:.2f}°N, {self.corners[2]:.2f} to {self.corners[3]:.2f}°E.",
+                f"'{granule.path}' lies at {found[0]:.2f} to {found[1]:.2f}°N, {found[2]:.2f} to"
+                f" {found[3]:.2f}°E, and the first file at {self.corners[0]:.2f} to"
+                f" {self.corners[1]:.2f}°N, {self.corners[2]:.2f} to {self.corners[3]:.2f}°E.",
                 fix="open files of one region",
             )
 
@@ -192,13 +216,15 @@ class Window:
         short = [n[:3] for n in names]
         if len(short) != variable.ndim or not {"lat", "lon"} <= set(short):
             raise SourceError(
-                f"the dimensions {variable.dimensions} of '{variable.name}' in '{granule.path}' are not known.",
+                f"the dimensions {variable.dimensions} of '{variable.name}' in '{granule.path}' are"
+                " not known.",
                 fix="give IMERG files as they were distributed",
             )
         sizes = tuple(variable.shape[short.index(n)] for n in ("lat", "lon"))
         if sizes != self.size:
             raise SourceError(
-                f"'{granule.path}' has {sizes[0]} × {sizes[1]} points, and the first file {self.size[0]} × {self.size[1]}.",
+                f"'{granule.path}' has {sizes[0]} × {sizes[1]} points, and the first file"
+                f" {self.size[0]} × {self.size[1]}.",
                 fix="open files of one grid",
             )
         cut = tuple(self.rows if n == "lat" else self.columns if n == "lon" else 0 for n in short)
@@ -210,20 +236,28 @@ class Window:
 def _needed(
     latitude: np.ndarray, longitude: np.ndarray, to_latitude: np.ndarray, to_longitude: np.ndarray
 ) -> tuple[slice, slice]:
-    """The part of the files that a target grid draws on; all columns where it meets the files' edge."""
+    """The part of the files that a target grid draws on; all columns where it meets the files'
+    edge.
+    """
 
     def around(have: np.ndarray, low: float, high: float) -> slice:
         index = np.flatnonzero((have >= low) & (have <= high))
         return slice(int(index[0]), int(index[-1]) + 1) if len(index) > 1 else slice(0, len(have))
 
     if min(map(len, (latitude, longitude, to_latitude, to_longitude))) < 2:
-        return slice(0, len(latitude)), slice(0, len(longitude))  # regridding says what is wrong with a single point
+        return slice(0, len(latitude)), slice(
+            0, len(longitude)
+        )  # regridding says what is wrong with a single point
     reach = 2.0 * max(abs(to_latitude[1] - to_latitude[0]), abs(latitude[1] - latitude[0]))
     rows = around(latitude, to_latitude.min() - reach, to_latitude.max() + reach)
     turned = (to_longitude + 180.0) % 360.0 - 180.0
     west, east = turned.min(), turned.max()
     step = regridding.spacing(to_longitude)
-    if east - west > (len(turned) + 1) * step or west - 3 * step < longitude[0] or east + 3 * step > longitude[-1]:
+    if (
+        east - west > (len(turned) + 1) * step
+        or west - 3 * step < longitude[0]
+        or east + 3 * step > longitude[-1]
+    ):
         return rows, slice(0, len(longitude))
     return rows, around(longitude, west - 3 * step, east + 3 * step)
 
@@ -246,12 +280,15 @@ def _check_time(group: Any, granule: Granule) -> None:
     found = base + np.timedelta64(round(value * unit), "s")
     if abs(found - granule.start) >= granule.minutes * MINUTE:
         raise SourceError(
-            f"'{granule.path}' is named after {str(granule.start)[:16]}, and holds {str(found)[:16]}.",
+            f"'{granule.path}' is named after {str(granule.start)[:16]}, and holds"
+            f" {str(found)[:16]}.",
             fix="give the file its own name back, or download it again",
         )
 
 
-def read_block(read: Window, files: list[tuple[Granule | None, ...]], index: np.ndarray) -> np.ndarray:
+def read_block(
+    read: Window, files: list[tuple[Granule | None, ...]], index: np.ndarray
+) -> np.ndarray:
     return np.stack([read(files[int(i)]) for i in np.atleast_1d(index)])
 
 
