@@ -25,7 +25,7 @@ from aurora import Aurora, AuroraPretrained, AuroraSmallPretrained, Batch, rollo
 
 from xaurora.fields.grid import lattice as grids
 from xaurora.model import aurora as models
-from xaurora.model import heads, strategies
+from xaurora.model import execution, heads, placement, strategies
 from xaurora.model.loader import Truth
 from xaurora.model.memory import LiveBytes
 from xaurora.model.tiny import randomise_modulation
@@ -202,7 +202,7 @@ def stock_step(
     """A training step as one writes it with microsoft-aurora alone: a hook on the decoder for the
     head, the sum of mean absolute errors for Aurora's own variables, AdamW."""
     base = build(size, lora=how == "lora")
-    models.set_precision(base, "bf16" if precision == "bf16" else "32", size.device)
+    execution.set_precision(base, "bf16" if precision == "bf16" else "32", size.device)
     own = head_of(base, **head)
     moving = _groups(base, own, how)
     if checkpointing:
@@ -270,7 +270,7 @@ def own_step(
     adapter = adapters.install(base, options, 0) if how == "lora" else None
     if adapter is not None:
         base.to(size.device)
-    models.set_precision(base, "bf16" if precision == "bf16" else "32", size.device)
+    execution.set_precision(base, "bf16" if precision == "bf16" else "32", size.device)
     module = models.AuroraWithHead(base, head_of(base, **head), None, adapter)
     groups = strategies.apply(module, options, trains_base_outputs=how in ("full", "lora"))
     moving = [p for g in groups for p in g["params"]]
@@ -281,7 +281,7 @@ def own_step(
     grid = grids.from_axes(np.asarray(batch.metadata.lat), np.asarray(batch.metadata.lon))
     area = torch.from_numpy(grids.latitude_weights(grid.latitude)).float().to(size.device)[:, None]
     everything = (slice(None), slice(None))
-    stack.enter_context(models.placed(module, grid))
+    stack.enter_context(placement.placed(module, grid))
     kept = None
     if how == "latents":
         kept = module.latents(stepping.prepare(module, batch)).to(torch.bfloat16).cpu()
@@ -290,7 +290,7 @@ def own_step(
         del base.backbone
         gc.collect()
     if checkpointing:
-        stack.enter_context(models.recomputed(base))
+        stack.enter_context(execution.recomputed(base))
 
     def run() -> None:
         if kept is not None:

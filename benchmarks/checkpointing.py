@@ -24,8 +24,7 @@ import torch
 from aurora import AuroraSmallPretrained, Batch
 
 import xaurora
-from xaurora.model import aurora as models
-from xaurora.model import tuned
+from xaurora.model import execution, tuned
 from xaurora.model.memory import LiveBytes
 from xaurora.model.tiny import randomise_modulation
 
@@ -45,7 +44,7 @@ def build(stock: bool, device: torch.device) -> Any:
 
 def step(base: Any, batch: Batch, optimizer: Any, how: str) -> float:
     """One training step; returns its loss."""
-    context = models.recomputed(base) if how == "once" else contextlib.nullcontext()
+    context = execution.recomputed(base) if how == "once" else contextlib.nullcontext()
     with context:
         out = base(batch)
         parts = (*out.surf_vars.values(), *out.atmos_vars.values())

@@ -149,8 +149,8 @@ def learn(name: str) -> dict[str, Any]:
 
     import xaurora
     from xaurora.fields.grid.lattice import latitude_weights
-    from xaurora.model.aurora import load_pretrained
     from xaurora.model.tiny import build_tiny
+    from xaurora.model.weights import load_pretrained
     from xaurora.sources import synthesis
     from xaurora.training import curves
     from xaurora.training import finetune as finetuning

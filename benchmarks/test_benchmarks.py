@@ -279,7 +279,8 @@ def _reading_step(
 ) -> tuple[Any, Any]:
     """A training step of a head on latents, and what reads a sample of a store of 100."""
     from xaurora.model import rollout as stepping
-    from xaurora.model.aurora import AuroraWithHead, placed
+    from xaurora.model.aurora import AuroraWithHead
+    from xaurora.model.placement import placed
     from xaurora.training import losses
 
     base = cases.build(size).requires_grad_(False)

@@ -18,7 +18,7 @@ from xaurora import errors
 from xaurora.fields.grid import lattice as grid
 from xaurora.model import aurora as model
 from xaurora.model import batch as batches
-from xaurora.model import heads
+from xaurora.model import execution, heads, placement, weights
 from xaurora.model.tiny import TinyAurora
 
 
@@ -79,7 +79,7 @@ def test_encodings_across_greenwich_are_the_global_ones_to_the_bit(
     for convention in (lambda x: x, lambda x: x % 360, lambda x: x.astype("float32")):
         there = grid.from_axes(lat, convention(-width // 2 * step + np.arange(width) * step))
         assert there.crosses_greenwich
-        with torch.no_grad(), model.placed(base, there):
+        with torch.no_grad(), placement.placed(base, there):
             base(batches.plain(_random_batch(there)))
         got_pos, got_scale = seen["pos"].pop()[0, 0], seen["scale"].pop()[0, 0]
         patches = np.arange(columns // 4 * (rows // 4)).reshape(rows // 4, -1)
@@ -111,7 +111,7 @@ def test_a_region_does_not_leak_from_east_to_west() -> None:
             if where is None:
                 a, b = block(x, c, res, 0), block(y, c, res, 0)
             else:
-                with model.placed(base, where):
+                with placement.placed(base, where):
                     a, b = block(x, c, res, 0), block(y, c, res, 0)
         return float((a - b).view(1, *res, -1)[:, :, :, :2].abs().max())
 
@@ -133,9 +133,9 @@ def test_whole_region_east_does_not_touch_west_when_recomputed() -> None:
     grads = []
     for recompute in (False, True):
         twin = copy.deepcopy(base).train()
-        with model.placed(twin, place):
+        with placement.placed(twin, place):
             if recompute:
-                with model.recomputed(twin):
+                with execution.recomputed(twin):
                     twin(batch).surf_vars["2t"].sum().backward()
             else:
                 twin(batch).surf_vars["2t"].sum().backward()
@@ -155,7 +155,7 @@ def test_global_grids_are_untouched() -> None:
     batch = _random_batch(globe)
     with torch.no_grad():
         reference = base(batch)
-        with model.placed(base, globe):
+        with placement.placed(base, globe):
             inside = base(batch)
     assert torch.equal(reference.surf_vars["msl"], inside.surf_vars["msl"])
 
@@ -182,7 +182,7 @@ def test_base_variables_are_bit_identical_with_a_head(fields: xr.Dataset) -> Non
 
 def test_head_stays_in_float32_under_autocast(fields: xr.Dataset) -> None:
     base = make_aurora()
-    model.set_precision(base, "bf16", torch.device("cpu"))
+    execution.set_precision(base, "bf16", torch.device("cpu"))
     assert base.autocast_backbone
     assert not base.autocast_encoder
     levels, width = model.latent_size(base)
@@ -190,7 +190,7 @@ def test_head_stays_in_float32_under_autocast(fields: xr.Dataset) -> None:
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         raw = model.AuroraWithHead(base, head)(fields.aurora.to_batch()).raw
     assert raw.dtype == torch.float32
-    model.set_precision(base, "32", torch.device("cpu"))
+    execution.set_precision(base, "32", torch.device("cpu"))
     assert not base.autocast_backbone
 
 
@@ -243,7 +243,7 @@ def test_a_checkpoint_loads_from_a_file(small_state, tmp_path) -> None:
     torch.save(small_state, tmp_path / "small.ckpt")
     save_file(small_state, tmp_path / "small.safetensors")
     for name in ("small.ckpt", "small.safetensors"):
-        loaded = model.load_pretrained("small", tmp_path / name)
+        loaded = weights.load_pretrained("small", tmp_path / name)
         assert all(torch.equal(v, small_state[k]) for k, v in loaded.state_dict().items())
 
 
@@ -251,21 +251,21 @@ def test_wrong_checkpoints_are_refused_by_name(small_state, tmp_path) -> None:
     prefixed = {f"wrong.{k}": v for k, v in list(small_state.items())[:40]}
     torch.save(prefixed, tmp_path / "prefixed.ckpt")
     with pytest.raises(errors.CheckpointError, match=r"missing: .*unexpected: wrong\."):
-        model.load_pretrained("small", tmp_path / "prefixed.ckpt")
+        weights.load_pretrained("small", tmp_path / "prefixed.ckpt")
     lacking = dict(small_state)
     del lacking["backbone.time_mlp.0.weight"]
     torch.save(lacking, tmp_path / "lacking.ckpt")
     with pytest.raises(errors.CheckpointError, match=r"missing: backbone\.time_mlp\.0\.weight"):
-        model.load_pretrained("small", tmp_path / "lacking.ckpt")
+        weights.load_pretrained("small", tmp_path / "lacking.ckpt")
     torch.save(small_state, tmp_path / "small.ckpt")
     with pytest.raises(errors.CheckpointError, match="not of this model"):
-        model.load_state(make_aurora(), small_state, "small.ckpt")
+        weights.load_state(make_aurora(), small_state, "small.ckpt")
     (tmp_path / "damaged.ckpt").write_bytes((tmp_path / "small.ckpt").read_bytes()[:100_000])
     (tmp_path / "damaged.safetensors").write_bytes(b"\x00" * 64)
     torch.save([1, 2], tmp_path / "list.pt")
     for name in ("damaged.ckpt", "damaged.safetensors", "list.pt", "absent.ckpt"):
         with pytest.raises(errors.CheckpointError):
-            model.load_pretrained("small", tmp_path / name)
+            weights.load_pretrained("small", tmp_path / name)
 
 
 def test_a_checkpoint_never_runs_code(tmp_path) -> None:
@@ -275,7 +275,7 @@ def test_a_checkpoint_never_runs_code(tmp_path) -> None:
 
     torch.save({"a": Evil()}, tmp_path / "evil.ckpt")
     with pytest.raises(errors.CheckpointError):
-        model.read_state(tmp_path / "evil.ckpt")
+        weights.read_state(tmp_path / "evil.ckpt")
 
 
 def test_no_network_says_how_to_give_a_file(fields: xr.Dataset, monkeypatch, tmp_path) -> None:

@@ -161,6 +161,7 @@ def test_the_queries_of_the_decoder_are_the_same(fields: xr.Dataset, monkeypatch
     """To 1e-6 of the largest, with gradients, at fewer operations."""
     from xaurora.fields.grid import lattice as grids
     from xaurora.model import aurora as models
+    from xaurora.model import placement
 
     monkeypatch.setattr(
         models, "_ROWS", 6
@@ -173,7 +174,7 @@ def test_the_queries_of_the_decoder_are_the_same(fields: xr.Dataset, monkeypatch
         base.zero_grad()
         with LiveBytes() as counter:
             if inside:
-                with models.placed(base, globe):
+                with placement.placed(base, globe):
                     out = base(example)
             else:
                 out = base(example)
@@ -197,14 +198,14 @@ def test_encodings_are_made_once_for_a_grid(fields: xr.Dataset, monkeypatch) -> 
     from aurora.model import encoder
 
     from xaurora.fields.grid import lattice as grids
-    from xaurora.model import aurora as models
+    from xaurora.model import placement
 
     calls, real = [], encoder.pos_scale_enc
     monkeypatch.setattr(encoder, "pos_scale_enc", lambda *a, **k: calls.append(1) or real(*a, **k))
     base = make_aurora()
     globe = grids.from_axes(fields["latitude"].values, fields["longitude"].values)
     example = fields.aurora.to_batch(model=base)
-    with torch.inference_mode(), models.placed(base, globe):
+    with torch.inference_mode(), placement.placed(base, globe):
         first, again = base(example), base(example)
     assert len(calls) == 1
     assert torch.equal(first.surf_vars["2t"], again.surf_vars["2t"])

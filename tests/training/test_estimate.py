@@ -17,8 +17,7 @@ from helpers import make_aurora
 
 import xaurora
 from xaurora import errors
-from xaurora.model import aurora as models
-from xaurora.model import memory
+from xaurora.model import execution, hashing, memory, weights
 from xaurora.training import estimate as estimation
 from xaurora.training.loop import _Training
 from xaurora.training.options import StrategyOptions
@@ -185,9 +184,9 @@ def test_what_does_not_fit_says_what_to_change(
 
 def test_a_model_that_was_given_stays_as_it_was(fields: xr.Dataset, tmp_path: Path) -> None:
     base = make_aurora()
-    before = models.state_hash(base)
+    before = hashing.state_hash(base)
     fields.aurora.estimate("tp", model=base, strategy="peft")
-    assert models.state_hash(base) == before
+    assert hashing.state_hash(base) == before
     assert not any(".lora_" in n for n, _ in base.named_parameters())
     with pytest.raises(errors.OptionError, match="takes no lr="):
         fields.aurora.estimate("tp", lr=1e-3)
@@ -228,7 +227,7 @@ def test_recomputing_once_gives_the_same_gradients(fields: xr.Dataset) -> None:
     batch = ds.aurora.to_batch(model=make_aurora())
     base = make_aurora(seed=1)
     plain, most = _gradients(base, batch, contextlib.nullcontext())
-    again, ours = _gradients(base, batch, models.recomputed(base))
+    again, ours = _gradients(base, batch, execution.recomputed(base))
     assert plain.keys() == again.keys()
     for name, gradient in plain.items():
         scale = float(gradient.abs().max())
@@ -246,8 +245,8 @@ def test_loading_takes_the_weights_once(tmp_path: Path) -> None:
     base = AuroraSmallPretrained()
     save_file(base.state_dict(), tmp_path / "small.safetensors")
     before = (tmp_path / "small.safetensors").read_bytes()[-1000:]
-    loaded = models.load_pretrained("small", tmp_path / "small.safetensors")
-    assert models.state_hash(loaded) == models.state_hash(base)
+    loaded = weights.load_pretrained("small", tmp_path / "small.safetensors")
+    assert hashing.state_hash(loaded) == hashing.state_hash(base)
     assert all(p.requires_grad for p in loaded.parameters())
     assert not any(t.is_meta for t in [*loaded.parameters(), *loaded.buffers()])
     with torch.no_grad():

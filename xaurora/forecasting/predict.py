@@ -38,7 +38,7 @@ from xaurora.forecasting.members import PastOrder
 from xaurora.forecasting.writer import Request, Writer, target_field, to_store
 from xaurora.model import aurora as models
 from xaurora.model import batch as batches
-from xaurora.model import bridge, rollout, tuned
+from xaurora.model import bridge, execution, hashing, placement, rollout, tuned
 from xaurora.model.heads import RAIN
 from xaurora.model.loader import Loader, ahead
 from xaurora.model.tiny import build_tiny
@@ -181,9 +181,9 @@ def predict(
     module = _module(model, weights, wanted, cut, progress)
     # The resumption of a store rests on it; a forecast in memory has no need to read all weights
     # each time.
-    weights_hash = models.state_hash(module, remembered=store is None)
+    weights_hash = hashing.state_hash(module, remembered=store is None)
     attrs = _provenance(model, module, weights_hash, cut, times[0] - batches.STEP, halo, precision)
-    attrs["xaurora_configuration"] = models.configuration_hash(module.base)
+    attrs["xaurora_configuration"] = hashing.configuration_hash(module.base)
     if window is not None:
         attrs["xaurora_region"] = (
             region if isinstance(region, str) else json.dumps(_box(grid, window))
@@ -431,7 +431,7 @@ def _module(
         return models.AuroraWithHead(
             build_tiny(needs, *normalisation.statistics_of(cut, list(times), progress=progress))
         )
-    return models.AuroraWithHead(models.load_pretrained(model, weights))
+    return models.AuroraWithHead(weights.load_pretrained(model, weights))
 
 
 def _devices(model: Any, module: models.AuroraWithHead, count: int) -> list[torch.device]:
@@ -475,12 +475,12 @@ def _inference(
     if before[0] != device:
         module.to(device)
     if job.precision != "auto":  # else the model's own setting holds, as in upstream's rollout
-        models.set_precision(base, job.precision, device)
+        execution.set_precision(base, job.precision, device)
     module.window = job.window
     try:
         with (
-            models.placed(module, job.cut.layout.grid),
-            models.compiled(base) if compile else contextlib.nullcontext(),
+            placement.placed(module, job.cut.layout.grid),
+            execution.compiled(base) if compile else contextlib.nullcontext(),
         ):
             yield module
     finally:

@@ -266,7 +266,7 @@ def fill(base: Aurora, adapter: Adapter, folder: Path) -> None:
     CheckpointError
         They do not fit.
     """
-    from xaurora.model.aurora import compare_keys, read_state
+    from xaurora.model.weights import compare_keys, read_state
 
     what = f"adapter in '{folder}'"
     if adapter.peft is None:

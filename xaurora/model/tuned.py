@@ -24,16 +24,11 @@ from xaurora.errors import CheckpointError, OptionError
 from xaurora.fields.requirements import Needs
 from xaurora.fields.targets import InputForm
 from xaurora.model import adapters, strategies
-from xaurora.model.aurora import (
-    AuroraWithHead,
-    compare_keys,
-    extend,
-    load_pretrained,
-    read_state,
-    state_hash,
-)
+from xaurora.model.aurora import AuroraWithHead, extend
+from xaurora.model.hashing import state_hash
 from xaurora.model.heads import DistributionHead, HeadSet, from_config
 from xaurora.model.tiny import TinyAurora, build_tiny
+from xaurora.model.weights import compare_keys, load_pretrained, read_state
 from xaurora.utils import storage
 
 FORMAT = 3

@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from xaurora.errors import CheckpointError, OptionError, XauroraError
 from xaurora.fields import requirements, targets
-from xaurora.model import adapters, heads, rollout
+from xaurora.model import adapters, execution, heads, placement, rollout
 from xaurora.model import aurora as models
 from xaurora.model import loader as loading
 from xaurora.model.batch import STEP, metadata
@@ -376,7 +376,7 @@ def simulate(plan: Plan, where: torch.device) -> Counted:
         "head": sum(p.numel() for p in head.parameters()),
         "trainable": sum(p.numel() for p in moving),
     }
-    models.set_precision(fake.base, options.precision, where)
+    execution.set_precision(fake.base, options.precision, where)
     recompute = options.activation_checkpointing
     recompute = plan.moves_base and where.type == "cuda" if recompute == "auto" else bool(recompute)
     counter = LiveBytes()
@@ -387,9 +387,9 @@ def simulate(plan: Plan, where: torch.device) -> Counted:
     forward = 0
     with mode, counter, contextlib.ExitStack() as stack:
         stack.enter_context(without_traces())
-        stack.enter_context(models.placed(fake, plan.grid))
+        stack.enter_context(placement.placed(fake, plan.grid))
         if recompute:
-            stack.enter_context(models.recomputed(fake.base))
+            stack.enter_context(execution.recomputed(fake.base))
         average = [torch.empty_like(p) for p in moving] if options.ema is not None else []
         optimizer = torch.optim.AdamW(moving, lr=1e-3)
         area = torch.empty(rows, 1, device=where)

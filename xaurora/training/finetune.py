@@ -23,7 +23,7 @@ from xaurora.fields import statistics as normalisation
 from xaurora.fields import targets
 from xaurora.fields.conventions import Fields
 from xaurora.fields.grid import lattice as grids
-from xaurora.model import adapters, heads, strategies, tuned
+from xaurora.model import adapters, execution, hashing, heads, strategies, tuned, weights
 from xaurora.model import aurora as models
 from xaurora.model import batch as batches
 from xaurora.model import loader as loading
@@ -226,7 +226,7 @@ def _build(plan: Plan, looked: _Looked, fabric: Any) -> _Made:
     base = plan.base
     if base is None:
         base = _make_base(plan, cut, looked.train, fabric, without=tuple(forms))
-    original_hash = models.state_hash(base)
+    original_hash = hashing.state_hash(base)
     if isinstance(model, TunedAurora) and not planning.holds_its_base(model):
         original_hash = str(
             model.config["base"]["hash"]
@@ -308,7 +308,7 @@ def _settings(
         target=[*([targets.ALL] if plan.every else []), *(t.name for t in plan.learnt)],
         model=plan.name,
         base=made.original_hash,
-        start=models.state_hash(made.module.base),
+        start=hashing.state_hash(made.module.base),
         targets={
             n: [d.moments.count, d.moments.mean, d.moments.std] for n, d in looked.seen.items()
         },
@@ -374,7 +374,7 @@ def _latents(
     """What is read instead of running the backbone in every step."""
     module, options, cut = made.module, plan.options, made.cut
     surface = all(h.options.latents == "surface" for h in _heads_of(module))
-    models.set_precision(module.base, options.precision, fabric.device)
+    execution.set_precision(module.base, options.precision, fabric.device)
     shape = latents.shape_of(module, plan.grid.shape, plan.needs.patch_size, surface=surface)
     window = plan.window
     static = {
@@ -384,8 +384,8 @@ def _latents(
     versions = tuned.versions()
     base = module.base
     description = {
-        "weights": models.state_hash(base),
-        "configuration": models.configuration_hash(base),
+        "weights": hashing.state_hash(base),
+        "configuration": hashing.configuration_hash(base),
         "grid": [
             *plan.grid.shape,
             float(plan.grid.latitude[0]),
@@ -592,7 +592,7 @@ def _make_base(
 ) -> Aurora:
     options = plan.options
     if plan.name != "tiny":
-        return models.load_pretrained(plan.name, plan.weights)
+        return weights.load_pretrained(plan.name, plan.weights)
 
     def statistics() -> Any:
         frames = np.unique(

@@ -19,8 +19,8 @@ import torch
 from xaurora.errors import TrainingError, XauroraError
 from xaurora.fields.grid import lattice as grids
 from xaurora.model import aurora as models
+from xaurora.model import execution, placement, rollout
 from xaurora.model import loader as loading
-from xaurora.model import rollout
 from xaurora.model.loader import Loader, Sample, Share
 from xaurora.model.tuned import TunedAurora
 from xaurora.training import checkpoints, losses, parallel
@@ -94,7 +94,7 @@ def fit(
         # A step returns views; nothing here changes them in place.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         torch.manual_seed(options.seed + 1000 * fabric.global_rank)
-        stack.enter_context(models.placed(module, work.grid))
+        stack.enter_context(placement.placed(module, work.grid))
         training = _Training(fabric, work, module, options, folder, stack)
         if run is not None:
             training.restore(run)
@@ -128,16 +128,16 @@ class _Training:
         )
         self.stack, self.rank, self.world = stack, fabric.global_rank, fabric.world_size
         self.sharded = work.result.model is not module
-        models.set_precision(module.base, options.precision, fabric.device)
+        execution.set_precision(module.base, options.precision, fabric.device)
         checkpointing = options.activation_checkpointing
         if options.compile:
-            stack.enter_context(models.compiled(module.base))
+            stack.enter_context(execution.compiled(module.base))
         if (
             work.moves_base and fabric.device.type == "cuda"
             if checkpointing == "auto"
             else bool(checkpointing)
         ):
-            stack.enter_context(models.recomputed(module.base))
+            stack.enter_context(execution.recomputed(module.base))
         # By name, because sharding replaces the parameters.
         names = {id(p): name for name, p in module.named_parameters()}
         groups = [{**g, "params": [names[id(p)] for p in g["params"]]} for g in work.groups]
@@ -155,7 +155,7 @@ class _Training:
         )
         self.optimizer = fabric.setup_optimizers(self.adamw)
         self.scaler = torch.amp.GradScaler(
-            fabric.device.type, enabled=models.uses_fp16(module.base)
+            fabric.device.type, enabled=execution.uses_fp16(module.base)
         )
         self.total = options.total_steps(len(work.train))
         self.warmup = options.warmup_steps(self.total)
@@ -658,7 +658,7 @@ class _Training:
             result.config["scores"] = {**final, "step": best["step"]}
         model = result.model
         model.to("cpu")
-        models.set_precision(model.base, "32", torch.device("cpu"))
+        execution.set_precision(model.base, "32", torch.device("cpu"))
         model.eval()
         # As they were made: Torch picks other kernels for parameters without gradient, and
         # forecasts would differ in the last bit.

@@ -180,7 +180,7 @@ class ReplayBuffer:
             save_file(state, self.folder / name)
 
     def _read(self, name: str) -> dict[str, torch.Tensor]:
-        from xaurora.model.aurora import read_state
+        from xaurora.model.weights import read_state
 
         return read_state(self.folder / name)
 

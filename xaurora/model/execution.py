@@ -1,0 +1,119 @@
+"""Precision, compilation and activation checkpointing of an Aurora."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from aurora import Aurora
+from aurora.model.swin3d import Swin3DTransformerBlock, WindowAttention
+
+from xaurora.training.options import check_precision
+
+logger = logging.getLogger("xaurora")
+
+
+def set_precision(base: Aurora, precision: str, device: torch.device) -> None:
+    """Autocast the backbone alone, where upstream does it; encoder, decoder and head stay in
+    float32. ``auto`` is bf16 on a GPU that has it, else float32."""
+    check_precision(precision)
+    # Without emulation: a GPU that only pretends to have bf16 is slower with it.
+    capable = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    use = ("bf16" if capable else "32") if precision == "auto" else precision
+    base.autocast_backbone = use != "32"
+    base.autocast_dtype = torch.float16 if use == "fp16" else torch.bfloat16
+    for module in base.modules():
+        if isinstance(
+            module, WindowAttention
+        ):  # upstream's way round float16's overflow in the attention
+            module.use_fp16_safe_attention = use == "fp16"
+
+
+def uses_fp16(base: Aurora) -> bool:
+    """Whether the backbone runs in float16, whose small gradients need the loss scaled."""
+    return bool(base.autocast_backbone) and base.autocast_dtype == torch.float16
+
+
+@contextlib.contextmanager
+def compiled(base: Aurora) -> Iterator[None]:
+    """Run the backbone's blocks through ``torch.compile``; where that fails, which is said once,
+    they run as they are.
+    """
+    blocks = [m for m in base.modules() if isinstance(m, Swin3DTransformerBlock)]
+    failed: list[str] = []
+
+    def wrap(forward: Any) -> Any:
+        made: list[Any] = []
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if not failed:
+                try:
+                    if not made:
+                        made.append(torch.compile(forward, dynamic=False))
+                    return made[0](*args, **kwargs)
+                except (
+                    RuntimeError,
+                    ImportError,
+                    OSError,
+                    NotImplementedError,
+                    AttributeError,
+                ) as error:
+                    if isinstance(error, torch.cuda.OutOfMemoryError):
+                        raise
+                    failed.append(type(error).__name__)
+                    logger.warning(
+                        "compile=True: torch.compile is not available here (%s: %s); the blocks run"
+                        " as they are, with the same results.",
+                        type(error).__name__,
+                        (str(error).strip().splitlines() or ["no reason given"])[0],
+                    )
+            return forward(*args, **kwargs)
+
+        return run
+
+    for block in blocks:
+        block.forward = wrap(block.forward)
+    try:
+        with warnings.catch_warnings():
+            # Upstream keeps the masks of shifted windows in a cache, which compiled code goes
+            # round: they are made anew, and the same.
+            warnings.filterwarnings(
+                "ignore", message="Dynamo detected a call to a `functools.lru_cache`"
+            )
+            yield
+    finally:
+        for block in blocks:
+            block.__dict__.pop("forward", None)
+
+
+@contextlib.contextmanager
+def recomputed(base: Aurora) -> Iterator[None]:
+    """Activation checkpointing: blocks, encoder and decoder run again in the backward pass instead
+    of being stored.
+
+    Upstream's ``configure_activation_checkpointing`` nests wrappers around backbone, layers and
+    blocks, so that the forward pass runs several times over, and it renames parameters. This wraps
+    each once and leaves no trace.
+    """
+    from torch.utils.checkpoint import checkpoint
+
+    modules = [m for m in base.modules() if isinstance(m, Swin3DTransformerBlock)]
+    modules += [base.encoder, base.decoder]
+
+    def wrap(forward: Any) -> Any:
+        def again(*args: Any, **kwargs: Any) -> Any:
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+        return again
+
+    for module in modules:
+        module.forward = wrap(module.forward)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.__dict__.pop("forward", None)

@@ -1,0 +1,160 @@
+"""Run Aurora on a region as if it lay in the globe."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from aurora import Aurora, Batch
+from aurora.model.perceiver import PerceiverAttention
+from aurora.model.swin3d import Swin3DTransformerBlock
+
+from xaurora.fields.grid.lattice import Grid
+from xaurora.model.aurora import AuroraWithHead
+
+
+@contextlib.contextmanager
+def placed(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
+    """Run Aurora on a region as if it lay in the globe; a global grid changes nothing but that
+    heads look across the date line.
+
+    Two traps of microsoft-aurora 2.0.1 are taken care of, and one waste, by hooks that are gone
+    afterwards:
+
+    - ``compute_3d_shifted_window_mask`` joins the left and right edges (``swin3d.py``; the layers
+    never pass ``warped``), so that
+      in a region the western edge would attend to the eastern one.
+    - ``Metadata`` cannot hold longitudes that cross Greenwich (``batch.py``), and position
+    encodings use longitude as a number:
+      −15° is not 345° to the model. The encoder gets the true ones on a shallow copy, which skips
+      the check.
+
+    - The decoder asks the same questions at every patch (:func:`_asked_once`), and the encoder
+    makes the encodings of position, scale and
+      levels anew in every call (:func:`_keep_encodings`).
+
+    Keep the backward pass inside as well: with activation checkpointing the blocks run again there.
+    """
+    base = model.base if isinstance(model, AuroraWithHead) else model
+    handles: list[Any] = []
+    trunks = [m for m in model.modules() if hasattr(m, "wraps")]
+    window = model.window if isinstance(model, AuroraWithHead) else None
+    for trunk in trunks:
+        trunk.wraps = grid.wraps if window is None else window.wraps
+    if not grid.wraps:
+        blocks = [m for m in base.modules() if isinstance(m, Swin3DTransformerBlock)]
+        handles += [
+            block.register_forward_pre_hook(_without_wrapping, with_kwargs=True) for block in blocks
+        ]
+    if grid.crosses_greenwich:
+        longitude = torch.from_numpy(grid.true_longitude.copy())
+
+        def true_longitude(
+            module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            batch = copy.copy(args[0])
+            batch.metadata = copy.copy(batch.metadata)
+            batch.metadata.lon = longitude.to(batch.metadata.lon)
+            return (batch, *args[1:]), kwargs
+
+        handles.append(base.encoder.register_forward_pre_hook(true_longitude, with_kwargs=True))
+    queries: list[Any] = [
+        m.to_q for m in base.decoder.modules() if isinstance(m, PerceiverAttention)
+    ]
+    queries = [
+        query
+        for query in queries
+        if type(query) is torch.nn.Linear and "forward" not in query.__dict__
+    ]
+    for query in queries:
+        query.forward = functools.partial(_project_shared_query, query)
+    encodes = _keep_encodings(base)
+    try:
+        yield
+    finally:
+        if encodes:
+            base.encoder.__dict__.pop("forward", None)
+        for query in queries:
+            query.__dict__.pop("forward", None)
+        for handle in handles:
+            handle.remove()
+        for trunk in trunks:
+            trunk.wraps = False
+
+
+def _keep_encodings(base: Aurora) -> bool:
+    """Have the encoder make its encodings of position, scale and levels once for a grid; they stay
+    on its device. Returns whether it does.
+
+    They are functions in the globals of ``aurora/model/encoder.py``. This encoder gets a copy of
+    its own forward pass that finds others in their place, so that no other model is touched.
+    """
+    encoder: Any = base.encoder
+    forward = type(encoder).forward
+    names = ("pos_scale_enc", "levels_expansion")
+    if "forward" in encoder.__dict__ or not all(
+        n in getattr(forward, "__globals__", {}) for n in names
+    ):
+        return False
+    kept: dict[Any, Any] = {}
+    now: list[Any] = [None]
+
+    def once(name: str) -> Any:
+        make = forward.__globals__[name]
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            shapes = tuple(
+                (v.shape, v.dtype, v.device) if isinstance(v, torch.Tensor) else v for v in args
+            )
+            # What inference makes cannot be trained with.
+            key = (
+                name,
+                shapes,
+                now[0] if name == "levels_expansion" else None,
+                torch.is_inference_mode_enabled(),
+            )
+            if key not in kept:
+                kept[key] = make(*args, **kwargs)
+            return kept[key]
+
+        return run
+
+    others = {**forward.__globals__, **{name: once(name) for name in names}}
+    copied = types.FunctionType(
+        forward.__code__, others, forward.__name__, forward.__defaults__, forward.__closure__
+    )
+
+    def encode(batch: Batch, *args: Any, **kwargs: Any) -> Any:
+        now[0] = tuple(batch.metadata.atmos_levels)
+        return copied(encoder, batch, *args, **kwargs)
+
+    encoder.forward = encode
+    return True
+
+
+_ROWS = 512
+
+
+def _project_shared_query(query: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """The queries of a Perceiver's first layer are the same at every patch
+    (``aurora/model/decoder.py`` expands one embedding of the levels over all of them), and a
+    fourteenth of a step went into computing them again and again."""
+    patches = -(-_ROWS // x.shape[1]) if x.ndim == 3 else 0
+    if x.ndim == 3 and x.stride(0) == 0 and x.shape[0] > patches:
+        # Of some patches, so that the matrix is large enough to be multiplied as the whole one
+        # would be: to the bit, as far as was seen.
+        return torch.nn.functional.linear(x[:patches], query.weight, query.bias)[:1].expand(
+            x.shape[0], -1, -1
+        )
+    return torch.nn.functional.linear(x, query.weight, query.bias)
+
+
+def _without_wrapping(
+    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, {**kwargs, "warped": False}

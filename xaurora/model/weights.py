@@ -1,0 +1,206 @@
+"""Load the weights of an Aurora, and compare them with what the model expects."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from aurora import Aurora
+
+from xaurora.errors import CheckpointError, OptionError, WeightsUnavailableError
+from xaurora.fields.requirements import MODELS, unknown_model
+from xaurora.model.aurora import _CLASSES
+from xaurora.model.memory import LiveBytes
+from xaurora.model.tiny import load_tiny_pretrained
+
+
+def load_pretrained(name: str, weights: str | Path | None = None) -> Aurora:
+    """A named pretrained Aurora with its weights.
+
+    Parameters
+    ----------
+    name : {"tiny-pretrained", "small", "base", "finetuned"}
+    weights : path, optional
+        A local checkpoint (``.ckpt``, ``.pt`` or ``.safetensors``); by default the published one is
+        fetched from its hub.
+
+    Raises
+    ------
+    OptionError
+        Unknown name.
+    WeightsUnavailableError
+        The published checkpoint cannot be reached.
+    CheckpointError
+        The file belongs to another model, or is no checkpoint.
+    """
+    if name == "tiny-pretrained":
+        if weights is not None:
+            raise OptionError(
+                "'tiny-pretrained' comes with its weights.",
+                fix="leave weights out, or model='small'",
+            )
+        return load_tiny_pretrained()
+    if name not in _CLASSES:
+        raise unknown_model(name)
+    cls = _CLASSES[name]
+    path = Path(weights) if weights is not None else fetch_checkpoint(cls, name)
+    state = read_state(path)
+    with (
+        torch.device("meta"),
+        LiveBytes(),
+    ):  # weights in memory once, and no time spent on random ones
+        model = cls()
+    load_state(model, state, path, assign=True)
+    return model
+
+
+def fetch_checkpoint(cls: type[Aurora], name: str) -> Path:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    where = {
+        "repo_id": cls.default_checkpoint_repo,
+        "filename": cls.default_checkpoint_name,
+        "revision": cls.default_checkpoint_revision,
+    }
+    cached = try_to_load_from_cache(**where)
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        return Path(hf_hub_download(**where))
+    except (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        OSError,
+        RuntimeError,
+    ) as error:
+        raise WeightsUnavailableError(
+            f"the checkpoint of model {name!r} ({cls.default_checkpoint_name}) is not on this"
+            f" machine and its hub cannot be reached ({type(error).__name__}).",
+            fix=(
+                f"fetch it where there is a network (hf download {cls.default_checkpoint_repo}"
+                f" {cls.default_checkpoint_name}) and give the file: weights='path/to/file.ckpt';"
+                " or model='tiny', which needs none"
+            ),
+        ) from None
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a checkpoint file; never unpickles code.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing, damaged, or no checkpoint.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"there is no checkpoint file '{path}'.", fix="weights='path/to/file.ckpt'"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"'{path}' could not be read as a checkpoint: {type(error).__name__}",
+            fix="check that the download is complete",
+        ) from error
+    except (
+        Exception
+    ) as error:  # safetensors raises a class of its own that derives from Exception alone
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise CheckpointError(
+            f"'{path}' is damaged: {error}", fix="fetch or save it again"
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise CheckpointError(
+            f"'{path}' holds no state dict (name → tensor).", fix="give a checkpoint of Aurora"
+        )
+    return state
+
+
+def load_state(
+    model: Aurora, state: dict[str, torch.Tensor], path: Path | str, *, assign: bool = False
+) -> None:
+    """Load weights loudly; with ``assign`` the tensors themselves become the model's.
+
+    Upstream's ``load_checkpoint_local(strict=False)`` swallows everything, even a file in which no
+    key fits.
+
+    Raises
+    ------
+    CheckpointError
+        Names or shapes differ; they are named, and the model is left as it was.
+    """
+    try:
+        state = model._adapt_checkpoint(dict(state))
+        embedding = next(
+            (v for k, v in state.items() if k.startswith("encoder.surf_token_embeds.weights.")),
+            None,
+        )
+        if (
+            embedding is not None
+            and embedding.ndim == 5
+            and embedding.shape[2] < model.max_history_size
+        ):
+            model.adapt_checkpoint_max_history_size(state)
+    except (KeyError, AssertionError, RuntimeError, IndexError, ValueError):
+        pass  # a file of another model; the comparison below says what is wrong with it
+    expected = model.state_dict()
+    compare_keys(expected, state, f"checkpoint '{path}'", type(model).__name__)
+    model.load_state_dict(state, assign=assign)
+    if left := [
+        name
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+        if tensor.is_meta
+    ]:
+        raise CheckpointError(
+            f"the checkpoint '{path}' leaves {left[:5]} without values.",
+            fix="give a whole checkpoint",
+        )
+
+
+def compare_keys(
+    expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], what: str, model: str
+) -> None:
+    """Raise :class:`CheckpointError` with the names that differ."""
+    missing = sorted(set(expected) - set(found))
+    unexpected = sorted(set(found) - set(expected))
+    shapes = sorted(k for k in set(expected) & set(found) if expected[k].shape != found[k].shape)
+    if not (missing or unexpected or shapes):
+        return
+
+    def some(names: list[str]) -> str:
+        return ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "")
+
+    parts = []
+    if missing:
+        parts.append(f"missing: {some(missing)}")
+    if unexpected:
+        parts.append(f"unexpected: {some(unexpected)}")
+    if shapes:
+        parts.append(
+            "of another shape: "
+            + some(
+                [
+                    f"{k} {tuple(found[k].shape)} instead of {tuple(expected[k].shape)}"
+                    for k in shapes
+                ]
+            )
+        )
+    raise CheckpointError(
+        f"the {what} is not of this model ({model}); {'; '.join(parts)}.",
+        fix=(
+            f"give a checkpoint of {model}, or choose the model it belongs to: model=..."
+            f" ({', '.join(MODELS)})"
+        ),
+    )
