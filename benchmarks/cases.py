@@ -24,6 +24,7 @@ import xarray as xr
 from aurora import Aurora, AuroraPretrained, AuroraSmallPretrained, Batch, rollout
 
 from xaurora.fields.grid import lattice as grids
+from xaurora.fields.grid.weights import latitude_weights
 from xaurora.model import aurora as models
 from xaurora.model import execution, heads, placement, strategies
 from xaurora.model.loader import Truth
@@ -279,7 +280,7 @@ def own_step(
     batch = ds.aurora.to_batch(ds["time"].values[-2], model=base)
     truth = truth_of(ds, batch)
     grid = grids.from_axes(np.asarray(batch.metadata.lat), np.asarray(batch.metadata.lon))
-    area = torch.from_numpy(grids.latitude_weights(grid.latitude)).float().to(size.device)[:, None]
+    area = torch.from_numpy(latitude_weights(grid.latitude)).float().to(size.device)[:, None]
     everything = (slice(None), slice(None))
     stack.enter_context(placement.placed(module, grid))
     kept = None

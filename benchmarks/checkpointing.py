@@ -24,9 +24,10 @@ import torch
 from aurora import AuroraSmallPretrained, Batch
 
 import xaurora
-from xaurora.model import execution, tuned
+from xaurora.model import execution
 from xaurora.model.memory import LiveBytes
 from xaurora.model.tiny import randomise_modulation
+from xaurora.utils import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 HOWS = ("none", "stock", "once")
@@ -116,8 +117,8 @@ def main() -> None:
         else f"{platform.machine()}, {torch.get_num_threads()} threads"
     )
     report = {
-        "date": tuned.now(),
-        "versions": tuned.versions(),
+        "date": provenance.now(),
+        "versions": provenance.versions(),
         "machine": machine,
         "shape": list(options.shape),
         "seconds": seconds,

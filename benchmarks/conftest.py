@@ -64,7 +64,7 @@ def stack() -> Iterator[Any]:
 def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
-    from xaurora.model import tuned
+    from xaurora.utils import provenance
 
     machine_info.clear()  # the names of machines and people are nobody's business
     machine_info |= {
@@ -73,7 +73,7 @@ def pytest_benchmark_update_machine_info(
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
-        "versions": tuned.versions(),
+        "versions": provenance.versions(),
         "size": config.getoption("--size"),
     }
 

@@ -287,7 +287,7 @@ def main() -> None:
         return
     import torch
 
-    from xaurora.model import tuned
+    from xaurora.utils import provenance
 
     with tempfile.TemporaryDirectory() as made:
         prepare(Path(made))
@@ -297,8 +297,8 @@ def main() -> None:
     gpu = torch.cuda.is_available()
     machine = torch.cuda.get_device_name() if gpu else f"{platform.machine()}, one thread"
     report = {
-        "date": tuned.now(),
-        "versions": tuned.versions(),
+        "date": provenance.now(),
+        "versions": provenance.versions(),
         "gpu": gpu,
         "machine": machine,
         "rows": rows,

@@ -44,7 +44,7 @@ def learn(job: tuple[str, str, int, int, int, int]) -> dict[str, Any]:
 
     import xaurora
     from xaurora import distributions
-    from xaurora.fields.grid.lattice import latitude_weights
+    from xaurora.fields.grid.weights import latitude_weights
     from xaurora.model import heads
     from xaurora.sources import synthesis
 
@@ -119,10 +119,10 @@ def marginal(totals: np.ndarray, head: str) -> dict[str, Any]:
     """
     import torch
 
-    from xaurora.fields import statistics as normalisation
+    from xaurora.fields.distribution import Distribution
     from xaurora.model import heads
 
-    seen = normalisation.Distribution(amounts=True)
+    seen = Distribution(amounts=True)
     seen.add(totals)
     values, shares = seen.binned()
     torch.manual_seed(0)
@@ -189,7 +189,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    from xaurora.model import heads, tuned
+    from xaurora.model import heads
+    from xaurora.utils import provenance
 
     jobs = [
         (law, head, options.times, options.steps, options.seed, 1)
@@ -210,8 +211,8 @@ def main() -> None:
         for name, y in real_totals(options.data).items()
     }
     report = {
-        "date": before.get("date", tuned.now()),
-        "versions": tuned.versions(),
+        "date": before.get("date", provenance.now()),
+        "versions": provenance.versions(),
         "machine": f"{platform.machine()}, one thread a run, {options.jobs} runs at once, no GPU",
         "auto": heads.AUTO_RAIN,
         "rows": rows,

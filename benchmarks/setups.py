@@ -103,7 +103,7 @@ def errors(forecast: Any, ds: Any, name: str, kind: str) -> np.ndarray:
     no truth.
     """
     from xaurora import distributions
-    from xaurora.fields.grid.lattice import latitude_weights
+    from xaurora.fields.grid.weights import latitude_weights
 
     axis = (
         "latitude" if "latitude" in ds.dims else next(d for d in ds[name].dims if "lat" in str(d))
@@ -413,7 +413,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(run(*options.one, options.data, options.scale)))
         return
-    from xaurora.model import tuned
+    from xaurora.utils import provenance
 
     report = json.loads(path.read_text()) if options.keep else None
     if report is None:
@@ -446,8 +446,8 @@ def main() -> None:
                 print(name, where, [round(v, 3) for v in rows[-1]["gain"]], flush=True)
         machine = f"{platform.machine()}, one thread, no GPU"
         report = {
-            "date": tuned.now(),
-            "versions": tuned.versions(),
+            "date": provenance.now(),
+            "versions": provenance.versions(),
             "machine": machine,
             "rows": rows,
         }

@@ -80,7 +80,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     times = int(options.gigabytes * 1e9 / (4 * SHAPE[0] * SHAPE[1]))
-    from xaurora.model import tuned
+    from xaurora.utils import provenance
 
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         store = Path(folder) / "tp.zarr"
@@ -92,8 +92,8 @@ def main() -> None:
         )
     result = json.loads(run.stdout)
     report = {
-        "date": tuned.now(),
-        "versions": tuned.versions(),
+        "date": provenance.now(),
+        "versions": provenance.versions(),
         "machine": f"{platform.machine()}, no GPU",
         "gigabytes": times * 4 * SHAPE[0] * SHAPE[1] / 1e9,
         "times": times,

@@ -148,7 +148,7 @@ def learn(name: str) -> dict[str, Any]:
     import torch
 
     import xaurora
-    from xaurora.fields.grid.lattice import latitude_weights
+    from xaurora.fields.grid.weights import latitude_weights
     from xaurora.model.tiny import build_tiny
     from xaurora.model.weights import load_pretrained
     from xaurora.sources import synthesis
@@ -439,7 +439,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(learn(options.one)))
         return
-    from xaurora.model import tuned
+    from xaurora.utils import provenance
 
     before = json.loads(path.read_text()) if path.exists() else {"rows": []}
     kept = {r["case"]: r for r in before["rows"]} if options.keep or options.only else {}
@@ -462,8 +462,8 @@ def main() -> None:
             flush=True,
         )
     report = {
-        "date": before.get("date") if options.keep else tuned.now(),
-        "versions": tuned.versions(),
+        "date": before.get("date") if options.keep else provenance.now(),
+        "versions": provenance.versions(),
         "machine": f"{platform.machine()}, one thread, no GPU",
         "rows": rows,
     }

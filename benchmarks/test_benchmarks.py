@@ -30,7 +30,7 @@ from cases import SMALL_HEAD, Size
 import xaurora
 from xaurora.fields import conventions, requirements
 from xaurora.model import loader as loading
-from xaurora.training import latents
+from xaurora.training import latent_store
 
 pytest.importorskip("pytest_benchmark")
 
@@ -288,19 +288,20 @@ def _reading_step(
     batch = data.aurora.to_batch(data["time"].values[-2], model=base)
     truth = cases.truth_of(data, batch)
     from xaurora.fields.grid import lattice as grids
+    from xaurora.fields.grid.weights import latitude_weights
 
     grid = grids.from_axes(np.asarray(batch.metadata.lat), np.asarray(batch.metadata.lon))
     stack.enter_context(placed(module, grid))
     values = module.latents(stepping.prepare(module, batch))[0].to(torch.bfloat16).cpu()
     values = values[: 1 if options["latents"] == "surface" else None].contiguous()
     count = 100 if values.numel() < 1e8 else 4
-    store = latents.Store(folder / "l.zarr", tuple(values.shape), "bfloat16", {}, 1e12)
+    store = latent_store.LatentStore(folder / "l.zarr", tuple(values.shape), "bfloat16", {}, 1e12)
     for i in range(count):
         store.write(i, values, bytes(16))
     rng = np.random.default_rng(0)
     moving = list(module.head.parameters())
     optimizer = torch.optim.AdamW(moving, lr=1e-5, fused=True)
-    area = torch.from_numpy(grids.latitude_weights(grid.latitude)).float().to(size.device)[:, None]
+    area = torch.from_numpy(latitude_weights(grid.latitude)).float().to(size.device)[:, None]
 
     def step(one: torch.Tensor) -> None:
         found = module(None, latents=one[None].to(size.device).float())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from xaurora import accessor as _accessor  # noqa: F401  (registers ds.aurora)
 from xaurora.errors import XauroraError
 
 if TYPE_CHECKING:
@@ -17,9 +16,9 @@ if TYPE_CHECKING:
         probabilistic_climatology,
     )
     from xaurora.evaluation.climatology import build as climatology
+    from xaurora.evaluation.combine import combine as combine_scores
     from xaurora.evaluation.compare import compare
     from xaurora.evaluation.published import published_scores
-    from xaurora.evaluation.scores import combine as combine_scores
     from xaurora.evaluation.significance import significance
     from xaurora.fields.grid.regions import edge_rings
     from xaurora.model.heads import HeadOptions

@@ -28,7 +28,7 @@ class AuroraAccessor:
         self._ds = ds
 
     def __repr__(self) -> str:
-        from xaurora.fields.checking import describe
+        from xaurora.fields.summary import describe
 
         return describe(self._ds)
 
@@ -795,11 +795,11 @@ class AuroraAccessor:
             To draw into; three of them for a triptych, four for a target.
         """
         from xaurora.fields import recognition
-        from xaurora.plots import maps as plots
+        from xaurora.plots import forecasts, target
 
         if not recognition.is_forecast(self._ds):
-            return plots.target(self._ds, name, truth=truth, ax=ax)
-        return plots.forecast(
+            return target.target(self._ds, name, truth=truth, ax=ax)
+        return forecasts.forecast(
             self._ds, name, init_time=init_time, lead=lead, truth=truth, level=level, ax=ax
         )
 

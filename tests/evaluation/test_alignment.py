@@ -89,7 +89,7 @@ def test_totals_over_a_day_from_members() -> None:
     ]  # a whole day has passed
     day = sum(fc["tp"].mean("number").isel(lead_time=i) for i in range(4))
     want = np.stack([truth["tp"].values[i + 1 : i + 5].sum(axis=0) for i in range(4)])
-    from xaurora.fields.grid.lattice import latitude_weights
+    from xaurora.fields.grid.weights import latitude_weights
 
     w = latitude_weights(fc["latitude"].values)[:, None] * np.ones((1, 8))
     error = ((day.values - want) * w).sum(axis=(1, 2)) / w.sum()
@@ -170,7 +170,7 @@ def test_a_truth_that_is_masked_by_nature(caplog) -> None:
         np.testing.assert_allclose(
             scores[name].sel(metric=metric), south[name].sel(metric=metric), rtol=1e-12
         )
-    from xaurora.fields.grid.lattice import latitude_weights
+    from xaurora.fields.grid.weights import latitude_weights
 
     w = latitude_weights(truth["latitude"].values)
     share = w[truth["latitude"].values < 48.0].sum() / w.sum()

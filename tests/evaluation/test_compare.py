@@ -116,7 +116,7 @@ def test_crps_from_parameters_is_in_the_forecasts_units(fields: xr.Dataset, tune
     by_hand = law.crps(
         {p: forecast[f"tp_{p}"].values[:, 0].astype("float64") for p in law.parameters}, y
     )
-    from xaurora.fields.grid.lattice import latitude_weights
+    from xaurora.fields.grid.weights import latitude_weights
 
     w = latitude_weights(fields["latitude"].values)[:, None] * np.ones((1, 32))
     expected = (by_hand * w).sum() / w.sum() / 2
@@ -170,7 +170,7 @@ def test_persistence_repeats_the_field(fields: xr.Dataset) -> None:
     by_hand = np.abs(fields["t2m"].values[1:].astype(float) - fields["t2m"].values[:-1]).mean(
         axis=(0, 2)
     )
-    from xaurora.fields.grid.lattice import latitude_weights
+    from xaurora.fields.grid.weights import latitude_weights
 
     w = latitude_weights(fields["latitude"].values)
     assert float(scores["t2m"].isel(lead_time=0, metric=0, region=0)) == pytest.approx(

@@ -17,7 +17,7 @@ import xaurora
 from xaurora import distributions, errors
 from xaurora.evaluation import metrics
 from xaurora.evaluation.spectra import zonal_power
-from xaurora.fields.grid.lattice import latitude_weights
+from xaurora.fields.grid.weights import latitude_weights
 
 SETS = ("global_deterministic", "global_ensemble", "regional_deterministic")
 MM = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)

@@ -8,6 +8,7 @@ import xarray as xr
 
 from xaurora import errors
 from xaurora.fields import statistics as normalisation
+from xaurora.fields.distribution import BIN_WIDTH, Distribution, Histogram
 
 
 def _weights(ds: xr.Dataset) -> np.ndarray:
@@ -47,14 +48,14 @@ def test_equals_numpy(fields: xr.Dataset) -> None:
 
 def test_negative_numbers_have_quantiles_too() -> None:
     x = np.random.default_rng(0).normal(0.0, 3.0, 50_000)
-    one, other = normalisation.Histogram(), normalisation.Histogram()
+    one, other = Histogram(), Histogram()
     one.add(x[:20_000])
     other.add(x[20_000:])
     one.merge(other)
     q = np.array([0.001, 0.2, 0.6, 0.999])
     exact = np.sort(x)[np.ceil(q * x.size).astype(int) - 1]
-    np.testing.assert_allclose(one.quantile(q), exact, rtol=normalisation.BIN_WIDTH)
-    parts = [normalisation.Distribution(), normalisation.Distribution()]
+    np.testing.assert_allclose(one.quantile(q), exact, rtol=BIN_WIDTH)
+    parts = [Distribution(), Distribution()]
     for part, values in zip(parts, np.split(x, [7]), strict=True):
         part.add(values)
     parts[0].merge(parts[1])

@@ -356,14 +356,14 @@ def test_a_rollout_feeds_the_heads_mean_back(fields: xr.Dataset, tmp_path: Path)
     """What stands under the target's name after a step, and enters the next, is the head's mean in
     the encoder's form.
     """
-    from xaurora.fields import conventions, targets
+    from xaurora.fields import conventions, targets, truth
     from xaurora.fields import requirements as needs
     from xaurora.model import batch, rollout
 
     fed = fields.aurora.finetune("tp", as_input=True, out=tmp_path / "fed", **QUICK)
     canonical = conventions.standardise(fields)
     cut, _ = needs.fit(canonical, fed.needs)
-    cut = targets.with_inputs(cut, targets.history(None, canonical, ["tp"]), fed.model.inputs)
+    cut = targets.with_inputs(cut, truth.history(None, canonical, ["tp"]), fed.model.inputs)
     with torch.inference_mode():
         first, second = rollout.steps(fed.model, batch.to_batch(cut, [fields["time"].values[5]]), 2)
     for step in (first, second):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xaurora.fields import variables
+from xaurora.fields.unit_conversion import CONVERSIONS, conversion, normalise_units
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ from xaurora.fields import variables
     ],
 )
 def test_units_are_written_one_way(text: str, expected: str) -> None:
-    assert variables.normalise_units(text) == expected
+    assert normalise_units(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -47,22 +48,22 @@ def test_units_are_written_one_way(text: str, expected: str) -> None:
     ],
 )
 def test_conversions_by_hand(value: float, unit: str, canonical: str, expected: float) -> None:
-    scale, offset = variables.conversion(unit, canonical)
+    scale, offset = conversion(unit, canonical)
     assert scale * value + offset == pytest.approx(expected, rel=1e-12)
 
 
 @given(
-    st.sampled_from([(c, u) for c, table in variables._CONVERSIONS.items() for u in table]),
+    st.sampled_from([(c, u) for c, table in CONVERSIONS.items() for u in table]),
     st.floats(-1e6, 1e6),
 )
 def test_units_have_inverses(pair: tuple[str, str], value: float) -> None:
-    scale, offset = variables.conversion(pair[1], pair[0])
+    scale, offset = conversion(pair[1], pair[0])
     assert ((scale * value + offset) - offset) / scale == pytest.approx(value, rel=1e-9, abs=1e-6)
 
 
 def test_unknown_units_convert_to_nothing() -> None:
-    assert variables.conversion("furlong", "m") is None
-    assert variables.conversion("m", "Pa") is None
+    assert conversion("furlong", "m") is None
+    assert conversion("m", "Pa") is None
 
 
 def test_names_lead_to_one_variable_each() -> None:

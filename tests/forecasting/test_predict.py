@@ -17,7 +17,8 @@ from helpers import make_aurora
 
 import xaurora
 from xaurora import errors
-from xaurora.forecasting import predict as prediction
+from xaurora.forecasting import job
+from xaurora.forecasting.request import lead_steps
 from xaurora.model import bridge
 
 
@@ -175,9 +176,9 @@ def test_leads_that_are_none(fields: xr.Dataset, lead: object) -> None:
 
 
 def test_leads() -> None:
-    assert prediction.lead_steps("1 day") == [1, 2, 3, 4]
-    assert prediction.lead_steps(np.timedelta64(12, "h")) == [1, 2]
-    assert prediction.lead_steps(["24h", "6h"]) == [1, 4]
+    assert lead_steps("1 day") == [1, 2, 3, 4]
+    assert lead_steps(np.timedelta64(12, "h")) == [1, 2]
+    assert lead_steps(["24h", "6h"]) == [1, 4]
 
 
 def test_options_that_do_not_fit(fields: xr.Dataset, tuned, aurora_model, tmp_path) -> None:
@@ -213,7 +214,7 @@ def test_a_store_equals_memory_and_goes_on(
 ) -> None:
     times = fields["time"].values[[3, 4, 5, 6]]
     whole = fields.aurora.predict("12h", model=tuned, time=times, progress=False)
-    real, calls = prediction._Job.forecast, []
+    real, calls = job.Job.forecast, []
 
     def fail_at_third(self, module, inits, batch):
         calls.append(inits)
@@ -221,7 +222,7 @@ def test_a_store_equals_memory_and_goes_on(
             raise KeyboardInterrupt
         return real(self, module, inits, batch)
 
-    monkeypatch.setattr(prediction._Job, "forecast", fail_at_third)
+    monkeypatch.setattr(job.Job, "forecast", fail_at_third)
     with pytest.raises(KeyboardInterrupt):
         fields.aurora.predict(
             "12h", model=tuned, time=times, store=tmp_path / "fc.zarr", progress=False

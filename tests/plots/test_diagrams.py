@@ -10,7 +10,7 @@ import xarray as xr
 import xaurora
 from xaurora import errors
 from xaurora.evaluation.histograms import INTENSITY_EDGES
-from xaurora.plots import diagrams
+from xaurora.plots import diagrams, forecasts
 from xaurora.plots import maps as plots
 
 
@@ -100,7 +100,7 @@ def test_every_diagram_takes_axes(scores: dict[str, xr.Dataset], fields: xr.Data
         assert draw(ax) is ax
         assert ax.has_data()
         plt.close(figure)
-    axes = plots.models(
+    axes = forecasts.models(
         {"mine": scores["forecast"], "again": scores["forecast"]}, "tp", truth=fields
     )
     assert axes.shape == (3, 2)
@@ -140,7 +140,7 @@ def test_what_is_missing_is_said(scores: dict[str, xr.Dataset]) -> None:
         (
             lambda: (
                 plots.lead_curve(mine, "tp", "rmse", level=500.0)
-                and plots.models(scores["forecast"], ax=[1])
+                and forecasts.models(scores["forecast"], ax=[1])
             ),
             errors.OptionError,
             "shape",

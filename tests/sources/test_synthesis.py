@@ -9,13 +9,13 @@ import xarray as xr
 import xaurora
 from xaurora import errors
 from xaurora.distributions import ensemble_crps
-from xaurora.sources import synthesis
+from xaurora.sources import laws, synthesis
 
 
-@pytest.mark.parametrize("rain", synthesis.LAWS)
+@pytest.mark.parametrize("rain", laws.LAWS)
 def test_the_perfect_score_equals_that_of_samples_from_the_law(rain: str) -> None:
     ds = xaurora.synthetic(times=40, rain=rain)
-    law, rng = synthesis.law_of(rain), np.random.default_rng(1)
+    law, rng = laws.law_of(rain), np.random.default_rng(1)
     mean, spread = synthesis._next_wetness(ds, 1)
     m, y = mean.values[:-1], ds["tp"].values[1:]
     members = np.stack(
@@ -34,7 +34,7 @@ def test_the_state_tells_more_than_nothing_and_fades() -> None:
 
 
 def test_the_law_by_hand() -> None:
-    law = synthesis.HurdleLaw()
+    law = laws.HurdleLaw()
     rng = np.random.default_rng(0)
     for w in (-1.0, 0.5, 2.0):
         draws = law.sample(np.full(200_000, w), rng)
@@ -42,16 +42,16 @@ def test_the_law_by_hand() -> None:
             assert law.cdf_given(np.float64(w), np.float64(y)) == pytest.approx(
                 (draws <= y).mean(), abs=0.005
             )
-    assert synthesis.HurdleLaw(drizzle=False).sample(np.full(10_000, -2.0), rng).max() > 0
+    assert laws.HurdleLaw(drizzle=False).sample(np.full(10_000, -2.0), rng).max() > 0
 
 
-@pytest.mark.parametrize("rain", [name for name in synthesis.LAWS if synthesis.law_of(name).ahead])
+@pytest.mark.parametrize("rain", [name for name in laws.LAWS if laws.law_of(name).ahead])
 def test_laws_of_a_family_are_that_family_given_the_state(rain: str) -> None:
     """The probability of what fell, given the state six hours before, is uniform; and nobody scores
     better than who knows the law.
     """
     ds = xaurora.synthetic(shape=(16, 32), times=200, rain=rain)
-    law = synthesis.law_of(rain)
+    law = laws.law_of(rain)
     w = (
         synthesis.MEMORY
         * synthesis.wetness(ds).roll(longitude=synthesis.MOTIONS["east"]).values[:-1]

@@ -391,7 +391,7 @@ def test_learns_most_of_what_can_be_learnt(tmp_path) -> None:
     """A short version of benchmarks/learning.py: held-out CRPS in mm between climatology and the
     perfect forecaster.
     """
-    from xaurora.fields.grid.lattice import latitude_weights
+    from xaurora.fields.grid.weights import latitude_weights
     from xaurora.sources import synthesis
 
     ds = xaurora.synthetic(times=240, seed=3)

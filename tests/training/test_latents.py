@@ -20,7 +20,7 @@ from helpers import make_aurora
 
 import xaurora
 from xaurora import errors
-from xaurora.training import latents
+from xaurora.training import latent_store
 from xaurora.training.options import LatentOptions, TrainingOptions, bytes_of
 
 FAST = {"strategy": "frozen", "steps": 60, "validations": 2, "progress": False}
@@ -185,7 +185,7 @@ def test_a_damaged_store_of_nobodys_name(
 def test_a_store_that_is_removed_while_it_is_filled(
     fields: xr.Dataset, base, reference, tmp_path, monkeypatch, caplog
 ) -> None:
-    real, written = latents.Store.write, []
+    real, written = latent_store.LatentStore.write, []
 
     def removes(self, place, values, inputs):
         written.append(place)
@@ -193,7 +193,7 @@ def test_a_store_that_is_removed_while_it_is_filled(
             shutil.rmtree(self.path)
         real(self, place, values, inputs)
 
-    monkeypatch.setattr(latents.Store, "write", removes)
+    monkeypatch.setattr(latent_store.LatentStore, "write", removes)
     kept = LatentOptions(path=str(tmp_path / "l.zarr"), dtype="float32")
     tuned = fields.aurora.finetune("tp", model=base, latents=kept, out=tmp_path / "run", **FAST)
     np.testing.assert_array_equal(_losses(tuned), _losses(reference))
@@ -243,7 +243,7 @@ def test_a_damaged_chunk_is_computed_again(
 def test_a_full_disk_ends_the_store_and_not_the_training(
     fields: xr.Dataset, base, reference, tmp_path, monkeypatch, caplog
 ) -> None:
-    real, written = latents.Store.write, []
+    real, written = latent_store.LatentStore.write, []
 
     def full(self, place, values, inputs):
         if len(written) == 5:
@@ -251,7 +251,7 @@ def test_a_full_disk_ends_the_store_and_not_the_training(
         written.append(place)
         real(self, place, values, inputs)
 
-    monkeypatch.setattr(latents.Store, "write", full)
+    monkeypatch.setattr(latent_store.LatentStore, "write", full)
     kept = LatentOptions(dtype="float32")
     tuned = fields.aurora.finetune("tp", model=base, latents=kept, out=tmp_path / "run", **FAST)
     np.testing.assert_array_equal(_losses(tuned), _losses(reference))
@@ -284,7 +284,7 @@ def test_a_folder_that_cannot_be_written(
     def denied(self):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(latents.Store, "_create", denied)
+    monkeypatch.setattr(latent_store.LatentStore, "_create", denied)
     tuned = fields.aurora.finetune(
         "tp", model=base, latents=LatentOptions(dtype="float32"), out=tmp_path / "r", **FAST
     )

@@ -548,7 +548,7 @@ def test_losses_of_all_steps_are_averaged(fields: xr.Dataset, tmp_path: Path) ->
     sample's forecast.
     """
     from xaurora.fields import conventions, requirements
-    from xaurora.fields.grid.lattice import latitude_weights
+    from xaurora.fields.grid.weights import latitude_weights
 
     base = make_aurora()
     options = {
@@ -1112,17 +1112,17 @@ def test_the_same_with_any_number_of_threads(fields: xr.Dataset, tmp_path: Path)
 
 
 def test_years_that_the_base_has_seen() -> None:
-    from xaurora.training import finetune as finetuning
+    from xaurora.training import describe
 
     times = np.array(["2020-06-01", "2021-06-01"], dtype="datetime64[ns]")
-    assert "1 of 2 validation samples lie before 2021" in finetuning._seen_before(
+    assert "1 of 2 validation samples lie before 2021" in describe._seen_before(
         "small", "small", times
     )
-    assert "2 of 2 validation samples lie before 2022" in finetuning._seen_before(
+    assert "2 of 2 validation samples lie before 2022" in describe._seen_before(
         "finetuned", "finetuned", times
     )
-    assert not finetuning._seen_before("small", "small", times[1:])
-    assert not finetuning._seen_before("tiny", "tiny", times)
+    assert not describe._seen_before("small", "small", times[1:])
+    assert not describe._seen_before("tiny", "tiny", times)
 
 
 def test_float16_scales_the_loss(fields: xr.Dataset, tmp_path: Path) -> None:

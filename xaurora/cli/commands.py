@@ -623,7 +623,7 @@ def _regions(texts: list[str] | None) -> Any:
 
 def _table(scores: Any) -> str:
     """Scores as text, rain in mm."""
-    from xaurora.evaluation.scores import without_carried
+    from xaurora.evaluation.carried import without_carried
     from xaurora.plots import scorecards
 
     kept = [

@@ -12,7 +12,7 @@ import xarray as xr
 from xaurora.errors import SaveError
 from xaurora.evaluation import aggregation, baselines, climatology
 from xaurora.evaluation.compare import compare
-from xaurora.fields.grid.lattice import latitude_weights
+from xaurora.fields.grid.weights import latitude_weights
 from xaurora.plots import maps as plots
 from xaurora.sources import synthesis
 from xaurora.training import curves

@@ -8,7 +8,6 @@ metres.
 
 from __future__ import annotations
 
-from xaurora.distributions import csgd, hurdles, quantiles
 from xaurora.distributions.ensembles import ensemble_crps, plotting_positions, ranks_of
 from xaurora.distributions.families import (
     FAMILIES,

@@ -14,8 +14,9 @@ import xarray as xr
 
 from xaurora.distributions import FAMILIES, Deterministic, Family, from_attrs
 from xaurora.errors import AccumulationError, KindError, LeadTimeError, TruthError
-from xaurora.fields import periods, precipitation, recognition, variables
-from xaurora.fields.recognition import Field
+from xaurora.fields import axes, periods, precipitation, recognition, variables
+from xaurora.fields.found import Field
+from xaurora.fields.unit_conversion import conversion
 from xaurora.fields.variables import TIMESTEP_HOURS
 
 _LEADS = {
@@ -193,7 +194,7 @@ def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
         .drop_vars("valid_time", errors="ignore")
         .rename(init_time="time")
     )
-    members = [d for d in recognition.NAMES["number"] if d in probe.dims]
+    members = [d for d in axes.NAMES["number"] if d in probe.dims]
     single = probe.isel({members[0]: 0}, drop=True) if members else probe
     found = recognition.recognise(single)
     for name in list(
@@ -297,7 +298,7 @@ def _totals(
 
 
 def _is_ensemble(da: xr.DataArray) -> bool:
-    return any(d in recognition.NAMES["number"] for d in da.dims)
+    return any(d in axes.NAMES["number"] for d in da.dims)
 
 
 def durations_of(lead: xr.DataArray) -> np.ndarray:
@@ -321,9 +322,7 @@ def durations_of(lead: xr.DataArray) -> np.ndarray:
 
 def to_mm(threshold: xr.DataArray) -> float:
     """Millimetres a unit of a coordinate of thresholds; without units they are millimetres."""
-    return (
-        1e3 * (variables.conversion(str(threshold.attrs.get("units", "mm")), "m") or (1e-3, 0.0))[0]
-    )
+    return 1e3 * (conversion(str(threshold.attrs.get("units", "mm")), "m") or (1e-3, 0.0))[0]
 
 
 def matched_variables(forecasts: Iterable[Forecast], truth: Any) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ import xarray as xr
 
 from xaurora.errors import KindError, LeadTimeError, MissingVariableError, OptionError, TruthError
 from xaurora.fields import periods, precipitation, recognition
+from xaurora.fields.found import Recognition
 from xaurora.fields.variables import TIMESTEP_HOURS
 
 
@@ -42,9 +43,7 @@ def durations(leads: Any) -> np.ndarray:
     return np.array(out)
 
 
-def _chosen(
-    ds: xr.Dataset, names: Sequence[str] | str | None
-) -> tuple[recognition.Recognition, list[str]]:
+def _chosen(ds: xr.Dataset, names: Sequence[str] | str | None) -> tuple[Recognition, list[str]]:
     found = recognition.recognise(ds)
     for name in [names] if isinstance(names, str) else names or ():
         if name in found.unrecognised:
@@ -60,7 +59,7 @@ def _chosen(
     return found, wanted
 
 
-def _six_hourly(ds: xr.Dataset, found: recognition.Recognition, name: str) -> xr.DataArray:
+def _six_hourly(ds: xr.Dataset, found: Recognition, name: str) -> xr.DataArray:
     """A field as forecasts have it: precipitation over six hours."""
     items = {item.source: item for item in found.fields.values()}
     if items[name].variable.accumulated:
@@ -71,7 +70,7 @@ def _six_hourly(ds: xr.Dataset, found: recognition.Recognition, name: str) -> xr
     return ds[name]
 
 
-def _public(da: xr.DataArray, found: recognition.Recognition) -> xr.DataArray:
+def _public(da: xr.DataArray, found: Recognition) -> xr.DataArray:
     names = {
         axis.dim: key
         for key, axis in found.axes.items()

@@ -18,7 +18,9 @@ import xarray as xr
 
 from xaurora.errors import OptionError
 from xaurora.evaluation import baselines
-from xaurora.fields import periods, precipitation, recognition, variables
+from xaurora.fields import periods, precipitation
+from xaurora.fields.found import Recognition
+from xaurora.fields.unit_conversion import conversion
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.utils.progress import bar
 
@@ -197,7 +199,7 @@ class _Job:
 
 def _jobs(
     ds: xr.Dataset,
-    found: recognition.Recognition,
+    found: Recognition,
     wanted: list[str],
     statistics: list[str],
     hours: list[int],
@@ -247,7 +249,7 @@ def _run(
     copies = len(da) if whole_series else 2 * len(plan.hours) * _DAYS
     rows = max(min(shape[-2], _BLOCK // max(per_row * copies, 1)), 1)
     to_metres = (
-        (variables.conversion(str(da.attrs.get("units", "m")), "m") or (1.0, 0.0))[0]
+        (conversion(str(da.attrs.get("units", "m")), "m") or (1.0, 0.0))[0]
         if job.dry is not None
         else 1.0
     )

@@ -4,9 +4,7 @@ without torch.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,11 +13,12 @@ import numpy as np
 import xarray as xr
 
 from xaurora.errors import KindError, OptionError, TruthError
-from xaurora.evaluation import alignment, scores, truths
+from xaurora.evaluation import alignment, frames, scores, truths
 from xaurora.evaluation import engine as _engine
 from xaurora.evaluation import metrics as _metrics
 from xaurora.evaluation.aggregation import AreaMeans
 from xaurora.evaluation.alignment import Forecast
+from xaurora.evaluation.attributes import _hash, attributes, described
 from xaurora.evaluation.jobs import jobs_of
 from xaurora.evaluation.layout import to_weatherbench2
 from xaurora.evaluation.sample import Settings
@@ -92,9 +91,9 @@ def compare(
     labels = _metrics.check(metrics)
     explicit = metrics is not None and metrics != "all"
     by = (by,) if isinstance(by, str) else tuple(by or ())
-    if unknown := [b for b in by if b not in scores.BY]:
+    if unknown := [b for b in by if b not in frames.BY]:
         raise OptionError(
-            f"by={unknown} is no way to group times; valid are {', '.join(map(repr, scores.BY))}.",
+            f"by={unknown} is no way to group times; valid are {', '.join(map(repr, frames.BY))}.",
             fix="by='season'",
         )
     read = {label: alignment.read_forecast(ds, accumulate) for label, ds in forecasts.items()}
@@ -189,12 +188,12 @@ def compare(
     quantiles = normals.quantile_levels(keys[0]) if normals is not None else ()
     if normals is not None:
         quantiles = next((q for key in keys if (q := normals.quantile_levels(key))), ())
-    _, bins = scores.lead_groups(first.leads, lead_bins)
+    _, bins = frames.lead_groups(first.leads, lead_bins)
     out = {}
     for label, table in tables.items():
-        frame = scores.Frame(
+        frame = frames.Frame(
             {
-                "/".join(job.key): _described(job, plan)
+                "/".join(job.key): described(job, plan)
                 for job in jobs
                 if any(k == "/".join(job.key) for k, _ in table.found)
             },
@@ -206,7 +205,7 @@ def compare(
             bins,
             convention,
             scores.extra_coords(thresholds_mm, neighborhood_sizes, quantiles, quantile_levels),
-            _attrs(
+            attributes(
                 read[label],
                 first,
                 counts,
@@ -369,7 +368,7 @@ def _groups(
     """Init times kept one by one where that takes little memory, else the groups that are asked
     for.
     """
-    scores.lead_groups(first.leads, lead_bins)
+    frames.lead_groups(first.leads, lead_bins)
     sizes = {
         "threshold_mm": len(settings.thresholds_mm),
         "quantile": 8,
@@ -393,15 +392,7 @@ def _groups(
         "these scores do not carry their init times one by one, which would take more than 128 MB;"
         " without them there are no intervals."
     )
-    return scores.groups_of(first.init_times, first.leads, by)[0], False
-
-
-def _hash(weights: Mapping[str, np.ndarray]) -> str:
-    """Of the regions themselves: another box may have the same name."""
-    digest = hashlib.sha256()
-    for name, values in weights.items():
-        digest.update(name.encode() + np.ascontiguousarray(values.astype(np.float32)).tobytes())
-    return digest.hexdigest()[:12]
+    return frames.groups_of(first.init_times, first.leads, by)[0], False
 
 
 def _maps(
@@ -437,60 +428,6 @@ def _maps(
         if job.levels:
             coords["map_level"] = list(job.levels)
         out[f"{item.source}_bias_map"] = xr.DataArray(values, coords, dims, attrs=attrs)
-    return out
-
-
-def _described(job: _engine.Job, plan: _engine.Plan) -> scores.Described:
-    item = plan.item(job.parts[0])
-    units = str(item.attrs.get("units", item.variable.units))
-    if len(job.parts) > 1:
-        return scores.Described(job.key[1], units, "Wind vector", "/".join(job.key), job.levels)
-    return scores.Described(
-        item.source, units, item.variable.long_name, "/".join(job.key), job.levels
-    )
-
-
-def _attrs(
-    f: Forecast,
-    first: Forecast,
-    counts: dict[str, Any],
-    jobs: int,
-    convention: str,
-    masked: bool,
-    labels: dict[str, str],
-    by: tuple[str, ...],
-    bins: dict[str, np.ndarray] | None,
-    regions: str,
-) -> dict[str, Any]:
-    out: dict[str, Any] = {
-        "number_of_init_times": len(first.init_times),
-        "first_init_time": str(first.init_times.min().astype("datetime64[m]")),
-        "last_init_time": str(first.init_times.max().astype("datetime64[m]")),
-        "fields_scored": counts["scored"] // max(jobs, 1),
-        "fields_without_truth": counts["without_truth"] // max(jobs, 1),
-        "grid": f"{len(first.latitude)} × {len(first.longitude)}",
-        "convention": convention,
-        "masked": int(masked),
-        "regions_hash": regions,
-        "metrics": " ".join(labels),
-    }
-    if by:
-        out["by"] = " ".join(by)
-    if bins is not None:
-        out["lead_bins"] = json.dumps(
-            {k: v.astype("timedelta64[ns]").astype(np.int64).tolist() for k, v in bins.items()}
-        )
-    if first.hours != 6:
-        out["precipitation_hours"] = first.hours
-    for name in (
-        "xaurora_base",
-        "xaurora_base_hash",
-        "xaurora_weights",
-        "xaurora_strategy",
-        "title",
-    ):
-        if name in f.ds.attrs:
-            out["forecast_title" if name == "title" else name] = f.ds.attrs[name]
     return out
 
 

@@ -12,28 +12,23 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from xaurora.distributions import Deterministic, Family
-from xaurora.errors import UnitsError
 from xaurora.evaluation import alignment
 from xaurora.evaluation.aggregation import AreaMeans, Table
 from xaurora.evaluation.alignment import Forecast
 from xaurora.evaluation.sample import Sample, Settings
+from xaurora.evaluation.sanity import check_rain, check_size, own_units
 from xaurora.evaluation.statistics import STATISTICS
 from xaurora.evaluation.truths import ClimatologyFields, Truth
-from xaurora.fields import variables
-from xaurora.fields.recognition import Field
+from xaurora.fields.found import Field
 from xaurora.utils.progress import bar
 
 Key = tuple[str, str]
-
-_NEGATIVE = -1e-5  # m; what lies above is noise of packing
-# m in six hours: no rain, but millimetres that are said to be metres (the record of 12 h is 1.1 m)
-_MOST = 3.0
 
 
 @dataclass(frozen=True)
@@ -324,10 +319,10 @@ def _sample(
         y = plan.truth.like(*part, own, item)
         values = _like(raw[at], mine, item)
         if rain:
-            _check_rain(values, item, "forecast", forecast)
-            _check_rain(y, item, "truth", forecast)
+            check_rain(values, item, "forecast", forecast)
+            check_rain(y, item, "truth", forecast)
         if place[0] == 0:
-            _check_size(values, y, item, label)
+            check_size(values, y, item, label)
         parts.append(
             Sample(
                 plan.settings,
@@ -351,9 +346,9 @@ def _sample(
     sample.params = {name: values[at].astype(np.float64) for name, values in block.params.items()}
     if "quantile" in block.beside:
         levels = forecast.ds["quantile"].values
-        own_units = _own_units(forecast.ds[f"{mine.source}_quantile"], mine)
+        quantile_units = own_units(forecast.ds[f"{mine.source}_quantile"], mine)
         sample.quantiles = {
-            float(q): _like(v.astype(np.float64), own_units, item)
+            float(q): _like(v.astype(np.float64), quantile_units, item)
             for q, v in zip(levels, block.beside["quantile"][at], strict=True)
         }
     if "probability" in block.beside:
@@ -387,89 +382,6 @@ def _like(values: np.ndarray, mine: Field, item: Field) -> np.ndarray:
         values.astype(np.float64) * (mine.scale / item.scale)
         + (mine.offset - item.offset) / item.scale
     )
-
-
-def _own_units(da: Any, mine: Field) -> Field:
-    """A field with the units that stand at what lies beside it."""
-    units = str(da.attrs.get("units", ""))
-    found = (
-        variables.conversion(units, mine.variable.units)
-        if units and mine.variable.units in variables.CANONICAL
-        else None
-    )
-    return mine if found is None else replace(mine, scale=found[0], offset=found[1])
-
-
-# What a field is multiplied by where its units are mistaken: Pa and hPa, m² s⁻² and m, kg/kg and
-# g/kg, m and mm of rain.
-_MISTAKES = {"Pa": 100.0, "m2 s-2": variables.GRAVITY, "kg kg-1": 1000.0, "m": 1000.0}
-_ZERO_CELSIUS = 273.15  # K
-
-
-def _check_size(values: np.ndarray, y: np.ndarray, item: Field, label: str) -> None:
-    """Refuse units that cannot be, by a look at forecast and truth together: one of them is off by
-    a known factor, or by the zero of Celsius.
-    """
-    name, units = item.source, item.variable.units
-    there = [v[np.isfinite(v)] * item.scale + item.offset for v in (values.astype(np.float64), y)]
-    if not all(v.size for v in there):
-        return
-    whose = "forecast" if label == "forecast" else f"forecast {label!r}"
-    if units == "K" and abs(abs(there[0].mean() - there[1].mean()) - _ZERO_CELSIUS) < 15.0:
-        cold = whose if there[0].mean() < there[1].mean() else "truth"
-        raise UnitsError(
-            f"'{name}' of the {cold} is 273 K colder than the other: degrees Celsius that are said"
-            " to be kelvins, by the look of it.",
-            fix=f"{'truth' if cold == 'truth' else 'fc'}['{name}'].attrs['units'] = 'degC'",
-        )
-    factor = _MISTAKES.get(units)
-    sizes = [(float(np.sqrt((v**2).mean())), float(np.abs(v).max())) for v in there]
-    if factor is None or min(min(pair) for pair in sizes) <= 0:
-        return
-    near = (
-        2.5 if item.variable.accumulated else 1.05
-    )  # rain differs more between forecast and truth than anything else
-    ratios = [max(pair) / min(pair) for pair in zip(*sizes, strict=True)]
-    drizzle = item.variable.accumulated and max(pair[0] for pair in sizes) < 2e-4
-    if not drizzle and all(factor / near < r < factor * near for r in ratios):
-        small = whose if sizes[0][0] < sizes[1][0] else "truth"
-        raise UnitsError(
-            f"'{name}' of the {small} is {ratios[0]:.0f} times smaller than the other, which is"
-            f" what mistaken units do ({units!r} are expected).",
-            fix=(
-                "look at both units:"
-                f" {'truth' if small == 'truth' else 'fc'}['{name}'].attrs['units'] = ..."
-            ),
-        )
-
-
-def _check_rain(values: np.ndarray, item: Field, whose: str, forecast: Forecast) -> None:
-    """Refuse rain that cannot be: negative beyond noise, or millimetres said to be metres."""
-    low, high = (
-        np.fmin.reduce(values, axis=None) * item.scale,
-        np.fmax.reduce(values, axis=None) * item.scale,
-    )
-    name = item.source
-    units = item.attrs.get("units", item.variable.units)
-    if low < _NEGATIVE and whose == "forecast":
-        raise UnitsError(
-            f"'{name}' of the forecast falls to {low * 1e3:.3g} mm in {forecast.hours} h;"
-            " precipitation is not negative.",
-            fix=(
-                f"fc['{name}'] = fc['{name}'].clip(min=0) if that is what the model gives, else"
-                " look at its units"
-            ),
-        )
-    if high > _MOST * max(forecast.hours / 6.0, 1.0):
-        raise UnitsError(
-            f"'{name}' of the {whose} reaches {high:.3g} m in {forecast.hours} h"
-            + (f" if its units are {units!r}" if whose == "forecast" else "")
-            + "; these look like millimetres.",
-            fix=(
-                f"{'fc' if whose == 'forecast' else 'truth'}['{name if whose == 'forecast' else 'tp'}'].attrs['units']"
-                " = 'mm'"
-            ),
-        )
 
 
 def _mask(samples: list[Sample]) -> None:

@@ -9,8 +9,9 @@ from xaurora import distributions
 from xaurora.errors import KindError
 from xaurora.evaluation import alignment
 from xaurora.evaluation import metrics as _metrics
-from xaurora.evaluation.scores import without_carried
+from xaurora.evaluation.carried import without_carried
 from xaurora.fields import recognition, variables
+from xaurora.fields.unit_conversion import conversion
 
 
 def results(scores: xr.Dataset) -> xr.Dataset:
@@ -32,7 +33,7 @@ def results(scores: xr.Dataset) -> xr.Dataset:
         if variable.accumulated and scores.attrs.get("precipitation_hours", 6) != 6:
             public = f"total_precipitation_{scores.attrs['precipitation_hours']}hr"
         units = str(da.attrs.get("units", ""))
-        scale, _ = variables.conversion(units, variable.units) or (1.0, 0.0)
+        scale, _ = conversion(units, variable.units) or (1.0, 0.0)
         if "metric" in da.dims and scale != 1.0:
             kinds = [
                 _metrics.METRICS[_metrics.ALIASES.get(m, m)].units if m != "coverage" else ""

@@ -9,9 +9,10 @@ import numpy as np
 import xarray as xr
 
 from xaurora.errors import KindError, OptionError, TruthError
+from xaurora.evaluation import carried
 from xaurora.evaluation import metrics as _metrics
-from xaurora.evaluation import scores as _scores
 from xaurora.fields import variables
+from xaurora.fields.unit_conversion import conversion
 
 _FEWEST = 5  # blocks; fewer say nothing of a spread
 
@@ -111,10 +112,10 @@ def _block(count: int) -> int:
 
 def _pairs(scores: xr.Dataset, baseline: xr.Dataset) -> Iterator[tuple[str, str]]:
     """Variables of both that mean the same, whatever they are called, and carry their init times."""
-    mine, theirs = (_scores.carriers(ds) for ds in (scores, baseline))
+    mine, theirs = (carried.carriers(ds) for ds in (scores, baseline))
     for ds, found in ((scores, mine), (baseline, theirs)):
         if not found:
-            _scores.carried(ds, str(next(iter(ds.data_vars), "tp")))
+            carried.carried(ds, str(next(iter(ds.data_vars), "tp")))
     keys = {str(attrs.get("xaurora_variable", n)): n for n, attrs in theirs.items()}
     for n, attrs in mine.items():
         if (key := str(attrs.get("xaurora_variable", n))) in keys:
@@ -130,11 +131,11 @@ def _factor(scores: xr.Dataset, baseline: xr.Dataset, name: str, other: str) -> 
         There is no such number, or they are of totals over another period.
     """
     mine, theirs = (
-        str(_scores.carriers(ds)[n].get("units", ""))
+        str(carried.carriers(ds)[n].get("units", ""))
         for ds, n in ((scores, name), (baseline, other))
     )
     hours = [int(ds.attrs.get("precipitation_hours", 6)) for ds in (scores, baseline)]
-    key = str(_scores.carriers(scores)[name].get("xaurora_variable", ""))
+    key = str(carried.carriers(scores)[name].get("xaurora_variable", ""))
     if key == "surface/tp" and hours[0] != hours[1]:
         raise TruthError(
             f"'{name}' is over {hours[0]} h in one and over {hours[1]} h in the other.",
@@ -145,9 +146,7 @@ def _factor(scores: xr.Dataset, baseline: xr.Dataset, name: str, other: str) -> 
     kind, _, short = key.partition("/")
     known = variables.BY_KEY.get((kind, short))
     scales = (
-        [variables.conversion(u, known.units) for u in (mine, theirs)]
-        if known is not None
-        else [None, None]
+        [conversion(u, known.units) for u in (mine, theirs)] if known is not None else [None, None]
     )
     if scales[0] is None or scales[1] is None:
         raise TruthError(
@@ -168,7 +167,7 @@ def _variable(
     level: float,
     seed: int,
 ) -> Iterator[tuple[str, xr.DataArray, int]]:
-    mine, theirs = _scores.carried(scores, name), _scores.carried(baseline, other)
+    mine, theirs = carried.carried(scores, name), carried.carried(baseline, other)
     times = np.intersect1d(scores["init_time"].values, baseline["init_time"].values)
     leads = np.intersect1d(scores["carried_lead_time"].values, baseline["carried_lead_time"].values)
     regions = [r for r in scores["region"].values if r in baseline["region"].values]

@@ -17,8 +17,9 @@ import xarray as xr
 from xaurora.errors import KindError, OptionError, TruthError
 from xaurora.evaluation.alignment import Forecast, loaded
 from xaurora.fields import conventions, periods, precipitation, recognition, variables
+from xaurora.fields.found import Field
 from xaurora.fields.grid import regridding
-from xaurora.fields.recognition import Field
+from xaurora.fields.unit_conversion import is_rate
 
 logger = logging.getLogger("xaurora")
 
@@ -136,9 +137,7 @@ class Truth:
         """
         mine = self.fields.layout.fields[kind, name]
         scale, offset = (
-            (1.0, 0.0)
-            if variables.is_rate(str(mine.attrs.get("units", "")))
-            else (mine.scale, mine.offset)
+            (1.0, 0.0) if is_rate(str(mine.attrs.get("units", ""))) else (mine.scale, mine.offset)
         )
         values = values.astype(np.float64)
         if (scale, offset) == (item.scale, item.offset):

@@ -15,8 +15,11 @@ import xarray as xr
 
 from xaurora.errors import AmbiguousVariableError, CoordinateError, TimeError
 from xaurora.fields import periods, variables
+from xaurora.fields.found import LEVEL_UNITS, Axis, Field, Recognition
 from xaurora.fields.grid import lattice as grids
-from xaurora.fields.recognition import LEVEL_UNITS, Axis, Field, Recognition, recognise
+from xaurora.fields.grid import patches
+from xaurora.fields.recognition import recognise
+from xaurora.fields.unit_conversion import is_rate, normalise_units
 from xaurora.utils.lazy import as_dask
 
 logger = logging.getLogger("xaurora")
@@ -99,7 +102,7 @@ class Fields:
         layout = replace(self.layout, levels=tuple(self.levels[i] for i in wanted))
         return Fields(self.surface[list(surface)], self.static[list(static)], out, layout)
 
-    def crop(self, crop: grids.Crop) -> Fields:
+    def crop(self, crop: patches.Crop) -> Fields:
         """Just the kept rows and columns."""
         at = {"latitude": crop.rows, "longitude": crop.columns}
         layout = replace(self.layout, grid=crop.grid)
@@ -181,11 +184,7 @@ def _canonical(
             fix=f"ds['{item.source}'] = ds['{item.source}'].expand_dims({missing})",
         )
     bare = bare.transpose(*(axes[n].dim for n in names))._replace(dims=names)
-    own = (
-        own
-        and item.variable.kind != "static"
-        and not variables.is_rate(str(item.attrs.get("units", "")))
-    )
+    own = own and item.variable.kind != "static" and not is_rate(str(item.attrs.get("units", "")))
     if not own and (item.converted or bare.dtype != np.float32):
         # Arithmetic on a lazy array of a file would read it whole; a dask array is read frame by
         # frame.
@@ -323,6 +322,6 @@ def _all_levels(layout: Layout) -> list[float]:
     if axis is None:
         return []
     values = np.atleast_1d(layout.source[axis.name].values).astype(np.float64)
-    units = variables.normalise_units(layout.source[axis.name].attrs.get("units", ""))
+    units = normalise_units(layout.source[axis.name].attrs.get("units", ""))
     factor = LEVEL_UNITS.get(units, 0.01 if values.max() > 1100 else 1.0)
     return [float(np.round(v * factor, 4)) for v in values]

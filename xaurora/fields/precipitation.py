@@ -17,8 +17,9 @@ import xarray as xr
 
 from xaurora import distributions
 from xaurora.errors import AccumulationError, MissingVariableError
-from xaurora.fields import recognition, variables
+from xaurora.fields import recognition
 from xaurora.fields.periods import HOUR, cell_methods, declared_hours, hours_of, spacing_hours, span
+from xaurora.fields.unit_conversion import conversion, is_rate, rate_to_amount
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.utils.lazy import as_dask
 
@@ -105,8 +106,8 @@ def refuse_running_totals(da: xr.DataArray, *, name: str, dim: str = "time") -> 
     times = da[dim].values.astype("datetime64[ns]")
     if len(times) < 13 or declared_hours(name, da.attrs) is not None or spacing_hours(times) != 1:
         return
-    scale = variables.conversion(str(da.attrs.get("units", "m")), "m")
-    if scale is None or variables.is_rate(str(da.attrs.get("units", ""))):
+    scale = conversion(str(da.attrs.get("units", "m")), "m")
+    if scale is None or is_rate(str(da.attrs.get("units", ""))):
         return
     starts = np.unique(np.linspace(0, max(len(times) - _LOOKED_AT, 0), _PLACES).astype(int))
     wet_pairs = not_falling = 0
@@ -163,9 +164,9 @@ def accumulate(
     times = da[dim].values.astype("datetime64[ns]")
     period = period_for(label, da.attrs, times, hours)
     attrs = {**da.attrs, "cell_methods": cell_methods(hours)}
-    if variables.is_rate(units := str(da.attrs.get("units", ""))):
+    if is_rate(units := str(da.attrs.get("units", ""))):
         # Mean rates over their period become amounts in metres before they are summed.
-        da = as_dask(da, dim).astype(np.float64) * variables.rate_to_amount(units, period)
+        da = as_dask(da, dim).astype(np.float64) * rate_to_amount(units, period)
         da, attrs = da.astype(np.float32), {**attrs, "units": "m"}
     if period == hours:
         return (da.clip(min=0.0) if clip else da).assign_attrs(attrs)

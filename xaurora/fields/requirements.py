@@ -9,7 +9,7 @@ from typing import Any
 from xaurora.errors import LevelError, MissingVariableError, OptionError
 from xaurora.fields import variables
 from xaurora.fields.conventions import Fields
-from xaurora.fields.grid import lattice as grids
+from xaurora.fields.grid import patches
 
 MODELS = ("tiny", "tiny-pretrained", "small", "base", "finetuned")
 """Names that ``model=`` takes, beside a :class:`~xaurora.model.tuned.TunedAurora`, its path, or an
@@ -128,7 +128,7 @@ def _is_state(name: str) -> bool:
     return variable is not None and not (variable.accumulated or variable.masked)
 
 
-def fit(fields: Fields, needs: Needs) -> tuple[Fields, grids.Crop]:
+def fit(fields: Fields, needs: Needs) -> tuple[Fields, patches.Crop]:
     """Select the variables and levels that a model takes, and cut the grid to its patches. Lazy.
 
     Raises
@@ -145,7 +145,7 @@ def fit(fields: Fields, needs: Needs) -> tuple[Fields, grids.Crop]:
     chosen = fields.select(
         surface=needs.surface, static=needs.static, atmos=needs.atmos, levels=levels
     )
-    crop = grids.crop_to_patches(fields.layout.grid, needs.patch_size, needs.merges)
+    crop = patches.crop_to_patches(fields.layout.grid, needs.patch_size, needs.merges)
     return chosen.crop(crop), crop
 
 

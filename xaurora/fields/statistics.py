@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,172 +19,12 @@ import xarray as xr
 from xaurora.errors import MissingValuesError, MissingVariableError, OptionError
 from xaurora.fields import periods, recognition
 from xaurora.fields.conventions import Fields
-from xaurora.fields.recognition import Field, Recognition
+from xaurora.fields.distribution import BIN_WIDTH, Distribution, Moments
+from xaurora.fields.found import Field, Recognition
 from xaurora.utils.progress import bar, watched
 
 QUANTILES = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999)
 """What ``statistics`` gives where no quantiles are named."""
-
-
-@dataclass
-class Moments:
-    """Running weighted mean and sum of squared deviations, with count and extremes.
-
-    References
-    ----------
-    Chan, Golub, LeVeque (1983), Algorithms for computing the sample variance, Am. Stat. 37,
-    doi:10.1080/00031305.1983.10483115.
-    """
-
-    count: int = 0
-    weight: float = 0.0
-    mean: float = 0.0
-    squares: float = 0.0
-    low: float = float("inf")
-    high: float = float("-inf")
-
-    def add(self, values: np.ndarray, weights: np.ndarray | None = None) -> None:
-        """Merge an array in, whatever its shape; ``weights`` of the same shape, all one by default."""
-        v = np.asarray(values, dtype=np.float64)
-        if not v.size:
-            return
-        total = float(v.size) if weights is None else float(weights.sum())
-        if total <= 0.0:
-            return
-        mean = float(v.mean()) if weights is None else float((weights * v).sum()) / total
-        deviations = (v - mean) ** 2
-        squares = float(deviations.sum() if weights is None else (weights * deviations).sum())
-        low, high = float(v.min()), float(v.max())
-        self.merge(Moments(v.size, total, mean, squares, low, high))
-
-    def merge(self, other: Moments) -> None:
-        """Take in what another pass has seen."""
-        if not other.count:
-            return
-        delta, total = other.mean - self.mean, self.weight + other.weight
-        self.squares += other.squares + delta * delta * self.weight * other.weight / total
-        self.mean += delta * other.weight / total
-        self.weight, self.count = total, self.count + other.count
-        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
-
-    @property
-    def std(self) -> float:
-        """Population standard deviation."""
-        return float(np.sqrt(self.squares / self.weight)) if self.weight else float("nan")
-
-
-_SHIFT = 11  # of the 23 bits of a float32's mantissa that are dropped
-BIN_WIDTH = 2.0 ** -(23 - _SHIFT)
-"""Relative width of the histogram's bins: 1/4096."""
-
-
-class Histogram:
-    """A mergeable histogram over all float32 numbers, in bins of :data:`BIN_WIDTH` relative width.
-
-    A number's bin is its own bit pattern without the last bits of the mantissa, so that no range
-    has to be known beforehand.
-    """
-
-    _HALF = 1 << (31 - _SHIFT)
-
-    def __init__(self) -> None:
-        self.weights = np.zeros(2 * self._HALF, np.float64)
-
-    def add(self, values: np.ndarray, weights: np.ndarray | None = None) -> None:
-        """Merge finite values in."""
-        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.int32).ravel()
-        keys = (
-            np.where(bits >= 0, bits >> _SHIFT, -((bits & 0x7FFFFFFF) >> _SHIFT) - 1) + self._HALF
-        )
-        self.weights += np.bincount(
-            keys, None if weights is None else weights.ravel(), minlength=len(self.weights)
-        )
-
-    def merge(self, other: Histogram) -> None:
-        """Take in what another pass has seen."""
-        self.weights += other.weights
-
-    def filled(self) -> tuple[np.ndarray, np.ndarray]:
-        """Centres of the bins that hold something, increasing, and their weights; zero is itself."""
-        keys = np.flatnonzero(self.weights)
-        place = keys - self._HALF
-        negative = place < 0
-        magnitude = np.where(negative, -place - 1, place).astype(np.int64)
-        bits = ((magnitude << _SHIFT) + (1 << (_SHIFT - 1))).astype(np.int32)
-        centres = bits.view(np.float32).astype(np.float64)
-        centres[magnitude == 0] = 0.0
-        return np.where(negative, -centres, centres), self.weights[keys]
-
-    def quantile(self, q: float | np.ndarray) -> np.ndarray:
-        """The smallest value that at least a share ``q`` does not exceed (the inverse of the
-        empirical distribution), to the width of a bin.
-        """
-        centres, weights = self.filled()
-        if not len(centres):
-            return np.full(np.shape(q), np.nan)
-        share = np.cumsum(weights) / weights.sum()
-        return centres[np.minimum(np.searchsorted(share, np.asarray(q)), len(centres) - 1)]
-
-
-@dataclass
-class Distribution:
-    """All that one pass learns of a variable: moments, quantiles, and for amounts the wet part.
-
-    Parameters
-    ----------
-    amounts : bool
-        Whether values are amounts: negative ones are noise, set to zero and counted, and the wet
-        ones are looked at apart.
-    """
-
-    amounts: bool = False
-    moments: Moments = field(default_factory=Moments)
-    log_wet: Moments = field(default_factory=Moments)
-    histogram: Histogram = field(default_factory=Histogram)
-    clipped: int = 0
-    clipped_amount: float = 0.0
-
-    def add(self, values: np.ndarray, weights: np.ndarray | None = None) -> None:
-        """Merge finite values in."""
-        v = np.asarray(values, np.float64)
-        if self.amounts:
-            negative = v < 0
-            if negative.any():
-                self.clipped += int(negative.sum())
-                self.clipped_amount += float(-v[negative].sum())
-                v = np.maximum(v, 0.0)
-            wet = v > 0
-            self.log_wet.add(np.log(v[wet]), None if weights is None else weights[wet])
-        self.moments.add(v, weights)
-        self.histogram.add(v, weights)
-
-    def merge(self, other: Distribution) -> None:
-        """Take in what another pass has seen."""
-        self.moments.merge(other.moments)
-        self.log_wet.merge(other.log_wet)
-        self.histogram.merge(other.histogram)
-        self.clipped += other.clipped
-        self.clipped_amount += other.clipped_amount
-
-    @property
-    def wet_fraction(self) -> float:
-        """Weighted share of amounts above zero."""
-        return self.log_wet.weight / self.moments.weight if self.moments.weight else float("nan")
-
-    def binned(self, count: int = 1500) -> tuple[np.ndarray, np.ndarray]:
-        """The distribution in at most some ``count`` bins of about equal share: centres,
-        increasing, and shares that sum to one.
-        """
-        centres, weights = self.histogram.filled()
-        share = weights / weights.sum()
-        before = np.cumsum(share) - share
-        zero = centres == 0.0
-        # A new bin wherever enough has come together; what is exactly zero stays on its own.
-        starts = np.diff(np.floor(before * count), prepend=-1.0) > 0
-        starts |= zero | np.concatenate([[False], zero[:-1]])
-        group = np.cumsum(starts) - 1
-        shares = np.bincount(group, share)
-        return np.bincount(group, share * centres) / shares, shares
 
 
 # --- what a model made here is normalised with ----------------------------------------------------

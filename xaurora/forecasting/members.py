@@ -22,7 +22,7 @@ import xarray as xr
 
 from xaurora import distributions
 from xaurora.errors import EnsembleError, TargetError, TruthError
-from xaurora.fields import targets
+from xaurora.fields import truth
 from xaurora.fields.conventions import Fields
 from xaurora.fields.variables import TIMESTEP_HOURS
 
@@ -67,7 +67,7 @@ class PastOrder:
     ) -> None:
         self.steps, self.count = steps, count
         try:
-            learnt = targets.history(past, fields, names)
+            learnt = truth.history(past, fields, names)
         except TargetError as error:
             raise TargetError(
                 f"members take their order in space and time from past fields of {list(names)}, and"

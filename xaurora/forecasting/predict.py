@@ -4,43 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import json
 import logging
-import os
-import queue
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
-from aurora import Aurora, Batch
+from aurora import Aurora
 
 from xaurora.errors import (
     InitTimeError,
-    LeadTimeError,
-    MissingVariableError,
     NoModelError,
     OptionError,
 )
-from xaurora.fields import checking, conventions, periods, requirements, targets
+from xaurora.fields import conventions, plausibility, requirements, targets, truth
 from xaurora.fields import statistics as normalisation
 from xaurora.fields.conventions import Fields
 from xaurora.fields.grid import lattice as grids
-from xaurora.fields.grid import regions
+from xaurora.fields.grid import patches, regions
 from xaurora.fields.requirements import Needs
-from xaurora.fields.variables import TIMESTEP_HOURS
-from xaurora.forecasting import members as ensembles
+from xaurora.forecasting.job import Job, inference, resolve_devices
 from xaurora.forecasting.members import PastOrder
-from xaurora.forecasting.writer import Request, Writer, target_field, to_store
+from xaurora.forecasting.provenance import global_attributes
+from xaurora.forecasting.request import (
+    as_list,
+    check_levels,
+    check_members,
+    lead_steps,
+    resolve_request,
+)
+from xaurora.forecasting.store import to_store
+from xaurora.forecasting.writer import Writer
 from xaurora.model import aurora as models
 from xaurora.model import batch as batches
-from xaurora.model import bridge, execution, hashing, placement, rollout, tuned
-from xaurora.model.heads import RAIN
-from xaurora.model.loader import Loader, ahead
+from xaurora.model import bridge, hashing, tuned
 from xaurora.model.tiny import build_tiny
 from xaurora.model.tuned import TunedAurora
 from xaurora.training import options as config
@@ -50,43 +50,6 @@ logger = logging.getLogger("xaurora")
 
 
 # --- options --------------------------------------------------------------------------------------
-
-
-def lead_steps(lead: Any) -> list[int]:
-    """Rollout steps of ``lead=``: all up to a single value, just those of a list.
-
-    Raises
-    ------
-    LeadTimeError
-        A lead is no positive multiple of six hours.
-
-    Examples
-    --------
-    >>> lead_steps("24h"), lead_steps(["6h", "1 day"])
-    ([1, 2, 3, 4], [1, 4])
-    """
-    import pandas as pd
-
-    several = isinstance(lead, list | tuple | np.ndarray | pd.Index) or (
-        isinstance(lead, xr.DataArray) and lead.ndim == 1
-    )
-    values = list(lead.values if isinstance(lead, xr.DataArray) else lead) if several else [lead]
-    steps = []
-    for value in values:
-        try:
-            hours = periods.hours_of(value)
-        except LeadTimeError:
-            hours = -1
-        if hours <= 0 or hours % TIMESTEP_HOURS:
-            raise LeadTimeError(
-                f"lead={value!r} is no positive multiple of {TIMESTEP_HOURS} hours, which is"
-                " Aurora's time step.",
-                fix="lead='6h', '24h' or ['6h', '24h']",
-            )
-        steps.append(hours // TIMESTEP_HOURS)
-    if not steps:
-        raise LeadTimeError("lead=[] names no lead time.", fix="lead='24h'")
-    return sorted(set(steps)) if several else list(range(1, steps[0] + 1))
 
 
 def predict(
@@ -114,17 +77,15 @@ def predict(
     steps = lead_steps(lead)
     config.check_precision(precision)
     config.check_running(batch_size=batch_size, devices=devices, compile=compile)
-    quantiles, thresholds_mm = (
-        list(dict.fromkeys(_several(v))) for v in (quantiles, thresholds_mm)
-    )
+    quantiles, thresholds_mm = (list(dict.fromkeys(as_list(v))) for v in (quantiles, thresholds_mm))
     if isinstance(model, Aurora) and weights is not None:
         raise OptionError(
             "weights= belongs to a named model, and one with weights was given.",
             fix="model='small', weights='file.ckpt'",
         )
-    _check_levels("quantiles", quantiles, 0.0, 1.0)
-    _check_levels("thresholds_mm", thresholds_mm, 0.0, 2000.0)
-    _check_members(members, past)
+    check_levels("quantiles", quantiles, 0.0, 1.0)
+    check_levels("thresholds_mm", thresholds_mm, 0.0, 2000.0)
+    check_members(members, past)
     if model is None:
         model = _last_tuned()
     elif (
@@ -149,12 +110,14 @@ def predict(
         halo if halo is not None else (model.halo if isinstance(model, TunedAurora) else 0)
     )
     grid = cut.layout.grid
-    part: tuple[Any, Any] = grids.trim(grid, halo)
+    part: tuple[Any, Any] = patches.trim(grid, halo)
     window = None
     if region is not None:
         window = _window(region, cut, model, wanted.patch_size, halo)
         part = (window.rows, window.columns)
-    request = _request(fields, wanted, model, steps, variables, quantiles, thresholds_mm, members)
+    request = resolve_request(
+        fields, wanted, model, steps, variables, quantiles, thresholds_mm, members
+    )
     order = None
     if members:
         rows, columns = (
@@ -164,7 +127,7 @@ def predict(
             )
         )
         order = PastOrder(past, fields, request.targets, steps, members, rows, columns)
-    checking.warn_implausible(fields)
+    plausibility.warn_implausible(fields)
     if not cut.layout.grid.is_global and steps[-1] > 1 and not wanted.model.startswith("tiny"):
         logger.warning(
             "A region is rolled out over %d steps without knowing what lies outside: errors grow"
@@ -182,7 +145,9 @@ def predict(
     # The resumption of a store rests on it; a forecast in memory has no need to read all weights
     # each time.
     weights_hash = hashing.state_hash(module, remembered=store is None)
-    attrs = _provenance(model, module, weights_hash, cut, times[0] - batches.STEP, halo, precision)
+    attrs = global_attributes(
+        model, module, weights_hash, cut, times[0] - batches.STEP, halo, precision
+    )
     attrs["xaurora_configuration"] = hashing.configuration_hash(module.base)
     if window is not None:
         attrs["xaurora_region"] = (
@@ -194,12 +159,12 @@ def predict(
     writer = Writer(fields, cut, part, request, module.head, learnt, times, attrs)
     # Heads whose means go back into the next step are run on all of the grid.
     seen = None if module.inputs else window
-    job = _Job(module, cut, request, part, seen, order, precision, batch_size)
-    places = _devices(model, module, devices)
+    job = Job(module, cut, request, part, seen, order, precision, batch_size)
+    places = resolve_devices(model, module, devices)
     modules = [module, *(copy.deepcopy(module) for _ in places[1:])]
     with contextlib.ExitStack() as stack:
         replicas = [
-            stack.enter_context(_inference(m, job, place, compile=compile))
+            stack.enter_context(inference(m, job, place, compile=compile))
             for m, place in zip(modules, places, strict=True)
         ]
         if store is not None:
@@ -216,7 +181,7 @@ def predict(
     return writer.dataset(blocks)
 
 
-def _window(region: Any, cut: Fields, model: Any, patch_size: int, halo: int) -> grids.Window:
+def _window(region: Any, cut: Fields, model: Any, patch_size: int, halo: int) -> patches.Window:
     """The part of the grid that is forecast."""
     if halo:
         raise OptionError(
@@ -228,10 +193,10 @@ def _window(region: Any, cut: Fields, model: Any, patch_size: int, halo: int) ->
     margin = max(
         [1, *(h.options.neighbours // 2 for _, h in heads_.items())] if heads_ is not None else [1]
     )
-    return grids.window(cut.layout.grid, regions.cells(cut, region), patch_size, margin)
+    return patches.window_around(cut.layout.grid, regions.cells(cut, region), patch_size, margin)
 
 
-def _box(grid: grids.Grid, window: grids.Window) -> list[float]:
+def _box(grid: grids.Grid, window: patches.Window) -> list[float]:
     """South, north, west, east."""
     return [
         float(grid.latitude[window.rows[-1]]),
@@ -241,29 +206,11 @@ def _box(grid: grids.Grid, window: grids.Window) -> list[float]:
     ]
 
 
-def _check_members(members: Any, past: Any) -> None:
-    if (
-        isinstance(members, bool)
-        or not isinstance(members, int | np.integer)
-        or members < 0
-        or members == 1
-    ):
-        raise OptionError(
-            f"members={members!r} is no whole number of at least 2 (or 0 for none).",
-            fix="members=50",
-        )
-    if past is not None and not members:
-        raise OptionError(
-            "past= orders members, and none are asked for.",
-            fix="predict(members=50, past=ds_of_the_past)",
-        )
-
-
 def _with_inputs(
     model: TunedAurora,
     fields: Fields,
     cut: Fields,
-    crop: grids.Crop,
+    crop: patches.Crop,
     times: list[np.datetime64],
     *,
     chosen: bool,
@@ -273,7 +220,7 @@ def _with_inputs(
     """
     learnt = [
         replace(t, values=t.values.isel(latitude=crop.rows, longitude=crop.columns))
-        for t in targets.history(None, fields, list(model.model.inputs))
+        for t in truth.history(None, fields, list(model.model.inputs))
     ]
     whole = set.intersection(*(set(t.times.astype("datetime64[ns]").tolist()) for t in learnt))
     there = [t for t in times if {t.item(), (t - batches.STEP).item()} <= whole]
@@ -284,25 +231,6 @@ def _with_inputs(
             fix="add the target to the data, for every hour of the six before both times",
         )
     return targets.with_inputs(cut, learnt, model.model.inputs), there
-
-
-def _several(values: Any) -> list[float]:
-    """One number, or several, as a list of Python's."""
-    return [
-        v.item() if isinstance(v, np.generic) else v
-        for v in ([values] if np.ndim(values) == 0 else values)
-    ]
-
-
-def _check_levels(name: str, values: Sequence[float], low: float, high: float) -> None:
-    for value in values:
-        if not (isinstance(value, int | float) and low < value < high) and not (
-            name == "thresholds_mm" and value == 0
-        ):
-            raise OptionError(
-                f"{name}={list(values)!r}: {value!r} does not lie between {low:g} and {high:g}.",
-                fix=f"{name}={[0.1, 0.5, 0.9] if name == 'quantiles' else [0.1, 1, 10]}",
-            )
 
 
 def _last_tuned() -> TunedAurora:
@@ -317,88 +245,6 @@ def _last_tuned() -> TunedAurora:
         )
     logger.info("predict: using the model tuned last (%s).", model.path)
     return model
-
-
-def _request(
-    fields: Fields,
-    needs: Needs,
-    model: Any,
-    steps: list[int],
-    names: Sequence[str] | None,
-    quantiles: Sequence[float],
-    thresholds: Sequence[float],
-    members: int,
-) -> Request:
-    learnt = model.config["targets"] if isinstance(model, TunedAurora) else {}
-    wanted = bool(quantiles or thresholds or members)
-    if wanted and not learnt:
-        raise OptionError(
-            "quantiles, thresholds_mm and members need a model with a head for tp, and this one has"
-            " none.",
-            fix="ds.aurora.finetune(target='tp') first",
-        )
-    if members and (
-        single := [
-            n for n, info in learnt.items() if info["head"]["options"]["family"] == "deterministic"
-        ]
-    ):
-        raise OptionError(
-            f"members= asks for a distribution, and the head of {single} is deterministic: all"
-            " members would be the same.",
-            fix="finetune with head='auto'",
-        )
-    if thresholds and not any(info["rain"] for info in learnt.values()):
-        raise OptionError(
-            f"thresholds_mm are of precipitation, and this model learnt {list(learnt)}.",
-            fix="quantiles=[0.5]",
-        )
-    surface, atmos, heads = list(needs.surface), list(needs.atmos), list(learnt)
-    if names is not None:
-        if isinstance(names, str):
-            names = [names]
-        sources = {fields.layout.fields["surface", n].source: ("surface", n) for n in needs.surface}
-        sources |= {fields.layout.fields["atmos", n].source: ("atmos", n) for n in needs.atmos}
-        sources |= {
-            target_field(fields, n, info).source: ("target", n) for n, info in learnt.items()
-        }
-        canonical = {
-            n: key
-            for key in sources.values()
-            for n in [key[1]]
-            if [k[1] for k in sources.values()].count(n) == 1
-        }
-        lookup = {**canonical, **sources}
-        if unknown := [n for n in names if n not in lookup]:
-            raise MissingVariableError(
-                f"variables={list(names)}: {unknown} cannot be forecast; this model gives"
-                f" {sorted(sources)}.",
-                fix=f"variables={sorted(sources)[:2]}",
-            )
-        keys = [lookup[n] for n in names]
-        surface = [n for n in surface if ("surface", n) in keys]
-        atmos = [n for n in atmos if ("atmos", n) in keys]
-        heads = [n for n in heads if ("target", n) in keys]
-        if not keys:
-            raise OptionError(
-                "variables=[] names no variable.", fix=f"variables={sorted(sources)[:2]}"
-            )
-        if wanted and not heads:
-            raise OptionError(
-                f"quantiles, thresholds_mm and members are those of {', '.join(learnt)}, which is"
-                " not among variables.",
-                fix=(
-                    f"variables={[*names, *(target_field(fields, n, info).source for n, info in learnt.items())]}"
-                ),
-            )
-    return Request(
-        steps,
-        surface,
-        atmos,
-        heads,
-        tuple(map(float, quantiles)),
-        tuple(map(float, thresholds)),
-        int(members),
-    )
 
 
 # --- running --------------------------------------------------------------------------------------
@@ -432,226 +278,3 @@ def _module(
             build_tiny(needs, *normalisation.statistics_of(cut, list(times), progress=progress))
         )
     return models.AuroraWithHead(weights.load_pretrained(model, weights))
-
-
-def _devices(model: Any, module: models.AuroraWithHead, count: int) -> list[torch.device]:
-    """Where to run: a given Aurora where it is, others on the GPU; several GPUs share the init
-    times.
-    """
-    here = next(module.parameters()).device
-    if count == 1:
-        return [
-            (
-                torch.device("cuda")
-                if torch.cuda.is_available() and not isinstance(model, Aurora)
-                else here
-            )
-        ]
-    cuda = torch.cuda.is_available()
-    there = torch.cuda.device_count() if cuda else os.cpu_count() or 1
-    if count > there:
-        raise OptionError(
-            f"devices={count}, and this machine has {there}"
-            f" {'GPU(s)' if cuda else 'processor(s) and no GPU'}.",
-            fix=f"devices={there}",
-        )
-    return [torch.device("cuda", i) if cuda else torch.device("cpu") for i in range(count)]
-
-
-@contextlib.contextmanager
-def _inference(
-    module: models.AuroraWithHead, job: _Job, device: torch.device, *, compile: bool
-) -> Iterator[models.AuroraWithHead]:
-    """The module in evaluation mode, on the device, in place; all of it is undone afterwards."""
-    base = module.base
-    before = (
-        next(base.parameters()).device,
-        base.autocast_backbone,
-        base.autocast_dtype,
-    )
-    trained = [m for m in module.modules() if m.training]
-    for part in trained:
-        part.training = False
-    if before[0] != device:
-        module.to(device)
-    if job.precision != "auto":  # else the model's own setting holds, as in upstream's rollout
-        execution.set_precision(base, job.precision, device)
-    module.window = job.window
-    try:
-        with (
-            placement.placed(module, job.cut.layout.grid),
-            execution.compiled(base) if compile else contextlib.nullcontext(),
-        ):
-            yield module
-    finally:
-        module.window = None
-        for part in trained:
-            part.training = True
-        if before[0] != device:
-            module.to(before[0])
-        base.autocast_backbone, base.autocast_dtype = before[1:]
-
-
-_FRAMES = 256 * 1024**2  # bytes of states kept: each is the history of the next init time
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What is forecast, and how.
-
-    Parameters
-    ----------
-    module : AuroraWithHead
-    cut : Fields
-    request : Request
-    part : tuple of slice or ndarray
-        Rows and columns that are put out.
-    window : Window, optional
-        Of a region: raw output of the heads has its shape already.
-    order : PastOrder, optional
-    precision : str
-    batch_size : int
-    """
-
-    module: models.AuroraWithHead
-    cut: Fields
-    request: Request
-    part: tuple[Any, Any]
-    window: grids.Window | None
-    order: PastOrder | None
-    precision: str
-    batch_size: int
-
-    def run(
-        self, times: list[np.datetime64], replicas: list[models.AuroraWithHead]
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """The forecasts of init times, in their order; inputs are read while those before are
-        computed.
-        """
-        loader = Loader(self.cut, {}, budget=_FRAMES)
-        groups = [times[i : i + self.batch_size] for i in range(0, len(times), self.batch_size)]
-        several = ahead(groups, loader.batch, 1 if len(groups) > 1 else 0)
-        if len(replicas) == 1:
-            try:
-                for inits, batch in several:
-                    yield from self.forecast(replicas[0], inits, batch)
-            finally:
-                loader.close()
-            return
-        free: queue.SimpleQueue[models.AuroraWithHead] = queue.SimpleQueue()
-        for replica in replicas:
-            free.put(replica)
-
-        def one(item: tuple[list[np.datetime64], Batch]) -> list[dict[str, np.ndarray]]:
-            replica = free.get()
-            try:
-                return self.forecast(replica, *item)
-            finally:
-                free.put(replica)
-
-        try:
-            for _, blocks in ahead(several, one, len(replicas)):
-                yield from blocks
-        finally:
-            loader.close()
-
-    def forecast(
-        self, module: models.AuroraWithHead, inits: list[np.datetime64], batch: Batch
-    ) -> list[dict[str, np.ndarray]]:
-        """The forecasts from some init times: of each, canonical arrays ``(lead, [level,] h, w)``
-        by name, of the part that is put out.
-        """
-        with torch.inference_mode():
-            return self._forecast(module, inits, batch)
-
-    def _forecast(
-        self, module: models.AuroraWithHead, inits: list[np.datetime64], batch: Batch
-    ) -> list[dict[str, np.ndarray]]:
-        heads: Any = module.head
-        request, (rows, columns) = self.request, self.part
-        ranks = [self.order.ranks(init) if self.order is not None else {} for init in inits]
-        out: list[dict[str, list[np.ndarray]]] = [{} for _ in inits]
-
-        def keep(key: str, values: torch.Tensor, *, cut: bool = True) -> None:
-            """Values ``(b, ..., h, w)``."""
-            found = values.float().cpu().numpy()
-            if cut:
-                found = found[..., rows, :][..., columns]
-            for own, one in zip(out, found, strict=True):
-                own.setdefault(key, []).append(one)
-
-        whole = self.window is None  # else the heads give the region alone
-        # A step that the next one stands on is decoded in any case; the last one only for what is
-        # asked of it.
-        alone = not request.surface and not request.atmos
-        stepping = rollout.steps(
-            module, batch, request.steps[-1], head_alone=alone, atmos=tuple(request.atmos)
-        )
-        for i, step in enumerate(stepping):
-            if i + 1 not in request.steps:
-                continue
-            for name in request.surface:
-                keep(f"surface/{name}", step.prediction.surf_vars[name][:, 0])
-            for name in request.atmos:
-                keep(f"atmos/{name}", step.prediction.atmos_vars[name][:, 0])
-            for target in request.targets:
-                head = heads[target]
-                params = head.parameters_of(step.raw[target])
-                keep(f"{target}/mean", head.mean(params), cut=whole)
-                for name, values in params.items():
-                    keep(f"{target}/{name}", values, cut=whole)
-                for q in request.quantiles:
-                    keep(f"{target}/quantile/{q}", head.quantile(params, q), cut=whole)
-                for threshold in request.thresholds if head.options.family in RAIN else ():
-                    above = head.probability_above(params, threshold * 1e-3)
-                    keep(f"{target}/probability/{threshold}", above, cut=whole)
-                for b, own in enumerate(ranks):
-                    if target in own:
-                        inner = {
-                            k: v[b][rows, :][:, columns] if whole else v[b]
-                            for k, v in params.items()
-                        }
-                        drawn = ensembles.draw(head, inner, own[target][request.steps.index(i + 1)])
-                        out[b].setdefault(f"{target}/members", []).append(drawn)
-        return [{key: np.stack(values) for key, values in own.items()} for own in out]
-
-
-def _provenance(
-    model: Any,
-    module: models.AuroraWithHead,
-    weights_hash: str,
-    cut: Fields,
-    first_time: np.datetime64,
-    halo: int,
-    precision: str,
-) -> dict[str, Any]:
-    name = (
-        model
-        if isinstance(model, str)
-        else (
-            model.config["base"]["name"] if isinstance(model, TunedAurora) else type(model).__name__
-        )
-    )
-    first = batches.frame(cut, first_time)
-    digest = hashlib.sha256(
-        b"".join(
-            np.ascontiguousarray(v).tobytes() for part in first.values() for v in part.values()
-        )
-    ).hexdigest()
-    out = {
-        "title": "Forecast by Aurora with xaurora",
-        "Conventions": "CF-1.11",
-        "xaurora_base": str(name),
-        "xaurora_weights": weights_hash,
-        "xaurora_versions": json.dumps(tuned.versions()),
-        "xaurora_input": (
-            f"{cut.times[0].astype('datetime64[m]')} to {cut.times[-1].astype('datetime64[m]')}"
-        ),
-        "xaurora_input_hash": f"sha256:{digest}",
-        "xaurora_halo": halo,
-        "xaurora_precision": precision,
-    }
-    if isinstance(model, TunedAurora):
-        out["xaurora_strategy"] = model.config["strategy"]
-        out["xaurora_base_weights"] = model.config["base"]["hash"]
-    return out

@@ -7,10 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,48 +16,10 @@ import xarray as xr
 from xaurora import distributions
 from xaurora.fields import conventions, periods
 from xaurora.fields.conventions import Fields
-from xaurora.fields.recognition import Field
-from xaurora.fields.variables import BY_KEY, TIMESTEP_HOURS, Variable, is_rate
-from xaurora.utils import storage
-from xaurora.utils import zarr_stores as stores
-from xaurora.utils.progress import watched
+from xaurora.fields.variables import TIMESTEP_HOURS
+from xaurora.forecasting.request import Request, target_field
 
 logger = logging.getLogger("xaurora")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to put out for every init time."""
-
-    steps: list[int]
-    surface: list[str]
-    atmos: list[str]
-    targets: list[str]
-    quantiles: tuple[float, ...]
-    thresholds: tuple[float, ...]
-    members: int = 0
-
-
-def target_field(fields: Fields, name: str, learnt: dict[str, Any]) -> Field:
-    """The user's own form of a target, or the one it was learnt in where the data have none.
-
-    Parameters
-    ----------
-    fields : Fields
-    name : str
-        Canonical name.
-    learnt : dict
-        The target's entry in the tuned model's config.
-    """
-    known = BY_KEY.get(("surface", name))
-    variable = known or Variable(name, "surface", learnt["units"], learnt["long_name"], name)
-    item = fields.layout.fields.get(("surface", name))
-    if item is not None and not is_rate(str(item.attrs.get("units", ""))):
-        return item
-    # A mean rate in the data is an amount in a forecast: what fell in six hours.
-    source = item.source if item is not None else name if known else str(learnt["source"])
-    attrs = {"units": variable.units, "long_name": variable.long_name}
-    return Field(variable, source, 1.0, 0.0, np.dtype("float32"), (), attrs)
 
 
 class Writer:
@@ -308,91 +267,3 @@ def _clean(attrs: dict[str, Any]) -> dict[str, Any]:
 
 
 # --- a store, one init time after another ---------------------------------------------------------
-
-_REQUEST = "xaurora_request"
-
-
-def to_store(
-    path: Path,
-    writer: Writer,
-    run: Callable[[np.ndarray], Iterable[dict[str, np.ndarray]]],
-    progress: bool,
-    together: int = 1,
-) -> xr.Dataset:
-    """Write init time after init time, each while the next one is computed; what an interrupted run
-    has finished is not run again.
-
-    Parameters
-    ----------
-    path : path
-    writer : Writer
-    run : callable
-        Init times → their canonical arrays, one after another.
-    progress : bool
-    together : int
-        Init times that are written at once.
-    """
-    coords = xr.Dataset(coords=writer.coords())
-    signature = writer.signature(coords)
-    done = 0
-    if path.exists():
-        done = stores.done(
-            path,
-            _REQUEST,
-            signature,
-            what="forecast store",
-            argument="store=",
-            differs="other weights, init times, leads, variables or region",
-        )
-        if done:
-            logger.info("%s: %d of %d init times are there already.", path, done, len(writer.times))
-
-    def write(first: int, blocks: list[dict[str, np.ndarray]]) -> None:
-        parts = [writer.variables(block) for block in blocks]
-        with storage.named_failures(path):
-            if not path.exists():
-                _create(path, parts[0], coords, {**writer.attrs, _REQUEST: signature})
-            fields = xr.Dataset(
-                {
-                    name: (("init_time", *dims), np.stack([p[name][1] for p in parts]))
-                    for name, (dims, _, _) in parts[0].items()
-                }
-            )
-            fields.to_zarr(
-                path, region={"init_time": slice(first, first + len(blocks))}, consolidated=False
-            )
-            stores.mark(path, first + len(blocks))
-
-    left = writer.times[done:]
-    with ThreadPoolExecutor(1, thread_name_prefix="xaurora-write") as pool:
-        writing: Future[None] | None = None
-        waiting: list[dict[str, np.ndarray]] = []
-        forecasts = (
-            watched(run(left), "predict", shown=progress, total=len(left)) if len(left) else ()
-        )
-        for i, block in enumerate(forecasts, 1):
-            waiting.append(block)
-            if len(waiting) == together or i == len(left):
-                if writing is not None:
-                    writing.result()
-                writing = pool.submit(write, done + i - len(waiting), waiting)
-                waiting = []
-        if writing is not None:
-            writing.result()
-    return xr.open_dataset(
-        path, engine="zarr", chunks={}, consolidated=False, decode_timedelta=True
-    )
-
-
-def _create(path: Path, parts: dict[str, Any], coords: xr.Dataset, attrs: dict[str, Any]) -> None:
-    """An empty store of the right shape."""
-    import dask.array
-
-    count = coords.sizes["init_time"]
-    data, encoding = {}, {}
-    for name, (dims, values, own) in parts.items():
-        # One task, never run, however many init times; the chunks on disk are the encoding's.
-        empty = dask.array.full((count, *values.shape), np.nan, dtype=values.dtype, chunks=-1)
-        data[name] = (("init_time", *dims), empty, own)
-        encoding[name] = {"chunks": (1, *values.shape)}
-    stores.create(path, xr.Dataset(data, coords.coords, attrs), encoding)

@@ -12,7 +12,7 @@ from aurora import Aurora, AuroraPretrained, AuroraSmallPretrained, Batch
 from einops import rearrange
 
 from xaurora.errors import OptionError
-from xaurora.fields.grid.lattice import Window
+from xaurora.fields.grid.patches import Window
 from xaurora.fields.requirements import Needs
 from xaurora.fields.targets import InputForm
 from xaurora.fields.variables import TIMESTEP_HOURS

@@ -17,6 +17,7 @@ from xaurora.errors import KindError, MissingVariableError
 from xaurora.fields import conventions, requirements
 from xaurora.fields.conventions import Fields
 from xaurora.fields.grid import lattice as grids
+from xaurora.fields.grid import patches
 from xaurora.fields.requirements import Needs
 from xaurora.model import aurora as models
 from xaurora.model import batch as batches
@@ -93,7 +94,7 @@ def from_batch(ds: xr.Dataset, batch: Batch) -> xr.Dataset:
 
 def _window(
     grid: grids.Grid, latitude: np.ndarray, longitude: np.ndarray, shape: tuple[int, int]
-) -> grids.Crop:
+) -> patches.Crop:
     """The rows and columns of a grid that a Batch covers."""
     row = int(np.abs(grid.latitude - latitude[0]).argmin())
     if (np.diff(longitude) < 0).any() or not grid.crosses_greenwich:
@@ -107,7 +108,7 @@ def _window(
             slice(0, grid.shape[0]),
             slice(0, grid.shape[1]),
         )  # from_batch() says that they differ
-    return grids.Crop(rows, columns, grid.take(rows, columns), "")
+    return patches.Crop(rows, columns, grid.take(rows, columns), "")
 
 
 def _placeholder_column(grid: grids.Grid, longitude: np.ndarray, width: int) -> int:
@@ -117,7 +118,7 @@ def _placeholder_column(grid: grids.Grid, longitude: np.ndarray, width: int) -> 
     if longitude[0] != 0.0:
         return int(np.abs(grid.true_longitude - longitude[0]).argmin())
     for patch in (4, 3, 10, 2, 5, 6, 8):
-        columns = grids._whole_patches(grid.first_column, grid.shape[1], patch)
+        columns = patches.whole_patches(grid.first_column, grid.shape[1], patch)
         if columns.stop - columns.start == width:
             return int(columns.start)
     return 0

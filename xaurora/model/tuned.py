@@ -8,10 +8,7 @@ format), ``normalisation.json``, ``history.json`` and ``README.md``. Never a pic
 from __future__ import annotations
 
 import copy
-import datetime
-import functools
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
@@ -25,6 +22,7 @@ from xaurora.fields.requirements import Needs
 from xaurora.fields.targets import InputForm
 from xaurora.model import adapters, strategies
 from xaurora.model.aurora import AuroraWithHead, extend
+from xaurora.model.card import describe_strategy, model_card
 from xaurora.model.hashing import state_hash
 from xaurora.model.heads import DistributionHead, HeadSet, from_config
 from xaurora.model.tiny import TinyAurora, build_tiny
@@ -122,7 +120,7 @@ class TunedAurora:
         lines = [
             (
                 f"TunedAurora: {learnt} on Aurora {config['base']['name']!r}, strategy"
-                f" {_strategy(config)}{fed}"
+                f" {describe_strategy(config)}{fed}"
             ),
             (
                 f"  trained  {config['training']['samples']} samples, {config['training']['start']}"
@@ -464,115 +462,6 @@ def describe_base(
         "saved": saved,
         "lora": own and adapters.own_lora(base) is not None,
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that results depend on."""
-    return dict(_versions())
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    names = ("xaurora", "microsoft-aurora", "torch", "xarray", "numpy")
-    out = {}
-    for name in names:
-        try:
-            out[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            out[name] = "unknown"
-    return out
-
-
-def now() -> str:
-    """The present in UTC, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def model_card(tuned: TunedAurora) -> str:
-    """``README.md`` of the artefact."""
-    config, training = tuned.config, tuned.config["training"]
-    variables = ", ".join(
-        (
-            *tuned.needs.surface,
-            *(f"{v} aloft" for v in tuned.needs.atmos),
-            *(f"{v} (static)" for v in tuned.needs.static),
-        )
-    )
-    levels = (
-        "all that the data have"
-        if tuned.needs.levels is None
-        else ", ".join(f"{v:g}" for v in tuned.needs.levels) + " hPa"
-    )
-    scores = (
-        "\n".join(
-            f"| {k} | {v:.6g} |"
-            for k, v in config.get("scores", {}).items()
-            if isinstance(v, int | float)
-        )
-        or "| none | |"
-    )
-    warning = (
-        "\n\nThese are scores on the training samples themselves: how well they are fitted, not how"
-        " good a forecast is."
-        if training.get("validated_on_training_samples")
-        else ""
-    )
-    learnt = "; ".join(
-        [f"{info['long_name'].lower()} ({name})" for name, info in config["targets"].items()]
-        or ["none, its own ones trained on"]
-    )
-    heads = "; ".join(
-        f"{name}: {info['head']['options']}" for name, info in config["targets"].items()
-    )
-    return f"""# Aurora, fine-tuned for {", ".join(config["targets"]) or "its own variables"}
-
-New variables of Aurora {config["base"]["name"]!r}, made with xaurora: {learnt}. Precipitation is the total over six hours.
-
-```python
-import xaurora
-
-tuned = xaurora.load("this folder")
-forecast = ds.aurora.predict("24h", model=tuned)
-```
-
-| | |
-|---|---|
-| base | {config["base"]["name"]} ({config["base"]["class"]}), {config["base"]["hash"]} |
-| strategy | {_strategy(config)} |
-| heads | {heads or "none"} |
-| fed back to the encoder | {", ".join(config["inputs"]) or "nothing"} |
-| inputs | {variables} |
-| levels | {levels} |
-| trained on | {training["samples"]} samples from {training["start"]} to {training["end"]} |
-| region | {training["region"]} |
-| steps | {training["steps"]} of batch size {training["batch_size"]}, seed {training["seed"]} |
-| made | {config["made"]} with {", ".join(f"{k} {v}" for k, v in config["versions"].items())} |
-
-## Scores on the validation samples
-
-| score | value |
-|---|---|
-{scores}{warning}
-
-## Parameters
-
-```
-{strategies.render([strategies.Part(**part) for part in config["parameters"]])}
-```
-"""
-
-
-def _strategy(config: dict[str, Any]) -> str:
-    """The strategy with its options, in words."""
-    options = {
-        k: v for k, v in config.get("strategy_options", {}).items() if k != "name" and v is not None
-    }
-    more = ", ".join(
-        f"{k} {', '.join(map(str, v)) if isinstance(v, list | tuple) else v}"
-        for k, v in options.items()
-    )
-    merged = ", merged into the weights" if config.get("merged") else ""
-    return f"{config['strategy']}" + (f" ({more})" if more else "") + merged
 
 
 def _dump(path: Path, value: Any) -> None:

@@ -10,100 +10,22 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xaurora.errors import LeadTimeError, MissingVariableError, OptionError
+from xaurora.errors import MissingVariableError, OptionError
 from xaurora.fields import variables
-
-COLOURS = ("#1f5aa6", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d", "#444444")
-
-
-def axes(ax: Any, size: tuple[float, float] = (5.2, 3.8)) -> Any:
-    """The axes given, or new ones."""
-    if ax is not None:
-        return ax
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(figsize=size, layout="constrained")[1]
-
-
-def labelled(scores: xr.Dataset | Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    """Scores by label; one Dataset is ``"forecast"``."""
-    return {"forecast": scores} if isinstance(scores, xr.Dataset) else dict(scores)
-
-
-def part(
-    ds: xr.Dataset, name: str, metric: str | None, region: str | None, lead: Any = None
-) -> xr.DataArray:
-    """One metric of one region.
-
-    Raises
-    ------
-    MissingVariableError
-        The scores do not hold it; says how to get it.
-    """
-    from xaurora.evaluation.metrics import ALIASES, METRICS
-
-    if metric is not None and name in ds and metric not in ds["metric"].values:
-        metric = ALIASES.get(metric, metric)
-    suffix = max((m.suffix for m in METRICS.values() if name.endswith(m.suffix)), key=len)
-    base = name.removesuffix(suffix)
-    how = metric or next(n for n, m in METRICS.items() if m.suffix == suffix)
-    if name not in ds or (metric is not None and metric not in ds["metric"].values):
-        raise MissingVariableError(
-            f"these scores hold no {how!r} of '{base}'; they hold"
-            f" {sorted(map(str, ds.data_vars))}.",
-            fix=f"evaluate(truth, metrics={[how]}), or metrics='all'",
-        )
-    da = ds[name] if metric is None else ds[name].sel(metric=metric)
-    if region is not None and region not in da["region"].values:
-        raise OptionError(
-            f"these scores hold no region {region!r}; they hold"
-            f" {list(map(str, da['region'].values))}.",
-            fix="region=None for the first",
-        )
-    da = da.isel(region=0) if region is None else da.sel(region=region)
-    if kept := [
-        d for d in ("init_time", "season", "month", "hour", "year", "lead_bin") if d in da.dims
-    ]:
-        raise OptionError(
-            f"these scores are kept apart by {', '.join(kept)}, and a diagram shows lead times.",
-            fix=f"scores.isel({kept[0]}=0, drop=True)",
-        )
-    if lead is not None and "lead_time" in da.dims:
-        da = da.isel(lead_time=lead) if isinstance(lead, int) else _at_lead(da, lead)
-    return da
-
-
-def shown(da: xr.DataArray, name: str, metric: str) -> tuple[float, str]:
-    """What a score is multiplied by to be drawn, and its units: rain in mm, squares squared, ratios
-    without.
-    """
-    from xaurora.evaluation.metrics import ALIASES, METRICS
-
-    spec = METRICS.get(ALIASES.get(metric, metric))
-    kind = "" if spec is None else spec.units
-    units = str(da.attrs.get("units", ""))
-    if kind == "":
-        return 1.0, ""
-    known = variables.find(name)
-    factor = 1.0
-    if known is not None and known.accumulated and (scale := variables.conversion(units, "m")):
-        factor, units = 1e3 * scale[0], "mm"
-    return (
-        (factor, units)
-        if kind == "own"
-        else (factor**2, f"({units})²" if " " in units else f"{units}²")
-    )
-
-
-def label_of(metric: str) -> str:
-    """A metric as it is printed."""
-    return metric.upper() if len(metric) <= 5 else metric.replace("_", " ")
-
-
-def hours(da: xr.DataArray) -> str:
-    """The lead of a score, for a label."""
-    value = da.coords.get("lead_time")
-    return "" if value is None else f"+{float(value / np.timedelta64(1, 'h')):g} h"
+from xaurora.plots.panels import (
+    COLOURS,
+    at_lead,
+    at_threshold,
+    axes,
+    first_scores,
+    hours,
+    label_of,
+    labelled,
+    part,
+    plain_ticks,
+    shown,
+    thresholds_axis,
+)
 
 
 def threshold_curve(
@@ -146,12 +68,12 @@ def threshold_curve(
         ax.plot(da["threshold_mm"], shown, "o-", label=label, color=colour, markersize=4)
     if metric == "frequencybias":
         ax.axhline(1.0, color="0.6", linewidth=0.8)
-        _plain(ax, "y")
+        plain_ticks(ax, "y")
     elif "brier" in metric:
         ax.set_ylim(bottom=0.0)
     else:
         ax.set_ylim(min(0.0, float(np.nanmin([ax.get_ylim()[0], 0.0]))), 1.0)
-    _thresholds_axis(ax, lines[0][1]["threshold_mm"].values)
+    thresholds_axis(ax, lines[0][1]["threshold_mm"].values)
     name_of = {"frequencybias": "frequency bias", "brier_score_mm": "Brier score"}.get(
         metric, label_of(metric)
     )
@@ -160,34 +82,6 @@ def threshold_curve(
     )
     ax.legend(frameon=False, fontsize=8)
     return ax
-
-
-def _thresholds_axis(ax: Any, values: np.ndarray) -> None:
-    from matplotlib.ticker import FixedLocator, NullLocator
-
-    if (values > 0).all():
-        ax.set_xscale("log")
-    else:
-        ax.set_xscale(
-            "symlog", linthresh=float(values[values > 0].min()) if (values > 0).any() else 1.0
-        )
-    ax.xaxis.set_major_locator(FixedLocator(values.tolist()))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xticklabels([f"{v:g}" for v in values])
-    ax.set_xlabel("threshold in mm")
-
-
-def _plain(ax: Any, which: str) -> None:
-    """A logarithmic axis with plain numbers at 1, 2 and 5."""
-    from matplotlib.ticker import FixedLocator, NullLocator
-
-    getattr(ax, f"set_{which}scale")("log")
-    low, high = getattr(ax, f"get_{which}lim")()
-    ticks = [m * 10.0**e for e in range(-4, 5) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
-    axis = getattr(ax, f"{which}axis")
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_minor_locator(NullLocator())
-    axis.set_ticklabels([f"{t:g}" for t in ticks])
 
 
 def fss_curve(
@@ -210,7 +104,7 @@ def fss_curve(
         else:
             middle = float(da["threshold_mm"][len(da["threshold_mm"]) // 2])
             lines.append(
-                (label, _at_threshold(da, middle if threshold_mm is None else threshold_mm))
+                (label, at_threshold(da, middle if threshold_mm is None else threshold_mm))
             )
     for (label, da), colour in zip(lines, COLOURS * 9, strict=False):
         ax.plot(da["neighborhood_size"], da, "o-", label=label, color=colour, markersize=4)
@@ -255,7 +149,7 @@ def reliability(
             else [every[len(every) // 2] if threshold_mm is None else threshold_mm]
         )
         lines += [
-            (f"{t:g} mm" if len(several) == 1 else label, ds, _at_threshold(da, t)) for t in wanted
+            (f"{t:g} mm" if len(several) == 1 else label, ds, at_threshold(da, t)) for t in wanted
         ]
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
     for (label, ds, da), colour in zip(lines, COLOURS * 9, strict=False):
@@ -297,7 +191,7 @@ def calibration(
     """PIT histogram, or rank histogram of an ensemble: flat is calibrated, ∪ too narrow, ∩ too
     wide, a slope biased. One line a lead.
     """
-    ax, scores = axes(ax), _first(scores)
+    ax, scores = axes(ax), first_scores(scores)
     pit = f"{name}_pit" in scores
     da = part(scores, f"{name}_pit" if pit else f"{name}_rank_histogram", None, region)
     dim = "pit_bin" if pit else "rank"
@@ -406,7 +300,7 @@ def intensity(
     ax: Any = None,
 ) -> Any:
     """Distribution of amounts, forecast and truth: share of the area that gets more than so much."""
-    ax, scores = axes(ax), _first(scores)
+    ax, scores = axes(ax), first_scores(scores)
     for label, variable, style in (
         ("forecast", f"{name}_intensity", "-"),
         ("truth", f"{name}_truth_intensity", "--"),
@@ -428,7 +322,7 @@ def intensity(
     )  # of the truth; a distribution's tail goes on for ever
     ax.set_yscale("log")
     ax.set_ylim(1e-7, 1.5)
-    _plain(ax, "x")
+    plain_ticks(ax, "x")
     ax.set_xlabel("amount in mm")
     ax.set_ylabel("share of area and time with more")
     ax.legend(frameon=False, fontsize=8)
@@ -446,7 +340,7 @@ def quantile_quantile(
     """Quantiles of the forecast over those of the truth, mm, from the median of the wet amounts
     into the tail.
     """
-    ax, scores = axes(ax, (4.2, 4.2)), _first(scores)
+    ax, scores = axes(ax, (4.2, 4.2)), first_scores(scores)
     forecast, truth = tail(scores, name, region=region, lead=lead)
     ax.plot(truth, forecast, "o-", color=COLOURS[0], markersize=4)
     for q, x, y in zip(TAIL, truth, forecast, strict=True):
@@ -461,8 +355,8 @@ def quantile_quantile(
         ax.plot([low, high], [low, high], color="0.6", linewidth=0.8)
         ax.set_xlim(low, high)
         ax.set_ylim(low, high)
-        _plain(ax, "x")
-        _plain(ax, "y")
+        plain_ticks(ax, "x")
+        plain_ticks(ax, "y")
     ax.set_xlabel("truth in mm")
     ax.set_ylabel("forecast in mm")
     return ax
@@ -500,7 +394,7 @@ def error_by_edge(
     """A score by distance from the domain's edge, of scores made with ``regions="edge"``. One line
     a lead.
     """
-    ax, scores = axes(ax), _first(scores)
+    ax, scores = axes(ax), first_scores(scores)
     rings = [str(r) for r in scores["region"].values if str(r).startswith("edge ")]
     if not rings:
         raise OptionError("these scores hold no rings.", fix="evaluate(truth, regions='edge')")
@@ -511,7 +405,7 @@ def error_by_edge(
     for i, colour in zip(
         range(da.sizes["lead_time"]) if lead is None else [lead], COLOURS * 9, strict=False
     ):
-        one = da.isel(lead_time=i) if isinstance(i, int) else _at_lead(da, i)
+        one = da.isel(lead_time=i) if isinstance(i, int) else at_lead(da, i)
         ax.plot(range(len(rings)), one.values, "o-", label=hours(one), color=colour)
     ax.set_xticks(range(len(rings)), [r.removeprefix("edge ") for r in rings], rotation=20)
     ax.set_xlabel("distance from the edge")
@@ -522,46 +416,3 @@ def error_by_edge(
     )
     ax.legend(frameon=False, fontsize=8)
     return ax
-
-
-def _at_lead(da: xr.DataArray, lead: Any) -> xr.DataArray:
-    """One lead time.
-
-    Raises
-    ------
-    LeadTimeError
-        It is not there.
-    """
-    import pandas as pd
-
-    try:
-        return da.sel(lead_time=pd.Timedelta(lead))
-    except (KeyError, ValueError, TypeError):
-        there = ", ".join(f"{h:g}h" for h in da["lead_time"].values / np.timedelta64(1, "h"))
-        raise LeadTimeError(
-            f"these scores hold no lead {lead!r}; they hold {there}.",
-            fix=f"lead='{there.split(', ')[0]}'",
-        ) from None
-
-
-def _at_threshold(da: xr.DataArray, threshold: float) -> xr.DataArray:
-    """One threshold.
-
-    Raises
-    ------
-    OptionError
-        It is not among those that were scored.
-    """
-    there = da["threshold_mm"].values
-    near = np.flatnonzero(np.abs(there - threshold) <= 1e-6 * max(threshold, 1e-9))
-    if not len(near):
-        raise OptionError(
-            f"these scores hold no threshold of {threshold:g} mm; they hold {there.tolist()}.",
-            fix=f"threshold_mm={there[0]:g}",
-        )
-    return da.isel(threshold_mm=int(near[0]))
-
-
-def _first(scores: xr.Dataset | Mapping[str, xr.Dataset]) -> xr.Dataset:
-    """The first of several: diagrams that show one forecast."""
-    return next(iter(labelled(scores).values()))

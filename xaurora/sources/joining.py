@@ -11,7 +11,9 @@ import numpy as np
 import xarray as xr
 
 from xaurora.errors import CoordinateError, SourceError, TimeError
-from xaurora.fields import periods, precipitation, recognition, variables
+from xaurora.fields import periods, precipitation, recognition
+from xaurora.fields.found import LEVEL_UNITS, Recognition
+from xaurora.fields.unit_conversion import normalise_units
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.utils.lazy import as_dask
 
@@ -60,7 +62,7 @@ def combine(pieces: list[xr.Dataset]) -> xr.Dataset:
     )
 
 
-def _is_dynamic(piece: xr.Dataset, found: recognition.Recognition) -> bool:
+def _is_dynamic(piece: xr.Dataset, found: Recognition) -> bool:
     if found.times is None:
         return False
     return any(kind != "static" for kind, _ in found.fields) or (
@@ -68,9 +70,7 @@ def _is_dynamic(piece: xr.Dataset, found: recognition.Recognition) -> bool:
     )
 
 
-def _rename_axes(
-    piece: xr.Dataset, found: recognition.Recognition, reference: recognition.Recognition
-) -> xr.Dataset:
+def _rename_axes(piece: xr.Dataset, found: Recognition, reference: Recognition) -> xr.Dataset:
     renames: dict[str, str] = {}
     for axis, there in reference.axes.items():
         here = found.axes.get(axis)
@@ -99,7 +99,7 @@ def _rename_surface_geopotential(
     ]
 
 
-def _stack_levels(pieces: list[xr.Dataset], reference: recognition.Recognition) -> list[xr.Dataset]:
+def _stack_levels(pieces: list[xr.Dataset], reference: Recognition) -> list[xr.Dataset]:
     """Join files that hold the same variables and times on different levels."""
     axis, time = reference.axes.get("level"), reference.axes["time"]
     if axis is None or axis.dim != axis.name:
@@ -133,9 +133,7 @@ def _stack_levels(pieces: list[xr.Dataset], reference: recognition.Recognition) 
     return out
 
 
-def _same_grid(
-    piece: xr.Dataset, lead: xr.Dataset, reference: recognition.Recognition
-) -> xr.Dataset:
+def _same_grid(piece: xr.Dataset, lead: xr.Dataset, reference: Recognition) -> xr.Dataset:
     """The piece in the first one's order of latitude, longitude and level, with its coordinates, so
     that none is joined apart.
 
@@ -172,7 +170,7 @@ def _same_grid(
 
 
 def _to_hpa(level: xr.DataArray) -> float:
-    return recognition.LEVEL_UNITS.get(variables.normalise_units(level.attrs.get("units", "")), 1.0)
+    return LEVEL_UNITS.get(normalise_units(level.attrs.get("units", "")), 1.0)
 
 
 def _concatenate(pieces: list[xr.Dataset], time_dim: str) -> list[xr.Dataset]:
@@ -285,9 +283,9 @@ def _accumulated(group: xr.Dataset, names: list[str], time_dim: str) -> xr.Datas
 
 def _merge_statics(
     main: xr.Dataset,
-    reference: recognition.Recognition,
+    reference: Recognition,
     statics: list[xr.Dataset],
-    found: list[recognition.Recognition],
+    found: list[Recognition],
 ) -> xr.Dataset:
     for piece, each in zip(statics, found, strict=True):
         time = each.axes.get("time")
@@ -304,7 +302,7 @@ def _merge_statics(
     return main
 
 
-def _cut_to(piece: xr.Dataset, main: xr.Dataset, reference: recognition.Recognition) -> xr.Dataset:
+def _cut_to(piece: xr.Dataset, main: xr.Dataset, reference: Recognition) -> xr.Dataset:
     """The part of a (usually global) static file that lies under the data, whatever its longitude
     convention.
     """

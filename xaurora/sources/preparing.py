@@ -20,11 +20,10 @@ import numpy as np
 import xarray as xr
 
 from xaurora.errors import OptionError, SaveError
-from xaurora.fields import conventions, periods, requirements, targets
+from xaurora.fields import conventions, periods, requirements, targets, truth
 from xaurora.fields.conventions import Fields
-from xaurora.fields.grid import lattice as grids
-from xaurora.fields.grid import regions
-from xaurora.fields.recognition import Field
+from xaurora.fields.found import Field
+from xaurora.fields.grid import patches, regions
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.utils import storage
 from xaurora.utils import zarr_stores as stores
@@ -119,7 +118,7 @@ def _variables(
     found = targets.recognise(ds, names)
     found.raise_first()
     fields = conventions.standardise(ds, found)
-    learnt = targets.resolve(fields, names) if names else []
+    learnt = truth.resolve_targets(fields, names) if names else []
     if model is not None:
         needs = requirements.needs_of(model, fields, [t.name for t in learnt])
         requirements.check_variables(fields, needs)
@@ -192,7 +191,7 @@ def _part(fields: Fields, region: Any, patch: int) -> tuple[np.ndarray, np.ndarr
     grid = fields.layout.grid
     if region is None:
         return np.arange(grid.shape[0]), np.arange(grid.shape[1]), grid.longitude
-    box = grids.window(grid, regions.cells(fields, region), 1, 0)
+    box = patches.window_around(grid, regions.cells(fields, region), 1, 0)
 
     def out(first: int, last: int, origin: int) -> tuple[int, int]:
         return first - (origin + first) % patch, last + (patch - 1 - (origin + last) % patch)

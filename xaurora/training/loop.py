@@ -18,6 +18,7 @@ import torch
 
 from xaurora.errors import TrainingError, XauroraError
 from xaurora.fields.grid import lattice as grids
+from xaurora.fields.grid.weights import latitude_weights
 from xaurora.model import aurora as models
 from xaurora.model import execution, placement, rollout
 from xaurora.model import loader as loading
@@ -803,7 +804,7 @@ def _drops(module: torch.nn.Module) -> bool:
 
 def _area(grid: grids.Grid, device: torch.device) -> torch.Tensor:
     """Cell areas, ``(h, 1)``."""
-    return torch.from_numpy(grids.latitude_weights(grid.latitude)).float().to(device)[:, None]
+    return torch.from_numpy(latitude_weights(grid.latitude)).float().to(device)[:, None]
 
 
 def _capital(text: str) -> str:

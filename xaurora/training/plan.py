@@ -17,10 +17,10 @@ import xarray as xr
 from aurora import Aurora
 
 from xaurora.errors import OptionError
-from xaurora.fields import checking, conventions, requirements, targets
+from xaurora.fields import conventions, plausibility, requirements, targets
 from xaurora.fields.conventions import Fields
 from xaurora.fields.grid import lattice as grids
-from xaurora.fields.grid import regions
+from xaurora.fields.grid import patches, regions
 from xaurora.fields.requirements import Needs
 from xaurora.fields.variables import Variable
 from xaurora.model import adapters, heads, strategies, tuned
@@ -91,11 +91,11 @@ class Plan:
     merged: bool
     needs: Needs
     cut: Fields
-    crop: grids.Crop
+    crop: patches.Crop
     grid: grids.Grid
     trim: tuple[slice, slice]
     halo: int
-    window: grids.Window | None
+    window: patches.Window | None
     target_grid: grids.Grid
     target_trim: tuple[slice, slice]
     chosen: samples.Index
@@ -203,7 +203,7 @@ def plan(
     found = targets.recognise(ds, () if truth is not None else names)
     found.raise_first()
     fields = conventions.standardise(ds, found)
-    learnt = targets.resolve(fields, names, truth)
+    learnt = truth.resolve_targets(fields, names, truth)
     targets.check_kinds(learnt)
     targets.refuse_doubled(learnt)
     chosen_heads = {
@@ -237,10 +237,10 @@ def plan(
     )
     targets.refuse_own([t.name for t in learnt if t.name in needs.surface])
     cut, crop = requirements.fit(fields, needs)
-    checking.refuse_implausible(fields)
+    plausibility.refuse_implausible(fields)
     if truth is not None:
         for t in learnt:
-            checking.refuse_implausible_target(t)
+            plausibility.refuse_implausible_target(t)
     learnt = [
         replace(t, values=t.values.isel(latitude=crop.rows, longitude=crop.columns)) for t in learnt
     ]
@@ -287,11 +287,11 @@ def plan(
         cut=cut,
         crop=crop,
         grid=grid,
-        trim=grids.trim(grid, halo),
+        trim=patches.trim(grid, halo),
         halo=int(halo),
         window=window,
         target_grid=grid if window is None else grid.take(window.rows, window.columns),
-        target_trim=grids.trim(grid, halo) if window is None else (slice(None), slice(None)),
+        target_trim=patches.trim(grid, halo) if window is None else (slice(None), slice(None)),
         chosen=chosen,
         parts=samples.split(chosen, train, validation, steps=options.rollout_steps, also_input=fed),
     )
@@ -299,7 +299,7 @@ def plan(
 
 def _window(
     region: Any, cut: Fields, patch_size: int, chosen: dict[str, heads.HeadOptions], halo: int
-) -> grids.Window:
+) -> patches.Window:
     """Where the targets are learnt."""
     if not chosen:
         raise OptionError(
@@ -314,10 +314,10 @@ def _window(
         )
     inside = regions.cells(cut, region)
     margin = max(1, *(options.neighbours // 2 for options in chosen.values()))
-    return grids.window(cut.layout.grid, inside, patch_size, margin)
+    return patches.window_around(cut.layout.grid, inside, patch_size, margin)
 
 
-def _inside(values: xr.DataArray, window: grids.Window) -> xr.DataArray:
+def _inside(values: xr.DataArray, window: patches.Window) -> xr.DataArray:
     """A target in a region; NaN in cells of its box that lie outside."""
     part = values.isel(latitude=window.rows, longitude=window.columns)
     if window.mask is None:
@@ -451,13 +451,3 @@ def _has_adapter(model: Any) -> bool:
 
 def _needs_of(model: Any, base: Aurora) -> requirements.Needs:
     return model.needs if isinstance(model, TunedAurora) else models.needs_of_instance(base)
-
-
-def describe_region(grid: grids.Grid) -> str:
-    """A grid in words."""
-    if grid.is_global:
-        return f"global, {grid.shape[0]} × {grid.shape[1]}"
-    return (
-        f"{grid.latitude[-1]:g} to {grid.latitude[0]:g}°N, {grid.longitude[0]:g} to"
-        f" {grid.longitude[-1]:g}°E, {grid.shape[0]} × {grid.shape[1]}"
-    )

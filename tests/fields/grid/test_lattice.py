@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from xaurora import errors
 from xaurora.fields.grid import lattice as grid
+from xaurora.fields.grid import patches
+from xaurora.fields.grid.weights import latitude_weights
 
 
 def _axis(start: float, step: float, count: int) -> np.ndarray:
@@ -54,13 +56,13 @@ def test_a_globe_wraps_and_starts_at_greenwich(rows: int, columns: int, step: fl
     assert found.wraps
     assert found.longitude[0] == 0.0
     assert found.first_row == found.first_column == 0
-    crop = grid.crop_to_patches(found)
+    crop = patches.crop_to_patches(found)
     assert crop.grid.shape == (rows // 4 * 4, columns)
     assert crop.left_out.startswith(f"{rows % 4} row" if rows % 4 else "")
 
 
 def test_0_4_degrees_drops_three_rows() -> None:
-    crop = grid.crop_to_patches(grid.from_axes(_axis(90, -0.4, 451), _axis(0, 0.4, 900)))
+    crop = patches.crop_to_patches(grid.from_axes(_axis(90, -0.4, 451), _axis(0, 0.4, 900)))
     assert crop.left_out == "3 row(s): -89.2°N, -89.6°N, -90°N"
 
 
@@ -71,7 +73,7 @@ def test_half_cells_lie_on_the_lattice() -> None:
 
 def test_a_region_is_cut_along_the_global_patches() -> None:
     found = grid.from_axes(_axis(69.75, -0.25, 61), _axis(-7.25, 0.25, 61))
-    crop = grid.crop_to_patches(found)
+    crop = patches.crop_to_patches(found)
     assert crop.grid.latitude[0] == 69.0  # row 84 from the pole
     assert crop.grid.longitude[0] == -7.0  # column 1412
     assert crop.grid.first_row % 4 == crop.grid.first_column % 4 == 0
@@ -109,27 +111,27 @@ def test_bad_axes(lat: np.ndarray, lon: np.ndarray, kind: type[Exception], match
 
 def test_too_small_and_untileable() -> None:
     with pytest.raises(errors.RegionError, match="needs at least 12 × 12"):
-        grid.crop_to_patches(grid.from_axes(_axis(50, -0.25, 12), _axis(0.25, 0.25, 12)))
+        patches.crop_to_patches(grid.from_axes(_axis(50, -0.25, 12), _axis(0.25, 0.25, 12)))
     with pytest.raises(errors.GridError, match="cannot tile"):
-        grid.crop_to_patches(
+        patches.crop_to_patches(
             grid.from_axes(_axis(89, -2, 90), np.arange(0, 360, 360 / 90.0)), patch_size=4
         )
 
 
 def test_halo_leaves_poles_and_the_wrap_alone() -> None:
     globe = grid.from_axes(_axis(90, -1.0, 180), np.arange(360.0))
-    assert grid.trim(globe, 8) == (slice(0, 180), slice(0, 360))
+    assert patches.trim(globe, 8) == (slice(0, 180), slice(0, 360))
     region = grid.from_axes(_axis(60, -1.0, 40), _axis(0, 1.0, 40))
-    assert grid.trim(region, 8) == (slice(8, 32), slice(8, 32))
+    assert patches.trim(region, 8) == (slice(8, 32), slice(8, 32))
     with pytest.raises(errors.RegionError, match="leaves nothing"):
-        grid.trim(region, 20)
+        patches.trim(region, 20)
 
 
 def test_weights_of_a_globe_reach_the_poles_and_those_of_a_region_do_not() -> None:
     lat = _axis(90, -30.0, 7)
     expected = np.diff(np.sin(np.deg2rad([-90, -75, -45, -15, 15, 45, 75, 90])))
-    np.testing.assert_allclose(grid.latitude_weights(lat), expected / expected.mean())
+    np.testing.assert_allclose(latitude_weights(lat), expected / expected.mean())
     region = np.array([60.0, 50.0, 40.0])
     w = np.diff(np.sin(np.deg2rad([35, 45, 55, 65])))[::-1]
-    np.testing.assert_allclose(grid.latitude_weights(region), w / w.mean())
-    np.testing.assert_allclose(grid.latitude_weights(region[::-1]), (w / w.mean())[::-1])
+    np.testing.assert_allclose(latitude_weights(region), w / w.mean())
+    np.testing.assert_allclose(latitude_weights(region[::-1]), (w / w.mean())[::-1])

@@ -9,7 +9,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from xaurora import errors
-from xaurora.fields import statistics as normalisation
+from xaurora.fields.distribution import Distribution
 from xaurora.model import heads
 
 EVERY = pytest.mark.parametrize("family", heads.FAMILIES)
@@ -35,7 +35,7 @@ def _amounts(size: int = 40_000) -> np.ndarray:
 
 
 def _climate(values: np.ndarray, amounts: bool = True) -> heads.Climatology:
-    seen = normalisation.Distribution(amounts=amounts)
+    seen = Distribution(amounts=amounts)
     seen.add(values)
     return heads.Climatology(*seen.binned())
 

@@ -19,7 +19,7 @@ import xarray as xr
 import xaurora
 from xaurora import errors
 from xaurora.plots.scorecards import card as scorecard
-from xaurora.plots.scorecards import page
+from xaurora.plots.scorecards import notes, page
 
 BROWSER = next(
     (b for b in ("chromium", "chromium-browser", "google-chrome", "chrome") if shutil.which(b)),
@@ -106,7 +106,7 @@ def test_what_the_page_says(compared, fields) -> None:
             np.testing.assert_array_equal(
                 row.marks[""], (told.sel(estimate="low") > 0) | (told.sel(estimate="high") < 0)
             )
-    small = scorecard._provenance(compared["mine"].assign_attrs(xaurora_base="small"))
+    small = notes.provenance_rows(compared["mine"].assign_attrs(xaurora_base="small"))
     assert "its authors made for debugging" in dict(small)["Base model"]
 
 

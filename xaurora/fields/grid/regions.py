@@ -12,7 +12,7 @@ import xarray as xr
 from xaurora.errors import RegionError
 from xaurora.fields.conventions import Fields
 from xaurora.fields.grid import polygons
-from xaurora.fields.grid.lattice import latitude_weights
+from xaurora.fields.grid.weights import latitude_weights
 
 Box = tuple[float, float, float, float]
 

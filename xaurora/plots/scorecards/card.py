@@ -4,7 +4,6 @@ picture. Knows nothing of torch.
 
 from __future__ import annotations
 
-import contextlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,19 +14,14 @@ import numpy as np
 import xarray as xr
 
 from xaurora.errors import KindError, OptionError, TruthError, XauroraError
-from xaurora.evaluation import scores as _scores
+from xaurora.evaluation import frames
 from xaurora.evaluation.significance import significance
 from xaurora.fields import recognition, variables
 from xaurora.plots.scorecards import page
 from xaurora.plots.scorecards import rows as rows_
+from xaurora.plots.scorecards.notes import notes_of, period_notes, provenance_rows
 from xaurora.plots.scorecards.rows import Row
 from xaurora.utils import storage
-
-_WORDS = {
-    "small": "AuroraSmall, which its authors made for debugging",
-    "tiny": "a toy made here",
-    "tiny-pretrained": "a toy pretrained on synthetic fields",
-}
 
 
 @dataclass(frozen=True)
@@ -160,7 +154,7 @@ def build(
             "pictures of cases need forecast and truth.",
             fix="scorecard(path, forecast=fc, truth=ds)",
         )
-    kept = [d for d in _scores.BY if any(d in da.dims for da in scores.data_vars.values())]
+    kept = [d for d in frames.BY if any(d in da.dims for da in scores.data_vars.values())]
     if kept:
         raise KindError(
             f"these scores are kept apart by {', '.join(kept)}, and a card has one table.",
@@ -188,7 +182,7 @@ def build(
             fix="scorecard(path, name='mine')",
         )
     tested, notes = _tests(scores, others, level, seed)
-    notes = [*_notes(scores, others), *notes]
+    notes = [*notes_of(scores, others), *notes]
     rows: list[Row] = []
     for region in map(str, scores["region"].values):
         for variable in map(str, scores.data_vars):
@@ -212,7 +206,7 @@ def build(
         else _figures(scores, {name: scores, **others}, forecast, truth, published, notes)
     )
     for label, other in (published or {}).items():
-        notes += _period(scores, other, f"{label} (published)")
+        notes += period_notes(scores, other, f"{label} (published)")
         if other.attrs.get("grid") != scores.attrs.get("grid"):
             notes.append(
                 f"{label} (published) was scored on another grid ({other.attrs.get('grid', '?')})"
@@ -237,7 +231,7 @@ def build(
         leads,
         tuple(others),
         tuple(dict.fromkeys(notes)),
-        _provenance(scores),
+        provenance_rows(scores),
         figures,
         name,
         title,
@@ -307,84 +301,6 @@ def _tests(
             " common init times are too few."
         )
     return out, notes
-
-
-def _notes(scores: xr.Dataset, others: Mapping[str, xr.Dataset]) -> list[str]:
-    notes = []
-    if scores.attrs.get("fields_without_truth"):
-        notes.append(
-            f"{scores.attrs['fields_without_truth']} fields without a truth at their valid time"
-            " were left out."
-        )
-    if scores.attrs.get("masked"):
-        notes.append(
-            "Scored where truth and forecasts have values; coverage is that share of the area."
-        )
-    for label, other in others.items():
-        notes += _period(scores, other, label)
-        if other.attrs.get("grid") != scores.attrs.get("grid"):
-            notes.append(
-                f"{label} was scored on another grid ({other.attrs.get('grid', '?')}); scores on"
-                " different grids are not comparable."
-            )
-        if other.attrs.get("fields_scored") != scores.attrs.get("fields_scored"):
-            notes.append(
-                f"{label} was scored on {other.attrs.get('fields_scored', '?')} fields, this"
-                f" forecast on {scores.attrs.get('fields_scored', '?')}."
-            )
-    return notes
-
-
-def _period(scores: xr.Dataset, other: xr.Dataset, label: str) -> list[str]:
-    """What to say where totals are over other periods."""
-    hours = [int(ds.attrs.get("precipitation_hours", 6)) for ds in (scores, other)]
-    return (
-        []
-        if hours[0] == hours[1]
-        else [
-            f"{label} is of precipitation over {hours[1]} h, this forecast over {hours[0]} h: they"
-            " do not compare."
-        ]
-    )
-
-
-def _provenance(scores: xr.Dataset) -> tuple[tuple[str, str], ...]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    attrs = scores.attrs
-    out = []
-    if "xaurora_base" in attrs:
-        base = str(attrs["xaurora_base"])
-        out.append(("Base model", base + (f" ({_WORDS[base]})" if base in _WORDS else "")))
-    for key, label in (
-        ("xaurora_strategy", "Strategy"),
-        ("xaurora_weights", "Weights"),
-        ("forecast_title", "Forecast"),
-    ):
-        if key in attrs:
-            out.append((label, str(attrs[key])))
-    if "number_of_init_times" in attrs:
-        span = (
-            f", {attrs['first_init_time']} to {attrs['last_init_time']}"
-            if "first_init_time" in attrs
-            else ""
-        )
-        out.append(("Init times", f"{attrs['number_of_init_times']}{span}"))
-    out.append(("Fields scored", f"{attrs.get('fields_scored', '?')} of each variable"))
-    out.append(("Grid", str(attrs.get("grid", "?"))))
-    out.append(
-        (
-            "Definitions",
-            {"weatherbench2": "WeatherBench 2", "weatherbenchx": "WeatherBench-X"}.get(
-                str(attrs.get("convention")), "?"
-            ),
-        )
-    )
-    if "precipitation_hours" in attrs:
-        out.append(("Precipitation", f"totals over {attrs['precipitation_hours']} h"))
-    with contextlib.suppress(PackageNotFoundError):
-        out.append(("Written by", f"xaurora {version('xaurora')}"))
-    return tuple(out)
 
 
 # --- pictures -------------------------------------------------------------------------------------

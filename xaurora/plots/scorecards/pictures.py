@@ -237,8 +237,8 @@ def of_cases(
     scores: xr.Dataset, forecast: xr.Dataset, truth: xr.Dataset, name: str
 ) -> Iterator[Picture]:
     """The best and the worst init time by the area's mean error, as forecast, truth and difference."""
-    from xaurora.evaluation.scores import carried
-    from xaurora.plots import maps as plots
+    from xaurora.evaluation.carried import carried
+    from xaurora.plots import forecasts
 
     try:
         found = carried(scores, name)
@@ -266,7 +266,7 @@ def of_cases(
         init = series["init_time"].values[i]
 
         def draw(init: Any = init) -> Any:
-            return plots.forecast(forecast, name, init_time=init, lead=lead, truth=truth)
+            return forecasts.forecast(forecast, name, init_time=init, lead=lead, truth=truth)
 
         yield (
             f"{label}: {str(init)[:13]}",

@@ -13,6 +13,7 @@ import xarray as xr
 
 from xaurora.evaluation import metrics as _metrics
 from xaurora.fields import variables
+from xaurora.fields.unit_conversion import conversion
 
 _SHOWN = ("rmse", "mae", "bias", "acc", "crps", "seeps", "spread_skill_ratio", "blur", "coverage")
 """Metrics of the card; mse says the same as rmse, and the activities are for looking up."""
@@ -157,7 +158,7 @@ def row(
         return None
     known = variables.find(name)
     units, factor = str(da.attrs.get("units", "")), 1.0
-    if known is not None and known.accumulated and (scale := variables.conversion(units, "m")):
+    if known is not None and known.accumulated and (scale := conversion(units, "m")):
         units, factor = "mm", 1e3 * scale[0]
     spec = _metrics.METRICS.get(_metrics.ALIASES.get(metric, metric))
     if spec is None or spec.units == "":
@@ -201,9 +202,7 @@ def _factor(mine: xr.DataArray, other: xr.DataArray, known: Any, spec: Any) -> f
     """What brings a score of other units to one's own."""
     if spec is None or spec.units == "" or known is None:
         return 1.0
-    scales = [
-        variables.conversion(str(da.attrs.get("units", "")), known.units) for da in (mine, other)
-    ]
+    scales = [conversion(str(da.attrs.get("units", "")), known.units) for da in (mine, other)]
     if scales[0] is None or scales[1] is None:
         return 1.0
     return float((scales[1][0] / scales[0][0]) ** (2 if spec.units == "square" else 1))

@@ -12,6 +12,7 @@ import xarray as xr
 
 from xaurora.errors import GridError, SourceError
 from xaurora.fields import recognition
+from xaurora.fields.axes import NAMES
 from xaurora.fields.grid import regridding
 from xaurora.sources.imerg.files import MINUTE, Granule, opened
 
@@ -67,7 +68,7 @@ def target_of(grid: Any) -> tuple[np.ndarray, np.ndarray]:
             fix="grid=ds, or grid=0.25",
         )
     # A forecast has no time axis of fields, and needs none here.
-    names = {*recognition.NAMES["latitude"], *recognition.NAMES["longitude"]}
+    names = {*NAMES["latitude"], *NAMES["longitude"]}
     only = xr.Dataset(
         coords={
             n: grid[n]

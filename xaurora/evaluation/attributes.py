@@ -1,0 +1,76 @@
+"""The attributes of scores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from xaurora.evaluation import engine as _engine
+from xaurora.evaluation import frames
+from xaurora.evaluation.alignment import Forecast
+
+
+def _hash(weights: Mapping[str, np.ndarray]) -> str:
+    """Of the regions themselves: another box may have the same name."""
+    digest = hashlib.sha256()
+    for name, values in weights.items():
+        digest.update(name.encode() + np.ascontiguousarray(values.astype(np.float32)).tobytes())
+    return digest.hexdigest()[:12]
+
+
+def described(job: _engine.Job, plan: _engine.Plan) -> frames.Described:
+    item = plan.item(job.parts[0])
+    units = str(item.attrs.get("units", item.variable.units))
+    if len(job.parts) > 1:
+        return frames.Described(job.key[1], units, "Wind vector", "/".join(job.key), job.levels)
+    return frames.Described(
+        item.source, units, item.variable.long_name, "/".join(job.key), job.levels
+    )
+
+
+def attributes(
+    f: Forecast,
+    first: Forecast,
+    counts: dict[str, Any],
+    jobs: int,
+    convention: str,
+    masked: bool,
+    labels: dict[str, str],
+    by: tuple[str, ...],
+    bins: dict[str, np.ndarray] | None,
+    regions: str,
+) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "number_of_init_times": len(first.init_times),
+        "first_init_time": str(first.init_times.min().astype("datetime64[m]")),
+        "last_init_time": str(first.init_times.max().astype("datetime64[m]")),
+        "fields_scored": counts["scored"] // max(jobs, 1),
+        "fields_without_truth": counts["without_truth"] // max(jobs, 1),
+        "grid": f"{len(first.latitude)} × {len(first.longitude)}",
+        "convention": convention,
+        "masked": int(masked),
+        "regions_hash": regions,
+        "metrics": " ".join(labels),
+    }
+    if by:
+        out["by"] = " ".join(by)
+    if bins is not None:
+        out["lead_bins"] = json.dumps(
+            {k: v.astype("timedelta64[ns]").astype(np.int64).tolist() for k, v in bins.items()}
+        )
+    if first.hours != 6:
+        out["precipitation_hours"] = first.hours
+    for name in (
+        "xaurora_base",
+        "xaurora_base_hash",
+        "xaurora_weights",
+        "xaurora_strategy",
+        "title",
+    ):
+        if name in f.ds.attrs:
+            out["forecast_title" if name == "title" else name] = f.ds.attrs[name]
+    return out

@@ -1,0 +1,109 @@
+"""The area means of each init time that scores carry as coordinates, and combining scores."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xaurora.errors import KindError
+from xaurora.evaluation.aggregation import Table
+from xaurora.evaluation.frames import Described, Frame
+
+logger = logging.getLogger("xaurora")
+
+
+def carried_coords(table: Table, frame: Frame, all_levels: tuple[float, ...]) -> dict[str, Any]:
+    """Area means of the statistics by init time, as coordinates: they are no scores, but scores of
+    files add up by them.
+    """
+    out: dict[str, Any] = {}
+    if "init_time" not in frame.by:
+        out["init_time"] = frame.init_times
+    out["carried_lead_time"] = frame.leads
+    for (key, statistic), slots in table.found.items():
+        variable = frame.variables[key]
+        dims = (
+            "init_time",
+            "carried_lead_time",
+            "region",
+            *slots.dims,
+            *(("level",) if variable.levels else ()),
+        )
+
+        def wide(values: np.ndarray, variable: Described = variable) -> np.ndarray:
+            if not variable.levels or variable.levels == all_levels:
+                return values
+            full = np.full((*values.shape[:-1], len(all_levels)), np.nan)
+            full[..., [all_levels.index(v) for v in variable.levels]] = values
+            return full
+
+        name = f"{variable.name}{SEPARATOR}{statistic}"
+        out[name] = (
+            dims,
+            wide(slots.mean),
+            {
+                "units": variable.units,
+                "long_name": variable.long_name,
+                "xaurora_variable": variable.canonical,
+            },
+        )
+        out[name + SEPARATOR + WEIGHT] = (dims, wide(slots.weight))
+    return out
+
+
+def carriers(scores: xr.Dataset) -> dict[str, dict[str, Any]]:
+    """Variables whose init times are carried, with units, long name and what they are in the table
+    of variables.
+    """
+    out: dict[str, dict[str, Any]] = {}
+    for c in map(str, scores.coords):
+        if SEPARATOR in c and not c.endswith(SEPARATOR + WEIGHT):
+            out.setdefault(c.split(SEPARATOR)[0], dict(scores.coords[c].attrs))
+    return out
+
+
+def carried(scores: xr.Dataset, name: str) -> dict[str, tuple[xr.DataArray, xr.DataArray]]:
+    """Of one variable: statistic → (area means, weights) by init time and lead.
+
+    Raises
+    ------
+    KindError
+        The scores carry none.
+    """
+    prefix = name + SEPARATOR
+    found = {
+        str(c)[len(prefix) :]: scores.coords[c]
+        for c in scores.coords
+        if str(c).startswith(prefix) and not str(c).endswith(SEPARATOR + WEIGHT)
+    }
+    if not found:
+        raise KindError(
+            f"the scores of '{name}' do not carry their init times one by one, of which intervals"
+            " are made"
+            + (" (they would take more than 128 MB)." if "init_time" not in scores.coords else "."),
+            fix=(
+                "evaluate fewer regions or metrics: evaluate(truth, metrics=['rmse'],"
+                " regions=['global'])"
+            ),
+        )
+    return {s: (da, scores.coords[f"{prefix}{s}{SEPARATOR}{WEIGHT}"]) for s, da in found.items()}
+
+
+def without_carried(scores: xr.Dataset) -> xr.Dataset:
+    """Scores alone."""
+    names = [c for c in scores.coords if SEPARATOR in str(c)]
+    out = scores.drop_vars([*names, "carried_lead_time"], errors="ignore")
+    return (
+        out.drop_vars("init_time")
+        if "init_time" in out.coords and not any("init_time" in out[v].dims for v in out)
+        else out
+    )
+
+
+SEPARATOR = "__"
+
+
+WEIGHT = "weight"

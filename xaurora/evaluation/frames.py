@@ -1,0 +1,136 @@
+"""The axes of scores: times and leads in groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xaurora.errors import OptionError
+
+BY = ("init_time", "season", "month", "hour", "year")
+
+
+@dataclass
+class Described:
+    """One variable of the scores.
+
+    Parameters
+    ----------
+    name : str
+        In the scores.
+    units, long_name : str
+    canonical : str
+        ``kind/name`` in the table of variables, by which scores of different namings meet.
+    levels : tuple of float
+    """
+
+    name: str
+    units: str
+    long_name: str
+    canonical: str
+    levels: tuple[float, ...] = ()
+
+
+@dataclass
+class Frame:
+    """Everything about the scores but the sums.
+
+    Parameters
+    ----------
+    variables : dict
+        Key of the sums → :class:`Described`.
+    regions : list of str
+    init_times, leads : ndarray
+    labels : dict
+        Label of each metric → its name.
+    by : tuple of str
+        Time dims that are kept apart.
+    lead_bins : dict, optional
+        Label → first and last lead.
+    convention : str
+    coords : dict
+        Of extra dims.
+    attrs : dict
+    """
+
+    variables: dict[str, Described]
+    regions: list[str]
+    init_times: np.ndarray
+    leads: np.ndarray
+    labels: dict[str, str]
+    by: tuple[str, ...]
+    lead_bins: dict[str, np.ndarray] | None
+    convention: str
+    coords: dict[str, Any]
+    attrs: dict[str, Any]
+
+
+def groups_of(
+    init_times: np.ndarray, leads: np.ndarray, by: Sequence[str]
+) -> tuple[np.ndarray, list[tuple[Any, ...]]]:
+    """Group of each field, ``(init, lead)``, by properties of the time it is valid at (or of the
+    init time), and their values in order.
+    """
+    import pandas as pd
+
+    valid = init_times[:, None] + leads[None]
+    index = pd.DatetimeIndex(valid.ravel())
+    columns: list[Any] = []
+    for name in by:
+        if name == "init_time":
+            columns.append(np.repeat(init_times, len(leads)).tolist())
+        elif name == "season":
+            columns.append([("DJF", "MAM", "JJA", "SON")[m % 12 // 3] for m in index.month])
+        else:
+            columns.append([int(v) for v in getattr(index, name)])
+    keys = list(zip(*columns, strict=True)) if columns else [()] * len(index)
+    seasons = {"DJF": 0, "MAM": 1, "JJA": 2, "SON": 3}
+    values = sorted(set(keys), key=lambda key: tuple(seasons.get(v, v) for v in key))
+    place = {key: i for i, key in enumerate(values)}
+    return np.array([place[key] for key in keys]).reshape(valid.shape), values
+
+
+def lead_groups(
+    leads: np.ndarray, bins: Mapping[str, Any] | None
+) -> tuple[np.ndarray, dict[str, np.ndarray] | None]:
+    """Bin of each lead, −1 for none.
+
+    Raises
+    ------
+    OptionError
+        Bins that are no dict of (first, last), or hold no lead.
+    """
+    if bins is None:
+        return np.arange(len(leads)), None
+    import pandas as pd
+
+    if not isinstance(bins, Mapping) or not bins:
+        raise OptionError(
+            f"lead_bins={bins!r} is no dict of label → (first, last) lead.",
+            fix="lead_bins={'day 1': ('6h', '24h')}",
+        )
+    out, found = np.full(len(leads), -1), {}
+    for i, (label, ends) in enumerate(bins.items()):
+        try:
+            first, last = (pd.Timedelta(e).to_timedelta64() for e in ends)
+        except (ValueError, TypeError) as why:
+            raise OptionError(
+                f"lead_bins: {label!r} is {ends!r}, no pair of durations.",
+                fix="lead_bins={'day 1': ('6h', '24h')}",
+            ) from why
+        inside = (leads >= first) & (leads <= last)
+        if not inside.any():
+            raise OptionError(
+                f"lead_bins: no lead time lies in {label!r}, {ends[0]} to {ends[1]}.",
+                fix=f"leads are {', '.join(f'{h:g}h' for h in leads / np.timedelta64(1, 'h'))}",
+            )
+        if (out[inside] >= 0).any():
+            raise OptionError(
+                f"lead_bins: {label!r} overlaps another bin.", fix="every lead in one bin at most"
+            )
+        out[inside] = i
+        found[str(label)] = np.array([first, last]).astype("timedelta64[ns]")
+    return out, found

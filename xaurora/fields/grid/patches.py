@@ -1,0 +1,213 @@
+"""The patches of a model on a grid: cropping to whole patches, halos, and windows around a region."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from xaurora.errors import GridError, RegionError
+from xaurora.fields.grid.lattice import Grid
+
+
+@dataclass(frozen=True)
+class Crop:
+    """What a patch size leaves of a grid.
+
+    Parameters
+    ----------
+    rows, columns : slice
+        Kept canonical rows and columns.
+    grid : Grid
+        The kept grid.
+    left_out : str
+        What was left out, in words; empty when nothing was.
+    """
+
+    rows: slice
+    columns: slice
+    grid: Grid
+    left_out: str
+
+
+def crop_to_patches(grid: Grid, patch_size: int = 4, merges: int = 2) -> Crop:
+    """Cut a grid to whole patches of the global lattice.
+
+    Parameters
+    ----------
+    grid : Grid
+    patch_size : int
+        Pixels along a patch's side.
+    merges : int
+        How often the backbone halves the resolution (twice in Aurora: three stages); each needs two
+        rows and columns.
+
+    Raises
+    ------
+    GridError
+        A whole globe whose width is no multiple of the patch size.
+    RegionError
+        The region is smaller than the model can take.
+    """
+    rows = whole_patches(grid.first_row, grid.shape[0], patch_size)
+    if grid.wraps:
+        if grid.shape[1] % patch_size:
+            raise GridError(
+                f"the globe has {grid.shape[1]} columns, which patches of {patch_size} cannot tile,"
+                " and dropping columns would tear east from west.",
+                fix=(
+                    f"regrid to a width that {patch_size} divides, for example 1440, 900, 360 or"
+                    " 240 columns"
+                ),
+            )
+        columns = slice(0, grid.shape[1])
+    else:
+        columns = whole_patches(grid.first_column, grid.shape[1], patch_size)
+    height, width = max(rows.stop - rows.start, 0), max(columns.stop - columns.start, 0)
+    smallest = (
+        (2**merges // 2 + 1) * patch_size if merges else patch_size
+    )  # each merge needs two rows and columns
+    if height < smallest or width < smallest:
+        raise RegionError(
+            f"the region has {grid.shape[0]} × {grid.shape[1]} grid points, of which {height} ×"
+            f" {width} fill whole patches; this model needs at least {smallest} × {smallest}.",
+            fix=(
+                f"take a larger box, for example {smallest + 2 * patch_size} ×"
+                f" {smallest + 2 * patch_size} grid points"
+            ),
+        )
+    kept = grid.take(rows, columns)
+    parts = []
+    if dropped := _names(grid.latitude, rows, "N"):
+        parts.append(f"{len(dropped)} row(s): {_shorten(dropped)}")
+    if dropped := _names(grid.longitude, columns, "E"):
+        parts.append(f"{len(dropped)} column(s): {_shorten(dropped)}")
+    return Crop(rows, columns, kept, "; ".join(parts))
+
+
+def whole_patches(first: int, count: int, patch_size: int) -> slice:
+    start = (-first) % patch_size
+    whole = max(count - start, 0) // patch_size * patch_size
+    return slice(start, start + whole)
+
+
+def _names(values: np.ndarray, kept: slice, suffix: str) -> list[str]:
+    out = np.concatenate([values[: kept.start], values[kept.stop :]])
+    return [f"{v:g}°{suffix}" for v in out]
+
+
+def _shorten(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:3])}, …, {names[-1]}"
+
+
+def trim(grid: Grid, halo: int) -> tuple[slice, slice]:
+    """Rows and columns that remain when a halo is thrown away.
+
+    A global grid has no edge in longitude, and a pole is no edge either: only sides at which the
+    data end are trimmed.
+
+    Raises
+    ------
+    RegionError
+        Nothing would remain.
+    """
+    lat_spacing = grid.spacing[0]
+    top = 0 if 90.0 - grid.latitude[0] < lat_spacing else halo
+    # One row above the south pole is still the pole: patches drop the last row of 721.
+    bottom = 0 if grid.latitude[-1] + 90.0 < 4 * lat_spacing else halo
+    left = right = 0 if grid.wraps else halo
+    rows = slice(top, grid.shape[0] - bottom)
+    columns = slice(left, grid.shape[1] - right)
+    if rows.stop <= rows.start or columns.stop <= columns.start:
+        raise RegionError(
+            f"a halo of {halo} grid points leaves nothing of {grid.shape[0]} × {grid.shape[1]}.",
+            fix=f"halo={max(min(grid.shape) // 4, 0)} or a larger region",
+        )
+    return rows, columns
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of a grid that a region covers, and the patches that shape it.
+
+    Parameters
+    ----------
+    rows, columns : ndarray of int, ``(h,)``, ``(w,)``
+        Canonical rows and columns of the region's bounding box; columns go on across the grid's
+        seam.
+    patch_rows, patch_columns : ndarray of int
+        Patches that cover it, with a margin around.
+    top, left : int
+        Where the first row and column stand in the pixels of those patches.
+    wraps : bool
+        Whether its east meets its west.
+    mask : ndarray of bool, ``(h, w)``, optional
+        The cells inside, where they are not all of the bounding box.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    patch_rows: np.ndarray
+    patch_columns: np.ndarray
+    top: int
+    left: int
+    wraps: bool
+    mask: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return len(self.rows), len(self.columns)
+
+
+def window_around(grid: Grid, inside: np.ndarray, patch_size: int, margin: int) -> Window:
+    """The window of a region in a grid that patches tile.
+
+    Parameters
+    ----------
+    grid : Grid
+    inside : ndarray of bool, ``(h, w)``
+        Cells of the region; at least one.
+    patch_size : int
+    margin : int
+        Patches around it that shape its cells too.
+    """
+    rows = np.flatnonzero(inside.any(axis=1))
+    rows = np.arange(rows[0], rows[-1] + 1)
+    there = np.flatnonzero(inside.any(axis=0))
+    width = grid.shape[1]
+    if grid.wraps:  # the widest gap is what lies outside
+        gaps = np.diff(np.append(there, there[0] + width))
+        start = int(there[(int(np.argmax(gaps)) + 1) % len(there)])
+        count = width - int(gaps.max()) + 1
+        if width - count < (2 * margin + 1) * patch_size:
+            start, count = 0, width  # next to nothing would be left out
+    else:
+        start, count = int(there[0]), int(there[-1] - there[0] + 1)
+    columns = np.arange(start, start + count)
+    whole = grid.wraps and count == width
+    first_row, last_row = rows[0] // patch_size, rows[-1] // patch_size
+    top = max(first_row - margin, 0)
+    patch_rows = np.arange(top, min(last_row + margin, grid.shape[0] // patch_size - 1) + 1)
+    first, last = start // patch_size, (start + count - 1) // patch_size
+    if whole:
+        patch_columns = np.arange(width // patch_size)
+        left = 0
+    elif grid.wraps:
+        patch_columns = np.arange(first - margin, last + margin + 1)
+        left = int(patch_columns[0])
+        patch_columns = patch_columns % (width // patch_size)
+    else:
+        left = max(first - margin, 0)
+        patch_columns = np.arange(left, min(last + margin, width // patch_size - 1) + 1)
+    box = inside[np.ix_(rows, columns % width)]
+    return Window(
+        rows=rows,
+        columns=columns % width,
+        patch_rows=patch_rows,
+        patch_columns=patch_columns,
+        top=int(rows[0]) - int(patch_rows[0]) * patch_size,
+        left=start - left * patch_size,
+        wraps=whole,
+        mask=None if box.all() else box,
+    )

@@ -1,0 +1,246 @@
+"""Targets from another Dataset: aligned in time and brought onto the grid of the data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xaurora.errors import KindError, TruthError, XauroraError
+from xaurora.fields import conventions, periods, recognition
+from xaurora.fields.conventions import Fields
+from xaurora.fields.grid import regridding
+from xaurora.fields.targets import LEAST_VALID, Target, _of_fields, recognise
+from xaurora.fields.variables import TIMESTEP_HOURS, find
+
+logger = logging.getLogger("xaurora")
+
+
+def truth_fields(truth: Any, fields: Fields, names: Sequence[str]) -> Fields:
+    if not isinstance(truth, xr.Dataset):
+        raise KindError(
+            f"truth= is a Dataset of fields, and this is {type(truth).__name__}.",
+            fix="finetune('tp', truth=ds_with_tp)",
+        )
+    if recognition.is_forecast(truth):
+        raise KindError(
+            "the truth is a forecast (it has lead times).", fix="truth=fields with one time axis"
+        )
+    if "valid_fraction" in truth:  # of open_imerg: cells that are hardly seen are no truth
+        share = truth["valid_fraction"]
+        seen = {
+            n: truth[n].where(share >= LEAST_VALID)
+            for n in truth.data_vars
+            if n != "valid_fraction" and truth[n].dims == share.dims
+        }
+        truth = truth.assign(seen).drop_vars("valid_fraction")
+    found = recognise(truth, names)
+    wanted = {
+        ("surface", known.name if (known := find(name)) is not None else name) for name in names
+    }
+    wanted |= {key for key, item in found.fields.items() if item.source in names}
+    shared = {key for key in found.fields if key in fields.layout.fields and key[0] == "surface"}
+    found.problems = [p for p in found.problems if p.about is None or p.about in wanted]
+    found.fields = {key: item for key, item in found.fields.items() if key in wanted | shared}
+    found.raise_first()
+    return conventions.standardise(truth, found)
+
+
+_SHIFTS = tuple(h for h in range(-6, 7) if h)  # hours that a mistaken label is likely to be off by
+
+
+_COMPARED = 8  # frames
+
+
+def refuse_shift(fields: Fields, right: Fields) -> None:
+    """Raise for a truth whose times are off. Reads a few frames of what both hold.
+
+    Two signs tell. A variable that both hold is the same at another hour and not at its own. Or,
+    where they share none, the truth has the data's very times, all moved by the same hours, as if
+    relabelled.
+    """
+    ours, theirs = fields.times, right.times
+    if not np.isin(ours, theirs).any():
+        raise TruthError(
+            f"the truth ({_span(theirs)}) shares no time with the data ({_span(ours)})."
+            + _hint_of_offset(ours, theirs),
+            fix="give a truth that holds values at the data's times",
+        )
+    same_grid = regridding.same(
+        fields.layout.grid.latitude, right.layout.grid.latitude
+    ) and regridding.same(fields.layout.grid.true_longitude, right.layout.grid.true_longitude)
+    if same_grid and _is_compared(fields, right):
+        return
+    if (
+        right.layout.source.attrs.get("xaurora_source") == "IMERG"
+        or len(ours) != len(theirs)
+        or len(ours) < 3
+    ):
+        return
+    offset = theirs - ours
+    # Less than a step of Aurora's: what is moved by whole steps may well be another stretch of the
+    # same record.
+    if (offset == offset[0]).all() and np.timedelta64(0) < abs(offset[0]) < np.timedelta64(
+        TIMESTEP_HOURS, "h"
+    ):
+        hours = offset[0] / periods.HOUR
+        raise TruthError(
+            f"the truth has as many times as the data, all moved by {hours:+g} h, as if its labels"
+            " were off.",
+            fix=(
+                f"truth.assign_coords(time=truth.time - np.timedelta64({int(hours)}, 'h')) if they"
+                " are; if they are right, cut it to the data's times: truth.sel(time=slice(start,"
+                " end))"
+            ),
+        )
+
+
+def _comparable(fields: Fields, name: str) -> Target | None:
+    """A variable in a form that two Datasets can be compared in: precipitation over six hours."""
+    try:
+        return _of_fields(fields, name)
+    except XauroraError:
+        return None
+
+
+def _is_compared(fields: Fields, right: Fields) -> bool:
+    """Compare what both hold, at the same time and at others; raises where it fits better
+    elsewhere. True if anything was compared.
+    """
+    compared = False
+    for name in map(str, fields.surface):
+        if name not in right.surface:
+            continue
+        mine, theirs = _comparable(fields, name), _comparable(right, name)
+        if mine is None or theirs is None:
+            continue
+        place = {
+            t: i
+            for i, t in enumerate(theirs.values["time"].values.astype("datetime64[ns]").tolist())
+        }
+        whole = set(theirs.times.astype("datetime64[ns]").tolist())
+        both = [t for t in mine.times.astype("datetime64[ns]") if t.item() in whole]
+        looked = (
+            [
+                both[i]
+                for i in np.unique(
+                    np.linspace(0, len(both) - 1, min(len(both), _COMPARED)).astype(int)
+                )
+            ]
+            if both
+            else []
+        )
+        frames = {t: mine.values.sel(time=t).values.astype(np.float64) for t in looked}
+        frames = {t: v for t, v in frames.items() if np.isfinite(v).any()}
+        if not frames:
+            continue
+        spread = float(np.nanstd(np.stack(list(frames.values()))))
+        if not spread > 0:
+            continue
+
+        def misfit(
+            hours: int,
+            frames: dict[Any, np.ndarray] = frames,
+            theirs: Target = theirs,
+            place: dict[Any, int] = place,
+        ) -> float:
+            parts = []
+            for t, values in frames.items():
+                i = place.get((t + hours * periods.HOUR).astype("datetime64[ns]").item())
+                if i is not None:
+                    apart = np.abs(theirs.values.isel(time=i).values - values)
+                    if np.isfinite(apart).any():
+                        parts.append(float(np.nanmean(apart)))
+            return float(np.mean(parts)) if len(parts) >= min(3, len(frames)) else np.inf
+
+        here = misfit(0)
+        compared = compared or np.isfinite(here)
+        best = min(_SHIFTS, key=misfit)
+        if here > 0.01 * spread and misfit(best) < 0.05 * here:
+            raise TruthError(
+                f"the truth's '{right.layout.user_name(name)}' is that of the data {abs(best)} h"
+                f" {'earlier' if best > 0 else 'later'}: its times are off by {best:+d} h.",
+                fix=f"truth.assign_coords(time=truth.time - np.timedelta64({best}, 'h'))",
+            )
+    return compared
+
+
+def _span(times: np.ndarray) -> str:
+    if not len(times):
+        return "no times"
+    return f"{len(times)} times, {str(times[0])[:16]} to {str(times[-1])[:16]}"
+
+
+def _hint_of_offset(ours: np.ndarray, theirs: np.ndarray) -> str:
+    if not len(theirs) or not len(ours) or theirs[-1] < ours[0] or theirs[0] > ours[-1]:
+        return ""
+    nearest = np.abs(theirs[:, None] - ours[None]).min()
+    return (
+        f" Its times lie {nearest / np.timedelta64(1, 'm'):g} minutes beside them: totals are"
+        " labelled with the end of their period."
+    )
+
+
+def onto_grid(target: Target, fields: Fields) -> Target:
+    """The target at the data's grid points; masked where too little of a cell has values."""
+    grid, da = fields.layout.grid, target.values
+    latitude, longitude = grid.latitude, grid.true_longitude
+    method = "nearest" if target.variable.units == "category" else "conservative"
+    same = regridding.same(da["latitude"].values, latitude) and regridding.same(
+        da["longitude"].values % 360.0, longitude % 360.0
+    )
+    if not same:
+        logger.info(
+            "The truth's '%s' (%d × %d) is brought onto the data's grid (%d × %d), %s.",
+            target.item.source,
+            da.sizes["latitude"],
+            da.sizes["longitude"],
+            *grid.shape,
+            "by the nearest point" if method == "nearest" else "conservatively",
+        )
+        da = regridding.onto(da, latitude, longitude, method=method, least=LEAST_VALID)
+    da = da.assign_coords(latitude=grid.latitude, longitude=grid.longitude)
+    return replace(target, values=da)
+
+
+def resolve_targets(
+    fields: Fields, names: Sequence[str], truth: xr.Dataset | None = None
+) -> list[Target]:
+    """The targets, from the data or from a truth of its own. Reads some frames to see what
+    precipitation is.
+
+    Raises
+    ------
+    TargetError
+        A target is not there, or is no surface variable.
+    TruthError
+        The truth does not overlap the data in time or space, or is shifted in time.
+    AccumulationError
+        Six-hour totals cannot be made.
+    """
+    if truth is None:
+        return [_of_fields(fields, name) for name in names]
+    right = truth_fields(truth, fields, names)
+    refuse_shift(fields, right)
+    return [onto_grid(_of_fields(right, name, where="truth"), fields) for name in names]
+
+
+def history(past: xr.Dataset | None, fields: Fields, names: Sequence[str]) -> list[Target]:
+    """Past values of targets on the fields' grid; from the fields themselves where ``past`` is
+    None.
+
+    Raises
+    ------
+    TargetError
+        A target is not there.
+    TruthError
+        The past does not cover the grid.
+    """
+    if past is None:
+        return [_of_fields(fields, name) for name in names]
+    right = truth_fields(past, fields, names)
+    return [onto_grid(_of_fields(right, name, where="past fields"), fields) for name in names]

@@ -1,0 +1,209 @@
+"""Run the forecasts of several init times, on one device or several."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from aurora import Aurora, Batch
+
+from xaurora.errors import (
+    OptionError,
+)
+from xaurora.fields.conventions import Fields
+from xaurora.fields.grid import patches
+from xaurora.forecasting import members as ensembles
+from xaurora.forecasting.members import PastOrder
+from xaurora.forecasting.request import Request
+from xaurora.model import aurora as models
+from xaurora.model import execution, placement, rollout
+from xaurora.model.heads import RAIN
+from xaurora.model.loader import Loader, ahead
+
+
+def resolve_devices(model: Any, module: models.AuroraWithHead, count: int) -> list[torch.device]:
+    """Where to run: a given Aurora where it is, others on the GPU; several GPUs share the init
+    times.
+    """
+    here = next(module.parameters()).device
+    if count == 1:
+        return [
+            (
+                torch.device("cuda")
+                if torch.cuda.is_available() and not isinstance(model, Aurora)
+                else here
+            )
+        ]
+    cuda = torch.cuda.is_available()
+    there = torch.cuda.device_count() if cuda else os.cpu_count() or 1
+    if count > there:
+        raise OptionError(
+            f"devices={count}, and this machine has {there}"
+            f" {'GPU(s)' if cuda else 'processor(s) and no GPU'}.",
+            fix=f"devices={there}",
+        )
+    return [torch.device("cuda", i) if cuda else torch.device("cpu") for i in range(count)]
+
+
+@contextlib.contextmanager
+def inference(
+    module: models.AuroraWithHead, job: Job, device: torch.device, *, compile: bool
+) -> Iterator[models.AuroraWithHead]:
+    """The module in evaluation mode, on the device, in place; all of it is undone afterwards."""
+    base = module.base
+    before = (
+        next(base.parameters()).device,
+        base.autocast_backbone,
+        base.autocast_dtype,
+    )
+    trained = [m for m in module.modules() if m.training]
+    for part in trained:
+        part.training = False
+    if before[0] != device:
+        module.to(device)
+    if job.precision != "auto":  # else the model's own setting holds, as in upstream's rollout
+        execution.set_precision(base, job.precision, device)
+    module.window = job.window
+    try:
+        with (
+            placement.placed(module, job.cut.layout.grid),
+            execution.compiled(base) if compile else contextlib.nullcontext(),
+        ):
+            yield module
+    finally:
+        module.window = None
+        for part in trained:
+            part.training = True
+        if before[0] != device:
+            module.to(before[0])
+        base.autocast_backbone, base.autocast_dtype = before[1:]
+
+
+_FRAMES = 256 * 1024**2  # bytes of states kept: each is the history of the next init time
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is forecast, and how.
+
+    Parameters
+    ----------
+    module : AuroraWithHead
+    cut : Fields
+    request : Request
+    part : tuple of slice or ndarray
+        Rows and columns that are put out.
+    window : Window, optional
+        Of a region: raw output of the heads has its shape already.
+    order : PastOrder, optional
+    precision : str
+    batch_size : int
+    """
+
+    module: models.AuroraWithHead
+    cut: Fields
+    request: Request
+    part: tuple[Any, Any]
+    window: patches.Window | None
+    order: PastOrder | None
+    precision: str
+    batch_size: int
+
+    def run(
+        self, times: list[np.datetime64], replicas: list[models.AuroraWithHead]
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The forecasts of init times, in their order; inputs are read while those before are
+        computed.
+        """
+        loader = Loader(self.cut, {}, budget=_FRAMES)
+        groups = [times[i : i + self.batch_size] for i in range(0, len(times), self.batch_size)]
+        several = ahead(groups, loader.batch, 1 if len(groups) > 1 else 0)
+        if len(replicas) == 1:
+            try:
+                for inits, batch in several:
+                    yield from self.forecast(replicas[0], inits, batch)
+            finally:
+                loader.close()
+            return
+        free: queue.SimpleQueue[models.AuroraWithHead] = queue.SimpleQueue()
+        for replica in replicas:
+            free.put(replica)
+
+        def one(item: tuple[list[np.datetime64], Batch]) -> list[dict[str, np.ndarray]]:
+            replica = free.get()
+            try:
+                return self.forecast(replica, *item)
+            finally:
+                free.put(replica)
+
+        try:
+            for _, blocks in ahead(several, one, len(replicas)):
+                yield from blocks
+        finally:
+            loader.close()
+
+    def forecast(
+        self, module: models.AuroraWithHead, inits: list[np.datetime64], batch: Batch
+    ) -> list[dict[str, np.ndarray]]:
+        """The forecasts from some init times: of each, canonical arrays ``(lead, [level,] h, w)``
+        by name, of the part that is put out.
+        """
+        with torch.inference_mode():
+            return self._forecast(module, inits, batch)
+
+    def _forecast(
+        self, module: models.AuroraWithHead, inits: list[np.datetime64], batch: Batch
+    ) -> list[dict[str, np.ndarray]]:
+        heads: Any = module.head
+        request, (rows, columns) = self.request, self.part
+        ranks = [self.order.ranks(init) if self.order is not None else {} for init in inits]
+        out: list[dict[str, list[np.ndarray]]] = [{} for _ in inits]
+
+        def keep(key: str, values: torch.Tensor, *, cut: bool = True) -> None:
+            """Values ``(b, ..., h, w)``."""
+            found = values.float().cpu().numpy()
+            if cut:
+                found = found[..., rows, :][..., columns]
+            for own, one in zip(out, found, strict=True):
+                own.setdefault(key, []).append(one)
+
+        whole = self.window is None  # else the heads give the region alone
+        # A step that the next one stands on is decoded in any case; the last one only for what is
+        # asked of it.
+        alone = not request.surface and not request.atmos
+        stepping = rollout.steps(
+            module, batch, request.steps[-1], head_alone=alone, atmos=tuple(request.atmos)
+        )
+        for i, step in enumerate(stepping):
+            if i + 1 not in request.steps:
+                continue
+            for name in request.surface:
+                keep(f"surface/{name}", step.prediction.surf_vars[name][:, 0])
+            for name in request.atmos:
+                keep(f"atmos/{name}", step.prediction.atmos_vars[name][:, 0])
+            for target in request.targets:
+                head = heads[target]
+                params = head.parameters_of(step.raw[target])
+                keep(f"{target}/mean", head.mean(params), cut=whole)
+                for name, values in params.items():
+                    keep(f"{target}/{name}", values, cut=whole)
+                for q in request.quantiles:
+                    keep(f"{target}/quantile/{q}", head.quantile(params, q), cut=whole)
+                for threshold in request.thresholds if head.options.family in RAIN else ():
+                    above = head.probability_above(params, threshold * 1e-3)
+                    keep(f"{target}/probability/{threshold}", above, cut=whole)
+                for b, own in enumerate(ranks):
+                    if target in own:
+                        inner = {
+                            k: v[b][rows, :][:, columns] if whole else v[b]
+                            for k, v in params.items()
+                        }
+                        drawn = ensembles.draw(head, inner, own[target][request.steps.index(i + 1)])
+                        out[b].setdefault(f"{target}/members", []).append(drawn)
+        return [{key: np.stack(values) for key, values in own.items()} for own in out]

@@ -1,0 +1,313 @@
+"""Maps of forecasts: one, beside the truth, and several models side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xaurora.errors import (
+    InitTimeError,
+    LeadTimeError,
+    LevelError,
+    MissingVariableError,
+    OptionError,
+)
+from xaurora.fields import axes, recognition, variables
+from xaurora.fields.unit_conversion import conversion
+from xaurora.plots.maps import field, pyplot, single_map
+
+
+def _pick(
+    fc: xr.Dataset, name: str, init_time: Any, lead: Any, level: float | None
+) -> xr.DataArray:
+    import pandas as pd
+
+    init_dim = "init_time" if "init_time" in fc.coords else "time"
+    lead_dim = "lead_time" if "lead_time" in fc.coords else "prediction_timedelta"
+    name = _found(fc, name)
+    if (
+        lead_dim in fc.coords and fc[lead_dim].dtype.kind != "m"
+    ):  # durations that carry only their units
+        from xaurora.evaluation.alignment import durations_of
+
+        hours = durations_of(fc[lead_dim])
+        fc = fc.assign_coords({lead_dim: (fc[lead_dim].dims, hours)})
+    if name not in fc:
+        raise MissingVariableError(
+            f"'{name}' is not in the forecast, which holds {sorted(map(str, fc.data_vars))}.",
+            fix=f"plot({sorted(map(str, fc.data_vars))[0]!r})",
+        )
+    da = fc[name]
+    aloft = next((str(d) for d in da.dims if d in axes.NAMES["level"]), "level")
+    members = next((str(d) for d in da.dims if d in axes.NAMES["number"]), "number")
+    da = da.rename(
+        {k: v for k, v in ((aloft, "level"), (members, "number")) if k != v and k in da.dims}
+    )
+    for dim in (init_dim, lead_dim):  # one time of a forecast is a forecast
+        if dim in da.coords and dim not in da.dims:
+            da = da.expand_dims(dim)
+    try:
+        da = (
+            da.isel({init_dim: 0})
+            if init_time is None
+            else da.sel({init_dim: pd.Timestamp(init_time)})
+        )
+    except (KeyError, ValueError):
+        raise InitTimeError(
+            f"init time {init_time!r} is not in the forecast.",
+            fix=f"init_time='{str(np.ravel(fc[init_dim].values)[0])[:16]}'",
+        ) from None
+    try:
+        da = da.isel({lead_dim: 0}) if lead is None else da.sel({lead_dim: pd.Timedelta(lead)})
+    except (KeyError, ValueError):
+        raise LeadTimeError(
+            f"lead {lead!r} is not in the forecast.",
+            fix=f"lead='{int(np.ravel(fc[lead_dim].values)[0] / np.timedelta64(1, 'h'))}h'",
+        ) from None
+    if "number" in da.dims:
+        da = da.mean("number", keep_attrs=True)
+    if "level" in da.dims:
+        if level is not None and level not in da["level"].values:
+            raise LevelError(
+                f"'{name}' has no level {level!r}; it has {da['level'].values.tolist()}.",
+                fix=f"level={da['level'].values[0]:g}",
+            )
+        da = da.isel(level=0) if level is None else da.sel(level=level)
+    return da
+
+
+def _found(fc: xr.Dataset, name: str) -> str:
+    """The variable as this forecast calls it: ``tp`` is ``total_precipitation_6hr`` in
+    WeatherBench2.
+    """
+    known = variables.find(name) if isinstance(name, str) else None
+    if name in fc or known is None:
+        return name
+    return next((n for n in (known.name, known.weatherbench2, *known.aliases) if n in fc), name)
+
+
+def forecast(
+    fc: xr.Dataset,
+    name: str = "tp",
+    *,
+    init_time: Any = None,
+    lead: Any = None,
+    truth: xr.Dataset | None = None,
+    level: float | None = None,
+    ax: Any = None,
+) -> Any:
+    """A map of a forecast, or a triptych of forecast, truth and difference. See
+    :meth:`xaurora.accessor.AuroraAccessor.plot`.
+    """
+    from xaurora.errors import KindError
+
+    if not recognition.is_forecast(fc):
+        raise KindError(
+            "this Dataset is no forecast (it has no lead times).",
+            fix="fc = ds.aurora.predict('6h', model=...); fc.aurora.plot('tp')",
+        )
+    da = _pick(fc, name, init_time, lead, level)
+    name = str(da.name)
+    init = da.coords.get("init_time", da.coords.get("time"))
+    lead_value = da.coords.get("lead_time", da.coords.get("prediction_timedelta"))
+    stamp = (
+        f"{str(init.values)[:13]} + {lead_value.values / np.timedelta64(1, 'h'):g} h"
+        if init is not None and lead_value is not None
+        else ""
+    )
+    aloft = f" {float(da['level']):g} hPa" if "level" in da.coords else ""
+    if truth is None:
+        return field(da, title=f"{name}{aloft}, {stamp}", ax=ax)
+    if ax is not None and np.size(ax) != 3:
+        raise OptionError(
+            f"a triptych is drawn into three axes, and {np.size(ax)} were given.",
+            fix="plt.subplots(1, 3)",
+        )
+    if ax is not None and np.ndim(ax) > 1:
+        ax = np.ravel(ax)
+    return _triptych(fc, da, name, stamp, truth, level, ax)
+
+
+def _truth_of(
+    fc: xr.Dataset, name: str, da: xr.DataArray, truth: xr.Dataset, level: float | None
+) -> tuple[Any, tuple[str, str], np.ndarray, np.ndarray]:
+    """Forecast as it is scored, the variable's key, and one field of forecast and truth on its
+    grid.
+    """
+    from xaurora.evaluation import alignment, truths
+
+    known = alignment.read_forecast(fc)
+    right = truths.read_truth(truth, known)
+    key = next((k for k, item in known.fields.items() if item.source == name), None)
+    if key is None:
+        raise MissingVariableError(
+            f"'{name}' is not a variable that forecast and truth can share.",
+            fix="plot('tp', truth=...)",
+        )
+    item = known.fields[key]
+    init = da.coords.get("init_time", da.coords.get("time"))
+    lead = da.coords.get("lead_time", da.coords.get("prediction_timedelta"))
+    i = int(np.flatnonzero(known.init_times == init.values)[0])
+    j = int(np.flatnonzero(known.leads == lead.values)[0])
+    levels = () if key[0] != "atmos" else ((level,) if level is not None else known.levels[:1])
+    valid = known.init_times[i] + known.leads[j]
+    found = right.read(*key, [valid], levels)
+    if not found:
+        raise InitTimeError(
+            f"the truth has no field at {str(valid)[:16]}, the valid time of the forecast.",
+            fix="choose another init_time or lead",
+        )
+    y = right.like(*key, next(iter(found.values())), item)
+    f = known.block(name, slice(i, i + 1), slice(j, j + 1))[0, 0].astype(np.float64)
+    f = f.mean(axis=0) if known.has_members(name) else f
+    if key[0] == "atmos":
+        f, y = f[known.levels.index(levels[0])], y[0]
+    return known, key, f, y
+
+
+def _triptych(
+    fc: xr.Dataset,
+    da: xr.DataArray,
+    name: str,
+    stamp: str,
+    truth: xr.Dataset,
+    level: float | None,
+    ax: Any,
+) -> Any:
+    known, _, f, y = _truth_of(fc, name, da, truth, level)
+    like = xr.DataArray(
+        f,
+        dims=("latitude", "longitude"),
+        coords={"latitude": known.latitude, "longitude": known.longitude},
+        name=name,
+        attrs=da.attrs,
+    )
+    axes = ax
+    if axes is None:
+        _, axes = pyplot().subplots(1, 3, figsize=(15, 3.8), layout="constrained", sharey=True)
+    low, high = float(np.nanmin([f, y])), float(np.nanmax([f, y]))
+    aloft = f" {float(da['level']):g} hPa" if "level" in da.coords else ""
+    field(like, title=f"forecast of {name}{aloft}, {stamp}", limits=(low, high), ax=axes[0])
+    field(like.copy(data=y), title="truth", limits=(low, high), ax=axes[1])
+    field(like.copy(data=f - y), title="forecast − truth", symmetric=True, ax=axes[2])
+    for later in axes[1:]:
+        later.set_ylabel("")
+    return axes
+
+
+def models(
+    forecasts: Mapping[str, xr.Dataset],
+    name: str = "tp",
+    *,
+    init_time: Any = None,
+    leads: Any = None,
+    level: float | None = None,
+    truth: xr.Dataset | None = None,
+    ax: Any = None,
+) -> Any:
+    """Maps side by side: a row a forecast, a column a lead time, on one colour scale; with
+    ``truth`` a last row of that.
+
+    Parameters
+    ----------
+    forecasts : dict of Dataset, or Dataset
+        By label.
+    name, init_time, level
+        What to draw; by default the first init time and level.
+    leads : sequence, optional
+        Columns; by default up to four of the first forecast's.
+    truth : Dataset, optional
+        Fields.
+    ax : array of matplotlib axes, ``(row, column)``, optional
+
+    Returns
+    -------
+    ndarray of matplotlib axes
+    """
+    from xaurora.plots.panels import labelled
+
+    several = labelled(forecasts)
+    first = next(iter(several.values()))
+    lead_dim = "lead_time" if "lead_time" in first.coords else "prediction_timedelta"
+    columns = (
+        list(np.ravel(first[lead_dim].values)[:4])
+        if leads is None
+        else list(np.atleast_1d(np.asarray(leads, dtype=object)))
+    )
+    rows: list[tuple[str, list[xr.DataArray]]] = []
+    for label, fc in several.items():
+        rows.append(
+            (
+                label,
+                [
+                    _in_units(single_map(_pick(fc, name, init_time, lead, level)), rows)
+                    for lead in columns
+                ],
+            )
+        )
+    if truth is not None:
+        rows.append(("truth", [_truth_like(first, name, da, truth, level) for da in rows[0][1]]))
+    if ax is not None and np.shape(ax) != (len(rows), len(columns)):
+        raise OptionError(
+            f"ax has the shape {np.shape(ax)}, and {len(rows)} rows of {len(columns)} maps are"
+            " drawn.",
+            fix=f"plt.subplots({len(rows)}, {len(columns)}, squeeze=False)",
+        )
+    if ax is None:
+        _, ax = pyplot().subplots(
+            len(rows),
+            len(columns),
+            figsize=(3.9 * len(columns), 2.7 * len(rows)),
+            layout="constrained",
+            squeeze=False,
+            sharex=True,
+            sharey=True,
+        )
+    values = np.concatenate([np.ravel(da.values) for _, line in rows for da in line])
+    limits = (float(np.nanmin(values)), float(np.nanmax(values)))
+    for r, (label, line) in enumerate(rows):
+        for c, da in enumerate(line):
+            lead = da.coords.get("lead_time", da.coords.get("prediction_timedelta"))
+            title = (
+                f"{label}, +{float(lead / np.timedelta64(1, 'h')):g} h"
+                if lead is not None
+                else label
+            )
+            field(da, title=title, limits=limits, bar=c == len(line) - 1, ax=ax[r][c])
+            ax[r][c].label_outer()
+    return ax
+
+
+def _in_units(da: xr.DataArray, rows: list[tuple[str, list[xr.DataArray]]]) -> xr.DataArray:
+    """In the units of the first map, so that one scale serves all."""
+    known = variables.find(str(da.name))
+    if not rows or known is None:
+        return da
+    units = str(rows[0][1][0].attrs.get("units", ""))
+    there, wanted = (conversion(u, known.units) for u in (str(da.attrs.get("units", "")), units))
+    if there is None or wanted is None or there == wanted:
+        return da
+    return (
+        ((da * there[0] + there[1] - wanted[1]) / wanted[0])
+        .rename(da.name)
+        .assign_attrs({**da.attrs, "units": units})
+    )
+
+
+def _truth_like(
+    fc: xr.Dataset, name: str, da: xr.DataArray, truth: xr.Dataset, level: float | None
+) -> xr.DataArray:
+    name = str(da.name)
+    known, _, _, y = _truth_of(fc, name, da, truth, level)
+    out = xr.DataArray(
+        y,
+        dims=("latitude", "longitude"),
+        coords={"latitude": known.latitude, "longitude": known.longitude},
+        name=name,
+        attrs=da.attrs,
+    )
+    lead = da.coords.get("lead_time", da.coords.get("prediction_timedelta"))
+    return out.assign_coords(lead_time=lead.values)

@@ -1,0 +1,179 @@
+"""Scores by lead time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xaurora.errors import MissingVariableError, OptionError
+from xaurora.fields import variables
+from xaurora.fields.unit_conversion import conversion
+
+
+def lead_curve(
+    scores: xr.Dataset | Mapping[str, xr.Dataset],
+    name: str = "tp",
+    metric: str = "rmse",
+    *,
+    region: str | None = None,
+    level: float | None = None,
+    intervals: bool = True,
+    ax: Any = None,
+) -> Any:
+    """One metric by lead time, one line a forecast.
+
+    Parameters
+    ----------
+    scores : Dataset or dict of Dataset
+        Label → what ``evaluate`` gave.
+    name, metric, region, level
+        What to draw; by default the first region and level. Variables that mean the same are found
+        under other names as well.
+    intervals : bool
+        With two forecasts or more, bars on the first one's line: the 95 % interval of its
+        difference to the next that it can be paired with (:func:`xaurora.significance`).
+    ax : matplotlib axes, optional
+    """
+    from xaurora.plots.panels import COLOURS, axes, label_of, labelled, shown
+
+    ax = axes(ax, (6.0, 4.0))
+    units, several = "", labelled(scores)
+    first = next(iter(several.values()))
+    key = first[name].attrs.get("xaurora_variable") if name in first else None
+    for (label, ds), colour in zip(several.items(), COLOURS * 9, strict=False):
+        found = (
+            name
+            if name in ds
+            else next(
+                (
+                    str(n)
+                    for n in ds.data_vars
+                    if key and ds[n].attrs.get("xaurora_variable") == key and "metric" in ds[n].dims
+                ),
+                None,
+            )
+        )
+        if found is None or metric not in ds["metric"].values:
+            continue
+        da = ds[found].sel(metric=metric)
+        if kept := [str(d) for d in da.dims if d not in ("region", "lead_time", "level")]:
+            raise OptionError(
+                f"the scores {label!r} are kept apart by {', '.join(kept)}, and a curve goes over"
+                " lead times.",
+                fix=f"scores.isel({kept[0]}=0, drop=True)",
+            )
+        if region is None:
+            region = str(da["region"].values[0])
+        if region not in da["region"].values:
+            continue  # a curve of another region is no comparison
+        da = da.sel(region=region)
+        if "level" in da.dims:
+            if level is not None and level not in da["level"].values:
+                raise OptionError(
+                    f"the scores hold no level {level!r}; they hold {da['level'].values.tolist()}.",
+                    fix=f"level={da['level'].values[0]:g}",
+                )
+            da = da.isel(level=0) if level is None else da.sel(level=level)
+        if not np.isfinite(da.values).any():
+            continue
+        own, units = shown(ds[found], name, metric)
+        factor = own if ds is first else own * _alike(first, name, ds, found, metric)
+        hours = ds["lead_time"].values / np.timedelta64(1, "h")
+        ax.plot(hours, da.values * factor, "o-", label=label, color=colour, markersize=4)
+        bars = (
+            _bars(first, ds, name, found, metric, region, level)
+            if intervals and ds is not first
+            else None
+        )
+        if (
+            bars is not None
+        ):  # what the first forecast would score at either end of the interval of its skill
+            reference = da.sel(lead_time=bars["lead_time"]).values * factor
+            middle = (1.0 - bars.sel(estimate="skill").values) * reference
+            low, high = ((1.0 - bars.sel(estimate=e).values) * reference for e in ("high", "low"))
+            at = bars["lead_time"].values / np.timedelta64(1, "h")
+            ax.errorbar(
+                at,
+                middle,
+                [middle - low, high - middle],
+                fmt="none",
+                ecolor=COLOURS[0],
+                capsize=3,
+                linewidth=1,
+            )
+            intervals = False  # one set of bars is enough
+    if not ax.lines:
+        raise MissingVariableError(
+            f"none of these scores holds {metric!r} of '{name}'.",
+            fix=f"evaluate(truth, metrics=[{metric!r}])",
+        )
+    leads: Any = np.unique(np.concatenate([line.get_xdata() for line in ax.lines]))
+    if len(leads) <= 12:
+        ax.set_xticks(leads)
+    ax.set_xlabel("lead time in h")
+    ax.set_ylabel(f"{label_of(metric)} of {name}" + (f" in {units}" if units else ""))
+    ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
+    ax.legend(frameon=False)
+    return ax
+
+
+def _alike(first: xr.Dataset, name: str, ds: xr.Dataset, found: str, metric: str) -> float:
+    """What brings a score of other units to those of the first, where both are known and are not
+    rain, which is shown in mm in any case.
+    """
+    from xaurora.evaluation.metrics import ALIASES, METRICS
+
+    known = variables.find(name)
+    kind = (
+        METRICS[ALIASES.get(metric, metric)].units if ALIASES.get(metric, metric) in METRICS else ""
+    )
+    if name not in first or known is None or known.accumulated or kind == "":
+        return 1.0
+    scales = [
+        conversion(str(d[n].attrs.get("units", "")), known.units)
+        for d, n in ((first, name), (ds, found))
+    ]
+    if scales[0] is None or scales[1] is None:
+        return 1.0
+    return float((scales[1][0] / scales[0][0]) ** (2 if kind == "square" else 1))
+
+
+def _bars(
+    first: xr.Dataset,
+    other: xr.Dataset,
+    name: str,
+    found: str,
+    metric: str,
+    region: str | None,
+    level: float | None,
+) -> xr.DataArray | None:
+    """Interval of the first forecast's skill against another, where there is one; scores that are
+    better when small.
+    """
+    from xaurora.errors import XauroraError
+    from xaurora.evaluation.metrics import ALIASES, METRICS
+    from xaurora.evaluation.significance import significance
+
+    if METRICS[ALIASES.get(metric, metric)].better != "low":
+        return None
+    try:
+        # Only what this curve needs: the others' samples would be drawn as well.
+        alone = (
+            ds.drop_vars(
+                [c for c in ds.coords if "__" in str(c) and not str(c).startswith(f"{n}__")]
+            )
+            for ds, n in ((first, name), (other, found))
+        )
+        result = significance(*alone, metrics=[metric])
+    except XauroraError:
+        return None
+    if name not in result:
+        return None
+    da = result[name].sel(metric=metric)
+    da = da.isel(region=0) if region is None else da.sel(region=region)
+    if "level" in da.dims:
+        da = da.isel(level=0) if level is None else da.sel(level=level)
+    return da if bool(np.isfinite(da.sel(estimate="low")).any()) else None

@@ -1,0 +1,176 @@
+"""Parts that the diagrams share: axes, colours, labels, and selecting from scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xaurora.errors import LeadTimeError, MissingVariableError, OptionError
+from xaurora.fields import variables
+from xaurora.fields.unit_conversion import conversion
+
+COLOURS = ("#1f5aa6", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d", "#444444")
+
+
+def axes(ax: Any, size: tuple[float, float] = (5.2, 3.8)) -> Any:
+    """The axes given, or new ones."""
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=size, layout="constrained")[1]
+
+
+def labelled(scores: xr.Dataset | Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+    """Scores by label; one Dataset is ``"forecast"``."""
+    return {"forecast": scores} if isinstance(scores, xr.Dataset) else dict(scores)
+
+
+def part(
+    ds: xr.Dataset, name: str, metric: str | None, region: str | None, lead: Any = None
+) -> xr.DataArray:
+    """One metric of one region.
+
+    Raises
+    ------
+    MissingVariableError
+        The scores do not hold it; says how to get it.
+    """
+    from xaurora.evaluation.metrics import ALIASES, METRICS
+
+    if metric is not None and name in ds and metric not in ds["metric"].values:
+        metric = ALIASES.get(metric, metric)
+    suffix = max((m.suffix for m in METRICS.values() if name.endswith(m.suffix)), key=len)
+    base = name.removesuffix(suffix)
+    how = metric or next(n for n, m in METRICS.items() if m.suffix == suffix)
+    if name not in ds or (metric is not None and metric not in ds["metric"].values):
+        raise MissingVariableError(
+            f"these scores hold no {how!r} of '{base}'; they hold"
+            f" {sorted(map(str, ds.data_vars))}.",
+            fix=f"evaluate(truth, metrics={[how]}), or metrics='all'",
+        )
+    da = ds[name] if metric is None else ds[name].sel(metric=metric)
+    if region is not None and region not in da["region"].values:
+        raise OptionError(
+            f"these scores hold no region {region!r}; they hold"
+            f" {list(map(str, da['region'].values))}.",
+            fix="region=None for the first",
+        )
+    da = da.isel(region=0) if region is None else da.sel(region=region)
+    if kept := [
+        d for d in ("init_time", "season", "month", "hour", "year", "lead_bin") if d in da.dims
+    ]:
+        raise OptionError(
+            f"these scores are kept apart by {', '.join(kept)}, and a diagram shows lead times.",
+            fix=f"scores.isel({kept[0]}=0, drop=True)",
+        )
+    if lead is not None and "lead_time" in da.dims:
+        da = da.isel(lead_time=lead) if isinstance(lead, int) else at_lead(da, lead)
+    return da
+
+
+def shown(da: xr.DataArray, name: str, metric: str) -> tuple[float, str]:
+    """What a score is multiplied by to be drawn, and its units: rain in mm, squares squared, ratios
+    without.
+    """
+    from xaurora.evaluation.metrics import ALIASES, METRICS
+
+    spec = METRICS.get(ALIASES.get(metric, metric))
+    kind = "" if spec is None else spec.units
+    units = str(da.attrs.get("units", ""))
+    if kind == "":
+        return 1.0, ""
+    known = variables.find(name)
+    factor = 1.0
+    if known is not None and known.accumulated and (scale := conversion(units, "m")):
+        factor, units = 1e3 * scale[0], "mm"
+    return (
+        (factor, units)
+        if kind == "own"
+        else (factor**2, f"({units})²" if " " in units else f"{units}²")
+    )
+
+
+def label_of(metric: str) -> str:
+    """A metric as it is printed."""
+    return metric.upper() if len(metric) <= 5 else metric.replace("_", " ")
+
+
+def hours(da: xr.DataArray) -> str:
+    """The lead of a score, for a label."""
+    value = da.coords.get("lead_time")
+    return "" if value is None else f"+{float(value / np.timedelta64(1, 'h')):g} h"
+
+
+def thresholds_axis(ax: Any, values: np.ndarray) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    if (values > 0).all():
+        ax.set_xscale("log")
+    else:
+        ax.set_xscale(
+            "symlog", linthresh=float(values[values > 0].min()) if (values > 0).any() else 1.0
+        )
+    ax.xaxis.set_major_locator(FixedLocator(values.tolist()))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xticklabels([f"{v:g}" for v in values])
+    ax.set_xlabel("threshold in mm")
+
+
+def plain_ticks(ax: Any, which: str) -> None:
+    """A logarithmic axis with plain numbers at 1, 2 and 5."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    getattr(ax, f"set_{which}scale")("log")
+    low, high = getattr(ax, f"get_{which}lim")()
+    ticks = [m * 10.0**e for e in range(-4, 5) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    axis = getattr(ax, f"{which}axis")
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_ticklabels([f"{t:g}" for t in ticks])
+
+
+def at_lead(da: xr.DataArray, lead: Any) -> xr.DataArray:
+    """One lead time.
+
+    Raises
+    ------
+    LeadTimeError
+        It is not there.
+    """
+    import pandas as pd
+
+    try:
+        return da.sel(lead_time=pd.Timedelta(lead))
+    except (KeyError, ValueError, TypeError):
+        there = ", ".join(f"{h:g}h" for h in da["lead_time"].values / np.timedelta64(1, "h"))
+        raise LeadTimeError(
+            f"these scores hold no lead {lead!r}; they hold {there}.",
+            fix=f"lead='{there.split(', ')[0]}'",
+        ) from None
+
+
+def at_threshold(da: xr.DataArray, threshold: float) -> xr.DataArray:
+    """One threshold.
+
+    Raises
+    ------
+    OptionError
+        It is not among those that were scored.
+    """
+    there = da["threshold_mm"].values
+    near = np.flatnonzero(np.abs(there - threshold) <= 1e-6 * max(threshold, 1e-9))
+    if not len(near):
+        raise OptionError(
+            f"these scores hold no threshold of {threshold:g} mm; they hold {there.tolist()}.",
+            fix=f"threshold_mm={there[0]:g}",
+        )
+    return da.isel(threshold_mm=int(near[0]))
+
+
+def first_scores(scores: xr.Dataset | Mapping[str, xr.Dataset]) -> xr.Dataset:
+    """The first of several: diagrams that show one forecast."""
+    return next(iter(labelled(scores).values()))

@@ -1,0 +1,93 @@
+"""What a scorecard says about the data it rests on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+import xarray as xr
+
+
+def notes_of(scores: xr.Dataset, others: Mapping[str, xr.Dataset]) -> list[str]:
+    notes = []
+    if scores.attrs.get("fields_without_truth"):
+        notes.append(
+            f"{scores.attrs['fields_without_truth']} fields without a truth at their valid time"
+            " were left out."
+        )
+    if scores.attrs.get("masked"):
+        notes.append(
+            "Scored where truth and forecasts have values; coverage is that share of the area."
+        )
+    for label, other in others.items():
+        notes += period_notes(scores, other, label)
+        if other.attrs.get("grid") != scores.attrs.get("grid"):
+            notes.append(
+                f"{label} was scored on another grid ({other.attrs.get('grid', '?')}); scores on"
+                " different grids are not comparable."
+            )
+        if other.attrs.get("fields_scored") != scores.attrs.get("fields_scored"):
+            notes.append(
+                f"{label} was scored on {other.attrs.get('fields_scored', '?')} fields, this"
+                f" forecast on {scores.attrs.get('fields_scored', '?')}."
+            )
+    return notes
+
+
+def period_notes(scores: xr.Dataset, other: xr.Dataset, label: str) -> list[str]:
+    """What to say where totals are over other periods."""
+    hours = [int(ds.attrs.get("precipitation_hours", 6)) for ds in (scores, other)]
+    return (
+        []
+        if hours[0] == hours[1]
+        else [
+            f"{label} is of precipitation over {hours[1]} h, this forecast over {hours[0]} h: they"
+            " do not compare."
+        ]
+    )
+
+
+def provenance_rows(scores: xr.Dataset) -> tuple[tuple[str, str], ...]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    attrs = scores.attrs
+    out = []
+    if "xaurora_base" in attrs:
+        base = str(attrs["xaurora_base"])
+        out.append(("Base model", base + (f" ({_WORDS[base]})" if base in _WORDS else "")))
+    for key, label in (
+        ("xaurora_strategy", "Strategy"),
+        ("xaurora_weights", "Weights"),
+        ("forecast_title", "Forecast"),
+    ):
+        if key in attrs:
+            out.append((label, str(attrs[key])))
+    if "number_of_init_times" in attrs:
+        span = (
+            f", {attrs['first_init_time']} to {attrs['last_init_time']}"
+            if "first_init_time" in attrs
+            else ""
+        )
+        out.append(("Init times", f"{attrs['number_of_init_times']}{span}"))
+    out.append(("Fields scored", f"{attrs.get('fields_scored', '?')} of each variable"))
+    out.append(("Grid", str(attrs.get("grid", "?"))))
+    out.append(
+        (
+            "Definitions",
+            {"weatherbench2": "WeatherBench 2", "weatherbenchx": "WeatherBench-X"}.get(
+                str(attrs.get("convention")), "?"
+            ),
+        )
+    )
+    if "precipitation_hours" in attrs:
+        out.append(("Precipitation", f"totals over {attrs['precipitation_hours']} h"))
+    with contextlib.suppress(PackageNotFoundError):
+        out.append(("Written by", f"xaurora {version('xaurora')}"))
+    return tuple(out)
+
+
+_WORDS = {
+    "small": "AuroraSmall, which its authors made for debugging",
+    "tiny": "a toy made here",
+    "tiny-pretrained": "a toy pretrained on synthetic fields",
+}

@@ -1,0 +1,84 @@
+"""What this machine has: device, free memory, floating-point rate."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from xaurora.training.plan import Plan
+
+
+def device() -> torch.device:
+    """Where training would run."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def free_memory(where: torch.device) -> int:
+    """Bytes that are free on a device."""
+    if where.type == "cuda":  # what Torch keeps for later use is as good as free
+        return (
+            int(torch.cuda.mem_get_info()[0])
+            + torch.cuda.memory_reserved()
+            - torch.cuda.memory_allocated()
+        )
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file}
+        return int(min(found["MemAvailable"], _group_memory()))
+    except (OSError, KeyError, ValueError):  # not Linux
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _group_memory() -> float:
+    """Bytes that a container or a cluster's job may still take (cgroup version 2)."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        return (
+            math.inf
+            if limit == "max"
+            else int(limit) - int((folder / "memory.current").read_text())
+        )
+    except (OSError, ValueError):
+        return math.inf
+
+
+def measure_rate(plan: Plan, where: torch.device) -> float:
+    """Floating-point operations a second, forward and backward, of two layers of the model's width;
+    measured in about a second.
+    """
+    named = {"tiny": 128, "tiny-pretrained": 128, "small": 256}.get(plan.name, 512)
+    width = plan.base.encoder.embed_dim if plan.base is not None else named
+    rows = plan.grid.shape[0] * plan.grid.shape[1] // plan.needs.patch_size**2 * 4
+    tokens = int(np.clip(rows, 512, 8192))
+    use = plan.options.precision
+    if use == "auto":
+        use = (
+            "bf16"
+            if where.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            else "32"
+        )
+    half = torch.float16 if use == "fp16" else torch.bfloat16
+    layers = torch.nn.Sequential(
+        torch.nn.LayerNorm(2 * width),
+        torch.nn.Linear(2 * width, 8 * width),
+        torch.nn.GELU(),
+        torch.nn.Linear(8 * width, 2 * width),
+    ).to(where)
+    x = torch.zeros(tokens, 2 * width, device=where)
+    flops = 3 * 2 * 2 * tokens * 16 * width**2
+    best = math.inf
+    for _ in range(4):
+        began = time.perf_counter()
+        with torch.autocast(where.type, dtype=half, enabled=use != "32"):
+            out = layers(x)
+        out.float().sum().backward()
+        if where.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return flops / best

@@ -1,0 +1,121 @@
+"""The one pass over the targets before training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from xaurora.errors import SplitError
+from xaurora.fields.distribution import Distribution
+from xaurora.fields.grid.weights import latitude_weights
+from xaurora.model import loader as loading
+from xaurora.model.batch import STEP
+from xaurora.training import samples
+from xaurora.training.plan import Plan
+from xaurora.utils.progress import watched
+
+
+@dataclass(frozen=True)
+class TargetScan:
+    """Init times with truth, and the climatology of the targets in training."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    seen: dict[str, Distribution]
+
+
+def scan_targets(plan: Plan) -> TargetScan:
+    """Read the targets once: which init times have truth, and what they are like in training."""
+    if not plan.learnt:
+        return TargetScan(plan.parts.train, plan.parts.validation, {})
+    train, seen = _drop_without_truth(plan, plan.parts.train, progress=plan.options.progress)
+    validation, _ = _drop_without_truth(plan, plan.parts.validation, progress=False)
+    return TargetScan(train, validation, seen)
+
+
+_SCANNED = 4 * 1024**3  # bytes of frames
+
+
+def refuse_missing(
+    plan: Plan, loader: loading.Loader, init_times: np.ndarray, *, after: bool = True
+) -> None:
+    """Find NaN before anything is written: in all frames up to 4 GiB, else in as many of them
+    evenly spaced. What is read stays in the loader while it fits."""
+    if not len(init_times):
+        return
+    steps = plan.options.rollout_steps
+    after = after and (plan.scores_base or steps > 1)  # else no later state is ever read
+    parts = [init_times - STEP, init_times] + (
+        [init_times + STEP * k for k in range(1, steps + 1)] if after else []
+    )
+    frames = np.unique(np.concatenate(parts))
+    count = min(len(frames), max(_SCANNED // loader.frame_bytes, 20))
+    chosen = list(frames[np.unique(np.linspace(0, len(frames) - 1, count).astype(int))])
+    room = int(min(loading.AHEAD, loader.budget / 2 // loader.frame_bytes))
+    reading = loading.ahead(chosen, loader.frame, plan.options.workers, room)
+    for _ in watched(reading, "look", unit="time", shown=plan.options.progress, total=len(chosen)):
+        pass
+
+
+def _drop_without_truth(
+    plan: Plan, init_times: np.ndarray, *, progress: bool
+) -> tuple[np.ndarray, dict[str, Distribution]]:
+    """Init times whose targets have values inside the halo, and the climatology of those targets by
+    area. Reads them once.
+    """
+    learnt, grid, trim, steps = (
+        plan.learnt,
+        plan.target_grid,
+        plan.target_trim,
+        plan.options.rollout_steps,
+    )
+    seen = {t.name: Distribution(amounts=t.is_rain) for t in learnt}
+    position = {t.name: samples.positions(t.values) for t in learnt}
+    area = np.broadcast_to(latitude_weights(grid.latitude)[:, None], grid.shape)[trim]
+    whole: dict[
+        int, bool
+    ] = {}  # by valid time: windows of a rollout overlap, and each time counts once
+    valid = {_stamp(time + STEP * k): None for time in init_times for k in range(1, steps + 1)}
+
+    def read(key: int) -> dict[str, np.ndarray]:
+        return {t.name: t.values.isel(time=position[t.name][key]).values[trim] for t in learnt}
+
+    reading = loading.ahead(valid, read, plan.options.workers, loading.AHEAD)
+    for key, found in watched(reading, "target", shown=progress, total=len(valid)):
+        there = {name: np.isfinite(values) for name, values in found.items()}
+        whole[key] = all(mask.any() for mask in there.values())
+        if whole[key]:
+            for name, values in found.items():
+                seen[name].add(values[there[name]], area[there[name]])
+    kept = [
+        time
+        for time in init_times
+        if all(whole[_stamp(time + STEP * k)] for k in range(1, steps + 1))
+    ]
+    if not kept:
+        raise SplitError(
+            "the target has no value in any sample of this part.",
+            fix=(
+                f"check the target: ds['{learnt[0].item.source}'].isnull().mean(('latitude',"
+                " 'longitude'))"
+            ),
+        )
+    for t in learnt:
+        if t.is_rain and not seen[t.name].log_wet.count:
+            raise SplitError(
+                "the target is dry everywhere in this part, so that nothing can be learnt or"
+                " scored.",
+                fix="take a longer period or a wetter region",
+            )
+        if not seen[t.name].moments.high > seen[t.name].moments.low:
+            raise SplitError(
+                f"the target '{t.item.source}' is the same everywhere and always in this part"
+                f" ({seen[t.name].moments.high:g}).",
+                fix="take another target, a longer period or a larger region",
+            )
+    return np.array(kept, dtype="datetime64[ns]"), seen
+
+
+def _stamp(time: np.datetime64) -> int:
+    return int(time.astype("datetime64[ns]").astype(np.int64))
