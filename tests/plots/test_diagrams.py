@@ -8,10 +8,9 @@ import pytest
 import xarray as xr
 
 import xaurora
-from xaurora import errors
+from xaurora import errors, plots
 from xaurora.evaluation.histograms import INTENSITY_EDGES
-from xaurora.plots import diagrams, forecasts
-from xaurora.plots import maps as plots
+from xaurora.plots import diagrams, forecasts, maps
 
 
 @pytest.fixture(scope="module")
@@ -168,10 +167,10 @@ def test_coastlines_where_cartopy_is(
     """With lines from a stand-in for Cartopy's file they are drawn in the map's own longitudes, and
     the map keeps its limits.
     """
-    plots._coastlines.cache_clear()
-    assert plots._coastlines() == () or len(plots._coastlines()) > 50
+    maps._coastlines.cache_clear()
+    assert maps._coastlines() == () or len(maps._coastlines()) > 50
     line = np.array([[-20.0, 10.0], [-10.0, 20.0], [-5.0, 40.0]])
-    monkeypatch.setattr(plots, "_coastlines", lambda: (line,))
+    monkeypatch.setattr(maps, "_coastlines", lambda: (line,))
     ax = scores["forecast"].aurora.plot("t2m")  # 0 to 360
     assert any(np.allclose(drawn.get_xdata(), line[:, 0] + 360) for drawn in ax.lines)
     assert ax.get_xlim()[1] < 365

@@ -10,8 +10,7 @@ import pytest
 import xarray as xr
 
 import xaurora
-from xaurora import errors
-from xaurora.plots import maps as plots
+from xaurora import errors, plots
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,7 @@ import xaurora
 from xaurora import errors
 from xaurora.model import rollout, strategies
 from xaurora.model.aurora import AuroraWithHead
-from xaurora.training import finetune as finetuning
-from xaurora.training import losses
+from xaurora.training import losses, samples
 
 QUICK = {"steps": 6, "progress": False}
 
@@ -197,12 +196,7 @@ def test_masked_targets_are_left_out(fields: xr.Dataset, tmp_path) -> None:
     assert all(math.isfinite(h["loss"]) for h in tuned.history)
     assert (
         tuned.config["training"]["samples"]
-        == len(
-            finetuning.samples.split(
-                finetuning.samples.index(fields["time"].values, fields["time"].values)
-            ).train
-        )
-        - 1
+        == len(samples.split(samples.index(fields["time"].values, fields["time"].values)).train) - 1
     )
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from xaurora import plots
 from xaurora.errors import SaveError
 from xaurora.evaluation import aggregation, baselines, climatology
 from xaurora.evaluation.compare import compare
 from xaurora.fields.grid.weights import latitude_weights
-from xaurora.plots import maps as plots
 from xaurora.sources import synthesis
 from xaurora.training import curves
 from xaurora.utils import storage

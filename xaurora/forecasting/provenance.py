@@ -12,6 +12,7 @@ from xaurora.fields.conventions import Fields
 from xaurora.model import aurora as models
 from xaurora.model import batch as batches
 from xaurora.model.tuned import TunedAurora
+from xaurora.utils import provenance
 
 
 def global_attributes(
@@ -41,7 +42,7 @@ def global_attributes(
         "Conventions": "CF-1.11",
         "xaurora_base": str(name),
         "xaurora_weights": weights_hash,
-        "xaurora_versions": json.dumps(global_attributes.versions()),
+        "xaurora_versions": json.dumps(provenance.versions()),
         "xaurora_input": (
             f"{cut.times[0].astype('datetime64[m]')} to {cut.times[-1].astype('datetime64[m]')}"
         ),

@@ -3,6 +3,6 @@
 from xaurora.plots.forecasts import forecast, models
 from xaurora.plots.lead_curves import lead_curve
 from xaurora.plots.maps import coastlines, field, rain_colours
-from xaurora.plots.target import target
+from xaurora.plots.targets import target
 
 __all__ = ["coastlines", "field", "forecast", "lead_curve", "models", "rain_colours", "target"]

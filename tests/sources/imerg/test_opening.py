@@ -15,6 +15,7 @@ import xarray as xr
 import xaurora
 from xaurora import errors
 from xaurora.fields.grid import regridding
+from xaurora.sources.imerg.files import describe
 
 V03 = "3B-HHR-E.MS.MRG.3IMERG.20151001-S000000-E002959.0000.V03E.RT-H5"
 V06 = "3B-HHR.MS.MRG.3IMERG.20000601-S000000-E002959.0000.V06B.HDF5"
@@ -362,9 +363,9 @@ def test_what_is_refused(day: tuple[Path, np.ndarray], tmp_path: Path) -> None:
     with pytest.raises(errors.SourceError, match="is no IMERG file"):
         xaurora.open_imerg(plain)
     with pytest.raises(errors.SourceError, match="monthly"):
-        files.describe("3B-MO.MS.MRG.3IMERG.20200101-S000000-E235959.01.V06B.HDF5")
+        describe("3B-MO.MS.MRG.3IMERG.20200101-S000000-E235959.01.V06B.HDF5")
     with pytest.raises(errors.SourceError, match="a time that is none"):
-        files.describe("3B-HHR.MS.MRG.3IMERG.20201301-S000000-E002959.0000.V06B.HDF5")
+        describe("3B-HHR.MS.MRG.3IMERG.20201301-S000000-E002959.0000.V06B.HDF5")
     damaged = folder / _name("2020-02-29T12:00")
     damaged.write_bytes(kept[: len(kept) // 2])
     with pytest.raises(errors.SourceError, match="could not be opened"):

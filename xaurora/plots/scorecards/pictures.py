@@ -25,7 +25,7 @@ def _has(ds: xr.Dataset, name: str, metric: str | None = None) -> bool:
 
 def by_lead(scores: xr.Dataset, models: Mapping[str, xr.Dataset]) -> Iterator[Picture]:
     """Scores over lead time, models side by side, for up to four variables."""
-    from xaurora.plots import maps as plots
+    from xaurora import plots
 
     if scores.sizes["lead_time"] < 2:
         return
@@ -72,8 +72,8 @@ def of_rain(
     published: Mapping[str, xr.Dataset] | None,
 ) -> Iterator[Picture]:
     """What there is of precipitation."""
+    from xaurora import plots
     from xaurora.plots import diagrams
-    from xaurora.plots import maps as plots
 
     region = str(scores["region"].values[0])
     with_counts = {n: ds for n, ds in models.items() if _has(ds, f"{name}_exceed", "csi")}
@@ -227,7 +227,7 @@ def of_rain(
 
 
 def _bias_map(scores: xr.Dataset, name: str) -> Any:
-    from xaurora.plots import maps as plots
+    from xaurora import plots
 
     da = scores[f"{name}_bias_map"].isel(map_lead_time=0)
     return plots.field(da.rename(name), title="", symmetric=True)

@@ -1,0 +1,283 @@
+"""The one table of the models that ``model=`` names.
+
+Runs without torch, so that ``check()`` works on a machine that only reads and scores data. To
+support another base model, add an entry here. If its data differ from those of the pretrained
+Auroras, add an adapter (:func:`needs_of` shows the one of ``tiny``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from xaurora.errors import MissingVariableError, OptionError
+from xaurora.fields import variables
+from xaurora.fields.conventions import Fields
+from xaurora.fields.requirements import Needs
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What is known of a base model before it is built.
+
+    Parameters
+    ----------
+    name : str
+        What ``model=`` takes.
+    needs : Needs
+        Variables, levels and patches.
+    class_name : str
+        Its class in the package ``aurora``; empty for a model that is built here.
+    parameters, width : int
+        Number of parameters, and size of the embedding.
+    spacing : float, optional
+        Grid spacing that it was trained on, degrees.
+    first_unseen_year : int, optional
+        First year that is not in its training data.
+    caveat : str
+        What ``check()`` notes about it.
+    label : str
+        What a scorecard adds to its name.
+    uses_what_is_there : bool
+        Whether it takes whatever variables the data have.
+    lead_step_hours : int
+        Hours between its forecasts.
+    takes_lead_times, has_members : bool
+        Whether its forward pass needs lead times, and whether it draws members itself.
+    output_only, log_scaled, derived_inputs : tuple of str
+        Variables that it predicts and does not read, that it reads or predicts on a logarithmic
+        scale, and that have to be computed for it.
+    static_file : str
+        File of static fields that it needs beside ERA5's own.
+    """
+
+    name: str
+    needs: Needs
+    class_name: str = ""
+    parameters: int = 0
+    width: int = 512
+    spacing: float | None = None
+    first_unseen_year: int | None = None
+    caveat: str = ""
+    label: str = ""
+    uses_what_is_there: bool = False
+    lead_step_hours: int = variables.TIMESTEP_HOURS
+    takes_lead_times: bool = False
+    has_members: bool = False
+    output_only: tuple[str, ...] = ()
+    log_scaled: tuple[str, ...] = ()
+    derived_inputs: tuple[str, ...] = ()
+    static_file: str = ""
+
+    @property
+    def built_here(self) -> bool:
+        """Whether this package builds it, so that no weights have to be fetched."""
+        return not self.class_name
+
+    @property
+    def unsupported(self) -> list[str]:
+        """What this version cannot handle yet; empty for a supported model."""
+        found = [
+            (self.derived_inputs, f"needs computed inputs ({', '.join(self.derived_inputs)})"),
+            (self.static_file, f"needs a static file of its own ({self.static_file})"),
+            (self.takes_lead_times, f"has {self.lead_step_hours}-hourly lead times"),
+            (self.has_members, "draws its own members"),
+            (self.output_only, f"predicts {len(self.output_only)} variables that it does not read"),
+        ]
+        return [words for is_so, words in found if is_so]
+
+
+_V15_SURFACE = (
+    *("2t", "10u", "10v", "msl", "2d", "tcwv", "tcc", "100u", "100v", "sp", "lcc", "mcc", "hcc"),
+    *("skt", "stl1", "swvl1", "ci", "scaled_sd", "insolation"),
+)
+_V15 = ModelSpec(
+    # microsoft-aurora 2.0.1, aurora/model/aurora.py, AuroraV1p5
+    "v1.5",
+    Needs("v1.5", surface=_V15_SURFACE),
+    "AuroraV1p5",
+    parameters=1_300_000_000,
+    spacing=0.25,
+    lead_step_hours=1,
+    takes_lead_times=True,
+    output_only=(
+        *("i10fg", "blh", "uvb_1h", "ssrd_1h", "ttr_1h", "scaled_tp_1h", "scaled_sf_1h"),
+    ),
+    log_scaled=("scaled_sd", "scaled_tp_1h", "scaled_sf_1h"),
+    derived_inputs=("insolation",),
+    static_file="aurora-v1.5-static.pickle",
+)
+
+# Training periods: Bodnar et al. (2025), doi:10.1038/s41586-025-09005-y, supplements C and D.
+_SPECS = (
+    ModelSpec(
+        "tiny",
+        Needs("tiny", fewest_levels=1, merges=1),
+        parameters=4_000_000,
+        width=128,
+        label="a toy made here",
+        uses_what_is_there=True,
+    ),
+    ModelSpec(
+        "tiny-pretrained",
+        Needs("tiny-pretrained", levels=(500.0, 700.0, 850.0), merges=1),
+        parameters=4_000_000,
+        width=128,
+        caveat="'tiny-pretrained' was trained on the fields of xaurora.synthetic, not on weather.",
+        label="a toy pretrained on synthetic fields",
+    ),
+    ModelSpec(
+        "small",
+        Needs("small"),
+        "AuroraSmallPretrained",
+        parameters=120_000_000,
+        width=256,
+        spacing=0.25,
+        first_unseen_year=2021,
+        caveat=(
+            "The authors of AuroraSmall recommend it for debugging. Use model='base' for results."
+        ),
+        label="AuroraSmall, which its authors recommend for debugging",
+    ),
+    ModelSpec(
+        "base",
+        Needs("base"),
+        "AuroraPretrained",
+        parameters=1_300_000_000,
+        spacing=0.25,
+        first_unseen_year=2021,
+    ),
+    ModelSpec(
+        "finetuned",
+        Needs("finetuned"),
+        "Aurora",
+        parameters=1_300_000_000,
+        spacing=0.25,
+        first_unseen_year=2022,
+        caveat=(
+            "The fine-tuned Aurora was tuned on IFS HRES analyses, not on ERA5. model='base' was"
+            " pretrained on ERA5."
+        ),
+    ),
+    _V15,
+    replace(_V15, name="v1.5-ensemble", class_name="AuroraV1p5Ensemble", has_members=True),
+)
+
+TABLE: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
+NAMES = tuple(name for name, spec in TABLE.items() if not spec.unsupported)
+"""Names that ``model=`` takes, beside a :class:`~xaurora.model.tuned.TunedAurora`, its path, or an
+:class:`aurora.Aurora`.
+"""
+
+
+def spec_of(name: object) -> ModelSpec:
+    """Return the entry of a named model.
+
+    Raises
+    ------
+    OptionError
+        The name is unknown, or the model is not supported yet.
+    """
+    spec = TABLE.get(name) if isinstance(name, str) else None
+    if spec is not None and spec.unsupported:
+        raise OptionError(
+            f"model={name!r} takes {len(spec.needs.surface)} surface variables and"
+            f" {'; it '.join(spec.unsupported)}, which this version does not support.",
+            fix=(
+                "model='base' or 'small'; Aurora 1.5 already predicts rain with microsoft-aurora"
+                " alone (scaled_tp_1h)"
+            ),
+        )
+    if spec is None:
+        raise OptionError(
+            f"there is no model {name!r}; valid are {', '.join(map(repr, NAMES))}, a tuned model or"
+            " its path, or an aurora.Aurora.",
+            fix="model='small'",
+        )
+    return spec
+
+
+def needs_of(name: object, fields: Fields | None = None, without: Sequence[str] = ()) -> Needs:
+    """Return what a named model needs.
+
+    Parameters
+    ----------
+    name : str
+        A name of the table.
+    fields : Fields, optional
+        The data; ``tiny``, which is built for them, takes the variables and levels that they have.
+    without : sequence of str
+        Variables that are to be learnt, and are therefore no input.
+
+    Raises
+    ------
+    OptionError
+        The name is unknown.
+    MissingVariableError
+        The data hold no surface, static or pressure-level variable at all.
+    """
+    spec = spec_of(name)
+    if not spec.uses_what_is_there or fields is None:
+        return spec.needs
+    known = tuple(level for level in fields.levels if level in variables.LEVELS)
+    needs = replace(
+        spec.needs,
+        surface=tuple(str(n) for n in fields.surface if _is_state(str(n)) and str(n) not in without),
+        static=tuple(map(str, fields.static)),
+        atmos=tuple(map(str, fields.atmos)),
+        levels=known or fields.levels,
+    )
+    for kind, word, example in (
+        ("surface", "surface", "2t"),
+        ("static", "static", "lsm"),
+        ("atmos", "pressure-level", "t"),
+    ):
+        if not getattr(needs, kind):
+            raise MissingVariableError(
+                f"the data hold no {word} variable that Aurora could take; every model needs at"
+                " least one.",
+                fix=(
+                    f"add one, for example {example!r}: xaurora.open('surface.nc',"
+                    " 'pressure_levels.nc', 'static.nc')"
+                ),
+            )
+    return needs
+
+
+def _is_state(name: str) -> bool:
+    """Whether a surface variable has values everywhere and is no total over a period."""
+    variable = variables.BY_KEY.get(("surface", name))
+    return variable is not None and not (variable.accumulated or variable.masked)
+
+
+def notes_for(fields: Fields, needs: Needs) -> list[str]:
+    """Return what is allowed but unwise with a pretrained model, as sentences."""
+    spec = TABLE.get(needs.model)
+    if spec is None:
+        return []
+    out = [spec.caveat] if spec.caveat else []
+    if spec.spacing is None:  # it was made for no particular grid
+        return out
+    grid = fields.layout.grid
+    if max(abs(s - spec.spacing) for s in grid.spacing) > 0.01:
+        out.append(
+            f"The grid spacing is {grid.spacing[0]:.3g}° × {grid.spacing[1]:.3g}°. This model was"
+            f" trained at {spec.spacing:g}°."
+        )
+    have = [level for level in fields.levels if needs.levels is None or level in needs.levels]
+    if needs.levels is not None and len(have) < len(needs.levels):
+        out.append(
+            f"The data have {len(have)} of Aurora's {len(needs.levels)} pressure levels. Forecasts"
+            " are best with all of them."
+        )
+    if extra := [level for level in fields.levels if level not in have]:
+        out.append(
+            f"{len(extra)} level(s) that Aurora does not use are left out:"
+            f" {', '.join(f'{v:g}' for v in extra)} hPa."
+        )
+    if not grid.is_global:
+        out.append(
+            "The data are regional, and pretrained Auroras were trained on the globe. Expect errors"
+            " near the edges, or tune with strategy='full'."
+        )
+    return out

@@ -1,0 +1,113 @@
+"""What ``model=`` and ``weights=`` stand for: the one place that decides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from xaurora.errors import OptionError
+from xaurora.fields.conventions import Fields
+from xaurora.fields.requirements import Needs
+from xaurora.model import models
+from xaurora.model.models import ModelSpec
+
+if TYPE_CHECKING:
+    from aurora import Aurora
+
+    from xaurora.model.tuned import TunedAurora
+
+ModelLike: TypeAlias = "str | Path | TunedAurora | Aurora"
+"""A name of the model table, a tuned model or the path of one, or an Aurora."""
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A base model, found and not yet built.
+
+    Parameters
+    ----------
+    name : str
+        Of the base: a name of the model table, or ``"given"`` for an Aurora that the caller built.
+    tuned : TunedAurora, optional
+        The tuned model that was given or loaded.
+    instance : Aurora, optional
+        The Aurora that was given.
+    weights : path, optional
+        Local checkpoint of a named model.
+    """
+
+    name: str
+    tuned: TunedAurora | None = None
+    instance: Aurora | None = None
+    weights: str | Path | None = None
+
+    @property
+    def spec(self) -> ModelSpec | None:
+        """The entry of the model table, if the base has one."""
+        return models.TABLE.get(self.name)
+
+    @property
+    def built_here(self) -> bool:
+        """Whether the base is one of the small models that this package builds."""
+        return self.spec is not None and self.spec.built_here
+
+    def needs(self, fields: Fields, without: Sequence[str] = ()) -> Needs:
+        """Return what the model takes of some data.
+
+        Parameters
+        ----------
+        fields : Fields
+        without : sequence of str
+            Variables that are to be learnt, and are therefore no input.
+        """
+        if self.tuned is not None:
+            return self.tuned.needs
+        if self.instance is not None:
+            from xaurora.model.aurora import needs_of_instance
+
+            return needs_of_instance(self.instance)
+        return models.needs_of(self.name, fields, without)
+
+
+def resolve(model: object, weights: str | Path | None = None) -> ResolvedModel:
+    """Resolve ``model=`` and ``weights=``.
+
+    Imports torch only if ``model`` is not a name. Loads a tuned model from its path.
+
+    Raises
+    ------
+    OptionError
+        There is no such model, or it cannot take ``weights``.
+    CheckpointError
+        The path holds no tuned model, or a damaged one.
+    """
+    if isinstance(model, str) and model in models.TABLE:
+        spec = models.spec_of(model)
+        if weights is not None and spec.built_here:
+            raise OptionError(
+                f"weights= belongs to a pretrained model, and {model!r} is made here.",
+                fix="model='small', weights='file.ckpt'",
+            )
+        return ResolvedModel(model, weights=weights)
+    from aurora import Aurora
+
+    from xaurora.model import tuned
+
+    if isinstance(model, str | Path) and str(model) and Path(model).is_dir():
+        loaded = tuned.load(model, weights=weights)
+        return ResolvedModel(loaded.base_name, tuned=loaded)
+    if not isinstance(model, Aurora | tuned.TunedAurora):
+        models.spec_of(model)  # raises
+    if weights is not None:
+        raise OptionError(
+            "weights= belongs to a named model, and one with weights was given.",
+            fix=(
+                "model='small', weights='file.ckpt'; for a tuned model xaurora.load(path,"
+                " weights='file.ckpt')"
+            ),
+        )
+    if isinstance(model, tuned.TunedAurora):
+        return ResolvedModel(model.base_name, tuned=model)
+    return ResolvedModel("given", instance=model)  # type: ignore[arg-type]
