@@ -46,7 +46,7 @@ def test_several_targets_of_several_kinds(rich: xr.Dataset, tmp_path: Path) -> N
     assert {"validation_crps_mm", "validation_tcwv_crps", "validation_tcc_crps"} <= set(
         tuned.config["scores"]
     )
-    assert "tcwv by a normal head" in tuned.summary()
+    assert "tcwv with a normal head" in tuned.summary()
 
     loaded = xaurora.load(tmp_path / "run")
     t = rich["time"].values[5:7]

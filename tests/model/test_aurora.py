@@ -258,7 +258,7 @@ def test_wrong_checkpoints_are_refused_by_name(small_state, tmp_path) -> None:
     with pytest.raises(errors.CheckpointError, match=r"missing: backbone\.time_mlp\.0\.weight"):
         weights.load_pretrained("small", tmp_path / "lacking.ckpt")
     torch.save(small_state, tmp_path / "small.ckpt")
-    with pytest.raises(errors.CheckpointError, match="not of this model"):
+    with pytest.raises(errors.CheckpointError, match="cannot be loaded into this model"):
         weights.load_state(make_aurora(), small_state, "small.ckpt")
     (tmp_path / "damaged.ckpt").write_bytes((tmp_path / "small.ckpt").read_bytes()[:100_000])
     (tmp_path / "damaged.safetensors").write_bytes(b"\x00" * 64)

@@ -111,7 +111,7 @@ def test_damage_is_found(tuned, tmp_path: Path) -> None:
             xaurora.load(folder)
         folder = copy()
         (folder / name).unlink()
-        with pytest.raises(errors.CheckpointError, match="lacks its file"):
+        with pytest.raises(errors.CheckpointError, match="lacks the file"):
             xaurora.load(folder)
     folder = copy()
     (folder / "config.json").write_text("{")
@@ -224,7 +224,7 @@ def test_without_a_swap_the_old_folder_is_recovered(tuned, tmp_path: Path, monke
 def test_what_is_no_model_is_not_overwritten(tuned, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("words")
-    with pytest.raises(errors.SaveError, match="is no tuned model"):
+    with pytest.raises(errors.SaveError, match="is not a tuned model"):
         tuned.save(tmp_path / "thesis")
     (tmp_path / "file").write_text("x")
     with pytest.raises(errors.SaveError):

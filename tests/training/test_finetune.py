@@ -372,7 +372,7 @@ def test_a_region_with_a_halo_is_not_trained_on_its_edges(fields: xr.Dataset, tm
 def test_unknown_strategy_lists_the_known_ones() -> None:
     with pytest.raises(errors.OptionError, match="'frozen', 'decoder', 'lora', 'peft', 'full'"):
         strategies.strategy_of("lora-ish")
-    with pytest.raises(errors.OptionError, match="nothing would be learnt"):
+    with pytest.raises(errors.OptionError, match="there is nothing to train"):
         strategies.apply(
             AuroraWithHead(make_aurora()),
             strategies.strategy_of("frozen"),

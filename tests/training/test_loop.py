@@ -420,7 +420,7 @@ def test_loras_that_differ_by_step_need_gradients_through_all(
 ) -> None:
     for mode, more in (("all", {"push_forward": True}), ("from_second", {"replay_buffer": 4})):
         with pytest.raises(
-            errors.OptionError, match=f"mode='{mode}' has other parameters in other steps"
+            errors.OptionError, match=f"mode='{mode}' has different parameters in different steps"
         ):
             fields.aurora.finetune(
                 "tp",
@@ -1205,7 +1205,7 @@ def test_float16_scales_the_loss(fields: xr.Dataset, tmp_path: Path) -> None:
         (
             {"strategy": StrategyOptions("lora", mode="from_second")},
             errors.OptionError,
-            "rests in the first step",
+            "is inactive in the first step",
         ),
         (
             {"strategy": StrategyOptions("decoder", layers=9)},
@@ -1215,12 +1215,12 @@ def test_float16_scales_the_loss(fields: xr.Dataset, tmp_path: Path) -> None:
         (
             {"strategy": StrategyOptions("decoder", layers=("encoder",))},
             errors.OptionError,
-            "no modules of the decoding half",
+            "not modules of the decoding half",
         ),
         (
             {"strategy": StrategyOptions("decoder", layers=0), "base_loss": 0.0},
             errors.OptionError,
-            "trains nothing",
+            "trains no parameters",
         ),
         (
             {"strategy": StrategyOptions("peft", layers=("attention",))},

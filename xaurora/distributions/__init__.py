@@ -1,9 +1,8 @@
-"""Closed forms of the distribution families of rain and of other variables: CRPS, cdf, quantile,
-mean.
+"""Closed forms of the distribution families: CRPS, CDF, quantile and mean.
 
-Written once over the array namespace: NumPy arrays for scoring, Torch tensors for training. Amounts
-are in metres over six hours; ``z = log1p(y / ε)`` is where the censored normal lives, with ε in
-metres.
+The formulas are written once over an array namespace, NumPy for scoring and Torch for training.
+Precipitation amounts are in metres over six hours. The censored normal is defined in
+``z = log1p(y / ε)``, with ε in metres.
 """
 
 from __future__ import annotations

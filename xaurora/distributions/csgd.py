@@ -1,8 +1,8 @@
-"""The censored shifted gamma distribution: ``tp = max(0, G − s)`` with G gamma. Amounts in metres.
+"""The censored shifted gamma distribution, ``tp = max(0, G − s)`` with G gamma.
 
-Scheuerer and Hamill (2015), Statistical postprocessing of ensemble precipitation forecasts by
-fitting censored, shifted gamma distributions, Mon. Weather Rev., doi:10.1175/MWR-D-15-0061.1. Here
-the shift ``s = −δ`` is positive.
+Amounts are in metres. Scheuerer and Hamill (2015), Statistical postprocessing of ensemble
+precipitation forecasts by fitting censored, shifted gamma distributions, Mon. Weather Rev.,
+doi:10.1175/MWR-D-15-0061.1. The shift ``s = −δ`` is positive here.
 """
 
 from __future__ import annotations
@@ -14,25 +14,29 @@ from xaurora.distributions.namespace import namespace
 
 
 def _tails(k: Any, x: Any, xp: Any) -> tuple[Any, Any]:
-    """``Q(k, x)`` and ``Q(k+1, x) = Q(k, x) + x^k e^{−x}/Γ(k+1)``, a sum of positive terms."""
+    """Return ``Q(k, x)`` and ``Q(k+1, x) = Q(k, x) + x^k e^{−x}/Γ(k+1)``.
+
+    The second is a sum of positive terms, so nothing cancels.
+    """
     above = xp.gamma_above(k, x)
     return above, above + xp.exp(k * xp.log(x) - x - xp.gammaln(k + 1.0))
 
 
 def crps(shape: Any, scale: Any, shift: Any, y: Any) -> Any:
-    """CRPS in metres, in survival form, ``y − 2∫₀^y S + ∫₀^∞ S²``; computed in float64.
+    """Return the CRPS in metres, computed in float64.
 
-    With ``a = (y+s)/θ``, ``c = s/θ``, ``∫₀^y S = θ[a Q(k,a) − c Q(k,c) + k(Q(k+1,c) − Q(k+1,a))]``
-    and ``∫₀^∞ S² = θ[k Q(k+1,c)² − c Q(k,c)² − k r Q(2k+1,2c)]``, ``r = Γ(k+½)/(√π Γ(k+1))``:
-    equation 10 of Scheuerer and Hamill (2015), arranged so that no large terms cancel where it is
-    dry.
+    It is evaluated in survival form, ``y − 2∫₀^y S + ∫₀^∞ S²``. With ``a = (y+s)/θ`` and
+    ``c = s/θ``, ``∫₀^y S = θ[a Q(k,a) − c Q(k,c) + k(Q(k+1,c) − Q(k+1,a))]`` and
+    ``∫₀^∞ S² = θ[k Q(k+1,c)² − c Q(k,c)² − k r Q(2k+1,2c)]``, ``r = Γ(k+½)/(√π Γ(k+1))``. This is
+    equation 10 of Scheuerer and Hamill (2015), arranged so that no large terms cancel where the
+    forecast is dry.
 
     Parameters
     ----------
     shape, scale : array
-        k, and θ in metres.
+        k (dimensionless) and θ (metres).
     shift : array
-        s > 0, metres.
+        s, metres, positive.
     y : array
         Observed amount, metres, ≥ 0.
     """
@@ -51,7 +55,7 @@ def crps(shape: Any, scale: Any, shift: Any, y: Any) -> Any:
 
 
 def mean(shape: Any, scale: Any, shift: Any) -> Any:
-    """Mean amount in metres, ``θ[k Q(k+1, c) − c Q(k, c)]``."""
+    """Return the mean amount in metres, ``θ[k Q(k+1, c) − c Q(k, c)]``."""
     xp = namespace(shape)
     k, theta, s = xp.double(shape), xp.double(scale), xp.double(shift)
     above, following = _tails(k, s / theta, xp)
@@ -59,13 +63,13 @@ def mean(shape: Any, scale: Any, shift: Any) -> Any:
 
 
 def cdf(shape: Any, scale: Any, shift: Any, y: Any) -> Any:
-    """``P(tp ≤ y)``, ``y`` ≥ 0."""
+    """Return ``P(tp ≤ y)`` for ``y`` ≥ 0 in metres."""
     xp = namespace(shape)
     return xp.gamma_below(shape, (xp.like(y, shape) + shift) / scale)
 
 
 def quantile(shape: Any, scale: Any, shift: Any, q: Any) -> Any:
-    """Amount in metres not exceeded with probability ``q`` in (0, 1)."""
+    """Return the amount in metres not exceeded with probability ``q`` in (0, 1)."""
     xp = namespace(shape)
     amount = scale * xp.gamma_quantile(shape, xp.like(q, shape)) - shift
     return xp.maximum(amount, xp.zeros_like(amount))

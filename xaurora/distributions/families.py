@@ -1,6 +1,4 @@
-"""The families as objects: what scoring, forecasts and heads need of each, whatever its parameters
-are.
-"""
+"""Distribution families as objects with a common interface for scoring, forecasts and heads."""
 
 from __future__ import annotations
 
@@ -16,27 +14,37 @@ Params = Mapping[str, Any]
 
 
 class Family(Protocol):
-    """A distribution family with its constants. Amounts in the canonical units of the variable:
-    metres over six hours for rain.
+    """A distribution family with its constants.
 
-    ``params`` maps the names in ``parameters`` to arrays of one shape; ``y`` and ``q`` broadcast
+    Amounts are in the canonical units of the variable, metres over six hours for precipitation.
+    ``params`` maps the names in ``parameters`` to arrays of one shape. ``y`` and ``q`` broadcast
     with them.
     """
 
     name: ClassVar[str]
 
     @property
-    def parameters(self) -> tuple[str, ...]: ...
-    def crps(self, params: Params, y: Any) -> Any: ...
-    def mean(self, params: Params) -> Any: ...
-    def cdf(self, params: Params, y: Any) -> Any: ...
-    def quantile(self, params: Params, q: Any) -> Any: ...
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the parameters."""
+
+    def crps(self, params: Params, y: Any) -> Any:
+        """Return the CRPS for the observation ``y``, in canonical units."""
+
+    def mean(self, params: Params) -> Any:
+        """Return the mean in canonical units."""
+
+    def cdf(self, params: Params, y: Any) -> Any:
+        """Return the probability of a value of at most ``y``."""
+
+    def quantile(self, params: Params, q: Any) -> Any:
+        """Return the value not exceeded with probability ``q``."""
 
 
 @dataclass(frozen=True)
 class CensoredNormal:
-    """``z = log1p(tp / ε)`` is a normal, left-censored at zero; ``mu`` and ``sigma`` in z,
-    ``epsilon`` in metres.
+    """A normal in ``z = log1p(tp / ε)``, left-censored at zero.
+
+    ``mu`` and ``sigma`` are in z, ``epsilon`` is in metres.
     """
 
     name: ClassVar[str] = "censored_normal"
@@ -44,102 +52,106 @@ class CensoredNormal:
     epsilon: float
 
     def crps(self, params: Params, y: Any) -> Any:
-        """CRPS in metres."""
+        """Return the CRPS in metres."""
         return normals.censored_normal_crps(params["mu"], params["sigma"], y, self.epsilon)
 
     def mean(self, params: Params) -> Any:
-        """Mean amount."""
+        """Return the mean amount in metres."""
         return normals.censored_normal_mean(params["mu"], params["sigma"], self.epsilon)
 
     def cdf(self, params: Params, y: Any) -> Any:
-        """``P(tp ≤ y)``."""
+        """Return ``P(tp ≤ y)``."""
         return normals.censored_normal_cdf(params["mu"], params["sigma"], y, self.epsilon)
 
     def quantile(self, params: Params, q: Any) -> Any:
-        """Amount not exceeded with probability ``q``."""
+        """Return the amount not exceeded with probability ``q``."""
         return normals.censored_normal_quantile(params["mu"], params["sigma"], q, self.epsilon)
 
 
 @dataclass(frozen=True)
 class HurdleLognormal:
-    """Wet with probability ``p``, then lognormal; ``mu`` and ``sigma`` of the logarithm of the
-    amount in millimetres.
+    """Zero with probability ``1 − p``, otherwise a lognormal amount.
+
+    ``mu`` and ``sigma`` are those of the logarithm of the amount in millimetres.
     """
 
     name: ClassVar[str] = "hurdle_lognormal"
     parameters: ClassVar[tuple[str, ...]] = ("p", "mu", "sigma")
 
     def crps(self, params: Params, y: Any) -> Any:
-        """CRPS in metres."""
+        """Return the CRPS in metres."""
         return hurdles.lognormal_crps(params["p"], params["mu"], params["sigma"], y)
 
     def mean(self, params: Params) -> Any:
-        """Mean amount."""
+        """Return the mean amount in metres."""
         return hurdles.lognormal_mean(params["p"], params["mu"], params["sigma"])
 
     def cdf(self, params: Params, y: Any) -> Any:
-        """``P(tp ≤ y)``."""
+        """Return ``P(tp ≤ y)``."""
         return hurdles.lognormal_cdf(params["p"], params["mu"], params["sigma"], y)
 
     def quantile(self, params: Params, q: Any) -> Any:
-        """Amount not exceeded with probability ``q``."""
+        """Return the amount not exceeded with probability ``q``."""
         return hurdles.lognormal_quantile(params["p"], params["mu"], params["sigma"], q)
 
 
 @dataclass(frozen=True)
 class HurdleGamma:
-    """Wet with probability ``p``, then gamma with ``shape`` and mean ``amount`` in metres."""
+    """Zero with probability ``1 − p``, otherwise gamma with ``shape`` and mean ``amount`` (m)."""
 
     name: ClassVar[str] = "hurdle_gamma"
     parameters: ClassVar[tuple[str, ...]] = ("p", "shape", "amount")
 
     def crps(self, params: Params, y: Any) -> Any:
-        """CRPS in metres."""
+        """Return the CRPS in metres."""
         return hurdles.gamma_crps(params["p"], params["shape"], params["amount"], y)
 
     def mean(self, params: Params) -> Any:
-        """Mean amount."""
+        """Return the mean amount in metres."""
         return params["p"] * params["amount"]
 
     def cdf(self, params: Params, y: Any) -> Any:
-        """``P(tp ≤ y)``."""
+        """Return ``P(tp ≤ y)``."""
         return hurdles.gamma_cdf(params["p"], params["shape"], params["amount"], y)
 
     def quantile(self, params: Params, q: Any) -> Any:
-        """Amount not exceeded with probability ``q``."""
+        """Return the amount not exceeded with probability ``q``."""
         return hurdles.gamma_quantile(params["p"], params["shape"], params["amount"], q)
 
 
 @dataclass(frozen=True)
 class CensoredShiftedGamma:
-    """``max(0, G − shift)`` with G gamma of ``shape`` and ``scale``; ``scale`` and ``shift`` in
-    metres.
+    """``max(0, G − shift)`` with G gamma of ``shape`` and ``scale``.
+
+    ``scale`` and ``shift`` are in metres.
     """
 
     name: ClassVar[str] = "csgd"
     parameters: ClassVar[tuple[str, ...]] = ("shape", "scale", "shift")
 
     def crps(self, params: Params, y: Any) -> Any:
-        """CRPS in metres."""
+        """Return the CRPS in metres."""
         return csgd.crps(params["shape"], params["scale"], params["shift"], y)
 
     def mean(self, params: Params) -> Any:
-        """Mean amount."""
+        """Return the mean amount in metres."""
         return csgd.mean(params["shape"], params["scale"], params["shift"])
 
     def cdf(self, params: Params, y: Any) -> Any:
-        """``P(tp ≤ y)``."""
+        """Return ``P(tp ≤ y)``."""
         return csgd.cdf(params["shape"], params["scale"], params["shift"], y)
 
     def quantile(self, params: Params, q: Any) -> Any:
-        """Amount not exceeded with probability ``q``."""
+        """Return the amount not exceeded with probability ``q``."""
         return csgd.quantile(params["shape"], params["scale"], params["shift"], q)
 
 
 @dataclass(frozen=True)
 class Quantiles:
-    """Wet with probability ``p``, then quantiles ``q1 … qK`` in metres at ``levels``, linear
-    between, with an exponential tail.
+    """Zero with probability ``1 − p``, otherwise an amount given by its quantiles.
+
+    The quantiles ``q1 … qK`` at ``levels`` are in metres. The distribution is linear between them
+    and has an exponential tail.
     """
 
     name: ClassVar[str] = "quantile"
@@ -147,52 +159,52 @@ class Quantiles:
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """``p`` and ``q1 … qK``."""
+        """Names of the parameters: ``p`` and ``q1 … qK``."""
         return ("p", *(f"q{i + 1}" for i in range(len(self.levels))))
 
     def _values(self, params: Params) -> list[Any]:
         return [params[name] for name in self.parameters[1:]]
 
     def crps(self, params: Params, y: Any) -> Any:
-        """CRPS in metres."""
+        """Return the CRPS in metres."""
         return quantiles.crps(params["p"], self._values(params), self.levels, y)
 
     def mean(self, params: Params) -> Any:
-        """Mean amount."""
+        """Return the mean amount in metres."""
         return quantiles.mean(params["p"], self._values(params), self.levels)
 
     def cdf(self, params: Params, y: Any) -> Any:
-        """``P(tp ≤ y)``."""
+        """Return ``P(tp ≤ y)``."""
         return quantiles.cdf(params["p"], self._values(params), self.levels, y)
 
     def quantile(self, params: Params, q: Any) -> Any:
-        """Amount not exceeded with probability ``q``."""
+        """Return the amount not exceeded with probability ``q``."""
         return quantiles.quantile(params["p"], self._values(params), self.levels, q)
 
 
 @dataclass(frozen=True)
 class Deterministic:
-    """One value, on which all probability lies; its CRPS is the absolute error."""
+    """A point mass at one value. Its CRPS is the absolute error."""
 
     name: ClassVar[str] = "deterministic"
     parameters: ClassVar[tuple[str, ...]] = ("value",)
 
     def crps(self, params: Params, y: Any) -> Any:
-        """Absolute error."""
+        """Return the absolute error."""
         return namespace(params["value"]).abs(params["value"] - y)
 
     def mean(self, params: Params) -> Any:
-        """The value."""
+        """Return the value."""
         return params["value"]
 
     def cdf(self, params: Params, y: Any) -> Any:
-        """One from the value on, zero below."""
+        """Return one where ``y`` is at least the value, zero elsewhere."""
         value = params["value"]
         xp = namespace(value)
         return xp.where(value <= xp.like(y, value), xp.ones_like(value), xp.zeros_like(value))
 
     def quantile(self, params: Params, q: Any) -> Any:
-        """The value, whatever ``q``."""
+        """Return the value for every ``q``, broadcast with it."""
         return params["value"] + 0.0 * namespace(params["value"]).like(q, params["value"])
 
 
@@ -204,28 +216,29 @@ class Normal:
     parameters: ClassVar[tuple[str, ...]] = ("mu", "sigma")
 
     def crps(self, params: Params, y: Any) -> Any:
-        """CRPS in the variable's units."""
+        """Return the CRPS in the variable's units."""
         return normals.normal_crps(params["mu"], params["sigma"], y)
 
     def mean(self, params: Params) -> Any:
-        """Mean."""
+        """Return the mean."""
         return params["mu"]
 
     def cdf(self, params: Params, y: Any) -> Any:
-        """``P(x ≤ y)``."""
+        """Return ``P(x ≤ y)``."""
         xp = namespace(params["mu"])
         return xp.ndtr((xp.like(y, params["mu"]) - params["mu"]) / params["sigma"])
 
     def quantile(self, params: Params, q: Any) -> Any:
-        """Value not exceeded with probability ``q``."""
+        """Return the value not exceeded with probability ``q``."""
         xp = namespace(params["mu"])
         return params["mu"] + params["sigma"] * xp.ndtri(xp.like(q, params["mu"]))
 
 
 @dataclass(frozen=True)
 class BoundedNormal:
-    """A normal censored at ``lower`` and ``upper``, in the variable's units: for fractions, which
-    are often exactly 0 or 1.
+    """A normal censored at ``lower`` and ``upper``, in the variable's units.
+
+    It suits fractions, which are often exactly 0 or 1.
     """
 
     name: ClassVar[str] = "bounded_normal"
@@ -234,15 +247,15 @@ class BoundedNormal:
     upper: float
 
     def crps(self, params: Params, y: Any) -> Any:
-        """CRPS in the variable's units."""
+        """Return the CRPS in the variable's units."""
         return normals.bounded_normal_crps(params["mu"], params["sigma"], y, self.lower, self.upper)
 
     def mean(self, params: Params) -> Any:
-        """Mean."""
+        """Return the mean."""
         return normals.bounded_normal_mean(params["mu"], params["sigma"], self.lower, self.upper)
 
     def cdf(self, params: Params, y: Any) -> Any:
-        """``P(x ≤ y)``."""
+        """Return ``P(x ≤ y)``."""
         mu = params["mu"]
         xp = namespace(mu)
         y = xp.like(y, mu) + 0.0 * mu
@@ -254,7 +267,7 @@ class BoundedNormal:
         )
 
     def quantile(self, params: Params, q: Any) -> Any:
-        """Value not exceeded with probability ``q``."""
+        """Return the value not exceeded with probability ``q``."""
         xp = namespace(params["mu"])
         value = params["mu"] + params["sigma"] * xp.ndtri(xp.like(q, params["mu"]))
         return xp.minimum(xp.maximum(value, xp.like(self.lower, value)), xp.like(self.upper, value))
@@ -273,14 +286,15 @@ FAMILIES: dict[str, Any] = {
         BoundedNormal,
     )
 }
-"""Families by name, as the forecast's ``distribution`` attribute has them."""
+"""Families by name, the value of the forecast's ``distribution`` attribute."""
 
 _ATTRIBUTE = {"epsilon": "epsilon_m"}
 
 
 def to_attrs(family: Family) -> dict[str, Any]:
-    """Attributes from which :func:`from_attrs` builds the family again; they can stand in NetCDF
-    and Zarr.
+    """Return attributes from which :func:`from_attrs` can rebuild the family.
+
+    They can be stored in NetCDF and Zarr.
     """
     out: dict[str, Any] = {"distribution": family.name}
     for item in fields(family):  # type: ignore[arg-type]
@@ -292,13 +306,14 @@ def to_attrs(family: Family) -> dict[str, Any]:
 
 
 def is_attr(name: str) -> bool:
-    """Whether an attribute describes a distribution."""
+    """Return whether an attribute describes a distribution."""
     return name.startswith("distribution") or name in _ATTRIBUTE.values()
 
 
 def from_attrs(attrs: Mapping[str, Any]) -> Family | None:
-    """The family that attributes describe; None if they describe none or one that is not known
-    here.
+    """Return the family that the attributes describe.
+
+    None is returned if they describe no family, or one that is unknown or lacks a constant.
     """
     kind = FAMILIES.get(str(attrs.get("distribution")))
     if kind is None:

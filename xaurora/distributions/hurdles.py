@@ -1,10 +1,9 @@
-"""Hurdle families: dry with probability ``1 − p``, else a lognormal or gamma amount. Amounts in
-metres.
+"""Hurdle families: zero with probability ``1 − p``, otherwise a lognormal or gamma amount.
 
-The CRPS of a point mass at zero mixed with a law G of mean m is ``(1−p) y + p E|G−y| − p(1−p) m −
-½p² E|G−G'|`` (from ``E|X−y| − ½E|X−X'|``; Gneiting and Raftery 2007,
-doi:10.1198/016214506000001437, equation 21). Written as below no two large terms cancel where it is
-dry.
+Amounts are in metres. The CRPS of a point mass at zero mixed with a distribution G of mean m is
+``(1−p) y + p E|G−y| − p(1−p) m − ½p² E|G−G'|`` (from ``E|X−y| − ½E|X−X'|``; Gneiting and Raftery
+2007, doi:10.1198/016214506000001437, equation 21). The formulas below are arranged so that no two
+large terms cancel where the forecast is dry.
 """
 
 from __future__ import annotations
@@ -17,15 +16,16 @@ MM = 1e-3  # m
 
 
 def lognormal_crps(p: Any, mu: Any, sigma: Any, y: Any) -> Any:
-    """CRPS in metres: ``y − 2p[y S(ω) + m Φ(ω−σ)] + 2p² m S(σ/√2)`` with ``ω = (ln y − μ)/σ``, ``m
-    = e^{μ+σ²/2}``.
+    """Return the CRPS of a hurdle lognormal in metres.
+
+    ``y − 2p[y S(ω) + m Φ(ω−σ)] + 2p² m S(σ/√2)`` with ``ω = (ln y − μ)/σ`` and ``m = e^{μ+σ²/2}``.
 
     Parameters
     ----------
     p : array
         Probability of rain.
     mu, sigma : array
-        Of the logarithm of the amount in millimetres, given rain.
+        Mean and standard deviation of the logarithm of the amount in millimetres, given rain.
     y : array
         Observed amount, metres, ≥ 0.
     """
@@ -34,7 +34,7 @@ def lognormal_crps(p: Any, mu: Any, sigma: Any, y: Any) -> Any:
     wet = y > 0
     omega = (
         xp.log(xp.where(wet, y, MM + 0.0 * y) / MM) - mu
-    ) / sigma  # twice `where`: log(0) has no gradient
+    ) / sigma  # `where` on the inside and on the outside: log(0) has no gradient
     beyond = xp.where(wet, xp.ndtr(-omega), xp.ones_like(omega))
     below = xp.where(wet, xp.ndtr(omega - sigma), xp.zeros_like(omega))
     spread = 2.0 * p * p * mean * xp.ndtr(-sigma / SQRT_2)
@@ -42,7 +42,7 @@ def lognormal_crps(p: Any, mu: Any, sigma: Any, y: Any) -> Any:
 
 
 def lognormal_cdf(p: Any, mu: Any, sigma: Any, y: Any) -> Any:
-    """``P(tp ≤ y)``."""
+    """Return ``P(tp ≤ y)``."""
     xp = namespace(mu)
     y = xp.like(y, mu)
     omega = (xp.log(xp.where(y > 0, y, MM + 0.0 * y) / MM) - mu) / sigma
@@ -50,19 +50,19 @@ def lognormal_cdf(p: Any, mu: Any, sigma: Any, y: Any) -> Any:
 
 
 def lognormal_mean(p: Any, mu: Any, sigma: Any) -> Any:
-    """Mean amount in metres."""
+    """Return the mean amount in metres."""
     return p * MM * namespace(mu).exp(mu + 0.5 * sigma * sigma)
 
 
 def _rank_given_rain(p: Any, q: Any, xp: Any) -> tuple[Any, Any]:
-    """Where ``q`` lies among wet amounts, and whether it is wet at all."""
+    """Return the rank of ``q`` among wet amounts, and whether the quantile is wet."""
     rank = (q - (1.0 - p)) / p
     wet = rank > 0
     return xp.where(wet, rank, 0.5 + 0.0 * rank), wet
 
 
 def lognormal_quantile(p: Any, mu: Any, sigma: Any, q: Any) -> Any:
-    """Amount in metres not exceeded with probability ``q`` in (0, 1)."""
+    """Return the amount in metres not exceeded with probability ``q`` in (0, 1)."""
     xp = namespace(mu)
     rank, wet = _rank_given_rain(p, xp.like(q, mu), xp)
     amount = MM * xp.exp(mu + sigma * xp.ndtri(rank))
@@ -70,8 +70,9 @@ def lognormal_quantile(p: Any, mu: Any, sigma: Any, q: Any) -> Any:
 
 
 def gamma_crps(p: Any, shape: Any, mean: Any, y: Any) -> Any:
-    """CRPS in metres: ``y − 2p[y Q(α, βy) + m P(α+1, βy)] + p² m (1−r)``, ``r = Γ(α+½)/(√π
-    Γ(α+1))``; computed in float64.
+    """Return the CRPS of a hurdle gamma in metres, computed in float64.
+
+    ``y − 2p[y Q(α, βy) + m P(α+1, βy)] + p² m (1−r)`` with ``r = Γ(α+½)/(√π Γ(α+1))``.
 
     Parameters
     ----------
@@ -87,8 +88,8 @@ def gamma_crps(p: Any, shape: Any, mean: Any, y: Any) -> Any:
     wet = v > 0
     scaled = xp.where(wet, v * a / m, xp.ones_like(v * a))
     above = xp.gamma_above(a, scaled)
-    # P(α+1, t) = 1 − Q(α, t) − t^α e^{−t}/Γ(α+1): one incomplete gamma function, and its gradient,
-    # instead of two
+    # P(α+1, t) = 1 − Q(α, t) − t^α e^{−t}/Γ(α+1) needs one incomplete gamma function and its
+    # gradient instead of two.
     below_next = 1.0 - above - xp.exp(a * xp.log(scaled) - scaled - xp.gammaln(a + 1.0))
     inner = xp.where(wet, v * above + m * below_next, xp.zeros_like(scaled))
     rest = 1.0 - ratio(a, xp)
@@ -96,14 +97,15 @@ def gamma_crps(p: Any, shape: Any, mean: Any, y: Any) -> Any:
 
 
 def ratio(a: Any, xp: Any) -> Any:
-    """``r = Γ(α+½)/(√π Γ(α+1))``, half the mean difference of two gamma amounts in units of their
-    mean.
+    """Return ``r = Γ(α+½)/(√π Γ(α+1))``.
+
+    This is half the mean difference of two gamma amounts in units of their mean.
     """
     return xp.exp(xp.gammaln(a + 0.5) - xp.gammaln(a + 1.0)) / SQRT_PI
 
 
 def gamma_cdf(p: Any, shape: Any, mean: Any, y: Any) -> Any:
-    """``P(tp ≤ y)``."""
+    """Return ``P(tp ≤ y)``."""
     xp = namespace(shape)
     y = xp.like(y, shape)
     wet = y > 0
@@ -112,7 +114,7 @@ def gamma_cdf(p: Any, shape: Any, mean: Any, y: Any) -> Any:
 
 
 def gamma_quantile(p: Any, shape: Any, mean: Any, q: Any) -> Any:
-    """Amount in metres not exceeded with probability ``q`` in (0, 1)."""
+    """Return the amount in metres not exceeded with probability ``q`` in (0, 1)."""
     xp = namespace(shape)
     rank, wet = _rank_given_rain(p, xp.like(q, shape), xp)
     amount = mean / shape * xp.gamma_quantile(shape, rank)

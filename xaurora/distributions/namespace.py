@@ -1,4 +1,7 @@
-"""The array namespace: the same names for NumPy arrays (scoring) and Torch tensors (training)."""
+"""An array namespace with the same names for NumPy arrays and Torch tensors.
+
+NumPy serves scoring and Torch serves training.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ SQRT_2, SQRT_PI, SQRT_2PI = math.sqrt(2.0), math.sqrt(math.pi), math.sqrt(2.0 * 
 
 
 class Numpy:
-    """NumPy and SciPy, which is imported when first used."""
+    """NumPy and SciPy. SciPy is imported on first use."""
 
     exp, log, log1p, expm1, sqrt, where, abs = (
         np.exp,
@@ -26,63 +29,69 @@ class Numpy:
 
     @staticmethod
     def ndtr(x: Any) -> Any:
+        """Return the CDF of the standard normal."""
         from scipy.special import ndtr
 
         return ndtr(x)
 
     @staticmethod
     def ndtri(p: Any) -> Any:
+        """Return the quantile function of the standard normal."""
         from scipy.special import ndtri
 
         return ndtri(p)
 
     @staticmethod
     def gammaln(x: Any) -> Any:
+        """Return the logarithm of the absolute value of the gamma function."""
         from scipy.special import gammaln
 
         return gammaln(x)
 
     @staticmethod
     def gamma_above(shape: Any, x: Any) -> Any:
-        """Regularised upper incomplete gamma function ``Q(shape, x)``."""
+        """Return the regularised upper incomplete gamma function ``Q(shape, x)``."""
         from scipy.special import gammaincc
 
         return gammaincc(shape, x)
 
     @staticmethod
     def gamma_below(shape: Any, x: Any) -> Any:
-        """Regularised lower incomplete gamma function ``P(shape, x)``."""
+        """Return the regularised lower incomplete gamma function ``P(shape, x)``."""
         from scipy.special import gammainc
 
         return gammainc(shape, x)
 
     @staticmethod
     def gamma_quantile(shape: Any, q: Any) -> Any:
-        """``x`` with ``P(shape, x) = q``."""
+        """Return the ``x`` for which ``P(shape, x) = q``."""
         from scipy.special import gammaincinv
 
         return gammaincinv(shape, q)
 
     @staticmethod
     def like(value: Any, x: Any) -> Any:
+        """Return ``value`` as an array of the precision of ``x``, at least float32."""
         return np.asarray(value, dtype=np.result_type(x, np.float32))
 
     @staticmethod
     def double(x: Any) -> Any:
+        """Return ``x`` in float64."""
         return np.asarray(x, dtype=np.float64)
 
     @staticmethod
     def back(x: Any, like: Any) -> Any:
-        """Scoring stays in float64 whatever the parameters were stored in."""
+        """Return ``x`` unchanged: scoring stays in float64 whatever the parameters' dtype."""
         return x
 
     @staticmethod
     def clamp_value(x: Any) -> Any:
+        """Return ``x`` with negative values replaced by zero."""
         return np.maximum(x, 0.0)
 
 
 class Torch:
-    """The same for Torch, which is imported only when a tensor comes in."""
+    """The same functions for Torch, which is imported only when a tensor is passed."""
 
     def __init__(self) -> None:
         import torch
@@ -111,7 +120,10 @@ class Torch:
         self._torch = torch
 
     def gamma_quantile(self, shape: Any, q: Any) -> Any:
-        """By SciPy, without a gradient: Torch has no inverse of the incomplete gamma function."""
+        """Return the ``x`` for which ``P(shape, x) = q``, without a gradient.
+
+        SciPy computes it, because Torch has no inverse of the incomplete gamma function.
+        """
         shape, q = self._torch.broadcast_tensors(shape, q)
         values = Numpy.gamma_quantile(
             shape.detach().cpu().double().numpy(), q.detach().cpu().double().numpy()
@@ -119,20 +131,24 @@ class Torch:
         return self._torch.as_tensor(values, dtype=shape.dtype, device=shape.device)
 
     def like(self, value: Any, x: Any) -> Any:
+        """Return ``value`` as a tensor of the dtype and device of ``x``."""
         return self._torch.as_tensor(value, dtype=x.dtype, device=x.device)
 
     @staticmethod
     def double(x: Any) -> Any:
+        """Return ``x`` in float64."""
         return x.double()
 
     @staticmethod
     def back(x: Any, like: Any) -> Any:
+        """Return ``x`` in the dtype of ``like``."""
         return x.to(like.dtype)
 
     @staticmethod
     def clamp_value(x: Any) -> Any:
-        # The value is clamped and the gradient kept: far in the dry tail rounding makes a CRPS of
-        # 1e-36 negative.
+        """Return ``x`` with negative values replaced by zero, and its gradient unchanged."""
+        # Far in the dry tail, rounding turns a CRPS of 1e-36 into a negative number, and its
+        # gradient must survive the clamp.
         return x + (x.clamp(min=0.0) - x).detach()
 
 
@@ -140,7 +156,7 @@ _torch: Torch | None = None
 
 
 def namespace(*arrays: Any) -> Any:
-    """NumPy, or Torch where one of the arrays is a tensor."""
+    """Return the Torch namespace if any of the arrays is a tensor, otherwise NumPy's."""
     global _torch
     if any(type(x).__module__.partition(".")[0] == "torch" for x in arrays):
         if _torch is None:
@@ -150,11 +166,11 @@ def namespace(*arrays: Any) -> Any:
 
 
 def pdf(x: Any, xp: Any) -> Any:
-    """Density of the standard normal."""
+    """Return the density of the standard normal."""
     return xp.exp(-0.5 * x * x) / SQRT_2PI
 
 
 def normal_square(x: Any, xp: Any) -> Any:
-    """``G(x) = x Φ(x)² + 2 φ(x) Φ(x) − Φ(√2 x)/√π``, an antiderivative of ``Φ(x)²``."""
+    """Return ``G(x) = x Φ(x)² + 2 φ(x) Φ(x) − Φ(√2 x)/√π``, an antiderivative of ``Φ(x)²``."""
     below = xp.ndtr(x)
     return x * below * below + 2.0 * pdf(x, xp) * below - xp.ndtr(SQRT_2 * x) / SQRT_PI

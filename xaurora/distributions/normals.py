@@ -1,6 +1,4 @@
-"""Normal families: censored at zero in ``z = log1p(tp / ε)``, plain, and censored at both ends of a
-bounded range.
-"""
+"""Normal families: censored at zero in ``z = log1p(tp / ε)``, plain, and censored at both ends."""
 
 from __future__ import annotations
 
@@ -12,12 +10,12 @@ from xaurora.distributions.namespace import SQRT_2, SQRT_PI, namespace, normal_s
 
 
 def to_latent(y: Any, epsilon: float) -> Any:
-    """``z = log1p(y / ε)``; ``y`` and ``epsilon`` in metres."""
+    """Return ``z = log1p(y / ε)``, with ``y`` and ``epsilon`` in metres."""
     return namespace(y).log1p(y / epsilon)
 
 
 def from_latent(z: Any, epsilon: float) -> Any:
-    """``y = ε · expm1(z)``, the inverse of :func:`to_latent`."""
+    """Return ``y = ε · expm1(z)``, the inverse of :func:`to_latent`."""
     return epsilon * namespace(z).expm1(z)
 
 
@@ -25,22 +23,22 @@ def from_latent(z: Any, epsilon: float) -> Any:
 
 
 def censored_normal_crps_z(mu: Any, sigma: Any, z: Any) -> Any:
-    """CRPS in z of a normal left-censored at zero.
+    """Return the CRPS in z of a normal left-censored at zero.
 
-    ``z + σ[−2ωS(ω) + 2φ(ω) − 2φ(l) + 2lS(l) − lS(l)² + 2φ(l)S(l) − S(√2 l)/√π]`` with ``ω =
-    (z−μ)/σ``, ``l = −μ/σ`` and ``S(t) = Φ(−t)``: the form of Thorarinsdottir and Gneiting (2010, J.
-    R. Stat. Soc. A, doi:10.1111/j.1467-985X.2009.00616.x) for a point mass at zero, arranged so
-    that nothing large cancels in float32 where it is dry.
+    ``z + σ[−2ωS(ω) + 2φ(ω) − 2φ(l) + 2lS(l) − lS(l)² + 2φ(l)S(l) − S(√2 l)/√π]`` with
+    ``ω = (z−μ)/σ``, ``l = −μ/σ`` and ``S(t) = Φ(−t)``. This is the form of Thorarinsdottir and
+    Gneiting (2010, J. R. Stat. Soc. A, doi:10.1111/j.1467-985X.2009.00616.x) for a point mass at
+    zero, arranged so that no large terms cancel in float32 where the forecast is dry.
 
     Parameters
     ----------
     mu, sigma, z : array
-        Location, positive scale and observation (≥ 0) in z; broadcast together.
+        Location, positive scale and observation (≥ 0) in z. They broadcast together.
 
     Returns
     -------
     array
-        Never negative.
+        Non-negative scores.
     """
     xp = namespace(mu)
     omega, low = (z - mu) / sigma, -mu / sigma
@@ -59,7 +57,7 @@ def censored_normal_crps_z(mu: Any, sigma: Any, z: Any) -> Any:
 
 
 def censored_normal_mean(mu: Any, sigma: Any, epsilon: float) -> Any:
-    """Mean amount in metres: ``ε (e^{μ+σ²/2} Φ(μ/σ + σ) − Φ(μ/σ))``."""
+    """Return the mean amount in metres, ``ε (e^{μ+σ²/2} Φ(μ/σ + σ) − Φ(μ/σ))``."""
     xp = namespace(mu)
     ratio = mu / sigma
     mean = epsilon * (xp.exp(mu + 0.5 * sigma * sigma) * xp.ndtr(ratio + sigma) - xp.ndtr(ratio))
@@ -67,49 +65,50 @@ def censored_normal_mean(mu: Any, sigma: Any, epsilon: float) -> Any:
 
 
 def censored_normal_cdf(mu: Any, sigma: Any, y: Any, epsilon: float) -> Any:
-    """``P(tp ≤ y)``, ``y`` ≥ 0 in metres."""
+    """Return ``P(tp ≤ y)`` for ``y`` ≥ 0 in metres."""
     xp = namespace(mu)
     return xp.ndtr((xp.log1p(xp.like(y, mu) / epsilon) - mu) / sigma)
 
 
 def censored_normal_quantile(mu: Any, sigma: Any, q: Any, epsilon: float) -> Any:
-    """Amount in metres that is not exceeded with probability ``q`` in (0, 1)."""
+    """Return the amount in metres not exceeded with probability ``q`` in (0, 1)."""
     xp = namespace(mu)
     z = mu + sigma * xp.ndtri(xp.like(q, mu))
     return epsilon * xp.expm1(xp.maximum(z, xp.zeros_like(z)))
 
 
 def censored_normal_crps(mu: Any, sigma: Any, y: Any, epsilon: float, *, nodes: int = 40) -> Any:
-    """CRPS in metres: ``∫ (F(x) − 1{y ≤ x})² dx`` over amounts.
+    """Return the CRPS in metres, ``∫ (F(x) − 1{y ≤ x})² dx`` over amounts.
 
-    There is no elementary closed form in metres (it needs the bivariate normal). In z both parts of
-    the integrand are smooth and live within nine σ of μ, so that 40 Gauss–Legendre nodes on each
-    side of the observation give 1e-8 relative.
+    There is no elementary closed form in metres, because it needs the bivariate normal. In z both
+    parts of the integrand are smooth and confined to nine σ around μ, so 40 Gauss–Legendre nodes on
+    each side of the observation give a relative accuracy of 1e-8.
 
     Parameters
     ----------
     mu, sigma : array
         Parameters in z.
     y : array
-        Observed amount, metres, ≥ 0; broadcast with the parameters.
+        Observed amount, metres, ≥ 0. It broadcasts with the parameters.
     epsilon : float
-        Metres.
+        ε in metres.
     nodes : int
-        Of the quadrature on each side; 12 give 1e-3, which is enough for a gradient.
+        Quadrature nodes on each side of the observation. 12 nodes give 1e-3, which is enough for a
+        gradient.
     """
     xp = namespace(mu)
     abscissas, weights = np.polynomial.legendre.leggauss(nodes)
     z = xp.log1p(y / epsilon)
     zero = xp.zeros_like(z + mu)
     reach = 9.0 * sigma
-    # Below the observation F² counts; it is nil under μ − 9σ and one above μ + 9σ.
+    # Below the observation the integrand is F², which is zero below μ − 9σ and one above μ + 9σ.
     lower_start = xp.maximum(xp.minimum(mu - reach, z), zero)
     lower_end = xp.maximum(xp.minimum(z, mu + reach), lower_start)
     total = epsilon * (xp.exp(xp.maximum(z, lower_end)) - xp.exp(lower_end))
-    # Above it (1 − F)² counts, which e^z pushes outwards by up to σ².
+    # Above it the integrand is (1 − F)², which e^z shifts outwards by up to σ².
     upper_start = xp.maximum(z, zero)
     upper_end = xp.maximum(mu + reach + 0.5 * sigma * sigma, upper_start)
-    # Where the observation lies far below μ, 1 − F is one up to μ − 9σ: an exact piece.
+    # Where the observation is far below μ, 1 − F is one up to μ − 9σ, and that part is exact.
     flat_end = xp.maximum(xp.minimum(mu - reach, upper_end), upper_start)
     total = total + epsilon * (xp.exp(flat_end) - xp.exp(upper_start))
     for start, end, above in ((lower_start, lower_end, False), (flat_end, upper_end, True)):
@@ -126,14 +125,14 @@ def censored_normal_crps(mu: Any, sigma: Any, y: Any, epsilon: float, *, nodes: 
 
 
 def normal_crps(mu: Any, sigma: Any, y: Any) -> Any:
-    """CRPS of a normal: ``σ[ω(2Φ(ω) − 1) + 2φ(ω) − 1/√π]`` with ``ω = (y−μ)/σ``.
+    """Return the CRPS of a normal, in the units of ``y``.
 
-    Gneiting et al. (2005), Mon. Weather Rev., doi:10.1175/MWR2904.1, equation 5. In the units of
-    ``y``.
+    ``σ[ω(2Φ(ω) − 1) + 2φ(ω) − 1/√π]`` with ``ω = (y−μ)/σ``: Gneiting et al. (2005), Mon. Weather
+    Rev., doi:10.1175/MWR2904.1, equation 5.
     """
     xp = namespace(mu)
     omega = (y - mu) / sigma
-    # ω(2Φ(ω) − 1) = |ω|(1 − 2Φ(−|ω|)): large values do not cancel
+    # ω(2Φ(ω) − 1) = |ω|(1 − 2Φ(−|ω|)), in which large values do not cancel.
     size = xp.abs(omega)
     return xp.clamp_value(
         sigma * (size * (1.0 - 2.0 * xp.ndtr(-size)) + 2.0 * pdf(omega, xp) - 1.0 / SQRT_PI)
@@ -141,11 +140,11 @@ def normal_crps(mu: Any, sigma: Any, y: Any) -> Any:
 
 
 def bounded_normal_crps(mu: Any, sigma: Any, y: Any, lower: float, upper: float) -> Any:
-    """CRPS of a normal censored at both ends, ``σ[G(ω) − G(l) + G(−ω) − G(−u)]`` with ``G' = Φ²``.
+    """Return the CRPS of a normal censored at both ends, in the units of ``y``.
 
-    The point masses at the ends are what the normal has beyond them. Computed in float64, in the
-    units of ``y``; Jordan, Krüger and Lerch (2019), J. Stat. Softw., doi:10.18637/jss.v090.i12,
-    have the same function as ``cnorm``.
+    ``σ[G(ω) − G(l) + G(−ω) − G(−u)]`` with ``G' = Φ²``, computed in float64. The point masses at
+    the ends are the probability that the normal has beyond them. Jordan, Krüger and Lerch (2019),
+    J. Stat. Softw., doi:10.18637/jss.v090.i12, have the same function as ``cnorm``.
     """
     xp = namespace(mu)
     m, s, v = xp.double(mu), xp.double(sigma), xp.double(y)
@@ -160,7 +159,7 @@ def bounded_normal_crps(mu: Any, sigma: Any, y: Any, lower: float, upper: float)
 
 
 def bounded_normal_mean(mu: Any, sigma: Any, lower: float, upper: float) -> Any:
-    """Mean of a normal censored at both ends."""
+    """Return the mean of a normal censored at both ends."""
     xp = namespace(mu)
     low, high = (lower - mu) / sigma, (upper - mu) / sigma
     inside = xp.ndtr(high) - xp.ndtr(low)

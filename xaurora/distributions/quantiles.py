@@ -1,9 +1,9 @@
-"""A distribution given by quantiles of wet amounts: dry with probability ``1 − p``, else linear
-between quantiles, with an exponential tail.
+"""A distribution of precipitation given by quantiles of wet amounts.
 
-Given rain, ``Q(0) = 0``, ``Q(τᵢ) = qᵢ``, linear in between; above ``q_K`` the survival function
-falls as ``(1−τ_K) e^{−(x−q_K)/s}`` with the ``s`` that carries on from the last two quantiles.
-Amounts in metres. No family has to be right, and dry stays exactly zero.
+It is dry with probability ``1 − p``. Given rain, ``Q(0) = 0`` and ``Q(τᵢ) = qᵢ``, linear in
+between. Above ``q_K`` the survival function falls as ``(1−τ_K) e^{−(x−q_K)/s}``, with ``s`` taken
+from the last two quantiles. Amounts are in metres. No parametric family is assumed, and the
+probability of exactly zero is kept.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 from xaurora.distributions.namespace import namespace
 
-TINY = 1e-12  # m; the smallest length of a tail, so that nothing is divided by zero
+TINY = 1e-12  # m; smallest length of a tail, which avoids division by zero
 
 
 def tail_scale(values: Sequence[Any], levels: Sequence[float]) -> Any:
-    """Decay length of the tail in metres."""
+    """Return the decay length of the tail in metres."""
     xp = namespace(values[-1])
     steepness = math.log((1.0 - levels[-2]) / (1.0 - levels[-1]))
     return xp.maximum((values[-1] - values[-2]) / steepness, xp.like(TINY, values[-1]))
@@ -27,7 +27,7 @@ def tail_scale(values: Sequence[Any], levels: Sequence[float]) -> Any:
 def _segments(
     p: Any, values: Sequence[Any], levels: Sequence[float]
 ) -> list[tuple[Any, Any, Any, Any]]:
-    """Ends of each linear piece of F, and F there."""
+    """Return the start and end of each linear piece of F, and the values of F there."""
     xp = namespace(values[-1])
     ends = [xp.zeros_like(values[0]), *values]
     heights = [1.0 - p + p * level for level in (0.0, *levels)]
@@ -35,14 +35,14 @@ def _segments(
 
 
 def crps(p: Any, values: Sequence[Any], levels: Sequence[float], y: Any) -> Any:
-    """CRPS in metres, exact: cubic pieces and the exponential tail.
+    """Return the CRPS in metres, integrated exactly over the linear pieces and the tail.
 
     Parameters
     ----------
     p : array
         Probability of rain.
     values : sequence of array
-        Quantiles of wet amounts in metres, not decreasing.
+        Quantiles of wet amounts in metres, non-decreasing.
     levels : sequence of float
         Their probabilities, increasing, in (0, 1).
     y : array
@@ -54,7 +54,7 @@ def crps(p: Any, values: Sequence[Any], levels: Sequence[float], y: Any) -> Any:
         width = end - start
         there = width > TINY
         safe = xp.where(there, width, xp.ones_like(width))
-        # The observation cuts the piece at `cut`; F rises linearly through it.
+        # `cut` is where the observation divides the piece, through which F rises linearly.
         cut = xp.minimum(xp.maximum(y, start), end)
         middle = xp.where(there, low + (high - low) * (cut - start) / safe, high + 0.0 * cut)
         total = total + (cut - start) * (low * low + low * middle + middle * middle) / 3.0
@@ -75,7 +75,7 @@ def crps(p: Any, values: Sequence[Any], levels: Sequence[float], y: Any) -> Any:
 
 
 def mean(p: Any, values: Sequence[Any], levels: Sequence[float]) -> Any:
-    """Mean amount in metres."""
+    """Return the mean amount in metres."""
     ends = [namespace(values[-1]).zeros_like(values[0]), *values]
     heights = [0.0, *levels]
     total = 0.0 * values[-1]
@@ -85,7 +85,7 @@ def mean(p: Any, values: Sequence[Any], levels: Sequence[float]) -> Any:
 
 
 def cdf(p: Any, values: Sequence[Any], levels: Sequence[float], y: Any) -> Any:
-    """``P(tp ≤ y)``, ``y`` ≥ 0."""
+    """Return ``P(tp ≤ y)`` for ``y`` ≥ 0 in metres."""
     xp = namespace(values[-1])
     y = xp.like(y, values[-1])
     out = 1.0 - p + 0.0 * (y + values[-1])
@@ -93,7 +93,7 @@ def cdf(p: Any, values: Sequence[Any], levels: Sequence[float], y: Any) -> Any:
         width = end - start
         share = (y - start) / xp.where(width > TINY, width, xp.like(TINY, width))
         share = xp.minimum(xp.maximum(share, xp.zeros_like(share)), xp.ones_like(share))
-        # Where a piece has no length, all of its probability lies at its end.
+        # A piece of zero length has all of its probability at its end.
         share = xp.where(
             width > TINY, share, xp.where(y >= end, xp.ones_like(share), xp.zeros_like(share))
         )
@@ -103,7 +103,7 @@ def cdf(p: Any, values: Sequence[Any], levels: Sequence[float], y: Any) -> Any:
 
 
 def quantile(p: Any, values: Sequence[Any], levels: Sequence[float], q: Any) -> Any:
-    """Amount in metres not exceeded with probability ``q`` in (0, 1)."""
+    """Return the amount in metres not exceeded with probability ``q`` in (0, 1)."""
     xp = namespace(values[-1])
     q = xp.like(q, values[-1])
     rank = xp.maximum(

@@ -1,8 +1,7 @@
-"""The regularised incomplete gamma functions for Torch, with a gradient in the shape, which Torch
-itself does not have.
+"""The regularised incomplete gamma functions for Torch, with a gradient in the shape.
 
-The derivative in the shape is a central difference in float64 with a small step; its error is about
-1e-10, of a function between 0 and 1.
+Torch has no such gradient. Here it is a central difference in float64 with a small step, with an
+error of about 1e-10 for a function between 0 and 1.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-_STEP = 2e-5  # of the shape; truncation (h²) and rounding (1e-16/h) meet there
+_STEP = 2e-5  # relative to the shape; balances truncation (h²) and rounding (1e-16/h)
 
 
 def _slope(
     function: Callable[..., torch.Tensor], shape: torch.Tensor, x: torch.Tensor
 ) -> torch.Tensor:
-    """``∂function/∂shape``; float64 tensors of one shape in and out."""
+    """Return ``∂function/∂shape``; all tensors are float64 and of one shape."""
     step = _STEP * shape
     return (function(shape + step, x) - function(shape - step, x)) / (2.0 * step)
 
@@ -45,7 +44,7 @@ class _Tail(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             if ctx.sign > 0:
                 slope = _slope(torch.special.gammaincc, a, t)
-            else:  # towards one the other tail is the one in which nothing cancels
+            else:  # close to one, the difference of the other tail does not cancel
                 slope = _slope(torch.special.gammainc, a, t)
                 high = torch.special.gammainc(a, t) > 0.5
                 slope[high] = -_slope(torch.special.gammaincc, a[high], t[high])
@@ -57,12 +56,13 @@ class _Tail(torch.autograd.Function):
 
 
 def gamma_above(shape: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """``Q(shape, x)``, differentiable once in both; ``x`` must be positive where its gradient is
-    asked for.
+    """Return ``Q(shape, x)``, differentiable once in both arguments.
+
+    ``x`` must be positive where its gradient is needed.
     """
     return _Tail.apply(shape, x, 1.0)
 
 
 def gamma_below(shape: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """``P(shape, x)``, in the same way."""
+    """Return ``P(shape, x)``, differentiable like :func:`gamma_above`."""
     return _Tail.apply(shape, x, -1.0)

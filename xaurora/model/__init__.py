@@ -1,1 +1,1 @@
-"""Aurora: building and loading it, batches, heads, adapters, and the tuned artefact."""
+"""Build and load Aurora, convert data to batches, and define heads, adapters and tuned models."""

@@ -1,9 +1,8 @@
-"""Low-rank adapters: Aurora's own LoRA, which knows the rollout step, and those of Hugging Face
-PEFT.
+"""Low-rank adapters: Aurora's own LoRA, which depends on the rollout step, and Hugging Face PEFT's.
 
-Both are put into a base in place. Its other tensors keep their values; PEFT renames those that it
-wraps (``qkv.weight`` becomes ``qkv.base_layer.weight``), and :func:`plain_state` gives them their
-names back.
+Both are installed into a base in place. Its other tensors keep their values. PEFT renames those
+that it wraps (``qkv.weight`` becomes ``qkv.base_layer.weight``), and :func:`plain_state` restores
+their names.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ LORA_FILE = "adapter.safetensors"
 
 @dataclass
 class Adapter:
-    """What was put into a base.
+    """An adapter that is installed in a base.
 
     Parameters
     ----------
     options : StrategyOptions
-        Of the strategy ``lora`` or ``peft``.
+        Options of the strategy ``lora`` or ``peft``.
     own : bool
         Whether the base came with it: the fine-tuned Aurora has a LoRA of its own.
     peft : peft.PeftModel, optional
-        Wraps the base; it stands outside of it, so that the base stays an Aurora.
+        PEFT's wrapper. It is kept outside of the base, so that the base remains an Aurora.
     """
 
     options: StrategyOptions
@@ -49,26 +48,28 @@ class Adapter:
     peft: Any = None
 
     def adds(self, name: str) -> bool:
-        """Whether a parameter or tensor of the base, by its name, belongs to this adapter: not to a
-        LoRA that the base has beside it.
+        """Return whether a parameter or tensor of the base, by its name, belongs to this adapter.
+
+        Those of another LoRA that the base may have do not.
         """
         upstream = ".loras." in name
         return ".lora_" in name and upstream == (self.peft is None)
 
     def config(self) -> dict[str, Any]:
-        """What is needed to put it in again."""
+        """Return what is needed to install the adapter again."""
         return {"options": asdict(self.options), "own": self.own}
 
 
 def install(base: Aurora, options: StrategyOptions, seed: int = 0) -> Adapter:
-    """Put an adapter into a base; it starts as nothing, so that forecasts are as before.
+    """Install an adapter in a base. Forecasts are unchanged until it is trained.
 
     Raises
     ------
     OptionError
-        The base has an adapter already, of other options; or no layer is called so.
+        If the base already has an adapter with other options, or a layer in ``layers`` does not
+        exist.
     MissingExtraError
-        PEFT is not installed.
+        If PEFT is not installed.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 2)
@@ -78,7 +79,7 @@ def install(base: Aurora, options: StrategyOptions, seed: int = 0) -> Adapter:
 
 
 def own_lora(base: Aurora) -> StrategyOptions | None:
-    """The options of the LoRA that a base came with, if it has one."""
+    """Return the options of the LoRA that a base has, or None."""
     for module in base.modules():
         if isinstance(module, LoRARollout):
             first: Any = module.loras[0]
@@ -101,8 +102,8 @@ def _install_lora(base: Aurora, options: StrategyOptions) -> Adapter:
     if there is not None:
         if (there.rank, there.alpha, there.mode) != (options.rank, options.alpha, options.mode):
             raise OptionError(
-                f"the model has a LoRA of its own with rank={there.rank}, alpha={there.alpha:g},"
-                f" mode={there.mode!r}, which goes on training as it is.",
+                f"the model already has a LoRA of its own with rank={there.rank},"
+                f" alpha={there.alpha:g}, mode={there.mode!r}, which cannot be changed.",
                 fix=(
                     f"strategy=StrategyOptions('lora', rank={there.rank}, alpha={there.alpha:g},"
                     f" mode={there.mode!r})"
@@ -126,7 +127,7 @@ def _install_lora(base: Aurora, options: StrategyOptions) -> Adapter:
 @contextlib.contextmanager
 def _quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
-        # PEFT looks for a model card and for token embeddings, of which a weather model has none.
+        # PEFT looks for a model card and for token embeddings, which a weather model lacks.
         warnings.filterwarnings("ignore", module="peft")
         warnings.filterwarnings(
             "ignore", message=".*(config|Model with `tie_word_embeddings`).*", category=UserWarning
@@ -139,25 +140,25 @@ def _peft() -> Any:
         import peft
     except ImportError as error:
         raise MissingExtraError(
-            "strategy='peft' needs the package peft, which is not installed.",
+            "strategy='peft' requires the package peft, which is not installed.",
             fix=(
                 "pip install \"xaurora[peft]\"; or strategy='lora', which is Aurora's own and needs"
-                " nothing"
+                " no extra package"
             ),
         ) from error
     return peft
 
 
 def linear_layers(base: Aurora, names: tuple[str, ...]) -> list[str]:
-    """Full names of the linear layers that ``layers=`` means.
+    """Return the full names of the linear layers that ``layers=`` selects.
 
-    A last part of a name (``qkv``) means those of the backbone's blocks; a module's name, or one
-    that ends with it, all layers in it.
+    The last part of a name (``qkv``) selects those layers in the backbone's blocks. The full name
+    of a module selects all linear layers in it.
 
     Raises
     ------
     OptionError
-        None is called so.
+        If a name selects no layer.
     """
     there = [name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)]
     chosen: list[str] = []
@@ -177,8 +178,8 @@ def linear_layers(base: Aurora, names: tuple[str, ...]) -> list[str]:
                 }
             )
             raise OptionError(
-                f"layers: the model has no linear layer {wanted!r}; in the backbone's blocks there"
-                f" are {', '.join(short)}, and every layer's full name will do, such as"
+                f"layers: the model has no linear layer {wanted!r}; the backbone's blocks have"
+                f" {', '.join(short)}, and the full name of any layer is valid, such as"
                 f" {there[0]!r}.",
                 fix="StrategyOptions('peft', layers=('qkv', 'proj'))",
             )
@@ -190,7 +191,7 @@ def _install_peft(base: Aurora, options: StrategyOptions) -> Adapter:
     peft = _peft()
     if any(".base_layer." in name for name, _ in base.named_parameters()):
         raise OptionError(
-            "the model has a PEFT adapter of other options already.",
+            "the model already has a PEFT adapter with other options.",
             fix="merge it first: model=tuned.merge()",
         )
     layers = linear_layers(base, options.layers)  # type: ignore[arg-type]
@@ -209,7 +210,7 @@ def _install_peft(base: Aurora, options: StrategyOptions) -> Adapter:
 
 
 def plain_state(base: Aurora, adapter: Adapter | None) -> dict[str, torch.Tensor]:
-    """The base's own tensors under its own names, without what an adapter added."""
+    """Return the base's own tensors under its own names, without those of the adapter."""
     state = base.state_dict()
     if adapter is None or adapter.own:
         return state
@@ -217,8 +218,10 @@ def plain_state(base: Aurora, adapter: Adapter | None) -> dict[str, torch.Tensor
 
 
 def save(base: Aurora, adapter: Adapter, folder: Path) -> None:
-    """Write the adapter: ``adapter.safetensors`` of Aurora's LoRA, or a folder ``adapter`` that
-    PEFT alone can load.
+    """Write the adapter into a folder.
+
+    Aurora's LoRA becomes ``adapter.safetensors``. A PEFT adapter becomes a folder ``adapter``,
+    which PEFT can load without this package.
     """
     if adapter.peft is None:
         from safetensors.torch import save_file
@@ -234,37 +237,35 @@ def save(base: Aurora, adapter: Adapter, folder: Path) -> None:
         adapter.peft.save_pretrained(
             str(folder / PEFT_FOLDER), safe_serialization=True, save_embedding_layers=False
         )
-    (folder / PEFT_FOLDER / "README.md").unlink(
-        missing_ok=True
-    )  # the artefact has a card of its own
+    (folder / PEFT_FOLDER / "README.md").unlink(missing_ok=True)  # the artefact has its own card
 
 
 def load(base: Aurora, config: dict[str, Any], folder: Path) -> Adapter:
-    """Put a saved adapter into its base.
+    """Install a saved adapter in its base.
 
     Raises
     ------
     CheckpointError
-        It does not fit the base.
+        If it does not fit the base.
     """
     adapter = install(base, StrategyOptions(**config["options"]))
     if adapter.own != config["own"]:
         raise CheckpointError(
-            f"the adapter in '{folder}' was made for a model with{'' if config['own'] else 'out'} a"
-            " LoRA of its own.",
-            fix="give the base that it was tuned on",
+            f"the adapter in '{folder}' was trained on a model"
+            f" with{'' if config['own'] else 'out'} a LoRA of its own.",
+            fix="pass the base that it was tuned on",
         )
     fill(base, adapter, folder)
     return adapter
 
 
 def fill(base: Aurora, adapter: Adapter, folder: Path) -> None:
-    """Give an adapter that is in place the values that were saved.
+    """Load saved values into an adapter that is already installed.
 
     Raises
     ------
     CheckpointError
-        They do not fit.
+        If they do not fit.
     """
     from xaurora.model.weights import compare_keys, read_state
 
@@ -281,7 +282,7 @@ def fill(base: Aurora, adapter: Adapter, folder: Path) -> None:
         adapter.peft.peft_config["default"].target_modules
     ):
         raise CheckpointError(
-            f"the {what} sits on other layers than its config says.",
+            f"the {what} has other layers than its config lists.",
             fix="copy the whole folder again",
         )
     peft = _peft()
@@ -291,12 +292,12 @@ def fill(base: Aurora, adapter: Adapter, folder: Path) -> None:
 
 
 def merge(base: Aurora, adapter: Adapter) -> None:
-    """Add the adapter to the weights and take it out, in place.
+    """Add the adapter to the weights and remove it, in place.
 
     Raises
     ------
     OptionError
-        It depends on the rollout step, which plain weights do not know.
+        If it depends on the rollout step, which plain weights cannot.
     """
     if adapter.peft is not None:
         with _quiet_peft():
@@ -304,9 +305,9 @@ def merge(base: Aurora, adapter: Adapter) -> None:
         return
     if adapter.options.mode != "single":
         raise OptionError(
-            f"a LoRA of mode={adapter.options.mode!r} depends on the rollout step, and plain"
-            " weights do not; it cannot be merged.",
-            fix="go on with strategy='lora' of the same options, or train with mode='single'",
+            f"a LoRA with mode={adapter.options.mode!r} depends on the rollout step, and plain"
+            " weights do not, so it cannot be merged.",
+            fix="continue with strategy='lora' and the same options, or train with mode='single'",
         )
     with torch.no_grad():
         for attention in _attentions(base):
@@ -317,7 +318,7 @@ def merge(base: Aurora, adapter: Adapter) -> None:
 
 
 def take_out(base: Aurora) -> None:
-    """Take upstream's LoRA out of a base, in place."""
+    """Remove upstream's LoRA from a base, in place."""
     for attention in _attentions(base):
         for name in ("lora_proj", "lora_qkv"):
             if isinstance(getattr(attention, name), LoRARollout):
@@ -327,5 +328,5 @@ def take_out(base: Aurora) -> None:
 
 
 def _nothing(*args: object, **kwargs: object) -> int:
-    """What upstream's attention calls where there is no LoRA."""
+    """Return 0, as upstream's attention expects where there is no LoRA."""
     return 0

@@ -1,4 +1,4 @@
-"""Building and loading Aurora, its backbone output, regional masks and coordinates."""
+"""Build and load Aurora, run it on a grid or region, and attach heads to its backbone output."""
 
 from __future__ import annotations
 
@@ -32,20 +32,21 @@ _CLASSES: dict[str, type[Aurora]] = {
 
 
 def needs_of_instance(base: Aurora, name: str = "given") -> Needs:
-    """What a live model takes: its variables and patches; levels as the data have them, or the
-    tiny's own.
+    """Return the variables, levels and patches that a live model takes.
+
+    Levels are those of the data, except for a tiny model, which has its own.
 
     Raises
     ------
     OptionError
-        Its time step is not six hours, or it takes lead times as an argument.
+        If its time step is not six hours, or it takes lead times as an argument.
     """
     hours = base.timestep.total_seconds() / 3600.0
     if hours != TIMESTEP_HOURS or base.variable_lead_time:
         raise OptionError(
             f"{type(base).__name__} makes steps of {hours:g} hours"
             + (" and takes lead times" if base.variable_lead_time else "")
-            + f", and steps of {TIMESTEP_HOURS} hours are what is supported.",
+            + f", but only fixed steps of {TIMESTEP_HOURS} hours are supported.",
             fix="model='small' or 'base'",
         )
     return Needs(
@@ -60,7 +61,7 @@ def needs_of_instance(base: Aurora, name: str = "given") -> Needs:
     )
 
 
-# --- position: regions and Greenwich --------------------------------------------------------------
+# --- regions and longitudes across Greenwich -----------------------------------------------------
 
 
 # --- the head beside the decoder ------------------------------------------------------------------
@@ -68,9 +69,11 @@ def needs_of_instance(base: Aurora, name: str = "given") -> Needs:
 
 @dataclasses.dataclass  # not frozen: Fabric rebuilds what a module returns field by field
 class Step:
-    """What one step gives: the base's prediction, and what the head made of the latents: for a
-    :class:`~xaurora.model.heads.HeadSet` raw output ``(b, n, h, w)``, float32, by target. The
-    prediction is None where the head was run alone.
+    """The result of one step.
+
+    ``prediction`` is the base's prediction, or None if only the head was run. ``raw`` is the output
+    of the head, for a :class:`~xaurora.model.heads.HeadSet` a dict from target to raw output
+    ``(b, n, h, w)``, float32.
     """
 
     prediction: Any
@@ -78,14 +81,14 @@ class Step:
 
 
 class _HeadIsEnoughError(Exception):
-    """Raised before the decoder, to leave upstream's forward pass there."""
+    """Raised before the decoder to end upstream's forward pass early."""
 
 
 class AuroraWithHead(torch.nn.Module):
-    """Aurora with a head that reads the latents beside its decoder.
+    """Aurora with a head that reads the latents alongside its decoder.
 
-    The head hangs on a forward hook, not inside the decoder: the base's variables come out bit for
-    bit as without it, its state-dict keys do not change, and any Aurora can carry it.
+    The head is called from a forward hook of the decoder. The base's variables are bit-identical
+    to those without it, its state-dict keys do not change, and any Aurora can have a head.
 
     Parameters
     ----------
@@ -93,10 +96,10 @@ class AuroraWithHead(torch.nn.Module):
     head : torch.nn.Module, optional
         Maps latents ``(b, c, hp, wp, d)`` to ``(b, n, h, w)``, by target.
     inputs : dict, optional
-        Targets that the encoder takes as well (:func:`extend`), with the form they enter in: in a
-        rollout the head's mean goes in.
+        Targets that the encoder takes as well (:func:`extend`), with the form they enter in. In a
+        rollout the head's mean is fed back.
     adapter : Adapter, optional
-        What was put into the base (:mod:`xaurora.model.adapters`).
+        The adapter installed in the base (:mod:`xaurora.model.adapters`).
     """
 
     def __init__(
@@ -113,24 +116,32 @@ class AuroraWithHead(torch.nn.Module):
         self.adapter = adapter
         self._raw: Any = None
         self.head_alone = False
-        """Whether a step ends at the head; set by :func:`xaurora.model.rollout.steps` for the last
-        one.
+        """Whether a step ends at the head. :func:`xaurora.model.rollout.steps` sets it for the last
+        step.
         """
         self.window: Window | None = None
-        """The part of the grid that the heads see: raw output then has its shape; set while a
-        region is trained or forecast.
+        """The part of the grid that the heads see, which sets the shape of the raw output. It is
+        set while a region is trained or forecast.
         """
         self.decoded: tuple[str, ...] | None = None
-        """Aurora's variables on levels that are decoded, by default all; set by
-        :func:`xaurora.model.rollout.steps` for the last step.
+        """Aurora's atmospheric variables that are decoded, by default all.
+        :func:`xaurora.model.rollout.steps` sets it for the last step.
         """
         if self.inputs:
             extend(base, self.inputs)
 
     def forward(self, batch: Batch | None, latents: torch.Tensor | None = None) -> Step:
-        """One six-hour step, or of latents ``(b, c, hp, wp, d)`` that :meth:`latents` made what the
-        heads make of them. The hook is there only while it runs, so that the base stays a stock
-        Aurora."""
+        """Run one six-hour step, or only the heads on stored latents.
+
+        The decoder hooks are registered only during the call, so the base remains a stock Aurora.
+
+        Parameters
+        ----------
+        batch : aurora.Batch or None
+            The input. It is not used when ``latents`` are given.
+        latents : torch.Tensor, optional
+            ``(b, c, hp, wp, d)``, as returned by :meth:`latents`. Only the heads run on them.
+        """
         if latents is not None:
             return Step(None, self._heads(latents))
         if self.head_alone and self.head is not None:
@@ -151,14 +162,14 @@ class AuroraWithHead(torch.nn.Module):
         return Step(prediction, raw)
 
     def _undecoded(self, batch: Batch) -> Any:
-        """What the head reads off the latents, without decoding Aurora's own variables, of which
-        the 13 levels take a fifth of a step.
-        """
+        """Return the head's output without decoding Aurora's own variables.
 
+        Decoding their 13 levels takes a fifth of a step.
+        """
         return self._heads(self._up_to_decoder(batch))
 
     def _up_to_decoder(self, batch: Batch) -> torch.Tensor:
-        """The latents that the heads see, ``(b, c, hp, wp, d)``."""
+        """Return the latents that the heads see, ``(b, c, hp, wp, d)``."""
         found: list[torch.Tensor] = []
 
         def stop(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -176,13 +187,15 @@ class AuroraWithHead(torch.nn.Module):
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> torch.Tensor:
-        """What the backbone hands to its decoder, in evaluation mode, inside :func:`placed`.
+        """Return the latents that the backbone passes to its decoder, in evaluation mode.
+
+        Call it inside :func:`placed`.
 
         Returns
         -------
         torch.Tensor
-            ``(b, c, hp, wp, d)``, float32: latent levels (the surface first), patches of the
-            window, channels.
+            ``(b, c, hp, wp, d)``, float32: latent levels (surface first), rows and columns of
+            patches of the window, channels.
         """
         was_training = self.base.training
         self.base.eval()
@@ -194,8 +207,10 @@ class AuroraWithHead(torch.nn.Module):
     def _fewer(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Have fewer variables on levels decoded. Where none is wanted, one is, on one level: the
-        decoder cannot do without.
+        """Reduce the atmospheric variables that are decoded.
+
+        If none is requested, one variable is decoded on one level, because the decoder needs at
+        least one.
         """
         x, batch = args[0], args[1]
         kept = {n: v for n, v in batch.atmos_vars.items() if n in (self.decoded or ())}
@@ -207,7 +222,7 @@ class AuroraWithHead(torch.nn.Module):
         return (x, dataclasses.replace(batch, atmos_vars=kept, metadata=meta), *args[2:]), kwargs
 
     def _with_means(self, prediction: Batch, raw: dict[str, torch.Tensor]) -> Batch:
-        """Put the heads' means where the decoder has untrained values of the targets."""
+        """Replace the decoder's untrained values of the targets by the heads' means."""
         surface = dict(prediction.surf_vars)
         for name, form in self.inputs.items():
             head: Any = self.head[name]  # type: ignore[index]
@@ -223,7 +238,7 @@ class AuroraWithHead(torch.nn.Module):
         self._raw = self._heads(self._latents(args, kwargs))
 
     def _latents(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-        """Of what the decoder is given, the patches of the window."""
+        """Return the latents among the decoder's arguments, for the patches of the window."""
         levels, height, width = kwargs["patch_res"]
         latents = rearrange(args[0], "b (c h w) d -> b c h w d", c=levels, h=height, w=width)
         if self.window is None:
@@ -245,12 +260,12 @@ class AuroraWithHead(torch.nn.Module):
 
 
 def extend(base: Aurora, inputs: Mapping[str, InputForm]) -> None:
-    """Let the encoder take more surface variables; their embeddings start at zero, so that nothing
-    changes until they are trained.
+    """Add surface variables to the inputs of the encoder.
 
-    As upstream's guide to fine-tuning has it (``docs/finetuning.md``: new embeddings are random by
-    default, which perturbs forecasts, and may be set to zero). A base that has them already is left
-    alone.
+    Their embeddings start at zero, so that nothing changes until they are trained. This follows
+    upstream's guide to fine-tuning (``docs/finetuning.md``: new embeddings are random by default,
+    which perturbs forecasts, and may be set to zero). Variables that the base already has are left
+    unchanged.
     """
     embeds = base.encoder.surf_token_embeds
     for name, form in inputs.items():
@@ -263,8 +278,8 @@ def extend(base: Aurora, inputs: Mapping[str, InputForm]) -> None:
         base.surf_vars = (*base.surf_vars, name)
         other = next(iter(base.decoder.surf_heads.values()))
         new = torch.nn.Linear(other.in_features, other.out_features).to(other.weight)
-        # Never read: the head's mean stands in its place. It is there because Aurora decodes every
-        # surface variable.
+        # Aurora decodes every surface variable, so a decoder head is required. Its output is never
+        # read: the mean of this package's head replaces it.
         torch.nn.init.zeros_(new.weight)
         torch.nn.init.zeros_(new.bias)
         base.decoder.surf_heads[name] = new
@@ -272,12 +287,13 @@ def extend(base: Aurora, inputs: Mapping[str, InputForm]) -> None:
 
 
 def new_parameters(base: Aurora, inputs: Mapping[str, InputForm]) -> list[torch.nn.Parameter]:
-    """Embeddings of the targets among the inputs."""
+    """Return the encoder's embeddings of the targets that are also inputs."""
     return [base.encoder.surf_token_embeds.weights[name] for name in inputs]
 
 
 def latent_size(base: Aurora) -> tuple[int, int]:
-    """Latent levels, and their width as the decoder reads them (twice the embedding: the last skip
-    is concatenated).
+    """Return the number of latent levels and their width as the decoder reads them.
+
+    The width is twice the embedding, because the last skip connection is concatenated.
     """
     return base.encoder.latent_levels, 2 * base.encoder.embed_dim

@@ -1,4 +1,4 @@
-"""Dataset ↔ :class:`aurora.Batch`."""
+"""Convert between Datasets and :class:`aurora.Batch`."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ STEP = np.timedelta64(TIMESTEP_HOURS, "h")
 class PlacedBatch(Batch):
     """A Batch whose domain crosses Greenwich.
 
-    ``Metadata`` cannot express such longitudes (it demands [0, 360), increasing), so that
-    ``metadata.lon`` holds placeholders. Stock Aurora would take them at their word and put every
-    patch in the wrong place without a sound; this class makes that an error. This package runs such
-    batches with the true longitudes: :func:`xaurora.model.aurora.placed`.
+    ``Metadata`` cannot represent such longitudes, because it requires them to increase within
+    [0, 360). ``metadata.lon`` therefore holds placeholders, and ``longitude`` the true values.
+    Stock Aurora would silently put every patch in the wrong place; this class raises instead. To
+    run such a batch with its true longitudes use :func:`xaurora.model.aurora.placed`.
     """
 
     longitude: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
 
     def normalise(self, surf_stats: dict[str, tuple[float, float]]) -> Batch:
-        """Refuse: the first thing that ``Aurora.forward`` does with a Batch.
+        """Raise, because this is the first method that ``Aurora.forward`` calls on a Batch.
 
         Raises
         ------
@@ -43,8 +43,8 @@ class PlacedBatch(Batch):
             Always.
         """
         raise GridError(
-            "this Batch crosses Greenwich, which aurora.Metadata cannot express; stock Aurora would"
-            " misplace every patch.",
+            "this Batch crosses Greenwich, which aurora.Metadata cannot represent; stock Aurora"
+            " would misplace every patch.",
             fix=(
                 "ds.aurora.predict('6h', model=model), or: with xaurora.model.aurora.placed(model,"
                 " grid): model(xaurora.model.batch.plain(batch))"
@@ -63,19 +63,20 @@ class PlacedBatch(Batch):
 
 
 def plain(batch: Batch) -> Batch:
-    """The same tensors as a stock Batch; only for use inside :func:`xaurora.model.aurora.placed`."""
+    """Return the tensors as a stock Batch, for use inside :func:`xaurora.model.aurora.placed`."""
     return Batch(batch.surf_vars, batch.static_vars, batch.atmos_vars, batch.metadata)
 
 
 def utc(time: np.datetime64) -> datetime:
-    """An aware datetime. Aurora's encoder calls ``timestamp()``, which reads a naive one in the
-    machine's time zone.
+    """Return a timezone-aware datetime.
+
+    Aurora's encoder calls ``timestamp()``, which interprets a naive one in the machine's time zone.
     """
     return datetime.fromtimestamp(int(time.astype("datetime64[s]").astype(np.int64)), tz=UTC)
 
 
 def from_utc(time: datetime) -> np.datetime64:
-    """The inverse of :func:`utc`; a naive datetime is taken as UTC."""
+    """Return a datetime as ``datetime64``, the inverse of :func:`utc`. Naive means UTC."""
     if time.tzinfo is not None:
         time = time.astimezone(UTC).replace(tzinfo=None)
     return np.datetime64(time, "ns")
@@ -84,8 +85,9 @@ def from_utc(time: datetime) -> np.datetime64:
 def metadata(
     grid: grids.Grid, times: Sequence[np.datetime64], levels: Sequence[float], rollout_step: int = 0
 ) -> Metadata:
-    """Metadata of a grid; latitudes and longitudes as float64 tensors, which Aurora casts to
-    float32 itself.
+    """Return the metadata of a grid.
+
+    Latitudes and longitudes are float64 tensors, which Aurora casts to float32 itself.
     """
     return Metadata(
         lat=torch.from_numpy(grid.latitude.copy()),
@@ -97,19 +99,20 @@ def metadata(
 
 
 def resolve_times(times: np.ndarray, wanted: Any) -> list[np.datetime64]:
-    """Init times that have their history.
+    """Return the requested init times, all of which have their history.
 
     Parameters
     ----------
     times : ndarray of datetime64, ``(time,)``
-        What the data have.
+        The times of the data.
     wanted : optional
         A time, several, a slice of times, or None for all.
 
     Raises
     ------
     InitTimeError
-        A time is not in the data, or six hours before it there is none; or no time has its history.
+        If a time is not in the data, if the time six hours before it is missing, or if no time has
+        its history.
     """
     there = set(times.tolist())
 
@@ -132,14 +135,14 @@ def resolve_times(times: np.ndarray, wanted: Any) -> list[np.datetime64]:
             )
         if not chosen:
             raise InitTimeError(
-                f"none of the {len(times)} time(s) has another one {TIMESTEP_HOURS} hours before"
-                " it; Aurora needs both.",
+                f"none of the {len(times)} time(s) has another time {TIMESTEP_HOURS} hours before"
+                " it, and Aurora needs both.",
                 fix=f"open at least two times {TIMESTEP_HOURS} hours apart",
             )
         return chosen
     if not np.size(wanted):
         raise InitTimeError(
-            "time=[] names no init time.",
+            "time=[] contains no init time.",
             fix="time=None forecasts from every time that has its history",
         )
     out = []
@@ -187,17 +190,17 @@ def _name(time: np.datetime64) -> str:
 def frame(
     fields: Fields, time: np.datetime64, *, index: int | None = None, pool: Executor | None = None
 ) -> dict[str, dict[str, np.ndarray]]:
-    """One time of the surface and atmospheric fields, read and checked.
+    """Read one time of the surface and atmospheric fields, and check it for missing values.
 
     Parameters
     ----------
     fields : Fields
     time : datetime64
     index : int, optional
-        Its place along time, where it is known.
+        Position of the time along the time axis, if known.
     pool : Executor, optional
-        Reads the variables at the same time: where a request takes long, a frame takes as long as
-        one.
+        Reads the variables concurrently, so that a frame from a slow store takes as long as one
+        request.
 
     Returns
     -------
@@ -207,17 +210,17 @@ def frame(
     Raises
     ------
     MissingValuesError
-        A field holds NaN.
+        If a field holds NaN.
     """
     place = int(np.flatnonzero(fields.times == time)[0]) if index is None else index
 
     def read(key: tuple[str, str]) -> np.ndarray:
         kind, name = key
-        # The variable alone: taking a time of a whole Dataset costs more than reading a small one
-        # does.
+        # Index the variable alone: selecting a time of a whole Dataset costs more than reading a
+        # small variable.
         values = np.asarray(getattr(fields, kind).variables[name][place].values)
-        # A sum of squares is quicker, and not finite where a value is not; one that overflows is
-        # looked at more closely.
+        # A sum of squares is faster, and not finite if any value is not. It may also overflow, so
+        # the values themselves are checked then.
         with np.errstate(invalid="ignore", over="ignore"):
             flat = values.reshape(-1)
             total = np.dot(flat, flat)
@@ -234,7 +237,7 @@ def frame(
 
 
 def statics(fields: Fields) -> dict[str, np.ndarray]:
-    """Static fields, ``(h, w)``, float32, read and checked for NaN."""
+    """Read the static fields, ``(h, w)``, float32, and check them for missing values."""
     out = {str(name): fields.static[name].values for name in fields.static}
     for name, values in out.items():
         if not np.isfinite(values).all():
@@ -249,8 +252,8 @@ def _missing(
     count = int((~np.isfinite(values)).sum())
     dim = fields.layout.axes["longitude"].dim
     return MissingValuesError(
-        f"'{source}' has {count} missing value(s){when} in the part that Aurora reads, and Aurora"
-        " takes none.",
+        f"'{source}' has {count} missing value(s){when} in the part that Aurora reads. Aurora does"
+        " not accept missing values.",
         fix=(
             f"fill them, for example ds['{source}'] = ds['{source}'].interpolate_na('{dim}',"
             f" fill_value='extrapolate').fillna(ds['{source}'].mean()), or drop the time"
@@ -259,12 +262,12 @@ def _missing(
 
 
 def to_batch(fields: Fields, init_times: Sequence[np.datetime64]) -> Batch:
-    """A Batch of one or several init times, each with its history. Reads the data.
+    """Return a Batch of one or several init times, each with its history. This reads the data.
 
     Parameters
     ----------
     fields : Fields
-        Canonical, cut to the model's variables, levels and patches
+        Canonical fields, reduced to the model's variables, levels and patches
         (:func:`xaurora.fields.requirements.fit`).
     init_times : sequence of datetime64
         Times that have their history (:func:`resolve_times`).
@@ -273,7 +276,7 @@ def to_batch(fields: Fields, init_times: Sequence[np.datetime64]) -> Batch:
     -------
     aurora.Batch
         ``surf_vars`` ``(b, 2, h, w)``, ``static_vars`` ``(h, w)``, ``atmos_vars`` ``(b, 2, c, h,
-        w)``, SI units, float32; a :class:`PlacedBatch` where the domain crosses Greenwich.
+        w)``, SI units, float32. It is a :class:`PlacedBatch` if the domain crosses Greenwich.
     """
     frames = {
         t: frame(fields, t) for t in sorted({t for init in init_times for t in (init - STEP, init)})
@@ -289,7 +292,7 @@ def assemble(
     grid: grids.Grid,
     levels: Sequence[float],
 ) -> Batch:
-    """Stack frames that were read into a Batch, ``(b, t, ...)``."""
+    """Return a Batch, ``(b, t, ...)``, stacked from frames that were read before."""
     stacked: dict[str, dict[str, torch.Tensor]] = {}
     for kind in ("surface", "atmos"):
         names = frames[init_times[0]][kind]
@@ -314,7 +317,7 @@ def assemble(
 
 
 def _stacked(pairs: list[list[np.ndarray]]) -> np.ndarray:
-    """``(b, 2, ...)``, copied once."""
+    """Return the pairs as one array ``(b, 2, ...)``, copied only once."""
     out = np.empty((len(pairs), 2, *pairs[0][0].shape), pairs[0][0].dtype)
     for own, pair in zip(out, pairs, strict=True):
         own[0], own[1] = pair
@@ -322,14 +325,14 @@ def _stacked(pairs: list[list[np.ndarray]]) -> np.ndarray:
 
 
 def from_batch(batch: Batch, fields: Fields) -> xr.Dataset:
-    """A Batch in the form of the Dataset that ``fields`` came from.
+    """Return a Batch in the form of the Dataset that ``fields`` came from.
 
     Parameters
     ----------
     batch : aurora.Batch
-        Made by :func:`to_batch`, or what a model made of it.
+        A Batch from :func:`to_batch`, or a model's output for one.
     fields : Fields
-        The cut fields that the Batch was made from; their layout leads back.
+        The fields that the Batch was made from. Their layout gives the form of the Dataset.
 
     Returns
     -------
@@ -339,14 +342,14 @@ def from_batch(batch: Batch, fields: Fields) -> xr.Dataset:
     Raises
     ------
     GridError
-        The Batch has another grid than the Dataset.
+        If the Batch has another grid than the Dataset.
     """
     grid = fields.layout.grid
     latitude = batch.metadata.lat.detach().cpu().numpy().astype(np.float64)
     if batch.spatial_shape != grid.shape or np.abs(latitude - grid.latitude).max() > 1e-3:
         raise GridError(
             f"the Batch has {batch.spatial_shape[0]} × {batch.spatial_shape[1]} grid points from"
-            f" {latitude[0]:g}°N, and this Dataset gives {grid.shape[0]} × {grid.shape[1]} from"
+            f" {latitude[0]:g}°N, but this Dataset has {grid.shape[0]} × {grid.shape[1]} from"
             f" {grid.latitude[0]:g}°N.",
             fix="call from_batch() on the Dataset that to_batch() was called on",
         )

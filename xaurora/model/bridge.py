@@ -1,6 +1,4 @@
-"""What the accessor offers between Datasets and Batches: which data a model takes, and the way
-there and back.
-"""
+"""Convert between Datasets and Batches for the accessor, and find what a model needs."""
 
 from __future__ import annotations
 
@@ -28,12 +26,12 @@ logger = logging.getLogger("xaurora")
 
 
 def needs_for(model: Any) -> Callable[[Fields], Needs]:
-    """What a model needs, as a function of the data's fields.
+    """Return a function from the data's fields to what a model needs.
 
     Raises
     ------
     OptionError
-        No such model.
+        If there is no such model.
     """
     if isinstance(model, TunedAurora):
         return lambda fields: model.needs
@@ -48,7 +46,7 @@ def needs_for(model: Any) -> Callable[[Fields], Needs]:
 
 
 def to_batch(ds: xr.Dataset, time: Any, model: Any) -> Batch:
-    """See :meth:`xaurora.accessor.AuroraAccessor.to_batch`."""
+    """Convert a Dataset; see :meth:`xaurora.accessor.AuroraAccessor.to_batch`."""
     needs = needs_for(model)
     fields = conventions.standardise(ds)
     cut, crop = requirements.fit(fields, needs(fields))
@@ -56,15 +54,15 @@ def to_batch(ds: xr.Dataset, time: Any, model: Any) -> Batch:
     if time is None:
         times = times[-1:]
     if crop.left_out:
-        logger.warning("Left out, because patches do not reach there: %s.", crop.left_out)
+        logger.warning("Left out because the patches do not cover them: %s.", crop.left_out)
     return batches.to_batch(cut, times)
 
 
 def from_batch(ds: xr.Dataset, batch: Batch) -> xr.Dataset:
-    """See :meth:`xaurora.accessor.AuroraAccessor.from_batch`."""
+    """Convert a Batch; see :meth:`xaurora.accessor.AuroraAccessor.from_batch`."""
     if not isinstance(batch, Batch):
         raise KindError(
-            f"an aurora.Batch is expected, and this is {type(batch).__name__}.",
+            f"batch must be an aurora.Batch, got {type(batch).__name__}.",
             fix="ds.aurora.from_batch(ds.aurora.to_batch())",
         )
     fields = conventions.standardise(ds)
@@ -74,7 +72,7 @@ def from_batch(ds: xr.Dataset, batch: Batch) -> xr.Dataset:
     ]
     if unknown or [v for v in levels if v not in fields.levels]:
         raise MissingVariableError(
-            f"the Batch holds {unknown or levels}, which this Dataset does not have.",
+            f"the Batch holds {unknown or levels}, which this Dataset lacks.",
             fix="call from_batch() on the Dataset that to_batch() was called on",
         )
     chosen = fields.select(
@@ -95,7 +93,7 @@ def from_batch(ds: xr.Dataset, batch: Batch) -> xr.Dataset:
 def _window(
     grid: grids.Grid, latitude: np.ndarray, longitude: np.ndarray, shape: tuple[int, int]
 ) -> patches.Crop:
-    """The rows and columns of a grid that a Batch covers."""
+    """Return the rows and columns of a grid that a Batch covers."""
     row = int(np.abs(grid.latitude - latitude[0]).argmin())
     if (np.diff(longitude) < 0).any() or not grid.crosses_greenwich:
         distance = np.abs(grid.true_longitude - longitude[0] % 360.0)
@@ -107,13 +105,14 @@ def _window(
         rows, columns = (
             slice(0, grid.shape[0]),
             slice(0, grid.shape[1]),
-        )  # from_batch() says that they differ
+        )  # batches.from_batch() raises because the grids differ
     return patches.Crop(rows, columns, grid.take(rows, columns), "")
 
 
 def _placeholder_column(grid: grids.Grid, longitude: np.ndarray, width: int) -> int:
-    """Where a Batch starts whose metadata hold placeholders: they count from the region's first
-    kept column.
+    """Return the first column of a Batch whose longitudes are placeholders.
+
+    Placeholders count from the region's first kept column.
     """
     if longitude[0] != 0.0:
         return int(np.abs(grid.true_longitude - longitude[0]).argmin())

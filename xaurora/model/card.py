@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 def model_card(tuned: TunedAurora) -> str:
-    """``README.md`` of the artefact."""
+    """Return the text of the artefact's ``README.md``."""
     config, training = tuned.config, tuned.config["training"]
     variables = ", ".join(
         (
             *tuned.needs.surface,
-            *(f"{v} aloft" for v in tuned.needs.atmos),
+            *(f"{v} (pressure levels)" for v in tuned.needs.atmos),
             *(f"{v} (static)" for v in tuned.needs.static),
         )
     )
     levels = (
-        "all that the data have"
+        "all levels of the data"
         if tuned.needs.levels is None
         else ", ".join(f"{v:g}" for v in tuned.needs.levels) + " hPa"
     )
@@ -34,21 +34,22 @@ def model_card(tuned: TunedAurora) -> str:
         or "| none | |"
     )
     warning = (
-        "\n\nThese are scores on the training samples themselves: how well they are fitted, not how"
-        " good a forecast is."
+        "\n\nThese are scores on the training samples themselves: how well they are fitted, not"
+        " forecast skill."
         if training.get("validated_on_training_samples")
         else ""
     )
     learnt = "; ".join(
         [f"{info['long_name'].lower()} ({name})" for name, info in config["targets"].items()]
-        or ["none, its own ones trained on"]
+        or ["none, trained on its own variables"]
     )
     heads = "; ".join(
         f"{name}: {info['head']['options']}" for name, info in config["targets"].items()
     )
     return f"""# Aurora, fine-tuned for {", ".join(config["targets"]) or "its own variables"}
 
-New variables of Aurora {config["base"]["name"]!r}, made with xaurora: {learnt}. Precipitation is the total over six hours.
+New variables of Aurora {config["base"]["name"]!r}, trained with xaurora: {learnt}.
+Precipitation is the total over six hours.
 
 ```python
 import xaurora
@@ -68,7 +69,7 @@ forecast = ds.aurora.predict("24h", model=tuned)
 | trained on | {training["samples"]} samples from {training["start"]} to {training["end"]} |
 | region | {training["region"]} |
 | steps | {training["steps"]} of batch size {training["batch_size"]}, seed {training["seed"]} |
-| made | {config["made"]} with {", ".join(f"{k} {v}" for k, v in config["versions"].items())} |
+| created | {config["made"]} with {", ".join(f"{k} {v}" for k, v in config["versions"].items())} |
 
 ## Scores on the validation samples
 
@@ -85,7 +86,7 @@ forecast = ds.aurora.predict("24h", model=tuned)
 
 
 def describe_strategy(config: dict[str, Any]) -> str:
-    """The strategy with its options, in words."""
+    """Return the strategy and its options as text."""
     options = {
         k: v for k, v in config.get("strategy_options", {}).items() if k != "name" and v is not None
     }

@@ -18,10 +18,13 @@ logger = logging.getLogger("xaurora")
 
 
 def set_precision(base: Aurora, precision: str, device: torch.device) -> None:
-    """Autocast the backbone alone, where upstream does it; encoder, decoder and head stay in
-    float32. ``auto`` is bf16 on a GPU that has it, else float32."""
+    """Set the precision of the backbone.
+
+    Only the backbone is autocast, where upstream does it. Encoder, decoder and head stay in
+    float32. ``auto`` is bf16 on a GPU that supports it, otherwise float32.
+    """
     check_precision(precision)
-    # Without emulation: a GPU that only pretends to have bf16 is slower with it.
+    # A GPU that only emulates bf16 is slower with it.
     capable = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     use = ("bf16" if capable else "32") if precision == "auto" else precision
     base.autocast_backbone = use != "32"
@@ -29,19 +32,20 @@ def set_precision(base: Aurora, precision: str, device: torch.device) -> None:
     for module in base.modules():
         if isinstance(
             module, WindowAttention
-        ):  # upstream's way round float16's overflow in the attention
+        ):  # upstream's workaround for float16 overflow in the attention
             module.use_fp16_safe_attention = use == "fp16"
 
 
 def uses_fp16(base: Aurora) -> bool:
-    """Whether the backbone runs in float16, whose small gradients need the loss scaled."""
+    """Return whether the backbone runs in float16, whose small gradients need loss scaling."""
     return bool(base.autocast_backbone) and base.autocast_dtype == torch.float16
 
 
 @contextlib.contextmanager
 def compiled(base: Aurora) -> Iterator[None]:
-    """Run the backbone's blocks through ``torch.compile``; where that fails, which is said once,
-    they run as they are.
+    """Run the backbone's blocks through ``torch.compile``.
+
+    If compilation fails, a warning is logged once and the blocks run uncompiled.
     """
     blocks = [m for m in base.modules() if isinstance(m, Swin3DTransformerBlock)]
     failed: list[str] = []
@@ -67,7 +71,7 @@ def compiled(base: Aurora) -> Iterator[None]:
                     failed.append(type(error).__name__)
                     logger.warning(
                         "compile=True: torch.compile is not available here (%s: %s); the blocks run"
-                        " as they are, with the same results.",
+                        " uncompiled, with the same results.",
                         type(error).__name__,
                         (str(error).strip().splitlines() or ["no reason given"])[0],
                     )
@@ -79,8 +83,8 @@ def compiled(base: Aurora) -> Iterator[None]:
         block.forward = wrap(block.forward)
     try:
         with warnings.catch_warnings():
-            # Upstream keeps the masks of shifted windows in a cache, which compiled code goes
-            # round: they are made anew, and the same.
+            # Upstream caches the masks of shifted windows. Compiled code bypasses the cache and
+            # computes the same masks again.
             warnings.filterwarnings(
                 "ignore", message="Dynamo detected a call to a `functools.lru_cache`"
             )
@@ -92,12 +96,11 @@ def compiled(base: Aurora) -> Iterator[None]:
 
 @contextlib.contextmanager
 def recomputed(base: Aurora) -> Iterator[None]:
-    """Activation checkpointing: blocks, encoder and decoder run again in the backward pass instead
-    of being stored.
+    """Recompute blocks, encoder and decoder in the backward pass (activation checkpointing).
 
     Upstream's ``configure_activation_checkpointing`` nests wrappers around backbone, layers and
-    blocks, so that the forward pass runs several times over, and it renames parameters. This wraps
-    each once and leaves no trace.
+    blocks, so that the forward pass runs several times, and it renames parameters. This wraps each
+    module once and removes the wrappers on exit.
     """
     from torch.utils.checkpoint import checkpoint
 

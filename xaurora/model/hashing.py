@@ -15,13 +15,16 @@ from xaurora.model.tiny import TinyAurora
 
 
 def module_parts(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The model and its direct parts."""
+    """Return the model and its direct children."""
     return [model, *model.children()]
 
 
 def configuration_hash(model: torch.nn.Module) -> str:
-    """SHA-256 over what modules are set to beside their tensors: windows, numbers of heads, time
-    step, statistics. Precision and mode are no part of it."""
+    """Return the SHA-256 of the settings of all modules besides their tensors.
+
+    These are window sizes, numbers of heads, the time step and statistics. Precision and training
+    mode are left out.
+    """
     left_out = (
         "training",
         "autocast",
@@ -46,29 +49,32 @@ def configuration_hash(model: torch.nn.Module) -> str:
             if not k.startswith("_") and k not in left_out and plain(v)
         }
         digest.update(
-            f"{name} {type(module).__name__} {json.dumps(own, default=str, sort_keys=True)}".encode()
+            (
+                f"{name} {type(module).__name__} {json.dumps(own, default=str, sort_keys=True)}"
+            ).encode()
         )
     return f"sha256:{digest.hexdigest()}"
 
 
 def state_hash(model: torch.nn.Module, *, remembered: bool = False) -> str:
-    """SHA-256 over names, shapes and values of all tensors, and a tiny model's statistics:
-    ``sha256:…``.
+    """Return the SHA-256 of names, shapes and values of all tensors, as ``sha256:…``.
+
+    The statistics of a tiny model are part of it.
 
     Parameters
     ----------
     model : torch.nn.Module
     remembered : bool
-        Take the hash of an earlier call where nothing seems to have changed since: of each tensor
-        its place in memory, Torch's count of changes in place, and some of its values are looked
-        at. A change through ``.data`` may be missed.
+        Reuse the hash of an earlier call if nothing appears to have changed. The check compares
+        each tensor's memory address, Torch's counter of in-place changes and a few of its values.
+        A change through ``.data`` may be missed.
     """
     if not remembered:
         return _hash_state(model)
     now = _fingerprint(model)
     holder = (
         model.base if isinstance(model, AuroraWithHead) else model
-    )  # what is put around a given Aurora is made anew each time
+    )  # the wrapper around a given Aurora is rebuilt on every call
     known: dict[str, tuple[str, str]] = holder.__dict__.setdefault("_xaurora_hashes", {})
     kind = type(model).__name__
     if kind not in known or known[kind][0] != now:
@@ -76,7 +82,7 @@ def state_hash(model: torch.nn.Module, *, remembered: bool = False) -> str:
     return known[kind][1]
 
 
-_LOOKED_AT = 8  # values of a tensor
+_LOOKED_AT = 8  # values that are compared in each tensor
 
 
 def _fingerprint(model: torch.nn.Module) -> str:

@@ -1,6 +1,4 @@
-"""Reading samples: frames kept while they fit, read ahead by threads, in an order that depends on
-the seed alone.
-"""
+"""Read training samples: cache frames, prefetch in threads, and shuffle by the seed alone."""
 
 from __future__ import annotations
 
@@ -25,26 +23,26 @@ from xaurora.training import samples
 
 STEP = batches.STEP
 KEPT = 64
-"""States and targets that are kept at most: neighbours in time share them, and memory does not grow
-with the data.
+"""Largest number of states and targets in the cache. Samples that are close in time share them, and
+memory does not grow with the data.
 """
 REQUESTS = 64
 """Variables that are requested from a store at the same time."""
-_SLOW = 0.02  # seconds a request
-_FAST = 100e6  # bytes a second
+_SLOW = 0.02  # seconds per request
+_FAST = 100e6  # bytes per second
 AHEAD = 32
-"""Steps that are read ahead at most, where the store is slow."""
+"""Largest number of steps that are prefetched from a slow store."""
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 @dataclass
 class Truth:
-    """What a step of a forecast is scored against.
+    """The truth that one forecast step is scored against.
 
     ``targets`` holds ``(b, h, w)`` by name, canonical units (metres for precipitation), float32,
-    NaN where there is no truth; ``state`` holds canonical arrays ``(b, h, w)`` and ``(b, c, h, w)``
-    by kind and name, or None when it is not scored.
+    NaN where there is no truth. ``state`` holds canonical arrays ``(b, h, w)`` and ``(b, c, h, w)``
+    by kind and name, or None if the state is not scored.
     """
 
     targets: dict[str, torch.Tensor]
@@ -53,10 +51,10 @@ class Truth:
 
 @dataclass
 class Sample:
-    """What one training forecast reads: its input, and the truth of each of its steps.
+    """The data of one training forecast: its input, and the truth of each of its steps.
 
-    Where latents are kept the input is what was found of them, None for those that were not, and
-    ``missing`` holds a Batch of one for each of these; ``batch`` is then None.
+    If latents are stored, ``latents`` holds those that were found, with None for the others,
+    ``missing`` holds a Batch with one init time for each of the others, and ``batch`` is None.
     """
 
     batch: Batch | None
@@ -67,25 +65,23 @@ class Sample:
 
 
 class Loader:
-    """Reads samples, keeping frames it has read while they fit a budget of memory. Several threads
-    may read at once.
+    """Read samples, and cache frames within a memory budget. It is thread-safe.
 
     Parameters
     ----------
     fields : Fields
-        Cut to the model (:func:`xaurora.fields.requirements.fit`).
+        Fields reduced to what the model takes (:func:`xaurora.fields.requirements.fit`).
     targets : dict of DataArray
         By name, ``(time, h, w)``, canonical units, on the same grid.
     scored : Fields, optional
-        Where the base's own variables are scored too: those that are, without targets among the
-        inputs.
+        The base's own variables that are scored, if any, without targets among the inputs.
     budget, most : int
-        Bytes of frames to keep, and how many frames.
+        Bytes of frames to cache, and largest number of frames.
     latents : Latents, optional
-        What is read instead of inputs (:mod:`xaurora.training.latents`).
+        Stored latents, read instead of inputs (:mod:`xaurora.training.latents`).
     readers : int
-        Variables that are requested at the same time where the store proves slow; 0 reads one after
-        another.
+        Number of variables that are requested at the same time if the store is slow. With 0 they
+        are read one after another.
     pin : bool
         Put inputs into pinned memory, from which a GPU copies faster.
     """
@@ -113,8 +109,8 @@ class Loader:
         self._lock = threading.Lock()
         self._reading: dict[tuple[str, int], concurrent.futures.Future[Any]] = {}
         self._places = {int(t): i for i, t in enumerate(fields.times.astype(np.int64))}
-        # For a store that lets one wait; a local one is read no faster by many threads, and what is
-        # in memory needs none.
+        # Threads help only with a slow store. A local store is read no faster by many threads, and
+        # data in memory need none.
         lazy = any(
             not v._in_memory
             for part in (fields.surface, fields.atmos)
@@ -138,7 +134,7 @@ class Loader:
             waiting = self._reading.get(key)
             if waiting is None:
                 mine = self._reading[key] = concurrent.futures.Future()
-        if waiting is not None:  # another thread is at it
+        if waiting is not None:  # another thread is reading it
             return waiting.result()
         try:
             values = read()
@@ -159,7 +155,7 @@ class Loader:
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of a state."""
+        """Bytes of one state."""
         rows, columns = self.fields.layout.grid.shape
         return (
             4
@@ -182,24 +178,24 @@ class Loader:
         return frame
 
     def close(self) -> None:
-        """Let go of the threads that read."""
+        """Shut down the threads that read variables."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
 
     def frame(self, time: np.datetime64) -> dict[str, dict[str, np.ndarray]]:
-        """The state at a time, ``(h, w)`` and ``(c, h, w)``, canonical units, float32."""
+        """Return the state at a time, ``(h, w)`` and ``(c, h, w)``, canonical units, float32."""
         return self._remember(("", _key(time)), lambda: self._frame(self.fields, time), _size)
 
     def _scored(self, time: np.datetime64) -> dict[str, dict[str, np.ndarray]]:
         assert self.scored is not None
         if set(self.scored.surface) == set(self.fields.surface):
-            return self.frame(time)  # as it is read for the input
+            return self.frame(time)  # the frame is cached as input
         fields = self.scored
         return self._remember((" scored", _key(time)), lambda: self._frame(fields, time), _size)
 
     def target_at(self, name: str, time: np.datetime64) -> np.ndarray:
-        """A target at a valid time, ``(h, w)``, canonical units, float32."""
+        """Return a target at a valid time, ``(h, w)``, canonical units, float32."""
         place = self._index[name][_key(time)]
         return self._remember(
             (name, _key(time)),
@@ -208,7 +204,7 @@ class Loader:
         )
 
     def batch(self, init_times: Sequence[np.datetime64]) -> Batch:
-        """The input of forecasts: the states at init times and six hours before."""
+        """Return the input of forecasts: the states at the init times and six hours before."""
         needed = {t for init in init_times for t in (init - STEP, init)}
         frames = {t: self.frame(t) for t in sorted(needed)}
         batch = batches.assemble(
@@ -217,7 +213,7 @@ class Loader:
         return batch._fmap(torch.Tensor.pin_memory) if self.pin else batch
 
     def truth(self, times: Sequence[np.datetime64]) -> Truth:
-        """What is true at valid times."""
+        """Return the truth at valid times."""
         targets = {
             name: torch.from_numpy(np.stack([self.target_at(name, t) for t in times]))
             for name in self.targets
@@ -235,7 +231,7 @@ class Loader:
         return Truth(targets, state)
 
     def read(self, init_times: Sequence[np.datetime64], steps: int = 1) -> Sample:
-        """Forecasts of so many steps from these init times."""
+        """Return the sample of forecasts of ``steps`` steps from the given init times."""
         truths = [self.truth([t + STEP * k for t in init_times]) for k in range(1, steps + 1)]
         if self.latents is None:
             return Sample(self.batch(init_times), truths, list(init_times))
@@ -257,19 +253,22 @@ def _size(frame: dict[str, dict[str, np.ndarray]]) -> int:
 def order(
     times: np.ndarray, size: int, total: int, seed: int, start: int = 0
 ) -> Iterator[list[np.datetime64]]:
-    """The init times of each optimiser step, reshuffled each epoch; the last of an epoch may have
-    fewer.
+    """Yield the init times of each optimiser step, reshuffled every epoch.
+
+    The last step of an epoch may have fewer samples.
 
     Parameters
     ----------
     times : ndarray of datetime64
+        Init times of all samples.
     size : int
-        Samples a step, over all devices.
+        Samples per step, over all devices.
     total : int
-        Steps.
+        Number of steps.
     seed : int
+        Seed of the shuffle.
     start : int
-        Steps to leave out: the same as if they had been drawn.
+        Steps to skip. The following ones are the same as if the skipped ones had been drawn.
     """
     rng = np.random.default_rng(seed)
     done = 0
@@ -285,20 +284,18 @@ def order(
 
 @dataclass(frozen=True)
 class Share:
-    """One batch of a step that is this process's to do: its samples, and their weight in the step's
-    mean.
-    """
+    """One batch of a step for this process: its samples, and their weight in the step's mean."""
 
     init_times: list[np.datetime64]
     weight: float
 
 
 def shares(times: Sequence[np.datetime64], parts: int, rank: int, world: int) -> list[Share]:
-    """A step's samples in ``world × parts`` batches as equal as can be, of which this process does
-    ``parts``. No sample is done twice.
+    """Return this process's batches of a step.
 
-    A batch that would be empty is a sample of weight zero: every process must take part in every
-    step.
+    The step's samples are split into ``world × parts`` batches of nearly equal size, of which this
+    process gets ``parts``. No sample is used twice. A batch that would be empty gets one sample of
+    weight zero, because every process must take part in every step.
     """
     chunks = np.array_split(np.arange(len(times)), world * parts)[rank * parts : (rank + 1) * parts]
     return [
@@ -314,18 +311,19 @@ def shares(times: Sequence[np.datetime64], parts: int, rank: int, world: int) ->
 def ahead(
     items: Iterable[T], read: Callable[[T], R], workers: int, most: int | None = None
 ) -> Iterator[tuple[T, R]]:
-    """Items with what was read for them, in their order, while threads read the next ones.
+    """Yield items with what was read for them, in order, while threads read the next ones.
 
     Parameters
     ----------
     items : iterable
+        Arguments of ``read``.
     read : callable
-        Called in a thread, if there are any.
+        Reads one item, in a thread if ``workers`` is positive.
     workers : int
-        Threads; 0 reads when asked.
+        Number of threads. With 0 each item is read when it is requested.
     most : int, optional
-        Where what comes next has to be waited for, one more is read ahead from then on, in a thread
-        of its own, up to so many; by default ``workers``.
+        Largest number of items to prefetch, by default ``workers``. Whenever the next item is not
+        ready in time, one more is prefetched from then on, in an additional thread.
     """
     if not workers:
         for item in items:

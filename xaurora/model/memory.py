@@ -1,6 +1,4 @@
-"""How many bytes of tensors are alive, and the most that ever were: exact, and also for
-computations that are only imagined.
-"""
+"""Count the bytes of live tensors and their peak, also for computations on fake tensors."""
 
 from __future__ import annotations
 
@@ -19,16 +17,16 @@ from torch.utils.flop_counter import flop_registry
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storage of every tensor that an operation makes, until it is freed.
+    """Count the storage of every tensor that an operation creates, until it is freed.
 
-    Scratch space inside an operation is not seen. With fake tensors (:func:`imagined`) nothing is
-    computed or allocated, and the count is the same; a question about values (is any latitude out
-    of range?) is then answered with yes, it is as it should be.
+    Scratch memory inside an operation is not counted. With fake tensors (:func:`imagined`) nothing
+    is computed or allocated, and the count is the same. A boolean test on values, such as whether
+    all latitudes are in range, then gives True, so that the computation continues.
 
     Attributes
     ----------
     live, peak : int
-        Bytes now, and the most so far.
+        Current and largest number of bytes.
     flops : int
         Floating-point operations of matrix products and attention.
     """
@@ -39,7 +37,7 @@ class LiveBytes(TorchDispatchMode):
         self._known: set[int] = set()
 
     def track(self, tensor: torch.Tensor) -> None:
-        """Count a tensor that was there before."""
+        """Count a tensor that existed before."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:
@@ -56,8 +54,8 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and _is_fake(args[0]):
-            # Of numbers: a rate of dropout when a model is made on the meta device, a count of
-            # steps later.
+            # Numbers: the dropout rate when a model is built on the meta device, later the count of
+            # optimiser steps.
             return True if args[0].dtype == torch.bool else 0 if args[0].is_meta else 1
         if func is torch.ops.aten.index.Tensor and _is_fake(args[0]) and _is_mask(args):
             return func(
@@ -75,8 +73,9 @@ class LiveBytes(TorchDispatchMode):
 
 
 def _is_mask(args: Any) -> bool:
-    """Whether an index is a mask of the whole tensor; how much it lets through is a question about
-    values: all, at most.
+    """Return whether an index is a boolean mask of the whole tensor.
+
+    How many elements it selects depends on values, so all of them are assumed.
     """
     index = args[1]
     return (
@@ -93,9 +92,11 @@ def _is_fake(tensor: Any) -> bool:
 
 @contextlib.contextmanager
 def without_traces() -> Iterator[None]:
-    """Upstream keeps the masks of shifted windows in a cache (``lru_cache`` in
-    ``aurora/model/swin3d.py``): one without values must not be found there by a later
-    computation that has them."""
+    """Clear upstream's cache of masks on entry and exit.
+
+    Upstream caches the masks of shifted windows (``lru_cache`` in ``aurora/model/swin3d.py``). A
+    mask without values must not be found there by a later computation on real tensors.
+    """
     from aurora.model.swin3d import compute_3d_shifted_window_mask as masks
 
     masks.cache_clear()
@@ -108,15 +109,16 @@ def without_traces() -> Iterator[None]:
 def imagined(
     module: nn.Module, mode: FakeTensorMode | None = None, device: str = "meta"
 ) -> nn.Module:
-    """A copy of a module whose parameters and buffers have shapes and no values.
+    """Return a copy of a module whose parameters and buffers have shapes but no values.
 
     Parameters
     ----------
     module : torch.nn.Module
-        Its tensors may lie on the meta device, which takes no memory either.
+        Its tensors may be on the meta device, which takes no memory either.
     mode : FakeTensorMode, optional
-        With it, tensors pretend to lie on ``device``.
+        Makes the tensors fake tensors on ``device``.
     device : str
+        Device of the tensors.
     """
     memo: dict[int, Any] = {}
     with mode or contextlib.nullcontext():

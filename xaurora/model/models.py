@@ -100,9 +100,7 @@ _V15 = ModelSpec(
     spacing=0.25,
     lead_step_hours=1,
     takes_lead_times=True,
-    output_only=(
-        *("i10fg", "blh", "uvb_1h", "ssrd_1h", "ttr_1h", "scaled_tp_1h", "scaled_sf_1h"),
-    ),
+    output_only=(*("i10fg", "blh", "uvb_1h", "ssrd_1h", "ttr_1h", "scaled_tp_1h", "scaled_sf_1h"),),
     log_scaled=("scaled_sd", "scaled_tp_1h", "scaled_sf_1h"),
     derived_inputs=("insolation",),
     static_file="aurora-v1.5-static.pickle",
@@ -222,7 +220,9 @@ def needs_of(name: object, fields: Fields | None = None, without: Sequence[str] 
     known = tuple(level for level in fields.levels if level in variables.LEVELS)
     needs = replace(
         spec.needs,
-        surface=tuple(str(n) for n in fields.surface if _is_state(str(n)) and str(n) not in without),
+        surface=tuple(
+            str(n) for n in fields.surface if _is_state(str(n)) and str(n) not in without
+        ),
         static=tuple(map(str, fields.static)),
         atmos=tuple(map(str, fields.atmos)),
         levels=known or fields.levels,

@@ -20,25 +20,24 @@ from xaurora.model.aurora import AuroraWithHead
 
 @contextlib.contextmanager
 def placed(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
-    """Run Aurora on a region as if it lay in the globe; a global grid changes nothing but that
-    heads look across the date line.
+    """Run Aurora on a grid that may be a region of the globe.
 
-    Two traps of microsoft-aurora 2.0.1 are taken care of, and one waste, by hooks that are gone
-    afterwards:
+    On a global grid the only effect on results is that heads use context across the date line.
+
+    Hooks work around two limitations of microsoft-aurora 2.0.1 and are removed afterwards:
 
     - ``compute_3d_shifted_window_mask`` joins the left and right edges (``swin3d.py``; the layers
-    never pass ``warped``), so that
-      in a region the western edge would attend to the eastern one.
+      never pass ``warped``). In a region the western edge would attend to the eastern one.
     - ``Metadata`` cannot hold longitudes that cross Greenwich (``batch.py``), and position
-    encodings use longitude as a number:
-      −15° is not 345° to the model. The encoder gets the true ones on a shallow copy, which skips
-      the check.
+      encodings use longitude as a number: −15° is not 345° to the model. The encoder gets the true
+      longitudes on a shallow copy, which skips the check.
 
-    - The decoder asks the same questions at every patch (:func:`_asked_once`), and the encoder
-    makes the encodings of position, scale and
-      levels anew in every call (:func:`_keep_encodings`).
+    They also avoid repeated work: the decoder computes the same queries at every patch
+    (:func:`_asked_once`), and the encoder recomputes the encodings of position, scale and levels in
+    every call (:func:`_keep_encodings`).
 
-    Keep the backward pass inside as well: with activation checkpointing the blocks run again there.
+    The backward pass must run inside the context as well: with activation checkpointing the blocks
+    run again there.
     """
     base = model.base if isinstance(model, AuroraWithHead) else model
     handles: list[Any] = []
@@ -88,11 +87,15 @@ def placed(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
 
 
 def _keep_encodings(base: Aurora) -> bool:
-    """Have the encoder make its encodings of position, scale and levels once for a grid; they stay
-    on its device. Returns whether it does.
+    """Cache the encoder's encodings of position, scale and levels for a grid, on its device.
 
     They are functions in the globals of ``aurora/model/encoder.py``. This encoder gets a copy of
-    its own forward pass that finds others in their place, so that no other model is touched.
+    its own forward pass with cached versions of them in its globals, so no other model is affected.
+
+    Returns
+    -------
+    bool
+        Whether the encoder caches them.
     """
     encoder: Any = base.encoder
     forward = type(encoder).forward
@@ -111,7 +114,7 @@ def _keep_encodings(base: Aurora) -> bool:
             shapes = tuple(
                 (v.shape, v.dtype, v.device) if isinstance(v, torch.Tensor) else v for v in args
             )
-            # What inference makes cannot be trained with.
+            # Tensors made in inference mode cannot be used in training.
             key = (
                 name,
                 shapes,
@@ -141,13 +144,15 @@ _ROWS = 512
 
 
 def _project_shared_query(query: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """The queries of a Perceiver's first layer are the same at every patch
-    (``aurora/model/decoder.py`` expands one embedding of the levels over all of them), and a
-    fourteenth of a step went into computing them again and again."""
+    """Compute the queries of a Perceiver's first layer once instead of at every patch.
+
+    They are the same everywhere: ``aurora/model/decoder.py`` expands one embedding of the levels
+    over all patches. Computing them at every patch took a fourteenth of a step.
+    """
     patches = -(-_ROWS // x.shape[1]) if x.ndim == 3 else 0
     if x.ndim == 3 and x.stride(0) == 0 and x.shape[0] > patches:
-        # Of some patches, so that the matrix is large enough to be multiplied as the whole one
-        # would be: to the bit, as far as was seen.
+        # Several patches are computed, so that the matrix is large enough for the same
+        # multiplication as the full one. The results were bit-identical wherever compared.
         return torch.nn.functional.linear(x[:patches], query.weight, query.bias)[:1].expand(
             x.shape[0], -1, -1
         )

@@ -1,4 +1,4 @@
-"""The one stepping function that training and prediction share."""
+"""The stepping function shared by training and prediction."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from xaurora.model.batch import plain
 
 
 def prepare(model: AuroraWithHead, batch: Batch) -> Batch:
-    """Bring a Batch to the model's device and dtype, as upstream's ``rollout`` does before its
-    first step.
+    """Return the Batch on the model's device and in its dtype.
+
+    This is what upstream's ``rollout`` does before its first step.
     """
     batch = model.base.batch_transform_hook(plain(batch))
     parameter = next(model.base.parameters())
@@ -31,7 +32,7 @@ def steps(
     head_alone: bool = False,
     atmos: tuple[str, ...] | None = None,
 ) -> Iterator[Step]:
-    """Six-hour steps, each from the state that the last one left.
+    """Yield six-hour steps, each starting from the state that the previous one left.
 
     Parameters
     ----------
@@ -42,25 +43,24 @@ def steps(
     count : int
         Number of steps.
     run : callable, optional
-        Runs the model, where something is wrapped around it (distributed training).
+        Called instead of the model, for example a wrapper for distributed training.
     push_forward : bool
         Stop gradients between steps. A step's graph can then be freed before the next one runs.
     head_alone : bool
-        Of the last step give what the head says alone, and decode nothing else; its prediction is
-        None.
+        Run only the head in the last step, without the decoder. Its prediction is None.
     atmos : tuple of str, optional
-        Of the last step decode these of Aurora's variables on levels alone; by default all.
+        Aurora's atmospheric variables to decode in the last step, by default all.
 
     Yields
     ------
     Step
         The prediction (a Batch with one time) and the head's raw parameters, ``(b, n, h, w)``
-        float32, or None without head.
+        float32, or None without a head.
 
     Notes
     -----
-    The same operations in the same order as ``aurora.rollout`` (microsoft-aurora 2.0.1,
-    ``aurora/rollout.py``), so that the base variables are equal to the bit.
+    The operations and their order are those of ``aurora.rollout`` (microsoft-aurora 2.0.1,
+    ``aurora/rollout.py``), so the base variables are bit-identical.
     """
     batch = prepare(model, batch)
     for i in range(count):
@@ -82,10 +82,10 @@ def steps(
 
 
 def advance(model: AuroraWithHead, batch: Batch, prediction: Batch) -> Batch:
-    """Slide the history window: drop the oldest frame, add the prediction."""
+    """Return the next input: drop the oldest frame of the history and append the prediction."""
     return _advance_batch(batch, model.base.apply_rollout_input_clipping(prediction))
 
 
 def detach(batch: Batch) -> Batch:
-    """Stop gradients."""
+    """Return the Batch with all tensors detached from their gradients."""
     return batch._fmap(torch.Tensor.detach)

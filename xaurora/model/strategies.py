@@ -1,4 +1,4 @@
-"""What trains: the parameters of each strategy, and their learning rates."""
+"""Select the parameters that each strategy trains, and their learning rates."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from xaurora.training.options import STRATEGIES, StrategyOptions, strategy_of
 __all__ = ["STRATEGIES", "Part", "apply", "render", "strategy_of", "table"]
 
 HEAD_RATE = 1e-3
-"""AdamW's rate for new parameters (Aurora's authors, fine-tuning guide)."""
+"""AdamW's learning rate for new parameters (fine-tuning guide of Aurora's authors)."""
 PRETRAINED_RATE = 5e-5
-"""For pretrained parameters, one-step full fine-tuning (Bodnar et al. 2025, supplement D)."""
+"""For pretrained parameters: one-step full fine-tuning (Bodnar et al. 2025, supplement D)."""
 SCRATCH_RATE = 2e-3
-"""For the random parameters of a tiny model, which has nothing to lose, and for its head."""
+"""For the random parameters of a tiny model, where nothing pretrained can be lost, and its head."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Parameters of one part of the model, for the table that is printed before training."""
+    """Parameter counts of one part of the model, for the table that is printed before training."""
 
     name: str
     trainable: int
@@ -44,21 +44,23 @@ def apply(
     replay: bool = False,
     scratch: bool = False,
 ) -> list[dict[str, Any]]:
-    """Freeze what the strategy does not train, and group the rest by learning rate. Whatever would
-    get no gradient is frozen too: parameters without one make distributed training fail, and
-    stand in the table as trained when they are not.
+    """Freeze what the strategy does not train, and group the rest by learning rate.
+
+    Parameters that would get no gradient are frozen too. They would make distributed training fail
+    and would wrongly be listed as trainable.
 
     Parameters
     ----------
     model : AuroraWithHead
-        With its adapter in place, where the strategy has one.
+        With its adapter installed, if the strategy has one.
     options : StrategyOptions
     trains_base_outputs : bool
         Whether the base's own variables are scored.
     learning_rate, head_learning_rate : float, optional
-        For all parameters, and for new ones; by default new ones learn faster than pretrained ones.
+        Learning rate of all parameters, and of new ones. By default new ones learn faster than
+        pretrained ones.
     rollout_steps, push_forward, replay : int, bool, bool
-        Which steps the loss sees, and whether gradients pass from one to the one before.
+        Which steps the loss covers, and whether gradients pass from a step to the previous one.
     scratch : bool
         Whether the base has random weights, which learn faster.
 
@@ -70,7 +72,7 @@ def apply(
     Raises
     ------
     OptionError
-        Nothing would train, or a name means no part of the model.
+        If nothing would be trained, or a name in ``layers`` is not a part of the model.
     """
     base = model.base
     heads = list(model.head.parameters()) if model.head is not None else []
@@ -87,7 +89,7 @@ def apply(
             parameter.requires_grad_(model.adapter.adds(name))
     chained = (
         rollout_steps > 1 and not push_forward and not replay
-    )  # later steps reach back through earlier outputs
+    )  # gradients of later steps pass through earlier outputs
     if not trains_base_outputs and not chained:
         base.decoder.requires_grad_(False)
     _freeze_unused_lora(base, rollout_steps)
@@ -95,7 +97,7 @@ def apply(
     new = new_parameters(base, model.inputs)
     for parameter in new:
         parameter.requires_grad_(True)
-    for name in model.inputs:  # replaced by the head's mean: no gradient reaches it
+    for name in model.inputs:  # the head's mean replaces its output, so it gets no gradient
         base.decoder.surf_heads[name].requires_grad_(False)
 
     new_rate = head_learning_rate or learning_rate
@@ -114,15 +116,15 @@ def apply(
         raise _nothing(options, rollout_steps, trains_base_outputs)
     if not groups:
         raise OptionError(
-            "strategy='frozen' trains the head alone, and target='all' has none: nothing would be"
-            " learnt.",
+            "strategy='frozen' trains only the head, and target='all' has no head, so there is"
+            " nothing to train.",
             fix="strategy='full', or target='tp'",
         )
     return groups
 
 
 def _decoder_parts(base: Any, layers: int | tuple[str, ...] | None) -> list[nn.Module]:
-    """Modules of Aurora's decoding half: layers of the backbone's decoder, and the decoder itself."""
+    """Return modules of Aurora's decoding half: the backbone's decoder layers and the decoder."""
     own = base.backbone.decoder_layers
     valid = [f"backbone.decoder_layers.{i}" for i in range(len(own))] + ["decoder"]
     if isinstance(layers, tuple):
@@ -133,22 +135,22 @@ def _decoder_parts(base: Any, layers: int | tuple[str, ...] | None) -> list[nn.M
         }
         if unknown := [n for n in layers if n not in there]:
             raise OptionError(
-                f"layers: {unknown} are no modules of the decoding half; it has {', '.join(valid)}"
-                " and what is in them.",
+                f"layers: {unknown} are not modules of the decoding half, which has"
+                f" {', '.join(valid)} and the modules in them.",
                 fix=f"StrategyOptions('decoder', layers={(valid[-2], valid[-1])!r})",
             )
         return [there[n] for n in layers]
     count = int(layers or 0)
     if count > len(own):
         raise OptionError(
-            f"layers={count}: the backbone has {len(own)} decoder layers.",
+            f"layers={count} is too large: the backbone has {len(own)} decoder layers.",
             fix=f"StrategyOptions('decoder', layers={len(own)})",
         )
     return [*own[len(own) - count :], base.decoder]
 
 
 def _freeze_unused_lora(base: Any, rollout_steps: int) -> None:
-    """Upstream's modes leave some LoRAs out of the first steps: those have no gradient."""
+    """Freeze LoRAs that upstream's modes leave out of the first steps and get no gradient."""
     for module in base.modules():
         if isinstance(module, adapters.LoRARollout):
             if module.mode == "from_second" and rollout_steps == 1:
@@ -161,8 +163,9 @@ def _freeze_unused_lora(base: Any, rollout_steps: int) -> None:
 def _refuse_uneven_lora(
     base: Any, options: StrategyOptions, rollout_steps: int, *, push_forward: bool, replay: bool
 ) -> None:
-    """Where each step is learnt from alone, every step must have something to learn, and the same
-    on every device.
+    """Raise if steps are trained separately and the LoRA has different parameters in each.
+
+    Every step must then have parameters to train, and the same ones on every device.
     """
     there = adapters.own_lora(base)
     if (
@@ -175,8 +178,8 @@ def _refuse_uneven_lora(
     if push_forward or replay:
         how = "push_forward=True" if push_forward else "a replay buffer"
         raise OptionError(
-            f"a LoRA of mode={there.mode!r} has other parameters in other steps, and {how} learns"
-            " from each step alone.",
+            f"a LoRA with mode={there.mode!r} has different parameters in different steps, but"
+            f" {how} trains on each step separately.",
             fix="StrategyOptions('lora', mode='single'), or gradients through all steps",
         )
 
@@ -186,20 +189,20 @@ def _nothing(
 ) -> OptionError:
     if options.mode == "from_second" and rollout_steps == 1:
         return OptionError(
-            "a LoRA of mode='from_second' rests in the first step, and rollout_steps=1 has no"
-            " other: it would not be trained.",
+            "a LoRA with mode='from_second' is inactive in the first step, and rollout_steps=1 has"
+            " no other step, so it would not be trained.",
             fix="rollout_steps=2, or mode='single'",
         )
     why = (
         ""
         if trains_base_outputs
         else (
-            " (base_loss=0: Aurora's own variables are not scored, and its decoder gets no"
+            " (with base_loss=0 Aurora's own variables are not scored, and its decoder gets no"
             " gradient)"
         )
     )
     return OptionError(
-        f"strategy={options.name!r} with layers={options.layers!r} trains nothing of the"
+        f"strategy={options.name!r} with layers={options.layers!r} trains no parameters of the"
         f" base{why}.",
         fix=(
             "base_loss=1.0, or layers=('backbone.decoder_layers.1',)"
@@ -210,7 +213,7 @@ def _nothing(
 
 
 def table(model: AuroraWithHead) -> list[Part]:
-    """Trainable and total parameters by part; those of an adapter stand apart."""
+    """Return trainable and total parameters by part, with those of an adapter listed separately."""
     parts: dict[str, nn.Module] = {
         "encoder": model.base.encoder,
         "backbone": model.base.backbone,
@@ -242,12 +245,12 @@ def _part(name: str, parameters: list[nn.Parameter]) -> Part:
 
 
 def render(parts: list[Part]) -> str:
-    """The table as text."""
+    """Return the table as text."""
     lines = [f"{'part':<10}{'trainable':>14}{'total':>14}"]
     lines += [f"{p.name:<10}{p.trainable:>14,}{p.total:>14,}" for p in parts]
     return "\n".join(lines)
 
 
 def is_scratch(base: Any, *, tuned: bool) -> bool:
-    """Whether a base has random weights: a tiny one that nobody has trained."""
+    """Return whether a base has random weights, as a tiny model that has not been trained does."""
     return isinstance(base, TinyAurora) and not tuned

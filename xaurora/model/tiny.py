@@ -1,5 +1,6 @@
-"""A small Aurora for any variables, with its own normalisation: for tests, the demo, and data that
-no pretrained model takes.
+"""A small Aurora for any variables, with its own normalisation.
+
+It serves tests, the demo, and data that no pretrained model takes.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ Stats = dict[str, tuple[float, float]]
 
 @dataclasses.dataclass
 class _OwnStats(Batch):
-    """A Batch that is normalised with its own statistics aloft.
+    """A Batch that normalises atmospheric variables with its own statistics.
 
-    Upstream keeps those of atmospheric variables in global dicts (microsoft-aurora 2.0.1,
-    ``aurora/normalisation.py``), which one model must not change under another; ``Aurora.forward``
-    lets a subclass hand in its own kind of Batch instead.
+    Upstream keeps the statistics of atmospheric variables in global dicts (microsoft-aurora 2.0.1,
+    ``aurora/normalisation.py``), which one model must not change under another.
+    ``Aurora.forward`` lets a subclass substitute its own kind of Batch instead.
     """
 
     atmos_stats: Mapping[str, Stats] = dataclasses.field(default_factory=dict)
@@ -48,6 +49,7 @@ class _OwnStats(Batch):
         return both[:, 0, None, None], both[:, 1, None, None]
 
     def normalise(self, surf_stats: Stats) -> Batch:
+        """Return the Batch normalised, with its own statistics for atmospheric variables."""
         flat = Batch(self.surf_vars, self.static_vars, {}, self.metadata).normalise(surf_stats)
         aloft = {}
         for name, values in self.atmos_vars.items():
@@ -56,6 +58,7 @@ class _OwnStats(Batch):
         return dataclasses.replace(flat, atmos_vars=aloft)
 
     def unnormalise(self, surf_stats: Stats) -> Batch:
+        """Return the Batch in physical units, the inverse of :meth:`normalise`."""
         flat = Batch(self.surf_vars, self.static_vars, {}, self.metadata).unnormalise(surf_stats)
         aloft = {}
         for name, values in self.atmos_vars.items():
@@ -96,8 +99,8 @@ class TinyAurora(Aurora):
             use_lora=False,
             **TINY_CONFIG,
         )
-        # Set, not passed: the argument warns that statistics were changed by hand, and here that is
-        # the point.
+        # Set here and not passed to the constructor, which warns that statistics were changed by
+        # hand. Here they are meant to be.
         self.surf_stats = dict(surf_stats)
         self.atmos_stats = {name: dict(by_level) for name, by_level in atmos_stats.items()}
         self.levels = needs.levels
@@ -122,8 +125,9 @@ def _own(batch: Batch, atmos_stats: Mapping[str, Stats]) -> _OwnStats:
 def build_tiny(
     needs: Needs, surf_stats: Stats, atmos_stats: Mapping[str, Stats], seed: int = 0
 ) -> TinyAurora:
-    """A ``tiny`` with random weights that depend on ``seed`` alone. The global random state is left
-    as it was.
+    """Return a ``tiny`` model with random weights that depend only on ``seed``.
+
+    The global random state is unchanged.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -136,9 +140,11 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 
 def load_tiny_pretrained() -> TinyAurora:
-    """The ``tiny`` that was pretrained on the state variables of :func:`xaurora.synthetic`, under
-    five laws of motion, as Aurora was on the weather. Written by ``benchmarks/strategies.py
-    --pretrain``; its weights are kept in bfloat16.
+    """Return the pretrained ``tiny`` model.
+
+    It was pretrained on the state variables of :func:`xaurora.synthetic` under five laws of motion,
+    as Aurora was on weather data. ``benchmarks/strategies.py --pretrain`` writes it. Its weights
+    are stored in bfloat16.
     """
     from safetensors.torch import load_file
 
@@ -155,11 +161,11 @@ def load_tiny_pretrained() -> TinyAurora:
 
 
 def randomise_modulation(model: Aurora, std: float = 0.1) -> None:
-    """Wake the adaptive layer norms of an untrained Aurora.
+    """Randomise the adaptive layer norms of an untrained Aurora, in place.
 
-    They start at zero (``aurora/model/film.py``), so that every block is the identity until weights
-    are loaded: a frozen random backbone would pass its input through, and tests on it would prove
-    nothing about attention.
+    They start at zero (``aurora/model/film.py``), so every block is the identity until weights are
+    loaded. A frozen random backbone would pass its input through, and tests on it would not test
+    attention.
     """
     for name, parameter in model.named_parameters():
         if "ln_modulation" in name:

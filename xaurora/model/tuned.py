@@ -1,8 +1,9 @@
-"""``TunedAurora``: the artefact of fine-tuning; save, load, provenance, model card.
+"""``TunedAurora``, the artefact of fine-tuning: saving, loading, provenance and model card.
 
-On disk a folder with ``config.json``, ``head.safetensors``, ``model.safetensors`` where the base
-moved or was made here, the adapter (``adapter.safetensors``, or a folder ``adapter`` in PEFT's own
-format), ``normalisation.json``, ``history.json`` and ``README.md``. Never a pickle.
+On disk it is a folder with ``config.json``, ``head.safetensors``, ``model.safetensors`` (if the
+base was trained or was created here), the adapter (``adapter.safetensors``, or a folder ``adapter``
+in PEFT's own format), ``normalisation.json``, ``history.json`` and ``README.md``. Nothing is
+pickled.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from xaurora.model.weights import compare_keys, load_pretrained, read_state
 from xaurora.utils import storage
 
 FORMAT = 3
-_READS = (2, 3)  # format 2 knew no adapters
+_READS = (2, 3)  # format 2 has no adapters
 _INPUT = "input."
 
 
@@ -41,17 +42,17 @@ class TunedAurora:
     Parameters
     ----------
     model : AuroraWithHead
-        Base and head.
+        Base and heads.
     needs : Needs
         Variables, levels and patches that it takes.
     config : dict
-        Everything else that is written to ``config.json``: base, strategy, target, training data,
-        scores, versions.
+        Everything else in ``config.json``: base, strategy, targets, training data, scores,
+        versions.
     history : list of dict
         One entry per logged step: ``step``, ``loss``, ``learning_rate``, and at validations
         ``validation_crps_mm`` and others.
     path : Path, optional
-        Where it was saved to or loaded from.
+        Folder that it was saved to or loaded from.
     """
 
     model: AuroraWithHead
@@ -77,28 +78,28 @@ class TunedAurora:
 
     @property
     def targets(self) -> list[str]:
-        """Canonical names of the variables that were learnt."""
+        """Canonical names of the targets."""
         return list(self.config["targets"])
 
     @property
     def target(self) -> str:
-        """Canonical name of the first of them.
+        """Canonical name of the first target.
 
         Raises
         ------
         OptionError
-            Aurora's own variables alone were trained.
+            If only Aurora's own variables were trained.
         """
         if not self.targets:
             raise OptionError(
-                "this model was trained on Aurora's own variables alone and has no head.",
+                "this model was trained only on Aurora's own variables and has no head.",
                 fix="ds.aurora.finetune(target='tp', model=tuned)",
             )
         return self.targets[0]
 
     @property
     def halo(self) -> int:
-        """Grid points at the edges of a region that were computed and not trained on."""
+        """Grid points at the edges of a region that are computed but not trained on."""
         return int(self.config.get("halo", 0))
 
     @property
@@ -107,12 +108,12 @@ class TunedAurora:
         return state_hash(self.model)
 
     def summary(self) -> str:
-        """What was trained, on what, and how well, as text."""
+        """Return what was trained, on which data, and the scores, as text."""
         config = self.config
         learnt = ", ".join(
             (["Aurora's own variables"] if config.get("all") else [])
             + [
-                f"{name} by a {info['head']['options']['family']} head"
+                f"{name} with a {info['head']['options']['family']} head"
                 for name, info in config["targets"].items()
             ]
         )
@@ -135,8 +136,8 @@ class TunedAurora:
             )
         if config["training"].get("validated_on_training_samples"):
             lines.append(
-                "           (on the training samples themselves: how well they are fitted, not how"
-                " good a forecast is)"
+                "           (on the training samples themselves: how well they are fitted, not"
+                " forecast skill)"
             )
         lines += ["", strategies.render([strategies.Part(**part) for part in config["parameters"]])]
         return "\n".join(lines)
@@ -145,12 +146,12 @@ class TunedAurora:
         return self.summary()
 
     def save(self, path: str | Path) -> Path:
-        """Write the artefact; an older one at ``path`` stays whole until the new one is complete.
+        """Write the artefact. An older one at ``path`` is kept until the new one is complete.
 
         Raises
         ------
         SaveError
-            Writing failed (a full disk, no permission); nothing was changed.
+            If writing fails (full disk, no permission). Nothing is changed then.
         """
         path = Path(path)
         if (
@@ -159,7 +160,7 @@ class TunedAurora:
             and not (path / "config.json").exists()
         ):
             raise storage.SaveError(
-                f"'{path}' is there and is no tuned model; it is not overwritten.",
+                f"'{path}' exists and is not a tuned model, so it is not overwritten.",
                 fix="choose another folder",
             )
         storage.replace_folder(path, self._write)
@@ -167,15 +168,15 @@ class TunedAurora:
         return path
 
     def merge(self) -> TunedAurora:
-        """The same model with its adapter added to the weights: no slower than without one, and
-        saved with all its weights.
+        """Return the same model with its adapter merged into the weights.
 
-        Aurora's own LoRA switches itself off after 40 rollout steps; merged, it stays.
+        It is as fast as without an adapter, and is saved with all its weights. Aurora's own LoRA
+        switches itself off after 40 rollout steps. Merged, it stays active.
 
         Raises
         ------
         OptionError
-            There is no adapter, or it depends on the rollout step.
+            If there is no adapter, or it depends on the rollout step.
         """
         if self.model.adapter is None:
             raise OptionError("this model has no adapter to merge.", fix="use it as it is")
@@ -191,14 +192,14 @@ class TunedAurora:
         return TunedAurora(model, self.needs, config, list(self.history))
 
     def take(self, path: str | Path, moved: Collection[str] | None = None) -> dict[str, Any]:
-        """Put the weights of an artefact of this very model in place of the present ones; returns
-        its scores.
+        """Replace the weights by those of an artefact of the same model, and return its scores.
 
         Parameters
         ----------
         path : path
+            Folder of the artefact.
         moved : collection of str, optional
-            Parameters of the base that may differ; the others are not read.
+            Parameters of the base that may differ. The others are not read.
         """
         from safetensors import safe_open
 
@@ -227,7 +228,7 @@ class TunedAurora:
         state = dict(self.heads.state_dict())
         if not self.config["base"][
             "saved"
-        ]:  # embeddings of targets among the inputs go with the heads
+        ]:  # the embeddings of targets that are inputs are saved with the heads
             embeds = self.model.base.encoder.surf_token_embeds.weights
             state |= {f"{_INPUT}{name}": embeds[name] for name in self.model.inputs}
         save_file(
@@ -281,25 +282,27 @@ def load(path: str | Path, *, weights: str | Path | None = None, base: Any = Non
     Parameters
     ----------
     path : path
-        Its folder, or the folder of a run, whose best model is then taken.
+        Its folder, or the folder of a run, whose best model is then loaded.
     weights : path, optional
-        Local checkpoint of the pretrained base, where the artefact holds the head alone.
+        Local checkpoint of the pretrained base, if the artefact holds only the head.
     base : aurora.Aurora, optional
-        The base itself, where it was neither a named one nor saved.
+        The base itself, if it was neither a named model nor saved.
 
     Raises
     ------
     CheckpointError
-        No tuned model there, a damaged file, or a base with other weights than the one that was
-        tuned.
+        If there is no tuned model, a file is damaged, or the base has other weights than the one
+        that was tuned.
+    OptionError
+        If ``weights`` or ``base`` is given for an artefact that holds its own weights.
     WeightsUnavailableError
-        The pretrained base is not on this machine and cannot be fetched.
+        If the pretrained base is not on this machine and cannot be downloaded.
     """
     folder = _folder(Path(path))
     config = _read_json(folder / "config.json")
     if config.get("format") not in _READS:
         raise CheckpointError(
-            f"'{folder}' has format {config.get('format')!r}, and this version reads format"
+            f"'{folder}' has format {config.get('format')!r}, but this version reads format"
             f" {FORMAT}.",
             fix="install the version of xaurora that wrote it",
         )
@@ -307,18 +310,18 @@ def load(path: str | Path, *, weights: str | Path | None = None, base: Any = Non
         file = folder / name
         if not file.is_file():
             raise CheckpointError(
-                f"'{folder}' lacks its file '{name}'.", fix="copy the whole folder again"
+                f"'{folder}' lacks the file '{name}'.", fix="copy the whole folder again"
             )
         if _hash_file(file) != expected:
             raise CheckpointError(
-                f"'{file}' is damaged: it is not the file that was saved (its SHA-256 differs).",
+                f"'{file}' is damaged: its SHA-256 differs from that of the saved file.",
                 fix="copy the whole folder again",
             )
     if config["base"]["saved"] and (
         weights is not None or (base is not None and config["base"]["name"].startswith("tiny"))
     ):
         raise OptionError(
-            f"'{folder}' holds its own weights, so that"
+            f"'{folder}' holds its own weights, so"
             f" {'weights=' if weights is not None else 'base='} would have no effect.",
             fix="xaurora.load(path)",
         )
@@ -327,7 +330,7 @@ def load(path: str | Path, *, weights: str | Path | None = None, base: Any = Non
     if inputs and base is not None:
         base = copy.deepcopy(
             base
-        )  # its encoder takes more from here on, and the caller's is left alone
+        )  # its encoder gets more inputs, and the caller's base must not change
     if config.get("adapter") and base is not None:
         base = copy.deepcopy(base)
     model_base, adapter = _base(config, folder, needs, weights, base, inputs)
@@ -339,8 +342,8 @@ def load(path: str | Path, *, weights: str | Path | None = None, base: Any = Non
     model = AuroraWithHead(model_base, heads, inputs, adapter).eval()
     for name, embedding in embeddings.items():
         model_base.encoder.surf_token_embeds.weights[name].data.copy_(embedding)
-    # As after training: Torch picks other kernels for parameters without gradient, and PEFT leaves
-    # the base so.
+    # Restore the state after training: Torch chooses other kernels for parameters without gradient,
+    # and PEFT leaves the base frozen.
     model.requires_grad_(True)
     history = _read_json(folder / "history.json")
     meta = {k: v for k, v in config.items() if k not in ("format", "needs", "files", "adapter")}
@@ -348,12 +351,12 @@ def load(path: str | Path, *, weights: str | Path | None = None, base: Any = Non
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of an artefact."""
+    """Read ``config.json`` of an artefact."""
     return _read_json(folder / "config.json")
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """``history.json`` of an artefact."""
+    """Read ``history.json`` of an artefact."""
     return _read_json(folder / "history.json")
 
 
@@ -364,7 +367,7 @@ def _folder(path: Path) -> Path:
             return candidate
     raise CheckpointError(
         f"there is no tuned model in '{path}' (no config.json there or in its folder 'best').",
-        fix="give the folder that finetune(out=...) or tuned.save(...) wrote",
+        fix="pass the folder that finetune(out=...) or tuned.save(...) wrote",
     )
 
 
@@ -376,7 +379,7 @@ def _base(
     given: Any,
     inputs: dict[str, InputForm],
 ) -> tuple[Any, adapters.Adapter | None]:
-    """The base, with its adapter in place."""
+    """Return the base with its adapter installed, and the adapter."""
     model = _plain_base(config, folder, needs, weights, given, inputs)
     made = config.get("adapter")
     return model, adapters.load(model, made, folder) if made else None
@@ -402,11 +405,11 @@ def _plain_base(
             }
             model = build_tiny(needs, {k: v for k, v in surface.items() if k not in inputs}, atmos)
         elif given is not None:
-            model = copy.deepcopy(given)  # it gets other weights, and the caller's keeps its own
+            model = copy.deepcopy(given)  # the caller's model must keep its own weights
         elif info["name"] == "given":
             raise CheckpointError(
                 f"'{folder}' was tuned from a model that was given as an object of class"
-                f" {info['class']}.",
+                f" {info['class']}, which must be passed again.",
                 fix="xaurora.load(path, base=a model of that class)",
             )
         else:
@@ -415,7 +418,7 @@ def _plain_base(
             model = _CLASSES[info["name"]]()
         extend(model, inputs)
         if not info.get("lora", True):
-            adapters.take_out(model)  # it came with a LoRA, which was merged into the weights
+            adapters.take_out(model)  # the class has a LoRA, which was merged into the weights
         compare_keys(model.state_dict(), state, f"weights in '{folder}'", type(model).__name__)
         model.load_state_dict(state)
         return model
@@ -423,7 +426,7 @@ def _plain_base(
         model = given
     elif info["name"] == "given":
         raise CheckpointError(
-            f"'{folder}' holds the head alone, tuned on a model that was given as an object.",
+            f"'{folder}' holds only the head, tuned on a model that was given as an object.",
             fix="xaurora.load(path, base=that model)",
         )
     else:
@@ -433,7 +436,7 @@ def _plain_base(
         raise CheckpointError(
             f"the base model has other weights than the one that '{folder}' was tuned on (expected"
             f" {info['hash'][:19]}…, found {found[:19]}…).",
-            fix="give the checkpoint it was tuned on: xaurora.load(path, weights='file.ckpt')",
+            fix="pass the checkpoint it was tuned on: xaurora.load(path, weights='file.ckpt')",
         )
     return model
 
@@ -451,10 +454,10 @@ def describe_base(
     original_hash: str,
     adapter: adapters.Adapter | None = None,
 ) -> dict[str, Any]:
-    """The base's part of the config."""
+    """Return the entry ``base`` of the config."""
     own = (
         adapter is None or adapter.own or adapter.peft is not None
-    )  # a LoRA that is there is the base's
+    )  # without an adapter of this package, a LoRA in the base is its own
     return {
         "name": name,
         "class": f"{type(base).__module__}.{type(base).__qualname__}",
@@ -488,11 +491,11 @@ _last: TunedAurora | None = None
 
 
 def remember(tuned: TunedAurora) -> None:
-    """Keep the model that was tuned last in this session, for ``predict(model=None)``."""
+    """Store the model that was tuned last in this session, for ``predict(model=None)``."""
     global _last
     _last = tuned
 
 
 def last() -> TunedAurora | None:
-    """The model that was tuned last in this session."""
+    """Return the model that was tuned last in this session."""
     return _last

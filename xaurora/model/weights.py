@@ -17,29 +17,29 @@ from xaurora.model.tiny import load_tiny_pretrained
 
 
 def load_pretrained(name: str, weights: str | Path | None = None) -> Aurora:
-    """A named pretrained Aurora with its weights.
+    """Return a named pretrained Aurora with its weights.
 
     Parameters
     ----------
     name : {"tiny-pretrained", "small", "base", "finetuned"}
     weights : path, optional
-        A local checkpoint (``.ckpt``, ``.pt`` or ``.safetensors``); by default the published one is
-        fetched from its hub.
+        A local checkpoint (``.ckpt``, ``.pt`` or ``.safetensors``). By default the published
+        checkpoint is downloaded from its hub.
 
     Raises
     ------
     OptionError
-        Unknown name.
+        If the name is unknown, or weights are given for ``"tiny-pretrained"``.
     WeightsUnavailableError
-        The published checkpoint cannot be reached.
+        If the published checkpoint cannot be reached.
     CheckpointError
-        The file belongs to another model, or is no checkpoint.
+        If the file belongs to another model or is not a checkpoint.
     """
     if name == "tiny-pretrained":
         if weights is not None:
             raise OptionError(
-                "'tiny-pretrained' comes with its weights.",
-                fix="leave weights out, or model='small'",
+                "'tiny-pretrained' has its own weights, so weights= cannot be given.",
+                fix="leave weights out, or use model='small'",
             )
         return load_tiny_pretrained()
     if name not in _CLASSES:
@@ -50,7 +50,7 @@ def load_pretrained(name: str, weights: str | Path | None = None) -> Aurora:
     with (
         torch.device("meta"),
         LiveBytes(),
-    ):  # weights in memory once, and no time spent on random ones
+    ):  # the weights are in memory only once, and no time is spent on random ones
         model = cls()
     load_state(model, state, path, assign=True)
     return model
@@ -79,22 +79,22 @@ def fetch_checkpoint(cls: type[Aurora], name: str) -> Path:
     ) as error:
         raise WeightsUnavailableError(
             f"the checkpoint of model {name!r} ({cls.default_checkpoint_name}) is not on this"
-            f" machine and its hub cannot be reached ({type(error).__name__}).",
+            f" machine, and its hub cannot be reached ({type(error).__name__}).",
             fix=(
-                f"fetch it where there is a network (hf download {cls.default_checkpoint_repo}"
-                f" {cls.default_checkpoint_name}) and give the file: weights='path/to/file.ckpt';"
-                " or model='tiny', which needs none"
+                "download it on a machine with network access (hf download"
+                f" {cls.default_checkpoint_repo} {cls.default_checkpoint_name}) and pass the file:"
+                " weights='path/to/file.ckpt'; or use model='tiny', which needs no checkpoint"
             ),
         ) from None
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a checkpoint file; never unpickles code.
+    """Return the tensors of a checkpoint file, without unpickling code.
 
     Raises
     ------
     CheckpointError
-        The file is missing, damaged, or no checkpoint.
+        If the file is missing, damaged or not a checkpoint.
     """
     if not path.is_file():
         raise CheckpointError(
@@ -111,19 +111,17 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             f"'{path}' could not be read as a checkpoint: {type(error).__name__}",
             fix="check that the download is complete",
         ) from error
-    except (
-        Exception
-    ) as error:  # safetensors raises a class of its own that derives from Exception alone
+    except Exception as error:  # SafetensorError derives from Exception directly
         if type(error).__name__ != "SafetensorError":
             raise
         raise CheckpointError(
-            f"'{path}' is damaged: {error}", fix="fetch or save it again"
+            f"'{path}' is damaged: {error}", fix="download or save it again"
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise CheckpointError(
-            f"'{path}' holds no state dict (name → tensor).", fix="give a checkpoint of Aurora"
+            f"'{path}' holds no state dict (name → tensor).", fix="pass a checkpoint of Aurora"
         )
     return state
 
@@ -131,15 +129,15 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
 def load_state(
     model: Aurora, state: dict[str, torch.Tensor], path: Path | str, *, assign: bool = False
 ) -> None:
-    """Load weights loudly; with ``assign`` the tensors themselves become the model's.
+    """Load weights, and raise on any name or shape that differs.
 
-    Upstream's ``load_checkpoint_local(strict=False)`` swallows everything, even a file in which no
-    key fits.
+    With ``assign``, the given tensors themselves become the model's. Upstream's
+    ``load_checkpoint_local(strict=False)`` accepts any file, even one in which no key matches.
 
     Raises
     ------
     CheckpointError
-        Names or shapes differ; they are named, and the model is left as it was.
+        If names or shapes differ. The message lists them, and the model is unchanged.
     """
     try:
         state = model._adapt_checkpoint(dict(state))
@@ -154,7 +152,7 @@ def load_state(
         ):
             model.adapt_checkpoint_max_history_size(state)
     except (KeyError, AssertionError, RuntimeError, IndexError, ValueError):
-        pass  # a file of another model; the comparison below says what is wrong with it
+        pass  # not a checkpoint of this model; compare_keys() below reports the differences
     expected = model.state_dict()
     compare_keys(expected, state, f"checkpoint '{path}'", type(model).__name__)
     model.load_state_dict(state, assign=assign)
@@ -164,15 +162,15 @@ def load_state(
         if tensor.is_meta
     ]:
         raise CheckpointError(
-            f"the checkpoint '{path}' leaves {left[:5]} without values.",
-            fix="give a whole checkpoint",
+            f"the checkpoint '{path}' has no values for {left[:5]}.",
+            fix="pass a complete checkpoint",
         )
 
 
 def compare_keys(
     expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], what: str, model: str
 ) -> None:
-    """Raise :class:`CheckpointError` with the names that differ."""
+    """Raise :class:`CheckpointError` if names or shapes of tensors differ, and list them."""
     missing = sorted(set(expected) - set(found))
     unexpected = sorted(set(found) - set(expected))
     shapes = sorted(k for k in set(expected) & set(found) if expected[k].shape != found[k].shape)
@@ -189,7 +187,7 @@ def compare_keys(
         parts.append(f"unexpected: {some(unexpected)}")
     if shapes:
         parts.append(
-            "of another shape: "
+            "different shape: "
             + some(
                 [
                     f"{k} {tuple(found[k].shape)} instead of {tuple(expected[k].shape)}"
@@ -198,9 +196,9 @@ def compare_keys(
             )
         )
     raise CheckpointError(
-        f"the {what} is not of this model ({model}); {'; '.join(parts)}.",
+        f"the {what} cannot be loaded into this model ({model}); {'; '.join(parts)}.",
         fix=(
-            f"give a checkpoint of {model}, or choose the model it belongs to: model=..."
+            f"pass a checkpoint of {model}, or choose the model it belongs to: model=..."
             f" ({', '.join(MODELS)})"
         ),
     )

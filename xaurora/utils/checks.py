@@ -169,9 +169,7 @@ def byte_count(name: str, value: Any) -> float:
             found = float(parts[1]) * base ** " kMGT".index(prefix[:1] or " ")
             if found > 0:
                 return found
-    raise OptionError(
-        f"{name} must be an amount of bytes, got {value!r}.", fix=f"{name}='200 GB'"
-    )
+    raise OptionError(f"{name} must be an amount of bytes, got {value!r}.", fix=f"{name}='200 GB'")
 
 
 def names(name: str, value: Sequence[str]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import importlib.metadata
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that results depend on."""
+    """Return the versions of the packages that results depend on."""
     return dict(_versions())
 
 
@@ -25,5 +25,5 @@ def _versions() -> dict[str, str]:
 
 
 def now() -> str:
-    """The present in UTC, to the second."""
+    """Return the current time in UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,6 +1,4 @@
-"""What is predicted: heads that turn latents into the distribution of a target, and the scores that
-they train on.
-"""
+"""Heads that turn latents into the distribution of a target, and their training scores."""
 
 from __future__ import annotations
 
@@ -44,12 +42,12 @@ __all__ = [
 
 
 def build(options: HeadOptions, levels: int, width_in: int, patch_size: int) -> DistributionHead:
-    """A head for latents of ``levels`` × ``width_in``."""
+    """Return a head for latents of ``levels`` × ``width_in``."""
     return CLASSES[options.family](options, levels, width_in, patch_size)
 
 
 def from_config(config: dict[str, Any]) -> DistributionHead:
-    """The inverse of ``head.config()``."""
+    """Return the head that ``head.config()`` describes."""
     return build(
         HeadOptions(**config["options"]), config["levels"], config["width_in"], config["patch_size"]
     )

@@ -1,6 +1,4 @@
-"""What all heads share: the trunk, the climatology that they start from, and what follows from
-their family's closed forms.
-"""
+"""The base class of all heads: trunk, initialisation from the climatology, and forecast values."""
 
 from __future__ import annotations
 
@@ -22,14 +20,14 @@ Params = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Climatology:
-    """The distribution that a head starts from: of all points and times of the training period.
+    """The distribution that a head starts from, over all points and times of the training period.
 
     Parameters
     ----------
     values : ndarray, ``(n,)``
-        Centres of bins, canonical units, increasing.
+        Bin centres, canonical units, increasing.
     shares : ndarray, ``(n,)``
-        Share of each; they sum to one.
+        Probability of each bin, with a sum of one.
     """
 
     values: np.ndarray
@@ -37,61 +35,84 @@ class Climatology:
 
     @property
     def mean(self) -> float:
-        """Mean."""
+        """Mean of the distribution, canonical units."""
         return float(self.shares @ self.values)
 
     @property
     def std(self) -> float:
-        """Standard deviation, never quite zero."""
+        """Standard deviation, canonical units, always positive."""
         spread = float(np.sqrt(np.sum(self.shares * (self.values - self.mean) ** 2)))
         return max(spread, 1e-6 * abs(self.mean), 1e-30)
 
     @property
     def wet_fraction(self) -> float:
-        """Share above zero."""
+        """Probability of a value above zero."""
         return float(self.shares[self.values > 0].sum())
 
 
 class Head(Protocol):
-    """What training and prediction need of a head. ``params`` are fields ``(b, h, w)``, float32;
-    values are in canonical units.
+    """The interface of a head for training and prediction.
+
+    ``params`` are fields ``(b, h, w)``, float32. Values are in canonical units.
     """
 
     options: HeadOptions
 
     @property
-    def law(self) -> Family: ...
-    def __call__(self, latents: torch.Tensor) -> torch.Tensor: ...
-    def parameters_of(self, raw: torch.Tensor) -> Params: ...
-    def loss(self, params: Params, y: torch.Tensor) -> torch.Tensor: ...
-    def crps(self, params: Params, y: torch.Tensor) -> torch.Tensor: ...
-    def mean(self, params: Params) -> torch.Tensor: ...
-    def median(self, params: Params) -> torch.Tensor: ...
-    def quantile(self, params: Params, q: float) -> torch.Tensor: ...
-    def probability_above(self, params: Params, threshold: float) -> torch.Tensor: ...
+    def law(self) -> Family:
+        """The distribution family with its constants."""
+
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return raw output ``(b, n, h, w)`` for latents."""
+
+    def parameters_of(self, raw: torch.Tensor) -> Params:
+        """Return the parameters of the family from raw output."""
+
+    def loss(self, params: Params, y: torch.Tensor) -> torch.Tensor:
+        """Return the training score of ``y`` in units of the climatology's."""
+
+    def crps(self, params: Params, y: torch.Tensor) -> torch.Tensor:
+        """Return the CRPS of ``y`` in canonical units."""
+
+    def mean(self, params: Params) -> torch.Tensor:
+        """Return the mean."""
+
+    def median(self, params: Params) -> torch.Tensor:
+        """Return the median."""
+
+    def quantile(self, params: Params, q: float) -> torch.Tensor:
+        """Return the value not exceeded with probability ``q``."""
+
+    def probability_above(self, params: Params, threshold: float) -> torch.Tensor:
+        """Return the probability of a value above ``threshold``."""
+
     def sample(
         self, params: Params, n: int, generator: torch.Generator | None = None
-    ) -> torch.Tensor: ...
-    def initialise(self, climatology: Climatology) -> None: ...
+    ) -> torch.Tensor:
+        """Return ``n`` values drawn independently at each pixel."""
+
+    def initialise(self, climatology: Climatology) -> None:
+        """Set the head to predict the climatology."""
 
 
 class DistributionHead(nn.Module, abc.ABC):
-    """A head of one family: subclasses say how raw output becomes parameters, and which score they
-    train on.
+    """A head of one distribution family.
+
+    Subclasses define how raw output becomes parameters, and the score to train on.
 
     Parameters
     ----------
     options : HeadOptions
     levels, width_in : int
-        Latent levels and their width.
+        Number and width of the latent levels.
     patch_size : int
-        Pixels along a patch's side.
+        Pixels along the side of a patch.
     """
 
     outputs = 2
     least_offset = -8.0
-    """Smallest raw value to start from: far out on a soft corner no gradient would reach what was
-    dry in the climatology.
+    """Smallest raw value to start from. Further out the soft bounds are flat, and no gradient would
+    reach points that are dry in the climatology.
     """
 
     def __init__(self, options: HeadOptions, levels: int, width_in: int, patch_size: int) -> None:
@@ -99,7 +120,7 @@ class DistributionHead(nn.Module, abc.ABC):
         self.options = options
         self.shape = (levels, width_in, patch_size)
         self.trunk = LatentMLP(options, levels, width_in, self.outputs, patch_size)
-        # The trunk learns deviations from the climatology, in units that fit the family.
+        # The trunk predicts deviations from the climatology, in units that suit the family.
         self.register_buffer("offset", torch.zeros(self.outputs))
         self.register_buffer("location", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
@@ -113,69 +134,72 @@ class DistributionHead(nn.Module, abc.ABC):
     @property
     @abc.abstractmethod
     def law(self) -> Family:
-        """The family with its constants."""
+        """The distribution family with its constants."""
 
     @abc.abstractmethod
     def _bounded(self, raw: torch.Tensor) -> Params:
-        """Raw output with the climatology's offset added, ``(b, n, h, w)`` → parameters within
-        their bounds.
+        """Return parameters within their bounds from raw output ``(b, n, h, w)``.
+
+        The raw output includes the climatology's offset.
         """
 
     def _score(self, params: Params, y: torch.Tensor) -> torch.Tensor:
-        """The proper score that is trained on, ``(b, h, w)``; by default the CRPS in canonical
-        units.
+        """Return the proper score to train on, ``(b, h, w)``.
+
+        The default is the CRPS in canonical units.
         """
         return self.law.crps(params, y)
 
     def _set_scale(self, climatology: Climatology) -> None:
-        """Set ``location`` and ``scale`` where the family uses them."""
+        """Set ``location`` and ``scale`` if the family uses them."""
 
     def _start(self) -> torch.Tensor:
-        """Raw values from which the search for the climatology starts."""
+        """Return the raw values from which the fit to the climatology starts."""
         return torch.zeros(self.outputs, dtype=torch.float64)
 
-    # --- what follows ---
+    # --- forecasts, scores and initialisation ---
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """Raw output ``(b, n, h, w)``."""
+        """Return raw output ``(b, n, h, w)``."""
         return self.trunk(latents)
 
     def parameters_of(self, raw: torch.Tensor) -> Params:
-        """Raw output → parameters ``(b, h, w)``, float32 also under autocast."""
+        """Return parameters ``(b, h, w)`` from raw output, at least float32 even under autocast."""
         raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
         return self._bounded(raw + self.offset.to(raw)[:, None, None])
 
     def loss(self, params: Params, y: torch.Tensor) -> torch.Tensor:
-        """The score in units of the climatology's own, ``(b, h, w)``: a dry region weighs no less
-        than a wet one.
+        """Return the score relative to the climatology's own score, ``(b, h, w)``.
+
+        A dry region therefore weighs as much as a wet one.
         """
         return self._score(params, y) / self.unit_of_loss.to(y)
 
     def crps(self, params: Params, y: torch.Tensor) -> torch.Tensor:
-        """CRPS in canonical units, ``(b, h, w)``, computed in float64."""
+        """Return the CRPS in canonical units, ``(b, h, w)``, computed in float64."""
         return self.law.crps({k: v.double() for k, v in params.items()}, y.double())
 
     def mean(self, params: Params) -> torch.Tensor:
-        """Mean, canonical units."""
+        """Return the mean in canonical units."""
         return self.law.mean(params)
 
     def median(self, params: Params) -> torch.Tensor:
-        """Median, canonical units."""
+        """Return the median in canonical units."""
         return self.quantile(params, 0.5)
 
     def quantile(self, params: Params, q: float) -> torch.Tensor:
-        """Value not exceeded with probability ``q``."""
-        like = next(iter(params.values()))  # in float64: 1 − q may be small
+        """Return the value not exceeded with probability ``q``."""
+        like = next(iter(params.values()))  # computed in float64, because 1 − q may be small
         return self.law.quantile({k: v.double() for k, v in params.items()}, q).to(like.dtype)
 
     def probability_above(self, params: Params, threshold: float) -> torch.Tensor:
-        """``P(value > threshold)``."""
+        """Return ``P(value > threshold)``."""
         return (1.0 - self.law.cdf(params, threshold)).clamp(0.0, 1.0)
 
     def sample(
         self, params: Params, n: int, generator: torch.Generator | None = None
     ) -> torch.Tensor:
-        """``(n, b, h, w)`` values, each pixel on its own, by the inverse of the cdf."""
+        """Return ``(n, b, h, w)`` values drawn independently at each pixel by inverting the CDF."""
         like = next(iter(params.values()))
         u = torch.rand((n, *like.shape), generator=generator, dtype=torch.float64).clamp(
             1e-9, 1.0 - 1e-9
@@ -184,16 +208,16 @@ class DistributionHead(nn.Module, abc.ABC):
         return self.law.quantile(wide, u.to(like.device)).to(like.dtype)
 
     def initialise(self, climatology: Climatology) -> None:
-        """Start at the member of the family that fits the climatology best by the head's own score.
+        """Set the offset to the member of the family that fits the climatology best.
 
-        Found by L-BFGS on the binned distribution, for all families alike. The score reached
-        becomes the unit of the loss.
+        The fit minimises the head's own score on the binned distribution with L-BFGS, for all
+        families alike. The score it reaches becomes the unit of the loss.
         """
         self._set_scale(climatology)
         device = self.offset.device
         values = torch.as_tensor(climatology.values, dtype=torch.float64, device=device)[None, None]
         shares = torch.as_tensor(climatology.shares, dtype=torch.float64, device=device)[None, None]
-        # Values of order one: L-BFGS stops by absolute tolerances.
+        # Scale the score to order one, because L-BFGS stops at absolute tolerances.
         unit = (
             float((shares * self._score(self._start_params(values), values).detach()).sum()) or 1.0
         )
@@ -227,7 +251,7 @@ class DistributionHead(nn.Module, abc.ABC):
         )
 
     def config(self) -> dict[str, Any]:
-        """All that is needed to build the head again."""
+        """Return everything that is needed to rebuild the head."""
         levels, width_in, patch_size = self.shape
         return {
             "options": asdict(self.options),
@@ -243,20 +267,20 @@ class HeadSet(nn.Module):
     Parameters
     ----------
     heads : mapping of str to DistributionHead
-        By the target's canonical name.
+        Heads by the target's canonical name.
     """
 
     def __init__(self, heads: Mapping[str, DistributionHead]) -> None:
         super().__init__()
-        # Modules cannot have any name: "type" and "values" are taken.
+        # The prefix is needed because submodules cannot be called, for example, "type" or "values".
         self.heads = nn.ModuleDict({f"of_{name}": head for name, head in heads.items()})
 
     def forward(self, latents: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Raw output ``(b, n, h, w)`` by target."""
+        """Return raw output ``(b, n, h, w)`` by target."""
         return {name: head(latents) for name, head in self.items()}
 
     def items(self) -> list[tuple[str, DistributionHead]]:
-        """Targets and their heads."""
+        """Return the targets with their heads."""
         return [(key.removeprefix("of_"), head) for key, head in self.heads.items()]  # type: ignore[misc]
 
     def __getitem__(self, name: str) -> DistributionHead:

@@ -1,4 +1,4 @@
-"""The heads: raw output → bounded parameters of each family, and the score that each trains on."""
+"""Heads for each family: bounded parameters from raw output, and the score to train on."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from xaurora.model.heads.base import Climatology, DistributionHead, Params
 from xaurora.model.heads.options import QUANTILE_LEVELS, HeadOptions
 
 WETTEST = 0.5
-"""m over six hours; no mean that a head can emit lies above (the record is about 0.84 m, WMO
-archive of extremes).
+"""m over six hours; upper limit of any mean that a head can predict (the record is about 0.84 m,
+WMO archive of extremes).
 """
 LARGEST = 2.0
-"""m; no 99.9 % quantile that a head can emit lies far above."""
+"""m; approximate upper limit of any 99.9 % quantile that a head can predict."""
 _TAIL = 3.09  # standard deviations that a normal exceeds once in a thousand
 LARGEST_RATIO = 300.0
-"""Of μ to σ in z: up to there the CRPS is good to 1e-3 in float32."""
+"""Largest ratio of μ to σ in z. Up to there the CRPS is accurate to 1e-3 in float32."""
 _MM = 1e-3  # m
-_DRIEST = -8.0  # of μ in z: there rain has no chance left
-_CHANCE = 1e-5  # smallest probability of rain, and of none
-_SHAPES = (0.1, 20.0)  # of gamma laws: from a spread of three times the mean to a fifth of it
+_DRIEST = -8.0  # lower bound of μ in z, where the probability of rain is negligible
+_CHANCE = 1e-5  # smallest probability of rain, and of no rain
+_SHAPES = (0.1, 20.0)  # of gamma distributions: from a spread of three times the mean to a fifth
 _FAINTEST = 1e-7  # m, smallest mean amount given rain
-_LARGEST_SHIFT = 12.0  # of the CSGD, in means of its gamma: dry to 1e-5 for an exponential law
+_LARGEST_SHIFT = 12.0  # of the CSGD, in means of its gamma: dry to 1e-5 for an exponential one
 
 
 def _below(x: torch.Tensor, top: torch.Tensor | float) -> torch.Tensor:
-    """A soft corner: the identity far below ``top``, never above."""
+    """Return ``x`` bounded smoothly from above: the identity far below ``top``, never above it."""
     return top - softplus(top - x)
 
 
@@ -52,11 +52,10 @@ def _log_between(raw: torch.Tensor, low: float, high: float) -> torch.Tensor:
 
 
 def _log_amount(raw: torch.Tensor, scale: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
-    """Logarithm of the mean of a gamma amount in metres, within its bounds; raw zero is the
-    climatology's scale.
+    """Return the logarithm of the mean of a gamma amount in metres, within its bounds.
 
-    The 99.9 % quantile in units of the mean is that of Wilson and Hilferty (1931),
-    doi:10.1073/pnas.17.12.684.
+    Raw zero corresponds to the climatology's scale. The 99.9 % quantile in units of the mean is
+    that of Wilson and Hilferty (1931), doi:10.1073/pnas.17.12.684.
     """
     reach = (1.0 - 1.0 / (9.0 * shape) + _TAIL / (3.0 * torch.sqrt(shape))) ** 3
     top = torch.minimum(
@@ -66,7 +65,7 @@ def _log_amount(raw: torch.Tensor, scale: torch.Tensor, shape: torch.Tensor) -> 
 
 
 class _InZ(DistributionHead):
-    """What the heads in ``z = log1p(tp / ε)`` share."""
+    """The base class of heads in ``z = log1p(tp / ε)``."""
 
     @property
     def epsilon(self) -> float:
@@ -92,18 +91,18 @@ class _InZ(DistributionHead):
 
 
 class CensoredNormalHead(_InZ):
-    """z as a normal that is censored at zero; trained on its closed-form CRPS in z, which weighs a
-    threshold t by 1/(ε + t).
+    """A normal in z, censored at zero, trained on its closed-form CRPS in z.
 
-    μ is bounded above so that ``ε e^{μ+σ²/2}`` stays below :data:`WETTEST`, and below at −8; σ lies
-    between 0.001 (or μ/300) and ``largest_sigma``.
+    That score gives a threshold t the weight 1/(ε + t). μ is bounded above so that
+    ``ε e^{μ+σ²/2}`` stays below :data:`WETTEST`, and below at −8. σ lies between 0.001 (or μ/300)
+    and ``largest_sigma``.
     """
 
     outputs = 2
 
     @property
     def law(self) -> Family:
-        """Censored normal in z."""
+        """The censored normal in z."""
         return distributions.CensoredNormal(self.epsilon)
 
     def _bounded(self, raw: torch.Tensor) -> Params:
@@ -120,13 +119,13 @@ class CensoredNormalHead(_InZ):
 
 
 class HurdleLognormalHead(DistributionHead):
-    """A chance of rain, and a lognormal amount; trained on its closed-form CRPS in metres."""
+    """A probability of rain and a lognormal amount, trained on the closed-form CRPS in metres."""
 
     outputs = 3
 
     @property
     def law(self) -> Family:
-        """Hurdle with lognormal amounts."""
+        """The hurdle family with lognormal amounts."""
         return distributions.HurdleLognormal()
 
     def _bounded(self, raw: torch.Tensor) -> Params:
@@ -147,13 +146,13 @@ class HurdleLognormalHead(DistributionHead):
 
 
 class HurdleGammaHead(DistributionHead):
-    """A chance of rain, and a gamma amount; trained on its closed-form CRPS in metres."""
+    """A probability of rain and a gamma amount, trained on the closed-form CRPS in metres."""
 
     outputs = 3
 
     @property
     def law(self) -> Family:
-        """Hurdle with gamma amounts."""
+        """The hurdle family with gamma amounts."""
         return distributions.HurdleGamma()
 
     def _bounded(self, raw: torch.Tensor) -> Params:
@@ -166,15 +165,16 @@ class HurdleGammaHead(DistributionHead):
 
 
 class CsgdHead(DistributionHead):
-    """A censored shifted gamma law, its shift free at every pixel; trained on its closed-form CRPS
-    in metres.
+    """A censored shifted gamma, trained on its closed-form CRPS in metres.
+
+    The shift is predicted at every pixel.
     """
 
     outputs = 3
 
     @property
     def law(self) -> Family:
-        """Censored shifted gamma."""
+        """The censored shifted gamma."""
         return distributions.CensoredShiftedGamma()
 
     def _bounded(self, raw: torch.Tensor) -> Params:
@@ -188,10 +188,10 @@ class CsgdHead(DistributionHead):
 
 
 class QuantileHead(_InZ):
-    """A chance of rain, and quantiles of its amount that cannot cross: each adds something positive
-    in z to the one below.
+    """A probability of rain and quantiles of the amount, which cannot cross.
 
-    Trained on the closed-form CRPS in metres of the piecewise linear distribution.
+    Each quantile adds a positive increment in z to the one below. The head is trained on the
+    closed-form CRPS in metres of the piecewise linear distribution.
     """
 
     least_offset = -5.0
@@ -203,7 +203,7 @@ class QuantileHead(_InZ):
 
     @property
     def law(self) -> Family:
-        """Quantiles with linear pieces and an exponential tail."""
+        """The quantile family, piecewise linear with an exponential tail."""
         return distributions.Quantiles(self._levels)
 
     def _bounded(self, raw: torch.Tensor) -> Params:
@@ -213,7 +213,7 @@ class QuantileHead(_InZ):
         )
         values = distributions.from_latent(
             z.clamp(min=0.0), self.epsilon
-        )  # rounding at the soft corner
+        )  # rounding at the soft bound may give negative values
         return {
             "p": _chance(raw[:, 0]),
             **{f"q{i + 1}": values[:, i] for i in range(len(self._levels))},
@@ -224,8 +224,9 @@ class QuantileHead(_InZ):
 
 
 class DeterministicHead(_InZ):
-    """z as one number, bounded at zero; trained on the absolute error in z, which makes it the
-    median.
+    """One value in z, bounded at zero, trained on the absolute error in z.
+
+    It therefore predicts the median.
     """
 
     outputs = 1
@@ -233,11 +234,11 @@ class DeterministicHead(_InZ):
 
     @property
     def law(self) -> Family:
-        """All probability on one value."""
+        """The deterministic family, with all probability at one value."""
         return distributions.Deterministic()
 
     def _bounded(self, raw: torch.Tensor) -> Params:
-        sharp = 4.0  # of the corner at zero, in units of the climatology's spread
+        sharp = 4.0  # sharpness of the soft bound at zero, in units of the climatology's spread
         z = self.scale.to(raw) * softplus(raw[:, 0], beta=sharp)
         z = _below(z, self._top) + softplus(torch.tensor(-self._top)).to(raw)
         return {"value": distributions.from_latent(z, self.epsilon).clamp(min=0.0)}
@@ -248,13 +249,13 @@ class DeterministicHead(_InZ):
 
 
 class NormalHead(DistributionHead):
-    """A normal in units of the climatology's spread; trained on its CRPS."""
+    """A normal in units of the climatology's spread, trained on its CRPS."""
 
     outputs = 2
 
     @property
     def law(self) -> Family:
-        """Normal."""
+        """The normal family."""
         return distributions.Normal()
 
     def _bounded(self, raw: torch.Tensor) -> Params:
@@ -269,17 +270,17 @@ class NormalHead(DistributionHead):
         self.scale.fill_(climatology.std)
 
     def _start(self) -> torch.Tensor:
-        return torch.tensor([0.0, 0.8], dtype=torch.float64)  # σ near the climatology's
+        return torch.tensor([0.0, 0.8], dtype=torch.float64)  # σ close to the climatology's
 
 
 class BoundedNormalHead(DistributionHead):
-    """A normal that is censored at both ends of its range; trained on its closed-form CRPS."""
+    """A normal censored at both ends of its range, trained on its closed-form CRPS."""
 
     outputs = 2
 
     @property
     def law(self) -> Family:
-        """Normal censored at both ends."""
+        """The normal censored at both ends."""
         lower, upper = self._ends
         return distributions.BoundedNormal(lower, upper)
 
@@ -295,7 +296,7 @@ class BoundedNormalHead(DistributionHead):
     def _bounded(self, raw: torch.Tensor) -> Params:
         lower, upper = self._ends
         span = upper - lower
-        # Three ranges beyond either end leave nothing inside.
+        # With μ three ranges beyond either end, no probability is left inside.
         mu = _above(
             _below(self.location.to(raw) + self.scale.to(raw) * raw[:, 0], upper + 3 * span),
             lower - 3 * span,

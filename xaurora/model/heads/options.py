@@ -1,4 +1,4 @@
-"""How a target is modelled: families, presets, and the options that each takes."""
+"""Options of heads: families, presets, and which options each family has."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from xaurora.errors import OptionError
 RAIN = ("censored_normal", "hurdle_lognormal", "hurdle_gamma", "csgd", "quantile", "deterministic")
 """Families for amounts that are never negative and often zero."""
 OTHER = ("normal", "bounded_normal")
-"""Families for other surface variables: unbounded, and between two ends."""
+"""Families for other surface variables, unbounded and bounded."""
 FAMILIES = (*RAIN, *OTHER)
 
 AUTO_RAIN = "csgd"
-"""What ``head="auto"`` is for precipitation. On rain of five laws it gains as much of the CRPS as
-any other to within 0.01, its mean is right to 6 %, and its 90 % interval holds there and on real
-totals, where other three-parameter families fail once (``docs/heads.md``)."""
+"""The family of ``head="auto"`` for precipitation. On rain from five known distributions its gain
+in CRPS is within 0.01 of that of any other family, its mean is right to 6 %, and its 90 % interval
+is reliable there and on real totals, where other three-parameter families fail once
+(``docs/heads.md``)."""
 
 EPSILON_RANGE = (1e-5, 1e-3)
-"""m; ε of log1p(tp/ε) is the mean six-hour total of the training period, within this range. Far
-below the mean, the score would weigh drizzle like rain and leave an absurd tail in mm; far above
-it, a dry region's rain would all look alike."""
+"""Range of ε of log1p(tp/ε) in metres. By default ε is the mean six-hour total of the training
+period, limited to this range. With ε far below the mean, the score would give drizzle the weight of
+rain and allow an unrealistic tail in mm. Far above it, rain of all amounts in a dry region would
+look alike."""
 
 QUANTILE_LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.998)
-"""Of wet amounts, for the ``quantile`` head where none are given."""
+"""Default probabilities of wet amounts for the ``quantile`` head."""
 
-# Options that belong to some families alone, and their values where nothing is said.
+# Options that only some families have, and their defaults.
 _OWN: dict[str, tuple[str, ...]] = {
     "epsilon": ("censored_normal", "quantile", "deterministic"),
     "largest_sigma": ("censored_normal", "hurdle_lognormal"),
@@ -38,9 +40,10 @@ _OWN: dict[str, tuple[str, ...]] = {
 }
 _LARGEST_SIGMA = {"censored_normal": 1.5, "hurdle_lognormal": 2.0}
 SMALLEST_SIGMA = {"censored_normal": 1e-3, "hurdle_lognormal": 0.1}
-"""Lower bounds of σ: in z, and of the logarithm of wet amounts."""
+"""Lower bounds of σ: in z for ``censored_normal``, of the logarithm of wet amounts for
+``hurdle_lognormal``."""
 MOST_SIGMA = 3.0
-"""What ``largest_sigma`` can be set to."""
+"""Upper limit of ``largest_sigma``."""
 
 
 @dataclass(frozen=True)
@@ -54,25 +57,25 @@ class HeadOptions:
         ``"quantile"`` or ``"deterministic"`` for rain; ``"normal"`` or ``"bounded_normal"`` for
         other variables.
     epsilon : float, optional
-        ε of ``z = log1p(tp / ε)`` in metres, positive; by default the mean six-hour total of the
+        ε of ``z = log1p(tp / ε)`` in metres, positive. By default the mean six-hour total of the
         training period, between 1e-5 and 1e-3. For ``censored_normal``, ``quantile`` and
         ``deterministic``.
     depth : int
-        Linear layers of the MLP, the last one included.
+        Number of linear layers of the MLP, including the last one.
     width : int or tuple of int
-        Hidden width; one for each hidden layer where several are given, which sets the depth.
+        Hidden width. A tuple gives the width of each hidden layer and sets the depth.
     latents : {"all", "surface"}
-        Which latent levels are read. All by default: moisture aloft sits in the atmospheric ones.
+        Latent levels to read. All by default, because the atmospheric ones hold moisture.
     neighbours : int
-        Side of the window of patches whose latents shape a pixel, odd. With 3, patches are decoded
-        with overlap and blended; with 1 each is on its own, and the seams between them show.
+        Side of the window of patches whose latents affect a pixel, odd. With 3, patches are decoded
+        with overlap and blended. With 1 each is decoded on its own, and the seams are visible.
     activation : {"gelu", "relu"}
-        Between layers.
+        Activation function between layers.
     normalise : bool
-        Layer norm on the latents.
+        Whether to apply layer norm to the latents.
     largest_sigma : float, optional
-        Upper bound of σ, so that no tail is absurd in mm: in z for ``censored_normal`` (1.5), of
-        the logarithm for ``hurdle_lognormal`` (2).
+        Upper bound of σ, which keeps the tail in mm realistic: in z for ``censored_normal`` (1.5),
+        of the logarithm for ``hurdle_lognormal`` (2).
     levels : tuple of float, optional
         Probabilities among wet amounts of the ``quantile`` head, increasing, between 0 and 1.
     bounds : tuple of float, optional
@@ -95,7 +98,7 @@ class HeadOptions:
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise unknown_head(self.family)
-        for name in ("width", "levels", "bounds"):  # JSON knows no tuples, and neither does NumPy
+        for name in ("width", "levels", "bounds"):  # JSON and NumPy turn tuples into lists, arrays
             value = getattr(self, name)
             if hasattr(value, "tolist"):
                 value = value.tolist()
@@ -105,13 +108,13 @@ class HeadOptions:
                 object.__setattr__(self, name, getattr(self, name).item())
         if self.epsilon is not None and not (_number(self.epsilon) and self.epsilon > 0):
             raise OptionError(
-                f"epsilon={self.epsilon!r} is not positive; it is an amount in metres.",
+                f"epsilon must be a positive amount in metres, got {self.epsilon!r}.",
                 fix="HeadOptions(family='censored_normal', epsilon=1e-3)",
             )
         for option, families in _OWN.items():
             if getattr(self, option) is not None and self.family not in families:
                 raise OptionError(
-                    f"the head {self.family!r} takes no {option}; it belongs to"
+                    f"the head {self.family!r} takes no {option}; it is an option of"
                     f" {', '.join(map(repr, families))}.",
                     fix=(
                         f"HeadOptions(family={self.family!r}) without {option}, or"
@@ -120,33 +123,35 @@ class HeadOptions:
                 )
         if not (_whole(self.depth) and self.depth >= 1):
             raise OptionError(
-                f"depth={self.depth!r} is no whole number of at least 1.",
+                f"depth must be a positive integer, got {self.depth!r}.",
                 fix="HeadOptions(depth=2)",
             )
         widths = self.width if isinstance(self.width, tuple) else (self.width,)
         if not widths or not all(_whole(w) and w >= 1 for w in widths):
             raise OptionError(
-                f"width={self.width!r} is not positive.", fix="HeadOptions(width=512)"
+                f"width must be a positive integer or a tuple of them, got {self.width!r}.",
+                fix="HeadOptions(width=512)",
             )
         if isinstance(self.width, tuple):
             if self.depth not in (2, len(widths) + 1):
                 raise OptionError(
-                    f"depth={self.depth!r} contradicts width={self.width!r}, which names every"
-                    " hidden layer.",
+                    f"depth={self.depth!r} contradicts width={self.width!r}, which gives the width"
+                    " of every hidden layer.",
                     fix="leave depth out",
                 )
             object.__setattr__(self, "depth", len(widths) + 1)
         if self.latents not in ("all", "surface"):
             raise OptionError(
-                f"latents={self.latents!r} is neither 'all' nor 'surface'.", fix="latents='all'"
+                f"latents must be 'all' or 'surface', got {self.latents!r}.", fix="latents='all'"
             )
         if not (_whole(self.neighbours) and self.neighbours >= 1 and self.neighbours % 2):
             raise OptionError(
-                f"neighbours={self.neighbours!r} is no odd number of patches.", fix="neighbours=3"
+                f"neighbours must be a positive odd integer, got {self.neighbours!r}.",
+                fix="neighbours=3",
             )
         if self.activation not in ("gelu", "relu"):
             raise OptionError(
-                f"activation={self.activation!r} is neither 'gelu' nor 'relu'.",
+                f"activation must be 'gelu' or 'relu', got {self.activation!r}.",
                 fix="activation='gelu'",
             )
         if self.largest_sigma is not None and not (
@@ -154,8 +159,9 @@ class HeadOptions:
             and SMALLEST_SIGMA[self.family] < self.largest_sigma <= MOST_SIGMA
         ):
             raise OptionError(
-                f"largest_sigma={self.largest_sigma!r} is not above {SMALLEST_SIGMA[self.family]}"
-                f" and at most {MOST_SIGMA:g}, where tails leave this world.",
+                f"largest_sigma must be above {SMALLEST_SIGMA[self.family]} and at most"
+                f" {MOST_SIGMA:g}, got {self.largest_sigma!r}; larger values give unrealistic"
+                " tails.",
                 fix=f"HeadOptions(largest_sigma={_LARGEST_SIGMA[self.family]})",
             )
         if self.levels is not None:
@@ -167,12 +173,15 @@ class HeadOptions:
             and self.bounds[0] < self.bounds[1]
         ):
             raise OptionError(
-                f"bounds={self.bounds!r} is no pair of ends, lower first.", fix="bounds=(0, 1)"
+                f"bounds must be a pair of numbers, lower first, got {self.bounds!r}.",
+                fix="bounds=(0, 1)",
             )
 
     def for_climate(self, mean_amount: float) -> HeadOptions:
-        """The same options with ε set, from the mean six-hour total in metres where it was left
-        open.
+        """Return the same options with ε set.
+
+        If ``epsilon`` was not given and the family uses it, it becomes ``mean_amount``, the mean
+        six-hour total in metres, limited to :data:`EPSILON_RANGE`.
         """
         if self.epsilon is not None or self.family not in _OWN["epsilon"]:
             return self
@@ -182,7 +191,7 @@ class HeadOptions:
 
     @property
     def sigma_bounds(self) -> tuple[float, float]:
-        """Smallest and largest σ of the families that bound it by an option."""
+        """Smallest and largest σ, for the families that have ``largest_sigma``."""
         return SMALLEST_SIGMA[self.family], self.largest_sigma or _LARGEST_SIGMA[self.family]
 
 
@@ -202,7 +211,8 @@ def _check_levels(levels: Sequence[float]) -> None:
         or any(b <= a for a, b in itertools.pairwise(levels))
     ):
         raise OptionError(
-            f"levels={levels!r} are not at least three increasing probabilities between 0 and 1.",
+            "levels must be at least three increasing probabilities between 0 and 1, got"
+            f" {levels!r}.",
             fix="levels=(0.1, 0.5, 0.9, 0.99)",
         )
 
@@ -219,12 +229,12 @@ PRESETS: dict[str, HeadOptions] = {
     ),
 }
 """Published decoders by name. ``lehmann2025``: Lehmann et al. (2025), arXiv:2506.19088, an MLP of
-three hidden layers on the surface latent, log1p(tp/1e-5). Theirs is not bounded at zero; this
-one is."""
+three hidden layers on the surface latent, log1p(tp/1e-5). The published one is not bounded at zero;
+this one is."""
 
 
 def unknown_head(name: object) -> OptionError:
-    """The error for a head that is not known."""
+    """Return the error for an unknown head."""
     return OptionError(
         f"there is no head {name!r}; valid are 'auto',"
         f" {', '.join(map(repr, (*FAMILIES, *PRESETS)))}, or a HeadOptions.",
@@ -233,19 +243,19 @@ def unknown_head(name: object) -> OptionError:
 
 
 def options_for(head: Any, family: str) -> HeadOptions:
-    """Resolve ``head=`` of finetune.
+    """Return the options for the ``head=`` argument of finetune.
 
     Parameters
     ----------
     head : str or HeadOptions
         ``"auto"``, a family, or a preset.
     family : str
-        What ``"auto"`` stands for.
+        The family for ``"auto"``.
 
     Raises
     ------
     OptionError
-        Unknown head.
+        If the head is unknown.
     """
     if isinstance(head, HeadOptions):
         return head

@@ -1,4 +1,4 @@
-"""From latents to raw fields: a small MLP per patch whose output overlaps its neighbours'."""
+"""The trunk of a head: a small MLP per patch, decoded with overlap into raw fields."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from xaurora.model.heads.options import HeadOptions
 
 
 class LatentMLP(nn.Module):
-    """An MLP per patch, decoded over twice the patch and blended with what the neighbours say
-    there.
+    """An MLP per patch, decoded over twice the patch size and blended with its neighbours.
 
-    Decoded each on its own, patches differ at their edges, and the seams show in a map. Here each
-    patch gives values half a patch beyond its own edges as well, weighted down to zero there;
-    weights add up to one at every pixel. It is a transposed convolution over the patches with a
-    fixed window on its kernel. A window of more than three patches adds a depthwise convolution
-    over their hidden values before.
+    Patches that are decoded independently differ at their edges, and the seams are visible in a
+    map. Here each patch also gives values half a patch beyond its own edges, with weights that fall
+    to zero there. The weights add up to one at every pixel. This is a transposed convolution over
+    the patches with a fixed window on its kernel. With a window of more than three patches, a
+    depthwise convolution over their hidden values comes first.
 
     Parameters
     ----------
     options : HeadOptions
     levels, width_in : int
-        Latent levels and their width.
+        Number and width of the latent levels.
     outputs : int
-        Fields to predict.
+        Number of fields to predict.
     patch_size : int
-        Pixels along a patch's side.
+        Pixels along the side of a patch.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class LatentMLP(nn.Module):
         self.around: nn.Conv2d | None = None
         if options.neighbours > 3:
             self.around = nn.Conv2d(size, size, options.neighbours - 2, groups=size)
-            nn.init.zeros_(self.around.weight)  # it starts as nothing
+            nn.init.zeros_(self.around.weight)  # no effect until it is trained
             nn.init.zeros_(self.around.bias)  # type: ignore[arg-type]
         kernel = patch_size + 2 * self.overlap
         self.out = nn.Linear(size, outputs * kernel**2)
@@ -63,14 +62,14 @@ class LatentMLP(nn.Module):
         nn.init.zeros_(self.out.bias)
         self.register_buffer("window", _window(patch_size, self.overlap), persistent=False)
         self.wraps = False
-        """Whether the eastern edge meets the western one; :func:`xaurora.model.aurora.placed` sets
-        it.
+        """Whether the eastern edge joins the western one. Set by
+        :func:`xaurora.model.aurora.placed`.
         """
 
     window: torch.Tensor
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """``(b, c, hp, wp, d)`` → ``(b, n, h, w)``, float32. The surface latent is level 0."""
+        """Map ``(b, c, hp, wp, d)`` to ``(b, n, h, w)``, float32. Level 0 is the surface latent."""
         if self.surface_only:
             latents = latents[:, :1]
         x = self._hidden(rearrange(latents, "b c h w d -> b h w (c d)"))
@@ -92,24 +91,25 @@ class LatentMLP(nn.Module):
         )
         size = ((x.shape[1] - 1) * p + kernel, (x.shape[2] - 1) * p + kernel)
         whole = nn.functional.fold(blocks.flatten(1, 2), size, kernel, stride=p)
-        start = p + self.overlap  # of the first patch that is no padding
+        start = p + self.overlap  # of the first patch that is not padding
         return whole[..., start : start + rows, start : start + columns]
 
     def _hidden(self, x: torch.Tensor) -> torch.Tensor:
-        """``(b, h, w, c d)`` → hidden values of each patch."""
+        """Return the hidden values of each patch from ``(b, h, w, c d)``."""
         if not (isinstance(self.norm, nn.LayerNorm) and len(self.hidden)):
             return self.hidden(self.norm(x))
-        # The norm's scale and shift go into the weights of the first layer: on latents that need no
-        # gradient, none is then made for the normalised ones, which is a third of the first layer's
-        # work.
+        # Fold the norm's scale and shift into the weights of the first layer. For latents that need
+        # no gradient, none is then computed for the normalised ones, which saves a third of the
+        # first layer's work.
         first: Any = self.hidden[0]
         x = nn.functional.layer_norm(x, self.norm.normalized_shape, eps=self.norm.eps)
         bias = first.bias + first.weight @ self.norm.bias
         return self.hidden[1:](nn.functional.linear(x, first.weight * self.norm.weight, bias))
 
     def _padded(self, x: torch.Tensor, reach: int) -> torch.Tensor:
-        """``(b, d, h, w)`` with ``reach`` more patches on every side: around the globe, or the
-        edge's own repeated.
+        """Return ``(b, d, h, w)`` padded with ``reach`` patches on every side.
+
+        Padding is circular in longitude if the grid wraps, otherwise it repeats the edge.
         """
         wraps = self.wraps and x.shape[-1] >= reach
         x = nn.functional.pad(x, (reach, reach, 0, 0), mode="circular" if wraps else "replicate")
@@ -117,8 +117,9 @@ class LatentMLP(nn.Module):
 
 
 def _window(patch: int, overlap: int) -> torch.Tensor:
-    """Weights over a patch and what it overlaps, ``(k²,)``: linear towards the ends, one in sum
-    wherever patches overlap.
+    """Return the blending weights over a patch and its overlap, ``(k²,)``.
+
+    They fall linearly towards the ends and add up to one wherever patches overlap.
     """
     kernel = patch + 2 * overlap
     at = torch.arange(kernel, dtype=torch.float32)
