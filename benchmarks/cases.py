@@ -1,8 +1,8 @@
-"""What the benchmark suite measures: sizes, and steps of this package beside stock microsoft-aurora
-code that does the same work.
+"""Cases of the benchmark suite: sizes, and steps of xaurora and of stock microsoft-aurora code.
 
-python benchmarks/cases.py full --size default        # the peak memory of one case in this process,
-as JSON
+    python benchmarks/cases.py full --size default    # prints the peak memory of one case as JSON
+
+The stock code does the same work as xaurora's. The case runs in this process.
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ UNITS = {
     "z": "m2 s-2",
 }
 SMALL_HEAD = {"width": 256, "neighbours": 1, "family": "censored_normal"}
-"""A two-layer MLP for each patch on its own, 256 wide: what a published head on frozen latents
-looks like.
-"""
+"""A two-layer MLP for each patch alone, 256 wide, like a published head on frozen latents."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class Size:
 
     @property
     def device(self) -> torch.device:
-        """A GPU where there is one."""
+        """Return the GPU if there is one, otherwise the CPU."""
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -100,7 +98,7 @@ SIZES = {
 
 
 def fields(size: Size, times: int = 4, shape: tuple[int, int] | None = None) -> xr.Dataset:
-    """Random ERA5-like fields, six-hourly, with rain: in memory."""
+    """Return random ERA5-like six-hourly fields with precipitation, in memory."""
     rng = np.random.default_rng(0)
     height, width = shape or size.shape
     latitude = size.north - np.arange(height) * size.spacing
@@ -134,7 +132,7 @@ def fields(size: Size, times: int = 4, shape: tuple[int, int] | None = None) -> 
 
 
 def build(size: Size, *, lora: bool = False) -> Aurora:
-    """The model with random weights and awake blocks, the same each time."""
+    """Build the model with the same random weights and active modulation each time."""
     torch.manual_seed(0)
     base = size.model(use_lora=lora)
     randomise_modulation(base)
@@ -142,7 +140,7 @@ def build(size: Size, *, lora: bool = False) -> Aurora:
 
 
 def head_of(base: Aurora, **options: Any) -> heads.HeadSet:
-    """A head for rain."""
+    """Return a head for precipitation."""
     torch.manual_seed(1)
     chosen = heads.options_for(heads.HeadOptions(**options), "csgd").for_climate(5e-4)
     levels, width = models.latent_size(base)
@@ -153,7 +151,7 @@ def head_of(base: Aurora, **options: Any) -> heads.HeadSet:
 
 
 def truth_of(ds: xr.Dataset, batch: Batch) -> Truth:
-    """What a step is scored against."""
+    """Return the truth that a step is scored against."""
     height, width = batch.spatial_shape
     tp = torch.from_numpy(ds["tp"].values[-1:, :height, :width])
     state = {
@@ -173,7 +171,7 @@ def sync(device: torch.device) -> None:
 
 
 def stock_forecast(base: Aurora, batch: Batch, steps: int = 1) -> Callable[[], None]:
-    """Upstream's ``rollout``."""
+    """Return a function that runs upstream's ``rollout``."""
     base.eval()
 
     def run() -> None:
@@ -189,7 +187,7 @@ def stock_forecast(base: Aurora, batch: Batch, steps: int = 1) -> Callable[[], N
 
 
 def _groups(base: Aurora, head: heads.HeadSet, how: str) -> list[torch.nn.Parameter]:
-    """What trains in stock code."""
+    """Return the parameters that train in stock code."""
     base.requires_grad_(how == "full")
     if how == "lora":
         for name, p in base.named_parameters():
@@ -200,8 +198,11 @@ def _groups(base: Aurora, head: heads.HeadSet, how: str) -> list[torch.nn.Parame
 def stock_step(
     size: Size, ds: xr.Dataset, how: str, checkpointing: bool, precision: str, head: dict[str, Any]
 ) -> Callable[[], None]:
-    """A training step as one writes it with microsoft-aurora alone: a hook on the decoder for the
-    head, the sum of mean absolute errors for Aurora's own variables, AdamW."""
+    """Return a training step written with microsoft-aurora alone.
+
+    It uses a hook on the decoder for the head, the sum of mean absolute errors for Aurora's own
+    variables, and AdamW.
+    """
     base = build(size, lora=how == "lora")
     execution.set_precision(base, "bf16" if precision == "bf16" else "32", size.device)
     own = head_of(base, **head)
@@ -249,7 +250,7 @@ def stock_step(
 
 
 def build_needs(size: Size) -> str:
-    """The name of the size's model, for what it takes."""
+    """Return the name of the size's model, which determines the data it needs."""
     return "base" if size.model is AuroraPretrained else "small"
 
 
@@ -262,7 +263,7 @@ def own_step(
     head: dict[str, Any],
     stack: contextlib.ExitStack,
 ) -> Callable[[], None]:
-    """The same with this package's parts, as :func:`xaurora.training.loop.fit` puts them together."""
+    """Return the same step with xaurora's parts, as :func:`xaurora.training.loop.fit` does it."""
     from xaurora.model import adapters
     from xaurora.model import rollout as stepping
 
@@ -314,7 +315,7 @@ def own_step(
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
-    """Floating-point operations a second of a plain matrix product."""
+    """Return the floating-point operations a second of a plain matrix product."""
     n = 8192 if device.type == "cuda" else 2048
     a = torch.randn(n, n, device=device, dtype=dtype)
     best = 0.0
@@ -328,20 +329,23 @@ def matrix_peak(device: torch.device, dtype: torch.dtype = torch.float32) -> flo
 
 
 def operations(run: Callable[[], None]) -> int:
-    """Floating-point operations of a call: matrix products and attention."""
+    """Return the floating-point operations of a call: matrix products and attention."""
     with LiveBytes() as counter:
         run()
     return counter.flops
 
 
 def forward_operations(base: Aurora, batch: Batch) -> int:
-    """Of a forward pass; in inference mode they would not be seen."""
+    """Return the floating-point operations of a forward pass.
+
+    In inference mode they would not be counted.
+    """
     with torch.no_grad():
         return operations(lambda: base(batch))
 
 
 def resident(reset: bool = False) -> int:
-    """The most bytes that this process held in memory, or on a GPU the tensors' peak."""
+    """Return the peak resident bytes of this process, or on a GPU the peak of its tensors."""
     if torch.cuda.is_available():
         if reset:
             torch.cuda.reset_peak_memory_stats()
@@ -353,7 +357,7 @@ def resident(reset: bool = False) -> int:
 
 
 def memory_case(name: str, size: Size) -> Iterator[Callable[[], None]]:
-    """A case by its name, ``stock full checkpointing``: yields what is to run."""
+    """Yield the function to run for a case name such as ``stock full checkpointing``."""
     words = name.split()
     ds = fields(size)
     if "predict" in words:

@@ -1,12 +1,11 @@
-"""Activation checkpointing: this package's, which recomputes once, beside upstream's. Writes
-benchmarks/reports/checkpointing.json.
+"""Compare xaurora's activation checkpointing, which recomputes once, with upstream's.
 
-    python benchmarks/checkpointing.py        # AuroraSmall, 96 × 160, a full training step, five
-    interleaved rounds
+    python benchmarks/checkpointing.py    # writes benchmarks/reports/checkpointing.json
 
-Times are of whole steps (forward, backward, AdamW) in one process, one after the other in every
-round, so that what else the machine does meets all alike. Peaks are bytes of tensors
-(``max_memory_allocated`` on a GPU), which do not wobble.
+AuroraSmall, 96 × 160, a full training step, five interleaved rounds. Times are of whole steps
+(forward, backward, AdamW) in one process. In every round the variants run one after the other, so
+that other load on the machine affects all of them equally. Peaks are bytes of tensors
+(``max_memory_allocated`` on a GPU), which do not vary between runs.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ HOWS = ("none", "stock", "once")
 
 
 def build(stock: bool, device: torch.device) -> Any:
-    """AuroraSmall with random weights and awake blocks, the same each time."""
+    """Build AuroraSmall with the same random weights and active modulation each time."""
     torch.manual_seed(0)
     base = AuroraSmallPretrained()
     randomise_modulation(base)
@@ -44,7 +43,7 @@ def build(stock: bool, device: torch.device) -> Any:
 
 
 def step(base: Any, batch: Batch, optimizer: Any, how: str) -> float:
-    """One training step; returns its loss."""
+    """Run one training step and return its loss."""
     context = execution.recomputed(base) if how == "once" else contextlib.nullcontext()
     with context:
         out = base(batch)
@@ -58,7 +57,7 @@ def step(base: Any, batch: Batch, optimizer: Any, how: str) -> float:
 
 
 def gradients(base: Any) -> dict[str, torch.Tensor]:
-    """By upstream's own names: its checkpointing renames parameters."""
+    """Return the gradients by upstream's own names: its checkpointing renames parameters."""
     found = {
         n.replace("_checkpoint_wrapped_module.", ""): p.grad.clone()
         for n, p in base.named_parameters()
@@ -102,7 +101,7 @@ def main() -> None:
     optimizers = {k: torch.optim.AdamW(bases[k].parameters(), lr=1e-6) for k in ("stock", "once")}
     optimizers["none"] = optimizers["once"]
     seconds: dict[str, list[float]] = {how: [] for how in HOWS}
-    for round_ in range(options.rounds + 1):  # the first warms up
+    for round_ in range(options.rounds + 1):  # the first round is a warm-up
         for how in HOWS:
             began = time.perf_counter()
             step(bases[how], batch, optimizers[how], how)

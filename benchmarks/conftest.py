@@ -1,4 +1,4 @@
-"""``--size``, what the cases share, and the table at the end."""
+"""Define the option ``--size``, the shared fixtures, and the table at the end of a run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--size",
         default="default",
         choices=list(cases.SIZES),
-        help="model and grid; default ends in 8 minutes on 2 cores",
+        help="model and grid; the default takes 8 minutes on 2 cores",
     )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> None:
-    """What does not grow with the size is measured once, at the default one."""
+    """Skip cases that do not depend on the size, unless the size is the default."""
     if config.getoption("--size") != "default":
         for item in items:
             if item.get_closest_marker("once"):
@@ -45,7 +45,7 @@ def size(request: pytest.FixtureRequest) -> cases.Size:
 
 @pytest.fixture(scope="session")
 def peak(size: cases.Size) -> float:
-    """The machine's own matrix product, operations a second."""
+    """Return the rate of the machine's own matrix product, in operations a second."""
     return cases.matrix_peak(size.device)
 
 
@@ -66,7 +66,7 @@ def pytest_benchmark_update_machine_info(
 ) -> None:
     from xaurora.utils import provenance
 
-    machine_info.clear()  # the names of machines and people are nobody's business
+    machine_info.clear()  # host and user names do not belong in a report
     machine_info |= {
         "machine": platform.machine(),
         "processor": _processor(),
@@ -93,7 +93,7 @@ def _processor() -> str:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """The table: seconds, beside stock, samples a second, share of the matrix product, peak memory."""
+    """Print the table of seconds, stock, ratio, samples a second, share of peak and memory."""
     session = getattr(config, "_benchmarksession", None)
     found = [b for b in getattr(session, "benchmarks", []) if b.stats.data]
     if not found:
@@ -107,7 +107,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Rows of a saved or a finished run as text."""
+    """Return the rows of a saved or a finished run as lines of text."""
     lines = [
         f"{'case':<58}{'seconds':>10}{'stock':>10}{'ratio':>8}{'samples/s':>11}{'of peak':>9}{'peak MB':>9}{'stock MB':>10}"
     ]
@@ -132,10 +132,10 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def stamp() -> str:
-    """Now, for a report."""
+    """Return the current time for a report."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A saved run."""
+    """Return a saved run."""
     return json.loads(path.read_text(encoding="utf-8"))

@@ -1,12 +1,11 @@
-"""How far ``estimate()`` is from the memory that training takes: writes
-benchmarks/reports/estimates.json and docs/memory.md.
+"""Compare the memory that ``estimate()`` predicts with the memory that training takes.
 
-    python benchmarks/estimates.py
+    python benchmarks/estimates.py    # writes benchmarks/reports/estimates.json, docs/memory.md
 
-Each case runs in a fresh process that imports everything first. What is measured is the largest
-resident set (VmHWM) above that of the imports; on a GPU, the largest that Torch had allocated.
-SLACK and FIXED of ``xaurora/estimation.py`` come from the cases of CALIBRATION, which are not among
-those of the table.
+Each case runs in a fresh process that imports everything first. The measured value is the largest
+resident set (VmHWM) above that of the imports, or on a GPU the largest memory allocated by Torch.
+SLACK and FIXED in ``xaurora/training/estimate.py`` come from the cases in CALIBRATION, which are
+not in the table.
 """
 
 from __future__ import annotations
@@ -64,8 +63,9 @@ CASES = [
 
 
 def resident(what: str) -> int:
-    """Bytes of this process: ``VmRSS`` now, ``VmHWM`` at most. getrusage would count what a parent
-    had.
+    """Return the bytes of this process: ``VmRSS`` is the current value, ``VmHWM`` the peak.
+
+    getrusage would include the peak of the parent process.
     """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(what):
@@ -74,7 +74,7 @@ def resident(what: str) -> int:
 
 
 def measure(case: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """In a fresh process: estimate, then train two steps."""
+    """Train two steps in this process, and return the measured and the estimated memory."""
     import matplotlib.figure
     import peft
     import scipy.stats
@@ -95,7 +95,7 @@ def measure(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     case = dict(case)
     model, strategy, rows = case.pop("model"), case.pop("strategy"), case.pop("shape")
     weights = str(folder / "small.safetensors") if model == "small" else None
-    # Things that are made at first use belong to the imports.
+    # Torch allocates memory at first use, which counts as part of the imports.
     torch.nn.functional.linear(torch.zeros(8, 8), torch.zeros(8, 8)).sum()
     ds = xaurora.open(folder / f"{rows[0]}x{rows[1]}.zarr", chunks={})
     before = resident("VmRSS")
@@ -117,7 +117,7 @@ def measure(case: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def run(cases: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """Every case in a process of its own."""
+    """Measure every case in a separate process."""
     rows = []
     for case in cases:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -137,7 +137,7 @@ def run(cases: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
 
 
 def prepare(folder: Path) -> None:
-    """Data of every size, and random weights of AuroraSmall in a file."""
+    """Write data of every size, and random weights of AuroraSmall, to a folder."""
     import torch
     from aurora import AuroraSmallPretrained
     from safetensors.torch import save_file
@@ -157,11 +157,11 @@ def prepare(folder: Path) -> None:
 
 
 def page(report: dict[str, Any]) -> str:
-    """The report in words and a table."""
+    """Return the text of the page."""
     worst = max(abs(r["estimated"] / r["measured"] - 1.0) for r in report["rows"])
     where = "the GPU" if report["gpu"] else "the CPU"
     lines = [
-        "# Does it fit?",
+        "# Memory",
         "",
         "Written by `benchmarks/estimates.py` from `benchmarks/reports/estimates.json`.",
         "",
@@ -176,28 +176,24 @@ def page(report: dict[str, Any]) -> str:
         ),
         "```",
         "",
-        (
-            "`estimate` goes through the steps of the training with tensors that have shapes and no"
-            " values: the same code runs, nothing is computed,"
-        ),
-        (
-            "and the largest number of bytes that are alive at once is exact. On a CPU a process"
-            " takes somewhat more, which was measured on other cases than these."
-        ),
-        (
-            "Time is the number of floating-point operations over a rate that is measured on the"
-            " spot; it is rough. `finetune` does the same before it"
-        ),
-        "starts, compares with the memory that is free, and says what to change.",
+        "`estimate` runs the steps of the training with fake tensors, which have shapes but no",
+        "values. The same code runs, nothing is computed, and the largest number of bytes alive",
+        "at once is exact. On a CPU a process needs somewhat more. That overhead was measured",
+        "on cases other than those in the table. The time is the number of floating-point",
+        "operations divided by a rate that is measured when `estimate` runs, and is a rough",
+        "figure. `finetune` makes the same estimate before it starts, compares it with the free",
+        "memory, and suggests what to change.",
         "",
         (
-            f"Estimated against measured on {where}, {report['machine']}, two steps each, five"
-            f" levels; the largest difference is {100 * worst:.0f} %. Measured is the largest"
+            f"The table compares estimated and measured memory on {where}, {report['machine']}, for"
+            " two steps each"
         ),
+        f"and five levels. The largest difference is {100 * worst:.0f} %.",
         (
-            "resident set above that of the imports, in a fresh process."
+            "Measured memory is the largest resident set above that of the imports, in a fresh"
+            " process."
             if not report["gpu"]
-            else "memory that Torch had allocated."
+            else "Measured memory is the largest memory allocated by Torch."
         ),
         "",
         "| model | strategy | grid | more | measured | estimated | ratio |",
@@ -225,7 +221,7 @@ def page(report: dict[str, Any]) -> str:
 
 
 def recomputing() -> list[str]:
-    """What activation checkpointing takes and gives, from its own report."""
+    """Return the lines of the section on activation checkpointing, from its own report."""
     path = ROOT / "benchmarks" / "reports" / "checkpointing.json"
     if not path.exists():
         return []
@@ -242,28 +238,28 @@ def recomputing() -> list[str]:
         "",
         "## Recomputing instead of storing",
         "",
+        "Upstream's activation checkpointing wraps the backbone, each layer and each block, one",
+        "inside the other, so that the forward pass runs several times. xaurora wraps blocks,",
         (
-            "Upstream's activation checkpointing wraps the backbone, each layer and each block, one"
-            " inside the other, and the forward pass runs several times over. Here blocks, encoder"
-            " and decoder"
+            "encoder and decoder once. The table shows a full training step of AuroraSmall at"
+            f" {r['shape'][0]}"
         ),
-        (
-            f"are wrapped once. A full training step of AuroraSmall at {r['shape'][0]} ×"
-            f" {r['shape'][1]}, five levels, {r['machine']}; `benchmarks/checkpointing.py`:"
-        ),
+        f"× {r['shape'][1]}, five levels, {r['machine']} (`benchmarks/checkpointing.py`):",
         "",
-        "| recomputed | a step, the fastest | peak of tensors |",
+        "| recomputed | fastest step | peak of tensors |",
         "|---|---|---|",
         *rows,
         "",
-        f"That is {r['speed_over_stock']:.2f} times upstream's speed (median of"
-        f" {len(r['seconds']['once'])} rounds, one after the other in one process). Gradients "
-        + (
-            f"differ from those without by {r['gradient_difference']:.0e} of the largest."
+        f"xaurora's checkpointing runs at {r['speed_over_stock']:.2f} times upstream's speed"
+        f" (median of {len(r['seconds']['once'])}",
+        "rounds, one after the other in one process).",
+        (
+            "Its gradients differ from those without checkpointing by"
+            f" {r['gradient_difference']:.0e} of the largest."
             if r["gradient_difference"]
-            else "are those without, to the bit."
-        )
-        + " The machine did other work as well: single times wobble, pairs less.",
+            else "Its gradients are bit-identical to those without checkpointing."
+        ),
+        "The machine also did other work: single times vary, ratios within a round vary less.",
     ]
 
 
@@ -271,12 +267,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--one", help="measure one case and print it")
+    parser.add_argument("--one", help="measure one case (JSON) and print the result")
     parser.add_argument("--folder", type=Path)
     parser.add_argument(
-        "--calibrate", action="store_true", help="the cases that SLACK and FIXED come from"
+        "--calibrate",
+        action="store_true",
+        help="run the cases from which SLACK and FIXED are derived",
     )
-    parser.add_argument("--keep", action="store_true", help="the page again, from the report")
+    parser.add_argument("--keep", action="store_true", help="rewrite the page from the report")
     options = parser.parse_args()
     if options.keep:
         report = json.loads((ROOT / "benchmarks" / "reports" / "estimates.json").read_text())

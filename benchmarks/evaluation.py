@@ -1,10 +1,10 @@
-"""Scoring a global 0.25° forecast beside a straightforward xarray program for the same metrics:
-time and memory, each in a fresh process.
+"""Compare scoring a global 0.25° forecast with a straightforward xarray program.
 
     python benchmarks/evaluation.py            # writes benchmarks/reports/evaluation.json
-    python benchmarks/evaluation.py --small    # 1.5°, to see that it runs
+    python benchmarks/evaluation.py --small    # 1.5°, a test that the script runs
 
-40 init times × 4 leads × 4 variables from Zarr, chunks of one field, two workers.
+Time and memory for the same metrics are measured, each in a fresh process. The data are 40 init
+times × 4 leads × 4 variables from Zarr, in chunks of one field. Two workers are used.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ MOST = 40
 
 
 def make(folder: Path, step: float, inits: int) -> None:
-    """Forecast and truth: smooth fields and noise, so that they compress as weather does, not as
+    """Write the forecast and the truth.
+
+    The fields are smooth with added noise, so that they compress as weather data do and not as
     zeros.
     """
     import zarr
@@ -106,7 +108,7 @@ print(json.dumps({{"seconds": seconds, "peak_mb": peak, "scores": out}}))
 
 
 def run(folder: Path, which: str) -> dict[str, Any]:
-    """One evaluation in a fresh process."""
+    """Run one evaluation in a fresh process."""
     code = CHILD.format(metrics=METRICS, names=list(NAMES))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -122,7 +124,7 @@ def run(folder: Path, which: str) -> dict[str, Any]:
 
 
 def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """Both by turns; the first round warms the page cache and does not count."""
+    """Run both programs alternately; the first round fills the page cache and is not counted."""
     rows: dict[str, list[dict[str, Any]]] = {"xaurora": [], "xarray": []}
     for i in range(rounds + 1):
         for which, list_ in rows.items():

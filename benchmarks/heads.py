@@ -1,13 +1,11 @@
-"""Which head suits which rain: every head on synthetic rain of known laws, and on the marginal
-distribution of real totals.
+"""Compare all heads on synthetic precipitation of known laws, and on the law of real totals.
 
-    python benchmarks/heads.py                       # writes benchmarks/reports/heads.json and
-    docs/heads.md python benchmarks/heads.py --data ../shared/data  # also fits the real totals
-    there
+    python benchmarks/heads.py               # writes benchmarks/reports/heads.json, docs/heads.md
+    python benchmarks/heads.py --data DIR    # also fits the real totals in DIR
 
-For each law and head a ``tiny`` Aurora is trained from scratch (``strategy="full"``) and scored on
-times that it has not seen, beside the forecaster that knows the law but not the state (climatology)
-and the one that knows both (perfect).
+For each law and head, a ``tiny`` Aurora is trained from scratch (``strategy="full"``) and scored on
+times that it was not trained on. It is compared with a forecaster that knows the law but not the
+state (climatology) and one that knows both (perfect).
 """
 
 from __future__ import annotations
@@ -33,12 +31,12 @@ LAWS = {
     "censored_normal": "continuous drizzle down to zero",
     "csgd": "censored shifted gamma",
     "hurdle_gamma": "gamma amounts, no drizzle",
-    "hurdle": "drizzle and heavy rain apart, W unknown: no head matches",
+    "hurdle": "separate drizzle and heavy precipitation, W unknown: no head matches",
 }
 
 
 def learn(job: tuple[str, str, int, int, int, int]) -> dict[str, Any]:
-    """Train and score once, on one thread."""
+    """Train and score one head on one law, with the given number of threads."""
     rain, head, times, steps, seed, threads = job
     import torch
 
@@ -65,7 +63,7 @@ def learn(job: tuple[str, str, int, int, int, int]) -> dict[str, Any]:
             progress=False,
         )
         seconds = time.monotonic() - began
-    # No frame of these was seen, neither in training nor in choosing the best state.
+    # These times were used neither in training nor in choosing the best state.
     init_times = ds["time"].values[times + 1 : times + 1 + HELD_OUT]
     forecast = ds.aurora.predict(
         "6h", model=model, time=init_times, variables=["tp"], progress=False
@@ -114,8 +112,9 @@ def learn(job: tuple[str, str, int, int, int, int]) -> dict[str, Any]:
 
 
 def marginal(totals: np.ndarray, head: str) -> dict[str, Any]:
-    """The member of a family that fits the distribution of real totals best by the head's own
-    score, with no state to look at.
+    """Return the scores of a head's family, fitted to the distribution of real totals.
+
+    The fit uses the head's own score and no state.
     """
     import torch
 
@@ -159,7 +158,7 @@ def marginal(totals: np.ndarray, head: str) -> dict[str, Any]:
 
 
 def real_totals(folder: Path) -> dict[str, np.ndarray]:
-    """Six-hour totals of the real sets, as far as they are there."""
+    """Return the six-hour totals of the real data sets that are in the folder."""
     import xaurora
 
     out = {}
@@ -180,12 +179,14 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=600)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2, help="processes at once, one thread each")
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="number of parallel processes, one thread each"
+    )
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument(
         "--keep",
         action="store_true",
-        help="keep the last report's trainings; fit the real totals, and write the page",
+        help="reuse the training results of the last report, fit the real totals, write the page",
     )
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -226,52 +227,50 @@ def main() -> None:
 
 
 def page(report: dict[str, Any]) -> str:
-    """The report in words and tables."""
+    """Return the text of the page."""
     rows = report["rows"]
     auto = [r for r in rows if r["head"] == report["auto"]]
     lines = [
-        "# Which head suits which rain",
+        "# Comparison of heads",
+        "",
+        "Written by `benchmarks/heads.py` from `benchmarks/reports/heads.json`.",
+        "`xaurora.synthetic(rain=...)` makes fields whose precipitation follows a known law.",
+        "The CRPS of a perfect forecaster, who knows the law and the state, and of the",
+        "climatology, which knows only the law, are therefore known. For each law and head, a",
+        (
+            "`tiny` Aurora is trained from scratch with all parameters trainable, for"
+            f" {rows[0]['steps']} steps"
+        ),
+        (
+            f"of 4 on {rows[0]['samples']} samples. It is scored on {HELD_OUT} later times, used"
+            " neither in training nor"
+        ),
+        "in choosing the best state.",
         "",
         (
-            "Written by `benchmarks/heads.py` from `benchmarks/reports/heads.json`."
-            " `xaurora.synthetic(rain=...)` makes fields whose rain follows a known law, so"
-            " that the"
+            f'`head="auto"` is `{report["auto"]}`. Over the laws it achieves at least'
+            f" {min(r['gain'] for r in auto):.2f} of the attainable"
         ),
         (
-            "CRPS of a perfect forecaster (who knows law and state) and of the climatology (who"
-            " knows the law alone) are known. A `tiny` Aurora is"
+            "gain in CRPS (the best head of each law:"
+            f" {min(max(r['gain'] for r in rows if r['law'] == law) for law in LAWS):.2f}). Its"
+            f" mean is {min(r['mean_ratio'] for r in auto):.2f} to"
+            f" {max(r['mean_ratio'] for r in auto):.2f} of the"
         ),
         (
-            f"trained from scratch for each law and head, everything moving, {rows[0]['steps']}"
-            f" steps of 4 on {rows[0]['samples']} samples, and scored on {HELD_OUT} later"
+            f"true mean, and its 90 % interval covers {100 * min(r['coverage'] for r in auto):.0f}"
+            f" to {100 * max(r['coverage'] for r in auto):.0f} %. The table of real totals at"
         ),
-        "times, which neither training nor the choice of the best state has seen.",
+        "the end shows how it differs from the other three-parameter families.",
         "",
-        f'`head="auto"` is `{report["auto"]}`. Over the laws it gains at least'
-        f" {min(r['gain'] for r in auto):.2f} of what can be known (the best head of each law: "
-        f"{min(max(r['gain'] for r in rows if r['law'] == law) for law in LAWS):.2f}), its mean is"
-        f" {min(r['mean_ratio'] for r in auto):.2f} to {max(r['mean_ratio'] for r in auto):.2f} of"
-        " the true one, and its",
-        (
-            f"90 % interval covers {100 * min(r['coverage'] for r in auto):.0f} to"
-            f" {100 * max(r['coverage'] for r in auto):.0f} %. What sets it apart from the other"
-            " families of three parameters is the table of real totals at the end."
-        ),
-        "",
-        (
-            "- **share**: of the CRPS in mm between climatology and the perfect forecaster, how"
-            " much is gained; 1 is all that can be known."
-        ),
-        "- **Brier skill** at a threshold, against the climatological frequency.",
-        (
-            "- **mean**: forecast mean over true mean. **bias**: how often the mean is above 1 mm,"
-            " over how often the truth is."
-        ),
+        "- **share**: the fraction achieved of the difference in CRPS (in mm) between",
+        "  climatology and the perfect forecaster. 1 is the maximum.",
+        "- **Brier skill** at a threshold, relative to the climatological frequency.",
+        "- **mean**: forecast mean divided by true mean. **bias**: how often the forecast mean",
+        "  exceeds 1 mm, divided by how often the truth does.",
         "- **coverage** of the 90 % interval (randomised where it is dry).",
-        (
-            "- **ms**: a training step of the whole model, batch 4, one thread; several runs shared"
-            " the machine."
-        ),
+        "- **ms**: milliseconds for a training step of the whole model, batch 4, one thread.",
+        "  Several runs shared the machine.",
     ]
     for law, described in LAWS.items():
         lines += [
@@ -299,15 +298,12 @@ def page(report: dict[str, Any]) -> str:
             "",
             "## Real totals, without any state",
             "",
-            (
-                "How well a family can take the shape of real six-hour totals of ERA5 at all: its"
-                " best fit by the head's own score to all totals of the set"
-            ),
-            (
-                "together, over what their own distribution scores (1 is perfect); Brier skill"
-                " against the frequency itself (0 is perfect); its mean over theirs; how"
-            ),
-            "often it exceeds 1 mm over how often they do; and the coverage of its 90 % interval.",
+            "This table shows how well a family can represent the distribution of real six-hour",
+            "totals of ERA5. Each family is fitted to all totals of a set together, by the head's",
+            "own score. The columns are its CRPS divided by that of the totals' own distribution",
+            "(1 is perfect), the Brier skill relative to the observed frequency (0 is perfect),",
+            "its mean divided by the mean of the totals, how often it exceeds 1 mm divided by how",
+            "often the totals do, and the coverage of its 90 % interval.",
             "",
             (
                 "| totals | head | CRPS over the best | Brier skill 0.1 mm | 1 mm | 5 mm | 10 mm |"
@@ -328,11 +324,9 @@ def page(report: dict[str, Any]) -> str:
                 )
     lines += [
         "",
-        (
-            "The `deterministic` head gives one value, whose CRPS is its absolute error: that it"
-            " gains less is the price of saying nothing about its own"
-        ),
-        "uncertainty, and its mean is too low because it is a median.",
+        "The `deterministic` head gives one value, whose CRPS is its absolute error. It gains",
+        "less because it does not represent its own uncertainty, and its mean is too low",
+        "because it is a median.",
         "",
         f"{report['date']}; {report['machine']}; "
         + ", ".join(f"{k} {v}" for k, v in report["versions"].items())

@@ -1,8 +1,9 @@
-"""A saved run of the suite → its report and ``docs/benchmarks.md``.
+"""Write the report of a saved benchmark run, and ``docs/benchmarks.md`` from all reports.
 
-pytest benchmarks/ --benchmark-only --benchmark-json=run.json python benchmarks/page.py run.json
-# writes benchmarks/reports/suite-<size>-<where>.json and the page python benchmarks/page.py
-# the page again, from the reports
+pytest benchmarks/ --benchmark-only --benchmark-json=run.json
+python benchmarks/page.py run.json    # writes benchmarks/reports/suite-<size>-<where>.json
+                                      # and the page
+python benchmarks/page.py             # rewrites the page from the reports
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 
 
 def condensed(run: dict[str, Any]) -> dict[str, Any]:
-    """What of a saved run is kept."""
+    """Return the part of a saved run that the report keeps."""
     rows = [
         {
             "group": b["group"],
@@ -39,7 +40,7 @@ def _cell(row: dict[str, Any], key: str, form: str, factor: float = 1.0) -> str:
 
 
 def section(report: dict[str, Any]) -> list[str]:
-    """One machine's tables."""
+    """Return the lines of one machine's tables."""
     m = report["machine"]
     where = m["gpu"] if m["gpu"] != "none" else f"{m['processor']}, {m['cores']} cores, no GPU"
     versions = ", ".join(f"{n} {v}" for n, v in m["versions"].items())
@@ -56,7 +57,7 @@ def section(report: dict[str, Any]) -> list[str]:
             "",
             *([] if dates == [report["date"]] else [f"Measured {dates[0][:16]} UTC.", ""]),
             (
-                "| case | seconds | stock | ratio | samples/s | of matrix peak | peak | stock's"
+                "| case | seconds | stock | ratio | samples/s | of matmul peak | peak | stock's"
                 " peak | |"
             ),
             "|---|---|---|---|---|---|---|---|---|",
@@ -80,25 +81,23 @@ def section(report: dict[str, Any]) -> list[str]:
 
 
 def page(reports: list[dict[str, Any]]) -> str:
-    """The page."""
+    """Return the text of the page."""
     lines = [
         "# Benchmarks",
         "",
         "<!-- Written by benchmarks/page.py from benchmarks/reports/suite-*.json. -->",
         "",
-        (
-            "Speed and memory beside stock microsoft-aurora code that does the same work, in turns"
-            " with it in the same run:"
-        ),
+        "Speed and memory compared with stock microsoft-aurora code for the same work. Both run",
+        "alternately in the same session:",
         "",
         "```bash",
         (
             "pytest benchmarks/ --benchmark-only                     # AuroraSmall at 96 × 160;"
-            " some 8 minutes on 2 cores"
+            " about 8 minutes on 2 cores"
         ),
         (
             "pytest benchmarks/ --benchmark-only --size small-0.25   # also small-region,"
-            " small-0.4, base-0.25: for machines that can"
+            " small-0.4, base-0.25, on larger machines"
         ),
         (
             "pytest benchmarks/ --benchmark-only --benchmark-json=run.json && python"
@@ -106,28 +105,18 @@ def page(reports: list[dict[str, Any]]) -> str:
         ),
         "```",
         "",
-        (
-            "`ratio` is the median of stock's seconds over the median of ours: above 1 is faster."
-            " `peak` is the resident memory of a fresh process, on a"
-        ),
-        (
-            "GPU the peak of its tensors. `of matrix peak` is the share of the machine's own matrix"
-            " product in float32. Weights are random, with adaptive layer norms"
-        ),
-        (
-            "that are awake. Machines differ, and one machine from minute to minute: look at"
-            " ratios, and do not trust a hundredth."
-        ),
+        "`ratio` is the median of stock's seconds divided by the median of xaurora's: a value",
+        "above 1 means that xaurora is faster. `peak` is the resident memory of a fresh",
+        "process, or on a GPU the peak of its tensors. `of matmul peak` is the share of the",
+        "machine's own matrix product rate in float32. Weights are random, and the adaptive",
+        "layer norms are randomised so that they are active. Timings differ between machines,",
+        "and on one machine from minute to minute: compare ratios, and do not rely on",
+        "differences of a hundredth.",
         "",
-        (
-            "In `head on stored latents` a step reads its sample from a store of 100 on disk;"
-            " `default` is the default head (a censored, shifted gamma"
-        ),
-        (
-            "law, 512 wide, decoded with overlap), whose incomplete gamma functions alone take some"
-            " 10 ms a step, and `small` a two-layer MLP for each"
-        ),
-        "patch, 256 wide, of a censored normal law.",
+        "In `head on stored latents`, a step reads its sample from a store of 100 on disk.",
+        "`default` is the default head: a censored, shifted gamma law, 512 wide, decoded with",
+        "overlap. Its incomplete gamma functions alone take about 10 ms a step. `small` is a",
+        "two-layer MLP for each patch, 256 wide, with a censored normal law.",
         "",
     ]
     for report in reports:
@@ -139,9 +128,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, nargs="?", help="what --benchmark-json wrote")
+    parser.add_argument("run", type=Path, nargs="?", help="the file written by --benchmark-json")
     parser.add_argument(
-        "--merge", action="store_true", help="a run of some groups; the others stay as they are"
+        "--merge", action="store_true", help="the run covers some groups; keep the others"
     )
     arguments = parser.parse_args()
     if arguments.run is not None:

@@ -1,13 +1,12 @@
-"""The published ways of fine-tuning Aurora side by side, on synthetic fields and on real ERA5 over
-Norway.
+"""Compare the published ways of fine-tuning Aurora, on synthetic fields and on ERA5 over Norway.
 
-    python benchmarks/setups.py            # writes benchmarks/reports/setups.json, docs/setups.md
-    and its figure python benchmarks/setups.py --keep     # the page and the figure again, from the
-    report
+    python benchmarks/setups.py           # writes benchmarks/reports/setups.json, docs/setups.md
+                                          # and its figure
+    python benchmarks/setups.py --keep    # rewrites the page and the figure from the report
 
-Each setup starts from the same model and is scored, by lead time, on init times that were not
-trained on. Nothing is chosen by their scores (``validations=1``). The interval is a block bootstrap
-over init times of the difference to the untuned start.
+Each setup starts from the same model and is scored by lead time on init times that were not used in
+training. Their scores do not influence any choice (``validations=1``). The interval comes from a
+block bootstrap over init times of the difference from the untuned start.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-START = 10  # steps that the tiny over Norway was trained before
+START = 10  # training steps of the tiny model that is the start for Norway
 LEADS = ("6h", "12h", "18h", "24h")
 STATE = {"synthetic": ("t2m", "u10", "v10", "msl"), "norway": ("t2m", "u10", "v10", "msl")}
 
-# What a person with a pretrained Aurora would type. The tiny models here take higher rates and
-# fewer steps: TINY.
+# Arguments for a pretrained Aurora. TINY overrides them for the tiny models used here, with higher
+# rates and fewer steps.
 RECIPES: dict[str, dict[str, Any]] = {
     "1 full, one step": {
         "strategy": "full",
@@ -65,7 +64,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def synthetic() -> tuple[Any, Any, dict[str, Any]]:
-    """Fields, the part that trains, and the start."""
+    """Return the fields, their training part, and the start model."""
     import xaurora
 
     ds = xaurora.synthetic(times=360, seed=11)
@@ -74,7 +73,7 @@ def synthetic() -> tuple[Any, Any, dict[str, Any]]:
 
 
 def norway(folder: Path) -> tuple[Any, Any]:
-    """Real ERA5: a week, six-hourly, without rain."""
+    """Return a week of real six-hourly ERA5 without precipitation, and its split."""
     import xaurora
 
     files = folder / "era5_norway_2025-06"
@@ -86,8 +85,9 @@ def norway(folder: Path) -> tuple[Any, Any]:
 
 
 def imerg_like(ds: Any) -> Any:
-    """Rain as a satellite sees it: on a grid of its own, in longitudes of −180 to 180, and nothing
-    poleward of 60°.
+    """Return precipitation as a satellite would observe it.
+
+    It is on a separate grid and has no values poleward of 60°.
     """
     truth = ds[["tp"]].interp(
         latitude=np.arange(87.75, -88.0, -4.5),
@@ -99,9 +99,7 @@ def imerg_like(ds: Any) -> Any:
 
 
 def errors(forecast: Any, ds: Any, name: str, kind: str) -> np.ndarray:
-    """Area mean of an error by init time and lead, ``(init_time, lead_time)``, NaN where there is
-    no truth.
-    """
+    """Return the area mean of an error, ``(init_time, lead_time)``, NaN where there is no truth."""
     from xaurora import distributions
     from xaurora.fields.grid.weights import latitude_weights
 
@@ -132,9 +130,11 @@ def errors(forecast: Any, ds: Any, name: str, kind: str) -> np.ndarray:
 
 
 def bootstrap(start: np.ndarray, tuned: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Mean relative gain over the start, and its 95 % interval: a circular block bootstrap over
-    init times, in blocks of two days (or a third of a shorter series), because neighbours in
-    time are alike."""
+    """Return the mean relative gain over the start, and its 95 % interval.
+
+    A circular block bootstrap over init times, in blocks of two days (or a third of a shorter
+    series), because neighbouring times are correlated.
+    """
     kept = np.isfinite(start).any(axis=1)
     gain = np.nanmean((start - tuned)[kept], axis=1) / np.nanmean(start)
     rng = np.random.default_rng(seed)
@@ -146,7 +146,7 @@ def bootstrap(start: np.ndarray, tuned: np.ndarray, seed: int = 0) -> tuple[floa
 
 
 def run(name: str, where: str, data: Path, scale: float = 1.0) -> dict[str, Any]:
-    """Train one setup and score it beside its untuned start."""
+    """Train one setup, and score it and its untuned start."""
 
     options = {**RECIPES[name], **TINY[name], "validations": 1, "progress": False}
     options["steps"] = max(int(options["steps"] * scale), 2)
@@ -188,7 +188,7 @@ def run(name: str, where: str, data: Path, scale: float = 1.0) -> dict[str, Any]
             start = {"model": untuned}
             target = "t2m" if head_alone else "all"
             options |= split
-            if head_alone:  # the start is then the head that knows the climatology alone
+            if head_alone:  # the start is a head that predicts only the climatology
                 untuned = ds.aurora.finetune(
                     "t2m",
                     **start,
@@ -248,8 +248,10 @@ def run(name: str, where: str, data: Path, scale: float = 1.0) -> dict[str, Any]
 
 
 def figure(report: dict[str, Any], path: Path) -> None:
-    """RMSE and MAE by lead, one line a setup: rain and temperature of the synthetic fields,
-    temperature over Norway.
+    """Plot RMSE and MAE by lead time, with one line for each setup.
+
+    The panels show precipitation and temperature of the synthetic fields, and temperature over
+    Norway.
     """
     from matplotlib.figure import Figure
 
@@ -289,31 +291,30 @@ def figure(report: dict[str, Any], path: Path) -> None:
 
 
 def page(report: dict[str, Any]) -> str:
-    """Recipes, and the report in a table."""
+    """Return the text of the page: the recipes, and the report in a table."""
     typed = {
         "1 full, one step": (
-            "Everything trains on one step, as Aurora itself was fine-tuned first (Bodnar et al."
-            " 2025, supplement D)."
+            "All parameters train on one step, as in the first stage of Aurora's own fine-tuning"
+            " (Bodnar et al. 2025, supplement D)."
         ),
         "2 two steps": (
-            "Two steps, their losses averaged, gradients through both: the model learns what its"
-            " first step does to the second."
+            "Two steps, with averaged losses and gradients through both. The model learns how its"
+            " first step affects the second."
         ),
         "3 LoRA, push-forward": (
-            "Low-rank adapters on a frozen base, three steps, no gradient between steps: long"
-            " forecasts at the memory of one step."
+            "Low-rank adapters on a frozen base, three steps, no gradient between steps. Long"
+            " forecasts need the memory of one step."
         ),
         "4 replay buffer": (
-            "Forecasts are kept and go one step on at a time; they grow up to `rollout_steps` (40"
-            " for ten days). One in ten is fresh. As Aurora's long forecasts were tuned."
+            "Forecasts are kept and advanced one step at a time, up to `rollout_steps` (40 for ten"
+            " days). One in ten is fresh. Aurora's long forecasts were tuned in this way."
         ),
         "5 head, batch 1, bf16": (
-            "The small-GPU recipe: the backbone is frozen and runs in bfloat16, the head alone"
-            " trains."
+            "For small GPUs: the backbone is frozen and runs in bfloat16, and only the head trains."
         ),
         "6 IMERG as target": (
-            "Rain as a satellite saw it, brought onto the data's grid; what it did not see is left"
-            " out."
+            "Satellite precipitation, regridded onto the data's grid. Points without observations"
+            " are left out."
         ),
     }
     shown = {
@@ -342,23 +343,15 @@ def page(report: dict[str, Any]) -> str:
     lines = [
         "# Recipes",
         "",
-        (
-            "Written by `benchmarks/setups.py` from `benchmarks/reports/setups.json`. Each recipe"
-            " is arguments alone. The rates and lengths are those published for a pretrained"
-        ),
-        (
-            "Aurora; the runs below are of tiny models, with higher rates and fewer steps (`TINY`"
-            " in the script)."
-        ),
+        "Written by `benchmarks/setups.py` from `benchmarks/reports/setups.json`. Each recipe",
+        "consists of arguments only. The learning rates and lengths are those published for a",
+        "pretrained Aurora. The runs below use tiny models, with higher rates and fewer steps",
+        "(`TINY` in the script).",
         "",
-        (
-            'Years: `train=("2016", "2023"), validation="2024"`, and 2025 for the test. Windows'
-            " never cross from one part into the other: not the history, not the rollout, not the"
-        ),
-        (
-            "hours that a total sums up. The pretrained Auroras have seen ERA5 up to 2020;"
-            " `finetune` says so where that touches the validation."
-        ),
+        'To split by years, use `train=("2016", "2023"), validation="2024"`, with 2025 as the',
+        "test year. Windows never cross from one part into the other. This covers the history,",
+        "the rollout and the hours of a total. The pretrained Auroras used ERA5 up to",
+        "2020, and `finetune` reports an overlap with the validation period.",
         "",
     ]
     for name, words in typed.items():
@@ -366,17 +359,14 @@ def page(report: dict[str, Any]) -> str:
     lines += [
         "## Side by side",
         "",
-        (
-            "Gain over the untuned start on init times that were not trained on, mean of the lead"
-            " times that the setup trains, with a 95 % interval of a block bootstrap over init"
-            " times. Synthetic fields: CRPS of rain;"
-        ),
-        (
-            " the start is `tiny-pretrained` with a head that knows the climatology alone. Norway,"
-            " a week of real ERA5 without rain: squared error of four surface variables, each over"
-            f" the start's; the start is a `tiny` after {START} steps. There, setup 5 learns t2m"
-        ),
-        "with a head, on a base that does not know t2m, and its score is the CRPS at +6 h.",
+        "The table shows the gain over the untuned start on init times that were not used in",
+        "training: the mean over the lead times that the setup trains, with a 95 % interval",
+        "from a block bootstrap over init times. For the synthetic fields the score is the CRPS",
+        "of precipitation, and the start is `tiny-pretrained` with a head that predicts only",
+        "the climatology. For Norway, a week of real ERA5 without precipitation, the score is",
+        "the squared error of four surface variables, each divided by that of the start, which",
+        f"is a `tiny` after {START} steps. There, setup 5 trains a head for t2m on a base without",
+        "t2m, and its score is the CRPS at +6 h.",
         "",
         "| setup | fields | score | up to | steps | gain | 95 % interval |",
         "|---|---|---|---|---|---|---|",
@@ -406,7 +396,7 @@ def main() -> None:
     )
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--one", nargs=2, metavar=("SETUP", "FIELDS"))
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the steps")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of steps")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     options = parser.parse_args()
     path = ROOT / "benchmarks" / "reports" / "setups.json"
@@ -424,7 +414,7 @@ def main() -> None:
         for where in places:
             for name in RECIPES:
                 if where == "norway" and name.startswith("6"):
-                    continue  # there is no satellite rain of that week
+                    continue  # there is no satellite precipitation for that week
                 command = [
                     sys.executable,
                     __file__,

@@ -1,9 +1,8 @@
-"""Memory and time of ``ds.aurora.statistics()`` on a Zarr store that does not fit in memory.
+"""Measure memory and time of ``ds.aurora.statistics()`` on a store that does not fit in memory.
 
-    python benchmarks/statistics.py --gigabytes 20    # makes the store, computes in a process of
-    its own, deletes the store
+    python benchmarks/statistics.py --gigabytes 20    # writes benchmarks/reports/statistics.json
 
-Writes benchmarks/reports/statistics.json.
+The script makes a Zarr store, computes the statistics in a separate process, and deletes the store.
 """
 
 from __future__ import annotations
@@ -30,15 +29,16 @@ began = time.monotonic()
 got = ds.aurora.statistics("tp", progress=False)
 seconds = time.monotonic() - began
 values = dict(zip(got["statistic"].values.tolist(), got["tp"].values.tolist()))
-# VmHWM: the peak of this process alone; getrusage would hand down that of the process that started it
+# VmHWM is the peak of this process alone; getrusage would include that of the parent process.
 peak = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024**2
 print(json.dumps({"seconds": seconds, "peak_gib": peak, "values": values}))
 """
 
 
 def make(path: Path, times: int, chunk: int) -> None:
-    """A store of six-hour totals, in chunks of several times: other ones at every time, written
-    chunk by chunk.
+    """Write a store of six-hour totals, in chunks of several times.
+
+    The fields differ at every time, and are written chunk by chunk.
     """
     import dask.array
 
@@ -71,12 +71,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--gigabytes", type=float, default=20.0)
-    parser.add_argument("--chunk", type=int, default=20, help="times in a chunk")
+    parser.add_argument("--chunk", type=int, default=20, help="number of times in a chunk")
     parser.add_argument(
         "--folder",
         type=Path,
         default=None,
-        help="where the store is made; the temporary folder by default",
+        help="folder for the store; the temporary folder by default",
     )
     options = parser.parse_args()
     times = int(options.gigabytes * 1e9 / (4 * SHAPE[0] * SHAPE[1]))

@@ -1,14 +1,14 @@
-"""What each strategy buys: untuned, frozen, decoder, LoRA, PEFT and full from the same start on the
-same data.
+"""Compare untuned, frozen, decoder, LoRA, PEFT and full from the same start on the same data.
 
-    python benchmarks/strategies.py              # writes benchmarks/reports/strategies.json,
-    docs/strategies.md and its figure python benchmarks/strategies.py --keep       # the page and
-    the figure again, from the report python benchmarks/strategies.py --pretrain   # makes the
-    start, xaurora/assets: forty minutes on one core
+    python benchmarks/strategies.py               # writes benchmarks/reports/strategies.json,
+                                                  # docs/strategies.md and its figure
+    python benchmarks/strategies.py --keep        # rewrites the page and the figure from the report
+    python benchmarks/strategies.py --pretrain    # makes the start in xaurora/assets; takes forty
+                                                  # minutes on one core
 
 The start is a ``tiny`` Aurora pretrained on the state variables of ``xaurora.synthetic`` under five
-laws of motion, as Aurora was on the weather; rain it has never seen. Each strategy runs in a
-process of its own, on one thread.
+laws of motion, as Aurora was on the weather. It was never trained on precipitation. Each strategy
+runs in a separate process, on one thread.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
         "base_loss": 0.0,
     },
 }
-# Rain that comes from two patches away, eight columns a step: the head does not see that far.
+# Precipitation moves by two patches, eight columns a step: farther than the head can see.
 FAR: dict[str, dict[str, Any]] = {
     "far: untuned": {**CASES["untuned"], "motion": "storm"},
     "far: frozen": {"strategy": "frozen", "motion": "storm"},
@@ -57,8 +57,9 @@ FAR: dict[str, dict[str, Any]] = {
 
 
 def pretrain(out: Path) -> None:
-    """Train a ``tiny`` on the state variables of several laws of motion, then once more with more
-    of the hardest, and keep it in bfloat16.
+    """Pretrain a ``tiny`` on state variables of several laws of motion, and save it in bfloat16.
+
+    A second training adds more of the hardest motion.
     """
     from xaurora.sources.synthesis import MOTIONS
 
@@ -81,7 +82,7 @@ def _pretrained(
     options: dict[str, Any],
     out: Path,
 ) -> Any:
-    """Training on so many times of each motion, a year apart; validated on 20 others."""
+    """Train on ``times`` times of each motion, a year apart, and validate on 20 others."""
     import xarray as xr
 
     import xaurora
@@ -106,7 +107,7 @@ def _pretrained(
 
 
 def keep(tuned: Any, out: Path) -> None:
-    """Write a pretrained tiny as ``model="tiny-pretrained"`` reads it."""
+    """Write a pretrained tiny in the format that ``model="tiny-pretrained"`` reads."""
     import torch
     from safetensors.torch import save_file
 
@@ -131,7 +132,7 @@ def keep(tuned: Any, out: Path) -> None:
 
 
 def resident(what: str) -> int:
-    """Bytes of this process: ``VmRSS`` now, ``VmHWM`` at most."""
+    """Return the bytes of this process: ``VmRSS`` is the current value, ``VmHWM`` the peak."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(what):
             return int(line.split()[1]) * 1024
@@ -189,7 +190,7 @@ def learn(name: str) -> dict[str, Any]:
         seconds = time.monotonic() - began
         peak = resident("VmHWM") - before
     steps = case["steps"] * (2 if then else 1)
-    # No frame of these was seen, neither in training nor in choosing the best state.
+    # These times were used neither in training nor in choosing the best state.
     init_times = ds["time"].values[TRAINED + 1 : TRAINED + 1 + HELD_OUT]
     forecast = ds.aurora.predict(
         LEADS[-1], model=tuned, time=init_times, variables=["tp", *STATE], progress=False
@@ -234,8 +235,9 @@ def learn(name: str) -> dict[str, Any]:
 
 
 def blur(forecast: Any, truth: Any) -> float:
-    """Zonal power of the forecast at wavelengths of 4 to 8 grid points, over the truth's: 1 is as
-    sharp, less is blurred.
+    """Return the zonal power at wavelengths of 4 to 8 grid points, divided by the truth's.
+
+    1 is as sharp as the truth, less is blurred.
     """
     there = truth.sel(time=forecast["valid_time"].values)
     power = [np.abs(np.fft.rfft(v.values, axis=-1)) ** 2 for v in (forecast, there)]
@@ -245,7 +247,7 @@ def blur(forecast: Any, truth: Any) -> float:
 
 
 def figure(report: dict[str, Any], path: Path) -> None:
-    """Shares by lead, and what they cost."""
+    """Plot the shares by lead time, the state, and the cost."""
     from matplotlib.figure import Figure
 
     fig = Figure(figsize=(12, 4.4), layout="constrained")
@@ -283,7 +285,7 @@ def figure(report: dict[str, Any], path: Path) -> None:
 
 
 def page(report: dict[str, Any]) -> str:
-    """The report in words and a table."""
+    """Return the text of the page."""
     rows = {r["case"]: r for r in report["rows"]}
     frozen, full, lora, peft = rows["frozen"], rows["full"], rows["lora"], rows["peft"]
     alone, untuned, scrambled = (
@@ -301,23 +303,17 @@ def page(report: dict[str, Any]) -> str:
         "",
         "Written by `benchmarks/strategies.py` from `benchmarks/reports/strategies.json`.",
         "",
+        "The start is a `tiny` Aurora that was pretrained on the state variables of",
+        "`xaurora.synthetic` under five laws of motion, as Aurora was on the weather",
+        '(`model="tiny-pretrained"`). It was never trained on precipitation. Each strategy',
         (
-            "The start is a `tiny` Aurora that was pretrained on the state variables of"
-            " `xaurora.synthetic` under five laws of motion, as Aurora was on the"
+            f"trains it on the same {frozen['samples']} samples, with {COMMON['steps']} steps of"
+            f" {COMMON['batch_size']}, and is scored on {HELD_OUT}"
         ),
-        (
-            'weather (`model="tiny-pretrained"`). It has never seen rain. Each strategy trains it'
-            f" on the same {frozen['samples']} samples, {COMMON['steps']} steps of"
-            f" {COMMON['batch_size']}, and is"
-        ),
-        (
-            f"scored on {HELD_OUT} later init times. A perfect forecaster's CRPS is known, so that"
-            " **share** says how much of what can be known was gained over the"
-        ),
-        (
-            "climatology: 1 is everything, and below 0 is worse than the climatology. The fields"
-            " drift two columns a step, half a patch of the model."
-        ),
+        "later init times. A perfect forecaster's CRPS is known. **share** is the fraction",
+        "of the attainable gain over the climatology: 1 is the maximum, and values below 0 are",
+        "worse than the climatology. The fields drift two columns a step, half a patch of the",
+        "model.",
         "",
         (
             "| strategy | trains | peak memory | ms a step | CRPS +6 h | share +6 h | share +24 h |"
@@ -335,83 +331,95 @@ def page(report: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "- **trains**: parameters; the untuned row has a head that knows the climatology alone.",
-        (
-            "- **state**: RMSE of the surface state over its standard deviation, mean of four"
-            " variables; what later leads stand on."
-        ),
-        (
-            "- **sharpness**: zonal power of 2 m temperature at wavelengths of 4 to 8 grid points,"
-            " over the truth's. Below 1 is blur."
-        ),
-        "- **ms a step** includes validation and saving; one thread.",
+        "- **trains**: the number of trainable parameters. The untuned row has a head that",
+        "  predicts only the climatology.",
+        "- **state**: RMSE of the surface state divided by its standard deviation, averaged",
+        "  over four variables. Later lead times depend on this state.",
+        "- **sharpness**: zonal power of 2 m temperature at wavelengths of 4 to 8 grid points,",
+        "  divided by that of the truth. Below 1 is blurred.",
+        "- **ms a step** includes validation and saving, on one thread.",
         "",
-        "![Shares of what can be gained, by lead; the state; cost](strategies.png)",
+        "![Share of the attainable gain by lead time, state and cost](strategies.png)",
         "",
-        "## What the figures say",
+        "## Results",
         "",
         (
-            "**Is freezing enough?** At +6 h, yes: the head on the frozen backbone gains"
-            f" {share(frozen)} of what can be known, and everything trained gains {share(full)}."
-            " Further on the base has to"
+            "**Is freezing enough?** At +6 h, yes: the head on the frozen backbone achieves"
+            f" {share(frozen)}"
         ),
         (
-            "forecast the state first, and what a strategy does to the base counts:"
-            f" {share(frozen, 3)} and {share(full, 3)} at +24 h."
+            f"of the attainable gain, and training everything achieves {share(full)}. At longer"
+            " lead times"
         ),
+        "the base has to forecast the state first, and the effect of a strategy on the base",
+        f"matters: {share(frozen, 3)} and {share(full, 3)} at +24 h.",
+        "",
+        "**Does the backbone matter, or only the head?** On a backbone of random weights the",
+        (
+            f"same head achieves {share(scrambled)} at +6 h, which is as much: the fields drift"
+            " half a patch, and"
+        ),
+        "the head itself sees its surroundings. At +12 h, after one step of the base itself,",
+        (
+            f"the shares are {share(frozen, 1)} with the pretrained backbone and"
+            f" {share(scrambled, 1)} with the random one. Where"
+        ),
+        'precipitation comes from two patches away (`motion="storm"`, eight columns a step),',
+        (
+            f"the pretrained backbone also matters at +6 h: {share(far)} against"
+            f" {share(far_scrambled)}. This tiny model"
+        ),
+        "forecasts those storms less well than the slower motions.",
         "",
         (
-            "**Is it the backbone, or the head?** On a backbone of random weights the same head"
-            f" gains {share(scrambled)} at +6 h, as much: the fields drift half a patch, and the"
-            " head sees its surroundings"
+            f"**LoRA or freezing?** LoRA achieves {share(lora)} at +6 h and {share(lora, 3)} at +24"
+            " h, and freezing"
         ),
         (
-            f"itself. At +12 h, after one step of the base's own, it is {share(frozen, 1)} against"
-            f' {share(scrambled, 1)}. And where rain comes from two patches away (`motion="storm"`,'
-            " eight columns a step), what the backbone"
-        ),
-        (
-            f"learnt is what counts at +6 h as well: {share(far)} against {share(far_scrambled)}."
-            " This tiny knows those storms less well than the slower motions."
-        ),
-        "",
-        (
-            f"**LoRA or freezing?** LoRA gains {share(lora)} at +6 h and {share(lora, 3)} at +24 h,"
-            f" freezing {share(frozen)} and {share(frozen, 3)}. It trains the base as well, for"
+            f"achieves {share(frozen)} and {share(frozen, 3)}. LoRA also trains the base, at"
             f" {lora['seconds_a_step'] / frozen['seconds_a_step']:.1f} times the time of a step"
         ),
         (
-            f"and {lora['peak'] / frozen['peak']:.1f} times the memory. Its saving against full"
-            " fine-tuning is in gradients and optimiser, which on a model as small as this are"
-            f" little: {lora['peak'] / full['peak']:.2f} of the memory; on AuroraSmall see"
+            f"and {lora['peak'] / frozen['peak']:.1f} times the memory. Compared with full"
+            " fine-tuning, it saves memory for"
+        ),
+        "gradients and the optimiser. On such a small model the saving is small: LoRA takes",
+        (
+            f"{lora['peak'] / full['peak']:.2f} of the memory. For AuroraSmall, see"
             " [memory](memory.md)."
         ),
         "",
-        "**Aurora's functions or PEFT, or both?** Aurora's own LoRA sits on attention alone and"
-        " knows the rollout step; PEFT's sits on attention and MLP, has more methods, and is saved"
-        f" in a format that others read. They gain {share(lora)} and {share(peft)} at +6 h,"
-        f" {share(lora, 3)} and {share(peft, 3)} at +24 h. One after the other (the first merged"
-        f" into the weights) gains {share(rows['lora, then peft'])} and"
-        f" {share(rows['lora, then peft'], 3)}: "
-        + (
-            "no more than either alone."
-            if rows["lora, then peft"]["share"][0] <= max(lora["share"][0], peft["share"][0]) + 0.01
-            else "a little more than either alone."
-        ),
-        "",
+        "**Aurora's own LoRA, PEFT, or both?** Aurora's own LoRA adapts only attention and",
+        "depends on the rollout step. PEFT's adapts attention and MLP, offers more methods, and",
         (
-            "**May I train on rain alone?** Not if you forecast beyond +6 h: with `base_loss=0`"
-            f" the state's error at +24 h is {alone['state'][3]:.2f} of its standard deviation,"
-            f" against {untuned['state'][3]:.2f} untuned and {full['state'][3]:.2f} with the"
-            f" default, and the share at +24 h is {share(alone, 3)} instead of {share(full, 3)}."
+            f"is saved in a format that other tools read. They achieve {share(lora)} and"
+            f" {share(peft)} at +6 h, and"
         ),
-        "",
         (
-            "**Will it be so on the real Aurora?** These are synthetic fields, a tiny model and one"
-            " seed. What carries over is the order of costs, and that the state has to be kept."
-            " Measure on your own data: the script's cases are arguments of `finetune`. WeatherPEFT"
-            " reports plain LoRA far behind full tuning for regional precipitation."
+            f"{share(lora, 3)} and {share(peft, 3)} at +24 h. One after the other (the first merged"
+            " into the weights)"
         ),
+        f"achieves {share(rows['lora, then peft'])} and {share(rows['lora, then peft'], 3)}:",
+        "no more than either alone."
+        if rows["lora, then peft"]["share"][0] <= max(lora["share"][0], peft["share"][0]) + 0.01
+        else "a little more than either alone.",
+        "",
+        "**Is training on precipitation alone enough?** Not for forecasts beyond +6 h. With",
+        (
+            f"`base_loss=0` the state's error at +24 h is {alone['state'][3]:.2f} of its standard"
+            " deviation, against"
+        ),
+        (
+            f"{untuned['state'][3]:.2f} untuned and {full['state'][3]:.2f} with the default, and"
+            f" the share at +24 h is {share(alone, 3)} instead of"
+        ),
+        f"{share(full, 3)}.",
+        "",
+        "**Do these results apply to the real Aurora?** These are synthetic fields, a tiny",
+        "model and one seed. The ranking of the costs carries over, and so does the need to",
+        "preserve the state. Measure on your own data: the script's cases are arguments of",
+        "`finetune`. WeatherPEFT reports plain LoRA far behind full tuning for regional",
+        "precipitation.",
         "",
         f"{report['date']}; {report['machine']}; "
         + ", ".join(f"{k} {v}" for k, v in report["versions"].items())
@@ -427,10 +435,12 @@ def main() -> None:
     )
     parser.add_argument("--pretrain", action="store_true")
     parser.add_argument(
-        "--keep", action="store_true", help="the page and the figure again, from the report"
+        "--keep", action="store_true", help="rewrite the page and the figure from the report"
     )
-    parser.add_argument("--one", help="one case, printed as JSON")
-    parser.add_argument("--only", nargs="*", help="these cases anew, the others from the report")
+    parser.add_argument("--one", help="run one case and print the result as JSON")
+    parser.add_argument(
+        "--only", nargs="*", help="rerun these cases; take the others from the report"
+    )
     options = parser.parse_args()
     path = ROOT / "benchmarks" / "reports" / "strategies.json"
     if options.pretrain:

@@ -1,10 +1,11 @@
-"""Throughput and memory beside stock microsoft-aurora in the same run: ``pytest benchmarks/
---benchmark-only``.
+"""Measure throughput and memory, compared with stock microsoft-aurora in the same run.
 
-Where there is a stock way it runs in turns with this package's, so that what else the machine does
-meets both; ``ratio`` is the median of stock's seconds over the median of ours. Peaks are of a fresh
-process on a CPU, of the tensors on a GPU. ``of peak`` is the share of the machine's own matrix
-product that a step reaches.
+    pytest benchmarks/ --benchmark-only
+
+Where stock code can do the same work, it runs alternately with xaurora's, so that other load on the
+machine affects both. ``ratio`` is the median of stock's seconds divided by the median of xaurora's.
+Peaks are of a fresh process on a CPU, and of the tensors on a GPU. ``of peak`` is the share of the
+machine's own matrix product rate that a step reaches.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def pair(
     samples: int = 1,
     **info: Any,
 ) -> None:
-    """Run ours, and stock's before each of its rounds; what was measured goes into ``extra_info``."""
+    """Run ``stock`` before each round of ``ours``, and add the results to ``extra_info``."""
     beside: list[float] = []
     ours()
 
@@ -76,7 +77,7 @@ def base(size: Size) -> Any:
 
 @pytest.fixture(scope="module")
 def tuned(data: xr.Dataset, base: Any, tmp_path_factory: Any) -> Any:
-    """A head that was trained for one step: what it says does not matter here."""
+    """Return a tuned model with an untrained head: its output does not matter here."""
     from xaurora.fields import requirements as needs
     from xaurora.model.aurora import AuroraWithHead
     from xaurora.model.tuned import TunedAurora
@@ -121,7 +122,7 @@ def test_predict(
     base.autocast_backbone, base.autocast_dtype = precision == "bf16", torch.bfloat16
     try:
         stock = cases.stock_forecast(base, data.aurora.to_batch(when, model=base).to(size.device))
-        # A given Aurora runs where it is; that of a tuned model is moved to the GPU by itself.
+        # A given Aurora runs on its own device; a tuned model is moved to the GPU automatically.
         pair(
             benchmark,
             lambda: data.aurora.predict(
@@ -141,7 +142,7 @@ def test_predict(
 
 @pytest.mark.benchmark(group="forecast of 6 hours, one init time")
 def test_accessor_overhead(benchmark: Any, size: Size, data: xr.Dataset, base: Any) -> None:
-    """Dataset → Batch → Dataset, as a share of the forward pass."""
+    """Measure Dataset → Batch → Dataset as a share of the forward pass."""
     when = data["time"].values[-1]
     batch = data.aurora.to_batch(when, model=base)
     stock = cases.stock_forecast(base, batch)
@@ -191,13 +192,15 @@ def test_training_step(
     checkpointing: str,
     precision: str,
 ) -> None:
-    """``stock`` checkpointing is stock code with upstream's policy; ``xaurora`` is this package's,
-    beside it.
+    """Measure a training step with each strategy and checkpointing policy.
+
+    ``stock`` checkpointing is stock code with upstream's policy. ``xaurora`` compares xaurora's
+    policy with stock code.
     """
     if strategy in ("frozen", "latents") and checkpointing != "none":
-        pytest.skip("nothing is kept for a backward pass through the backbone")
+        pytest.skip("no activations are stored for a backward pass through the backbone")
     if checkpointing == "stock" and precision == "bf16":
-        pytest.skip("stands beside this package's own, in the same row")
+        pytest.skip("measured in the row of xaurora's checkpointing")
     rounds = 2 if precision == "32" else 1
     how = "frozen" if strategy == "latents" else strategy
     again = checkpointing != "none"
@@ -223,7 +226,7 @@ _measured: dict[tuple[str, ...], int] = {}
 
 
 def _resident(size: Size, words: list[str]) -> int:
-    """The peak of a case in a fresh process."""
+    """Return the peak memory of a case in a fresh process."""
     key = tuple(words)
     if key not in _measured:
         command = [sys.executable, str(Path(cases.__file__)), *words, "--size", size.name]
@@ -245,15 +248,14 @@ def test_head_on_latents(
     levels: str,
     head: str,
 ) -> None:
-    """The step with its sample read from the store on disk. ``small`` is a two-layer MLP for each
-    patch, 256 wide, of a censored normal law.
+    """Measure a step whose sample is read from the store on disk.
+
+    ``small`` is a two-layer MLP for each patch, 256 wide, with a censored normal law.
     """
     options: dict[str, Any] = {"latents": levels, **(SMALL_HEAD if head == "small" else {})}
     stock = cases.stock_step(size, data, "frozen", False, "32", options)
     step, read = _reading_step(size, data, options, tmp_path, stack)
-    with ThreadPoolExecutor(
-        1
-    ) as pool:  # one sample is read while the one before is learnt from, as in training
+    with ThreadPoolExecutor(1) as pool:  # reads the next sample during a step, as in training
         waiting = [pool.submit(read)]
 
         def run() -> None:
@@ -277,7 +279,7 @@ def test_head_on_latents(
 def _reading_step(
     size: Size, data: xr.Dataset, options: dict[str, Any], folder: Path, stack: Any
 ) -> tuple[Any, Any]:
-    """A training step of a head on latents, and what reads a sample of a store of 100."""
+    """Return a training step of a head on latents, and a reader of a store of 100 samples."""
     from xaurora.model import rollout as stepping
     from xaurora.model.aurora import AuroraWithHead
     from xaurora.model.placement import placed
@@ -318,8 +320,9 @@ def _reading_step(
 @pytest.mark.once
 @pytest.mark.benchmark(group="finetune as a whole, frozen, AuroraSmall, default head")
 def test_an_epoch(benchmark: Any, size: Size, base: Any, tmp_path: Path) -> None:
-    """The first epoch of ``finetune``, its store built on the way, beside as many stock steps; and
-    what later epochs take.
+    """Measure the first epoch of ``finetune``, which builds its store, and later epochs.
+
+    Both are compared with as many stock steps.
     """
     ds = cases.fields(size, times=14)
     stock = cases.stock_step(size, ds, "frozen", False, "32", {})
@@ -368,7 +371,7 @@ def test_an_epoch(benchmark: Any, size: Size, base: Any, tmp_path: Path) -> None
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: Any) -> Path:
-    """Fields of the default size in a training store."""
+    """Write fields of the default size to a training store."""
     path = tmp_path_factory.mktemp("stored") / "training.zarr"
     cases.fields(cases.SIZES["default"], times=40).aurora.prepare(path, progress=False)
     return path
@@ -390,7 +393,7 @@ def _cut(ds: xr.Dataset) -> Any:
 @pytest.mark.benchmark(group="loader, 96 × 160, 8.7 MB a sample")
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_loader(benchmark: Any, stored: Path, threads: int) -> None:
-    """All frames once through the loader; stock is plain zarr with as many threads."""
+    """Load all frames once; stock is plain zarr with as many threads."""
     arrays, cut = _arrays(stored), _cut(xaurora.open(stored))
 
     def ours() -> None:
@@ -411,7 +414,7 @@ def test_loader(benchmark: Any, stored: Path, threads: int) -> None:
 @pytest.mark.once
 @pytest.mark.benchmark(group="loader, 96 × 160, 8.7 MB a sample")
 def test_one_sample(benchmark: Any, stored: Path) -> None:
-    """A Batch; stock is plain zarr of the same two frames."""
+    """Load one Batch; stock reads the same two frames with plain zarr."""
     arrays, cut = _arrays(stored), _cut(xaurora.open(stored))
     times = iter(list(range(1, 40, 2)) * 9)
     again = iter(list(range(1, 40, 2)) * 9)
@@ -428,7 +431,7 @@ def test_one_sample(benchmark: Any, stored: Path) -> None:
 @pytest.mark.once
 @pytest.mark.benchmark(group="loader, 96 × 160, 8.7 MB a sample")
 def test_first_batch(benchmark: Any, stored: Path) -> None:
-    """From an open store to the first Batch."""
+    """Measure the time from an open store to the first Batch."""
     ds = xaurora.open(stored)
 
     def run() -> None:
@@ -441,8 +444,9 @@ def test_first_batch(benchmark: Any, stored: Path) -> None:
 @pytest.mark.once
 @pytest.mark.benchmark(group="training from a store that answers after 50 ms")
 def test_slow_store(benchmark: Any, tmp_path: Path) -> None:
-    """The share of the time that steps take once 20 have run; the model is small, so that a step
-    takes some 50 ms.
+    """Measure the share of time spent in steps, once 20 have run.
+
+    The model is small, so that a step takes about 50 ms.
     """
     from aurora import Aurora
     from zarr.storage import LocalStore, WrapperStore

@@ -112,9 +112,7 @@ def test_running_totals_are_refused(europe: xr.Dataset, tmp_path) -> None:
 def test_a_forecast_must_say_what_its_rain_is(fields: xr.Dataset) -> None:
     forecast = xaurora.persistence(fields, ["tp"], ["6h"])
     forecast["tp"].attrs.pop("cell_methods")
-    with pytest.raises(
-        errors.AccumulationError, match="does not say over how many hours it is a total"
-    ):
+    with pytest.raises(errors.AccumulationError, match="does not declare its accumulation period"):
         forecast.aurora.evaluate(fields)
 
 
@@ -267,7 +265,7 @@ def test_options_without_effect_are_refused(
             forecast.aurora.evaluate(truth)
     scores = forecast.aurora.evaluate(fields, regions=(-30, 30, 0, 90))
     assert list(scores["region"].values) == ["box"]
-    with pytest.raises(errors.KindError, match="no Dataset of scores"):
+    with pytest.raises(errors.KindError, match="not a Dataset of scores"):
         scores.aurora.scorecard(baseline=forecast)
 
 

@@ -1,6 +1,6 @@
 """Fine-tune, run and score Microsoft's Aurora from xarray.
 
-``import xaurora`` registers ``ds.aurora``; everything heavy is imported when it is first used.
+``import xaurora`` registers the ``ds.aurora`` accessor. Slow imports are deferred to first use.
 """
 
 from __future__ import annotations

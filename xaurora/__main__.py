@@ -1,4 +1,4 @@
-"""``python -m xaurora``."""
+"""Run the command line with ``python -m xaurora``."""
 
 from xaurora.cli.commands import main
 

@@ -1,4 +1,7 @@
-"""``ds.aurora``: every method a few lines that delegate."""
+"""The ``ds.aurora`` accessor, the public interface of the package.
+
+Each method documents its arguments and delegates to the module that does the work.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,10 @@ if TYPE_CHECKING:
 
 @xr.register_dataset_accessor("aurora")
 class AuroraAccessor:
-    """Aurora for a Dataset: of fields, of a forecast, or of scores.
+    """Accessor for a Dataset of fields, of a forecast or of scores.
 
-    The accessor keeps nothing: it would be lost by ``sel`` and travel with every pickle.
+    The accessor holds no state. A model kept here would be lost by ``sel`` and would be copied into
+    every pickle of the Dataset.
     """
 
     def __init__(self, ds: xr.Dataset) -> None:
@@ -38,20 +42,29 @@ class AuroraAccessor:
     # --- fields ---
 
     def check(self, target: str | Sequence[str] | None = None, model: Any = "small") -> Report:
-        """Every problem at once, each with the line that mends it. Reads a few frames (all of a
-        small Dataset in memory).
+        """List every problem of the data at once, each with its fix.
+
+        Reads a few frames, or all of them if the Dataset is small and in memory.
 
         Parameters
         ----------
         target : str or sequence of str, optional
-            Also look at these variables as something to learn, for example ``"tp"``.
+            Variables that are also checked as training targets, for example ``"tp"``.
         model : str or model
-            For which model the data are meant.
+            The model that the data are checked against.
 
         Returns
         -------
         Report
-            ``.ok``, ``.problems`` (code, message, fix), ``.notes``; ``str()`` is readable.
+            ``.ok``, ``.problems`` (code, message, fix) and ``.notes``. ``str(report)`` is readable.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            report = ds.aurora.check("tp", model="small")
+            if not report.ok:
+                print(report)
         """
         from xaurora.fields import checking, requirements
 
@@ -64,38 +77,50 @@ class AuroraAccessor:
         return checking.check(self._ds, target, bridge.needs_for(model))
 
     def to_batch(self, time: Any = None, *, model: Any = "small") -> Batch:
-        """An :class:`aurora.Batch` of one or several init times. Reads their frames.
+        """Return an :class:`aurora.Batch` of one or several init times.
+
+        Reads the frames of these init times and of their history.
 
         Parameters
         ----------
         time : optional
-            A time, or several; by default the latest that has a frame six hours before it.
+            One init time or several. By default the latest with a frame six hours before it.
         model : str or model
-            Which variables, levels and patches it is made for; ``"tiny"`` takes what is there.
+            The model whose variables, levels and patch size the Batch is made for. ``"tiny"`` takes
+            the variables and levels that the data have.
 
         Returns
         -------
         aurora.Batch
-            ``surf_vars`` ``(b, 2, h, w)``, ``static_vars`` ``(h, w)``, ``atmos_vars`` ``(b, 2, c,
-            h, w)``, SI units, float32, times in UTC. Rows and columns that patches do not reach are
-            left out, and said in the log.
+            ``surf_vars`` of shape ``(b, 2, h, w)``, ``static_vars`` ``(h, w)`` and ``atmos_vars``
+            ``(b, 2, c, h, w)``, in SI units and float32, with times in UTC. Rows and columns that
+            do not fill a whole patch are left out, with a warning in the log.
 
         Raises
         ------
         XauroraError
-            What :meth:`check` would list; a time without its history; NaN in a field.
+            If :meth:`check` would list a problem, an init time lacks its history, or a field
+            contains NaN.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            batch = ds.aurora.to_batch("2021-06-01T12:00")
         """
         from xaurora.model import bridge
 
         return bridge.to_batch(self._ds, time, model)
 
     def from_batch(self, batch: Batch) -> xr.Dataset:
-        """A Batch in this Dataset's own names, units, order, dtype and attributes.
+        """Convert a Batch to a Dataset with the names and layout of this Dataset.
+
+        Names, units, dimension order, dtype and attributes are those of this Dataset.
 
         Parameters
         ----------
         batch : aurora.Batch
-            Made by :meth:`to_batch`, or what a model made of it.
+            A Batch made by :meth:`to_batch`, or what a model predicted from it.
 
         Returns
         -------
@@ -105,15 +130,26 @@ class AuroraAccessor:
         Raises
         ------
         GridError
-            The Batch has another grid.
+            If the Batch is on another grid.
+        MissingVariableError
+            If the Batch holds variables or levels that this Dataset lacks.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            batch = ds.aurora.to_batch()
+            fields = ds.aurora.from_batch(batch)
         """
         from xaurora.model import bridge
 
         return bridge.from_batch(self._ds, batch)
 
     def accumulate(self, name: str = "tp", period: str = "6h") -> xr.DataArray:
-        """Totals over a period that ends at each time, or of a forecast at each lead time; NaN
-        where a part is missing. Lazy.
+        """Return totals over a period that ends at each time.
+
+        In a forecast, the period ends at each lead time. The result is lazy, and NaN where a part
+        of the period is missing.
 
         Parameters
         ----------
@@ -122,33 +158,62 @@ class AuroraAccessor:
         period : str
             Such as ``"6h"`` or ``"24h"``.
 
+        Returns
+        -------
+        DataArray
+            The totals, in the units of the variable.
+
         Raises
         ------
         AccumulationError
-            Nothing says what the values sum up, or the period cannot be made of them.
+            If the data do not say which period each value covers, or the requested period cannot be
+            summed from these values.
+        MissingVariableError
+            If the variable is not in the data, or is not an accumulated variable.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            daily = ds.aurora.accumulate("tp", "24h")
         """
         from xaurora.fields import precipitation
 
         return precipitation.accumulate_in(self._ds, name, period)
 
     def deaccumulate(self, name: str = "tp", *, every: str = "24h", start: int = 0) -> xr.DataArray:
-        """Totals since a base time (ERA5-Land, MARS forecasts) → the total of each step. Lazy, but
-        for a look at the first two days.
+        """Convert totals since a base time to the total of each step.
+
+        ERA5-Land and MARS forecasts hold such totals. In a forecast Dataset, totals since the init
+        time become totals between lead times. The result is lazy, except that the first two days
+        are read to check it.
 
         Parameters
         ----------
         name : str
-            The variable. Of a forecast, totals since the init time become totals between lead
-            times.
+            The variable.
         every : str
-            How often totals start again: ``"24h"`` for ERA5-Land.
+            How often the totals start again: ``"24h"`` for ERA5-Land.
         start : int
-            First hour UTC at which they do.
+            First hour UTC at which they start again.
+
+        Returns
+        -------
+        DataArray
+            The total of each step, in the units of the variable.
 
         Raises
         ------
         AccumulationError
-            The totals fall at other times than these.
+            If the totals drop at times other than those given by ``every`` and ``start``.
+        MissingVariableError
+            If the variable is not in the data.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            hourly = era5_land.aurora.deaccumulate("tp", every="24h")
         """
         from xaurora.fields import precipitation
 
@@ -163,39 +228,54 @@ class AuroraAccessor:
         quantiles: Sequence[float] | None = None,
         progress: bool = True,
     ) -> xr.Dataset:
-        """Mean, spread, extremes, quantiles and count in one pass. Computes. Memory does not grow
-        with the number of times (a chunk of the source is read whole, however large).
+        """Compute mean, spread, extremes, quantiles and count in one pass.
+
+        Computes eagerly. Memory does not grow with the number of times, but each chunk of the
+        source is read as a whole, however large.
 
         Parameters
         ----------
         names : sequence of str, optional
-            Variables in the data's own names; by default all that change over time.
+            Variables, by the data's own names. By default all that change over time.
         time : optional
-            A slice, a year, or a pair such as ``("2016", "2021")``: the training period; by default
+            The training period: a slice, a year, or a pair such as ``("2016", "2021")``. By default
             all times.
         weights : {"cosine", None}
-            By the cosine of latitude, or every grid point alike. Counts and extremes have no
-            weights.
+            Weight grid points by the cosine of latitude, or equally. Counts and extremes are not
+            weighted.
         quantiles : sequence of float, optional
             By default from 0.01 % to 99.99 %.
         progress : bool
-            Whether to show a bar.
+            Whether to show a progress bar.
 
         Returns
         -------
         Dataset
-            Canonical units. ``name (statistic[, level])``: mean, std, min, max, count, and for
-            precipitation wet_fraction, mean and standard deviation of the natural logarithm of wet
-            amounts, and how many negative values were set to zero; ``name_quantile (quantile[,
-            level])``, the smallest value that at least such a share does not exceed, to a relative
-            bin width of 1/4096. Missing values are left out. The attribute ``source_hash`` changes
-            with the values, times, points and names that they were computed from, not with their
+            Statistics in canonical units.
+
+            ``name (statistic[, level])`` holds mean, std, min, max and count. For precipitation it
+            also holds wet_fraction, the mean and standard deviation of the natural logarithm of wet
+            amounts, and the number of negative values that were set to zero.
+
+            ``name_quantile (quantile[, level])`` holds the smallest value that at least that share
+            of the data does not exceed, to a relative bin width of 1/4096.
+
+            Missing values are left out. The attribute ``source_hash`` changes with the values,
+            times, points and names that the statistics were computed from, but not with their
             chunks.
 
         Raises
         ------
         XauroraError
-            What :meth:`check` would list; an unknown variable; a period without times.
+            If :meth:`check` would list a problem, a variable is unknown, or the period holds no
+            times.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            stats = ds.aurora.statistics(["t2m", "tp"], time=("2016", "2021"))
+            stats["tp"].sel(statistic="wet_fraction")
         """
         from xaurora.fields import statistics as normalisation
 
@@ -215,40 +295,50 @@ class AuroraAccessor:
         bits: int | None = None,
         progress: bool = True,
     ) -> xr.Dataset:
-        """A local Zarr store that training reads fast, from data that are far away or whose chunks
-        hold whole globes and many times. Computes. An interrupted call goes on where it stopped.
+        """Write a local Zarr store that training can read quickly.
+
+        Use it for sources that are remote, or whose chunks hold whole globes and many times.
+        Computes eagerly. Calling it again after an interruption resumes where it stopped.
 
         Parameters
         ----------
         path : path
-            Where it is written.
+            Where the store is written.
         target : str or sequence of str, optional
-            Stored beside the model's variables; precipitation as six-hour totals.
+            Variables to store beside the model's own. Precipitation is stored as six-hour totals.
         model : str, optional
-            Variables and levels that this one takes; None stores all that were recognised.
+            Store the variables and levels that this model takes. None stores all recognised
+            variables.
         region : str, tuple, mask or polygon, optional
-            The box around it, out to whole patches. Then the model sees the region alone: for a
-            backbone that sees the globe, prepare the globe and give ``region=`` to
-            :meth:`finetune`.
+            Store only the bounding box of this region, extended outwards to whole patches. The
+            model then sees the region alone. For a backbone that sees the globe, prepare the globe
+            and pass ``region=`` to :meth:`finetune`.
         time : optional
-            A slice, a year, or a pair such as ``("2016", "2021")``; by default all times.
+            A slice, a year, or a pair such as ``("2016", "2021")``. By default all times.
         bits : int, optional
-            Keep so many of float32's 23 mantissa bits, rounded to the nearest: a relative error of
-            at most 2^−(bits+1), in less room. By default nothing is lost.
+            Keep this many of float32's 23 mantissa bits, rounded to nearest, to save space. The
+            relative error is at most 2^−(bits+1). By default all bits are kept.
         progress : bool
-            Whether to show a bar.
+            Whether to show a progress bar.
 
         Returns
         -------
         Dataset
-            Lazy, from the store: the data's own names, canonical units, float32, latitude
+            Lazy, opened from the store: the data's own names, canonical units, float32, latitude
             decreasing. ``xaurora.open(path)`` opens it again.
 
         Raises
         ------
         XauroraError
-            What :meth:`check` would list; a path that holds something else; a full disk, after
-            which the same call goes on.
+            If :meth:`check` would list a problem, the path holds something else, or the disk is
+            full. After a full disk, the same call resumes.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            local = ds.aurora.prepare("training.zarr", time=("2016", "2021"))
+            tuned = local.aurora.finetune("tp")
         """
         from xaurora.sources import preparing
 
@@ -310,126 +400,143 @@ class AuroraAccessor:
         logger: Any = None,
         **unknown: Any,
     ) -> TunedAurora:
-        """Fine-tune an Aurora so that it also predicts six-hour precipitation, or other surface
-        variables; or its own variables.
+        """Fine-tune Aurora to predict precipitation or other surface variables.
+
+        ``target="all"`` fine-tunes Aurora's own variables instead.
 
         Parameters
         ----------
         target : str or sequence of str
-            What to learn, one or several surface variables. Hourly totals are summed over six
-            hours; a variable that is not known here is taken in its own units. ``"all"`` trains
+            One or several surface variables to predict. Hourly precipitation is summed over six
+            hours. A variable that xaurora does not know is used in its own units. ``"all"`` trains
             Aurora's own variables, ``["all", "tp"]`` both.
         truth : Dataset, optional
-            Where the target is taken from, by default from the data themselves; aligned in time,
-            and brought onto the data's grid conservatively.
+            Data that the target is taken from, by default this Dataset. It is aligned in time and
+            regridded conservatively onto the grid of this Dataset.
         model : str or model
-            ``"tiny"`` (made here, random), ``"tiny-pretrained"`` (knows the synthetic fields),
-            ``"small"``, ``"base"``, ``"finetuned"``, a :class:`~xaurora.model.tuned.TunedAurora` or
-            its path, or an :class:`aurora.Aurora`, which is copied.
+            ``"tiny"`` (created here with random parameters), ``"tiny-pretrained"`` (pretrained on
+            the synthetic fields), ``"small"``, ``"base"``, ``"finetuned"``, a
+            :class:`~xaurora.model.tuned.TunedAurora` or its path, or an :class:`aurora.Aurora`,
+            which is copied.
         weights : path, optional
-            Local checkpoint of the named model; by default it is fetched.
+            Local checkpoint of the named model. By default it is downloaded.
         strategy : {"frozen", "decoder", "lora", "peft", "full"} or StrategyOptions
-            What trains: the head alone; the head and the last layers of Aurora's decoding half;
-            low-rank adapters, Aurora's own or those of Hugging Face PEFT, on a base that stays as
-            it is; or everything.
+            What trains: the head alone (``"frozen"``), the head and the last layers of Aurora's
+            decoding half (``"decoder"``), the head and low-rank adapters on an unchanged base,
+            either Aurora's own (``"lora"``) or those of Hugging Face PEFT (``"peft"``), or
+            everything (``"full"``).
         head : str, HeadOptions, or dict of them by target
             What is predicted. For precipitation ``"censored_normal"``, ``"hurdle_lognormal"``,
             ``"hurdle_gamma"``, ``"csgd"``, ``"quantile"``, ``"deterministic"``, or the preset
-            ``"lehmann2025"``; for others ``"normal"`` or ``"bounded_normal"``. ``"auto"`` goes by
-            the variable.
+            ``"lehmann2025"``. For other variables ``"normal"`` or ``"bounded_normal"``. ``"auto"``
+            chooses by the variable.
         as_input : bool
-            Feed the target to the encoder as well, its embedding starting at zero: a baseline to
-            compare with. Forecasts then need the target at init time and six hours before.
+            Also feed the target to the encoder, with its embedding initialised to zero, as a
+            baseline to compare with. Forecasts then need the target at the init time and six hours
+            before.
         train, validation : optional
-            A slice, a year, or a pair such as ``("2016", "2023")``; by default the last fifth
-            validates, with a gap between.
+            A slice, a year, or a pair such as ``("2016", "2023")``. By default the last fifth of
+            the data validates, with a gap in between.
         halo : int
-            Grid points at the edges of a region that are computed and not trained on (see
+            Grid points at the edges of a region that are computed but not trained on (see
             ``docs/regions.md``).
         region : str, tuple, mask or polygon, optional
-            Where the target is learnt and scored: a name such as ``"europe"``, a box ``(south,
-            north, west, east)``, a DataArray, a polygon. The backbone sees all of the data, the
-            heads this part of its latents: with global data a region then has no edges
-            (``docs/regions.md``).
+            Where the target is trained and scored: a name such as ``"europe"``, a box ``(south,
+            north, west, east)``, a DataArray or a polygon. The backbone sees all of the data and
+            the heads see this part of its latents, so that a region of global data has no edges
+            (see ``docs/regions.md``).
         out : path, optional
-            Where ``best/``, ``last/``, ``checkpoint/``, ``log.jsonl`` and ``learning.png`` go; by
+            Folder for ``best/``, ``last/``, ``checkpoint/``, ``log.jsonl`` and ``learning.png``. By
             default ``runs/<target>-<time>``.
         epochs, steps : int, optional
-            How long; ``steps`` takes precedence, ten epochs where neither is given.
+            Length of the training. ``steps`` takes precedence. Ten epochs if neither is given.
         batch_size, gradient_accumulation : int
-            Samples at once on each device, and how many such batches make a step.
+            Samples per batch on each device, and batches per optimiser step.
         learning_rate, head_learning_rate : float, optional
-            Peak rate of all parameters, and of new ones alone; by default 1e-3 for new ones and
-            5e-5 for pretrained ones (2e-3 for all of a random tiny model).
+            Peak rate of all parameters, and of new parameters alone. By default 1e-3 for new and
+            5e-5 for pretrained parameters (2e-3 for all parameters of a random tiny model).
         schedule, warmup : {"cosine", "constant"}, int
-            What the rate does, after so many steps of linear warm-up (a twentieth of all, at most
-            1000).
+            Learning rate schedule after the linear warm-up, and number of warm-up steps (by default
+            a twentieth of all steps, at most 1000).
         clip, weight_decay : float
-            Largest norm of the gradient, and AdamW's decay.
+            Largest norm of the gradient, and AdamW's weight decay.
         base_loss : float
-            Weight of Aurora's own loss on its own variables, for strategies that move the base; 0
-            turns it off. Rain alone ruins the state that later leads stand on.
+            Weight of Aurora's own loss on its own variables, for strategies that train the base. 0
+            turns it off. Training on precipitation alone degrades the state that later lead times
+            start from.
         rollout_steps : int
-            Six-hour steps of each training forecast; the losses of all are averaged.
+            Six-hour steps of each training forecast. The loss is the mean over all steps.
         push_forward : bool
-            Stop gradients between steps: memory holds one step.
+            Stop gradients between rollout steps, so that memory holds one step.
         replay_buffer : int or ReplayOptions, optional
-            Keep so many forecasts, on disk, and go one step on with one at a time; they grow up to
-            ``rollout_steps`` long.
+            Keep this many forecasts on disk and advance one of them by one rollout step at a time.
+            They grow up to ``rollout_steps`` long.
         precision : {"auto", "32", "bf16", "fp16"}
-            Of the backbone; ``"auto"`` is bf16 on a GPU that has it, else float32. ``"fp16"`` is
-            for GPUs without bf16.
+            Precision of the backbone. ``"auto"`` is bf16 on a GPU that supports it, else float32.
+            ``"fp16"`` is for GPUs without bf16.
         activation_checkpointing : bool or "auto"
-            Recompute instead of store; ``"auto"`` is on for a GPU when the base trains.
+            Recompute activations instead of storing them. ``"auto"`` turns it on for a GPU when the
+            base trains.
         latents : {"auto", True, False}, path or LatentOptions
-            Whether the latents of a frozen backbone are computed once and kept, in bfloat16 unless
-            :class:`~xaurora.training.options.LatentOptions` say otherwise, in ``latents/`` beside
-            the run's folder or in the store that is named. ``"auto"`` does so where samples are
-            seen more than once (``docs/latents.md``).
+            Whether the latents of a frozen backbone are computed once and cached, in ``latents/``
+            beside the run's folder or in the store at the given path. They are stored as bfloat16
+            unless :class:`~xaurora.training.options.LatentOptions` says otherwise. ``"auto"``
+            caches them if samples are used more than once (see ``docs/latents.md``).
         compile : bool
-            Compile the backbone's blocks with ``torch.compile``: for GPUs. Where it is not
-            available, that is said, and they run as they are.
+            Compile the backbone's blocks with ``torch.compile``, for GPUs. If it is not available,
+            that is logged and the blocks run uncompiled.
         ema : float, optional
-            Decay of a moving average of the weights, which is then what is validated and kept.
+            Decay of an exponential moving average of the weights, which is then validated and
+            saved.
         early_stopping : int, optional
-            Stop after so many of the ``validations`` without a better score.
+            Stop after this many of the ``validations`` without a better score.
         validations : int
-            How often to score the validation samples.
+            Number of times that the validation samples are scored during training.
         checkpoint_every : int, optional
-            Steps between checkpoints; by default a twentieth of all, at least 10 and at most 500.
-            One is also written at SIGTERM and Ctrl-C.
+            Steps between checkpoints. By default a twentieth of all steps, at least 10 and at most
+            500. A checkpoint is also written at SIGTERM and Ctrl-C.
         resume : bool
-            Go on from the checkpoint in ``out``, to the bit on a CPU; where there is none, begin.
+            Resume from the checkpoint in ``out``, bit for bit on a CPU. Without a checkpoint, start
+            a new run.
         devices, num_nodes, parallel : int, int, {"auto", "ddp", "fsdp"}
-            Devices on each machine (processes where there is no GPU), machines, and whether each
-            device holds the whole model. The script is started once more for every other device, or
-            by ``torchrun``.
+            Devices on each machine (processes where there is no GPU), number of machines, and
+            whether each device holds the whole model or a shard of it. The script is started once
+            more for every other device, or by ``torchrun``.
         workers : int
-            Threads that read ahead.
+            Threads that prefetch samples.
         seed : int
-            Of initial weights, sample order and dropout.
+            Seed of initial weights, sample order and dropout.
         progress : bool
-            Whether to show a bar with loss and rate.
+            Whether to show a progress bar with loss and learning rate.
         logger : optional
             One of Lightning Fabric's loggers, or several. ``log.jsonl`` is always written.
 
         Returns
         -------
         TunedAurora
-            The best by validation CRPS in mm; it is also what ``predict`` takes next in this
+            The state with the best validation skill score, the mean over the targets of 1 − CRPS /
+            CRPS of the climatology. :meth:`predict` uses it by default for the rest of this
             session.
 
         Raises
         ------
         XauroraError
-            What :meth:`check` would list; an unknown option; too few samples for a split; a run to
-            resume that was made with other settings; a loss that is no number.
+            If :meth:`check` would list a problem, an option is unknown, there are too few samples
+            to train or validate, the run to resume was made with other settings, or the loss is not
+            finite.
 
         References
         ----------
         Bodnar et al. (2025), A foundation model for the Earth system,
         doi:10.1038/s41586-025-09005-y. Lehmann et al. (2025), arXiv:2506.19088, for heads on a
         frozen backbone.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            tuned = ds.aurora.finetune("tp", model="small", strategy="lora", out="runs/tp")
+            print(tuned.summary())
         """
         from xaurora.training import finetune as finetuning
         from xaurora.training import options as config
@@ -504,27 +611,34 @@ class AuroraAccessor:
         compare: bool = False,
         **options: Any,
     ) -> Estimate:
-        """What :meth:`finetune` would cost with the same arguments: memory at the peak, time, bytes
-        read, disk. Trains nothing, and needs no weights.
+        """Estimate what :meth:`finetune` would cost with the same arguments.
+
+        Covers peak memory, time, bytes read and disk space. It does not train and needs no weights.
 
         Parameters
         ----------
         target, truth, model, weights, strategy, head, as_input, train, validation, halo, region,
         out, **options
-            Those of :meth:`finetune`.
+            As in :meth:`finetune`.
         compare : bool
-            Every base and strategy side by side as well.
+            Also estimate every base model and strategy, side by side.
 
         Returns
         -------
         Estimate
-            Readable when printed; ``memory``, ``available``, ``fits``, ``parts``, ``seconds``,
-            ``bytes_read``, ``disk``, ``advice``, ``others``.
+            Readable when printed. Its attributes are ``memory``, ``available``, ``fits``,
+            ``parts``, ``seconds``, ``bytes_read``, ``disk``, ``advice`` and ``others``.
 
         Raises
         ------
         XauroraError
-            What :meth:`finetune` would raise before it starts.
+            If :meth:`finetune` would raise before it starts.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            print(ds.aurora.estimate("tp", model="small", strategy="lora"))
         """
         from xaurora.training import estimate as estimation
         from xaurora.training import options as config
@@ -568,65 +682,72 @@ class AuroraAccessor:
         precision: str = "auto",
         progress: bool = True,
     ) -> xr.Dataset:
-        """Forecast.
+        """Return a forecast from one or several init times.
 
         Parameters
         ----------
         lead : str, timedelta, or a list of them
-            A multiple of six hours: ``"24h"`` gives every six hours up to it, a list just those.
+            A multiple of six hours. ``"24h"`` gives every six hours up to 24 hours, a list gives
+            only the lead times in it.
         model : str or model, optional
-            As in :meth:`finetune`; by default the model tuned last in this session.
+            As in :meth:`finetune`. By default the model tuned last in this session.
         weights : path, optional
             Local checkpoint of the named model.
         time : optional
-            Init times: one, several, or a slice; by default all that have a frame six hours before
-            them.
+            Init times: one, several, or a slice. By default all with a frame six hours before them.
         variables : sequence of str, optional
-            Just these, in the data's own names; by default all of the model's, and the target.
+            Variables to return, by the data's own names. By default all of the model's variables
+            and the target.
         quantiles : sequence of float
-            Adds ``tp_quantile``.
+            Levels between 0 and 1. Adds ``tp_quantile``.
         thresholds_mm : sequence of float
-            Adds ``tp_probability``, the probability of more than so many mm.
+            Adds ``tp_probability``, the probability of exceeding each threshold, in mm.
         members : int
-            Gives ``tp`` the dim ``number``: so many members with the head's distribution at every
-            point and the dependence of past fields in space and time (Schaake shuffle). The mean is
-            then ``tp_mean``.
+            Number of ensemble members. They give ``tp`` the dim ``number``. At every point the
+            members follow the head's distribution, and they take their dependence in space and time
+            from past fields (Schaake shuffle). The mean is then ``tp_mean``.
         past : Dataset, optional
-            Fields whose dependence the members take; by default those of the data, the forecast's
-            own time left out.
+            Past fields that the members take their dependence from. By default those of this
+            Dataset, without the time of the forecast itself.
         halo : int, optional
-            Grid points trimmed from the edges of a region; by default what the model was tuned
-            with.
+            Grid points trimmed from the edges of a region. By default the halo that the model was
+            tuned with.
         region : str, tuple, mask or polygon, optional
-            Put out this part alone, as in :meth:`finetune`; the model sees all of the data. Of a
-            mask or polygon it is the box around.
+            Return this part only, as in :meth:`finetune`. The model sees all of the data. For a
+            mask or polygon, the result covers its bounding box.
         store : path, optional
-            A Zarr store that is written one init time after another; an interrupted run goes on
-            where it stopped.
+            A Zarr store that is written one init time after another. Calling it again after an
+            interruption resumes where it stopped.
         batch_size : int
-            Init times at once.
+            Init times per batch.
         devices : int
             GPUs that share the init times, each with a copy of the model.
         compile : bool
-            Compile the backbone's blocks with ``torch.compile``: worth it on a GPU and for many
-            init times. Where it is not available, that is said, and they run as they are.
-        precision : {"auto", "32", "bf16"}
-            Of the backbone.
+            Compile the backbone's blocks with ``torch.compile``, which pays off on a GPU and for
+            many init times. If it is not available, that is logged and the blocks run uncompiled.
+        precision : {"auto", "32", "bf16", "fp16"}
+            Precision of the backbone. ``"auto"`` keeps the model's own setting.
         progress : bool
-            Whether to show a bar.
+            Whether to show a progress bar.
 
         Returns
         -------
         Dataset
-            Dims ``(init_time, lead_time[, level], latitude, longitude)`` with ``valid_time``; the
-            data's own names, units, latitude order and longitude convention. ``tp`` is the mean
-            total over six hours; the head's parameters stand beside it.
+            Dims ``(init_time, lead_time[, level], latitude, longitude)`` with ``valid_time``, in
+            the data's own names, units, latitude order and longitude convention. ``tp`` is the mean
+            total over six hours. The head's parameters are separate variables beside it.
 
         Raises
         ------
         XauroraError
-            A lead that is no positive multiple of six hours, an init time without its history, no
-            model, and what :meth:`check` would list.
+            If a lead time is not a positive multiple of six hours, an init time lacks its history,
+            there is no model, or :meth:`check` would list a problem.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            fc = ds.aurora.predict("24h", model="runs/tp", quantiles=[0.5, 0.9], thresholds_mm=[1])
         """
         from xaurora.forecasting import predict as prediction
 
@@ -673,66 +794,78 @@ class AuroraAccessor:
         seed: int = 0,
         progress: bool = True,
     ) -> xr.Dataset:
-        """Score this forecast as WeatherBench2 does. Computes, block by block: memory does not grow
-        with the number of init times.
+        """Score this forecast with the definitions of WeatherBench2.
+
+        Computes eagerly, block by block, so that memory does not grow with the number of init
+        times.
 
         Parameters
         ----------
         truth : Dataset
-            Fields of the same variables, in any naming; hourly precipitation is summed. Where a
-            truth is missing by nature, as IMERG is poleward of 60°, what is there is scored, and a
-            metric ``coverage`` says how much that is.
+            Fields of the same variables, in any naming convention. Hourly precipitation is summed.
+            If the truth has permanent gaps, such as IMERG poleward of 60°, the rest is scored and
+            the metric ``coverage`` gives its share.
         climatology : Dataset, optional
-            In WeatherBench2's layout (``hour``, ``dayofyear``); ``acc``, the activities, ``seeps``
-            and the scores at climatological quantiles need it.
+            In WeatherBench2's layout (``hour``, ``dayofyear``). Required for ``acc``, the
+            activities, ``seeps`` and the scores at climatological quantiles.
         metrics : sequence of str, optional
-            Names of :data:`xaurora.evaluation.metrics.METRICS`; ``"all"`` for everything that this
-            forecast can be scored by; by default what one pass over the fields gives.
+            Names from :data:`xaurora.evaluation.metrics.METRICS`. ``"all"`` computes every metric
+            that applies to this forecast. By default those that take a single pass over the fields.
         regions : optional
             Names of WeatherBench2's regions, ``"domain"``, a box ``(south, north, west, east)``, a
             DataArray mask, a polygon (GeoJSON), a dict of those, or ``"edge"`` for rings by
-            distance from the domain's edge; by default WeatherBench2's regions for a globe, the
-            whole ``domain`` for a region, and their land where the truth has a land-sea mask.
+            distance from the domain's edge. By default WeatherBench2's regions for a globe and the
+            whole ``domain`` for a region, and their land part if the truth has a land-sea mask.
         thresholds_mm : sequence of float
-            Amounts at which rain is scored as yes or no.
+            Thresholds for categorical precipitation scores, in mm.
         neighborhood_sizes : sequence of int
-            Of FSS, in grid points, odd.
+            Neighbourhood sizes of the FSS, in grid points, odd.
         quantile_levels : sequence of float
-            At which quantiles of the forecast are scored.
+            Levels at which quantiles of the forecast are scored.
         skipna : bool
-            Leave missing values out, at the same points in all that is compared, instead of passing
-            them on.
+            Leave missing values out, at the same points for everything that is compared. By default
+            missing values propagate.
         accumulate : str, optional
-            Sum precipitation over so long first, such as ``"24h"``. Refused where the forecast is a
-            distribution at every point for itself.
+            Sum precipitation over this period first, such as ``"24h"``. Raises if the forecast is a
+            separate distribution at every point.
         regrid : {"conservative"}, optional
-            Bring the truth onto the forecast's grid.
+            Regrid the truth onto the forecast's grid.
         by : str or sequence of {"init_time", "season", "month", "hour", "year"}
-            Times to keep apart, each as a dim; all but ``init_time`` are those of the valid time.
+            Score these times separately, each as a dim. All but ``init_time`` refer to the valid
+            time.
         lead_bins : dict, optional
-            Label → (first, last) lead, which are scored together: ``{"day 1": ("6h", "24h")}``.
+            Label → (first, last) lead time, scored together: ``{"day 1": ("6h", "24h")}``.
         convention : {"weatherbench2", "weatherbenchx"}
-            Whose definition where the two differ: ACC, SEEPS, land, end rows.
+            Which definition to use where the two differ: ACC, SEEPS, land, and the weights of the
+            first and last rows.
         engine : {"xaurora", "weatherbench2"}
-            Compute with the classes of an installed WeatherBench2 instead.
+            ``"weatherbench2"`` computes with the classes of an installed WeatherBench2 instead.
         seed : int
-            Of what is drawn at random: ties of ranks, PIT of dry points.
+            Seed of random draws: ties of ranks, PIT of dry points.
         progress : bool
-            Whether to show a bar, of work that takes more than two seconds.
+            Whether to show a progress bar, for work that takes more than two seconds.
 
         Returns
         -------
         Dataset
-            Each variable has the dims ``(metric, region, lead_time[, level])``, in the forecast's
-            units; beside it stand ``tp_exceed`` (with ``threshold_mm``), ``tp_fss``,
-            ``tp_reliability`` and others. Coordinates such as ``tp__squared_error`` carry the area
-            means of each init time, from which intervals are made and scores of files are added up.
+            Each variable has the dims ``(metric, region, lead_time[, level])`` and the forecast's
+            units. Further variables are ``tp_exceed`` (with the dim ``threshold_mm``), ``tp_fss``,
+            ``tp_reliability`` and others. Coordinates such as ``tp__squared_error`` hold the area
+            means of each init time, which are used to compute intervals and to combine the scores
+            of several files.
 
         Raises
         ------
         XauroraError
-            This is no forecast; truth and forecast share no time, variable or grid; a metric that
-            was named cannot be had.
+            If this is not a forecast, forecast and truth share no time, variable or grid, or a
+            requested metric cannot be computed.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            scores = fc.aurora.evaluate(ds, metrics=["rmse", "crps"], regions=["europe"])
+            scores["tp"].sel(metric="crps")
         """
         from xaurora.evaluation import compare
 
@@ -757,8 +890,21 @@ class AuroraAccessor:
         )
 
     def to_weatherbench2(self) -> xr.Dataset:
-        """This forecast in WeatherBench2's names and layout: ``time``, ``prediction_timedelta``, SI
-        units. Lazy. Of scores: as its evaluation writes them.
+        """Return this forecast in the names and layout of WeatherBench2.
+
+        The dims are ``time`` and ``prediction_timedelta``, the units SI. Lazy. Scores are returned
+        as WeatherBench2's evaluation writes them.
+
+        Returns
+        -------
+        Dataset
+            The same forecast or scores.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            fc.aurora.to_weatherbench2().to_zarr("forecast.zarr")
         """
         from xaurora.evaluation.layout import to_weatherbench2
 
@@ -774,25 +920,43 @@ class AuroraAccessor:
         level: float | None = None,
         ax: Any = None,
     ) -> Any:
-        """A map of this forecast, or with ``truth`` a triptych of forecast, truth and difference.
-        Of fields: what a target looks like.
+        """Draw a map of a forecast, or an overview of a training target.
 
-        Fields have no lead times; of them, ``ds.aurora.plot("tp")`` shows what ``finetune`` would
-        learn: mean, wet fraction (or spread), histogram and time series, from ``truth`` if it is
-        given.
+        For a forecast, ``truth`` adds the truth and the difference as two more maps. For fields,
+        which have no lead times, ``ds.aurora.plot("tp")`` shows the data that :meth:`finetune`
+        would train on: mean, wet fraction (or spread), histogram and time series, from ``truth`` if
+        it is given.
 
         Parameters
         ----------
         name : str
-            Variable.
+            The variable.
         init_time, lead : optional
-            Which ones; by default the first.
+            Init time and lead time to draw. By default the first.
         truth : Dataset, optional
             Fields to compare with.
         level : float, optional
-            hPa.
+            Pressure level in hPa. By default the first.
         ax : matplotlib axes, optional
-            To draw into; three of them for a triptych, four for a target.
+            Axes to draw into: one for a map, three for forecast, truth and difference, four for a
+            target.
+
+        Returns
+        -------
+        matplotlib axes, or ndarray of them
+            One for a map, three for forecast, truth and difference, four for a target.
+
+        Raises
+        ------
+        XauroraError
+            If the variable, init time, lead time or level is not in the data, or ``ax`` does not
+            hold three axes for a comparison with ``truth``.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            fc.aurora.plot("tp", lead="24h", truth=ds)
         """
         from xaurora.fields import recognition
         from xaurora.plots import forecasts, target
@@ -816,32 +980,47 @@ class AuroraAccessor:
         level: float = 0.95,
         seed: int = 0,
     ) -> Any:
-        """Scores as a table, a page and a picture: relative differences in WeatherBench's colours,
-        significance, what they rest on.
+        """Build a scorecard from these scores, as a table, an HTML page and a figure.
+
+        It shows relative differences in WeatherBench's colours, their significance, and the
+        provenance of the scores.
 
         Parameters
         ----------
         path : path, optional
-            ``.html`` or ``.png``; by default nothing is written, and the card shows itself in a
-            notebook.
+            ``.html`` or ``.png``. By default nothing is written, and a notebook displays the card.
         baseline : Dataset or dict of Dataset, optional
-            Scores of other forecasts (of :func:`xaurora.persistence`, of another model) by label;
-            the first one is what the rest is compared with.
+            Scores of other forecasts by label, such as those of :func:`xaurora.persistence` or of
+            another model. Everything is compared with the first one.
         name, title : str
-            Of this forecast, and of the page.
+            Name of this forecast, and title of the page.
         forecast, truth : Dataset, optional
-            To show the best and the worst case as maps.
+            Fields from which the best and the worst case are drawn as maps.
         published : dict of Dataset, optional
-            Of :func:`xaurora.published_scores`, to draw beside one's own.
+            Scores from :func:`xaurora.published_scores` to draw beside these.
         level : float
-            Of the intervals by which differences are marked.
+            Confidence level of the intervals by which differences are marked as significant.
         seed : int
-            Of the bootstrap.
+            Seed of the bootstrap.
 
         Returns
         -------
         Scorecard
             With ``rows``, ``notes``, ``html``, ``plot()`` and ``save(path)``.
+
+        Raises
+        ------
+        KindError
+            If this Dataset or a baseline does not hold scores.
+        OptionError
+            If only one of ``forecast`` and ``truth`` is given, or a label occurs twice.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            baseline = xaurora.persistence(ds, ["tp"], ["6h", "24h"]).aurora.evaluate(ds)
+            scores.aurora.scorecard("scorecard.html", baseline={"persistence": baseline})
         """
         from xaurora.plots import scorecards
 

@@ -1,16 +1,16 @@
-"""The exceptions: what was expected, what was found, and what to type.
+"""Exceptions that say what was expected, what was found, and what to type.
 
-Every error is a :class:`XauroraError` and also the builtin that a reader would expect, so that
-``except ValueError`` keeps working. The line that mends the problem is kept apart in
+Every error is a :class:`XauroraError` and also the builtin exception that a reader would expect, so
+that ``except ValueError`` keeps working. The fix is kept apart from the message in
 :attr:`XauroraError.fix`, so that :meth:`ds.aurora.check() <xaurora.accessor.AuroraAccessor.check>`
-can list problems beside their mends.
+can list problems together with their fixes.
 """
 
 from __future__ import annotations
 
 
 class XauroraError(Exception):
-    """Base of all errors of this package.
+    """Base class of all errors of this package.
 
     Parameters
     ----------
@@ -22,10 +22,10 @@ class XauroraError(Exception):
     Attributes
     ----------
     code : str
-        Short, stable name of the kind of problem, as it stands in a
+        Short, stable name of the kind of problem, as listed in a
         :class:`~xaurora.fields.checking.Report`.
     about : tuple of str, optional
-        Kind and canonical name of the variable that it concerns.
+        Kind and canonical name of the variable concerned.
     """
 
     code = "error"
@@ -37,10 +37,10 @@ class XauroraError(Exception):
         super().__init__(message, fix)
 
     def __str__(self) -> str:
-        return f"{self.message}\n  To mend it: {self.fix}" if self.fix else self.message
+        return f"{self.message}\n  Fix: {self.fix}" if self.fix else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions are rebuilt from ``args`` alone, which cannot carry the keyword-only ``fix``.
+        # Unpickling passes ``args`` to ``__init__``, which cannot hold the keyword-only ``fix``.
         return (_rebuild, (type(self), self.message, self.fix))
 
 
@@ -49,55 +49,55 @@ def _rebuild(kind: type[XauroraError], message: str, fix: str) -> XauroraError:
 
 
 class CoordinateError(XauroraError, ValueError):
-    """A latitude, longitude, level or time axis is missing, doubled or cannot be read."""
+    """A latitude, longitude, level or time axis is missing, duplicated or unreadable."""
 
     code = "coordinate"
 
 
 class GridError(XauroraError, ValueError):
-    """The horizontal grid is not one that Aurora can take."""
+    """The horizontal grid is not supported by Aurora."""
 
     code = "grid"
 
 
 class RegionError(XauroraError, ValueError):
-    """A region is unknown, or smaller than the model can take."""
+    """A region is unknown, or too small for the model."""
 
     code = "region"
 
 
 class LevelError(XauroraError, ValueError):
-    """Pressure levels are doubled or too few."""
+    """Pressure levels are duplicated, or there are too few."""
 
     code = "level"
 
 
 class MissingVariableError(XauroraError, KeyError):
-    """A variable that is needed is not in the data."""
+    """A required variable is not in the data."""
 
     code = "missing_variable"
 
 
 class AmbiguousVariableError(XauroraError, ValueError):
-    """Two variables of the data claim to be the same quantity."""
+    """Two variables of the data represent the same quantity."""
 
     code = "ambiguous_variable"
 
 
 class UnitsError(XauroraError, ValueError):
-    """Units are missing, unknown, or at odds with the values."""
+    """Units are missing, unknown, or inconsistent with the values."""
 
     code = "units"
 
 
 class MissingValuesError(XauroraError, ValueError):
-    """An input field holds NaN."""
+    """An input field contains NaN."""
 
     code = "missing_values"
 
 
 class TimeError(XauroraError, ValueError):
-    """Times are doubled, unordered, or not there."""
+    """Times are duplicated, unordered or missing."""
 
     code = "time"
 
@@ -109,13 +109,13 @@ class InitTimeError(XauroraError, KeyError):
 
 
 class LeadTimeError(XauroraError, ValueError):
-    """A lead time is no positive multiple of six hours."""
+    """A lead time is not a positive multiple of six hours."""
 
     code = "lead_time"
 
 
 class AccumulationError(XauroraError, ValueError):
-    """Precipitation is not, and cannot be, accumulated over the period that is needed."""
+    """Precipitation is not accumulated over the required period, and cannot be."""
 
     code = "accumulation"
 
@@ -127,7 +127,7 @@ class EnsembleError(XauroraError, ValueError):
 
 
 class TargetError(XauroraError, KeyError):
-    """The variable to be learnt is unknown or not in the data."""
+    """The target variable is unknown or not in the data."""
 
     code = "target"
 
@@ -139,49 +139,49 @@ class SplitError(XauroraError, ValueError):
 
 
 class OptionError(XauroraError, ValueError):
-    """An option has a value that is not among the valid ones."""
+    """An option has an invalid value."""
 
     code = "option"
 
 
 class CheckpointError(XauroraError, ValueError):
-    """A checkpoint or a tuned model does not belong to the model it is loaded into, or is damaged."""
+    """A checkpoint or tuned model is damaged, or does not match the model it is loaded into."""
 
     code = "checkpoint"
 
 
 class WeightsUnavailableError(XauroraError, OSError):
-    """The weights of a pretrained Aurora could not be fetched."""
+    """The weights of a pretrained Aurora could not be downloaded."""
 
     code = "weights"
 
 
 class NoModelError(XauroraError, LookupError):
-    """No model was named and none was tuned in this session."""
+    """No model was given, and none was tuned in this session."""
 
     code = "no_model"
 
 
 class KindError(XauroraError, TypeError):
-    """A forecast was given where fields are expected, or the reverse."""
+    """A forecast was given where fields are expected, or vice versa."""
 
     code = "kind"
 
 
 class TruthError(XauroraError, ValueError):
-    """Forecast and truth do not fit together."""
+    """Forecast and truth do not match."""
 
     code = "truth"
 
 
 class SourceError(XauroraError, OSError):
-    """A file could not be found, read, or put together with the others."""
+    """A file could not be found, read or combined with the others."""
 
     code = "source"
 
 
 class SaveError(XauroraError, OSError):
-    """Nothing was written, because writing failed; what stood there before is whole."""
+    """Writing failed. Nothing was written, and existing files are unchanged."""
 
     code = "save"
 
@@ -193,7 +193,7 @@ class TrainingError(XauroraError, ArithmeticError):
 
 
 class LatentsError(XauroraError, ValueError):
-    """A store of latents that belongs to something else, or that cannot be had."""
+    """A store of latents belongs to other data or another model, or is not available."""
 
     code = "latents"
 

@@ -204,8 +204,8 @@ def test_check_stats_and_scorecard(fields: xr.Dataset, tuned, tmp_path: Path) ->
         (("check", "nothing.nc"), "no file matches"),
         (("finetune", "FIELDS", "--strategy", "half", "--model", "tiny"), "there is no strategy"),
         (("finetune", "FIELDS", "--model", "huge"), "there is no model"),
-        (("predict", "FIELDS", "--model", "tiny"), "nowhere to write"),
-        (("predict", "FIELDS", "--model", "tiny", "--out", "fc.txt"), "ends in none of"),
+        (("predict", "FIELDS", "--model", "tiny"), "no output was given"),
+        (("predict", "FIELDS", "--model", "tiny", "--out", "fc.txt"), "must end in one of"),
         (
             ("predict", "FIELDS", "--model", "tiny", "--lead", "5h", "--out", "fc.nc"),
             "no positive multiple of 6 hours",
@@ -213,7 +213,7 @@ def test_check_stats_and_scorecard(fields: xr.Dataset, tuned, tmp_path: Path) ->
         (("predict", "FIELDS", "--out", "fc.nc"), "no model was named"),
         (("evaluate", "FIELDS"), "no truth was given"),
         (("evaluate", "FIELDS", "FIELDS"), "a forecast is expected"),
-        (("scorecard", "FIELDS", "--out", "card.txt"), "ends in none of"),
+        (("scorecard", "FIELDS", "--out", "card.txt"), "must end in one of"),
     ],
 )
 def test_bad_input_is_one_readable_line(
@@ -433,7 +433,7 @@ def test_prepare_region_and_latents_on_the_command_line(fields: xr.Dataset, tmp_
     made = xr.open_dataset(forecast, decode_timedelta=True)
     assert made.sizes["longitude"] < fields.sizes["longitude"]
     assert (
-        "no box"
+        "is not a box"
         in _run(
             "predict", store, "--model", out / "best", "--out", forecast, "--region=1,2,3", code=2
         ).stderr

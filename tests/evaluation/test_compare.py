@@ -150,9 +150,9 @@ def test_boxes_and_masks() -> None:
     assert (regions.weights(lat, lon, (44, 48, 5, 16))["box"] > 0).sum() == 5 * 12
     for wanted, match in (
         (["atlantis"], "there is no region 'atlantis'"),
-        ({"odd": (1, 2, 3)}, "neither a box"),
+        ({"odd": (1, 2, 3)}, "must be a box"),
         ({"upside": (50, 40, 0, 5)}, "is not below north"),
-        (["ausnz"], "holds no grid point"),
+        (["ausnz"], "contains no grid point"),
         (["domain_land"], "needs a land-sea mask"),
     ):
         with pytest.raises(errors.RegionError, match=match):
@@ -316,7 +316,7 @@ def test_a_climatology_of_daily_totals() -> None:
         ({"window_days": 60}, "window_days=60"),
         ({"statistics": "median"}, "there is no statistic"),
         ({"statistics": "quantile", "quantiles": [1.5]}, "between 0 and 1"),
-        ({"seeps": 12}, "what counts as dry is defined"),
+        ({"seeps": 12}, "the dry threshold is defined"),
     ],
 )
 def test_bad_climatologies(fields: xr.Dataset, options: dict, match: str) -> None:
@@ -391,7 +391,7 @@ def test_what_cannot_be_scored(fields: xr.Dataset, tuned) -> None:
         (
             lambda: xaurora.persistence(fields, "tp", "soon"),
             errors.LeadTimeError,
-            "no positive duration",
+            "not a positive duration",
         ),
     ):
         with pytest.raises(kind, match=match):

@@ -151,9 +151,9 @@ def test_from_fields_to_intervals() -> None:
     ("options", "error", "match"),
     [
         ({"level": 95}, errors.OptionError, "between 0 and 1"),
-        ({"samples": 10}, errors.OptionError, "too few"),
-        ({"block": 0}, errors.OptionError, "no number of init times"),
-        ({"block": 1000}, errors.OptionError, "no number of init times"),
+        ({"samples": 10}, errors.OptionError, "at least 100"),
+        ({"block": 0}, errors.OptionError, "block must be an integer"),
+        ({"block": 1000}, errors.OptionError, "block must be an integer"),
         ({"metrics": "rsme"}, errors.OptionError, "no metric"),
         ({"metrics": "crps"}, errors.TruthError, "share no variable and metric"),
     ],
@@ -167,9 +167,9 @@ def test_bad_options(options: dict, error: type, match: str) -> None:
 def test_scores_that_cannot_be_paired() -> None:
     scores = _scores(np.ones((30, 2)))
     alone = scores.drop_vars(["t2m__squared_error", "t2m__squared_error__weight"])
-    with pytest.raises(errors.KindError, match="do not carry their init times"):
+    with pytest.raises(errors.KindError, match="do not carry values for each init time"):
         xaurora.significance(scores, alone)
-    with pytest.raises(errors.KindError, match="is no Dataset of scores"):
+    with pytest.raises(errors.KindError, match="is not a Dataset of scores"):
         xaurora.significance(scores, None)
     later = scores.assign_coords(init_time=scores["init_time"] + np.timedelta64(900, "D"))
     with pytest.raises(errors.TruthError, match="share no init time"):

@@ -41,7 +41,7 @@ def test_europe_lists_all_that_is_missing(europe: xr.Dataset) -> None:
     for name in ("2t", "msl", "t (temperature)", "z (geopotential), on pressure levels"):
         assert name in report.problems[0].message
     assert europe.aurora.check("tp", model="tiny").ok
-    assert "'e'" in repr(europe.aurora) or "left alone e" in repr(europe.aurora)
+    assert "'e'" in repr(europe.aurora) or "ignored    e" in repr(europe.aurora)
 
 
 def test_grib_short_names_speak_first(fields: xr.Dataset) -> None:
@@ -92,17 +92,17 @@ def test_units(fields: xr.Dataset) -> None:
     _first(with_units("t2m", None), errors.UnitsError, "has no units")
     rate = with_units("tp", "kg m-2 s-1")
     del rate["tp"].attrs["cell_methods"]
-    _first(rate, errors.UnitsError, "is a rate .*, and nothing says over which period")
+    _first(rate, errors.UnitsError, "is a rate .*, but the period of its mean is not known")
     named = with_units("tp", "m")
     named["tp"].attrs["standard_name"] = "precipitation_flux"
-    _first(named, errors.UnitsError, "calls itself a rate")
+    _first(named, errors.UnitsError, "is called a rate")
     # values that contradict the units are found by check() and refused by finetune()
     wrong = with_units("t2m", "degC")
     assert [p.code for p in wrong.aurora.check().problems] == ["units"]
     with pytest.raises(errors.UnitsError, match="its mean is"):
         wrong.aurora.finetune("tp", model="tiny", progress=False)
     millimetres = fields.assign(tp=(fields["tp"] * 1000.0).assign_attrs(fields["tp"].attrs))
-    assert "'tp' says 'm'" in millimetres.aurora.check("tp").problems[0].message
+    assert "'tp' has units 'm'" in millimetres.aurora.check("tp").problems[0].message
     one_storm = fields.assign(
         tp=fields["tp"].where(fields["tp"] < 0.01, 12.0).assign_attrs(fields["tp"].attrs)
     )

@@ -239,7 +239,7 @@ def test_a_store_equals_memory_and_goes_on(
         )
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "precious.txt").write_text("mine")
-    with pytest.raises(errors.SaveError, match="is no forecast store"):
+    with pytest.raises(errors.SaveError, match="is not a forecast store"):
         fields.aurora.predict(
             "6h", model=tuned, time=times, store=tmp_path / "other", progress=False
         )

@@ -257,7 +257,7 @@ def test_errors_survive_pickling() -> None:
     error = pickle.loads(pickle.dumps(errors.SaveError("it failed", fix="free space")))
     assert (error.message, error.fix, type(error)) == ("it failed", "free space", errors.SaveError)
     assert str(errors.GridError("bad")) == "bad"
-    assert "To mend it: this" in str(errors.MissingVariableError("bad", fix="this"))
+    assert "Fix: this" in str(errors.MissingVariableError("bad", fix="this"))
     assert isinstance(error, OSError)
 
 

@@ -128,14 +128,14 @@ def test_what_is_missing_is_said(scores: dict[str, xr.Dataset]) -> None:
         (
             lambda: diagrams.threshold_curve(mine, metric="fss"),
             errors.MissingVariableError,
-            "no 'fss'",
+            "do not contain 'fss'",
         ),
         (
             lambda: diagrams.reliability(mine, threshold_mm=3.3),
             errors.OptionError,
-            "no threshold of 3.3 mm",
+            "a threshold of 3.3 mm",
         ),
-        (lambda: diagrams.intensity(mine, lead="9h"), errors.LeadTimeError, "no lead '9h'"),
+        (lambda: diagrams.intensity(mine, lead="9h"), errors.LeadTimeError, "the lead time '9h'"),
         (
             lambda: (
                 plots.lead_curve(mine, "tp", "rmse", level=500.0)
@@ -147,9 +147,9 @@ def test_what_is_missing_is_said(scores: dict[str, xr.Dataset]) -> None:
         (
             lambda: diagrams.threshold_curve(mine, region="mars"),
             errors.OptionError,
-            "no region 'mars'",
+            "the region 'mars'",
         ),
-        (lambda: diagrams.error_by_edge(mine), errors.OptionError, "hold no rings"),
+        (lambda: diagrams.error_by_edge(mine), errors.OptionError, "do not contain edge rings"),
         (
             lambda: plots.lead_curve(mine, "tp", "acc"),
             errors.MissingVariableError,

@@ -881,7 +881,7 @@ except errors.SaveError as error:
     assert resource.RLIMIT_FSIZE is not None
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "could not be written" in done.stdout
-    assert "To mend it" in done.stdout
+    assert "Fix: " in done.stdout
     assert checkpoints.read_run(tmp_path / "run")["step"] == 2
     checkpoints.read_tensors(tmp_path / "run")
     assert not [p for p in (tmp_path / "run").iterdir() if p.name.startswith(".")]

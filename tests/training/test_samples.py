@@ -96,9 +96,9 @@ def test_splits_that_cannot_be() -> None:
         samples.split(found, ("1990", "1991"))
     with pytest.raises(errors.SplitError, match=r"share times in the windows of \d+ sample"):
         samples.split(found, ("2020-01-01", "2020-01-06"), ("2020-01-04", "2020-01-09"))
-    with pytest.raises(errors.OptionError, match="no slice, year or pair"):
+    with pytest.raises(errors.OptionError, match="must be a slice, a year or a pair"):
         samples.split(found, "last week")
-    with pytest.raises(errors.OptionError, match="not a pair"):
+    with pytest.raises(errors.OptionError, match="must be a pair"):
         samples.split(found, ("2016", "2017", "2018"))
 
 

@@ -1,4 +1,4 @@
-"""The command line."""
+"""Command line interface."""
 
 from xaurora.cli.commands import main
 

@@ -1,4 +1,4 @@
-"""The command line: the same verbs and option names, files or Zarr stores in and out."""
+"""Command line interface: the methods of ``ds.aurora``, with files or Zarr stores in and out."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Files = Annotated[
     list[str],
     typer.Argument(
         help=(
-            "NetCDF, GRIB or Zarr of ERA5: surface, pressure levels and statics in any mixture;"
-            " globs."
+            "ERA5 as NetCDF, GRIB or Zarr: surface, pressure-level and static files in any"
+            " combination; globs."
         ),
         show_default=False,
     ),
@@ -38,17 +38,17 @@ Model = Annotated[
     ),
 ]
 Weights = Annotated[
-    Path | None, typer.Option(help="Local checkpoint of the named model; fetched otherwise.")
+    Path | None, typer.Option(help="Local checkpoint of the named model; downloaded by default.")
 ]
 Region = Annotated[
     str | None, typer.Option(help="A name such as europe, or --region=south,north,west,east.")
 ]
-Precision = Annotated[str, typer.Option(help="auto, 32, bf16 or fp16, of the backbone.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no notes.")]
+Precision = Annotated[str, typer.Option(help="Precision of the backbone: auto, 32, bf16 or fp16.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Hide progress bars and notes.")]
 
 
 def _readable(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Bad input ends with one readable line and exit status 2."""
+    """Wrap a command so that bad input ends with one readable line and exit status 2."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -62,7 +62,7 @@ def _readable(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args, **kwargs)
         except XauroraError as error:
-            line = f"xaurora: {error.message}" + (f" To mend it: {error.fix}" if error.fix else "")
+            line = f"xaurora: {error.message}" + (f" Fix: {error.fix}" if error.fix else "")
             typer.echo(" ".join(line.split()), err=True)
             raise typer.Exit(2) from None
 
@@ -76,7 +76,7 @@ def _open(paths: list[str]) -> Any:
 
 
 def _truth(paths: list[str], grid: Any = None) -> Any:
-    """Files of fields, or of satellite rain, which their names tell."""
+    """Open files of fields, or of IMERG precipitation if all file names say so."""
     import xaurora
     from xaurora.sources import imerg, opening
 
@@ -87,7 +87,7 @@ def _truth(paths: list[str], grid: Any = None) -> Any:
 
 
 def _period(text: str | None) -> Any:
-    """``2016:2023`` → a pair; ``2024`` → that year."""
+    """Parse a period: ``2016:2023`` → a pair; ``2024`` → that year."""
     if text is None:
         return None
     start, found, end = text.partition(":")
@@ -95,25 +95,25 @@ def _period(text: str | None) -> Any:
 
 
 def _write(ds: Any, out: Path) -> None:
-    """NetCDF or Zarr by the ending, complete or not at all."""
+    """Write NetCDF or Zarr, depending on the suffix, completely or not at all."""
     from xaurora.utils import storage
 
     if out.suffix == ".zarr":
         if out.exists():
-            raise OptionError(f"'{out}' is there already.", fix="another --out, or remove it first")
+            raise OptionError(f"'{out}' already exists.", fix="another --out, or remove it first")
         storage.replace_folder(out, lambda folder: ds.to_zarr(folder, mode="w", consolidated=False))
     elif out.suffix in (".nc", ".nc4"):
         storage.replace_file(out, lambda path: ds.to_netcdf(path, engine="netcdf4"))
     else:
-        raise OptionError(f"'{out}' ends neither in .nc nor in .zarr.", fix="--out result.nc")
+        raise OptionError(f"'{out}' must end in .nc or .zarr.", fix="--out result.nc")
     typer.echo(f"Wrote {out}.")
 
 
 def _check_out(out: Path | None, endings: tuple[str, ...]) -> None:
-    """Refuse a wrong ending before hours of work, not after."""
+    """Raise for an invalid suffix before hours of work, not after."""
     if out is not None and out.suffix not in endings:
         raise OptionError(
-            f"'{out}' ends in none of {', '.join(endings)}.", fix=f"--out result{endings[0]}"
+            f"'{out}' must end in one of {', '.join(endings)}.", fix=f"--out result{endings[0]}"
         )
 
 
@@ -122,13 +122,11 @@ def _check_out(out: Path | None, endings: tuple[str, ...]) -> None:
 def check(
     files: Files,
     target: Annotated[
-        str | None, typer.Option(help="Also look at this variable as something to learn.")
+        str | None, typer.Option(help="Also check this variable as a training target.")
     ] = None,
     model: Model = "small",
 ) -> None:
-    """List every problem of the data, each with the line that mends it. Exit status 1 if there is
-    one.
-    """
+    """List every problem of the data, each with its fix. Exit status 1 if there is one."""
     ds = _open(files)
     typer.echo(repr(ds.aurora))
     report = ds.aurora.check(target, model)
@@ -142,19 +140,19 @@ def check(
 def stats(
     files: Files,
     names: Annotated[
-        list[str] | None, typer.Option(help="Variables; all by default; repeat it for several.")
+        list[str] | None, typer.Option(help="Variables, all by default. Repeatable.")
     ] = None,
     time: Annotated[
-        str | None, typer.Option(help="2016:2021, or one year or date: the training period.")
+        str | None, typer.Option(help="The training period: 2016:2021, or one year or date.")
     ] = None,
-    weights: Annotated[str, typer.Option(help="cosine (of latitude) or none.")] = "cosine",
+    weights: Annotated[str, typer.Option(help="cosine (of latitude), or none.")] = "cosine",
     quantiles: Annotated[
-        list[float] | None, typer.Option(help="Such as 0.999; repeat it for several.")
+        list[float] | None, typer.Option(help="Such as 0.999. Repeatable.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help=".nc or .zarr")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Mean, spread, extremes, quantiles and count of the variables, in SI units, in one pass."""
+    """Compute mean, spread, extremes, quantiles and count of the variables, in SI units."""
     _check_out(out, (".nc", ".nc4", ".zarr"))
     result = _open(files).aurora.statistics(
         names,
@@ -193,7 +191,7 @@ def _strategy(name: str, **options: Any) -> Any:
 
 
 def _layers(names: list[str] | None) -> Any:
-    """A number of layers, or names."""
+    """Parse a number of layers, or names of modules."""
     if names and len(names) == 1 and names[0].isdigit():
         return int(names[0])
     return tuple(names) if names else None
@@ -204,21 +202,24 @@ def _layers(names: list[str] | None) -> Any:
 def prepare(
     files: Files,
     out: Annotated[
-        Path, typer.Option(help="The Zarr store; an interrupted call goes on where it stopped.")
+        Path, typer.Option(help="The Zarr store. Run again to resume an interrupted call.")
     ],
     target: Annotated[
         list[str] | None,
-        typer.Option(help="Stored beside the model's variables, tp by default; 'none' for none."),
+        typer.Option(
+            help="Variables stored beside the model's own, tp by default; 'none' for none."
+        ),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="Variables and levels that this one takes; 'none' for all.")
+        str,
+        typer.Option(help="Store the variables and levels that this model takes; 'none' for all."),
     ] = "small",
     region: Region = None,
     time: Annotated[str | None, typer.Option(help="2016:2021, or one year or date.")] = None,
     bits: Annotated[int | None, typer.Option(help="Mantissa bits to keep; all by default.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """A local, rechunked store that training reads fast, from a slow or huge source."""
+    """Write a local, rechunked store for training, from a slow or huge source."""
     names = target or ["tp"]
     made = _open(files).aurora.prepare(
         out,
@@ -237,33 +238,33 @@ def prepare(
 def finetune(
     files: Files,
     target: Annotated[
-        list[str] | None, typer.Option(help="What to learn, tp by default; repeat it for several.")
+        list[str] | None, typer.Option(help="Variables to predict, tp by default. Repeatable.")
     ] = None,
     truth: Annotated[
         list[str] | None,
         typer.Option(
             help=(
-                "Files to take the target from, IMERG too; by default the data themselves; repeat"
-                " it for several."
+                "Files to take the target from, IMERG included; by default the data themselves."
+                " Repeatable."
             )
         ),
     ] = None,
     model: Model = "small",
     weights: Weights = None,
     strategy: Annotated[
-        str, typer.Option(help="frozen (head alone), decoder, lora, peft, or full.")
+        str, typer.Option(help="frozen (head alone), decoder, lora, peft or full.")
     ] = "frozen",
     layers: Annotated[
         list[str] | None,
         typer.Option(
-            help="decoder: how many layers, or modules; peft: linear layers; repeat it for several."
+            help="decoder: number of layers, or modules; peft: linear layers. Repeatable."
         ),
     ] = None,
-    rank: Annotated[int | None, typer.Option(help="lora, peft: 8.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="lora, peft: the rank.")] = None,
-    dropout: Annotated[float | None, typer.Option(help="lora, peft: 0.")] = None,
-    mode: Annotated[str | None, typer.Option(help="lora: single, from_second, all.")] = None,
-    method: Annotated[str | None, typer.Option(help="peft: lora, dora, rslora.")] = None,
+    rank: Annotated[int | None, typer.Option(help="lora, peft: rank, 8 by default.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="lora, peft: the rank by default.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="lora, peft: 0 by default.")] = None,
+    mode: Annotated[str | None, typer.Option(help="lora: single, from_second or all.")] = None,
+    method: Annotated[str | None, typer.Option(help="peft: lora, dora or rslora.")] = None,
     head: Annotated[
         str,
         typer.Option(
@@ -274,11 +275,11 @@ def finetune(
         ),
     ] = "auto",
     as_input: Annotated[
-        bool, typer.Option("--as-input", help="Feed the target to the encoder, too.")
+        bool, typer.Option("--as-input", help="Also feed the target to the encoder.")
     ] = False,
     train: Annotated[str | None, typer.Option(help="2016:2023, or one year or date.")] = None,
     validation: Annotated[
-        str | None, typer.Option(help="As --train; by default the last fifth.")
+        str | None, typer.Option(help="Like --train; by default the last fifth of the data.")
     ] = None,
     halo: Annotated[
         int, typer.Option(help="Grid points at a region's edges that are not trained on.")
@@ -290,33 +291,33 @@ def finetune(
     epochs: Annotated[int | None, typer.Option()] = None,
     steps: Annotated[int | None, typer.Option()] = None,
     batch_size: Annotated[int, typer.Option()] = 1,
-    gradient_accumulation: Annotated[int, typer.Option(help="Batches that make a step.")] = 1,
+    gradient_accumulation: Annotated[int, typer.Option(help="Batches per step.")] = 1,
     learning_rate: Annotated[float | None, typer.Option()] = None,
     head_learning_rate: Annotated[
-        float | None, typer.Option(help="Of new parameters alone.")
+        float | None, typer.Option(help="For new parameters alone.")
     ] = None,
     schedule: Annotated[str, typer.Option(help="cosine or constant.")] = "cosine",
-    warmup: Annotated[int | None, typer.Option(help="Steps.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps of warm-up.")] = None,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
     weight_decay: Annotated[float, typer.Option()] = 0.01,
     base_loss: Annotated[
-        float, typer.Option(help="Weight of Aurora's own loss where the base trains.")
+        float, typer.Option(help="Weight of Aurora's own loss if the base trains.")
     ] = 1.0,
-    rollout_steps: Annotated[int, typer.Option(help="Six-hour steps of a training forecast.")] = 1,
+    rollout_steps: Annotated[int, typer.Option(help="Six-hour steps per training forecast.")] = 1,
     push_forward: Annotated[
         bool, typer.Option("--push-forward", help="Stop gradients between steps.")
     ] = False,
     replay_buffer: Annotated[
-        int | None, typer.Option(help="Forecasts to keep and go on from.")
+        int | None, typer.Option(help="Forecasts to keep and continue from.")
     ] = None,
     precision: Precision = "auto",
     activation_checkpointing: Annotated[
-        str, typer.Option(help="auto, on or off: recompute instead of store.")
+        str, typer.Option(help="auto, on or off: recompute activations instead of storing them.")
     ] = "auto",
     latents: Annotated[
         str,
         typer.Option(
-            help="auto, on, off or a store's path: compute a frozen backbone's latents once."
+            help="Cache the latents of a frozen backbone: auto, on, off, or the path of a store."
         ),
     ] = "auto",
     compile: Annotated[
@@ -326,20 +327,21 @@ def finetune(
         float | None, typer.Option(help="Decay of a moving average of the weights.")
     ] = None,
     early_stopping: Annotated[
-        int | None, typer.Option(help="Validations without a better score.")
+        int | None, typer.Option(help="Stop after this many validations without a better score.")
     ] = None,
-    validations: Annotated[int, typer.Option(help="How often to score.")] = 10,
-    checkpoint_every: Annotated[int | None, typer.Option(help="Steps.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    devices: Annotated[int, typer.Option(help="On each machine.")] = 1,
-    num_nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
+    validations: Annotated[int, typer.Option(help="Number of validations.")] = 10,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
+    devices: Annotated[int, typer.Option(help="Devices on each machine.")] = 1,
+    num_nodes: Annotated[int, typer.Option(help="Number of machines.")] = 1,
     parallel: Annotated[str, typer.Option(help="auto, ddp or fsdp.")] = "auto",
-    workers: Annotated[int, typer.Option(help="Threads that read ahead.")] = 2,
+    workers: Annotated[int, typer.Option(help="Threads that prefetch samples.")] = 2,
     seed: Annotated[int, typer.Option()] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune an Aurora so that it also predicts six-hour precipitation, or other surface
-    variables; or its own variables (--target all).
+    """Fine-tune Aurora to predict six-hour precipitation or other surface variables.
+
+    --target all fine-tunes Aurora's own variables instead.
     """
     ds, arguments = _training_arguments(**locals())
     tuned = ds.aurora.finetune(**arguments)
@@ -370,7 +372,7 @@ def _training_arguments(
     quiet: bool,
     **same: Any,
 ) -> tuple[Any, dict[str, Any]]:
-    """The data and the arguments of ``finetune`` and ``estimate``, from a command's options."""
+    """Return the data and the arguments of ``finetune`` and ``estimate`` from command options."""
     names = target or ["tp"]
     how = _strategy(
         strategy,
@@ -398,7 +400,7 @@ def _training_arguments(
 
 
 def _region(text: str | None) -> Any:
-    """A name, or a box."""
+    """Parse the name of a region, or a box."""
     if text is None or not any(c.isdigit() for c in text):
         return text
     try:
@@ -407,23 +409,26 @@ def _region(text: str | None) -> Any:
         values = ()
     if len(values) != 4:
         raise OptionError(
-            f"'{text}' is no box south,north,west,east.", fix="--region=35,75,-12.5,42.5"
+            f"'{text}' is not a box south,north,west,east.", fix="--region=35,75,-12.5,42.5"
         )
     return values
 
 
 def _estimate(compare: bool = False, **options: Any) -> None:
-    """What finetune would cost with the same options: memory at the peak, time, bytes read and
-    disk. Trains nothing.
+    """Estimate what finetune would cost with the same options, without training.
+
+    Prints peak memory, time, bytes read and disk space.
     """
     ds, arguments = _training_arguments(**options)
     typer.echo(str(ds.aurora.estimate(**arguments, compare=compare)))
 
 
 def _like_finetune(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of ``finetune``, and ``--compare``."""
+    """Give a command the options of ``finetune`` and ``--compare``."""
     same = inspect.signature(finetune, eval_str=True)
-    hint = Annotated[bool, typer.Option("--compare", help="Every base and strategy side by side.")]
+    hint = Annotated[
+        bool, typer.Option("--compare", help="Also estimate every base model and strategy.")
+    ]
     extra = inspect.Parameter(
         "compare", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=hint
     )
@@ -448,32 +453,32 @@ def predict(
     ] = None,
     lead: Annotated[
         list[str] | None,
-        typer.Option(help="24h gives every six hours up to it; several give just those."),
+        typer.Option(help="24h gives every six hours up to 24 h; several give only those."),
     ] = None,
     weights: Weights = None,
     time: Annotated[
-        list[str] | None, typer.Option(help="Init times; all by default; repeat it for several.")
+        list[str] | None, typer.Option(help="Init times, all by default. Repeatable.")
     ] = None,
     variables: Annotated[
-        list[str] | None, typer.Option(help="Just these; repeat it for several.")
+        list[str] | None, typer.Option(help="Only these variables. Repeatable.")
     ] = None,
-    quantiles: Annotated[
-        list[float] | None, typer.Option(help="Such as 0.9; repeat it for several.")
-    ] = None,
+    quantiles: Annotated[list[float] | None, typer.Option(help="Such as 0.9. Repeatable.")] = None,
     thresholds_mm: Annotated[
         list[float] | None,
-        typer.Option(help="Probability of more than so many mm; repeat it for several."),
+        typer.Option(help="Probability of exceeding this amount in mm. Repeatable."),
     ] = None,
-    members: Annotated[int, typer.Option(help="Members with the dependence of past fields.")] = 0,
+    members: Annotated[
+        int, typer.Option(help="Ensemble members, with the dependence of past fields.")
+    ] = 0,
     past: Annotated[
         list[str] | None,
-        typer.Option(help="Files of past fields for the members; repeat it for several."),
+        typer.Option(help="Files of past fields for the members. Repeatable."),
     ] = None,
     halo: Annotated[
         int | None, typer.Option(help="Grid points trimmed from a region's edges.")
     ] = None,
     region: Region = None,
-    batch_size: Annotated[int, typer.Option(help="Init times at once.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Init times per batch.")] = 1,
     devices: Annotated[int, typer.Option(help="GPUs that share the init times.")] = 1,
     compile: Annotated[
         bool, typer.Option("--compile", help="torch.compile the backbone's blocks.")
@@ -481,18 +486,17 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="forecast.nc or forecast.zarr")] = None,
     store: Annotated[
         Path | None,
-        typer.Option(
-            help="A Zarr store, written init time by init time; goes on where it stopped."
-        ),
+        typer.Option(help="A Zarr store, written one init time at a time. Run again to resume."),
     ] = None,
     precision: Precision = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Forecast, with a tuned model or an untuned one."""
+    """Forecast with a tuned or untuned model."""
     _check_out(out, (".nc", ".nc4", ".zarr"))
     if out is None and store is None:
         raise OptionError(
-            "nowhere to write the forecast to.", fix="--out forecast.nc, or --store forecast.zarr"
+            "no output was given for the forecast.",
+            fix="--out forecast.nc, or --store forecast.zarr",
         )
     leads = lead or ["6h"]
     forecast = _open(files).aurora.predict(
@@ -526,55 +530,58 @@ def predict(
 def evaluate(
     forecast: Annotated[
         str,
-        typer.Argument(help="A forecast, in this layout or WeatherBench2's.", show_default=False),
+        typer.Argument(
+            help="A forecast, in xaurora's or WeatherBench2's layout.", show_default=False
+        ),
     ],
     files: Annotated[
         list[str] | None, typer.Argument(help="The truth.", show_default=False)
     ] = None,
     truth: Annotated[
-        list[str] | None, typer.Option(help="The truth, as an option; repeat it for several.")
+        list[str] | None, typer.Option(help="The truth, as an option. Repeatable.")
     ] = None,
     climatology: Annotated[
         Path | None, typer.Option(help="In WeatherBench2's layout, for ACC and SEEPS.")
     ] = None,
     metrics: Annotated[
-        list[str] | None, typer.Option(help="Such as rmse, crps, csi; or all.")
+        list[str] | None, typer.Option(help="Such as rmse, crps or csi; or all. Repeatable.")
     ] = None,
     regions: Annotated[
         list[str] | None,
-        typer.Option(help="Such as europe, edge, or a box south,north,west,east; repeat it."),
+        typer.Option(help="Such as europe, edge, or a box south,north,west,east. Repeatable."),
     ] = None,
     thresholds_mm: Annotated[
-        list[float] | None, typer.Option(help="Amounts at which rain is yes or no.")
+        list[float] | None,
+        typer.Option(help="Thresholds of categorical precipitation scores, in mm."),
     ] = None,
     neighborhood_sizes: Annotated[
-        list[int] | None, typer.Option(help="Of FSS, in grid points, odd.")
+        list[int] | None, typer.Option(help="Of the FSS, in grid points, odd.")
     ] = None,
     quantile_levels: Annotated[
-        list[float] | None, typer.Option(help="At which quantiles are scored.")
+        list[float] | None, typer.Option(help="Levels at which quantiles are scored.")
     ] = None,
     accumulate: Annotated[
-        str | None, typer.Option(help="Sum rain over so long first, such as 24h.")
+        str | None, typer.Option(help="Sum precipitation over this period first, such as 24h.")
     ] = None,
     regrid: Annotated[
-        str | None, typer.Option(help="conservative: the truth onto the forecast's grid.")
+        str | None, typer.Option(help="conservative: regrid the truth onto the forecast's grid.")
     ] = None,
     by: Annotated[
         list[str] | None,
-        typer.Option(help="Times to keep apart: season, month, hour, year, init_time."),
+        typer.Option(help="Score separately by season, month, hour, year or init_time."),
     ] = None,
     convention: Annotated[
         str, typer.Option(help="weatherbench2 or weatherbenchx.")
     ] = "weatherbench2",
     engine: Annotated[
-        str, typer.Option(help="xaurora, or weatherbench2 where it is installed.")
+        str, typer.Option(help="xaurora, or weatherbench2 if it is installed.")
     ] = "xaurora",
-    seed: Annotated[int, typer.Option(help="Of what is drawn: ties of ranks.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of random draws, such as ties of ranks.")] = 0,
     skipna: Annotated[bool, typer.Option(help="Leave missing values out.")] = False,
     quiet: Quiet = False,
     out: Annotated[Path | None, typer.Option(help="scores.nc or scores.zarr")] = None,
 ) -> None:
-    """Score a forecast against fields, as WeatherBench2 does."""
+    """Score a forecast against fields, with the definitions of WeatherBench2."""
     _check_out(out, (".nc", ".nc4", ".zarr"))
     paths = [*(files or []), *(truth or [])]
     if not paths:
@@ -608,7 +615,7 @@ def evaluate(
 
 
 def _regions(texts: list[str] | None) -> Any:
-    """Names, and boxes such as ``20,50,0,60``."""
+    """Parse names of regions, and boxes such as ``20,50,0,60``."""
     if not texts:
         return None
     out: dict[str, Any] = {}
@@ -622,7 +629,7 @@ def _regions(texts: list[str] | None) -> Any:
 
 
 def _table(scores: Any) -> str:
-    """Scores as text, rain in mm."""
+    """Format scores as text, with precipitation in mm."""
     from xaurora.evaluation.carried import without_carried
     from xaurora.plots import scorecards
 
@@ -658,30 +665,30 @@ def _table(scores: Any) -> str:
 @app.command()
 @_readable
 def scorecard(
-    scores: Annotated[Path, typer.Argument(help="What evaluate wrote.", show_default=False)],
+    scores: Annotated[Path, typer.Argument(help="File written by evaluate.", show_default=False)],
     baseline: Annotated[
-        list[str] | None, typer.Option(help="name=scores.nc of another forecast; several.")
+        list[str] | None, typer.Option(help="name=scores.nc of another forecast. Repeatable.")
     ] = None,
     out: Annotated[Path, typer.Option(help="scorecard.html or scorecard.png")] = Path(
         "scorecard.html"
     ),
-    name: Annotated[str, typer.Option(help="What this forecast is called.")] = "forecast",
-    title: Annotated[str, typer.Option(help="Of the page.")] = "Scorecard",
+    name: Annotated[str, typer.Option(help="Name of this forecast.")] = "forecast",
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "Scorecard",
     forecast: Annotated[
-        str | None, typer.Option(help="The forecast, to show its best and worst case.")
+        str | None, typer.Option(help="The forecast, to show its best and worst cases.")
     ] = None,
     truth: Annotated[
-        list[str] | None, typer.Option(help="The truth of those cases; repeat it for several.")
+        list[str] | None, typer.Option(help="The truth of those cases. Repeatable.")
     ] = None,
     published: Annotated[
-        list[str] | None, typer.Option(help="Published models to draw beside, such as ifs_hres.")
+        list[str] | None, typer.Option(help="Published models to draw beside it, such as ifs_hres.")
     ] = None,
     level: Annotated[
-        float, typer.Option(help="Of the intervals by which differences are marked.")
+        float, typer.Option(help="Confidence level of the intervals that mark differences.")
     ] = 0.95,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
 ) -> None:
-    """Scores as a page or a picture, beside those of baselines."""
+    """Write a scorecard as a page or a picture, beside the scores of baselines."""
     _check_out(out, (".html", ".png"))
     others = {}
     for entry in baseline or []:
@@ -728,7 +735,7 @@ def demo(
     steps: Annotated[int, typer.Option(help="Training steps.")] = 200,
     quiet: Quiet = False,
 ) -> None:
-    """The main job offline on synthetic data whose best possible score is known."""
+    """Run the main workflow offline, on synthetic data whose best possible score is known."""
     from xaurora.cli.demo import run
 
     typer.echo(run(out, steps=steps, progress=not quiet))

@@ -1,4 +1,7 @@
-"""``xaurora demo``: the main job, offline, on synthetic data whose best possible score is known."""
+"""``xaurora demo``: fine-tune, forecast and score offline.
+
+The synthetic data follow a known law, so that the best possible score is known.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +22,27 @@ from xaurora.training import curves
 from xaurora.utils import storage
 
 LEADS = ("6h", "12h", "18h", "24h")
-_PAST = 540  # times that training and model selection see
+_PAST = 540  # times used for training and model selection
 _TIMES = 600
 _SCORED = 40  # init times
 
 
 def exact_scores(ds: xr.Dataset, init_times: np.ndarray) -> dict[str, xr.Dataset]:
-    """CRPS, by lead, of the forecasters that know the law with and without the state, as
-    ``evaluate`` lays scores out.
+    """Return the exact CRPS of the perfect forecaster and of climatology, by lead time.
+
+    Both know the law of the synthetic data. The perfect forecaster also knows the state.
 
     Parameters
     ----------
     ds : Dataset
         From :func:`xaurora.synthetic`.
     init_times : ndarray of datetime64
-        The forecast's.
+        Init times of the forecast.
+
+    Returns
+    -------
+    dict of Dataset
+        Scores by forecaster, in the layout of ``evaluate``.
     """
     weights = np.repeat(
         latitude_weights(ds["latitude"].values)[:, None], ds.sizes["longitude"], axis=1
@@ -57,17 +66,23 @@ def exact_scores(ds: xr.Dataset, init_times: np.ndarray) -> dict[str, xr.Dataset
 
 
 def run(out: Path, *, steps: int = 200, progress: bool = True) -> str:
-    """Make data, teach ``tiny-pretrained`` rain, forecast, score, draw. Returns the verdict in
-    words.
+    """Run the demo and return its verdict as text.
+
+    It creates data, fine-tunes ``tiny-pretrained`` on precipitation, forecasts, scores and draws.
 
     Parameters
     ----------
     out : path
-        Folder for everything.
+        Folder for all output.
     steps : int
-        Training steps of four samples.
+        Training steps of four samples each.
     progress : bool
-        Whether to show bars.
+        Whether to show progress bars.
+
+    Returns
+    -------
+    str
+        The CRPS by lead time, and what it means.
     """
     import matplotlib
 
@@ -81,8 +96,7 @@ def run(out: Path, *, steps: int = 200, progress: bool = True) -> str:
     with storage.named_failures(out):
         storage.replace_file(out / "fields.nc", lambda path: ds.to_netcdf(path, engine="netcdf4"))
     past = ds.isel(time=slice(None, _PAST))
-    # As with a real Aurora: the backbone knows how the fields move, and stays as it is; a new head
-    # learns rain.
+    # As with a real Aurora, the pretrained backbone is frozen and a new head learns precipitation.
     tuned = past.aurora.finetune(
         "tp",
         model="tiny-pretrained",
@@ -92,7 +106,7 @@ def run(out: Path, *, steps: int = 200, progress: bool = True) -> str:
         out=out / "run",
         progress=progress,
     )
-    # Two times on, so that no frame of a forecast's history was seen, neither in training nor in
+    # Start one time later, so that no frame of a forecast's history was used in training or in
     # choosing the best state.
     held_out = ds["time"].values[_PAST + 1 : _PAST + 1 + _SCORED]
     forecast = ds.aurora.predict(
@@ -125,7 +139,7 @@ def run(out: Path, *, steps: int = 200, progress: bool = True) -> str:
 def _scored(
     ds: xr.Dataset, past: xr.Dataset, forecast: xr.Dataset, progress: bool
 ) -> tuple[xr.Dataset, dict[str, xr.Dataset]]:
-    """Scores of the forecast, and of what it is compared with."""
+    """Return scores of the forecast, and of the forecasts it is compared with."""
     normals = climatology.build(past, ["t2m", "msl", "tp"])
     persistence = baselines.persistence(ds, ["t2m", "msl", "tp"], LEADS).sel(
         init_time=forecast["init_time"]
@@ -140,8 +154,8 @@ def _scored(
     )
     scores = rivals.pop("this forecast")
     exact = exact_scores(ds, forecast["init_time"].values)
-    # The climatological forecaster of rain is a distribution, not its mean: its CRPS is known
-    # exactly.
+    # The climatological forecast of precipitation is a distribution, not its mean, and its CRPS
+    # is known exactly.
     tp = rivals["climatology"]["tp"].copy()
     tp.loc[{"metric": "crps"}] = exact["climatology"]["tp"].sel(metric="crps")
     rivals["climatology"] = scores_without(rivals["climatology"].assign(tp=tp), "tp__crps")
@@ -154,7 +168,7 @@ def _scored(
 
 
 def scores_without(scores: xr.Dataset, carried: str) -> xr.Dataset:
-    """Scores that do not carry the init times of one statistic, because its score was replaced."""
+    """Return scores without the per-init-time values of a statistic whose score was replaced."""
     return scores.drop_vars([c for c in scores.coords if str(c).startswith(carried)])
 
 
@@ -197,9 +211,9 @@ def _verdict(
     lines = [
         "",
         (
-            f"Taught a tiny, pretrained Aurora rain on {tuned.config['training']['samples']}"
-            f" synthetic samples and forecast {scores.attrs['number_of_init_times']} times it had"
-            " not seen."
+            "Fine-tuned a tiny, pretrained Aurora on"
+            f" {tuned.config['training']['samples']} synthetic samples of precipitation and"
+            f" forecast from {scores.attrs['number_of_init_times']} held-out init times."
         ),
         "",
     ]
@@ -215,32 +229,32 @@ def _verdict(
         / (crps(rivals["climatology"], i) - crps(rivals["perfect forecaster"], i))
         for i in range(len(LEADS))
     ]
-    lines.append(f"  {'share of what can be gained':<38}" + "".join(f"{g:>8.0%}" for g in gains))
+    lines.append(f"  {'share of the possible gain':<38}" + "".join(f"{g:>8.0%}" for g in gains))
     first = gains[0]
     if first >= 0.7:
         words = (
-            "That is a good forecast: most of what the state tells about the rain six hours on was"
-            " learnt."
+            "That is a good forecast: most of the gain that the state allows six hours ahead was"
+            " achieved."
         )
     elif first >= 0.3:
         words = (
-            "That is a fair forecast: part of what the state tells about the rain was learnt; more"
+            "That is a fair forecast: part of the gain that the state allows was achieved. More"
             " steps would help."
         )
     elif first > 0.0:
-        words = "That is a weak forecast, little better than the climatology; train for more steps."
+        words = "That is a weak forecast, little better than climatology. Train for more steps."
     else:
-        words = "That is no better than the climatology; train for more steps."
+        words = "That is no better than climatology. Train for more steps."
     lines += [
         "",
         words,
         (
-            "(A perfect forecaster knows the law of the rain and the state; nobody can do better.)"
-            f" {seconds:.0f} s in all."
+            "The perfect forecaster knows the law of the data and the state; no forecast can do"
+            f" better. Total time: {seconds:.0f} s."
         ),
         "",
         (
-            f"Look at {out / 'scorecard.html'} and the pictures beside it. Go on with: xaurora"
+            f"See {out / 'scorecard.html'} and the pictures beside it. Continue with: xaurora"
             f" predict {out / 'fields.nc'} --model {out / 'run'} --out next.nc"
         ),
     ]

@@ -1,5 +1,6 @@
-"""Aggregation: area sums by region, and means over init times that add up over chunks, files and
-workers. Knows nothing of torch.
+"""Aggregation: area means by region, and sums over init times that can be added up.
+
+Sums of different chunks, files and workers combine. Does not depend on torch.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import numpy as np
 
 
 def area_mean(values: np.ndarray, weights: np.ndarray, *, skipna: bool) -> np.ndarray:
-    """Weighted mean over the last two dims; missing values inside the region pass on, unless they
-    are skipped.
+    """Return the weighted mean over the last two dims.
+
+    Missing values inside the region make the mean missing, unless ``skipna``.
 
     Parameters
     ----------
@@ -32,9 +34,9 @@ def area_mean(values: np.ndarray, weights: np.ndarray, *, skipna: bool) -> np.nd
 class AreaMeans:
     """Weighted means over regions, for many fields at once.
 
-    A box of the plain grid needs no pass of its own: rows and columns separate, so one matrix
-    product serves all boxes. Masks, land and polygons are summed over their own bounding box. What
-    lies outside a region never reaches it, not even as NaN.
+    For boxes, rows and columns separate, so that one matrix product serves all of them. Masks, land
+    and polygons are summed over their bounding boxes. Values outside a region never affect its
+    mean, not even NaN.
 
     Parameters
     ----------
@@ -78,18 +80,19 @@ class AreaMeans:
     def __call__(
         self, values: np.ndarray, valid: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Means and weights.
+        """Return means, and the share of each region that they stand for.
 
         Parameters
         ----------
         values : ndarray, ``(..., h, w)``
         valid : ndarray of bool, optional
-            Points that count, broadcast against ``values``; by default all, and NaN passes on.
+            Points that are included, broadcast against ``values``. By default all are, and NaN
+            makes the mean missing.
 
         Returns
         -------
         tuple of ndarray, ``(region, ...)`` each
-            Means, and the weight that they stand for as a share of the region's.
+            Means, and the weight of the valid points as a share of the region's weight.
         """
         shape = values.shape
         flat = np.ascontiguousarray(values, dtype=np.float64).reshape(-1, *shape[-2:])
@@ -115,17 +118,18 @@ class AreaMeans:
         values: np.ndarray | None = None,
         valid: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Share of each region's area by label, or that times ``values``.
+        """Return the share of each region's area by label, or that share times ``values``.
 
         Parameters
         ----------
         labels : ndarray of int, ``(h, w)``
-            0 … bins − 1; −1 for a missing value, which makes the region's shares missing unless it
-            does not count.
+            0 … bins − 1; −1 for a missing value, which makes the region's shares missing unless the
+            point is not valid.
         bins : int
+            Number of labels.
         values : ndarray, ``(h, w)``, optional
         valid : ndarray of bool, ``(h, w)``, optional
-            Points that count.
+            Points that are included.
 
         Returns
         -------
@@ -152,7 +156,7 @@ class AreaMeans:
             yield r, box, weight
 
     def _sums(self, values: np.ndarray) -> np.ndarray:
-        """``(k, h, w)`` → ``(region, k)``."""
+        """Return weighted sums, ``(k, h, w)`` → ``(region, k)``."""
         out = np.empty((len(self.names), len(values)))
         if self.boxes:
             by_columns = values @ self._columns
@@ -160,7 +164,7 @@ class AreaMeans:
             for (r, rows, columns, weight), at in zip(self.boxes, self._column_of, strict=True):
                 if clean:
                     out[r] = by_columns[:, rows, at] @ weight
-                else:  # a zero in the matrix does not keep NaN out
+                else:  # zero times NaN is NaN, so points outside the box are not multiplied
                     out[r] = values[:, rows][:, :, columns].sum(axis=2) @ weight
         for r, box, weight in self._masks:
             inside = values[:, box[0], box[1]].reshape(len(values), -1)
@@ -173,15 +177,14 @@ class AreaMeans:
 
 @dataclass
 class Sums:
-    """What is kept of one statistic of one variable: sums over init times, by group, lead and
-    region.
+    """Sums over init times of one statistic of one variable, by group, lead time and region.
 
     Parameters
     ----------
     dims : tuple of str
         Extra dims of the statistic.
     mean, count : ndarray, ``(group, lead, region, *extra, [level])``
-        Sum of area means over init times, and how many there were.
+        Sum of area means over init times, and the number of them.
     total, weight : ndarray
         Sum of area means times the share of the region that they stand for, and sum of the shares.
     """
@@ -194,11 +197,14 @@ class Sums:
 
     @staticmethod
     def zeros(dims: tuple[str, ...], shape: tuple[int, ...]) -> Sums:
-        """Nothing yet."""
+        """Return sums that are all zero."""
         return Sums(dims, *(np.zeros(shape) for _ in range(4)))
 
     def add(self, group: int, lead: int, means: np.ndarray, share: np.ndarray) -> None:
-        """Add the area means of one init time, ``(region, *extra)``; a share of zero is no value."""
+        """Add the area means of one init time, ``(region, *extra)``.
+
+        A share of zero means that there is no value.
+        """
         there = share > 0
         kept = np.where(there, means, 0.0)
         at = (group, lead)
@@ -208,7 +214,9 @@ class Sums:
         self.weight[at] += share
 
     def means(self, convention: str = "weatherbench2") -> np.ndarray:
-        """Means over init times: of area means (WeatherBench2), or over all valid points alike
+        """Return means over init times.
+
+        They are means of area means (WeatherBench2), or over all valid points with equal weight
         (WeatherBench-X).
         """
         top, bottom = (
@@ -220,11 +228,14 @@ class Sums:
 
 @dataclass
 class Slots:
-    """The same, every init time for itself: of which sums are made when they are asked for.
+    """Area means of one statistic of one variable, kept separately for each init time.
+
+    :meth:`sums` adds them up by group.
 
     Parameters
     ----------
     dims : tuple of str
+        Extra dims of the statistic.
     mean : ndarray, ``(init, lead, region, *extra, [level])``
         Area means, NaN where there is none.
     weight : ndarray
@@ -237,22 +248,22 @@ class Slots:
 
     @staticmethod
     def empty(dims: tuple[str, ...], shape: tuple[int, ...]) -> Slots:
-        """Nothing yet."""
+        """Return empty slots."""
         return Slots(dims, np.full(shape, np.nan), np.zeros(shape))
 
     def add(self, group: int, lead: int, means: np.ndarray, share: np.ndarray) -> None:
-        """Put the area means of one init time into their place."""
+        """Store the area means of one init time."""
         self.mean[group, lead], self.weight[group, lead] = means, share
 
     def sums(self, to: np.ndarray, leads: np.ndarray) -> Sums:
-        """Sums over init times and leads that have the same number.
+        """Return sums over init times and lead times with the same index.
 
         Parameters
         ----------
         to : ndarray of int, ``(init, lead)``
-            Group.
+            Group of each field.
         leads : ndarray of int, ``(lead,)``
-            New lead; −1 leaves out.
+            New index of each lead time; −1 drops it.
         """
         out = Sums.zeros(
             self.dims,
@@ -273,13 +284,14 @@ class Slots:
 
 @dataclass
 class Table:
-    """What is kept, by (variable, statistic).
+    """Sums or slots by (variable, statistic).
 
     Parameters
     ----------
     groups, leads : int
+        Number of groups and of lead times.
     one_by_one : bool
-        Whether groups are init times, each kept for itself.
+        Whether every init time is a group of its own.
     """
 
     groups: int
@@ -296,7 +308,7 @@ class Table:
         means: np.ndarray,
         share: np.ndarray,
     ) -> None:
-        """Add the area means of one init time and lead, ``(region, *extra)``."""
+        """Add the area means of one init time and lead time, ``(region, *extra)``."""
         if key not in self.found:
             shape = (self.groups, self.leads, *means.shape)
             self.found[key] = (
@@ -305,8 +317,9 @@ class Table:
         self.found[key].add(group, lead, means, share)
 
     def sums(self, to: np.ndarray, leads: np.ndarray) -> dict[tuple[str, str], Sums]:
-        """Sums by group and lead bin; of groups that are already added up only the leads are put
-        together.
+        """Return sums by group and lead bin.
+
+        If the groups are already added up, only lead times are combined.
         """
         if self.one_by_one:
             return {key: slots.sums(to, leads) for key, slots in self.found.items()}

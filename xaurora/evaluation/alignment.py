@@ -1,5 +1,6 @@
-"""A forecast as it is scored: recognised, on a canonical grid, read in blocks. Knows nothing of
-torch.
+"""Forecasts to be scored: recognised, on a canonical grid, read in blocks.
+
+Does not depend on torch.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ _LEADS = {
 
 logger = logging.getLogger("xaurora")
 
-_BLOCK = 64 * 1024**2  # bytes of one variable that are read at once, at most
-_SMALL = 4 * 1024**2  # ... and at least, where the data have so much
-_MOST_FIELDS = 512  # in a block: each leaves some hundred numbers behind
+_BLOCK = 64 * 1024**2  # maximum bytes of one variable to read at once
+_SMALL = 4 * 1024**2  # minimum bytes to read at once, if the data have that many
+_MOST_FIELDS = 512  # in a block, because each field produces some hundred numbers
 
 
 def loaded(da: xr.DataArray) -> np.ndarray:
-    """Values; of dask without a pool of its own, because the caller is one of several threads."""
+    """Load values; dask runs single-threaded, because the caller is one of several threads."""
     if da.chunks is not None:
         return np.asarray(da.data.compute(scheduler="synchronous"))
     return np.asarray(da.values)
@@ -47,7 +48,7 @@ def loaded(da: xr.DataArray) -> np.ndarray:
 
 @dataclass
 class Forecast:
-    """A forecast of either layout.
+    """A forecast in either layout.
 
     Parameters
     ----------
@@ -56,7 +57,7 @@ class Forecast:
     fields : dict
         ``(kind, name)`` → :class:`Field`.
     latitude, longitude : ndarray
-        Canonical order; longitude in [0, 360).
+        In canonical order; longitude in [0, 360).
     init_times, leads : ndarray
         datetime64[ns], timedelta64[ns].
     levels : tuple of float
@@ -64,9 +65,9 @@ class Forecast:
     dims : dict
         Names of ``latitude``, ``longitude``, ``level`` and ``number`` in ``ds``.
     hours : int
-        Period of its precipitation.
+        Accumulation period of its precipitation in hours.
     whole : frozenset of int, optional
-        Leads at which precipitation has a whole period; None for all.
+        Indices of lead times with a complete accumulation period; None for all.
     """
 
     ds: xr.Dataset
@@ -83,8 +84,9 @@ class Forecast:
     def block(
         self, name: str, init: slice, lead: slice, levels: tuple[float, ...] = ()
     ) -> np.ndarray:
-        """One variable as it stands, ``(init, lead, ..., [number,] [level,] h, w)``, in canonical
-        grid order.
+        """Read one variable as stored, in canonical grid order.
+
+        Dims are ``(init, lead, ..., [number,] [level,] h, w)``.
         """
         da = self.ds[name].isel(init_time=init, lead_time=lead)
         if levels and self.dims.get("level") in da.dims and levels != self.levels:
@@ -97,12 +99,13 @@ class Forecast:
         return loaded(da.transpose("init_time", "lead_time", ..., *own))
 
     def has_members(self, name: str) -> bool:
-        """Whether a variable is an ensemble."""
+        """Return whether a variable is an ensemble."""
         return self.dims.get("number") in self.ds[name].dims
 
     def lengths(self, name: str) -> tuple[int, int]:
-        """Init times and leads to read at once: whole chunks of the store, as far as a block stays
-        small.
+        """Return the number of init times and lead times to read at once.
+
+        They are whole chunks of the store, as far as the block stays small.
         """
         da = self.ds[name]
         count = da.sizes["init_time"], da.sizes["lead_time"]
@@ -114,7 +117,7 @@ class Forecast:
             chunk.append(min(max(int(da.chunksizes[dim][0] if da.chunks else stored), 1), size))
 
         def whole(limit: int, size: int, stored: int) -> int:
-            """As many as fit: a multiple of a chunk, or part of one that is too large."""
+            """Return the largest length that fits: a multiple of a chunk, or part of one."""
             limit = max(min(limit, size), 1)
             return limit if limit == size or limit < stored else limit // stored * stored
 
@@ -124,33 +127,35 @@ class Forecast:
 
     @property
     def stored(self) -> dict[str, str]:
-        """Names of the time dims in the store, where they differ."""
+        """Names of the time dims in the store, if they differ."""
         return dict(self.ds.attrs.get("_stored_dims", {}))
 
 
 def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
-    """Recognise a forecast in this package's layout or WeatherBench2's. Lazy.
+    """Recognise a forecast in this package's layout or WeatherBench2's.
+
+    Lazy.
 
     Parameters
     ----------
     ds : Dataset
     accumulate : str, optional
-        Sum precipitation over so long first; hourly lead times are summed over six hours in any
-        case.
+        Sum precipitation over this period first. Hourly lead times are always summed over six
+        hours.
 
     Raises
     ------
     KindError
-        It has no lead times.
+        If it has no lead times, or holds no time.
     LeadTimeError
-        Lead times are not durations.
+        If lead times are not durations.
     AccumulationError
-        Its precipitation does not say over how many hours, or cannot be summed as asked.
+        If its precipitation does not declare a period, or cannot be summed over ``accumulate``.
     """
     if not isinstance(ds, xr.Dataset) or not recognition.is_forecast(ds):
         raise KindError(
-            "a forecast is expected here, with dims (init_time, lead_time, ...) or WeatherBench2's"
-            " (time, prediction_timedelta, ...), and this Dataset has"
+            "a forecast is expected, with dims (init_time, lead_time, ...) or WeatherBench2's"
+            " (time, prediction_timedelta, ...), but this Dataset has the dims"
             f" {sorted(map(str, getattr(ds, 'dims', ())))}.",
             fix="fc = ds.aurora.predict('24h', model=...); fc.aurora.evaluate(truth)",
         )
@@ -162,15 +167,15 @@ def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
     if names:
         if "time" not in ds.variables:
             raise KindError(
-                "the forecast has prediction_timedelta and no time.",
+                "the forecast has prediction_timedelta but no time.",
                 fix="ds.rename(init_time='time')",
             )
         ds = ds.rename(time="init_time", prediction_timedelta="lead_time")
     elif "time" in ds.coords and "time" not in ds.dims:
-        ds = ds.drop_vars("time")  # the valid time under another name
+        ds = ds.drop_vars("time")  # not a dim, so it is the valid time under another name
     ds = ds.assign_attrs(_stored_dims=names)
     for dim in ("lead_time", "init_time"):
-        if dim not in ds.dims:  # one time of a forecast is a forecast
+        if dim not in ds.dims:  # a single time was selected
             static = [
                 n
                 for n in ds.data_vars
@@ -185,7 +190,7 @@ def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
     if not ds.sizes["init_time"] or not ds.sizes["lead_time"]:
         raise KindError(
             f"the forecast holds no {'init time' if not ds.sizes['init_time'] else 'lead time'}.",
-            fix="look at how it was selected",
+            fix="check how it was selected",
         )
     leads = durations_of(ds["lead_time"])
     init_times = ds["init_time"].values.astype("datetime64[ns]")
@@ -199,7 +204,7 @@ def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
     found = recognition.recognise(single)
     for name in list(
         found.unrecognised
-    ):  # a target that the table does not know is scored in its own units
+    ):  # a target that is not in the table of variables is scored in its own units
         if "distribution" in probe[name].attrs and "parameter_of" not in probe[name].attrs:
             recognition.add_generic(single, name, found)
     found.raise_first()
@@ -210,7 +215,7 @@ def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
         ds, hours, whole = _totals(ds, rain.source, accumulate)
     elif accumulate is not None:
         raise AccumulationError(
-            f"accumulate={accumulate!r}: the forecast holds no precipitation, but"
+            f"accumulate={accumulate!r}: the forecast holds no precipitation, only"
             f" {sorted(map(str, ds.data_vars))}.",
             fix="accumulate=None",
         )
@@ -242,17 +247,28 @@ def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
 def _totals(
     ds: xr.Dataset, name: str, accumulate: str | None
 ) -> tuple[xr.Dataset, int, frozenset[int] | None]:
-    """Precipitation over the period that is scored, the hours of it, and the leads at which the
-    period is whole.
+    """Accumulate precipitation over the period that is scored.
+
+    Returns
+    -------
+    tuple
+        The forecast, the period in hours, and the indices of lead times with a complete period.
+
+    Raises
+    ------
+    AccumulationError
+        If the period is not declared, or no lead time has a complete period.
+    KindError
+        If precipitation is an independent distribution at every point.
     """
     declared = periods.declared_hours(name, ds[name].attrs)
     wanted = periods.hours_of(accumulate) if accumulate is not None else None
     if declared is None:
         raise AccumulationError(
-            f"'{name}' of the forecast does not say over how many hours it is a total.",
+            f"'{name}' of the forecast does not declare its accumulation period.",
             fix=(
                 f"fc['{name}'].attrs['cell_methods'] = '{periods.cell_methods(TIMESTEP_HOURS)}' if"
-                f" it is one over {TIMESTEP_HOURS} hours, else sum it to that first"
+                f" it is a total over {TIMESTEP_HOURS} hours, else sum it over that period first"
             ),
         )
     if wanted is None:
@@ -262,11 +278,11 @@ def _totals(
     law = from_attrs(ds[name].attrs)
     if law is not None and not isinstance(law, Deterministic) and not _is_ensemble(ds[name]):
         raise KindError(
-            f"'{name}' is a distribution at every point for itself, which says nothing of sums over"
-            f" {wanted} hours.",
+            f"'{name}' is an independent distribution at every point and time, which does not"
+            f" determine sums over {wanted} hours.",
             fix=(
-                "predict(members=50), whose members are joint in time; or score the sum of the"
-                " means alone: fc.aurora.accumulate('tp', '24h')"
+                "predict(members=50), whose members are joint in time, or score only the sum of"
+                " the means: fc.aurora.accumulate('tp', '24h')"
             ),
         )
     total = precipitation.over_leads(
@@ -279,13 +295,13 @@ def _totals(
         for i, h in enumerate(lead_hours)
         if all(h - k * declared in there for k in range(int(wanted / declared)))
     ]
-    if declared < TIMESTEP_HOURS:  # of hourly leads those that the truth has
+    if declared < TIMESTEP_HOURS:  # only lead times at which the truth has values
         whole = [i for i in whole if lead_hours[i] % TIMESTEP_HOURS == 0]
     if not whole:
         raise AccumulationError(
-            f"no lead time of '{name}' has a whole {wanted} hours before it:"
-            f" {[f'{h:g}' for h in lead_hours]} h, totals over {declared:g} h.",
-            fix=f"leads every {declared:g} h from the init time on",
+            f"no lead time of '{name}' has a complete period of {wanted} hours before it: lead"
+            f" times are {[f'{h:g}' for h in lead_hours]} h, totals over {declared:g} h.",
+            fix=f"forecast lead times every {declared:g} h from the init time",
         )
     beside = [
         n
@@ -302,36 +318,39 @@ def _is_ensemble(da: xr.DataArray) -> bool:
 
 
 def durations_of(lead: xr.DataArray) -> np.ndarray:
-    """Lead times as timedelta64[ns], also where they are numbers that carry only their units.
+    """Return lead times as timedelta64[ns]; numbers are converted by their units.
 
     Raises
     ------
     LeadTimeError
-        Numbers without units.
+        If they are numbers without units.
     """
     if np.issubdtype(lead.dtype, np.timedelta64):
         return lead.values.astype("timedelta64[ns]")
     unit = str(lead.attrs.get("units", ""))
-    if unit in _LEADS:  # xarray from 2026 on leaves durations that carry only `units` as numbers
+    if unit in _LEADS:  # xarray since 2026 does not decode durations that have only `units`
         return (lead.values * _LEADS[unit]).astype("timedelta64[ns]")
     raise LeadTimeError(
-        f"lead times are {lead.dtype} without units, not durations.",
+        f"lead times must be durations, and these are {lead.dtype} without units.",
         fix="xr.open_dataset(path, decode_timedelta=True)",
     )
 
 
 def to_mm(threshold: xr.DataArray) -> float:
-    """Millimetres a unit of a coordinate of thresholds; without units they are millimetres."""
+    """Return the millimetres per unit of a threshold coordinate.
+
+    A coordinate without units is in millimetres.
+    """
     return 1e3 * (conversion(str(threshold.attrs.get("units", "mm")), "m") or (1e-3, 0.0))[0]
 
 
 def matched_variables(forecasts: Iterable[Forecast], truth: Any) -> list[tuple[str, str]]:
-    """Variables that the truth and one of the forecasts have, in the table's order.
+    """Return the variables that the truth and at least one forecast share, in the table's order.
 
     Raises
     ------
     TruthError
-        A forecast has none.
+        If a forecast shares none with the truth.
     """
     every: set[tuple[str, str]] = set()
     for forecast in forecasts:
@@ -339,9 +358,9 @@ def matched_variables(forecasts: Iterable[Forecast], truth: Any) -> list[tuple[s
         if not both:
             have = sorted(i.source for i in truth.fields.layout.fields.values())
             raise TruthError(
-                "forecast and truth share no variable:"
-                f" {sorted(i.source for i in forecast.fields.values())} and {have}.",
-                fix="give a truth that holds the forecast's variables",
+                "forecast and truth share no variable: the forecast has"
+                f" {sorted(i.source for i in forecast.fields.values())}, the truth {have}.",
+                fix="pass a truth that holds the forecast's variables",
             )
         every |= set(both)
     order = {key: i for i, key in enumerate(variables.BY_KEY)}
@@ -349,12 +368,12 @@ def matched_variables(forecasts: Iterable[Forecast], truth: Any) -> list[tuple[s
 
 
 def distribution(forecast: Forecast, item: Field, *, needed: bool) -> Family | None:
-    """Family of a variable whose parameters stand beside it, or None.
+    """Return the distribution family of a variable, or None if it has none.
 
     Raises
     ------
     TruthError
-        The family is unknown, or one of its parameters is missing.
+        If the family is unknown, or one of its parameters is missing and ``needed``.
     """
     attrs = forecast.ds[item.source].attrs
     name = attrs.get("distribution")
@@ -363,20 +382,21 @@ def distribution(forecast: Forecast, item: Field, *, needed: bool) -> Family | N
     family = from_attrs(attrs)
     if family is None:
         raise TruthError(
-            f"'{item.source}' is of the distribution family {name!r}"
+            f"'{item.source}' has the distribution family {name!r}"
             + (
                 ", whose attributes are incomplete."
                 if name in FAMILIES
-                else ", which this version does not know."
+                else ", which this version does not support."
             ),
-            fix=f"one of {', '.join(FAMILIES)}, with the attributes that predict() writes",
+            fix=f"use one of {', '.join(FAMILIES)}, with the attributes that predict() writes",
         )
     if isinstance(family, Deterministic):
         return family
     missing = [p for p in family.parameters if f"{item.source}_{p}" not in forecast.ds]
     if missing and not needed:
         logger.warning(
-            "'%s' has no scores of its distribution: its parameters %s are not in the forecast.",
+            "the distribution of '%s' is not scored, because its parameters %s are not in the"
+            " forecast.",
             item.source,
             ", ".join(missing),
         )

@@ -15,7 +15,7 @@ from xaurora.evaluation.alignment import Forecast
 
 
 def _hash(weights: Mapping[str, np.ndarray]) -> str:
-    """Of the regions themselves: another box may have the same name."""
+    """Return a hash of the regions themselves, because different boxes may have the same name."""
     digest = hashlib.sha256()
     for name, values in weights.items():
         digest.update(name.encode() + np.ascontiguousarray(values.astype(np.float32)).tobytes())

@@ -1,4 +1,7 @@
-"""Baselines as forecasts: persistence and climatology. Knows nothing of torch."""
+"""Baselines as forecasts: persistence and climatology.
+
+Does not depend on torch.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ from xaurora.fields.variables import TIMESTEP_HOURS
 
 
 def durations(leads: Any) -> np.ndarray:
-    """Lead times as timedelta64[ns].
+    """Convert lead times to timedelta64[ns].
 
     Raises
     ------
     LeadTimeError
-        One of them is no positive duration.
+        If one of them is not a positive duration.
     """
     import pandas as pd
 
@@ -37,7 +40,7 @@ def durations(leads: Any) -> np.ndarray:
             delta = pd.Timedelta(0)
         if not delta > pd.Timedelta(0):
             raise LeadTimeError(
-                f"lead {value!r} is no positive duration.", fix="leads=['6h', '24h']"
+                f"lead time {value!r} is not a positive duration.", fix="leads=['6h', '24h']"
             )
         out.append(delta.to_timedelta64().astype("timedelta64[ns]"))
     return np.array(out)
@@ -54,13 +57,13 @@ def _chosen(ds: xr.Dataset, names: Sequence[str] | str | None) -> tuple[Recognit
     if unknown := [n for n in wanted if n not in there]:
         raise MissingVariableError(
             f"{unknown} is not among the recognised variables {there}.",
-            fix="ds.aurora lists what was recognised",
+            fix="ds.aurora lists the recognised variables",
         )
     return found, wanted
 
 
 def _six_hourly(ds: xr.Dataset, found: Recognition, name: str) -> xr.DataArray:
-    """A field as forecasts have it: precipitation over six hours."""
+    """Return a field as forecasts have it, with precipitation accumulated over six hours."""
     items = {item.source: item for item in found.fields.values()}
     if items[name].variable.accumulated:
         dim = found.axes["time"].dim
@@ -86,15 +89,14 @@ def _public(da: xr.DataArray, found: Recognition) -> xr.DataArray:
 def persistence(
     ds: xr.Dataset, names: Sequence[str] | str | None = None, leads: Any = ("6h",)
 ) -> xr.Dataset:
-    """The forecast that nothing changes: at every lead time the field of the init time;
-    precipitation that of the last six hours.
+    """Make a persistence forecast: the field of the init time at every lead time.
 
-    Lazy over dask.
+    Precipitation is that of the last six hours. Lazy over dask.
 
     Parameters
     ----------
     ds : Dataset
-        Fields, in any naming.
+        Fields, with any naming convention.
     names : str or sequence of str, optional
         Variables in the data's own names; by default all that change over time.
     leads : sequence of str or timedelta
@@ -103,9 +105,9 @@ def persistence(
     Returns
     -------
     Dataset
-        Dims ``(init_time, lead_time[, level], latitude, longitude)``; every time of ``ds`` is an
-        init time (those without a whole six-hour total are left out where precipitation is among
-        the names).
+        Dims ``(init_time, lead_time[, level], latitude, longitude)``. Every time of ``ds`` is an
+        init time, except those without a complete six-hour total if precipitation is among the
+        names.
     """
     found, wanted = _chosen(ds, names)
     lead = durations(leads)
@@ -136,12 +138,12 @@ def persistence(
 
 
 def _times_of(like: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Init times and leads of a forecast, of which either may be a single one.
+    """Return the init times and lead times of a forecast, either of which may be a scalar.
 
     Raises
     ------
     KindError
-        It is no forecast.
+        If it is not a forecast.
     """
     from xaurora.evaluation.alignment import durations_of
 
@@ -149,7 +151,7 @@ def _times_of(like: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     lead = "prediction_timedelta" if "prediction_timedelta" in like.coords else "lead_time"
     if not isinstance(like, xr.Dataset) or init not in like.coords or lead not in like.coords:
         raise KindError(
-            "like= is a forecast, whose init and lead times are taken, and this has"
+            "like= must be a forecast with init and lead times, but its coordinates are"
             f" {sorted(map(str, getattr(like, 'coords', ())))}.",
             fix="climatology_forecast(normals, fc)",
         )
@@ -159,26 +161,28 @@ def _times_of(like: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def climatology_forecast(climatology: xr.Dataset, like: xr.Dataset) -> xr.Dataset:
-    """The forecast of the climatology of each valid time.
+    """Make a forecast from the climatology of each valid time.
 
     Parameters
     ----------
     climatology : Dataset
         From :func:`xaurora.climatology`, or WeatherBench2's.
     like : Dataset
-        A forecast whose init and lead times are taken.
+        A forecast whose init and lead times are used.
 
     Raises
     ------
+    KindError
+        If ``like`` is not a forecast.
     TruthError
-        The climatology lacks an hour or a day of the year that is needed.
+        If the climatology lacks an hour or a day of the year that is needed.
     """
     import pandas as pd
 
     times, leads = _times_of(like)
     if not {"hour", "dayofyear"} <= set(climatology.dims):
         raise TruthError(
-            "a climatology has the dims hour and dayofyear, and this one has"
+            "a climatology must have the dims hour and dayofyear, and this one has"
             f" {sorted(map(str, climatology.dims))}.",
             fix="xaurora.climatology(ds)",
         )
@@ -186,7 +190,7 @@ def climatology_forecast(climatology: xr.Dataset, like: xr.Dataset) -> xr.Datase
     hours, days = climatology["hour"].values, climatology["dayofyear"].values
     if not (np.isin(valid.hour, hours).all() and np.isin(valid.day_of_year, days).all()):
         raise TruthError(
-            "the climatology lacks hours or days of the year that the forecast is valid at.",
+            "the climatology lacks hours or days of the year that the forecast's valid times need.",
             fix="xaurora.climatology(ds) over at least that season",
         )
     shape = ("init_time", "lead_time")
@@ -210,40 +214,46 @@ def probabilistic_climatology(
     window_days: int = 0,
     exclude_year: bool = True,
 ) -> xr.Dataset:
-    """The forecast that it is a year like any other: members are the same day and hour of other
-    years. Lazy over dask.
+    """Make an ensemble forecast whose members are the same day and hour of other years.
 
-    As WeatherBench-X's probabilistic climatology, whose members are years; with a window also the
-    days around.
+    This is WeatherBench-X's probabilistic climatology, whose members are years. With a window, the
+    days around the same day are members as well. Lazy over dask.
 
     Parameters
     ----------
     ds : Dataset
-        Fields of many years, in any naming; precipitation over six hours.
+        Fields of many years, with any naming convention; precipitation is accumulated over six
+        hours.
     like : Dataset
-        A forecast whose init and lead times are taken.
+        A forecast whose init and lead times are used.
     names : str or sequence of str, optional
         Variables in the data's own names; by default all that change over time.
     window_days : int
-        Days before and after the same day that are members as well.
+        Number of days before and after the same day that are members as well.
     exclude_year : bool
-        Leave out the year that is forecast, where the data hold it.
+        Whether to exclude the years of the forecast's valid times.
 
     Returns
     -------
     Dataset
-        Dims ``(init_time, lead_time, number[, level], latitude, longitude)``; where a year lacks a
-        time, its member is left out of all.
+        Dims ``(init_time, lead_time, number[, level], latitude, longitude)``. A member that lacks
+        any of the times is dropped.
 
     Raises
     ------
+    KindError
+        If ``like`` is not a forecast.
+    OptionError
+        If ``window_days`` is not a non-negative integer.
     TruthError
-        Fewer than two years have what is needed.
+        If there are fewer than two complete members.
     """
     import pandas as pd
 
     if isinstance(window_days, bool) or not isinstance(window_days, int) or window_days < 0:
-        raise OptionError(f"window_days={window_days!r} is no number of days.", fix="window_days=5")
+        raise OptionError(
+            f"window_days={window_days!r} is not a non-negative integer.", fix="window_days=5"
+        )
     found, wanted = _chosen(ds, names)
     times, leads = _times_of(like)
     valid = times[:, None] + leads[None]
@@ -258,9 +268,9 @@ def probabilistic_climatology(
                 members.append(rows)
     if len(members) < 2:
         raise TruthError(
-            f"{len(members)} years of the data have fields at every day and hour that is needed; a"
-            " distribution takes two at least.",
-            fix="give more years, of every season that is forecast, or window_days=5",
+            f"the data have {len(members)} complete member(s) for the forecast's days and hours,"
+            " and a distribution needs at least two.",
+            fix="give more years that cover all forecast seasons, or window_days=5",
         )
     index = xr.DataArray(
         np.array(members).T.reshape(*valid.shape, -1), dims=("init_time", "lead_time", "number")
@@ -287,8 +297,9 @@ def probabilistic_climatology(
 
 
 def _same_day(stamp: Any, year: int, shift: int) -> int:
-    """The same month, day and hour of another year, in ns; 29 February is the 28th where there is
-    none.
+    """Return the same month, day and hour of another year in ns.
+
+    29 February becomes the 28th if the other year is not a leap year.
     """
     import pandas as pd
 

@@ -16,8 +16,9 @@ logger = logging.getLogger("xaurora")
 
 
 def carried_coords(table: Table, frame: Frame, all_levels: tuple[float, ...]) -> dict[str, Any]:
-    """Area means of the statistics by init time, as coordinates: they are no scores, but scores of
-    files add up by them.
+    """Return the area means of the statistics by init time, as coordinates.
+
+    They are not scores, but scores of several files are combined from them.
     """
     out: dict[str, Any] = {}
     if "init_time" not in frame.by:
@@ -55,8 +56,9 @@ def carried_coords(table: Table, frame: Frame, all_levels: tuple[float, ...]) ->
 
 
 def carriers(scores: xr.Dataset) -> dict[str, dict[str, Any]]:
-    """Variables whose init times are carried, with units, long name and what they are in the table
-    of variables.
+    """Return the attributes of the variables that carry values for each init time.
+
+    The attributes are units, long name and the key in the table of variables.
     """
     out: dict[str, dict[str, Any]] = {}
     for c in map(str, scores.coords):
@@ -66,12 +68,12 @@ def carriers(scores: xr.Dataset) -> dict[str, dict[str, Any]]:
 
 
 def carried(scores: xr.Dataset, name: str) -> dict[str, tuple[xr.DataArray, xr.DataArray]]:
-    """Of one variable: statistic → (area means, weights) by init time and lead.
+    """Return the area means and weights of one variable by statistic, init time and lead time.
 
     Raises
     ------
     KindError
-        The scores carry none.
+        If the scores carry none.
     """
     prefix = name + SEPARATOR
     found = {
@@ -81,8 +83,8 @@ def carried(scores: xr.Dataset, name: str) -> dict[str, tuple[xr.DataArray, xr.D
     }
     if not found:
         raise KindError(
-            f"the scores of '{name}' do not carry their init times one by one, of which intervals"
-            " are made"
+            f"the scores of '{name}' do not carry values for each init time, which confidence"
+            " intervals and combined scores need"
             + (" (they would take more than 128 MB)." if "init_time" not in scores.coords else "."),
             fix=(
                 "evaluate fewer regions or metrics: evaluate(truth, metrics=['rmse'],"
@@ -93,7 +95,7 @@ def carried(scores: xr.Dataset, name: str) -> dict[str, tuple[xr.DataArray, xr.D
 
 
 def without_carried(scores: xr.Dataset) -> xr.Dataset:
-    """Scores alone."""
+    """Drop the values by init time that scores carry."""
     names = [c for c in scores.coords if SEPARATOR in str(c)]
     out = scores.drop_vars([*names, "carried_lead_time"], errors="ignore")
     return (

@@ -1,9 +1,9 @@
-"""Climatology in WeatherBench2's layout: hour × dayofyear. Knows nothing of torch.
+"""Climatology in WeatherBench2's layout: hour × dayofyear.
 
 The definitions are those of WeatherBench2's explicit method (``compute_climatology.py`` and
-``utils.py``, commit 021c0b3; Rasp et al. 2024, doi:10.1029/2023MS004019): years are laid over one
-another as circles of 366 days, years without a 29 February repeat their last day, and a window
-around each day weighs its days linearly down to zero at its two ends.
+``utils.py``, commit 021c0b3; Rasp et al. 2024, doi:10.1029/2023MS004019). Every year is a circle of
+366 days, and years without a 29 February repeat their last day. In a window around each day, the
+weights of the days decrease linearly to zero at both ends. Does not depend on torch.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.utils.progress import bar
 
 DRY_MM = {6: 0.1, 24: 0.25}
-"""mm; below it a total over so many hours is dry (Rodwell et al. 2010, doi:10.1002/qj.656, and
-WeatherBench2).
+"""Hours of a total → amount in mm below which it is dry.
+
+Sources: Rodwell et al. (2010), doi:10.1002/qj.656, and WeatherBench2.
 """
-HEAVY = 2.0 / 3.0  # quantile of wet amounts from which on they are heavy (Rodwell et al. 2010)
+HEAVY = 2.0 / 3.0  # quantile of wet amounts above which they are heavy (Rodwell et al. 2010)
 STATISTICS = ("mean", "std", "quantile")
 _DAYS = 366
-_BLOCK = 512 * 1024**2  # bytes of values held at once
+_BLOCK = 512 * 1024**2  # bytes of values in memory at once
 
 
 def build(
@@ -44,46 +45,46 @@ def build(
     seeps: bool | Sequence[int] | int = True,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Normals by hour of the day and day of the year, over the years and a window around each day.
-    Computes.
+    """Compute a climatology by hour of the day and day of the year.
 
-    Beside the result itself (float32; 366 × 4 fields a statistic: 6 GB for a global 0.25°
-    variable), about 1 GiB is held: large grids are taken in bands of latitude, each of which reads
-    the data once.
+    Statistics are taken over all years and a window around each day. The data are computed, not
+    lazy. The result is float32 with 366 × 4 fields per statistic, 6 GB for a global 0.25° variable.
+    In addition about 1 GiB is held in memory: large grids are processed in bands of latitude, each
+    of which reads the data once.
 
     Parameters
     ----------
     ds : Dataset
-        Fields or a truth (:func:`xaurora.open_imerg`), in any naming; precipitation is summed over
-        six hours first, and daily totals are taken as they are.
+        Fields or a truth (:func:`xaurora.open_imerg`), with any naming convention. Precipitation is
+        summed over six hours first; daily totals are used unchanged.
     names : str or sequence of str, optional
         Variables in the data's own names; by default all that change over time.
     window_days : int
-        Odd; 61 in WeatherBench2.
+        Length of the window in days, odd; 61 in WeatherBench2.
     statistics : sequence of {"mean", "std", "quantile"}
-        ``name``, ``name_std`` and ``name_quantile`` (with dim ``quantile``).
+        Statistics to compute, stored as ``name``, ``name_std`` and ``name_quantile`` (with dim
+        ``quantile``).
     quantiles : sequence of float
-        For ``"quantile"``.
+        Levels for ``"quantile"``.
     seeps : bool or sequence of int
-        For precipitation, also ``total_precipitation_6hr_seeps_dry_fraction`` and
-        ``…_seeps_threshold`` (in metres), which SEEPS needs; or the hours of the totals for which
-        to make them, among 6 and 24. By default for six hours, or for a day where the data hold
-        daily totals.
+        Whether to add ``total_precipitation_6hr_seeps_dry_fraction`` and ``…_seeps_threshold`` (in
+        metres) for precipitation, which SEEPS needs; or the periods in hours for which to add them,
+        6 or 24. By default six hours, or a day if the data hold daily totals.
     progress : bool
-        Whether to show a bar.
+        Whether to show a progress bar.
 
     Returns
     -------
     Dataset
-        Dims ``(hour, dayofyear[, quantile][, level], latitude, longitude)``, the data's own names
-        and units; days that no time comes near are left out. Missing values are left out of all
-        statistics.
+        Dims ``(hour, dayofyear[, quantile][, level], latitude, longitude)``, with the data's own
+        names and units. Days without a time in their window are dropped. Missing values are
+        excluded from all statistics.
 
     Raises
     ------
     OptionError
-        A window that is not odd and positive, an unknown statistic, a quantile out of range, a
-        SEEPS period other than 6 and 24 hours.
+        If the window is not odd and positive, a statistic is unknown, a quantile is out of range,
+        or a SEEPS period is neither 6 nor 24 hours.
     """
     if (
         isinstance(window_days, bool)
@@ -92,19 +93,20 @@ def build(
         or window_days % 2 == 0
     ):
         raise OptionError(
-            f"window_days={window_days!r} is not an odd positive number of days.",
+            f"window_days={window_days!r} is not an odd positive integer.",
             fix="window_days=61",
         )
     wanted_statistics = [statistics] if isinstance(statistics, str) else list(statistics)
     if unknown := [s for s in wanted_statistics if s not in STATISTICS]:
         raise OptionError(
-            f"there is no statistic {unknown}; valid are {', '.join(map(repr, STATISTICS))}.",
+            f"there is no statistic {unknown}; valid values are"
+            f" {', '.join(map(repr, STATISTICS))}.",
             fix="statistics=['mean']",
         )
     q = np.atleast_1d(np.asarray(quantiles, float))
     if not ((q > 0) & (q < 1)).all():
         raise OptionError(
-            f"quantiles={list(q)} do not all lie between 0 and 1.", fix="quantiles=[0.5, 0.9]"
+            f"all quantiles must be between 0 and 1, got {list(q)}.", fix="quantiles=[0.5, 0.9]"
         )
     hours_of_seeps = _seeps_hours(seeps)
     found, wanted = baselines._chosen(ds, names)
@@ -135,22 +137,22 @@ def _seeps_hours(seeps: Any) -> list[int]:
     hours = ([6] if seeps else []) if isinstance(seeps, bool) else np.atleast_1d(seeps).tolist()
     if unknown := [h for h in hours if h not in DRY_MM]:
         raise OptionError(
-            f"seeps={unknown}: what counts as dry is defined for totals over"
+            f"seeps={unknown} is not supported: the dry threshold is defined for totals over"
             f" {' and '.join(map(str, DRY_MM))} hours.",
             fix="seeps=6",
         )
     return hours
 
 
-# --- which samples make up a day ------------------------------------------------------------------
+# --- samples of each day --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Where each time stands on the circle of days, and how much each day counts for each.
+    """Position of each time on the circle of days, and weights of the days around each day.
 
-    ``place`` holds pairs of (time, hour, day) indices; a last day of December may stand twice, for
-    itself and for the 366th day that its year lacks. ``weights`` is ``(day, day)``.
+    ``place`` holds arrays of time, hour and day indices. A last day of December may occur twice,
+    for itself and for the 366th day that its year lacks. ``weights`` is ``(day, day)``.
     """
 
     hours: np.ndarray
@@ -187,7 +189,7 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Job:
-    """One variable to read: its public form, and what to make of it."""
+    """One variable to read, renamed to the output's dims, and the statistics to compute."""
 
     name: str
     fields: xr.DataArray
@@ -241,7 +243,7 @@ def _ordered(da: xr.DataArray, time_dim: str) -> xr.DataArray:
 def _run(
     job: _Job, plan: _Plan, statistics: list[str], q: np.ndarray, meter: Any
 ) -> dict[str, Any]:
-    """All statistics of one variable, band by band of latitude."""
+    """Compute all statistics of one variable, by bands of latitude."""
     da = job.fields
     shape = da.shape[1:]
     whole_series = job.dry is not None or "quantile" in job.statistics
@@ -277,7 +279,9 @@ def _run(
                 attrs,
             )
         elif key == "dry":
-            long_name = f"share of totals below {job.dry * 1e3:g} mm" if job.dry is not None else ""
+            long_name = (
+                f"fraction of totals below {job.dry * 1e3:g} mm" if job.dry is not None else ""
+            )
             out[f"{job.seeps_name}_dry_fraction"] = (
                 dims,
                 values,
@@ -285,7 +289,7 @@ def _run(
             )
         else:
             values *= np.float32(to_metres)
-            long_name = "wet amount that a third of wet amounts exceed"
+            long_name = "amount exceeded by one third of wet totals"
             out[f"{job.seeps_name}_threshold"] = (
                 dims,
                 values,
@@ -316,7 +320,7 @@ def _band(
 
 
 def _frames(band: xr.DataArray, time_dim: str) -> Iterator[tuple[int, np.ndarray]]:
-    """One time after another, read in blocks."""
+    """Iterate over times and fields, read in blocks."""
     frame = max(band.dtype.itemsize * int(np.prod(band.shape[1:])), 1)
     length = max(min(_BLOCK // 8 // frame, 1000), 1)
     for start in range(0, band.sizes[time_dim], length):
@@ -326,12 +330,15 @@ def _frames(band: xr.DataArray, time_dim: str) -> Iterator[tuple[int, np.ndarray
 
 
 def _moments(band: xr.DataArray, job: _Job, plan: _Plan) -> dict[str, np.ndarray]:
-    """Weighted mean and standard deviation, from sums by hour and day that are smoothed afterwards."""
+    """Compute the weighted mean and standard deviation.
+
+    Sums by hour and day are accumulated first and smoothed afterwards.
+    """
     size = (len(plan.hours), _DAYS, *band.shape[1:])
     sums, counts = np.zeros(size), np.zeros(size)
     with_std = "std" in job.statistics
     squares = np.zeros(size if with_std else (0,))
-    # A shift keeps squares of large numbers, such as pressure, from drowning their spread.
+    # Subtracting a shift avoids cancellation in the variance of large values such as pressure.
     shift = np.nan_to_num(band.isel({job.time_dim: 0}).values.astype(np.float64))
     stands: dict[int, list[tuple[int, int]]] = {}
     for t, hour, day in zip(*plan.place, strict=True):
@@ -365,8 +372,9 @@ def _moments(band: xr.DataArray, job: _Job, plan: _Plan) -> dict[str, np.ndarray
 def _samples(
     series: np.ndarray, plan: _Plan, hour: int, day: int, *, edges: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Values of one hour in the window around a day, and their weights; with ``edges`` also the
-    days that weigh nothing.
+    """Return the values of one hour in the window around a day, and their weights.
+
+    With ``edges``, days with weight zero are included.
     """
     at, hours, days = plan.place
     chosen = (hours == hour) & (plan.inside[day][days] if edges else plan.weights[day][days] > 0)
@@ -376,8 +384,9 @@ def _samples(
 def _seeps(
     series: np.ndarray, plan: _Plan, hour: int, day: int, dry: np.float32
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Share of dry totals in the window, every day alike, and the weighted two-thirds quantile of
-    wet ones.
+    """Return the unweighted fraction of dry totals in the window, and the threshold of heavy ones.
+
+    The threshold is the weighted two-thirds quantile of wet totals.
     """
     values, _ = _samples(series, plan, hour, day, edges=True)
     seen = np.isfinite(values).sum(axis=0)
@@ -393,11 +402,11 @@ def _quantiles(series: np.ndarray, plan: _Plan, hour: int, day: int, q: np.ndarr
 
 
 def weighted_quantile(values: np.ndarray, weights: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Weighted quantiles along the first axis, as ``DataArray.weighted(...).quantile`` of xarray
-    defines them, for all points at once.
+    """Compute weighted quantiles along the first axis, for all points at once.
 
-    Akinshin (2023), Weighted quantile estimators, arXiv:2304.07265: type 7 with Kish's effective
-    sample size. NaN is left out.
+    The definition is that of xarray's ``DataArray.weighted(...).quantile``: Akinshin (2023),
+    Weighted quantile estimators, arXiv:2304.07265, type 7 with Kish's effective sample size. NaN is
+    skipped.
 
     Parameters
     ----------
@@ -405,6 +414,7 @@ def weighted_quantile(values: np.ndarray, weights: np.ndarray, q: np.ndarray) ->
     weights : ndarray, ``(n,)``
         Positive.
     q : ndarray, ``(k,)``
+        Quantile levels.
 
     Returns
     -------
@@ -413,7 +423,7 @@ def weighted_quantile(values: np.ndarray, weights: np.ndarray, q: np.ndarray) ->
     """
     if not len(values):
         return np.full((len(q), *values.shape[1:]), np.nan)
-    order = np.argsort(values, axis=0)  # NaN comes last
+    order = np.argsort(values, axis=0)  # NaN is sorted last
     ranked = np.take_along_axis(values, order, axis=0).astype(np.float64)
     w = np.where(np.isfinite(ranked), weights[order], 0.0)
     total = w.sum(axis=0)

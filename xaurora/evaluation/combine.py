@@ -19,21 +19,22 @@ logger = logging.getLogger("xaurora")
 
 
 _SAME = ("grid", "regions_hash", "masked", "precipitation_hours", "lead_bins", "by")
-"""Attributes that scores must share to be added up."""
+"""Attributes that must be equal for scores to be combined."""
 
 
 def combine(parts: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Scores of files or workers that each scored some of the init times, as if all had been scored
-    at once. See :func:`xaurora.combine_scores`.
+    """Combine scores that each cover some of the init times, as if scored together.
+
+    See :func:`xaurora.combine_scores`.
     """
     parts = list(parts)
     if not parts or not all(isinstance(p, xr.Dataset) and {"region"} <= set(p.dims) for p in parts):
         raise KindError(
-            "scores are combined, and these are none.",
+            "the arguments must be Datasets of scores.",
             fix="xaurora.combine_scores([scores_of_may, scores_of_june])",
         )
     first = parts[0]
-    if "level" in first.coords:  # the same levels in another order
+    if "level" in first.coords:  # the levels may be in a different order
         parts = [
             (
                 p.sel(level=first["level"].values)
@@ -71,7 +72,7 @@ def combine(parts: Sequence[xr.Dataset]) -> xr.Dataset:
         if not same:
             raise TruthError(
                 "these scores differ in variables, units, levels, regions, metrics, thresholds,"
-                " grid, bins or convention, and cannot be added up.",
+                " grid, bins or convention, and cannot be combined.",
                 fix="evaluate all of them with the same arguments",
             )
     init_times = np.unique(np.concatenate([f.init_times for f, _ in frames]))
@@ -89,7 +90,7 @@ def combine(parts: Sequence[xr.Dataset]) -> xr.Dataset:
             there = (slots.weight > 0).reshape(*slots.weight.shape[:2], -1).any(axis=2)
             if (taken[key][at] & there).any():
                 raise TruthError(
-                    "the same init time and lead is scored in two of these.",
+                    "the same init time and lead time is scored in two of these Datasets.",
                     fix="split the init times so that they do not overlap",
                 )
             taken[key][at] |= there
@@ -106,8 +107,7 @@ def combine(parts: Sequence[xr.Dataset]) -> xr.Dataset:
     )
     if lost := [str(n) for n in first.data_vars if str(n).endswith("_bias_map")]:
         logger.warning(
-            "%s cannot be added up from scores, and are left out: evaluate all init times at once"
-            " for them.",
+            "%s cannot be combined and is dropped; evaluate all init times at once to get it.",
             ", ".join(lost),
         )
     frame = frames[0][0]
@@ -116,7 +116,13 @@ def combine(parts: Sequence[xr.Dataset]) -> xr.Dataset:
 
 
 def read(scores: xr.Dataset) -> tuple[Frame, Table]:
-    """Frame and sums of a Dataset of scores that carries them."""
+    """Return the frame and the area means of a Dataset of scores.
+
+    Raises
+    ------
+    KindError
+        If the scores do not carry values for each init time.
+    """
     attrs = dict(scores.attrs)
     labels = {n: _metrics.ALIASES.get(n, n) for n in str(attrs.get("metrics", "")).split()}
     by = tuple(str(attrs.get("by", "")).split())

@@ -1,5 +1,6 @@
-"""Scores as WeatherBench2 defines them: statistics per point → weighted means → metrics. Runs
-without torch.
+"""Scores as WeatherBench2 defines them: statistics per point, weighted means, metrics.
+
+Does not depend on torch.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ CONVENTIONS = {
 
 
 def evaluate(ds: xr.Dataset, truth: xr.Dataset, **options: Any) -> xr.Dataset:
-    """Score a forecast. See :meth:`xaurora.accessor.AuroraAccessor.evaluate`."""
+    """Score a forecast.
+
+    See :meth:`xaurora.accessor.AuroraAccessor.evaluate`.
+    """
     return compare({"forecast": ds}, truth, **options)["forecast"]
 
 
@@ -65,26 +69,29 @@ def compare(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, xr.Dataset]:
-    """Score several forecasts on what they have in common: the same init times, leads and, where
-    something is missing by nature, the same cells.
+    """Score several forecasts at their common init times, lead times and valid points.
+
+    Grid points are masked in all forecasts alike with ``skipna=True``, or if the truth has missing
+    values by nature, as satellite data do.
 
     Parameters
     ----------
     forecasts : dict of Dataset
-        By label, in either layout; names and units of the scores are the first one's.
+        Forecasts by label, in either layout. The scores have the names and units of the first one.
     truth, climatology, metrics, ...
-        As of :meth:`xaurora.accessor.AuroraAccessor.evaluate`.
+        As for :meth:`xaurora.accessor.AuroraAccessor.evaluate`.
 
     Returns
     -------
     dict of Dataset
-        Scores by label, as ``evaluate`` gives them: for ``scores["mine"].aurora.scorecard(path,
-        baseline={...})`` and :func:`xaurora.significance`.
+        Scores by label, as ``evaluate`` returns them. They can be passed to
+        ``scores["mine"].aurora.scorecard(path, baseline={...})`` and
+        :func:`xaurora.significance`.
 
     Raises
     ------
     XauroraError
-        As of ``evaluate``; also where the forecasts share no init time, lead time or grid.
+        As for ``evaluate``, and if the forecasts share no init time, lead time or grid.
     """
     convention = _convention(convention)
     _check_options(forecasts, engine, thresholds_mm, neighborhood_sizes, quantile_levels, seed)
@@ -111,9 +118,9 @@ def compare(
             or tuple(thresholds_mm) != THRESHOLDS_MM
         ):
             raise OptionError(
-                "WeatherBench2's own classes give no by, lead_bins, thresholds or other"
+                "engine='weatherbench2' does not support by, lead_bins, thresholds_mm or another"
                 " convention.",
-                fix="engine='xaurora' does",
+                fix="engine='xaurora'",
             )
         from xaurora.evaluation import weatherbench2
 
@@ -230,7 +237,8 @@ def _convention(name: Any) -> str:
     known = CONVENTIONS.get(str(name).lower().replace("-", "").replace("_", "").replace(" ", ""))
     if known is None:
         raise OptionError(
-            f"convention={name!r} is not known; valid are 'weatherbench2' and 'weatherbenchx'.",
+            f"convention={name!r} is not known; valid values are 'weatherbench2' and"
+            " 'weatherbenchx'.",
             fix="convention='weatherbench2'",
         )
     return known
@@ -250,12 +258,12 @@ def _check_options(
             else type(forecasts).__name__
         )
         raise KindError(
-            f"forecasts are a dict of Datasets by label, and these are {found}.",
+            f"forecasts must be a dict of Datasets by label, got {found}.",
             fix="xaurora.compare({'mine': fc, 'persistence': other}, truth)",
         )
     if which not in ("xaurora", "weatherbench2"):
         raise OptionError(
-            f"engine={which!r} is not known; valid are 'xaurora' and 'weatherbench2'.",
+            f"engine={which!r} is not known; valid values are 'xaurora' and 'weatherbench2'.",
             fix="engine='xaurora'",
         )
     for name, values, good, what, fix in (
@@ -287,18 +295,18 @@ def _check_options(
             numbers = []
         rising = all(b > a for a, b in itertools.pairwise(numbers))
         if not numbers or not rising or not all(good(v) for v in numbers):
-            raise OptionError(f"{name}={values!r} are no {what}.", fix=fix)
+            raise OptionError(f"{name} must be {what}, got {values!r}.", fix=fix)
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise OptionError(f"seed={seed!r} is no whole number from 0 on.", fix="seed=0")
+        raise OptionError(f"seed must be a non-negative integer, got {seed!r}.", fix="seed=0")
 
 
 def _in_common(read: dict[str, Forecast]) -> dict[str, Forecast]:
-    """Forecasts on their common init times and leads, in order.
+    """Select the common init times and lead times of all forecasts.
 
     Raises
     ------
     TruthError
-        There are none, the grids or the periods of precipitation differ.
+        If there are none, or the grids or the periods of precipitation differ.
     """
     from dataclasses import replace
 
@@ -310,8 +318,8 @@ def _in_common(read: dict[str, Forecast]) -> dict[str, Forecast]:
         if not len(times) or not len(leads):
             raise TruthError(
                 f"the forecasts share no {'init time' if not len(times) else 'lead time'}:"
-                f" {first_label!r} has {first.init_times[0].astype('datetime64[h]')} and on,"
-                f" {label!r} {f.init_times[0].astype('datetime64[h]')} and on.",
+                f" {first_label!r} starts at {first.init_times[0].astype('datetime64[h]')},"
+                f" {label!r} at {f.init_times[0].astype('datetime64[h]')}.",
                 fix="forecast the same init times: predict(time=other['init_time'].values)",
             )
         if (
@@ -320,8 +328,8 @@ def _in_common(read: dict[str, Forecast]) -> dict[str, Forecast]:
             and ("surface", "tp") in first.fields
         ):
             raise TruthError(
-                f"precipitation of {label!r} is over {f.hours} h, of {first_label!r} over"
-                f" {first.hours} h.",
+                f"precipitation of {label!r} is accumulated over {f.hours} h, that of"
+                f" {first_label!r} over {first.hours} h.",
                 fix=f"accumulate='{max(f.hours, first.hours)}h'",
             )
         same = len(f.latitude) == len(first.latitude) and len(f.longitude) == len(first.longitude)
@@ -332,17 +340,17 @@ def _in_common(read: dict[str, Forecast]) -> dict[str, Forecast]:
             or np.minimum(apart, 360.0 - apart).max() > 1e-3
         ):
             raise TruthError(
-                f"the grid of {label!r} is not that of {first_label!r}: {len(f.latitude)} ×"
-                f" {len(f.longitude)} and {len(first.latitude)} × {len(first.longitude)}. Scores on"
-                " different grids are not comparable.",
-                fix="bring one onto the other's grid first",
+                f"the grid of {label!r} differs from that of {first_label!r}: {len(f.latitude)} ×"
+                f" {len(f.longitude)} and {len(first.latitude)} × {len(first.longitude)} points."
+                " Scores on different grids are not comparable.",
+                fix="regrid one forecast to the other's grid first",
             )
     out = {}
     for label, f in read.items():
         dropped = len(f.init_times) - len(times)
         if dropped:
             logger.warning(
-                "%s: %d of %d init times are not common to all, and left out.",
+                "%s: dropped %d of %d init times that are not common to all forecasts.",
                 label,
                 dropped,
                 len(f.init_times),
@@ -365,8 +373,9 @@ def _groups(
     regions: int,
     settings: Settings,
 ) -> tuple[np.ndarray, bool]:
-    """Init times kept one by one where that takes little memory, else the groups that are asked
-    for.
+    """Return the group of each field, and whether every init time is a group of its own.
+
+    Init times are kept apart if that takes little memory. Otherwise fields are grouped by ``by``.
     """
     frames.lead_groups(first.leads, lead_bins)
     sizes = {
@@ -389,8 +398,8 @@ def _groups(
     if 16 * numbers * regions * shape[0] * shape[1] <= scores.MOST_KEPT:
         return np.repeat(np.arange(shape[0])[:, None], shape[1], axis=1), True
     logger.info(
-        "these scores do not carry their init times one by one, which would take more than 128 MB;"
-        " without them there are no intervals."
+        "these scores do not carry values for each init time, which would take more than 128 MB."
+        " Confidence intervals cannot be computed without them."
     )
     return frames.groups_of(first.init_times, first.leads, by)[0], False
 
@@ -401,8 +410,9 @@ def _maps(
     jobs: list[_engine.Job],
     plan: _engine.Plan,
 ) -> dict[str, Any]:
-    """Mean error at every grid point: ``(lead_time, [level,] latitude, longitude)``, in the
-    forecast's order of the grid.
+    """Return the mean error at every grid point, in the forecast's grid order.
+
+    Dims are ``(map_lead_time, [map_level,] latitude, longitude)``.
     """
     out = {}
     for job in jobs:
@@ -434,14 +444,14 @@ def _maps(
 def _say(counts: dict[str, Any], jobs: int, masked: bool) -> None:
     if counts["without_truth"]:
         logger.warning(
-            "%d of %d forecast fields have no truth at their valid time and are left out.",
+            "%d of %d forecast fields have no truth at their valid time and are not scored.",
             -(-counts["without_truth"] // jobs),
             -(-(counts["without_truth"] + counts["scored"]) // jobs),
         )
     if counts["missing_truth"] and not masked:
         logger.warning(
-            "the truth of %s holds missing values, so scores of regions that hold them are NaN. To"
-            " score what is there: evaluate(truth, skipna=True); to leave an area out:"
+            "the truth of %s has missing values, so scores of regions that contain them are NaN."
+            " To score only points with values: evaluate(truth, skipna=True). To exclude an area:"
             " regions={'mine': mask}.",
             ", ".join(sorted(counts["missing_truth"])),
         )
@@ -456,7 +466,7 @@ def _say_coverage(label: str, ds: xr.Dataset) -> None:
         ):
             lowest = float(da.sel(metric="coverage").isel(region=0).min())
             logger.warning(
-                "%s: %s is scored where truth and forecasts have values: %.0f %% of %s.",
+                "%s: %s is scored only where truth and forecasts have values, %.0f %% of %s.",
                 label,
                 name,
                 100 * lowest,

@@ -1,9 +1,8 @@
-"""The pass over the fields: blocks are read, statistics computed, area means added up. Knows
-nothing of torch.
+"""Evaluation loop: read blocks, compute statistics, accumulate area means.
 
-Blocks of init times and leads are independent, so they run on threads here, or on the workers of a
-``dask.distributed`` client if there is one; what comes back are area means, a few numbers a field,
-so memory does not grow with the number of init times.
+Blocks of init times and lead times are independent. They run on threads, or on the workers of a
+``dask.distributed`` client if there is one. Only area means are returned, a few numbers per field,
+so that memory does not grow with the number of init times. Does not depend on torch.
 """
 
 from __future__ import annotations
@@ -39,12 +38,18 @@ class Job:
     ----------
     key : (kind, name)
     parts : tuple of (kind, name)
-        Itself, or two components.
+        The variable itself, or the two components.
     levels : tuple of float
-        Common to forecast and truth.
+        Levels that forecast and truth share.
     statistics : tuple of str
     normals : bool
-        Whether statistics compare with the climatology's mean.
+        Whether statistics need the climatological mean.
+    normal_quantiles : bool
+        Whether statistics need climatological quantiles.
+    seeps : bool
+        Whether statistics need the SEEPS fields of the climatology.
+    whole : frozenset of int, optional
+        Indices of lead times with a complete accumulation period; None for all.
     """
 
     key: Key
@@ -59,27 +64,27 @@ class Job:
 
 @dataclass
 class Plan:
-    """What to do; can be sent to another process.
+    """Everything that scoring needs; it can be pickled for another process.
 
     Parameters
     ----------
     forecasts : dict of Forecast
-        By label; the same init times and leads.
+        Forecasts by label, with the same init times and lead times.
     truth : Truth
     normals : ClimatologyFields, optional
     jobs : list of Job
     areas : AreaMeans
     settings : Settings
     laws : dict
-        (label, key) → distribution family, where the forecast has one.
+        (label, key) → distribution family, if the forecast has one.
     skipna : bool
-        Whether to score what is there.
+        Whether to score only points with values.
     groups : ndarray of int, ``(init, lead)``
         Group of each field.
     one_by_one : bool
-        Whether groups are init times, each kept for itself.
+        Whether every init time is a group of its own.
     maps : bool
-        Whether to add up errors at every grid point.
+        Whether to accumulate errors at every grid point.
     """
 
     forecasts: dict[str, Forecast]
@@ -96,17 +101,20 @@ class Plan:
 
     @property
     def first(self) -> Forecast:
-        """The forecast whose init times, leads and grid all have."""
+        """First forecast, whose init times, lead times and grid are those of all."""
         return next(iter(self.forecasts.values()))
 
     def item(self, key: Key) -> Field:
-        """The field whose name and units the scores have: that of the first forecast that has it."""
+        """Return the field that gives the scores their name and units.
+
+        It is that of the first forecast that has the variable.
+        """
         return next(f.fields[key] for f in self.forecasts.values() if key in f.fields)
 
 
 @dataclass
 class Found:
-    """Of one block: area means by (label, key, statistic) and place, and what was noticed."""
+    """Results of one block: area means by label, key, statistic and position, and counts."""
 
     means: list[tuple[str, Key, str, int, int, np.ndarray, np.ndarray]]
     scored: int = 0
@@ -121,8 +129,8 @@ def run(plan: Plan, *, progress: bool) -> tuple[dict[str, Table], dict[str, Any]
     Returns
     -------
     tuple of dict
-        Sums by label, with keys (kind/name, statistic); and counts: fields scored, without truth,
-        variables whose truth has holes.
+        Sums by label, with keys (kind/name, statistic); and counts: the number of fields scored and
+        of fields without truth, the variables whose truth has missing values, and error maps.
     """
     tables = {
         label: Table(int(plan.groups.max(initial=0)) + 1, plan.groups.shape[1], plan.one_by_one)
@@ -168,7 +176,7 @@ def _blocks(plan: Plan, job: Job) -> Iterator[tuple[slice, slice]]:
 
 
 def _results(plan: Plan, blocks: list[tuple[int, slice, slice]]) -> Iterator[Found]:
-    """What each block gives, in order, however they are run."""
+    """Yield the results of all blocks in order, computed in parallel."""
     client = _client()
     if client is not None:
         sent = client.scatter(plan, broadcast=True, hash=False)
@@ -198,7 +206,7 @@ def _in_order(submit: Callable[[Any], Any], items: list[Any], ahead: int) -> Ite
 
 
 def _client() -> Any:
-    """A client of dask.distributed that the user has made, or None."""
+    """Return the active dask.distributed client of the user, or None."""
     import sys
 
     if "distributed" not in sys.modules:
@@ -212,7 +220,7 @@ def _client() -> Any:
 
 
 def _block(plan: Plan, number: int, init: slice, lead: slice) -> Found:
-    """Area means of one block of one job."""
+    """Compute the area means of one block of one job."""
     job = plan.jobs[number]
     first = plan.first
     valid = first.init_times[init][:, None] + first.leads[lead][None]
@@ -223,7 +231,7 @@ def _block(plan: Plan, number: int, init: slice, lead: slice) -> Found:
     for i, k in np.ndindex(*times.shape):
         time = int(times[i, k])
         if job.whole is not None and lead.start + k not in job.whole:
-            continue  # no whole period has passed
+            continue  # the accumulation period is not complete
         if any(time not in truth for truth in truths):
             found.without_truth += 1
             continue
@@ -270,7 +278,7 @@ def _add(maps: dict[Any, Any], key: Any, parts: tuple[np.ndarray, np.ndarray]) -
 
 
 class _Block:
-    """What is read of one forecast for one job: fields, and what stands beside them."""
+    """Fields of one forecast for one job, with their parameters, quantiles and probabilities."""
 
     def __init__(self, forecast: Forecast, job: Job, init: slice, lead: slice, plan: Plan) -> None:
         self.there = all(part in forecast.fields for part in job.parts)
@@ -314,7 +322,7 @@ def _sample(
         forecast.leads[place[1]] // np.timedelta64(1, "s"),
     )
     for part, raw, mine, own in zip(job.parts, block.raw, block.items, ys, strict=True):
-        item = plan.item(part)  # one unit for all that are compared
+        item = plan.item(part)  # all forecasts are scored in the same units
         rain = item.variable.accumulated
         y = plan.truth.like(*part, own, item)
         values = _like(raw[at], mine, item)
@@ -373,8 +381,9 @@ def _sample(
 
 
 def _like(values: np.ndarray, mine: Field, item: Field) -> np.ndarray:
-    """Values of one forecast in the units that all are scored in; as they are where these are the
-    same.
+    """Convert values of one forecast to the units of the scores.
+
+    They are returned unchanged if the units are the same.
     """
     if (mine.scale, mine.offset) == (item.scale, item.offset):
         return values
@@ -385,8 +394,10 @@ def _like(values: np.ndarray, mine: Field, item: Field) -> np.ndarray:
 
 
 def _mask(samples: list[Sample]) -> None:
-    """One mask for all that are compared: points where truth, every forecast and their normals have
-    values.
+    """Set one mask for all samples: points where the truth and all inputs have values.
+
+    The inputs are every forecast with its parameters, quantiles and probabilities, and the
+    climatological mean.
     """
     if not samples:
         return

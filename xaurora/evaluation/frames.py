@@ -15,15 +15,15 @@ BY = ("init_time", "season", "month", "hour", "year")
 
 @dataclass
 class Described:
-    """One variable of the scores.
+    """Description of one variable of the scores.
 
     Parameters
     ----------
     name : str
-        In the scores.
+        Name in the scores.
     units, long_name : str
     canonical : str
-        ``kind/name`` in the table of variables, by which scores of different namings meet.
+        ``kind/name`` in the table of variables, which matches scores with different names.
     levels : tuple of float
     """
 
@@ -36,7 +36,7 @@ class Described:
 
 @dataclass
 class Frame:
-    """Everything about the scores but the sums.
+    """Everything about the scores except the sums.
 
     Parameters
     ----------
@@ -47,12 +47,12 @@ class Frame:
     labels : dict
         Label of each metric → its name.
     by : tuple of str
-        Time dims that are kept apart.
+        Time dims that are kept separate.
     lead_bins : dict, optional
-        Label → first and last lead.
+        Label → first and last lead time.
     convention : str
     coords : dict
-        Of extra dims.
+        Coordinates of extra dims.
     attrs : dict
     """
 
@@ -71,8 +71,9 @@ class Frame:
 def groups_of(
     init_times: np.ndarray, leads: np.ndarray, by: Sequence[str]
 ) -> tuple[np.ndarray, list[tuple[Any, ...]]]:
-    """Group of each field, ``(init, lead)``, by properties of the time it is valid at (or of the
-    init time), and their values in order.
+    """Return the group of each field, ``(init, lead)``, and the sorted keys of the groups.
+
+    The keys are properties of the valid time, or the init time itself.
     """
     import pandas as pd
 
@@ -96,12 +97,12 @@ def groups_of(
 def lead_groups(
     leads: np.ndarray, bins: Mapping[str, Any] | None
 ) -> tuple[np.ndarray, dict[str, np.ndarray] | None]:
-    """Bin of each lead, −1 for none.
+    """Return the bin of each lead time, −1 for none, and the ends of each bin.
 
     Raises
     ------
     OptionError
-        Bins that are no dict of (first, last), or hold no lead.
+        If the bins are not a dict of (first, last), hold no lead time, or overlap.
     """
     if bins is None:
         return np.arange(len(leads)), None
@@ -109,7 +110,7 @@ def lead_groups(
 
     if not isinstance(bins, Mapping) or not bins:
         raise OptionError(
-            f"lead_bins={bins!r} is no dict of label → (first, last) lead.",
+            f"lead_bins must be a dict of label → (first, last) lead time, got {bins!r}.",
             fix="lead_bins={'day 1': ('6h', '24h')}",
         )
     out, found = np.full(len(leads), -1), {}
@@ -118,18 +119,20 @@ def lead_groups(
             first, last = (pd.Timedelta(e).to_timedelta64() for e in ends)
         except (ValueError, TypeError) as why:
             raise OptionError(
-                f"lead_bins: {label!r} is {ends!r}, no pair of durations.",
+                f"lead_bins: {label!r} must be a pair of durations, got {ends!r}.",
                 fix="lead_bins={'day 1': ('6h', '24h')}",
             ) from why
         inside = (leads >= first) & (leads <= last)
         if not inside.any():
             raise OptionError(
                 f"lead_bins: no lead time lies in {label!r}, {ends[0]} to {ends[1]}.",
-                fix=f"leads are {', '.join(f'{h:g}h' for h in leads / np.timedelta64(1, 'h'))}",
+                fix="choose bins that contain some of the lead times"
+                f" {', '.join(f'{h:g}h' for h in leads / np.timedelta64(1, 'h'))}",
             )
         if (out[inside] >= 0).any():
             raise OptionError(
-                f"lead_bins: {label!r} overlaps another bin.", fix="every lead in one bin at most"
+                f"lead_bins: {label!r} overlaps another bin.",
+                fix="put every lead time into at most one bin",
             )
         out[inside] = i
         found[str(label)] = np.array([first, last]).astype("timedelta64[ns]")

@@ -1,4 +1,7 @@
-"""Shares by bins: reliability, ranks, PIT, intensity. Knows nothing of torch."""
+"""Area shares by bins: reliability, ranks, PIT, intensity.
+
+Does not depend on torch.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,24 @@ from xaurora.evaluation.sample import Sample
 PROBABILITY_BINS = 20
 PIT_BINS = 20
 INTENSITY_EDGES = np.concatenate([[0.1], 0.1 * 10.0 ** (np.arange(1, 41) / 10.0)])
-"""mm: below the first is dry (as for SEEPS), then ten bins a decade up to 1000 mm, and beyond."""
+"""Bin edges in mm: dry below the first (as for SEEPS), then ten bins per decade up to 1000 mm."""
 
 
 def reliability(s: Sample, areas: AreaMeans, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """By threshold and bin of probability: the share of the area, and that times the mean
-    probability or the observed frequency.
+    """Return the contents of the probability bins, by threshold.
+
+    Parameters
+    ----------
+    s : Sample
+    areas : AreaMeans
+    what : {"share", "probability", "observed"}
+        Share of the area in each bin, or that share times the mean forecast probability or times
+        the observed frequency.
+
+    Returns
+    -------
+    tuple of ndarray, ``(region, threshold, bin)`` each
+        Values, and the share of the region that they stand for.
     """
     cache = s.__dict__.setdefault("_reliability", {})
     if not cache:
@@ -27,7 +42,7 @@ def reliability(s: Sample, areas: AreaMeans, what: str) -> tuple[np.ndarray, np.
             p = np.full(s.y.shape, np.nan) if p is None else p
             observed = np.where(np.isnan(s.y), np.nan, s.y > t)
             gone = np.isnan(p) | np.isnan(observed)
-            # p = 0.15 belongs to the bin from 0.15 on, whichever way its division was rounded
+            # p = 0.15 belongs to the bin that starts at 0.15, whatever the rounding of p
             labels = np.clip(
                 np.floor(np.nan_to_num(p) * PROBABILITY_BINS + 1e-9), 0, PROBABILITY_BINS - 1
             ).astype(int)
@@ -43,8 +58,10 @@ def reliability(s: Sample, areas: AreaMeans, what: str) -> tuple[np.ndarray, np.
 
 
 def ranks(s: Sample, areas: AreaMeans) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of the truth among the members, 0 … n; ties, as of dry members, are broken at random
-    (Hamill 2001, doi:10.1175/1520-0493(2001)129<0550:IORHFV>2.0.CO;2).
+    """Return the share of the area by rank of the truth among the members, 0 … n.
+
+    Ties, as among dry members, are broken at random (Hamill 2001,
+    doi:10.1175/1520-0493(2001)129<0550:IORHFV>2.0.CO;2).
     """
     below = (s.members < s.y).sum(axis=0)
     equal = (s.members == s.y).sum(axis=0)
@@ -63,8 +80,10 @@ def ranks(s: Sample, areas: AreaMeans) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pit(s: Sample, areas: AreaMeans) -> tuple[np.ndarray, np.ndarray]:
-    """Probability integral transform, drawn between the sides of a jump, such as the dry share's
-    (Czado et al. 2009, doi:10.1111/j.1541-0420.2009.01191.x).
+    """Return the share of the area by probability integral transform.
+
+    At a jump of the distribution, such as the dry fraction, the value is drawn between the two
+    sides (Czado et al. 2009, doi:10.1111/j.1541-0420.2009.01191.x).
     """
     if s.law is None or isinstance(s.law, Deterministic):
         return np.full((len(areas.names), PIT_BINS), np.nan), np.ones((len(areas.names), PIT_BINS))
@@ -86,8 +105,10 @@ def pit(s: Sample, areas: AreaMeans) -> tuple[np.ndarray, np.ndarray]:
 
 
 def intensity(s: Sample, areas: AreaMeans, *, forecast: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Share of the area by amount: of members each for itself, of a distribution by its own
-    probabilities, of what falls by counting.
+    """Return the share of the area by amount.
+
+    Members are binned individually and averaged. A distribution contributes its probabilities, and
+    a single field is counted.
     """
     bins = len(INTENSITY_EDGES) + 1
     if forecast and s.law is not None and not s.ensemble and not isinstance(s.law, Deterministic):

@@ -1,5 +1,6 @@
-"""Which statistics are collected of which variable, and which metrics that were named cannot be
-had. Knows nothing of torch.
+"""Choose the statistics of each variable, and check that named metrics can be computed.
+
+Does not depend on torch.
 """
 
 from __future__ import annotations
@@ -38,7 +39,15 @@ def jobs_of(
     *,
     everything: bool,
 ) -> list[Job]:
-    """What to score of each variable; what was asked for by name and cannot be had raises."""
+    """Return what to score for each variable.
+
+    Raises
+    ------
+    OptionError, KindError
+        If a metric was named that the forecasts cannot provide.
+    TruthError
+        If the climatology lacks a variable, time or field that is needed, or no level is shared.
+    """
     named = {m: label for label, m in labels.items()} if explicit else {}
     anomalies = [s for s in statistics if "anomal" in s]
     wanted_normals = [m for m in ("acc", "prediction_activity", "truth_activity") if m in named]
@@ -77,7 +86,7 @@ def jobs_of(
             k == key and not isinstance(v, Deterministic) for (_, k), v in laws.items()
         ) or any(f.has_members(f.fields[key].source) for f in read.values() if key in f.fields)
         if not named and not everything and not probabilistic:
-            drop.add("crps")  # of single values it would be the MAE over again
+            drop.add("crps")  # for single-valued forecasts it equals the MAE
         jobs.append(
             Job(
                 key,
@@ -104,18 +113,19 @@ def jobs_of(
         if wanted_normals:
             raise TruthError(
                 f"{text}, which {wanted_normals[0]} needs.",
-                fix=f"xaurora.climatology(past, {lacking}), or score fc[[...]] without them",
+                fix=f"xaurora.climatology(past, {lacking}), or evaluate fc[[...]] without them",
             )
     if lacking:
         logger.warning(
-            "the climatology has no field of %s, whose anomalies are not scored.",
+            "the climatology has no field of %s; anomaly metrics are not computed for it.",
             ", ".join(lacking),
         )
     if normals is not None and any(j.normals or j.seeps or j.normal_quantiles for j in jobs):
         valid = (first.init_times[:, None] + first.leads[None]).ravel()
         if missing := normals.lacks(valid):
             raise TruthError(
-                f"the climatology lacks {', '.join(missing)}, at which the forecast is valid.",
+                f"the climatology lacks {', '.join(missing)}, which the forecast's valid times"
+                " need.",
                 fix="xaurora.climatology(ds) over at least that season and those hours",
             )
     _refuse_impossible(fields, read, normals, keys, rain, named, laws, jobs, settings)
@@ -145,7 +155,15 @@ def _refuse_impossible(
     jobs: list[Job],
     settings: Settings,
 ) -> None:
-    """Raise for a metric that was named and that no variable can be scored by."""
+    """Raise if a named metric cannot be computed for any variable.
+
+    Raises
+    ------
+    OptionError, KindError
+        If the forecasts do not have what the metric needs.
+    TruthError
+        If the climatology does not.
+    """
 
     def members(key: tuple[str, str]) -> bool:
         return any(f.has_members(f.fields[key].source) for f in read.values() if key in f.fields)
@@ -162,7 +180,7 @@ def _refuse_impossible(
         needs = _metrics.METRICS[metric].needs
         if ("rain" in needs or needs in ("seeps", "probability")) and not rain:
             raise OptionError(
-                f"{label} is a score of precipitation, and neither is there:"
+                f"{label} is a score of precipitation, and the variables to score are only"
                 f" {[fields[k].source for k in keys]}.",
                 fix="metrics=['rmse', 'mae', 'bias']",
             )
@@ -190,21 +208,21 @@ def _refuse_impossible(
             members(k) for k in (rain if "rain" in needs else keys)
         ):
             raise OptionError(
-                f"{label} is a score of an ensemble, and the forecast has no members.",
+                f"{label} is a score of an ensemble, but the forecast has no members.",
                 fix="predict(members=50), or metrics=['rmse', 'crps']",
             )
         if needs == "probability" and not any(
             members(k) or law(k) or beside(k, "probability") for k in rain
         ):
             raise OptionError(
-                f"{label} is a score of probabilities, and the forecast has none.",
+                f"{label} is a score of probabilities, but the forecast has none.",
                 fix="predict(thresholds_mm=(1, 5)), members, or a head's parameters beside tp",
             )
         if needs == "quantile" and not any(
             members(k) or law(k) or beside(k, "quantile") for k in keys
         ):
             raise OptionError(
-                f"{label} is a score of quantiles, and the forecast has none.",
+                f"{label} is a score of quantiles, but the forecast has none.",
                 fix="predict(quantiles=(0.05, 0.5, 0.95))",
             )
         wanted = settings.thresholds_mm if needs == "probability" else settings.levels
@@ -222,23 +240,23 @@ def _refuse_impossible(
             if not any(abs(v - w) <= 1e-6 * max(w, 1e-9) for v in found for w in wanted):
                 names = "thresholds_mm" if needs == "probability" else "quantile_levels"
                 raise OptionError(
-                    f"{label}: the forecast has {suffix} at {sorted(set(found))}, and {names} are"
+                    f"{label}: the forecast has {suffix} at {sorted(set(found))}, but {names} are"
                     f" {list(wanted)}.",
                     fix=f"{names}={sorted(set(found))}",
                 )
         if needs == "law" and not any(law(k) and not members(k) for k in keys):
             raise OptionError(
-                f"{label} is a score of a distribution, and the forecast has none.",
-                fix="keep the head's parameters beside tp (rank_histogram is the members' own)",
+                f"{label} is a score of a distribution, but the forecast has none.",
+                fix="keep the head's parameters beside tp, or metrics='rank_histogram' for members",
             )
         if "joint" in needs:
             among = rain if "rain" in needs else keys
             marginal = [k for k in among if law(k) and not members(k)]
             if marginal and (len(marginal) == len(among) or "rain" in needs):
                 raise KindError(
-                    f"{label} asks how a field hangs together, and '{fields[marginal[0]].source}'"
-                    " is a distribution at every point for itself; its mean is no field that"
-                    " falls.",
+                    f"{label} measures spatial structure, but '{fields[marginal[0]].source}' is an"
+                    " independent distribution at every point, and its mean is not a realistic"
+                    " field.",
                     fix="predict(members=50), whose members are joint in space and time",
                 )
         if needs == "normal_quantiles" and not any(j.normal_quantiles for j in jobs):
@@ -265,6 +283,6 @@ def _shared_levels(
     if not levels:
         raise TruthError(
             f"forecast and truth share no pressure level of {key[1]!r}.",
-            fix="give a truth with the forecast's levels",
+            fix="pass a truth with the forecast's levels",
         )
     return levels

@@ -1,4 +1,7 @@
-"""Forecasts in WeatherBench2's names and layout. Knows nothing of torch."""
+"""Convert forecasts and scores to WeatherBench2's names and layout.
+
+Does not depend on torch.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from xaurora.fields.unit_conversion import conversion
 
 
 def results(scores: xr.Dataset) -> xr.Dataset:
-    """Scores as WeatherBench2's evaluation writes them: its names of variables and metrics, SI
-    units, nothing carried along.
+    """Return scores with WeatherBench2's names of variables and metrics, in SI units.
 
-    Variables with more than ``metric``, ``region``, ``lead_time`` and ``level`` follow its names as
-    far as it has any.
+    This is the format of WeatherBench2's own evaluation. The values by init time that scores carry
+    are dropped. Variables with more dims than ``metric``, ``region``, ``lead_time`` and ``level``
+    get its names as far as it has any.
     """
     out = {}
     for name, da in without_carried(scores).data_vars.items():
@@ -57,11 +60,11 @@ def results(scores: xr.Dataset) -> xr.Dataset:
 
 
 _RESULT = {"seeps": "seeps_6hr"}
-"""Names of WeatherBench2's own evaluation, where they are not ours."""
+"""Metric names of WeatherBench2's own evaluation that differ from those of this package."""
 
 
 def _base(scores: xr.Dataset, name: str, key: str) -> str:
-    """The variable that a name with a suffix belongs to."""
+    """Return the variable that a name with a suffix belongs to."""
     same = [
         str(n)
         for n, da in scores.data_vars.items()
@@ -71,8 +74,9 @@ def _base(scores: xr.Dataset, name: str, key: str) -> str:
 
 
 def to_weatherbench2(ds: xr.Dataset) -> xr.Dataset:
-    """A forecast (or scores) in WeatherBench2's names, units and layout. See
-    :meth:`xaurora.accessor.AuroraAccessor.to_weatherbench2`. Lazy.
+    """Return a forecast or scores with WeatherBench2's names, units and layout.
+
+    Lazy. See :meth:`xaurora.accessor.AuroraAccessor.to_weatherbench2`.
     """
     if recognition.is_scores(ds):
         return results(ds)
@@ -83,8 +87,8 @@ def to_weatherbench2(ds: xr.Dataset) -> xr.Dataset:
         da = source[item.source]
         if item.scale != 1.0 or item.offset != 0.0:
             da = (da.astype(np.float64) * item.scale + item.offset).astype(np.float32)
-        # The parameters of a distribution have no name in WeatherBench2; what leads to them must
-        # not be left behind.
+        # WeatherBench2 has no names for the parameters of a distribution, so the attributes that
+        # refer to them are dropped.
         attrs = {k: v for k, v in da.attrs.items() if not distributions.is_attr(k)}
         name = item.variable.weatherbench2
         if item.variable.accumulated and forecast.hours != 6:
@@ -95,7 +99,7 @@ def to_weatherbench2(ds: xr.Dataset) -> xr.Dataset:
     if not out:
         raise KindError(
             "no variable of this forecast has a name in WeatherBench2.",
-            fix="ds.aurora lists what was recognised",
+            fix="ds.aurora lists the recognised variables",
         )
     result = xr.Dataset(out, attrs=ds.attrs).drop_vars("valid_time", errors="ignore")
     names = {"init_time": "time", "lead_time": "prediction_timedelta"} | {

@@ -1,12 +1,12 @@
-"""Metrics: what is made of means of statistics. Knows nothing of torch.
+"""Metrics: functions of the means of statistics.
 
-The tables in ``docs/evaluation.md`` give each one's formula, units and reference. Names are those
-of WeatherBench-X and WeatherBench2; the usual short ones (``pod``, ``far``, ``f1``) are understood
-as well.
+The tables in ``docs/evaluation.md`` list the formula, units and reference of each metric. Names are
+those of WeatherBench-X and WeatherBench2. The usual short names (``pod``, ``far``, ``f1``) are
+aliases. Does not depend on torch.
 
-Reference: Rasp et al. (2024), WeatherBench 2, J. Adv. Model. Earth Syst., doi:10.1029/2023MS004019,
-section 3; Jolliffe and Stephenson (2012), Forecast Verification, doi:10.1002/9781119960003,
-chapters 3 and 7.
+References: Rasp et al. (2024), WeatherBench 2, J. Adv. Model. Earth Syst.,
+doi:10.1029/2023MS004019, section 3; Jolliffe and Stephenson (2012), Forecast Verification,
+doi:10.1002/9781119960003, chapters 3 and 7.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ Means = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Metric:
-    """One score.
+    """One metric.
 
     Parameters
     ----------
     statistics : tuple of str
-        Whose means it is made of.
+        Statistics whose means it is computed from.
     formula : callable
-        Of the means by name: the score.
+        Function from the means by name to the score.
     words : str
-        What it is, with its formula.
+        Description with the formula.
     needs : str
         What a forecast must have: ``""``, ``"climatology"``, ``"seeps"``, ``"members"``,
         ``"probability"``, ``"quantile"``, ``"rain"``, ``"law"``, ``"joint"``,
         ``"normal_quantiles"``.
     better : {"low", "high", "zero", "one", ""}
-        Which way is better.
+        Which values are better.
     units : {"own", "square", ""}
-        The variable's, squared, or none.
+        The variable's units, their square, or none.
     suffix : str
-        Of the variable of the scores Dataset it stands in: ``""`` for those by region and lead (and
-        level) alone, ``"_exceed"``, …
+        Suffix of the variable of the scores Dataset that holds the metric: ``""`` for metrics that
+        have only the dims region, lead time and level, ``"_exceed"``, …
     """
 
     statistics: tuple[str, ...]
@@ -72,12 +72,14 @@ def _acc(m: Means) -> np.ndarray:
     )
 
 
-# --- of the four counts: hits a, false alarms b, misses c, correct negatives d --------------------
+# --- contingency table: hits a, false alarms b, misses c, correct negatives d ---------------------
 
 
 def _sedi(a: Any, b: Any, c: Any, d: Any) -> Any:
-    """Ferro and Stephenson (2011), doi:10.1175/WAF-D-10-05030.1; rates kept off 0 and 1 as
-    WeatherBench-X does.
+    """Return the symmetric extremal dependence index.
+
+    Ferro and Stephenson (2011), doi:10.1175/WAF-D-10-05030.1. Rates are kept away from 0 and 1 as
+    in WeatherBench-X.
     """
     h, f = np.clip(a / (a + c), 1e-6, 1 - 1e-6), np.clip(b / (b + d), 1e-6, 1 - 1e-6)
     top = np.log(f) - np.log(h) + np.log(1 - h) - np.log(1 - f)
@@ -129,7 +131,7 @@ def _of_counts(prefix: str, needs: str, suffix: str) -> dict[str, Metric]:
     }
 
 
-# --- of bins of probability -----------------------------------------------------------------------
+# --- probability bins -----------------------------------------------------------------------------
 
 _BINS = ("bin_share", "bin_probability", "bin_observed")
 
@@ -158,8 +160,9 @@ def _uncertainty(m: Means) -> np.ndarray:
 
 
 def _roc_area(m: Means) -> np.ndarray:
-    """Area under hit rate over false alarm rate as the probability that warns goes down bin by bin
-    (Mason 1982).
+    """Return the area under the curve of hit rate over false alarm rate (Mason 1982).
+
+    The warning threshold is lowered one probability bin at a time.
     """
     hits = np.flip(m["bin_observed"], -1).cumsum(axis=-1)
     alarms = np.flip(m["bin_share"] - m["bin_observed"], -1).cumsum(axis=-1)
@@ -180,7 +183,7 @@ def _fss(m: Means) -> np.ndarray:
 
 
 def _blur(m: Means) -> np.ndarray:
-    """Power of the shorter half of the waves, forecast over truth."""
+    """Return the power of the shorter half of the waves, forecast over truth."""
     f, y = m["forecast_spectrum"], m["truth_spectrum"]
     there = np.isfinite(y)
     longest = np.argmax(
@@ -467,9 +470,7 @@ STANDARD = (
     *_COUNTS,
     "brier_score_mm",
 )
-"""What is computed when no metrics are named: all that comes at the price of a pass over the
-fields.
-"""
+"""Metrics computed by default: all that need only one pass over the fields."""
 
 ALIASES = {
     "pod": "recall",
@@ -498,26 +499,29 @@ ALIASES = {
     "roc": "roc_area",
     "ranks": "rank_histogram",
 }
-"""Other names; a score is called as it was asked for."""
+"""Aliases; a score is labelled with the name that was requested."""
 
 
 def check(names: Sequence[str] | str | None) -> dict[str, str]:
-    """Resolve ``metrics=``: label → name in :data:`METRICS`.
+    """Resolve ``metrics=`` to a dict from label to name in :data:`METRICS`.
 
     Raises
     ------
     OptionError
-        Unknown metric.
+        If a metric is unknown, or none is given.
     """
     if names is None:
         return {n: n for n in STANDARD}
     if isinstance(names, str) and names == "all":
         return {n: n for n in METRICS}
     if not isinstance(names, str) and not hasattr(names, "__iter__"):
-        raise OptionError(f"metrics={names!r} are no names.", fix="metrics=['rmse', 'crps']")
+        raise OptionError(
+            f"metrics must be a name or a list of names, got {names!r}.",
+            fix="metrics=['rmse', 'crps']",
+        )
     wanted = [names] if isinstance(names, str) else list(names)
     if not wanted:
-        raise OptionError("no metric is named.", fix="metrics=['rmse', 'crps'], or metrics='all'")
+        raise OptionError("no metric was given.", fix="metrics=['rmse', 'crps'], or metrics='all'")
     out = {}
     for name in wanted:
         known = ALIASES.get(name, name) if isinstance(name, str) else None
@@ -528,7 +532,7 @@ def check(names: Sequence[str] | str | None) -> dict[str, str]:
             raise OptionError(
                 f"there is no metric {name!r}"
                 + (f"; did you mean {' or '.join(map(repr, near))}?" if near else ".")
-                + f" Valid are 'all', {', '.join(map(repr, METRICS))}.",
+                + f" Valid values are 'all', {', '.join(map(repr, METRICS))}.",
                 fix="metrics=['rmse', 'crps']",
             )
         out[name] = known
@@ -536,13 +540,16 @@ def check(names: Sequence[str] | str | None) -> dict[str, str]:
 
 
 def statistics_of(metric: str, convention: str) -> tuple[str, ...]:
-    """What to collect for a metric; WeatherBench-X's ACC is made of sums over all init times."""
+    """Return the statistics that a metric needs.
+
+    WeatherBench-X's ACC is computed from sums over all init times.
+    """
     if metric == "acc" and convention != "weatherbench2":
         return ("anomaly_covariance", "squared_forecast_anomaly", "squared_truth_anomaly")
     return METRICS[metric].statistics
 
 
 def compute(metric: str, means: Means) -> np.ndarray:
-    """A score from the means of its statistics; 0/0 is NaN."""
+    """Compute a score from the means of its statistics; 0/0 is NaN."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(METRICS[metric].formula(means))

@@ -1,5 +1,6 @@
-"""Neighbourhoods for the fractions skill score (Roberts and Lean 2008, doi:10.1175/2007MWR2123.1).
-Knows nothing of torch.
+"""Neighbourhoods for the fractions skill score.
+
+Reference: Roberts and Lean (2008), doi:10.1175/2007MWR2123.1. Does not depend on torch.
 """
 
 from __future__ import annotations
@@ -11,20 +12,20 @@ from xaurora.evaluation.sample import Sample
 
 
 def share_over(over: np.ndarray, size: int, *, wraps: bool) -> np.ndarray:
-    """Share of a square neighbourhood that is over, ``(..., h, w)``; zero where the neighbourhood
-    reaches beyond the grid.
+    """Return the fraction of a square neighbourhood above the threshold, ``(..., h, w)``.
 
-    As in WeatherBench-X (``spatial.convolve2d_wrap_longitude``): points near an edge then add
-    nothing to either side of the score.
+    It is zero where the neighbourhood extends beyond the grid, as in WeatherBench-X
+    (``spatial.convolve2d_wrap_longitude``). Points near an edge then add nothing to the numerator
+    or the denominator of the score.
 
     Parameters
     ----------
     over : ndarray, ``(..., h, w)``
-        0 or 1.
+        1 where the threshold is exceeded, else 0.
     size : int
-        Grid points, odd.
+        Width of the neighbourhood in grid points, odd.
     wraps : bool
-        Whether east touches west.
+        Whether the grid is periodic in longitude.
     """
     from scipy.ndimage import uniform_filter1d
 
@@ -36,7 +37,7 @@ def share_over(over: np.ndarray, size: int, *, wraps: bool) -> np.ndarray:
     out = uniform_filter1d(
         uniform_filter1d(over, size, axis=-2, mode="wrap"), size, axis=-1, mode="wrap"
     )
-    out = np.round(out * size * size) / (size * size)  # a running sum leaves crumbs
+    out = np.round(out * size * size) / (size * size)  # removes rounding errors of the running sum
     out[..., :half, :] = 0.0
     out[..., -half:, :] = 0.0
     if not wraps:
@@ -46,11 +47,21 @@ def share_over(over: np.ndarray, size: int, *, wraps: bool) -> np.ndarray:
 
 
 def fractions(s: Sample, areas: AreaMeans, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """Area means of the squared difference of the two shares, or of either one's square: ``(region,
-    size, threshold)``.
+    """Return area means of the squared fractions or of their squared difference.
 
-    A neighbourhood that holds something missing has no share; it does not count where the sample
-    has a mask, and is missing elsewhere.
+    Parameters
+    ----------
+    s : Sample
+    areas : AreaMeans
+    what : {"error", "forecast", "truth"}
+        Squared difference of the fractions, or square of the forecast's or the truth's.
+
+    Returns
+    -------
+    tuple of ndarray, ``(region, size, threshold)`` each
+        Means, and the shares of the region that they stand for. A neighbourhood with a missing
+        value has no fraction: it is not scored if the sample has a mask, and makes the mean
+        missing otherwise.
     """
     cache = s.__dict__.setdefault("_fractions", {})
     if not cache:

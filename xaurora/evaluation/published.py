@@ -1,4 +1,7 @@
-"""Published scores, to set beside one's own as orders of magnitude. Knows nothing of torch."""
+"""Published scores of other models, to compare orders of magnitude.
+
+Does not depend on torch.
+"""
 
 from __future__ import annotations
 
@@ -28,23 +31,23 @@ def published_scores(
     hours: int = 6,
     source: str = SOURCE,
 ) -> dict[str, xr.Dataset]:
-    """Scores of published models for precipitation, in the layout that ``evaluate`` gives.
+    """Load precipitation scores of published models in the layout of ``evaluate``.
 
-    They were made on other grids and over another year than one's own, so they show an order of
-    magnitude; the scorecard says so.
+    The grids and the year may differ from yours, so they only show an order of magnitude. The
+    scorecard states this.
 
     Parameters
     ----------
     path : path, optional
-        A CSV (or .csv.gz) with the columns ``model, metric, variable, lead_hours, resolution,
-        value``, values in metres and variables ``6h_precipitation`` or ``24h_precipitation``; by
-        default the scores that the package carries: those of the WeatherBench site for 2022.
+        A CSV file (or .csv.gz) with the columns ``model, metric, variable, lead_hours, resolution,
+        value``, values in metres and variables ``6h_precipitation`` or ``24h_precipitation``. By
+        default the scores included in the package, those of the WeatherBench site for 2022.
     models : sequence of str, optional
-        Some of them.
+        Models to load; by default all.
     hours : {6, 24}
-        Period of the totals.
+        Accumulation period of the totals.
     source : str
-        Where they are from; it is printed beside them.
+        Source of the scores, shown beside them.
 
     Returns
     -------
@@ -54,9 +57,9 @@ def published_scores(
     Raises
     ------
     SourceError
-        The file cannot be read, or lacks a column.
+        If the file cannot be read, or lacks a column.
     OptionError
-        No such model or period.
+        If there is no such model or period.
 
     Examples
     --------
@@ -70,13 +73,14 @@ def published_scores(
     wanted = there if models is None else [models] if isinstance(models, str) else list(models)
     if unknown := [m for m in wanted if m not in there]:
         raise OptionError(
-            f"there are no published scores of {unknown}; there are those of {', '.join(there)}.",
+            f"there are no published scores of {unknown}; valid values are {', '.join(there)}.",
             fix=f"models=[{there[0]!r}]",
         )
     periods = sorted({int(r["variable"].split("h_")[0]) for r in rows})
     if hours not in periods:
         raise OptionError(
-            f"hours={hours!r}: the totals are over {' and '.join(map(str, periods))} hours.",
+            f"hours={hours!r} is not available: the totals are over"
+            f" {' and '.join(map(str, periods))} hours.",
             fix=f"hours={periods[0]}",
         )
     out = {}
@@ -98,22 +102,23 @@ def _read(path: Path) -> list[dict[str, str]]:
         )
     except (OSError, UnicodeDecodeError, EOFError) as why:
         raise SourceError(
-            f"'{path}' cannot be read: {why}.", fix="a CSV with the columns " + ", ".join(_COLUMNS)
+            f"'{path}' cannot be read: {why}.",
+            fix="give a CSV file with the columns " + ", ".join(_COLUMNS),
         ) from why
     rows = list(csv.DictReader(text.splitlines()))
     if not rows or set(_COLUMNS) - set(rows[0]):
         missing = sorted(set(_COLUMNS) - set(rows[0])) if rows else list(_COLUMNS)
         raise SourceError(
             f"'{path}' has no columns {missing}.",
-            fix="a CSV with the columns " + ", ".join(_COLUMNS),
+            fix="give a CSV file with the columns " + ", ".join(_COLUMNS),
         )
     try:
         for r in rows:
             float(r["value"]), float(r["lead_hours"]), int(r["variable"].split("h_")[0])
     except (ValueError, TypeError) as why:
         raise SourceError(
-            f"'{path}' holds {dict(r)}, whose numbers cannot be read.",
-            fix="lead_hours and value are numbers, variable such as 6h_precipitation",
+            f"'{path}' holds the row {dict(r)}, whose numbers cannot be read.",
+            fix="lead_hours and value must be numbers, and variable like 6h_precipitation",
         ) from why
     return rows
 

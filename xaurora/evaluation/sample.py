@@ -1,5 +1,6 @@
-"""One init time and lead of one variable, with all that a statistic may ask for. Knows nothing of
-torch.
+"""One init time and lead time of one variable, with everything that a statistic may need.
+
+Does not depend on torch.
 """
 
 from __future__ import annotations
@@ -16,26 +17,26 @@ from xaurora.distributions import Deterministic, Family
 
 @dataclass(frozen=True)
 class Settings:
-    """What is the same for all samples.
+    """Settings that are the same for all samples.
 
     Parameters
     ----------
     thresholds_mm : tuple of float
-        Of rain.
+        Precipitation thresholds in mm.
     sizes : tuple of int
-        Neighbourhoods of FSS in grid points, odd.
+        Neighbourhood sizes of the FSS in grid points, odd.
     levels : tuple of float
-        Quantile levels of which coverage and score are taken.
+        Quantile levels at which coverage and quantile score are computed.
     convention : {"weatherbench2", "weatherbenchx"}
-        Whose definition where the two differ.
+        Whose definition is used where the two differ.
     wraps : bool
-        Whether the grid's east touches its west.
+        Whether the grid is periodic in longitude.
     seed : int
-        Of what is drawn: ties of ranks, PIT of dry cells.
+        Seed for random draws: ties of ranks, and the PIT of dry cells.
     order : tuple of int
-        Order of columns in which neighbours stand, where it is not the grid's own: WeatherBench-X
-        sorts longitudes from 0 to 360°, so that in a region across Greenwich its neighbourhoods
-        join the east to the west.
+        Order of the columns for neighbourhoods, if it is not the grid's own. WeatherBench-X sorts
+        longitudes from 0 to 360°, so that in a region across Greenwich its neighbourhoods join the
+        east to the west.
     """
 
     thresholds_mm: tuple[float, ...] = (0.1, 1.0, 5.0, 10.0, 20.0)
@@ -49,43 +50,45 @@ class Settings:
 
 @dataclass
 class Sample:
-    """Fields of one variable, in the forecast's own units, float64, ``([level,] h, w)``.
+    """Fields of one variable at one valid time, ``([level,] h, w)``.
+
+    They are float64 in the forecast's own units, except ``raw``, which is as stored.
 
     Parameters
     ----------
     settings : Settings
     raw : ndarray, ``([number,] [level,] h, w)``
-        The forecast as it is stored.
+        The forecast as stored.
     ensemble : bool
         Whether the first axis of ``raw`` holds members.
     y : ndarray
         Truth.
     valid : ndarray of bool, optional
-        Points that count; None for all.
+        Points that are scored; None for all.
     normal : ndarray, optional
         Climatological mean of the valid time.
     law : Family, optional
         Distribution of the forecast, with ``params`` in canonical units.
     scale, offset : float
-        Canonical = own · scale + offset.
+        Conversion to canonical units: canonical = own · scale + offset.
     mm : float
-        Millimetres a unit; 0 where the variable is no rain.
+        Millimetres per unit; 0 if the variable is not precipitation.
     hours : int
-        Period of a total.
+        Accumulation period in hours; 0 if the variable is not precipitation.
     quantiles : dict
-        Level → ``(h, w)``: quantiles that stand in the forecast.
+        Level → ``(h, w)``: quantiles stored in the forecast.
     probabilities : dict
-        Threshold in mm → ``(h, w)``: probabilities that stand in the forecast.
+        Threshold in mm → ``(h, w)``: probabilities stored in the forecast.
     normal_quantiles : ndarray, ``(q, [level,] h, w)``, optional
         Climatological quantiles of the valid time.
     seeps : tuple of ndarray, optional
-        Share of dry totals, and the amount from which on they are heavy in metres, ``(h, w)`` each.
+        Fraction of dry totals, and the threshold of heavy totals in metres, ``(h, w)`` each.
     number : tuple of int
-        Init time and lead in seconds, on which what is drawn depends.
+        Init time and lead time in seconds; part of the seed of random draws.
     partner : Sample, optional
-        The other component of a wind.
+        The other component of a wind vector.
     lost : bool
-        Whether this is the mean of a distribution whose parameters are not there.
+        Whether this is the mean of a distribution whose parameters are not in the forecast.
     """
 
     settings: Settings
@@ -110,18 +113,18 @@ class Sample:
 
     @cached_property
     def members(self) -> np.ndarray:
-        """``(number, [level,] h, w)``; a single forecast is an ensemble of one."""
+        """Members, ``(number, [level,] h, w)``; a single forecast is an ensemble of one."""
         return (self.raw if self.ensemble else self.raw[None]).astype(np.float64)
 
     @cached_property
     def f(self) -> np.ndarray:
-        """The single-valued forecast: of an ensemble its mean, taken in the precision it is stored
-        in, as WeatherBench2 does.
+        """Single-valued forecast: for an ensemble its mean.
 
-        A sum of float32 depends on its order (of geopotential, rounded to 0.004 m² s⁻², in the
-        fifth digit of a small region's RMSE). WeatherBench2 adds up the chunks of a Zarr store,
-        whose defaults split the members of variables on levels into two halves. This is that order,
-        whatever the chunks are: scores do not depend on chunking.
+        The mean is computed in the stored precision, as in WeatherBench2. A float32 sum depends on
+        its order. For geopotential, rounded to 0.004 m² s⁻², it affects the fifth digit of a small
+        region's RMSE. WeatherBench2 adds up the chunks of a Zarr store, whose defaults split the
+        members of pressure-level variables into two halves. The same order is used here whatever
+        the chunks are, so that scores do not depend on chunking.
         """
         if not self.ensemble:
             return self.raw.astype(np.float64)
@@ -135,8 +138,9 @@ class Sample:
 
     @cached_property
     def mean(self) -> np.ndarray:
-        """Mean of the members as WeatherBench2's scores of ensembles take it: in the precision it
-        is stored in, one member after another.
+        """Ensemble mean as WeatherBench2's ensemble scores compute it.
+
+        It is computed in the stored precision, one member after another.
         """
         return self.raw.mean(axis=0).astype(np.float64) if self.ensemble else self.f
 
@@ -157,22 +161,27 @@ class Sample:
 
     @property
     def thresholds(self) -> np.ndarray:
-        """Thresholds of rain in the forecast's units."""
+        """Precipitation thresholds in the forecast's units."""
         return np.asarray(self.settings.thresholds_mm) / self.mm
 
     @cached_property
     def y_canonical(self) -> np.ndarray:
-        """Truth in canonical units; negative rain is noise of packing."""
+        """Truth in canonical units; negative precipitation (packing noise) is set to zero."""
         y = self.y * self.scale + self.offset
         return np.maximum(y, 0.0) if self.mm else y
 
     def rng(self) -> np.random.Generator:
-        """Drawn numbers depend on the sample alone, not on the order of work."""
+        """Return a random generator that does not depend on the order of computation.
+
+        It is seeded with the settings' seed and the sample's init and lead time.
+        """
         return np.random.default_rng((self.settings.seed, *self.number))
 
     def probability(self, i: int) -> np.ndarray | None:
-        """Probability of more than threshold ``i``: share of members, of the distribution, or as it
-        stands in the forecast.
+        """Return the probability of exceeding threshold ``i``, or None.
+
+        It is the fraction of members, the probability of the distribution, or the stored
+        probability.
         """
         threshold_mm = self.settings.thresholds_mm[i]
         if self.ensemble:
@@ -188,8 +197,9 @@ class Sample:
         return None
 
     def quantile(self, level: float) -> np.ndarray | None:
-        """A quantile of the forecast in its own units, from members, the distribution, or as it
-        stands there.
+        """Return a quantile of the forecast in its own units, or None.
+
+        It comes from the members, the distribution, or the stored quantiles.
         """
         if self.ensemble:
             return np.quantile(self.members, level, axis=0)

@@ -20,7 +20,7 @@ _MOST = 3.0
 
 
 def own_units(da: Any, mine: Field) -> Field:
-    """A field with the units that stand at what lies beside it."""
+    """Return the field with the units of an accompanying variable, such as its quantiles."""
     units = str(da.attrs.get("units", ""))
     found = (
         conversion(units, mine.variable.units)
@@ -30,8 +30,8 @@ def own_units(da: Any, mine: Field) -> Field:
     return mine if found is None else replace(mine, scale=found[0], offset=found[1])
 
 
-# What a field is multiplied by where its units are mistaken: Pa and hPa, m² s⁻² and m, kg/kg and
-# g/kg, m and mm of rain.
+# Factors between units that are often confused: Pa and hPa, m² s⁻² and m, kg/kg and g/kg, m and mm
+# of rain.
 _MISTAKES = {"Pa": 100.0, "m2 s-2": GRAVITY, "kg kg-1": 1000.0, "m": 1000.0}
 
 
@@ -39,8 +39,12 @@ _ZERO_CELSIUS = 273.15  # K
 
 
 def check_size(values: np.ndarray, y: np.ndarray, item: Field, label: str) -> None:
-    """Refuse units that cannot be, by a look at forecast and truth together: one of them is off by
-    a known factor, or by the zero of Celsius.
+    """Raise if forecast and truth differ by a factor or offset that indicates wrong units.
+
+    Raises
+    ------
+    UnitsError
+        If one of them is off by a known factor, or by 273.15 K.
     """
     name, units = item.source, item.variable.units
     there = [v[np.isfinite(v)] * item.scale + item.offset for v in (values.astype(np.float64), y)]
@@ -50,8 +54,8 @@ def check_size(values: np.ndarray, y: np.ndarray, item: Field, label: str) -> No
     if units == "K" and abs(abs(there[0].mean() - there[1].mean()) - _ZERO_CELSIUS) < 15.0:
         cold = whose if there[0].mean() < there[1].mean() else "truth"
         raise UnitsError(
-            f"'{name}' of the {cold} is 273 K colder than the other: degrees Celsius that are said"
-            " to be kelvins, by the look of it.",
+            f"'{name}' of the {cold} is 273 K colder than the other: it is probably in degrees"
+            " Celsius but declared as kelvin.",
             fix=f"{'truth' if cold == 'truth' else 'fc'}['{name}'].attrs['units'] = 'degC'",
         )
     factor = _MISTAKES.get(units)
@@ -60,23 +64,29 @@ def check_size(values: np.ndarray, y: np.ndarray, item: Field, label: str) -> No
         return
     near = (
         2.5 if item.variable.accumulated else 1.05
-    )  # rain differs more between forecast and truth than anything else
+    )  # forecast and truth of rain differ more than those of other variables
     ratios = [max(pair) / min(pair) for pair in zip(*sizes, strict=True)]
     drizzle = item.variable.accumulated and max(pair[0] for pair in sizes) < 2e-4
     if not drizzle and all(factor / near < r < factor * near for r in ratios):
         small = whose if sizes[0][0] < sizes[1][0] else "truth"
         raise UnitsError(
-            f"'{name}' of the {small} is {ratios[0]:.0f} times smaller than the other, which is"
-            f" what mistaken units do ({units!r} are expected).",
+            f"'{name}' of the {small} is {ratios[0]:.0f} times smaller than the other, which"
+            f" indicates wrong units ({units!r} is expected).",
             fix=(
-                "look at both units:"
+                "check the units of both:"
                 f" {'truth' if small == 'truth' else 'fc'}['{name}'].attrs['units'] = ..."
             ),
         )
 
 
 def check_rain(values: np.ndarray, item: Field, whose: str, forecast: Forecast) -> None:
-    """Refuse rain that cannot be: negative beyond noise, or millimetres said to be metres."""
+    """Raise if precipitation is negative beyond packing noise, or looks like millimetres.
+
+    Raises
+    ------
+    UnitsError
+        If the values are not possible in the declared units.
+    """
     low, high = (
         np.fmin.reduce(values, axis=None) * item.scale,
         np.fmax.reduce(values, axis=None) * item.scale,
@@ -85,20 +95,20 @@ def check_rain(values: np.ndarray, item: Field, whose: str, forecast: Forecast) 
     units = item.attrs.get("units", item.variable.units)
     if low < _NEGATIVE and whose == "forecast":
         raise UnitsError(
-            f"'{name}' of the forecast falls to {low * 1e3:.3g} mm in {forecast.hours} h;"
-            " precipitation is not negative.",
+            f"the minimum of '{name}' of the forecast is {low * 1e3:.3g} mm in {forecast.hours} h;"
+            " precipitation cannot be negative.",
             fix=(
-                f"fc['{name}'] = fc['{name}'].clip(min=0) if that is what the model gives, else"
-                " look at its units"
+                f"fc['{name}'] = fc['{name}'].clip(min=0) if the model produces such values, else"
+                " check its units"
             ),
         )
     if high > _MOST * max(forecast.hours / 6.0, 1.0):
         raise UnitsError(
             f"'{name}' of the {whose} reaches {high:.3g} m in {forecast.hours} h"
             + (f" if its units are {units!r}" if whose == "forecast" else "")
-            + "; these look like millimetres.",
+            + "; the values look like millimetres.",
             fix=(
-                f"{'fc' if whose == 'forecast' else 'truth'}['{name if whose == 'forecast' else 'tp'}'].attrs['units']"
-                " = 'mm'"
+                f"{'fc' if whose == 'forecast' else 'truth'}"
+                f"['{name if whose == 'forecast' else 'tp'}'].attrs['units'] = 'mm'"
             ),
         )

@@ -1,4 +1,7 @@
-"""Sums → a Dataset of scores, and back: scores of files and workers add up. Knows nothing of torch."""
+"""Build a Dataset of scores from sums, and recover the sums from it to combine scores.
+
+Does not depend on torch.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from xaurora.evaluation.histograms import INTENSITY_EDGES, PIT_BINS, PROBABILITY
 logger = logging.getLogger("xaurora")
 
 MOST_KEPT = 128 * 1024**2
-"""bytes of sums by init time that a Dataset of scores carries along, at most."""
+"""Maximum bytes of area means by init time that a Dataset of scores carries."""
 
 
 BESIDE = {
@@ -29,11 +32,11 @@ BESIDE = {
         ("bin_share", "bin_share", "share of all forecasts in the bin"),
     ),
 }
-"""What stands beside some metrics: name, statistic, words."""
+"""Variables that accompany some metrics: name, statistic, description."""
 
 
 def build(table: Table, frame: Frame) -> xr.Dataset:
-    """Scores of what was kept by init time, or added up by ``frame.by`` already."""
+    """Build the Dataset of scores from values by init time, or from sums by ``frame.by``."""
     to, values = groups_of(frame.init_times, frame.leads, frame.by)
     leads, _ = lead_groups(
         frame.leads,
@@ -121,7 +124,7 @@ _SHARED = ("", "_exceed", "_exceed_quantile")
 
 
 def _extra_dims(suffix: str, dims: tuple[str, ...]) -> tuple[str, ...]:
-    """Dims of the score: bins are summed over in those that stand by threshold."""
+    """Return the dims of the score; metrics by threshold are summed over probability bins."""
     return (
         tuple(d for d in dims if d != "probability_bin")
         if suffix == "_exceed"
@@ -143,8 +146,9 @@ def _arranged(
     variable: Described,
     all_levels: tuple[float, ...],
 ) -> np.ndarray:
-    """``(group, lead, region, *extra, [level])`` → ``(region, *by, lead, *extra, [level])``, levels
-    on the common axis.
+    """Return the values as ``(region, *by, lead, *extra, [level])`` on the common levels.
+
+    The input is ``(group, lead, region, *extra, [level])``.
     """
     _, values = groups_of(frame.init_times, frame.leads, frame.by)
     axes = [list(dict.fromkeys(v[i] for v in values)) for i in range(len(frame.by))]
@@ -223,7 +227,7 @@ def _coords(
 
 
 def extra_coords(thresholds_mm: Any, sizes: Any, quantiles: Any, levels: Any) -> dict[str, Any]:
-    """Coordinates of the dims that scores may have."""
+    """Return the coordinates of the extra dims that scores may have."""
     middle = (np.arange(PROBABILITY_BINS) + 0.5) / PROBABILITY_BINS
     return {
         "threshold_mm": ("threshold_mm", list(thresholds_mm), {"units": "mm"}),
@@ -244,4 +248,4 @@ def extra_coords(thresholds_mm: Any, sizes: Any, quantiles: Any, levels: Any) ->
     }
 
 
-# --- sums that scores carry along -----------------------------------------------------------------
+# --- area means carried by scores -----------------------------------------------------------------

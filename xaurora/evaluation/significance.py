@@ -1,4 +1,7 @@
-"""Is a difference more than luck? Paired block bootstrap over init times. Knows nothing of torch."""
+"""Significance of score differences: paired block bootstrap over init times.
+
+Does not depend on torch.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from xaurora.evaluation import metrics as _metrics
 from xaurora.fields import variables
 from xaurora.fields.unit_conversion import conversion
 
-_FEWEST = 5  # blocks; fewer say nothing of a spread
+_FEWEST = 5  # blocks; fewer do not allow an estimate of the variance
 
 
 def significance(
@@ -27,58 +30,59 @@ def significance(
     level: float = 0.95,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Skill of a forecast against a baseline, with intervals. Computes.
+    """Compute the skill of a forecast against a baseline with confidence intervals.
 
-    The two are paired: init times that both were scored at are drawn together, in blocks of
-    neighbours, because errors of neighbouring init times are alike (Künsch 1989,
-    doi:10.1214/aos/1176347265; circular, Politis and Romano 1992). The interval is the estimate ±
-    Student's t times the standard deviation of the samples, with one degree of freedom less than
-    there are blocks: blocks that are long enough for the weather are few, and percentiles of few
-    blocks promise too much.
+    The two are paired: common init times are drawn together in blocks of consecutive ones, because
+    errors of neighbouring init times are correlated (Künsch 1989, doi:10.1214/aos/1176347265;
+    circular, Politis and Romano 1992). The interval is the estimate ± Student's t times the
+    standard deviation of the samples, with one degree of freedom less than the number of blocks.
+    Blocks that are long enough for the weather are few, and percentiles of few blocks would be too
+    narrow. The data are computed, not lazy.
 
     Parameters
     ----------
     scores, baseline : Dataset
-        What ``evaluate`` or :func:`xaurora.compare` gave, of the same truth.
+        Results of ``evaluate`` or :func:`xaurora.compare` against the same truth.
     metrics : str or sequence of str, optional
-        Labels; by default all that both have and that have a better side.
+        Labels of metrics; by default all that both have and for which high or low is better.
     block : int, optional
-        Init times in a block; by default the square root of their number, and a fifth of it at
-        most.
+        Number of init times in a block; by default the square root of their number, and at most a
+        fifth of it.
     samples : int
-        How often to draw.
+        Number of bootstrap samples.
     level : float
-        Of the interval.
+        Confidence level of the interval.
     seed : int
+        Seed of the bootstrap.
 
     Returns
     -------
     Dataset
         The variables of the scores with a dim ``estimate``: ``skill``, ``low``, ``high``. Skill is
         ``1 − S/S_baseline`` for scores that are better when small, and ``(S − S_baseline)/(1 −
-        S_baseline)`` for those whose best value is 1; positive is better, and an interval off zero
-        is significant at ``1 − level``.
+        S_baseline)`` for those whose best value is 1. Positive values are better. A difference
+        whose interval does not contain zero is significant at ``1 − level``.
 
     Raises
     ------
     KindError
-        They are no scores, or do not carry their init times.
+        If an argument is not a Dataset of scores, or does not carry values for each init time.
     TruthError
-        They share no variable, metric or init time.
+        If the scores share no variable, metric or init time.
     OptionError
-        A level, block or number of samples that cannot be.
+        If the level, block or number of samples is out of range.
     """
     for name, ds in (("scores", scores), ("baseline", baseline)):
         if not isinstance(ds, xr.Dataset) or "region" not in ds.dims:
             raise KindError(
-                f"{name} is no Dataset of scores.",
+                f"{name} is not a Dataset of scores.",
                 fix="xaurora.significance(mine, theirs), each from evaluate(truth)",
             )
     if not 0.0 < level < 1.0:
-        raise OptionError(f"level={level!r} does not lie between 0 and 1.", fix="level=0.95")
+        raise OptionError(f"level must be between 0 and 1, got {level!r}.", fix="level=0.95")
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 100:
         raise OptionError(
-            f"samples={samples!r} are too few to make an interval of.", fix="samples=1000"
+            f"samples must be an integer of at least 100, got {samples!r}.", fix="samples=1000"
         )
     wanted = None if metrics is None else list(_metrics.check(metrics))
     out: dict[str, Any] = {}
@@ -91,8 +95,8 @@ def significance(
             count = max(count, pairs)
     if not out:
         raise TruthError(
-            f"these scores share no variable and metric: {sorted(map(str, scores.data_vars))} and"
-            f" {sorted(map(str, baseline.data_vars))}.",
+            "the scores share no variable and metric. The variables are"
+            f" {sorted(map(str, scores.data_vars))} and {sorted(map(str, baseline.data_vars))}.",
             fix="evaluate both with the same arguments, or xaurora.compare({...}, truth)",
         )
     used = _block(count) if block is None else block
@@ -111,7 +115,10 @@ def _block(count: int) -> int:
 
 
 def _pairs(scores: xr.Dataset, baseline: xr.Dataset) -> Iterator[tuple[str, str]]:
-    """Variables of both that mean the same, whatever they are called, and carry their init times."""
+    """Yield the names of matching variables, whatever they are called in each.
+
+    Both must carry values for each init time.
+    """
     mine, theirs = (carried.carriers(ds) for ds in (scores, baseline))
     for ds, found in ((scores, mine), (baseline, theirs)):
         if not found:
@@ -123,12 +130,12 @@ def _pairs(scores: xr.Dataset, baseline: xr.Dataset) -> Iterator[tuple[str, str]
 
 
 def _factor(scores: xr.Dataset, baseline: xr.Dataset, name: str, other: str) -> float:
-    """What a baseline's values are multiplied by to have the same units.
+    """Return the factor that converts a baseline's values to the units of the scores.
 
     Raises
     ------
     TruthError
-        There is no such number, or they are of totals over another period.
+        If the units cannot be converted, or the accumulation periods differ.
     """
     mine, theirs = (
         str(carried.carriers(ds)[n].get("units", ""))
@@ -138,7 +145,7 @@ def _factor(scores: xr.Dataset, baseline: xr.Dataset, name: str, other: str) -> 
     key = str(carried.carriers(scores)[name].get("xaurora_variable", ""))
     if key == "surface/tp" and hours[0] != hours[1]:
         raise TruthError(
-            f"'{name}' is over {hours[0]} h in one and over {hours[1]} h in the other.",
+            f"'{name}' is accumulated over {hours[0]} h in one and over {hours[1]} h in the other.",
             fix="accumulate='24h' for both",
         )
     if mine == theirs:
@@ -150,8 +157,8 @@ def _factor(scores: xr.Dataset, baseline: xr.Dataset, name: str, other: str) -> 
     )
     if scales[0] is None or scales[1] is None:
         raise TruthError(
-            f"'{name}' is in {mine!r} in one and in {theirs!r} in the other.",
-            fix="xaurora.compare({...}, truth) scores in one unit",
+            f"the units of '{name}' are {mine!r} in one and {theirs!r} in the other.",
+            fix="xaurora.compare({...}, truth), which scores all in the same units",
         )
     return float(scales[1][0] / scales[0][0])
 
@@ -199,11 +206,11 @@ def _variable(
                     f"the scores of '{name}' have {d}"
                     f" {first[d].values.tolist() if d in first.coords else first.sizes[d]} in one"
                     f" and {second[d].values.tolist() if d in second.coords else 'others'} in the"
-                    " other.",
+                    " other Dataset.",
                     fix="evaluate both with the same arguments",
                 )
         if first.shape != second.shape:
-            continue  # ensembles of other sizes have other ranks
+            continue  # ensembles of different sizes have different ranks
         fields[s] = both
     length = _block(len(times)) if block is None else block
     if (
@@ -212,7 +219,8 @@ def _variable(
         or not 1 <= length <= len(times)
     ):
         raise OptionError(
-            f"block={block!r} is no number of init times between 1 and {len(times)}.", fix="block=4"
+            f"block must be an integer between 1 and the {len(times)} init times, got {block!r}.",
+            fix="block=4",
         )
     drawn = _draw(len(times), int(length), samples, seed)
     convention = str(scores.attrs.get("convention", "weatherbench2"))
@@ -266,8 +274,9 @@ def _variable(
 
 
 def _draw(count: int, length: int, samples: int, seed: int) -> np.ndarray:
-    """How often each init time is drawn, ``(1 + samples, count)``; the first row is the data
-    themselves.
+    """Return how often each init time is drawn, ``(1 + samples, count)``.
+
+    The first row is the original data.
     """
     rng = np.random.default_rng(seed)
     starts = rng.integers(count, size=(samples, -(-count // length)))
@@ -281,7 +290,10 @@ def _draw(count: int, length: int, samples: int, seed: int) -> np.ndarray:
 def _means(
     pair: list[tuple[xr.DataArray, xr.DataArray]], which: int, drawn: np.ndarray, convention: str
 ) -> np.ndarray:
-    """Means of every sample, ``(sample, lead, region, ...)``, over what both were scored at."""
+    """Return the means of every sample, ``(sample, lead, region, ...)``.
+
+    Only fields that were scored in both are included.
+    """
     both = (pair[0][1].values > 0) & (pair[1][1].values > 0)
     mean, weight = pair[which][0].values, pair[which][1].values
     weight = (
@@ -298,17 +310,18 @@ def _means(
 def _interval(
     skill: np.ndarray, blocks: float, level: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The estimate from the data, and the two ends."""
+    """Return the estimate and the two ends of its interval."""
     from scipy.stats import t
 
     here, others = skill[0], skill[1:]
     if blocks < _FEWEST:
         nothing = np.full(here.shape, np.nan)
         return here, nothing, nothing
-    # n blocks drawn from n blocks spread less than fresh ones would: the variance by (n − 1)/n, and
-    # as much again for what neighbouring blocks share. Found by trial to hold 95 % for errors that
-    # are correlated by up to ½ from one init time to the next (tests/test_significance.py).
-    others = np.where(np.isfinite(others), others, np.nan)  # a baseline of zero
+    # The variance of n blocks resampled from n blocks is too small by (n − 1)/n. The same factor is
+    # applied once more for the correlation of neighbouring blocks. Empirically, 95 % intervals then
+    # have their coverage for errors with a correlation of up to ½ between consecutive init times
+    # (tests/evaluation/test_significance.py).
+    others = np.where(np.isfinite(others), others, np.nan)  # the baseline's score is zero
     half = float(t.ppf(0.5 * (1.0 + level), blocks - 1) * blocks / (blocks - 1)) * others.std(
         axis=0, ddof=1
     )
@@ -316,6 +329,6 @@ def _interval(
 
 
 def is_significant(result: xr.DataArray) -> xr.DataArray:
-    """Whether the interval lies off zero."""
+    """Return whether the interval excludes zero."""
     low, high = result.sel(estimate="low"), result.sel(estimate="high")
     return (low > 0) | (high < 0)

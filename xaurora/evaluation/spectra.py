@@ -1,4 +1,7 @@
-"""Zonal power spectra, by which blurring shows. Knows nothing of torch."""
+"""Zonal power spectra, which show how blurred a forecast is.
+
+Does not depend on torch.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,19 @@ from xaurora.evaluation.sample import Sample
 
 
 def zonal_power(rows: np.ndarray, *, circle: bool) -> np.ndarray:
-    """Power by zonal wavenumber, ``(..., h, k)``: of a real field its squared Fourier coefficients,
-    both signs together.
+    """Return the power by zonal wavenumber, ``(..., h, k)``.
 
-    Their sum is the mean of the squares (Parseval). A segment that does not close is first freed of
-    the line through its two ends (Errico 1985,
-    doi:10.1175/1520-0493(1985)113<1554:SCFALA>2.0.CO;2), or its jump would look like small scales.
+    For a real field it is the squared magnitude of the Fourier coefficients of both signs, so that
+    it sums to the mean of the squares (Parseval). A segment that is not periodic is detrended first
+    by the line through its two ends (Errico 1985,
+    doi:10.1175/1520-0493(1985)113<1554:SCFALA>2.0.CO;2), because the jump between them would appear
+    as small scales.
 
     Parameters
     ----------
     rows : ndarray, ``(..., h, w)``
     circle : bool
-        Whether the rows go round the globe.
+        Whether the rows go around the globe.
     """
     w = rows.shape[-1]
     if not circle and w > 1:
@@ -30,15 +34,15 @@ def zonal_power(rows: np.ndarray, *, circle: bool) -> np.ndarray:
     twice = np.full(power.shape[-1], 2.0)
     twice[0] = 1.0
     if w % 2 == 0:
-        twice[-1] = 1.0  # the shortest wave of an even number of points has no twin
+        twice[-1] = 1.0  # for even w the Nyquist coefficient occurs only once
     return power * twice
 
 
 def power(s: Sample, areas: AreaMeans, *, forecast: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Area mean of the zonal power in every box, ``(region, wavenumber[, level])``; NaN for masks,
-    which have no rows.
+    """Return the area mean of the zonal power in every box, ``(region, wavenumber[, level])``.
 
-    Wavenumbers of a box count waves along its own width; members count each for itself.
+    It is NaN for masks, which have no complete rows. The wavenumbers of a box count waves along its
+    own width. The power of an ensemble is the mean over its members.
     """
     fields = s.members if forecast else s.y[None]
     width = fields.shape[-1] // 2 + 1
@@ -55,7 +59,7 @@ def power(s: Sample, areas: AreaMeans, *, forecast: bool) -> tuple[np.ndarray, n
 
 
 def _in_order(columns: np.ndarray, width: int, *, wraps: bool) -> np.ndarray:
-    """Columns of a box from its west to its east, also where it crosses the edge of the array."""
+    """Return the columns of a box from west to east, also if it crosses the edge of the array."""
     gaps = np.flatnonzero(np.diff(columns) > 1)
     if len(gaps) == 0 or not wraps:
         return columns

@@ -1,8 +1,9 @@
-"""Statistics: what is computed at every point, before any averaging. Knows nothing of torch.
+"""Statistics: values computed at every point before any averaging.
 
-Each takes a :class:`~xaurora.evaluation.sample.Sample` and gives an array ``(*extra, [level,] h,
-w)``, float64, NaN where an input is missing; some also a mask of the points that count. Their area
-means add up; :mod:`xaurora.evaluation.metrics` makes scores of those.
+Each statistic takes a :class:`~xaurora.evaluation.sample.Sample` and returns a float64 array
+``(*extra, [level,] h, w)`` that is NaN where an input is missing, some also a mask of the points
+that are scored. Their area means can be added up over init times, and
+:mod:`xaurora.evaluation.metrics` computes scores from them. Does not depend on torch.
 """
 
 from __future__ import annotations
@@ -21,19 +22,20 @@ from xaurora.evaluation.sample import Sample
 
 @dataclass(frozen=True)
 class Statistic:
-    """What a name stands for.
+    """Definition of one statistic.
 
     Parameters
     ----------
     compute : callable
-        Of a sample: an array, or an array and a mask of points that count.
+        Function from a sample to an array, or to an array and a mask of the points that are scored.
     dims : tuple of str
-        Extra dims, first in the array.
+        Extra dims, which come first in the array.
     by_region : callable, optional
-        Instead of ``compute``, of a sample and :class:`AreaMeans`: ``(region, *extra)`` and the
-        share of the region it stands for. For what is no mean over points.
+        Replaces ``compute`` for statistics that are not means over points: a function from a sample
+        and :class:`AreaMeans` to ``(region, *extra)`` and the share of the region that it stands
+        for.
     applies : callable
-        Of a sample: whether it has what the statistic needs.
+        Function from a sample to whether it has what the statistic needs.
     """
 
     compute: Callable[[Sample], Any] | None = None
@@ -42,7 +44,10 @@ class Statistic:
     applies: Callable[[Sample], bool] = lambda s: True
 
     def means(self, sample: Sample, areas: AreaMeans) -> tuple[np.ndarray, np.ndarray]:
-        """Area means and the shares they stand for, ``(region, *extra, [level])``."""
+        """Return area means and the shares of the region that they stand for.
+
+        Both are ``(region, *extra, [level])``.
+        """
         if self.by_region is not None:
             return self.by_region(sample, areas)
         assert self.compute is not None
@@ -62,7 +67,7 @@ def _squared_error(s: Sample) -> np.ndarray:
 
 
 def _anomaly_correlation(s: Sample, areas: AreaMeans) -> tuple[np.ndarray, np.ndarray]:
-    """WeatherBench2's: of each init time, uncentred."""
+    """Return WeatherBench2's ACC: one value per init time, uncentred."""
     both, share = areas(s.f_anomaly * s.y_anomaly, s.valid)
     with np.errstate(invalid="ignore", divide="ignore"):
         out = both / np.sqrt(areas(s.f_anomaly**2, s.valid)[0] * areas(s.y_anomaly**2, s.valid)[0])
@@ -83,7 +88,7 @@ def _squared_error_of_mean(s: Sample) -> np.ndarray:
 
 
 def _variance(s: Sample) -> np.ndarray:
-    """Unbiased variance of the members; zero for a single one, as WeatherBench2 has it."""
+    """Return the unbiased variance of the members; zero for a single one, as in WeatherBench2."""
     if s.partner is not None:
         return _own_variance(s) + _own_variance(s.partner)
     return _own_variance(s)
@@ -94,8 +99,10 @@ def _own_variance(s: Sample) -> np.ndarray:
 
 
 def _debiased(s: Sample) -> np.ndarray:
-    """Less what finite members add. In the precision of the store: two nearly equal numbers are
-    subtracted, and WeatherBench2's are float32.
+    """Return the squared error of the mean minus the part due to the finite number of members.
+
+    It is computed in the stored precision, because two nearly equal numbers are subtracted and
+    WeatherBench2's are float32.
     """
     if s.partner is not None:
         return _own_debiased(s) + _own_debiased(s.partner)
@@ -112,7 +119,7 @@ def _own_debiased(s: Sample) -> np.ndarray:
 
 
 def _spread(s: Sample, *, fair: bool) -> np.ndarray:
-    """``E|X − X'|`` over pairs of members."""
+    """Return ``E|X − X'|`` over pairs of members."""
     count = len(s.members)
     if count < 2:
         return np.zeros_like(s.f)
@@ -122,7 +129,7 @@ def _spread(s: Sample, *, fair: bool) -> np.ndarray:
 
 
 def _crps(s: Sample) -> np.ndarray:
-    """Of members (fair), of a distribution, of quantiles, or the absolute error of a single value."""
+    """Return the CRPS of members (fair), a distribution or quantiles, else the absolute error."""
     if s.ensemble:
         return ensemble_crps(s.members, s.y, fair=True)
     if s.law is not None and not isinstance(s.law, Deterministic):
@@ -135,8 +142,11 @@ def _crps(s: Sample) -> np.ndarray:
 
 
 def crps_of_quantiles(quantiles: dict[float, np.ndarray], y: np.ndarray) -> np.ndarray:
-    """``2 ∫ ρ_τ(y − q_τ) dτ`` over the levels that are there; each stands for the levels nearest to
-    it (Laio and Tamea 2007, doi:10.5194/hess-11-1267-2007)."""
+    """Return ``2 ∫ ρ_τ(y − q_τ) dτ`` over the quantile levels.
+
+    Each level stands for the levels that are nearest to it (Laio and Tamea 2007,
+    doi:10.5194/hess-11-1267-2007).
+    """
     levels = np.array(sorted(quantiles))
     middle = np.concatenate([[0.0], 0.5 * (levels[1:] + levels[:-1]), [1.0]])
     out = np.zeros_like(y)
@@ -146,12 +156,15 @@ def crps_of_quantiles(quantiles: dict[float, np.ndarray], y: np.ndarray) -> np.n
 
 
 def pinball(y: np.ndarray, q: np.ndarray, level: float) -> np.ndarray:
-    """``ρ_τ(y − q) = (τ − 1{y < q}) (y − q)`` (Koenker and Bassett 1978, doi:10.2307/1913643)."""
+    """Return ``ρ_τ(y − q) = (τ − 1{y < q}) (y − q)``.
+
+    Reference: Koenker and Bassett (1978), doi:10.2307/1913643.
+    """
     return (level - (y < q)) * (y - q)
 
 
 def _energy(s: Sample, areas: AreaMeans, *, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """WeatherBench2's energy score: norms over the area; the spread from neighbouring members."""
+    """Return WeatherBench2's energy score: norms over the area, spread of adjacent members."""
 
     def norm(of: Callable[[Sample], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         squares = of(s) ** 2 + (of(s.partner) ** 2 if s.partner is not None else 0.0)
@@ -165,7 +178,7 @@ def _energy(s: Sample, areas: AreaMeans, *, part: str) -> tuple[np.ndarray, np.n
     return (spread if part == "spread" else skill - 0.5 * spread), share
 
 
-# --- yes or no ------------------------------------------------------------------------------------
+# --- threshold exceedance -------------------------------------------------------------------------
 
 
 def _stacked(fields: list[np.ndarray]) -> np.ndarray:
@@ -173,8 +186,9 @@ def _stacked(fields: list[np.ndarray]) -> np.ndarray:
 
 
 def _counts(s: Sample, forecast: bool, truth: bool, *, climatological: bool) -> np.ndarray:
-    """1 where forecast and truth are on the given sides of the threshold; over is strictly more, as
-    in both WeatherBenches.
+    """Return 1 where forecast and truth are on the given sides of the threshold.
+
+    A value exceeds a threshold if it is strictly greater, as in WeatherBench2 and WeatherBench-X.
     """
     thresholds = s.normal_quantiles if climatological else s.thresholds
     missing = ~(np.isfinite(s.f) & np.isfinite(s.y))
@@ -208,12 +222,13 @@ def _brier(s: Sample, *, debiased: bool) -> np.ndarray:
 _DRY_SHARES = (
     0.1,
     0.85,
-)  # Rodwell et al. 2010: beyond them a climate is too wet or too dry to be scored
+)  # Rodwell et al. 2010: outside this range a climate is too wet or too dry to be scored
 
 
 def _seeps(s: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Rodwell et al. (2010), doi:10.1002/qj.656, section 3: dry, light and heavy, penalties by the
-    climate's share of dry totals.
+    """Return SEEPS: categories dry, light and heavy, with penalties by the fraction of dry totals.
+
+    Reference: Rodwell et al. (2010), doi:10.1002/qj.656, section 3.
     """
     from xaurora.evaluation.climatology import DRY_MM
 
@@ -224,8 +239,7 @@ def _seeps(s: Sample) -> tuple[np.ndarray, np.ndarray]:
         if strict
         else (p1 >= _DRY_SHARES[0]) & (p1 <= _DRY_SHARES[1])
     )
-    # The threshold is compared in the precision of the data, or totals that equal it would become
-    # dry.
+    # The threshold has the precision of the data. Otherwise totals equal to it would be dry.
     dry = np.float64(
         np.asarray(
             DRY_MM[s.hours] * 1e-3, dtype=s.raw.dtype if s.raw.dtype.kind == "f" else np.float64
@@ -262,7 +276,7 @@ def _quantiles(s: Sample, of: Callable[[np.ndarray, np.ndarray, float], np.ndarr
     return _stacked(out)
 
 
-# --- what a sample must have ----------------------------------------------------------------------
+# --- requirements of a sample ---------------------------------------------------------------------
 
 
 def _has_law(s: Sample) -> bool:
@@ -290,7 +304,10 @@ def _has_quantiles(s: Sample) -> bool:
 
 
 def _is_joint(s: Sample) -> bool:
-    """Whether the field hangs together: a distribution at every point for itself does not."""
+    """Return whether the field has spatial structure.
+
+    A distribution that is independent at every point does not.
+    """
     return not _has_law(s) and not (s.lost and not s.ensemble)
 
 
@@ -401,7 +418,7 @@ STATISTICS: dict[str, Statistic] = {
     "truth_spectrum": _spectrum(False),
     "coverage": Statistic(by_region=_coverage),
 }
-"""By name. Dims of each: extra, then ``level`` where the variable has one."""
+"""Statistics by name. Dims: extra ones, then ``level`` if the variable has levels."""
 
 OF_WINDS = (
     "squared_error",
@@ -414,4 +431,4 @@ OF_WINDS = (
     "energy_score_spread",
     "coverage",
 )
-"""Those that make sense of two components together."""
+"""Statistics that are defined for wind vectors."""

@@ -1,5 +1,6 @@
-"""What a forecast is scored against, truth and climatology, on the forecast's grid. Knows nothing
-of torch.
+"""Truth and climatology on the forecast's grid.
+
+Does not depend on torch.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from xaurora.fields.unit_conversion import is_rate
 
 logger = logging.getLogger("xaurora")
 
-_KEPT = 160 * 1024**2  # bytes of fields of the truth that later leads will ask for again
+_KEPT = 160 * 1024**2  # bytes of truth fields kept for later lead times
 
 
 @dataclass
 class Kept:
-    """Fields read once and used by several leads: those used last are kept, up to a number of
-    bytes.
+    """Least-recently-used cache of fields, limited to a number of bytes.
+
+    It is shared by threads. Fields are read once and used by several lead times.
     """
 
     limit: int = _KEPT
@@ -40,7 +42,7 @@ class Kept:
     def get(
         self, keys: Sequence[Any], read: Callable[[list[Any]], Sequence[np.ndarray]]
     ) -> dict[Any, np.ndarray]:
-        """Fields by key; ``read`` brings those that are not there."""
+        """Return fields by key; ``read`` loads those that are not in the cache."""
         with self.lock:
             out = {key: self.fields[key] for key in keys if key in self.fields}
             for key in out:
@@ -59,7 +61,7 @@ class Kept:
         return out
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"limit": self.limit}  # a worker elsewhere begins with nothing
+        return {"limit": self.limit}  # the cache starts empty in another process
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -72,15 +74,16 @@ class Truth:
     Parameters
     ----------
     fields : Fields
-        Canonical.
+        Fields with canonical names and grid.
     rows, columns : ndarray of int
-        Where the forecast's grid points stand.
+        Indices of the forecast's grid points.
     position : dict
-        Time in ns → place.
+        Time in ns → index.
     totals : DataArray, optional
-        Precipitation over the forecast's period.
+        Precipitation accumulated over the forecast's period.
     masked : bool
-        Whether values are missing by nature, as satellites' are, so that what is there is scored.
+        Whether values are missing by nature, as in satellite data, so that only points with values
+        are scored.
     """
 
     fields: conventions.Fields
@@ -92,7 +95,10 @@ class Truth:
     kept: Kept = field(default_factory=Kept)
 
     def array(self, kind: str, name: str) -> xr.DataArray:
-        """One variable, ``(time, [level,] latitude, longitude)``, the truth's own units."""
+        """Return one variable in the truth's own units.
+
+        Its dims are ``(time, [level,] latitude, longitude)``.
+        """
         if (kind, name) == ("surface", "tp") and self.totals is not None:
             return self.totals
         return getattr(self.fields, kind)[name]
@@ -100,8 +106,9 @@ class Truth:
     def read(
         self, kind: str, name: str, times: Sequence[np.datetime64], levels: tuple[float, ...]
     ) -> dict[int, np.ndarray]:
-        """Fields in the truth's own units by time in ns; times that the truth lacks are left out.
-        :meth:`like` converts them.
+        """Return fields in the truth's own units by time in ns.
+
+        Times that the truth lacks are omitted. :meth:`like` converts the units.
         """
         wanted = [int(t.astype("datetime64[ns]").astype(np.int64)) for t in times]
         there = [t for t in wanted if t in self.position]
@@ -109,7 +116,7 @@ class Truth:
         def fetch(keys: list[Any]) -> list[np.ndarray]:
             places = np.array([self.position[key[2]] for key in keys])
             order = np.argsort(places)
-            # A run of neighbours is a slice, which a lazy store reads better than a list of places.
+            # Consecutive times are read as a slice, which is faster than a list of indices.
             ranked = places[order]
             index: Any = (
                 slice(int(ranked[0]), int(ranked[-1]) + 1)
@@ -132,9 +139,7 @@ class Truth:
         }
 
     def like(self, kind: str, name: str, values: np.ndarray, item: Field) -> np.ndarray:
-        """Values of the truth in the units of a forecast's field, float64; as they are where the
-        units are the same.
-        """
+        """Convert values of the truth to the units of a forecast's field, as float64."""
         mine = self.fields.layout.fields[kind, name]
         scale, offset = (
             (1.0, 0.0) if is_rate(str(mine.attrs.get("units", ""))) else (mine.scale, mine.offset)
@@ -155,7 +160,7 @@ class Truth:
         )
 
     def land(self) -> np.ndarray | None:
-        """Land fraction on the forecast's grid."""
+        """Return the land fraction on the forecast's grid, or None."""
         if "lsm" not in self.fields.static:
             return None
         return self.fields.static["lsm"].values[self.rows][:, self.columns].astype(np.float64)
@@ -167,39 +172,44 @@ def read_truth(
     regrid: str | None = None,
     fields_of: dict[Any, Field] | None = None,
 ) -> Truth:
-    """Recognise the truth and find the forecast's grid in it. Lazy.
+    """Recognise the truth and find the forecast's grid points in it.
+
+    Lazy.
 
     Parameters
     ----------
     ds : Dataset
     forecast : Forecast
     regrid : {"conservative"}, optional
-        Bring the truth onto the forecast's grid first.
+        Regrid the truth to the forecast's grid first.
     fields_of : dict, optional
         Variables to look for; by default the forecast's.
 
     Raises
     ------
     KindError
-        A forecast was given as truth.
+        If a forecast was given as truth.
+    OptionError
+        If ``regrid`` is not supported.
     TruthError
-        Its grid does not hold the forecast's points, or it shares no valid time with the forecast.
+        If its grid does not contain the forecast's points, or it shares no valid time with the
+        forecast.
     AccumulationError
-        Its precipitation is not over six hours and cannot be summed to that.
+        If its precipitation cannot be summed over the forecast's period.
     """
     if regrid not in (None, "conservative"):
         raise OptionError(
-            f"regrid={regrid!r} is no way of regridding a truth.", fix="regrid='conservative'"
+            f"regrid={regrid!r} is not a regridding method.", fix="regrid='conservative'"
         )
     if not isinstance(ds, xr.Dataset):
         raise KindError(
-            f"the truth is a Dataset of fields, and this is {type(ds).__name__}.",
+            f"the truth must be a Dataset of fields, got {type(ds).__name__}.",
             fix="fc.aurora.evaluate(ds)",
         )
     if recognition.is_forecast(ds):
         raise KindError(
-            "the truth is itself a forecast (it has lead times).",
-            fix="fc.aurora.evaluate(fields), with fields that have one time axis",
+            "the truth is itself a forecast, because it has lead times.",
+            fix="fc.aurora.evaluate(fields), where fields have one time axis",
         )
     found = recognition.recognise(ds)
     sought = forecast.fields if fields_of is None else fields_of
@@ -229,7 +239,7 @@ def read_truth(
     truth = Truth(fields, rows, columns, position, totals, masked=_is_masked(ds))
     if not len(fields.times):
         raise TruthError(
-            "the truth holds no time.", fix="give a truth that covers init_time + lead_time"
+            "the truth holds no time.", fix="pass a truth that covers init_time + lead_time"
         )
     valid = (forecast.init_times[:, None] + forecast.leads[None]).ravel()
     if not any(t in position for t in valid.astype("datetime64[ns]").astype(np.int64).tolist()):
@@ -239,21 +249,22 @@ def read_truth(
             f" ({fields.times[0].astype('datetime64[m]')} to"
             f" {fields.times[-1].astype('datetime64[m]')}, every"
             f" {periods.spacing_hours(fields.times) if len(fields.times) > 1 else 0:g} h).",
-            fix="give a truth that covers init_time + lead_time",
+            fix="pass a truth that covers init_time + lead_time",
         )
     return truth
 
 
 def _is_masked(ds: xr.Dataset) -> bool:
-    """Whether what is missing is missing by nature: satellites see no snow and no poles."""
+    """Return whether values are missing by nature: satellites do not see snow and the poles."""
     return ds.attrs.get("xaurora_source") == "IMERG" or "valid_fraction" in ds
 
 
 def _onto(
     fields: conventions.Fields, totals: xr.DataArray | None, forecast: Forecast
 ) -> tuple[conventions.Fields, xr.DataArray | None]:
-    """Surface and atmosphere on the forecast's grid, conservatively, lazily; the land-sea mask as
-    well.
+    """Regrid surface and atmospheric variables and the land-sea mask conservatively.
+
+    The result is on the forecast's grid. Lazy.
     """
     from dataclasses import replace
 
@@ -265,7 +276,7 @@ def _onto(
         )
     ):
         return fields, totals
-    # Longitudes that a region unrolls across Greenwich are numbers of the circle again.
+    # A region across Greenwich has unrolled longitudes; regridding needs the true ones.
     true = {"longitude": fields.layout.grid.true_longitude}
 
     def turn(da: xr.DataArray) -> xr.DataArray:
@@ -306,10 +317,10 @@ def _match(axis: str, have: np.ndarray, want: np.ndarray, *, wrap: bool) -> np.n
     worst = float(distance[np.arange(len(want)), nearest].max())
     if worst > 0.01 * step:
         raise TruthError(
-            f"the truth has no grid points at the forecast's {axis}s: {len(have)} from {have[0]:g}"
-            f" to {have[-1]:g}, and the forecast {len(want)} from {want[0]:g} to {want[-1]:g}."
-            " Scores on different grids are not comparable.",
-            fix="evaluate(truth, regrid='conservative'), or bring one onto the other's grid first",
+            f"the truth has no grid points at the forecast's {axis}s: the truth has {len(have)}"
+            f" from {have[0]:g} to {have[-1]:g}, the forecast {len(want)} from {want[0]:g} to"
+            f" {want[-1]:g}. Scores on different grids are not comparable.",
+            fix="evaluate(truth, regrid='conservative'), or regrid one to the other's grid first",
         )
     return nearest
 
@@ -319,23 +330,25 @@ class ClimatologyFields:
 
     Raises
     ------
+    KindError
+        If it is not a Dataset.
     TruthError
-        It has other dims, or another grid.
+        If its dims are different, or its grid does not contain the forecast's points.
     """
 
     def __init__(self, ds: xr.Dataset, forecast: Forecast) -> None:
         if not isinstance(ds, xr.Dataset):
             raise KindError(
-                f"a climatology is a Dataset, and this is {type(ds).__name__}.",
+                f"a climatology must be a Dataset, got {type(ds).__name__}.",
                 fix="climatology=xaurora.climatology(past)",
             )
         if not {"hour", "dayofyear"} <= set(ds.dims):
             raise TruthError(
-                "a climatology has the dims hour and dayofyear, and this one has"
+                "a climatology must have the dims hour and dayofyear, and this one has"
                 f" {sorted(map(str, ds.dims))}.",
                 fix="xaurora.climatology(ds)",
             )
-        # WeatherBench2 knows means by `2m_temperature_mean` as well.
+        # WeatherBench2 also has means with a suffix, such as `2m_temperature_mean`.
         ds = ds.rename(
             {n: n[:-5] for n in map(str, ds.data_vars) if n.endswith("_mean") and n[:-5] not in ds}
         )
@@ -348,7 +361,7 @@ class ClimatologyFields:
         found = recognition.recognise(probe)
         if found.grid is None:
             found.raise_first()
-        # Fields beside the means, such as those of SEEPS, are no variables of their own.
+        # Other problems are ignored, because fields such as those of SEEPS are not variables.
         self.ds, self.found = ds, found
         grid = found.grid
         self.dims = {
@@ -366,21 +379,21 @@ class ClimatologyFields:
         self._p1: np.ndarray | None = None
 
     def has(self, key: tuple[str, str]) -> bool:
-        """Whether it holds a variable, and of precipitation the same period."""
+        """Return whether it holds a variable; precipitation must have the forecast's period."""
         return key in self.found.fields and (
             key != ("surface", "tp") or self.rain_hours == self.hours
         )
 
     @property
     def rain_hours(self) -> float:
-        """Period of its precipitation; six hours where it says nothing."""
+        """Accumulation period of its precipitation in hours; six if it is not declared."""
         item = self.found.fields.get(("surface", "tp"))
         return (
             periods.declared_hours(item.source, item.attrs) if item is not None else None
         ) or variables.TIMESTEP_HOURS
 
     def lacks(self, valid: np.ndarray) -> list[str]:
-        """Hours and days of the year that are needed and not there, in words."""
+        """Describe the hours and days of the year that are needed and missing."""
         import pandas as pd
 
         index = pd.DatetimeIndex(valid)
@@ -399,9 +412,7 @@ class ClimatologyFields:
     def _at(
         self, name: str, time: int, levels: tuple[float, ...], first: tuple[str, ...] = ()
     ) -> np.ndarray:
-        """One variable of the climatology at a valid time in ns, as it stands, on the forecast's
-        grid.
-        """
+        """Return one variable at a valid time in ns, in its own units, on the forecast's grid."""
         import pandas as pd
 
         stamp = pd.Timestamp(time)
@@ -417,19 +428,19 @@ class ClimatologyFields:
         return self.kept.get([key], fetch)[key]
 
     def normal(self, key: tuple[str, str], time: int, levels: tuple[float, ...]) -> np.ndarray:
-        """The mean of a variable at a valid time, canonical units."""
+        """Return the mean of a variable at a valid time in canonical units."""
         item = self.found.fields[key]
         return self._at(item.source, time, levels) * item.scale + item.offset
 
     def quantile_levels(self, key: tuple[str, str]) -> tuple[float, ...]:
-        """Quantiles that it has of a variable."""
+        """Return the quantile levels of a variable."""
         name = f"{self.found.fields[key].source}_quantile" if self.has(key) else ""
         if name not in self.ds or "quantile" not in self.ds[name].dims:
             return ()
         return tuple(map(float, self.ds["quantile"].values))
 
     def quantiles(self, key: tuple[str, str], time: int, levels: tuple[float, ...]) -> np.ndarray:
-        """Quantiles at a valid time, ``(quantile, [level,] h, w)``, canonical units."""
+        """Return quantiles at a valid time, ``(quantile, [level,] h, w)``, in canonical units."""
         item = self.found.fields[key]
         return (
             self._at(f"{item.source}_quantile", time, levels, ("quantile",)) * item.scale
@@ -437,15 +448,16 @@ class ClimatologyFields:
         )
 
     def seeps_name(self, hours: int) -> str | None:
-        """How its SEEPS fields for totals over so many hours are called, or None."""
+        """Return the prefix of its SEEPS fields for totals over ``hours``, or None."""
         name = f"total_precipitation_{hours}hr_seeps"
         return (
             name if f"{name}_dry_fraction" in self.ds and f"{name}_threshold" in self.ds else None
         )
 
     def seeps(self, hours: int, time: int) -> tuple[np.ndarray, np.ndarray]:
-        """Share of dry totals over all days and hours, and the amount from which on totals are
-        heavy, metres.
+        """Return the fraction of dry totals, and the threshold of heavy totals in metres.
+
+        The fraction is the mean over all days and hours. The threshold is that of the valid time.
         """
         name = self.seeps_name(hours)
         if self._p1 is None:

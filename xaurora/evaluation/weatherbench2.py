@@ -1,7 +1,7 @@
-"""The same scores by WeatherBench2's own classes, where it is installed. Knows nothing of torch.
+"""Compute the scores with WeatherBench2's own classes, if it is installed.
 
-It is not on the package index; ``docs/evaluation.md`` has the line that installs it from its
-repository.
+It is not on the package index. ``docs/evaluation.md`` shows how to install it from its repository.
+Does not depend on torch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ METRICS = (
     "energy_score",
     "rmse_sqrt_before_time_avg",
 )
-"""What its classes give."""
+"""Metrics that its classes compute."""
 _AXIS = "realization"
 
 
@@ -47,7 +47,7 @@ def _package() -> Any:
         raise MissingExtraError(
             f"engine='weatherbench2' needs the package weatherbench2 ({why}), which is not on the"
             " package index.",
-            fix=f"{INSTALL}, or engine='xaurora', whose figures agree with it",
+            fix=f"{INSTALL}, or engine='xaurora', whose scores agree with it",
         ) from why
     return metrics
 
@@ -63,19 +63,19 @@ def evaluate(
     skipna: bool,
     explicit: bool,
 ) -> xr.Dataset:
-    """Scores in the layout of ``evaluate``, one init time after another.
+    """Compute scores in the layout of ``evaluate``, one init time after another.
 
     Raises
     ------
     MissingExtraError
-        WeatherBench2 is not installed.
+        If WeatherBench2 is not installed.
     OptionError
-        A metric that it does not have.
+        If it does not have a named metric.
     """
     metrics = _package()
     if explicit and (unknown := [label for label, name in labels.items() if name not in METRICS]):
         raise OptionError(
-            f"WeatherBench2's classes do not give {', '.join(unknown)}; they give"
+            f"engine='weatherbench2' does not support {', '.join(unknown)}; valid values are"
             f" {', '.join(METRICS)}.",
             fix="engine='xaurora'",
         )
@@ -106,7 +106,7 @@ def evaluate(
 
 
 class _Region:
-    """A region in the form that WeatherBench2's spatial mean takes."""
+    """A region with the interface of WeatherBench2's regions."""
 
     def __init__(self, weight: np.ndarray, forecast: Forecast) -> None:
         order = np.argsort(forecast.latitude)
@@ -117,16 +117,17 @@ class _Region:
         )
 
     def apply(self, dataset: xr.Dataset, weights: xr.DataArray) -> tuple[xr.Dataset, xr.DataArray]:
-        """Its interface; its own latitude weights are replaced, which stretch regional grids to the
-        poles.
-        """
+        """Replace WeatherBench2's latitude weights, which extend regional grids to the poles."""
         return dataset, self.weight
 
 
 def _pair(
     forecast: Forecast, truth: Truth, keys: list[tuple[str, str]], i: int, k: int
 ) -> tuple[xr.Dataset, xr.Dataset] | None:
-    """One init time and lead in WeatherBench2's form, south first."""
+    """Return one init time and lead time of forecast and truth in WeatherBench2's form.
+
+    Latitudes are sorted south first. None if the truth lacks the valid time.
+    """
     valid = forecast.init_times[i] + forecast.leads[k]
     coords = {
         "latitude": forecast.latitude,
@@ -210,7 +211,7 @@ def _metric(
 
 
 def _climatology(normals: ClimatologyFields, forecast: Forecast) -> xr.Dataset:
-    """The climatology in WeatherBench2's names on the forecast's grid, once."""
+    """Return the climatology with WeatherBench2's names on the forecast's grid, cached."""
     if "in_weatherbench2" in normals.__dict__:
         return normals.__dict__["in_weatherbench2"]
     out: dict[str, Any] = {}
@@ -256,7 +257,7 @@ def _chunk(
         "SEEPS",
     ):
         forecast = forecast.mean(_AXIS, skipna=False)
-    if name in ("ACC", "SEEPS"):  # its climatology is looked up by the time that is forecast
+    if name in ("ACC", "SEEPS"):  # they look up the climatology by `time`: give the valid time
         forecast, truth = (
             ds.assign_coords(time=ds["valid_time"].values).assign_coords(
                 valid_time=("time", ds["valid_time"].values)

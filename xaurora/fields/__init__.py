@@ -1,1 +1,1 @@
-"""A Dataset as canonical fields: names, units, times, targets and the grid."""
+"""Canonical fields of a Dataset: recognition, units, times, targets, statistics and the grid."""

@@ -56,7 +56,7 @@ def find_axes(ds: xr.Dataset, found: Recognition) -> None:
             candidates = [
                 n for n in candidates if n in ds.dims or (n in ds.coords and ds[n].ndim == 1)
             ]
-        # A coordinate along its own dimension is meant more than one that merely stands there.
+        # Prefer dimension coordinates to other coordinates.
         candidates.sort(key=lambda n: n not in ds.dims)
         if candidates:
             name = str(candidates[0])
@@ -78,14 +78,14 @@ def check_members(ds: xr.Dataset, found: Recognition) -> None:
     axis = found.axes.get("number")
     if axis is not None and ds.sizes.get(axis.dim, 1) > 1:
         raise EnsembleError(
-            f"the data hold {ds.sizes[axis.dim]} ensemble members along '{axis.dim}', and one is"
-            " expected.",
+            f"the data have {ds.sizes[axis.dim]} ensemble members along '{axis.dim}', but a single"
+            " one is expected.",
             fix=f"ds.isel({axis.dim}=0), or ds.mean('{axis.dim}')",
         )
     if ds.sizes.get("expver", 1) > 1:
         raise CoordinateError(
-            "final and preliminary ERA5 (expver 1 and 5) stand beside each other along 'expver',"
-            " each half empty.",
+            "final and preliminary ERA5 (expver 1 and 5) are separate entries along 'expver', and"
+            " each has missing times.",
             fix="ds = ds.sel(expver=1).combine_first(ds.sel(expver=5))",
         )
 
@@ -112,13 +112,14 @@ def read_grid(ds: xr.Dataset, found: Recognition) -> None:
             )
         if ds[name].ndim == 0:
             raise GridError(
-                f"{axis} is a single value, so that this is a point or a line; a region is needed.",
+                f"{axis} is a single value, so the data are a point or a line; a region is"
+                " required.",
                 fix=f"select a box: ds.sel({name}=slice(...)), or ds.isel({name}=[...])",
             )
         if ds[name].ndim != 1:
             raise GridError(
-                f"{axis} is {ds[name].ndim}-dimensional, which is a curvilinear or rotated grid;"
-                " Aurora takes regular latitude–longitude grids.",
+                f"{axis} is {ds[name].ndim}-dimensional, as on curvilinear or rotated grids;"
+                " Aurora requires a regular latitude–longitude grid.",
                 fix=(
                     "regrid first, for example with xesmf: xe.Regridder(ds,"
                     " xe.util.grid_global(0.25, 0.25), 'bilinear')(ds)"
@@ -136,13 +137,13 @@ def read_levels(ds: xr.Dataset, found: Recognition) -> None:
     values = np.atleast_1d(ds[axis.name].values).astype(np.float64)
     units = normalise_units(ds[axis.name].attrs.get("units", ""))
     if units not in LEVEL_UNITS:
-        units = "Pa" if values.max() > 1100 else "hPa"  # no level of Aurora's is above 1000 hPa
-        found.notes.append(f"'{axis.name}' has no units; taken as {units} by its values.")
+        units = "Pa" if values.max() > 1100 else "hPa"  # Aurora's levels do not exceed 1000 hPa
+        found.notes.append(f"'{axis.name}' has no units; {units} is assumed from its values.")
     levels = tuple(float(np.round(v * LEVEL_UNITS[units], 4)) for v in values)
     doubled = sorted({level for level in levels if levels.count(level) > 1})
     if doubled:
         raise LevelError(
-            f"level(s) {doubled} hPa are there more than once.",
+            f"level(s) {doubled} hPa occur more than once.",
             fix=f"ds.drop_duplicates('{axis.dim}')",
         )
     found.levels = levels
@@ -152,17 +153,17 @@ def read_times(ds: xr.Dataset, found: Recognition) -> None:
     axis = found.axes.get("time")
     if axis is None or axis.dim not in ds.dims:
         raise TimeError(
-            f"no time axis was found among the dimensions {sorted(map(str, ds.dims))}; Aurora needs"
-            " two frames six hours apart.",
+            f"no time axis was found among the dimensions {sorted(map(str, ds.dims))}; Aurora"
+            " needs two frames six hours apart.",
             fix=(
-                "open all times together: xaurora.open('era5/*.nc'); or name the axis:"
-                " ds.rename({'name_in_your_data': 'time'})"
+                "open all times together: xaurora.open('era5/*.nc'); or rename the time axis:"
+                " ds.rename({{'name_in_your_data': 'time'}})"
             ),
         )
     coordinate = ds[axis.name] if axis.name in ds.coords else None
     valid = ds.coords.get("valid_time")
     if valid is not None and valid.dims == (axis.dim,):
-        coordinate = valid  # GRIB: `time` is the base time, `valid_time` is when the field holds
+        coordinate = valid  # in GRIB, `time` is the base time and `valid_time` the valid time
     if coordinate is None:
         raise TimeError(
             f"the dimension '{axis.dim}' has no times.",
@@ -170,7 +171,7 @@ def read_times(ds: xr.Dataset, found: Recognition) -> None:
         )
     if (
         getattr(coordinate.dtype, "tz", None) is not None
-    ):  # aware times: `values` would drop the zone, and warn
+    ):  # time-zone-aware: `values` would drop the zone and warn
         values = coordinate.to_index().tz_convert("UTC").tz_localize(None).to_numpy()
     else:
         values = coordinate.values
@@ -185,7 +186,7 @@ def read_times(ds: xr.Dataset, found: Recognition) -> None:
             "proleptic_gregorian",
         ):
             raise TimeError(
-                f"times are in the calendar {getattr(values[0], 'calendar', '?')!r}, and ERA5's is"
+                f"times are in the calendar {getattr(values[0], 'calendar', '?')!r}, but ERA5 uses"
                 " the standard one.",
                 fix=f"ds.convert_calendar('standard', dim='{axis.dim}', use_cftime=False)",
             )
@@ -204,7 +205,7 @@ def read_times(ds: xr.Dataset, found: Recognition) -> None:
     unique, counts = np.unique(values, return_counts=True)
     if (counts > 1).any():
         raise TimeError(
-            f"{int((counts > 1).sum())} time(s) are there more than once, the first"
+            f"{int((counts > 1).sum())} time(s) occur more than once, the first is"
             f" {unique[counts > 1][0].astype('datetime64[m]')}.",
             fix=f"ds.drop_duplicates('{axis.dim}')",
         )
@@ -218,10 +219,10 @@ def note_expver(ds: xr.Dataset, found: Recognition) -> None:
         values = {str(v).lstrip("0") for v in np.unique(ds["expver"].values.astype(str))}
         if len(values) > 1 and "5" in values:
             found.notes.append(
-                "Preliminary ERA5T (expver 5) stands among final ERA5 (expver 1); it may still be"
+                "Preliminary ERA5T (expver 5) is mixed with final ERA5 (expver 1); it may still be"
                 " revised."
             )
         elif values == {"5"}:
             found.notes.append(
-                "All of this is preliminary ERA5T (expver 5); it may still be revised."
+                "All data are preliminary ERA5T (expver 5); they may still be revised."
             )

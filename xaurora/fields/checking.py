@@ -1,6 +1,4 @@
-"""``ds.aurora.check()``: every problem at once, each with the line that mends it, and what is legal
-but unwise.
-"""
+"""Checks behind ``ds.aurora.check()``: all problems at once with their fixes, and notes."""
 
 from __future__ import annotations
 
@@ -36,7 +34,7 @@ _SMALL = 256 * 1024**2  # bytes; a Dataset in memory up to this size is read who
 
 
 class Problem(NamedTuple):
-    """One problem: a stable code, what is wrong, and what to type."""
+    """One problem: a stable code, the message, and the code or action that fixes it."""
 
     code: str
     message: str
@@ -45,14 +43,14 @@ class Problem(NamedTuple):
 
 @dataclass
 class Report:
-    """What :meth:`check <xaurora.accessor.AuroraAccessor.check>` found.
+    """Result of :meth:`check <xaurora.accessor.AuroraAccessor.check>`.
 
     Attributes
     ----------
     problems : list of Problem
-        What keeps the data from being used.
+        Problems that prevent the data from being used.
     notes : list of str
-        What was converted, and what is legal but unwise.
+        Conversions, and what is allowed but not recommended.
     """
 
     problems: list[Problem] = field(default_factory=list)
@@ -85,21 +83,20 @@ def check(
     target: str | Sequence[str] | None = None,
     needs: Callable[[Fields], requirements.Needs] | None = None,
 ) -> Report:
-    """Look for everything that would go wrong. Reads a few frames, or all of a small Dataset in
-    memory.
+    """Find all problems of a Dataset. Reads a few frames, or all of a small Dataset in memory.
 
     Parameters
     ----------
     ds : Dataset
     target : str or sequence of str, optional
-        Also look at these variables as something to learn.
+        Variables to check as targets.
     needs : callable, optional
-        What the model needs, given the fields.
+        Function of the fields that returns what the model needs.
     """
     found = recognition.recognise(ds)
     notes = list(found.notes)
     if found.unrecognised:
-        notes.append(f"Not recognised, and left alone: {', '.join(found.unrecognised)}.")
+        notes.append(f"Not recognised and ignored: {', '.join(found.unrecognised)}.")
     errors = list(found.problems)
 
     def attempt(step: Callable[[], Any]) -> Any:
@@ -121,7 +118,7 @@ def check(
         if wanted is not None:
             readable = (
                 wanted if found.levels else replace(wanted, atmos=())
-            )  # a level problem was named already
+            )  # the problem with the levels is already listed
             attempt(lambda: requirements.check_variables(fields, readable))
             (
                 attempt(lambda: requirements.levels_for(fields, wanted))
@@ -134,7 +131,7 @@ def check(
                 )
             )
             if crop is not None and crop.left_out:
-                notes.append(f"Left out, because patches do not reach there: {crop.left_out}.")
+                notes.append(f"Left out because no whole patch covers them: {crop.left_out}.")
             notes += requirements.notes_for(fields, wanted)
         if not any(error.code == "coordinate" for error in errors):
             errors += _check_values(ds, fields, wanted, notes)
@@ -153,9 +150,7 @@ def check(
 
 
 def _without_problems(found: Recognition) -> Recognition:
-    """The same findings with the problems set aside, so that what is sound can be looked at
-    further.
-    """
+    """Return the findings without their problems, so that the valid part can be checked further."""
     sound = {key: item for key, item in found.fields.items() if key[0] != "atmos" or found.levels}
     return Recognition(found.axes, sound, found.grid, found.levels, found.times)
 
@@ -164,7 +159,7 @@ def _check_times(found: Recognition, notes: list[str]) -> None:
     times = found.times
     if times is None or len(times) < 2:
         raise TimeError(
-            "there is only one time, and Aurora needs two frames six hours apart.",
+            "there is only one time, but Aurora needs two frames six hours apart.",
             fix="open at least two times",
         )
     steps = np.diff(times) / periods.HOUR
@@ -172,7 +167,7 @@ def _check_times(found: Recognition, notes: list[str]) -> None:
     there = set(times.tolist())
     if not any((t + np.timedelta64(6, "h")).item() in there for t in times):
         raise TimeError(
-            f"times come every {spacing:g} hours, and no two are six hours apart.",
+            f"times are {spacing:g} hours apart, and no two are six hours apart.",
             fix="open 6-hourly or hourly data",
         )
     gaps = int((steps > max(spacing, 6)).sum())
@@ -180,7 +175,7 @@ def _check_times(found: Recognition, notes: list[str]) -> None:
         where = times[np.flatnonzero(steps > max(spacing, 6))[0]]
         notes.append(
             f"{gaps} gap(s) in time, the first after {where.astype('datetime64[m]')}; samples"
-            " across them are skipped, not bridged."
+            " across gaps are skipped."
         )
 
 
@@ -191,7 +186,7 @@ def _check_target(ds: xr.Dataset, fields: Fields, target: str, notes: list[str])
     targets.check_kinds([learnt])
     if not learnt.is_rain:
         notes.append(
-            f"'{target}' is learnt as {learnt.variable.long_name.lower()}, in"
+            f"Target '{target}' is recognised as {learnt.variable.long_name.lower()}, in"
             f" {learnt.variable.units}."
         )
         return
@@ -203,7 +198,7 @@ def _check_target(ds: xr.Dataset, fields: Fields, target: str, notes: list[str])
 
 
 def _check_rain(fields: Fields, item: Field) -> float:
-    """Hours of the totals, which must lead to six-hour ones."""
+    """Return the period of the totals in hours, which must yield six-hour totals."""
     da = fields.surface[item.variable.name]
     period = precipitation.period_for(item.source, da.attrs, fields.times, TIMESTEP_HOURS)
     precipitation.refuse_running_totals(da, name=item.source)
@@ -224,8 +219,7 @@ def _check_values(
     )
     if not whole and count > FRAMES_SAMPLED:
         notes.append(
-            f"{len(looked)} of {count} times were read in the search for missing values and wrong"
-            " units."
+            f"{len(looked)} of {count} times were read to find missing values and wrong units."
         )
     for (kind, name), item in fields.layout.fields.items():
         part = getattr(fields, kind)
@@ -254,7 +248,7 @@ def _check_values(
                         if first is not None
                         else ""
                     )
-                    + ", and Aurora takes none.",
+                    + ", but Aurora does not accept missing values.",
                     fix=(
                         f"ds['{item.source}'] = ds['{item.source}'].interpolate_na('{dim}',"
                         f" fill_value='extrapolate').fillna(ds['{item.source}'].mean())"
@@ -263,8 +257,8 @@ def _check_values(
             )
         elif missing:
             notes.append(
-                f"'{item.source}' has {missing} missing value(s); they are left out of training and"
-                " scores."
+                f"'{item.source}' has {missing} missing value(s), which are excluded from training"
+                " and scores."
             )
         try:
             refuse_implausible_field(fields, kind, name)

@@ -1,6 +1,7 @@
-"""A Dataset as found → a :class:`Layout` → canonical fields, and back to the user's own form.
+"""Conversion of a Dataset to canonical fields, and back to the user's own form.
 
-Everything here is lazy unless a docstring says otherwise.
+A :class:`Layout` describes the original form. Everything here is lazy unless a docstring says
+otherwise.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ logger = logging.getLogger("xaurora")
 
 @dataclass(frozen=True)
 class Layout:
-    """All that is needed to give the data back as they came.
+    """Original form of the data, from which it can be restored.
 
     Parameters
     ----------
@@ -36,13 +37,13 @@ class Layout:
     fields : dict
         ``(kind, canonical name)`` → :class:`Field`.
     grid : Grid
-        Where each canonical row and column stands in the data.
+        Position of each canonical row and column in the data.
     levels : tuple of float
-        hPa, all that the data have, in their order.
+        All levels of the data, in their order, in hPa.
     source : Dataset
         Coordinates and attributes of the data, without the fields.
     times : ndarray of datetime64
-        When each frame of the data holds.
+        Valid time of each frame of the data.
     """
 
     axes: dict[str, Axis]
@@ -53,7 +54,7 @@ class Layout:
     times: np.ndarray
 
     def user_name(self, name: str) -> str:
-        """The user's name of a canonical surface or atmospheric variable."""
+        """Return the user's name of a canonical surface or atmospheric variable."""
         for kind in ("surface", "atmos"):
             if (kind, name) in self.fields:
                 return self.fields[kind, name].source
@@ -62,12 +63,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Fields:
-    """Canonical fields: three lazy Datasets and the :class:`Layout` that leads back.
+    """Canonical fields: three lazy Datasets, and the :class:`Layout` of the original data.
 
     ``surface`` is ``(time, latitude, longitude)``, ``static`` ``(latitude, longitude)``, ``atmos``
-    ``(time, level, latitude, longitude)``; Aurora's short names, SI units, float32, latitude
-    strictly decreasing, longitude increasing in the order of the domain, levels in hPa in the order
-    of the data, time in UTC.
+    ``(time, level, latitude, longitude)``. Names are Aurora's short names, units are SI, and the
+    dtype is float32. Latitude is strictly decreasing, longitude increasing in the order of the
+    domain. Levels are in hPa in the order of the data, and time is in UTC.
     """
 
     surface: xr.Dataset
@@ -77,13 +78,13 @@ class Fields:
 
     @property
     def times(self) -> np.ndarray:
-        """All times, ``(time,)``, datetime64[ns], UTC."""
+        """Times of all frames, ``(time,)``, datetime64[ns], UTC."""
         reference = self.surface if self.surface.sizes.get("time") else self.atmos
         return reference["time"].values.astype("datetime64[ns]")
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """hPa, in the order of the data."""
+        """Pressure levels in hPa, in the order of the data."""
         return tuple(self.layout.levels)
 
     def select(
@@ -94,7 +95,7 @@ class Fields:
         atmos: Iterable[str],
         levels: Iterable[float],
     ) -> Fields:
-        """Just these variables and levels."""
+        """Select variables and levels."""
         wanted = [self.levels.index(level) for level in levels]
         out = self.atmos[list(atmos)]
         if wanted != list(range(len(self.levels))):
@@ -103,7 +104,7 @@ class Fields:
         return Fields(self.surface[list(surface)], self.static[list(static)], out, layout)
 
     def crop(self, crop: patches.Crop) -> Fields:
-        """Just the kept rows and columns."""
+        """Select the rows and columns that a crop keeps."""
         at = {"latitude": crop.rows, "longitude": crop.columns}
         layout = replace(self.layout, grid=crop.grid)
         return Fields(self.surface.isel(at), self.static.isel(at), self.atmos.isel(at), layout)
@@ -115,16 +116,18 @@ class Fields:
 def standardise(
     ds: xr.Dataset, found: Recognition | None = None, *, own_values: bool = False
 ) -> Fields:
-    """Canonical fields of a Dataset. Lazy, except that the first and last frame of a static field
-    with times are compared.
+    """Return the canonical fields of a Dataset.
+
+    Lazy, except that the first and last frames of a static field with a time axis are compared.
 
     Parameters
     ----------
     ds : Dataset
     found : Recognition, optional
+        Result of :func:`recognise`, by default computed here.
     own_values : bool
-        Leave values that change over time in their own units and precision (but for rates): scores
-        compare 1 mm with 1 mm, not with what is left of it after metres in float32.
+        Keep values that change over time in their own units and precision, except rates. Scores
+        then compare 1 mm with 1 mm, without the rounding of a conversion to metres in float32.
 
     Raises
     ------
@@ -136,7 +139,7 @@ def standardise(
     if found.grid is None or found.times is None:
         raise CoordinateError(
             "the data have no horizontal grid or no times.",
-            fix="ds.aurora.check() says what is missing",
+            fix="ds.aurora.check() lists what is missing",
         )
     coords_only = ds.drop_vars(list(ds.data_vars))
     layout = Layout(found.axes, found.fields, found.grid, found.levels, coords_only, found.times)
@@ -161,13 +164,13 @@ def _canonical(
     axes, grid = layout.axes, layout.grid
     if item.variable.kind == "static" and axes["time"].dim in da.dims:
         da = _still(da, axes["time"].dim, item)
-    # Without its coordinates: carrying those through each of these steps costs more than a forecast
-    # of a small model.
+    # Work on the bare variable: carrying coordinates through each of these steps costs more than a
+    # forecast of a small model.
     bare = da.variable
     known = {axis.dim for key, axis in axes.items() if key != "number"}
     at: dict[Any, Any] = {
         dim: 0 for dim in bare.dims if dim not in known
-    }  # length 1: longer ones were refused
+    }  # length 1: recognition rejects longer ones
     for axis, index in (("latitude", grid.rows), ("longitude", grid.columns)):
         if axes[axis].dim in bare.dims and not np.array_equal(index, np.arange(len(index))):
             at[axes[axis].dim] = index
@@ -186,7 +189,7 @@ def _canonical(
     bare = bare.transpose(*(axes[n].dim for n in names))._replace(dims=names)
     own = own and item.variable.kind != "static" and not is_rate(str(item.attrs.get("units", "")))
     if not own and (item.converted or bare.dtype != np.float32):
-        # Arithmetic on a lazy array of a file would read it whole; a dask array is read frame by
+        # Arithmetic on a lazy file-backed array would read all of it; a dask array is read frame by
         # frame.
         wide = as_dask(xr.DataArray(bare), "time")
         bare = (
@@ -211,7 +214,7 @@ def _canonical(
 
 
 def _statement(item: Field) -> dict[str, Any]:
-    """What an accumulated variable says of its period, kept under its canonical name."""
+    """Return the attribute with an accumulated variable's period, if it is known."""
     if not item.variable.accumulated:
         return {}
     hours = periods.declared_hours(item.source, item.attrs)
@@ -219,14 +222,14 @@ def _statement(item: Field) -> dict[str, Any]:
 
 
 def _still(da: xr.DataArray, dim: str, item: Field) -> xr.DataArray:
-    """The first frame of a static field, after a look at the last one."""
+    """Return the first frame of a static field after comparing it with the last one."""
     first = da.isel({dim: 0})
     if da.sizes[dim] > 1:
         last = da.isel({dim: -1})
         difference = float(np.abs(np.asarray(last.values, np.float64) - first.values).max())
         spread = float(np.ptp(np.asarray(first.values, np.float64)))
-        # Packing to 16 bits moves a static field by up to 1/65536 of its range, and two packings by
-        # up to 0.004 in lsm.
+        # Packing to 16 bits changes a static field by up to 1/65536 of its range; two packings
+        # differ by up to 0.004 in lsm.
         if difference > max(0.005, 1e-3 * spread):
             raise AmbiguousVariableError(
                 f"'{item.source}' should not change over time, but differs by up to"
@@ -243,7 +246,7 @@ def _still(da: xr.DataArray, dim: str, item: Field) -> xr.DataArray:
 
 
 def to_user_values(values: np.ndarray, item: Field) -> np.ndarray:
-    """Canonical values in the user's units and dtype."""
+    """Convert canonical values to the user's units and dtype."""
     if item.converted:
         values = (values.astype(np.float64) - item.offset) / item.scale
     if np.issubdtype(item.dtype, np.floating):
@@ -252,18 +255,18 @@ def to_user_values(values: np.ndarray, item: Field) -> np.ndarray:
 
 
 def user_positions(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """How to order canonical rows and columns as the user had them."""
+    """Return the indices that order canonical rows and columns as in the user's data."""
     return np.argsort(layout.grid.rows, kind="stable"), np.argsort(
         layout.grid.columns, kind="stable"
     )
 
 
 def restore(fields: Fields, levels: Iterable[float] | None = None) -> xr.Dataset:
-    """Canonical fields in the user's names, units, dimension order, grid order, dtype and
-    attributes.
+    """Return canonical fields in the form of the user's data.
 
-    Meant for fields in memory: lazy ones are read. Times that the source has keep their other
-    coordinates (``expver`` and the like).
+    This restores names, units, dimension order, grid order, dtype and attributes. It is meant for
+    fields in memory: lazy ones are read. If the source contains all times, its other time
+    coordinates (``expver`` and the like) are kept.
     """
     layout = fields.layout
     axes, source = layout.axes, layout.source

@@ -25,7 +25,10 @@ class Moments:
     high: float = float("-inf")
 
     def add(self, values: np.ndarray, weights: np.ndarray | None = None) -> None:
-        """Merge an array in, whatever its shape; ``weights`` of the same shape, all one by default."""
+        """Merge in an array of any shape.
+
+        ``weights`` has the shape of ``values``; by default all weights are one.
+        """
         v = np.asarray(values, dtype=np.float64)
         if not v.size:
             return
@@ -39,7 +42,7 @@ class Moments:
         self.merge(Moments(v.size, total, mean, squares, low, high))
 
     def merge(self, other: Moments) -> None:
-        """Take in what another pass has seen."""
+        """Merge in the moments of another pass."""
         if not other.count:
             return
         delta, total = other.mean - self.mean, self.weight + other.weight
@@ -54,7 +57,7 @@ class Moments:
         return float(np.sqrt(self.squares / self.weight)) if self.weight else float("nan")
 
 
-_SHIFT = 11  # of the 23 bits of a float32's mantissa that are dropped
+_SHIFT = 11  # dropped bits of the 23 bits of a float32's mantissa
 
 
 BIN_WIDTH = 2.0 ** -(23 - _SHIFT)
@@ -64,8 +67,8 @@ BIN_WIDTH = 2.0 ** -(23 - _SHIFT)
 class Histogram:
     """A mergeable histogram over all float32 numbers, in bins of :data:`BIN_WIDTH` relative width.
 
-    A number's bin is its own bit pattern without the last bits of the mantissa, so that no range
-    has to be known beforehand.
+    A number's bin is its bit pattern without the last bits of the mantissa, so the range of values
+    need not be known in advance.
     """
 
     _HALF = 1 << (31 - _SHIFT)
@@ -74,7 +77,7 @@ class Histogram:
         self.weights = np.zeros(2 * self._HALF, np.float64)
 
     def add(self, values: np.ndarray, weights: np.ndarray | None = None) -> None:
-        """Merge finite values in."""
+        """Merge in finite values."""
         bits = np.ascontiguousarray(values, dtype=np.float32).view(np.int32).ravel()
         keys = (
             np.where(bits >= 0, bits >> _SHIFT, -((bits & 0x7FFFFFFF) >> _SHIFT) - 1) + self._HALF
@@ -84,11 +87,14 @@ class Histogram:
         )
 
     def merge(self, other: Histogram) -> None:
-        """Take in what another pass has seen."""
+        """Merge in the histogram of another pass."""
         self.weights += other.weights
 
     def filled(self) -> tuple[np.ndarray, np.ndarray]:
-        """Centres of the bins that hold something, increasing, and their weights; zero is itself."""
+        """Return the centres of the non-empty bins, increasing, and their weights.
+
+        The centre of the bin of zero is exactly zero.
+        """
         keys = np.flatnonzero(self.weights)
         place = keys - self._HALF
         negative = place < 0
@@ -99,8 +105,9 @@ class Histogram:
         return np.where(negative, -centres, centres), self.weights[keys]
 
     def quantile(self, q: float | np.ndarray) -> np.ndarray:
-        """The smallest value that at least a share ``q`` does not exceed (the inverse of the
-        empirical distribution), to the width of a bin.
+        """Return the smallest value that a share of at least ``q`` does not exceed.
+
+        This is the inverse of the empirical distribution, accurate to the width of a bin.
         """
         centres, weights = self.filled()
         if not len(centres):
@@ -111,13 +118,13 @@ class Histogram:
 
 @dataclass
 class Distribution:
-    """All that one pass learns of a variable: moments, quantiles, and for amounts the wet part.
+    """Statistics of one variable: moments, quantiles and, for amounts, the wet part.
 
     Parameters
     ----------
     amounts : bool
-        Whether values are amounts: negative ones are noise, set to zero and counted, and the wet
-        ones are looked at apart.
+        Whether values are amounts. Negative amounts are noise: they are set to zero and counted.
+        Wet amounts have moments of their own.
     """
 
     amounts: bool = False
@@ -128,7 +135,7 @@ class Distribution:
     clipped_amount: float = 0.0
 
     def add(self, values: np.ndarray, weights: np.ndarray | None = None) -> None:
-        """Merge finite values in."""
+        """Merge in finite values."""
         v = np.asarray(values, np.float64)
         if self.amounts:
             negative = v < 0
@@ -142,7 +149,7 @@ class Distribution:
         self.histogram.add(v, weights)
 
     def merge(self, other: Distribution) -> None:
-        """Take in what another pass has seen."""
+        """Merge in the distribution of another pass."""
         self.moments.merge(other.moments)
         self.log_wet.merge(other.log_wet)
         self.histogram.merge(other.histogram)
@@ -155,14 +162,15 @@ class Distribution:
         return self.log_wet.weight / self.moments.weight if self.moments.weight else float("nan")
 
     def binned(self, count: int = 1500) -> tuple[np.ndarray, np.ndarray]:
-        """The distribution in at most some ``count`` bins of about equal share: centres,
-        increasing, and shares that sum to one.
+        """Return the distribution in about ``count`` bins of nearly equal share.
+
+        The result is the increasing centres of the bins and their shares, which sum to one.
         """
         centres, weights = self.histogram.filled()
         share = weights / weights.sum()
         before = np.cumsum(share) - share
         zero = centres == 0.0
-        # A new bin wherever enough has come together; what is exactly zero stays on its own.
+        # Start a new bin when the current one has its share; exact zeros have a bin of their own.
         starts = np.diff(np.floor(before * count), prepend=-1.0) > 0
         starts |= zero | np.concatenate([[False], zero[:-1]])
         group = np.cumsum(starts) - 1

@@ -19,7 +19,7 @@ LEVEL_UNITS = {"hPa": 1.0, "millibar": 1.0, "mbar": 1.0, "mb": 1.0, "Pa": 0.01}
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis as the data have it: the coordinate's name, and the dimension it runs along."""
+    """One axis of the data: the name of its coordinate and the dimension that it runs along."""
 
     name: str
     dim: str
@@ -39,13 +39,13 @@ class Field:
 
     @property
     def converted(self) -> bool:
-        """Whether values differ between the user's form and the canonical one (but for the dtype)."""
+        """Whether canonical values differ from the user's, apart from the dtype."""
         return (self.scale, self.offset) != (1.0, 0.0)
 
 
 @dataclass
 class Recognition:
-    """What was found in a Dataset, what is wrong with it, and what is worth knowing."""
+    """Recognised axes and variables of a Dataset, its problems, and notes on it."""
 
     axes: dict[str, Axis] = field(default_factory=dict)
     fields: dict[tuple[str, str], Field] = field(default_factory=dict)
@@ -57,9 +57,7 @@ class Recognition:
     unrecognised: list[str] = field(default_factory=list)
 
     def attempt(self, step: Callable[[], None], about: tuple[str, str] | None = None) -> None:
-        """Run one step and keep its error instead of raising it, so that all problems are seen at
-        once.
-        """
+        """Run one step and store its error instead of raising it, so that all are collected."""
         try:
             step()
         except XauroraError as error:
@@ -67,7 +65,7 @@ class Recognition:
             self.problems.append(error)
 
     def raise_first(self) -> None:
-        """Raise the first problem, and say how many more there are."""
+        """Raise the first problem, with the number of further ones."""
         if not self.problems:
             return
         first = self.problems[0]

@@ -1,4 +1,4 @@
-"""What a value of precipitation stands for: the period that attributes, names or spacing state."""
+"""Periods of accumulated and mean values, from attributes, names or the spacing of times."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _NAME = re.compile(r"(?:_|^tp_?)(\d+)_?(?:h|hr|hour)s?$")
 
 
 def span(hours: float) -> np.timedelta64:
-    """A duration in hours, which may be half an hour."""
+    """Return a number of hours, which may be half an hour, as a timedelta."""
     return np.timedelta64(round(hours * 60), "m")
 
 
 def cell_methods(hours: float) -> str:
-    """The CF attribute of a total over ``hours``."""
+    """Return the CF attribute ``cell_methods`` of a total over ``hours``."""
     if hours != int(hours):
         return f"time: sum (interval: {round(hours * 60)} minutes)"
     hours = int(hours)
@@ -35,8 +35,9 @@ def cell_methods(hours: float) -> str:
 
 
 def declared_hours(name: str, attrs: dict[str, Any]) -> float | None:
-    """The period that attributes or name state, in hours; None when they say nothing. Whole hours
-    are whole numbers.
+    """Return the period in hours that the attributes or the name state, or None.
+
+    Whole hours are integers.
 
     Examples
     --------
@@ -55,13 +56,19 @@ def declared_hours(name: str, attrs: dict[str, Any]) -> float | None:
 
 
 def without_period(name: str) -> str:
-    """A name without the period at its end: ``total_precipitation_24hr`` → ``total_precipitation``."""
+    """Return a name without its period.
+
+    Examples
+    --------
+    >>> without_period("total_precipitation_24hr")
+    'total_precipitation'
+    """
     match = _NAME.search(name)
     return name[: match.start()].rstrip("_") or "tp" if match else name
 
 
 def spacing_hours(times: np.ndarray) -> float:
-    """The commonest step between times, in hours.
+    """Return the most frequent step between times, in hours.
 
     Raises
     ------
@@ -70,7 +77,7 @@ def spacing_hours(times: np.ndarray) -> float:
     """
     if len(times) < 2:
         raise TimeError(
-            f"there is {len(times)} time, and at least two are needed.",
+            f"there is {len(times)} time, but at least two are required.",
             fix="open more than one time",
         )
     steps = np.diff(times.astype("datetime64[ns]")) / HOUR
@@ -79,12 +86,12 @@ def spacing_hours(times: np.ndarray) -> float:
 
 
 def hours_of(value: Any) -> int:
-    """A duration as whole hours.
+    """Return a duration as a whole number of hours.
 
     Raises
     ------
     LeadTimeError
-        It is none.
+        It is not a positive whole number of hours.
     """
     import pandas as pd
 
@@ -94,13 +101,13 @@ def hours_of(value: Any) -> int:
         hours = float("nan")
     if not (np.isfinite(hours) and hours > 0 and float(hours).is_integer()):
         raise LeadTimeError(
-            f"{value!r} is no positive whole number of hours.", fix="'6h', '24h' or '5 days'"
+            f"{value!r} is not a positive whole number of hours.", fix="'6h', '24h' or '5 days'"
         )
     return int(hours)
 
 
 def bounds(name: str, value: Any) -> tuple[np.datetime64, np.datetime64]:
-    """Start and end, both included, of a slice, a year or date, or a pair of them.
+    """Return the start and end, both included, of a slice, a year or date, or a pair of them.
 
     Raises
     ------
@@ -109,8 +116,8 @@ def bounds(name: str, value: Any) -> tuple[np.datetime64, np.datetime64]:
 
     Examples
     --------
-    >>> bounds("train", ("2016", "2017-06"))
-    (np.datetime64('2016-01-01T00:00:00.000000000'), np.datetime64('2017-06-30T23:59:59.999999999'))
+    >>> [str(t)[:19] for t in bounds("train", ("2016", "2017-06"))]
+    ['2016-01-01T00:00:00', '2017-06-30T23:59:59']
     """
     import pandas as pd
 
@@ -119,7 +126,7 @@ def bounds(name: str, value: Any) -> tuple[np.datetime64, np.datetime64]:
     elif isinstance(value, tuple | list):
         if len(value) != 2:
             raise OptionError(
-                f"{name}={value!r} is not a pair of start and end.", fix=f"{name}=('2016', '2023')"
+                f"{name}={value!r} must be a pair of start and end.", fix=f"{name}=('2016', '2023')"
             )
         pair = (value[0], value[1])
     else:
@@ -129,7 +136,8 @@ def bounds(name: str, value: Any) -> tuple[np.datetime64, np.datetime64]:
         end = pd.Timestamp.max if pair[1] is None else pd.Period(str(pair[1])).end_time
     except ValueError:
         raise OptionError(
-            f"{name}={value!r} is no slice, year or pair of dates.", fix=f"{name}=('2016', '2023')"
+            f"{name}={value!r} must be a slice, a year or a pair of dates.",
+            fix=f"{name}=('2016', '2023')",
         ) from None
     return start.to_datetime64().astype("datetime64[ns]"), end.to_datetime64().astype(
         "datetime64[ns]"

@@ -23,16 +23,21 @@ logger = logging.getLogger("xaurora")
 
 
 def refuse_implausible(fields: Fields) -> None:
-    """Raise :class:`UnitsError` for a field whose values contradict its units. Reads one frame of
-    each variable.
+    """Raise for a field whose values contradict its units. Reads one frame of each variable.
+
+    Raises
+    ------
+    UnitsError
+        The mean of a field is outside its plausible range.
     """
     for kind, name in fields.layout.fields:
         refuse_implausible_field(fields, kind, name)
 
 
 def warn_implausible(fields: Fields) -> None:
-    """Log what :func:`refuse_implausible` would raise: a forecast is made, but the units look
-    wrong.
+    """Log what :func:`refuse_implausible` would raise, as a warning.
+
+    Forecasts use it: they are made even if the units look wrong.
     """
     try:
         refuse_implausible(fields)
@@ -54,11 +59,11 @@ def refuse_implausible_field(fields: Fields, kind: str, name: str) -> None:
         low, high = float(expected.mean() * 0.5 - 8000), float(expected.mean() * 1.5 + 8000)
     if not low <= mean <= high:
         raise UnitsError(
-            f"'{item.source}' says {units!r}, but its mean is {mean:.4g} {item.variable.units}"
-            f" after conversion, and {low:.4g} to {high:.4g} is possible for"
-            f" {item.variable.long_name.lower()}.",
+            f"'{item.source}' has units {units!r}, but its mean is {mean:.4g}"
+            f" {item.variable.units} after conversion; plausible for"
+            f" {item.variable.long_name.lower()} is {low:.4g} to {high:.4g}.",
             fix=(
-                f"ds['{item.source}'].attrs['units'] = '...' with the units that the values are in,"
+                f"ds['{item.source}'].attrs['units'] = '...' with the actual units of the values,"
                 f" one of {', '.join(accepted_units(item.variable.units))}"
             ),
         )
@@ -69,7 +74,7 @@ def refuse_implausible_field(fields: Fields, kind: str, name: str) -> None:
         refuse_implausible_rain(da, item, hours, fields.layout.grid)
 
 
-# m in one hour, and √h times as much in h hours: above the world's records (0.4 m, 0.84 m in 6 h,
+# m in one hour, and √h times as much in h hours: above the world records (0.4 m, 0.84 m in 6 h,
 # 1.8 m in 24 h; WMO)
 _WETTEST = 0.42
 
@@ -86,17 +91,22 @@ _TRACE = 1e-10  # m; below it is rounding
 _GLOBAL_HOUR = (
     4e-5,
     3e-4,
-    # m, mean over the globe and one hour: 0.12 mm by GPCP and ERA5, a third to twice and a half of it
+    # m, mean over the globe and one hour: 0.12 mm by GPCP and ERA5, from a third of it to two and a
+    # half times as much
 )
 
 
 _CHECKED = "xaurora_amounts_checked"
-"""Attribute with which a user says that amounts are right, however odd they look."""
+"""Attribute that users set to confirm amounts that look implausible."""
 
 
 def refuse_implausible_target(target: targets.Target) -> None:
-    """Raise :class:`UnitsError` for totals over six hours whose amounts cannot be. Reads a few
-    frames.
+    """Raise for six-hour totals with implausible amounts. Reads a few frames.
+
+    Raises
+    ------
+    UnitsError
+        The amounts are implausible.
     """
     if target.is_rain:
         grid = grids.from_axes(target.values["latitude"].values, target.values["longitude"].values)
@@ -108,8 +118,9 @@ def refuse_implausible_target(target: targets.Target) -> None:
 def refuse_implausible_rain(
     da: xr.DataArray, item: Field, hours: float | None, grid: grids.Grid
 ) -> None:
-    """Amounts that are far too large, far too small, or over a globe those of another period. Reads
-    up to eight frames.
+    """Raise for implausible amounts. Reads up to eight frames.
+
+    Amounts may be far too large, far too small, or on a global grid those of another period.
     """
     if item.attrs.get(_CHECKED):
         return
@@ -123,20 +134,20 @@ def refuse_implausible_rain(
     longer = float(np.sqrt(hours or 24))
     if top > _WETTEST * longer or float(np.quantile(finite, 0.99)) > _ABSURD * longer:
         raise UnitsError(
-            f"'{item.source}' says {units!r}, but holds {top:.3g} m in"
+            f"'{item.source}' has units {units!r}, but reaches {top:.3g} m in"
             f" {f'{hours:g} h' if hours else 'one period'}; the values are probably in mm.",
             fix=f"ds['{item.source}'].attrs['units'] = 'mm'",
         )
-    aside = f"; if they are right, ds['{item.source}'].attrs['{_CHECKED}'] = 1"
+    aside = f"; if the amounts are correct, ds['{item.source}'].attrs['{_CHECKED}'] = 1"
     wet = finite[finite > _TRACE]
-    # Noise of packing has few values, rain has many.
+    # Packing noise has few distinct values, rain has many.
     many = wet.size > 0.2 * finite.size and wet.size >= 1000 and len(np.unique(wet)) >= 200
     if many and top < _FAINT * (hours or 1):
         raise UnitsError(
-            f"'{item.source}' says {units!r} and rains at {wet.size / finite.size:.0%} of the"
-            f" points, but never more than {top:.2g} m: such values are probably a rate, or in"
+            f"'{item.source}' has units {units!r} and is wet at {wet.size / finite.size:.0%} of"
+            f" the points, but never exceeds {top:.2g} m: the values are probably a rate, or in"
             " other units.",
-            fix=f"ds['{item.source}'].attrs['units'] = 'kg m-2 s-1', if they are that" + aside,
+            fix=f"ds['{item.source}'].attrs['units'] = 'kg m-2 s-1' if they are a rate" + aside,
         )
     if not grid.is_global or hours is None or len(looked) < 2 or not wet.size:
         return
@@ -148,24 +159,27 @@ def refuse_implausible_rain(
     low, high = (edge * hours for edge in _GLOBAL_HOUR)
     if hours > 1 and mean < low and _GLOBAL_HOUR[0] <= mean <= _GLOBAL_HOUR[1]:
         raise UnitsError(
-            f"'{item.source}' says that it holds {hours:g}-hour totals, but its mean over the globe"
-            f" is {mean * 1e3:.2g} mm, that of one hour ({low * 1e3:.2g} to {high * 1e3:.2g} mm is"
-            f" possible in {hours:g} h): 1-hour totals, downloaded every {hours:g} hours?",
-            fix=f"download '{item.source}' for every hour, and take its cell_methods away" + aside,
+            f"'{item.source}' states {hours:g}-hour totals, but its global mean is"
+            f" {mean * 1e3:.2g} mm, that of one hour ({low * 1e3:.2g} to {high * 1e3:.2g} mm is"
+            f" plausible in {hours:g} h): are these 1-hour totals, downloaded every {hours:g}"
+            " hours?",
+            fix=f"download '{item.source}' for every hour, and remove its cell_methods" + aside,
         )
-    if not low / 5 <= mean <= high * 10:  # far beyond what any season or year brings
+    if not low / 5 <= mean <= high * 10:  # far beyond seasonal and interannual variability
         raise UnitsError(
-            f"'{item.source}' says {units!r}, but its mean over the globe is {mean * 1e3:.2g} mm in"
-            f" {hours:g} h, and {low * 1e3:.2g} to {high * 1e3:.2g} mm is possible: a rate, or"
-            " other units?",
-            fix=f"ds['{item.source}'].attrs['units'] = '...' with the units that the values are in"
+            f"'{item.source}' has units {units!r}, but its global mean is {mean * 1e3:.2g} mm in"
+            f" {hours:g} h; {low * 1e3:.2g} to {high * 1e3:.2g} mm is plausible. Is it a rate, or"
+            " in other units?",
+            fix=f"ds['{item.source}'].attrs['units'] = '...' with the actual units of the values"
             + aside,
         )
 
 
 def _standard_geopotential(levels: np.ndarray) -> np.ndarray:
-    """m2 s-2 at pressure levels in hPa; ICAO standard atmosphere, troposphere's formula, good to 10
-    % above it.
+    """Return the geopotential in m2 s-2 at pressure levels in hPa.
+
+    This is the tropospheric formula of the ICAO standard atmosphere, accurate to 10 % above the
+    troposphere.
     """
     return GRAVITY * 44_330.8 * (1.0 - (levels / 1013.25) ** 0.190263)
 

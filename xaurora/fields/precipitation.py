@@ -1,11 +1,10 @@
-"""Accumulated precipitation: which period a value stands for, sums over longer periods, negative
-noise.
+"""Accumulated precipitation: the period of a value, sums over longer periods, and negative noise.
 
 ERA5 ``tp`` from the CDS is the total of the hour that *ends* at its time. A six-hour total at 12
-UTC is therefore the sum of the hours labelled 07 to 12, and one at 00 UTC needs the day before.
-What a value stands for cannot be read off the values alone, so that it must be said by the data
-(``cell_methods``, or a name such as ``total_precipitation_6hr``) or follow from hourly spacing; all
-else is refused.
+UTC is therefore the sum of the hours labelled 07 to 12, and one at 00 UTC needs the day before. The
+values alone do not show which period they stand for. It must be stated by the data
+(``cell_methods``, or a name such as ``total_precipitation_6hr``) or follow from hourly spacing.
+Anything else raises.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from xaurora.utils.lazy import as_dask
 
 
 def period_of(name: str, attrs: dict[str, Any], times: np.ndarray) -> float:
-    """Hours that each value of an accumulated variable stands for.
+    """Return the number of hours that each value of an accumulated variable stands for.
 
     Raises
     ------
     AccumulationError
-        Nothing says it: above all 1-hour totals downloaded at 00, 06, 12 and 18 UTC look just like
-        6-hour ones.
+        The period is unknown. In particular, 1-hour totals downloaded at 00, 06, 12 and 18 UTC look
+        just like 6-hour ones.
     """
     if (declared := declared_hours(name, attrs)) is not None:
         return declared
@@ -39,18 +38,18 @@ def period_of(name: str, attrs: dict[str, Any], times: np.ndarray) -> float:
     if spacing == 1:
         return 1
     raise AccumulationError(
-        f"'{name}' comes every {spacing:g} hours, and nothing says how many hours each value sums"
-        f" up. ERA5 from the CDS gives 1-hour totals, of which a {TIMESTEP_HOURS}-hour total cannot"
-        " be made unless all hours are there.",
+        f"'{name}' is {spacing:g}-hourly, but the period that each value sums up is not known."
+        f" ERA5 from the CDS gives 1-hour totals, which yield a {TIMESTEP_HOURS}-hour total only"
+        " if all hours are present.",
         fix=(
-            f"download '{name}' for every hour; or, if these are totals over {TIMESTEP_HOURS}"
-            f" hours, ds['{name}'].attrs['cell_methods'] = '{cell_methods(TIMESTEP_HOURS)}'"
+            f"download '{name}' for every hour; or, if these are {TIMESTEP_HOURS}-hour totals,"
+            f" ds['{name}'].attrs['cell_methods'] = '{cell_methods(TIMESTEP_HOURS)}'"
         ),
     )
 
 
 def period_for(label: str, attrs: dict[str, Any], times: np.ndarray, hours: int) -> float:
-    """Hours that each value stands for, of which totals over ``hours`` can be made.
+    """Return the number of hours of each value, if totals over ``hours`` can be computed from them.
 
     Raises
     ------
@@ -62,46 +61,46 @@ def period_for(label: str, attrs: dict[str, Any], times: np.ndarray, hours: int)
         return period
     if hours % period:
         raise AccumulationError(
-            f"'{label}' holds {period}-hour totals, of which no {hours}-hour totals can be made.",
+            f"'{label}' contains {period}-hour totals, from which {hours}-hour totals cannot be"
+            " computed.",
             fix=(
-                f"download hourly '{label}', or choose a period that {period} hours divide"
+                f"download hourly '{label}', or choose a multiple of {period} hours"
                 if period < hours
                 else f"download hourly '{label}'"
             ),
         )
     if len(times) > 1 and (spacing := spacing_hours(times)) > period:
         raise AccumulationError(
-            f"'{label}' holds {period}-hour totals every {spacing:g} hours: the hours between are"
-            f" missing, and no {hours}-hour total can be made.",
+            f"'{label}' contains {period}-hour totals every {spacing:g} hours: the hours between"
+            f" are missing, so {hours}-hour totals cannot be computed.",
             fix=f"download '{label}' for every {period} hour(s)",
         )
     return period
 
 
 def whole_times(times: np.ndarray, period: float, hours: int = TIMESTEP_HOURS) -> np.ndarray:
-    """Times at which all parts of a total over ``hours`` are there."""
+    """Return the times for which all parts of a total over ``hours`` are available."""
     whole = np.ones(len(times), bool)
     for part in range(int(hours / period) if period <= hours else 1):
         whole &= np.isin(times - span(part * period), times)
     return times[whole]
 
 
-_LOOKED_AT = 48  # frames at each of several places of the record
+_LOOKED_AT = 48  # frames read at each of several positions in the record
 _PLACES = 4
-_RAIN = 1e-4  # m; what counts as rain in the search for running totals
+_RAIN = 1e-4  # m; minimum amount of rain in the search for running totals
 
 
 def refuse_running_totals(da: xr.DataArray, *, name: str, dim: str = "time") -> None:
-    """Raise for hourly values that run on from a base time, as ERA5-Land's do. Reads two days at
-    four places of the record.
+    """Raise for hourly values that accumulate from a base time, as ERA5-Land's do.
 
-    Hourly rain rises and falls; a running total stays or grows until it starts again, once or twice
-    a day.
+    Reads two days at four positions in the record. Hourly rain rises and falls; a running total
+    stays or grows until it restarts, once or twice a day.
 
     Raises
     ------
     AccumulationError
-        More than 85 % of the wet values do not fall within the next hour, of at least 200.
+        Of at least 200 wet values, more than 85 % do not fall within the next hour.
     """
     times = da[dim].values.astype("datetime64[ns]")
     if len(times) < 13 or declared_hours(name, da.attrs) is not None or spacing_hours(times) != 1:
@@ -120,11 +119,11 @@ def refuse_running_totals(da: xr.DataArray, *, name: str, dim: str = "time") -> 
         not_falling += int((then[wet] >= now[wet] * (1 - 1e-3)).sum())
     if wet_pairs >= 200 and not_falling > 0.85 * wet_pairs:
         raise AccumulationError(
-            f"'{name}' grows from hour to hour and starts again once or twice a day: these are"
-            " totals since a base time, as ERA5-Land and forecasts have them, not hourly ones.",
+            f"'{name}' grows from hour to hour and restarts once or twice a day: these are totals"
+            " since a base time, as in ERA5-Land and forecasts, not hourly totals.",
             fix=(
-                f"ds['{name}'] = ds.aurora.deaccumulate('{name}'), on the file of '{name}' alone"
-                " where several are opened together"
+                f"ds['{name}'] = ds.aurora.deaccumulate('{name}'); if several files are opened"
+                f" together, on the file of '{name}' alone"
             ),
         )
 
@@ -132,7 +131,7 @@ def refuse_running_totals(da: xr.DataArray, *, name: str, dim: str = "time") -> 
 def accumulate(
     da: xr.DataArray, hours: int, *, name: str | None = None, dim: str = "time", clip: bool = False
 ) -> xr.DataArray:
-    """Totals over ``hours`` that end at each time; NaN where one of the parts is missing. Lazy.
+    """Return totals over ``hours`` that end at each time, NaN where a part is missing. Lazy.
 
     Parameters
     ----------
@@ -146,13 +145,13 @@ def accumulate(
         The time dimension.
     clip : bool
         Set negative amounts, which are noise of packing, to zero;
-        :func:`xaurora.fields.statistics.statistics` and ``finetune`` count them.
+        :meth:`xaurora.accessor.AuroraAccessor.statistics` and ``finetune`` count them.
 
     Returns
     -------
     DataArray
-        Same times, units and dtype (metres and float32 for mean rates); ``cell_methods`` says what
-        it is.
+        Same times, units and dtype (metres and float32 for mean rates), with the period in
+        ``cell_methods``.
 
     Raises
     ------
@@ -165,41 +164,42 @@ def accumulate(
     period = period_for(label, da.attrs, times, hours)
     attrs = {**da.attrs, "cell_methods": cell_methods(hours)}
     if is_rate(units := str(da.attrs.get("units", ""))):
-        # Mean rates over their period become amounts in metres before they are summed.
+        # Convert mean rates to amounts in metres before summing them.
         da = as_dask(da, dim).astype(np.float64) * rate_to_amount(units, period)
         da, attrs = da.astype(np.float32), {**attrs, "units": "m"}
     if period == hours:
         return (da.clip(min=0.0) if clip else da).assign_attrs(attrs)
     da = as_dask(da, dim)
     if not np.issubdtype(da.dtype, np.floating):
-        da = da.astype(np.float32)  # looking up times that are not there gives NaN
+        da = da.astype(np.float32)  # reindexing to absent times gives NaN
     total: Any = None
     for part in range(int(hours / period)):
-        # Looking each part up by its time keeps a gap a gap: a rolling window would bridge it.
+        # Selecting each part by its time preserves gaps; a rolling window would bridge them.
         shifted = da.reindex({dim: times - span(part * period)}).variable.astype(np.float64)
         shifted = shifted.clip(min=0.0) if clip else shifted
         total = shifted if total is None else total + shifted
-    # Whole numbers cannot hold what is missing.
+    # Integers cannot hold NaN.
     dtype = da.dtype if np.issubdtype(da.dtype, np.floating) else np.float32
     return xr.DataArray(
         total.astype(dtype), dims=da.dims, coords=da.coords, name=da.name, attrs=attrs
     )
 
 
-# m; running totals fall by less than this through packing, and by more where they start again
+# m; running totals fall by less than this due to packing, and by more when they restart
 _NOISE = 1e-5
 
 
 def deaccumulate(
     da: xr.DataArray, *, every: int = 24, start: int = 0, dim: str = "time"
 ) -> xr.DataArray:
-    """Totals since a base time → the total of each step, which ends at its time. Reads the first
-    two days as a check, else lazy.
+    """Convert totals since a base time to the total of each step, which ends at its time.
+
+    Reads the first two days as a check, otherwise lazy.
 
     Parameters
     ----------
     da : DataArray
-        Running totals, as ERA5-Land (since 00 UTC) and the forecasts of MARS have them.
+        Running totals, as in ERA5-Land (since 00 UTC) and in the forecasts of MARS.
     every, start : int
         Hours between base times, and the first of them in hours UTC: 24 and 0 for ERA5-Land.
     dim : str
@@ -208,22 +208,22 @@ def deaccumulate(
     Returns
     -------
     DataArray
-        Same times, units and dtype; NaN where the step before is missing. Differences below zero
-        are noise of packing, and set to it.
+        Same times, units and dtype; NaN where the step before is missing. Negative differences are
+        noise of packing and are set to zero.
 
     Raises
     ------
     AccumulationError
-        Totals fall between base times, so that the base times are others; or steps do not divide
+        Totals fall between base times, so the base times must be others; or steps do not divide
         ``every``.
     """
     times = da[dim].values.astype("datetime64[ns]")
     step = spacing_hours(times)
     if not step.is_integer() or every % int(step):
         raise AccumulationError(
-            f"'{da.name}' comes every {step:g} hours, which do not divide the {every} hours between"
-            " base times.",
-            fix="deaccumulate(every='24h') with the hours after which the totals start again",
+            f"'{da.name}' has steps of {step:g} hours, which do not divide the {every} hours"
+            " between base times.",
+            fix="deaccumulate(every='24h') with the hours after which the totals restart",
         )
     midnight = times.astype("datetime64[D]").astype("datetime64[ns]")
     elapsed = ((times - midnight) / HOUR - start) % every
@@ -244,9 +244,9 @@ def deaccumulate(
             )
         )
         raise AccumulationError(
-            f"'{da.name}' falls at {times[i].astype('datetime64[m]')}, which is no base time if"
-            f" totals start again every {every} hours from {start:02d} UTC.",
-            fix="deaccumulate(every='12h', start=6) with the hours at which they start again",
+            f"'{da.name}' falls at {times[i].astype('datetime64[m]')}, which is not a base time if"
+            f" totals restart every {every} hours from {start:02d} UTC.",
+            fix="deaccumulate(every='12h', start=6) with the hours at which they restart",
         )
     attrs = {**da.attrs, "cell_methods": cell_methods(int(step))}
     return xr.DataArray(
@@ -259,11 +259,11 @@ def deaccumulate(
 
 
 def deaccumulate_in(ds: xr.Dataset, name: str, every: str, start: int) -> xr.DataArray:
-    """See :meth:`xaurora.accessor.AuroraAccessor.deaccumulate`."""
+    """Return the total of each step; see :meth:`xaurora.accessor.AuroraAccessor.deaccumulate`."""
     if name not in ds:
         raise MissingVariableError(
-            f"'{name}' is not in the data, which hold {sorted(map(str, ds.data_vars))}.",
-            fix="ds.aurora lists what was recognised",
+            f"'{name}' is not in the data, whose variables are {sorted(map(str, ds.data_vars))}.",
+            fix="ds.aurora lists the recognised variables",
         )
     if recognition.is_forecast(ds):
         return _between_leads(ds[name], name)
@@ -274,7 +274,7 @@ def deaccumulate_in(ds: xr.Dataset, name: str, every: str, start: int) -> xr.Dat
 
 
 def _between_leads(da: xr.DataArray, name: str) -> xr.DataArray:
-    """A forecast's totals since its init time → totals between its lead times."""
+    """Convert a forecast's totals since its init time to totals between its lead times."""
     lead = "lead_time" if "lead_time" in da.dims else "prediction_timedelta"
     hours = da[lead].values.astype("timedelta64[ns]") / HOUR
     steps = np.diff(np.concatenate([[0.0], hours]))
@@ -285,9 +285,9 @@ def _between_leads(da: xr.DataArray, name: str) -> xr.DataArray:
         or not float(steps[0]).is_integer()
     ):
         raise AccumulationError(
-            f"'{name}' has lead times of {[f'{h:g}' for h in hours]} h; differences need even steps"
-            " from the init time on.",
-            fix=f"select leads that follow one another: fc.sel({lead}=...)",
+            f"'{name}' has lead times of {[f'{h:g}' for h in hours]} h, but deaccumulation needs"
+            " even steps from the init time on.",
+            fix=f"select evenly spaced lead times: fc.sel({lead}=...)",
         )
     change = da.astype(np.float64) - da.astype(np.float64).shift({lead: 1}, fill_value=0.0)
     attrs = {**da.attrs, "cell_methods": cell_methods(int(steps[0]))}
@@ -295,13 +295,13 @@ def _between_leads(da: xr.DataArray, name: str) -> xr.DataArray:
 
 
 def accumulate_in(ds: xr.Dataset, name: str, period: str) -> xr.DataArray:
-    """See :meth:`xaurora.accessor.AuroraAccessor.accumulate`."""
+    """Return totals over a period; see :meth:`xaurora.accessor.AuroraAccessor.accumulate`."""
     hours = hours_of(period)
     found = recognition.recognise(ds)
     if not isinstance(name, str) or name not in ds:
         raise MissingVariableError(
-            f"'{name}' is not in the data, which hold {sorted(map(str, ds.data_vars))}.",
-            fix="ds.aurora lists what was recognised",
+            f"'{name}' is not in the data, whose variables are {sorted(map(str, ds.data_vars))}.",
+            fix="ds.aurora lists the recognised variables",
         )
     if recognition.is_forecast(ds):
         return over_leads(ds[name], name, hours)
@@ -319,7 +319,7 @@ def accumulate_in(ds: xr.Dataset, name: str, period: str) -> xr.DataArray:
 
 
 def over_leads(da: xr.DataArray, name: str, hours: int) -> xr.DataArray:
-    """Sums over lead times that end at each lead; NaN where a part is missing."""
+    """Return sums over lead times that end at each lead time, NaN where a part is missing."""
     lead = "lead_time" if "lead_time" in da.dims else "prediction_timedelta"
     period = declared_hours(name, da.attrs)
     if "quantile" in da.dims or "threshold" in da.dims or "parameter_of" in da.attrs:
@@ -331,11 +331,11 @@ def over_leads(da: xr.DataArray, name: str, hours: int) -> xr.DataArray:
         )
     if period is None or hours % period or not da.attrs.get("units"):
         raise AccumulationError(
-            f"'{name}' of the forecast holds"
-            f" {f'{period}-hour totals' if period else 'no totals that say their period'}, of which"
-            f" no {hours}-hour ones can be made.",
+            f"'{name}' of the forecast has"
+            f" {f'{period}-hour totals' if period else 'no totals with a stated period'}, from"
+            f" which {hours}-hour totals cannot be computed.",
             fix=(
-                f"a multiple of {period or TIMESTEP_HOURS} hours of a total or its mean:"
+                f"use a multiple of {period or TIMESTEP_HOURS} hours, and a total or its mean:"
                 " fc.aurora.accumulate('tp', '24h')"
             ),
         )

@@ -1,7 +1,7 @@
-"""Finding axes and variables in a Dataset: CF attributes first, the table of names second.
+"""Recognition of axes and variables in a Dataset: CF attributes first, then the table of names.
 
-Nothing is guessed silently: what is ambiguous raises, what was converted is noted. Lazy: only
-coordinates are read.
+Ambiguous variables raise an error and conversions are noted; nothing is guessed silently. Lazy:
+only coordinates are read.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ from xaurora.fields.unit_conversion import (
 
 
 def is_forecast(ds: xr.Dataset) -> bool:
-    """Whether a Dataset is a forecast in this package's layout or in WeatherBench2's, or one time
-    of it.
+    """Return whether a Dataset is a forecast, in this package's layout or in WeatherBench2's.
+
+    A single init or lead time of a forecast counts as well.
     """
     return not is_scores(ds) and any(
         pair <= set(ds.dims) | set(ds.coords)
@@ -50,24 +51,25 @@ def is_forecast(ds: xr.Dataset) -> bool:
 
 
 def is_scores(ds: xr.Dataset) -> bool:
-    """Whether a Dataset holds scores, as ``evaluate`` gives them."""
+    """Return whether a Dataset holds scores from ``evaluate``."""
     return "region" in ds.coords and any(
         "xaurora_variable" in da.attrs or "metric" in da.dims for da in ds.data_vars.values()
     )
 
 
 def recognise(ds: xr.Dataset) -> Recognition:
-    """Find axes and variables, and collect every problem instead of stopping at the first. Lazy:
-    reads coordinates only.
+    """Find axes and variables, and collect all problems instead of raising the first.
+
+    Lazy: only coordinates are read.
     """
     found = Recognition()
     if is_forecast(ds):
         found.problems.append(
             KindError(
-                "this Dataset is a forecast (it has lead times), and fields with a time axis are"
+                "this Dataset is a forecast (it has lead times), but fields with a time axis are"
                 " expected here.",
                 fix=(
-                    "call this on the fields that the forecast was made from; a forecast has"
+                    "call this on the fields that the forecast was made from; forecasts have"
                     " evaluate(), plot() and to_weatherbench2()"
                 ),
             )
@@ -122,8 +124,8 @@ def _find_fields(ds: xr.Dataset, found: Recognition) -> None:
         else:
             by_standard_name_alone.append((name, variable))
     for name, variable in by_standard_name_alone:
-        # A standard name does not say at which height. One that is
-        # not there under its own name is welcome; beside that, it is something else.
+        # A standard name does not state the height. It is accepted if no variable was found under
+        # the proper name; otherwise this is another quantity.
         if (variable.kind, variable.name) in found.fields:
             by_name = [
                 v
@@ -139,7 +141,8 @@ def _find_fields(ds: xr.Dataset, found: Recognition) -> None:
             found.unrecognised.append(name)
         else:
             found.notes.append(
-                f"'{name}' is taken as {variable.long_name.lower()} by its standard name alone."
+                f"'{name}' is recognised as {variable.long_name.lower()} by its standard name"
+                " alone."
             )
             found.attempt(
                 functools.partial(_add_field, ds[name], name, variable, found),
@@ -149,20 +152,20 @@ def _find_fields(ds: xr.Dataset, found: Recognition) -> None:
 
 def _refuse_one_level(name: str, level: str) -> None:
     raise LevelError(
-        f"'{name}' stands on a single level, which is no dimension any more.",
+        f"'{name}' is on a single level, which is no longer a dimension.",
         fix=f"select with a list, which keeps the dimension: ds.sel({level}=[...])",
     )
 
 
 def _refuse_steps(name: str) -> None:
     raise TimeError(
-        f"'{name}' runs along 'step', the steps of GRIB forecasts, as well as time.",
-        fix="open the file with xaurora.open('file.grib'), which makes one time axis of them",
+        f"'{name}' has the dimension 'step', the steps of GRIB forecasts, as well as time.",
+        fix="open the file with xaurora.open('file.grib'), which combines them into one time axis",
     )
 
 
 def _kind(da: xr.DataArray, found: Recognition) -> str | None:
-    """``"flat"`` for fields without levels, ``"atmos"`` with; None for what is no field."""
+    """Return ``"flat"`` for a field without levels, ``"atmos"`` with levels, else None."""
     axes = {
         axis: found.axes[axis].dim
         for axis in ("latitude", "longitude", "level", "time")
@@ -179,7 +182,10 @@ def _kind(da: xr.DataArray, found: Recognition) -> str | None:
 
 
 def _match(da: xr.DataArray, name: str, kind: str) -> tuple[variables.Variable | None, bool]:
-    """The variable, and whether a name or a GRIB code says so, not a standard name alone."""
+    """Return the matching variable, and whether a name or GRIB code identifies it.
+
+    The second value is False if only a standard name does.
+    """
     pool = [v for v in variables.TABLE if (v.kind == "atmos") == (kind == "atmos")]
     short = str(da.attrs.get("GRIB_shortName", ""))
     by_name = [v for v in pool if name in (v.name, v.weatherbench2, *v.aliases)]
@@ -193,7 +199,7 @@ def _match(da: xr.DataArray, name: str, kind: str) -> tuple[variables.Variable |
         return (
             by_standard[0],
             False,
-        )  # CF attributes speak before names do, unless another variable is that already
+        )  # CF attributes take precedence over names, unless another variable matches already
     if by_name:
         return by_name[0], True
     return (by_standard[0], False) if len(by_standard) == 1 else (None, False)
@@ -208,37 +214,37 @@ def _add_field(
         and variable.accumulated
         and _says_six_hours(name) != _says_six_hours(found.fields[key].source)
     ):
-        # WeatherBench2's stores may hold hourly totals beside the six-hour ones, which are what is
-        # wanted.
+        # WeatherBench2's stores may hold hourly totals as well as the six-hour ones that are needed
+        # here.
         other = found.fields[key].source
         found.notes.append(
-            f"'{name if not _says_six_hours(name) else other}' is left alone beside the six-hour"
-            " totals."
+            f"'{name if not _says_six_hours(name) else other}' is ignored; the six-hour totals are"
+            " used instead."
         )
         if not _says_six_hours(name):
             return
         del found.fields[key]
     if key in found.fields and variable.accumulated:
-        # An amount and the rate that it is the integral of: the amount is what is wanted.
+        # An amount and its rate: use the amount.
         rates = [
             _is_rate_name(found.fields[key].source, found.fields[key].attrs),
             _is_rate_name(name, da.attrs),
         ]
         if rates == [False, True]:
             found.notes.append(
-                f"'{name}', a rate, is left alone beside '{found.fields[key].source}'."
+                f"'{name}', a rate, is ignored in favour of '{found.fields[key].source}'."
             )
             return
         if rates == [True, False]:
             found.notes.append(
-                f"'{found.fields[key].source}', a rate, is left alone beside '{name}'."
+                f"'{found.fields[key].source}', a rate, is ignored in favour of '{name}'."
             )
             del found.fields[key]
     if key in found.fields:
         raise AmbiguousVariableError(
-            f"'{found.fields[key].source}' and '{name}' are both {variable.long_name.lower()}"
-            f" ({variable.name}).",
-            fix=f"ds.drop_vars('{name}'), or the other one",
+            f"'{found.fields[key].source}' and '{name}' are both recognised as"
+            f" {variable.long_name.lower()} ({variable.name}).",
+            fix=f"ds.drop_vars('{name}'), or drop the other one",
         )
     if "scale_factor" in da.attrs or "add_offset" in da.attrs:
         raise UnitsError(
@@ -247,7 +253,7 @@ def _add_field(
         )
     if not (np.issubdtype(da.dtype, np.number) or da.dtype == bool):
         raise UnitsError(
-            f"'{name}' holds {da.dtype}, not numbers.",
+            f"'{name}' has dtype {da.dtype}, which is not numeric.",
             fix=f"ds['{name}'] = ds['{name}'].astype('float32')",
         )
     scale, offset = _conversion(da, name, variable, found)
@@ -277,13 +283,13 @@ def _conversion(
         ):
             if variable.units not in ("1", "category"):
                 found.notes.append(
-                    f"'{name}' has no units; taken as {variable.units}, as WeatherBench2 and"
-                    " ARCO-ERA5 define it."
+                    f"'{name}' has no units; {variable.units} is assumed, as in WeatherBench2 and"
+                    " ARCO-ERA5."
                 )
             return 1.0, 0.0
         raise UnitsError(
-            f"'{name}' ({variable.long_name.lower()}) has no units; one of {', '.join(expected)} is"
-            " expected.",
+            f"'{name}' ({variable.long_name.lower()}) has no units; expected one of"
+            f" {', '.join(expected)}.",
             fix=f"ds['{name}'].attrs['units'] = '{variable.units}'",
         )
     units = da.attrs["units"]
@@ -294,11 +300,11 @@ def _conversion(
     found_conversion = conversion(units, variable.units)
     if found_conversion is None:
         raise UnitsError(
-            f"'{name}' ({variable.long_name.lower()}) is in {units!r}; one of {', '.join(expected)}"
-            " is expected.",
+            f"'{name}' ({variable.long_name.lower()}) is in {units!r}; expected one of"
+            f" {', '.join(expected)}.",
             fix=(
                 f"ds['{name}'].attrs['units'] = '{variable.units}', after converting the values if"
-                " they need it"
+                " necessary"
             ),
         )
     if (
@@ -308,22 +314,22 @@ def _conversion(
         and normalise_units(units) == "m"
     ):
         raise UnitsError(
-            "'geopotential' in metres is a contradiction: geopotential height is in m.",
+            "'geopotential' cannot be in metres: geopotential height is in m, geopotential in m2"
+            " s-2.",
             fix="ds.rename(geopotential='geopotential_height') if it is the height",
         )
     return found_conversion
 
 
 def _hours_of_rate(da: xr.DataArray, name: str, found: Recognition) -> float:
-    """The period that a mean rate stands for, which makes an amount of it."""
+    """Return the period of a mean rate in hours, which converts it to an amount."""
     hours = periods.declared_hours(name, da.attrs)
     if hours is not None:
         return hours
     if found.times is not None and len(found.times) > 1 and periods.spacing_hours(found.times) == 1:
         return 1
     raise UnitsError(
-        f"'{name}' is a rate ({da.attrs['units']}), and nothing says over which period it is the"
-        " mean.",
+        f"'{name}' is a rate ({da.attrs['units']}), but the period of its mean is not known.",
         fix=(
             f"ds['{name}'].attrs['cell_methods'] = 'time: mean (interval: 1 hour)' with the right"
             " number of hours"
@@ -342,11 +348,11 @@ def _refuse_contradiction(da: xr.DataArray, name: str, units: str) -> None:
         says = short
     if says is not None:
         raise UnitsError(
-            f"'{name}' calls itself a rate ({says!r}), but its units are those of an amount"
+            f"'{name}' is called a rate ({says!r}), but its units are those of an amount"
             f" ({units!r}).",
             fix=(
-                f"ds['{name}'].attrs['units'] = 'kg m-2 s-1' if it is a rate; else mend its names:"
-                f" ds['{name}'].attrs['standard_name'] = 'precipitation_amount'"
+                f"ds['{name}'].attrs['units'] = 'kg m-2 s-1' if it is a rate; otherwise fix its"
+                f" standard name: ds['{name}'].attrs['standard_name'] = 'precipitation_amount'"
             ),
         )
 
@@ -355,8 +361,9 @@ _RATE_NAMES = ("mtpr", "avg_tprate", "tprate", "mean_total_precipitation_rate")
 
 
 def add_generic(ds: xr.Dataset, name: str, found: Recognition) -> bool:
-    """Take a variable that the table does not know as a field in its own units, if it has the dims
-    of one.
+    """Add a variable that is not in the table as a field in its own units.
+
+    Returns False if it does not have the dimensions of a surface field.
     """
     if name not in ds or _kind(ds[name], found) != "flat" or "time" not in found.axes:
         return False
@@ -364,7 +371,7 @@ def add_generic(ds: xr.Dataset, name: str, found: Recognition) -> bool:
         return False
     da = ds[name]
     label = str(da.attrs.get("long_name", name))
-    plain = re.sub(r"\W", "_", name)  # a name that modules of Torch can have
+    plain = re.sub(r"\W", "_", name)  # a valid name of a PyTorch module
     variable = variables.Variable(plain, "surface", str(da.attrs.get("units", "1")), label, name)
     found.fields["surface", plain] = Field(
         variable, name, 1.0, 0.0, da.dtype, tuple(map(str, da.dims)), dict(da.attrs)

@@ -1,4 +1,7 @@
-"""What each Aurora needs from the data, and cutting the data to it. Knows nothing of torch."""
+"""Variables, levels and grid that each Aurora needs, and the selection of data to match.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,16 @@ from xaurora.fields.conventions import Fields
 from xaurora.fields.grid import patches
 
 FEWEST_LEVELS = 3
-"""A pretrained Aurora runs on any number of levels, but its encoder makes three atmospheric latent
-levels of them; of fewer, it would have to invent."""
+"""Minimum number of pressure levels for a pretrained Aurora.
+
+It runs on any number of levels, but its encoder aggregates them into three atmospheric latent
+levels, which fewer than three input levels cannot determine.
+"""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a model takes.
+    """Variables, levels and grid that a model needs.
 
     Parameters
     ----------
@@ -25,13 +31,13 @@ class Needs:
     surface, static, atmos : tuple of str
         Canonical names, in the model's order.
     levels : tuple of float or None
-        hPa that it may use; None takes all that the data have.
+        Pressure levels that the model can use, in hPa; None accepts all levels of the data.
     fewest_levels : int
-        With fewer of them it refuses.
+        Minimum number of these levels in the data.
     patch_size : int
         Pixels along a patch's side.
     merges : int
-        How often its backbone halves the resolution.
+        Number of times that the backbone halves the resolution.
     """
 
     model: str
@@ -45,16 +51,16 @@ class Needs:
 
 
 def fit(fields: Fields, needs: Needs) -> tuple[Fields, patches.Crop]:
-    """Select the variables and levels that a model takes, and cut the grid to its patches. Lazy.
+    """Select the variables and levels that a model takes, and crop the grid to whole patches. Lazy.
 
     Raises
     ------
     MissingVariableError
         Variables are missing; all of them are listed.
     LevelError
-        Too few levels.
+        There are too few levels.
     RegionError, GridError
-        The grid does not fit the patches.
+        The grid cannot be cropped to whole patches.
     """
     check_variables(fields, needs)
     levels = levels_for(fields, needs)
@@ -66,7 +72,7 @@ def fit(fields: Fields, needs: Needs) -> tuple[Fields, patches.Crop]:
 
 
 def check_variables(fields: Fields, needs: Needs) -> None:
-    """Raise one error that lists every missing variable."""
+    """Raise an error that lists all missing variables, if there are any."""
     missing = []
     for kind in ("surface", "static", "atmos"):
         for name in getattr(needs, kind):
@@ -81,28 +87,28 @@ def check_variables(fields: Fields, needs: Needs) -> None:
             f" {'; '.join(missing)}.",
             fix=(
                 "add them: xaurora.open('what_you_have.nc', 'the_missing_ones.nc'); or"
-                " model='tiny', which is made for the variables there are"
+                " model='tiny', which is built for the variables in the data"
             ),
         )
 
 
 def levels_for(fields: Fields, needs: Needs) -> tuple[float, ...]:
-    """Levels of the data that a model takes, in the data's order.
+    """Return the levels of the data that a model takes, in the data's order.
 
     Raises
     ------
     LevelError
-        Too few of them.
+        There are too few of them.
     """
     levels = tuple(
         level for level in fields.levels if needs.levels is None or level in needs.levels
     )
     if len(levels) < needs.fewest_levels:
         raise LevelError(
-            f"the data hold {len(levels)} of the pressure levels that model {needs.model!r} knows,"
-            f" and it needs at least {needs.fewest_levels} (found"
-            f" {[f'{v:g}' for v in fields.levels]} hPa; known are"
+            f"the data have {len(levels)} of the pressure levels that model {needs.model!r}"
+            f" supports, and it needs at least {needs.fewest_levels} (found"
+            f" {[f'{v:g}' for v in fields.levels]} hPa; supported are"
             f" {[f'{v:g}' for v in needs.levels or ()]}).",
-            fix="download more levels, at best all 13; or model='tiny'",
+            fix="download more levels, ideally all 13; or model='tiny'",
         )
     return levels

@@ -1,9 +1,9 @@
-"""Statistics in one streaming pass: float64, merged after Chan, Golub and LeVeque (1983), with a
-histogram for quantiles.
+"""Statistics in one streaming pass over the data.
 
-Pretrained models keep Aurora's own normalisation; these statistics serve models made here and new
-variables, and come from the training period alone. Memory does not grow with the number of times;
-it is some blocks of 128 MB, or one chunk of the source where that is larger.
+Moments are float64 and merged after Chan, Golub and LeVeque (1983); quantiles come from a
+histogram. Pretrained models keep Aurora's own normalisation. These statistics normalise tiny models
+and new variables, and are computed from the training period alone. Memory does not grow with the
+number of times: it holds a few blocks of 128 MB, or one chunk of the source if that is larger.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from xaurora.fields.found import Field, Recognition
 from xaurora.utils.progress import bar, watched
 
 QUANTILES = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999)
-"""What ``statistics`` gives where no quantiles are named."""
+"""Default quantiles of ``statistics``."""
 
 
-# --- what a model made here is normalised with ----------------------------------------------------
+# --- normalisation of tiny models -----------------------------------------------------------------
 
 
 def statistics_of(
     fields: Fields, times: Sequence[np.datetime64], *, progress: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Mean and standard deviation of every surface variable, and of every atmospheric one by level.
+    """Return mean and standard deviation of all surface variables and of atmospheric ones by level.
+
     Reads ``times`` once.
 
     Returns
@@ -44,7 +45,7 @@ def statistics_of(
     Raises
     ------
     MissingValuesError
-        A field holds NaN.
+        A field contains NaN.
     """
     surface = {str(name): Moments() for name in fields.surface}
     atmos = {
@@ -81,7 +82,7 @@ def _finite(
         source = fields.layout.fields[kind, name].source
         raise MissingValuesError(
             f"'{source}' has {int((~np.isfinite(values)).sum())} missing value(s) at"
-            f" {time.astype('datetime64[m]')}, and Aurora takes none.",
+            f" {time.astype('datetime64[m]')}, but Aurora does not accept missing values.",
             fix=(
                 f"fill them, for example ds['{source}'] ="
                 f" ds['{source}'].interpolate_na('{fields.layout.axes['longitude'].dim}',"
@@ -91,7 +92,7 @@ def _finite(
     return values
 
 
-# --- the verb -------------------------------------------------------------------------------------
+# --- ds.aurora.statistics -------------------------------------------------------------------------
 
 _LABELS = (
     "mean",
@@ -104,8 +105,8 @@ _LABELS = (
     "wet_log_std",
     "clipped",
 )
-_BLOCK = 128 * 1024**2  # bytes read at once, where chunks allow
-_CHUNKS = 256  # along time, read at once: each costs Zarr some 20 kB beside its values
+_BLOCK = 128 * 1024**2  # bytes read at once, if chunks allow it
+_CHUNKS = 256  # along time, read at once: each costs Zarr about 20 kB in addition to its values
 
 
 def summary(
@@ -117,10 +118,11 @@ def summary(
     quantiles: Sequence[float] = QUANTILES,
     progress: bool = True,
 ) -> xr.Dataset:
-    """See :meth:`xaurora.accessor.AuroraAccessor.statistics`."""
+    """Return statistics of variables; see :meth:`xaurora.accessor.AuroraAccessor.statistics`."""
     if weights not in ("cosine", None):
         raise OptionError(
-            f"weights={weights!r} is neither 'cosine' nor None.", fix="weights='cosine'"
+            f"weights={weights!r} is not supported; it must be 'cosine' or None.",
+            fix="weights='cosine'",
         )
     try:
         q = np.atleast_1d(np.asarray(quantiles, np.float64))
@@ -128,7 +130,7 @@ def summary(
         q = np.array([np.nan])
     if not ((q > 0) & (q < 1)).all():
         raise OptionError(
-            f"quantiles={list(quantiles)!r} do not all lie between 0 and 1.",
+            f"quantiles={list(quantiles)!r} must all lie between 0 and 1, exclusive.",
             fix="quantiles=[0.5, 0.99]",
         )
     found = recognition.recognise(ds)
@@ -151,7 +153,7 @@ def summary(
     if unknown := [n for n in chosen if n not in items]:
         raise MissingVariableError(
             f"{unknown} is not among the recognised variables {sorted(items)}.",
-            fix="ds.aurora lists what was recognised",
+            fix="ds.aurora lists the recognised variables",
         )
     where = _selected(found, time)
     total = sum(len(where) * (len(found.levels) if items[n][0] == "atmos" else 1) for n in chosen)
@@ -207,7 +209,7 @@ def _selected(found: Recognition, time: Any) -> np.ndarray:
     where = np.flatnonzero((times >= start) & (times <= end))
     if not len(where):
         raise OptionError(
-            f"time={time!r} selects none of the times, which run from {str(times[0])[:16]} to"
+            f"time={time!r} selects no time; the times run from {str(times[0])[:16]} to"
             f" {str(times[-1])[:16]}.",
             fix="time=None for all of them",
         )
@@ -236,8 +238,9 @@ def _of_variable(
     weights: str | None,
     meter: Any,
 ) -> tuple[list[Distribution], int]:
-    """One variable, level by level. Values are read in their own dtype, block by block, and
-    converted frame by frame.
+    """Return the distributions of one variable by level, and a checksum of its values.
+
+    Values are read block by block in their own dtype and converted frame by frame.
     """
     axes = found.axes
     names = (
@@ -257,8 +260,8 @@ def _of_variable(
     ]
     lat = np.asarray(ds[axes["latitude"].name].values, np.float64)
     area = np.broadcast_to(np.cos(np.deg2rad(lat))[:, None], raw.shape[-2:])
-    # A checksum that does not depend on how the data are cut: every value's bits times a number of
-    # its place, modulo 2⁶⁴.
+    # A checksum that does not depend on the chunks: the sum of every value's bits times a number
+    # for its position, modulo 2⁶⁴.
     rng = np.random.default_rng(20_240_229)
     places = rng.integers(0, 2**63, raw.shape[-2:], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     stamps = found.times if found.times is not None else np.zeros(raw.shape[0], "datetime64[ns]")
@@ -294,11 +297,9 @@ def _of_variable(
 def _tiles(
     raw: xr.DataArray, dim: str, where: np.ndarray
 ) -> Iterator[tuple[np.ndarray, slice, slice]]:
-    """Times, rows and columns that are read together: whole chunks of the source, as many as fit a
-    block.
+    """Yield times, rows and columns to read together: as many whole chunks as fit into a block.
 
-    Chunks are decoded whole: smaller tiles would decode each several times. One that is larger than
-    a block is read as it is.
+    Smaller tiles would decode each chunk several times. A chunk larger than a block is read whole.
     """
     height, width = raw.shape[-2:]
     stored = raw.encoding.get("preferred_chunks", {})
@@ -312,11 +313,11 @@ def _tiles(
     columns = chunk(raw.ndim - 1, raw.dims[-1], width, width)
     point = max(
         raw.dtype.itemsize * int(np.prod(raw.shape[1:])) // (height * width), 1
-    )  # bytes of a point at one time, all levels
+    )  # bytes of one point at one time, all levels
     tall, wide = height, width
     if (
         depth * point * height * width > _BLOCK
-    ):  # a chunk's times over all of space are too many: take part of space
+    ):  # one chunk of times over the whole grid is too large: read part of the grid
         wide = min(max(_BLOCK // (depth * point * rows) // columns, 1) * columns, width)
         tall = min(max(_BLOCK // (depth * point * wide) // rows, 1) * rows, height)
     length = max(min(_BLOCK // (point * tall * wide) // depth, _CHUNKS), 1) * depth

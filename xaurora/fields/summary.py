@@ -13,13 +13,13 @@ from xaurora.fields import (
 
 
 def describe(ds: xr.Dataset) -> str:
-    """One screen of what was recognised as what. Lazy."""
+    """Return a short text that lists recognised axes and variables. Lazy."""
     if recognition.is_scores(ds):
         return _describe_scores(ds)
     if recognition.is_forecast(ds):
         return _describe_forecast(ds)
     found = recognition.recognise(ds)
-    lines = ["xaurora: what was recognised"]
+    lines = ["xaurora: recognised axes and variables"]
     if found.grid is not None:
         grid = found.grid
         where = "global" if grid.is_global else "region"
@@ -42,7 +42,7 @@ def describe(ds: xr.Dataset) -> str:
             f"  levels     {', '.join(f'{v:g}' for v in found.levels)} hPa ({len(used)} of Aurora's"
             f" {len(variables.LEVELS)})"
         )
-    for kind, label in (("surface", "surface"), ("atmos", "aloft"), ("static", "static")):
+    for kind, label in (("surface", "surface"), ("atmos", "atmos"), ("static", "static")):
         items = [
             found.fields[kind, n]
             for n in variables.order(kind, tuple(n for k, n in found.fields if k == kind))
@@ -55,19 +55,19 @@ def describe(ds: xr.Dataset) -> str:
                 f" [{unit}{change}] {item.variable.long_name}"
             )
     if found.unrecognised:
-        lines.append(f"  left alone {', '.join(found.unrecognised)}")
+        lines.append(f"  ignored    {', '.join(found.unrecognised)}")
     if found.problems:
         lines.append(
-            f"  {len(found.problems)} problem(s): ds.aurora.check() lists them with their mends"
+            f"  {len(found.problems)} problem(s): ds.aurora.check() lists them with their fixes"
         )
     return "\n".join(lines)
 
 
 def _describe_scores(ds: xr.Dataset) -> str:
     carried = (
-        "of each init time as well"
+        "including those of each init time"
         if any("__" in str(c) for c in ds.coords)
-        else "without their init times"
+        else "without those of each init time"
     )
     lines = [
         "xaurora: scores",

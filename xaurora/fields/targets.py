@@ -1,7 +1,6 @@
-"""What is learnt: finding the target in the data or in a truth of its own, and bringing it onto the
-fields' grid and times.
+"""Target variables: finding them in the data or the truth, and regridding them to the fields.
 
-Everything here is lazy but for the looks that are said in the docstrings.
+Everything here is lazy, except where a docstring says that frames are read.
 """
 
 from __future__ import annotations
@@ -23,25 +22,25 @@ from xaurora.fields.variables import TIMESTEP_HOURS, Variable, find
 logger = logging.getLogger("xaurora")
 
 ALL = "all"
-"""Among the targets: Aurora's own variables."""
+"""Entry of the targets that stands for Aurora's own variables."""
 
 LEAST_VALID = 0.5
-"""Share of a grid cell that must have values in the truth for it to be learnt from."""
+"""Minimum share of a grid cell that must have values in the truth for it to be a target."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One variable to learn.
+    """One target variable.
 
     Parameters
     ----------
     item : Field
-        How the data, or the truth, have it.
+        The variable as recognised in the data or the truth.
     values : DataArray, ``(time, latitude, longitude)``
-        Canonical units, on the fields' grid; precipitation as six-hour totals, negative noise left
-        in to be counted.
+        Canonical units, on the fields' grid. Precipitation is in six-hour totals, with negative
+        noise kept so that it can be counted.
     times : ndarray of datetime64
-        Times that have a whole value.
+        Times with a complete value.
     """
 
     item: Field
@@ -50,7 +49,7 @@ class Target:
 
     @property
     def variable(self) -> Variable:
-        """Its entry in the table."""
+        """Entry in the table of variables."""
         return self.item.variable
 
     @property
@@ -60,17 +59,17 @@ class Target:
 
     @property
     def is_rain(self) -> bool:
-        """Whether it is an amount."""
+        """Whether the variable is an accumulated amount."""
         return self.item.variable.accumulated
 
 
 def names_of(target: Any) -> list[str]:
-    """Resolve ``target=`` to names, in the order given.
+    """Return the names in ``target=`` as a list, in the order given.
 
     Raises
     ------
     TargetError
-        No name of a variable, none at all, or one twice.
+        It is not a name or a list of names, is empty, or contains a name twice.
     """
     names = [target] if isinstance(target, str) else target
     if (
@@ -79,7 +78,8 @@ def names_of(target: Any) -> list[str]:
         or not all(isinstance(n, str) for n in names)
     ):
         raise TargetError(
-            f"target={target!r} is no name of a variable, nor several.", fix="target='tp'"
+            f"target={target!r} must be the name of a variable or a list of names.",
+            fix="target='tp'",
         )
     if len(set(names)) < len(names):
         raise TargetError(
@@ -89,8 +89,9 @@ def names_of(target: Any) -> list[str]:
 
 
 def recognise(ds: xr.Dataset, names: Sequence[str]) -> Recognition:
-    """Recognise the data; a target that the table does not know is taken as it is, in its own
-    units.
+    """Recognise the data, including targets that are not in the table of variables.
+
+    Such a target is kept as it is, in its own units.
     """
     found = recognition.recognise(ds)
     sources = {item.source for item in found.fields.values()}
@@ -101,7 +102,7 @@ def recognise(ds: xr.Dataset, names: Sequence[str]) -> Recognition:
 
 
 def key_of(fields: Fields, name: str) -> tuple[str, str] | None:
-    """Kind and canonical name of a variable by its own or its canonical name."""
+    """Return the kind and canonical name of a variable, given its own or its canonical name."""
     for key, item in fields.layout.fields.items():
         if item.source == name:
             return key
@@ -111,7 +112,7 @@ def key_of(fields: Fields, name: str) -> tuple[str, str] | None:
 
 
 def refuse_doubled(learnt: Sequence[Target]) -> None:
-    """Raise for one variable under two names."""
+    """Raise if a variable occurs twice among the targets, possibly under two names."""
     names = [t.name for t in learnt]
     if doubled := sorted({n for n in names if names.count(n) > 1}):
         raise TargetError(
@@ -125,18 +126,18 @@ def _of_fields(fields: Fields, name: str, *, where: str = "data") -> Target:
     if key is None:
         there = sorted(item.source for k, item in fields.layout.fields.items() if k[0] == "surface")
         raise TargetError(
-            f"the target {name!r} is not in the {where}; surface variables there are {there}.",
+            f"the target {name!r} is not in the {where}; its surface variables are {there}.",
             fix=(
                 "add it: xaurora.open('states.nc', 'tp.nc')"
                 if where == "data"
-                else "a truth that holds it"
+                else "use a truth that contains it"
             ),
         )
     item = fields.layout.fields[key]
     if key[0] != "surface":
         raise TargetError(
-            f"{name!r} ({item.variable.long_name.lower()}) is no surface variable with a time axis,"
-            " and heads predict those alone.",
+            f"{name!r} ({item.variable.long_name.lower()}) is not a surface variable with a time"
+            " axis, the only kind that heads predict.",
             fix="target='tp'",
         )
     da = fields.surface[item.variable.name]
@@ -149,16 +150,17 @@ def _of_fields(fields: Fields, name: str, *, where: str = "data") -> Target:
     whole = precipitation.whole_times(fields.times, period)
     if not len(whole):
         raise TargetError(
-            f"no time of '{item.source}' has all of its {TIMESTEP_HOURS // period} parts, so that"
-            f" no {TIMESTEP_HOURS}-hour total can be made.",
+            f"no time of '{item.source}' has all of its {TIMESTEP_HOURS // period} parts, so no"
+            f" {TIMESTEP_HOURS}-hour total can be computed.",
             fix=f"download '{item.source}' for every {period} hour(s)",
         )
     return Target(item, totals, whole)
 
 
 def _refuse_mixed(fields: Fields, item: Field) -> None:
-    """Preliminary and final ERA5 in one target: what is learnt would change when the preliminary
-    part is revised.
+    """Raise if a target mixes preliminary and final ERA5.
+
+    The target would change when the preliminary part is revised.
     """
     source = fields.layout.source
     if "expver" not in source.coords or source["expver"].dims != (fields.layout.axes["time"].dim,):
@@ -174,12 +176,12 @@ def _refuse_mixed(fields: Fields, item: Field) -> None:
             f" {', '.join(sorted(values))}), which may still be revised.",
             fix=(
                 f"ds = ds.isel({dim}=[str(v).lstrip('0') == '1' for v in ds.expver.values]) keeps"
-                " what is final; ds.drop_vars('expver') if you want both"
+                " the final data; ds.drop_vars('expver') keeps both"
             ),
         )
 
 
-# --- a truth of its own ---------------------------------------------------------------------------
+# --- separate truth -------------------------------------------------------------------------------
 
 
 # --- the target as an input -----------------------------------------------------------------------
@@ -187,14 +189,16 @@ def _refuse_mixed(fields: Fields, item: Field) -> None:
 
 @dataclass(frozen=True)
 class InputForm:
-    """How a target enters Aurora's encoder: rain as ``log1p(tp / ε)``, anything else as it is.
+    """Transformation of a target for Aurora's encoder.
+
+    Rain enters as ``log1p(tp / ε)``, other variables unchanged.
 
     Parameters
     ----------
     epsilon : float or None
-        Metres; None leaves values alone.
+        Metres; None leaves values unchanged.
     location, scale : float
-        What the encoder normalises with. The location of rain is zero, so that dry stays zero.
+        Normalisation in the encoder. The location of rain is zero, so that dry values stay zero.
     """
 
     epsilon: float | None
@@ -203,7 +207,7 @@ class InputForm:
 
 
 def with_inputs(cut: Fields, targets: Sequence[Target], forms: dict[str, InputForm]) -> Fields:
-    """Fields that hold the targets, in the form the encoder takes, among their surface variables."""
+    """Return fields with the targets, transformed for the encoder, among the surface variables."""
     extra = {}
     layout_fields = dict(cut.layout.fields)
     for target in targets:
@@ -226,13 +230,13 @@ def with_inputs(cut: Fields, targets: Sequence[Target], forms: dict[str, InputFo
 
 
 def refuse_own(names: Sequence[str]) -> None:
-    """Raise for targets that the model predicts itself."""
+    """Raise for targets that the model itself predicts."""
     if names:
         raise TargetError(
             f"{list(names)} is among the variables that this model predicts itself.",
             fix=(
-                "strategy='full' tunes the model's own variables beside the target; or"
-                " model='tiny', which learns it as something new"
+                "strategy='full' tunes the model's own variables as well as the target; or"
+                " model='tiny', which can learn it as a new variable"
             ),
         )
 
@@ -257,7 +261,7 @@ _TAKEN = (
 
 
 def refuse_as_input(names: Sequence[str]) -> None:
-    """Raise for names that Torch's dictionary of embeddings cannot have."""
+    """Raise for names that PyTorch's dictionary of embeddings does not accept as keys."""
     if bad := [n for n in names if n in _TAKEN]:
         raise OptionError(
             f"{bad} cannot be fed to the encoder under this name.",
@@ -270,12 +274,12 @@ def check_kinds(targets: Sequence[Target]) -> None:
     for target in targets:
         if target.variable.units == "category":
             raise OptionError(
-                f"'{target.item.source}' is a category, and heads predict amounts and other"
+                f"'{target.item.source}' is a category; heads predict only amounts and other"
                 " continuous variables.",
                 fix="target='tp'",
             )
 
 
 def unit_of(variable: variables.Variable) -> tuple[str, float]:
-    """Unit that scores are told in, and the factor to it: millimetres for amounts."""
+    """Return the unit of scores and the factor that converts to it: millimetres for amounts."""
     return ("mm", 1e3) if variable.accumulated else (variable.units, 1.0)

@@ -23,14 +23,14 @@ logger = logging.getLogger("xaurora")
 def truth_fields(truth: Any, fields: Fields, names: Sequence[str]) -> Fields:
     if not isinstance(truth, xr.Dataset):
         raise KindError(
-            f"truth= is a Dataset of fields, and this is {type(truth).__name__}.",
+            f"truth must be a Dataset of fields, got {type(truth).__name__}.",
             fix="finetune('tp', truth=ds_with_tp)",
         )
     if recognition.is_forecast(truth):
         raise KindError(
-            "the truth is a forecast (it has lead times).", fix="truth=fields with one time axis"
+            "the truth is a forecast (it has lead times).", fix="truth=fields, with one time axis"
         )
-    if "valid_fraction" in truth:  # of open_imerg: cells that are hardly seen are no truth
+    if "valid_fraction" in truth:  # from open_imerg: mask cells with little coverage
         share = truth["valid_fraction"]
         seen = {
             n: truth[n].where(share >= LEAST_VALID)
@@ -50,25 +50,25 @@ def truth_fields(truth: Any, fields: Fields, names: Sequence[str]) -> Fields:
     return conventions.standardise(truth, found)
 
 
-_SHIFTS = tuple(h for h in range(-6, 7) if h)  # hours that a mistaken label is likely to be off by
+_SHIFTS = tuple(h for h in range(-6, 7) if h)  # h; likely errors of a wrong time label
 
 
 _COMPARED = 8  # frames
 
 
 def refuse_shift(fields: Fields, right: Fields) -> None:
-    """Raise for a truth whose times are off. Reads a few frames of what both hold.
+    """Raise if the times of the truth are shifted. Reads a few frames of the shared variables.
 
-    Two signs tell. A variable that both hold is the same at another hour and not at its own. Or,
-    where they share none, the truth has the data's very times, all moved by the same hours, as if
-    relabelled.
+    There are two signs. A variable that both hold agrees at another hour but not at its own. Or, if
+    they share no variable, the truth has the same times as the data, all shifted by the same number
+    of hours.
     """
     ours, theirs = fields.times, right.times
     if not np.isin(ours, theirs).any():
         raise TruthError(
-            f"the truth ({_span(theirs)}) shares no time with the data ({_span(ours)})."
+            f"the truth ({_span(theirs)}) has no time in common with the data ({_span(ours)})."
             + _hint_of_offset(ours, theirs),
-            fix="give a truth that holds values at the data's times",
+            fix="use a truth with values at the data's times",
         )
     same_grid = regridding.same(
         fields.layout.grid.latitude, right.layout.grid.latitude
@@ -82,25 +82,28 @@ def refuse_shift(fields: Fields, right: Fields) -> None:
     ):
         return
     offset = theirs - ours
-    # Less than a step of Aurora's: what is moved by whole steps may well be another stretch of the
+    # Only shifts shorter than Aurora's time step: a shift by whole steps may be another part of the
     # same record.
     if (offset == offset[0]).all() and np.timedelta64(0) < abs(offset[0]) < np.timedelta64(
         TIMESTEP_HOURS, "h"
     ):
         hours = offset[0] / periods.HOUR
         raise TruthError(
-            f"the truth has as many times as the data, all moved by {hours:+g} h, as if its labels"
-            " were off.",
+            f"the truth has as many times as the data, all shifted by {hours:+g} h, as if its"
+            " labels were wrong.",
             fix=(
                 f"truth.assign_coords(time=truth.time - np.timedelta64({int(hours)}, 'h')) if they"
-                " are; if they are right, cut it to the data's times: truth.sel(time=slice(start,"
-                " end))"
+                " are wrong; if they are right, select the data's times:"
+                " truth.sel(time=slice(start, end))"
             ),
         )
 
 
 def _comparable(fields: Fields, name: str) -> Target | None:
-    """A variable in a form that two Datasets can be compared in: precipitation over six hours."""
+    """Return a variable in a form that can be compared: precipitation as six-hour totals.
+
+    None if it cannot be brought into that form.
+    """
     try:
         return _of_fields(fields, name)
     except XauroraError:
@@ -108,8 +111,9 @@ def _comparable(fields: Fields, name: str) -> Target | None:
 
 
 def _is_compared(fields: Fields, right: Fields) -> bool:
-    """Compare what both hold, at the same time and at others; raises where it fits better
-    elsewhere. True if anything was compared.
+    """Compare the shared variables at the same time and at shifted times.
+
+    Returns True if anything was compared. Raises if another time fits better than the same time.
     """
     compared = False
     for name in map(str, fields.surface):
@@ -162,8 +166,8 @@ def _is_compared(fields: Fields, right: Fields) -> bool:
         best = min(_SHIFTS, key=misfit)
         if here > 0.01 * spread and misfit(best) < 0.05 * here:
             raise TruthError(
-                f"the truth's '{right.layout.user_name(name)}' is that of the data {abs(best)} h"
-                f" {'earlier' if best > 0 else 'later'}: its times are off by {best:+d} h.",
+                f"the truth's '{right.layout.user_name(name)}' equals that of the data {abs(best)}"
+                f" h {'earlier' if best > 0 else 'later'}: its times are off by {best:+d} h.",
                 fix=f"truth.assign_coords(time=truth.time - np.timedelta64({best}, 'h'))",
             )
     return compared
@@ -180,13 +184,13 @@ def _hint_of_offset(ours: np.ndarray, theirs: np.ndarray) -> str:
         return ""
     nearest = np.abs(theirs[:, None] - ours[None]).min()
     return (
-        f" Its times lie {nearest / np.timedelta64(1, 'm'):g} minutes beside them: totals are"
+        f" The nearest times differ by {nearest / np.timedelta64(1, 'm'):g} minutes: totals are"
         " labelled with the end of their period."
     )
 
 
 def onto_grid(target: Target, fields: Fields) -> Target:
-    """The target at the data's grid points; masked where too little of a cell has values."""
+    """Regrid a target to the fields' grid points, masked where too little of a cell has values."""
     grid, da = fields.layout.grid, target.values
     latitude, longitude = grid.latitude, grid.true_longitude
     method = "nearest" if target.variable.units == "category" else "conservative"
@@ -195,12 +199,12 @@ def onto_grid(target: Target, fields: Fields) -> Target:
     )
     if not same:
         logger.info(
-            "The truth's '%s' (%d × %d) is brought onto the data's grid (%d × %d), %s.",
+            "The truth's '%s' (%d × %d) is regridded to the data's grid (%d × %d), %s.",
             target.item.source,
             da.sizes["latitude"],
             da.sizes["longitude"],
             *grid.shape,
-            "by the nearest point" if method == "nearest" else "conservatively",
+            "with the nearest point" if method == "nearest" else "conservatively",
         )
         da = regridding.onto(da, latitude, longitude, method=method, least=LEAST_VALID)
     da = da.assign_coords(latitude=grid.latitude, longitude=grid.longitude)
@@ -210,17 +214,18 @@ def onto_grid(target: Target, fields: Fields) -> Target:
 def resolve_targets(
     fields: Fields, names: Sequence[str], truth: xr.Dataset | None = None
 ) -> list[Target]:
-    """The targets, from the data or from a truth of its own. Reads some frames to see what
-    precipitation is.
+    """Return the targets, from the data or from a separate truth.
+
+    Reads some frames to determine what precipitation values stand for.
 
     Raises
     ------
     TargetError
-        A target is not there, or is no surface variable.
+        A target is missing or is not a surface variable.
     TruthError
         The truth does not overlap the data in time or space, or is shifted in time.
     AccumulationError
-        Six-hour totals cannot be made.
+        Six-hour totals cannot be computed.
     """
     if truth is None:
         return [_of_fields(fields, name) for name in names]
@@ -230,15 +235,16 @@ def resolve_targets(
 
 
 def history(past: xr.Dataset | None, fields: Fields, names: Sequence[str]) -> list[Target]:
-    """Past values of targets on the fields' grid; from the fields themselves where ``past`` is
-    None.
+    """Return past values of the targets on the fields' grid.
+
+    They come from the fields themselves if ``past`` is None.
 
     Raises
     ------
     TargetError
-        A target is not there.
+        A target is missing.
     TruthError
-        The past does not cover the grid.
+        The past fields do not cover the grid.
     """
     if past is None:
         return [_of_fields(fields, name) for name in names]

@@ -67,7 +67,7 @@ CONVERSIONS: dict[str, dict[str, tuple[float, float]]] = {
 
 
 CANONICAL = tuple(CONVERSIONS)
-"""Units that others convert to."""
+"""Canonical units for which conversions are defined."""
 
 
 _RATES = {  # m s-1 of water
@@ -83,7 +83,7 @@ _RATES = {  # m s-1 of water
 
 
 def is_rate(units: str) -> bool:
-    """Whether units are those of a rate of precipitation.
+    """Return whether units are those of a precipitation rate.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def is_rate(units: str) -> bool:
 
 
 def rate_to_amount(units: str, hours: float) -> float:
-    """Metres that a rate brings in so many hours: the factor from ``units``."""
+    """Return the factor from a rate in ``units`` to the amount in metres over ``hours``."""
     return _RATES[normalise_units(units)] * 3600.0 * hours
 
 
@@ -133,13 +133,14 @@ _WORDS = {
 
 
 def normalise_units(units: str) -> str:
-    """Write a unit string in one way: ``m**2/s**2``, ``m^2 s^-2`` and ``m2.s-2`` all become ``m2
-    s-2``.
+    """Return a unit string in normal form: ``m**2/s**2``, ``m^2 s^-2``, ``m2.s-2`` → ``m2 s-2``.
 
     Examples
     --------
-    >>> normalise_units("m**2 s**-2"), normalise_units("m/s"), normalise_units("kg kg**-1"), normalise_units("°C")
-    ('m2 s-2', 'm s-1', 'kg kg-1', 'degC')
+    >>> normalise_units("m**2 s**-2"), normalise_units("m/s")
+    ('m2 s-2', 'm s-1')
+    >>> normalise_units("kg kg**-1"), normalise_units("°C")
+    ('kg kg-1', 'degC')
     """
     text = str(units).strip()
     if text in _WORDS:
@@ -155,7 +156,7 @@ def normalise_units(units: str) -> str:
     if re.fullmatch(r"\(\s*0\s*-\s*1\s*\)|0\s*-\s*1", text):
         return "(0-1)"
     numerator, *denominators = text.split("/")
-    # "m.s-1" is UDUNITS' product; a dot between digits would be a number.
+    # "m.s-1" is a product in UDUNITS; a dot between digits belongs to a number.
     parts = re.split(r"[\s*]+|(?<=[A-Za-z])\.|(?<=\d)\.(?=[A-Za-z])", numerator.strip())
     for denominator in denominators:
         for factor in denominator.split():
@@ -165,7 +166,7 @@ def normalise_units(units: str) -> str:
 
 
 def conversion(units: str, canonical: str) -> tuple[float, float] | None:
-    """Scale and offset from ``units`` to ``canonical``; None when there is no such conversion.
+    """Return scale and offset from ``units`` to ``canonical``, or None if there is no conversion.
 
     Examples
     --------
@@ -173,10 +174,10 @@ def conversion(units: str, canonical: str) -> tuple[float, float] | None:
     ((100.0, 0.0), None)
     """
     if canonical == "category":
-        return _SAME  # a code has no unit; files write anything here
+        return _SAME  # categories have no unit, and files contain arbitrary text here
     return CONVERSIONS[canonical].get(normalise_units(units))
 
 
 def accepted_units(canonical: str) -> tuple[str, ...]:
-    """Units that convert to ``canonical``, for messages."""
+    """Return the units that convert to ``canonical``, for messages."""
     return tuple(unit for unit in CONVERSIONS.get(canonical, {}) if unit)

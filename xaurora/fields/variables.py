@@ -1,8 +1,8 @@
-"""The one table of variables, their names in the wild, and their units.
+"""The table of variables: canonical names, names in files, and units.
 
-Canonical names are Aurora's short names (``2t``, ``10u``, ``z``, ...), canonical units are SI.
-Everything that recognises, converts or labels a variable reads this table; nothing else in the
-package holds a name or a unit of its own.
+Canonical names are Aurora's short names (``2t``, ``10u``, ``z``, ...), canonical units are SI. All
+code that recognises, converts or labels a variable reads this table; no other module defines names
+or units of its own.
 
 Sources: the parameter database of ECMWF (GRIB short names, units), the CDS' NetCDF names, the
 schemas of ARCO-ERA5 and WeatherBench2 (long names), CF standard names version 86.
@@ -15,7 +15,7 @@ from typing import Literal
 
 Kind = Literal["surface", "static", "atmos"]
 
-TIMESTEP_HOURS = 6  # h, the time step of every Aurora that is supported here
+TIMESTEP_HOURS = 6  # h, the time step of all supported Aurora models
 LEVELS = (
     50,
     100,
@@ -35,37 +35,37 @@ LEVELS = (
 
 @dataclass(frozen=True)
 class Variable:
-    """One quantity.
+    """One variable.
 
     Parameters
     ----------
     name : str
-        Canonical name, Aurora's own where Aurora knows the variable.
+        Canonical name, which is Aurora's own if Aurora has the variable.
     kind : {"surface", "static", "atmos"}
         ``(time, lat, lon)``, ``(lat, lon)`` or ``(time, level, lat, lon)``.
     units : str
         Canonical units.
     long_name : str
-        For labels.
+        Name for labels.
     weatherbench2 : str
         Name in WeatherBench2 and ARCO-ERA5.
     aliases : tuple of str
-        Other names of a variable in a file, CDS and GRIB.
+        Other names of the variable in files, in the CDS and in GRIB.
     standard_names : tuple of str
-        CF standard names, as far as they single the quantity out among those of its kind.
+        CF standard names that identify the variable among those of its kind.
     long_aliases : tuple of str
-        Other long names of ARCO-ERA5, which defines SI units for them.
+        Other long names in ARCO-ERA5, which defines SI units for them.
     accumulated : bool
         Whether values are sums over a period that ends at the time.
     nonnegative : bool
         Whether negative values are noise of packing.
     masked : bool
-        Whether it is missing over land or sea.
+        Whether values are missing over land or sea.
     bounds : tuple of float, optional
-        Ends of its range, canonical units, where it often lies on one of them.
+        Ends of the range in canonical units, if values often lie exactly on one of them.
     plausible : tuple of float
-        Range of a field's mean, canonical units; beyond it the units cannot be what they are said
-        to be.
+        Plausible range of a field's mean in canonical units. A mean outside it contradicts the
+        stated units.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Variable:
 _INF = float("inf")
 
 TABLE: tuple[Variable, ...] = (
-    # Aurora's own
+    # Aurora's own variables
     Variable(
         "2t",
         "surface",
@@ -204,7 +204,7 @@ TABLE: tuple[Variable, ...] = (
         ("specific_humidity",),
         plausible=(-1e-3, 0.06),
     ),
-    # what a model made here may take as well
+    # further input variables of tiny models
     Variable(
         "2d",
         "surface",
@@ -371,14 +371,15 @@ _ORDER = {key: i for i, key in enumerate(BY_KEY)}
 
 
 def order(kind: Kind, names: set[str] | tuple[str, ...]) -> tuple[str, ...]:
-    """Names of one kind in the order of the table, which is Aurora's."""
-    last = len(_ORDER)  # what is not in the table comes after it
+    """Return names of one kind in the order of the table, which is Aurora's."""
+    last = len(_ORDER)  # names that are not in the table come last
     return tuple(sorted(names, key=lambda name: (_ORDER.get((kind, name), last), name)))
 
 
 def find(name: str) -> Variable | None:
-    """The surface or atmospheric variable of a canonical name, or one of its names in files; None
-    if unknown.
+    """Return the surface or atmospheric variable of a canonical name or a name in files.
+
+    None if the name is unknown.
     """
     for variable in TABLE:
         if variable.kind != "static" and name in (

@@ -163,7 +163,9 @@ _SPECS = (
 
 TABLE: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
 NAMES = tuple(name for name, spec in TABLE.items() if not spec.unsupported)
-"""Names that ``model=`` takes, beside a :class:`~xaurora.model.tuned.TunedAurora`, its path, or an
+"""Names that ``model=`` accepts.
+
+It also accepts a :class:`~xaurora.model.tuned.TunedAurora`, its path, or an
 :class:`aurora.Aurora`.
 """
 
@@ -234,7 +236,7 @@ def needs_of(name: object, fields: Fields | None = None, without: Sequence[str] 
     ):
         if not getattr(needs, kind):
             raise MissingVariableError(
-                f"the data hold no {word} variable that Aurora could take; every model needs at"
+                f"the data have no {word} variable that Aurora can take; every model needs at"
                 " least one.",
                 fix=(
                     f"add one, for example {example!r}: xaurora.open('surface.nc',"
@@ -272,7 +274,7 @@ def notes_for(fields: Fields, needs: Needs) -> list[str]:
         )
     if extra := [level for level in fields.levels if level not in have]:
         out.append(
-            f"{len(extra)} level(s) that Aurora does not use are left out:"
+            f"{len(extra)} level(s) that Aurora does not use are ignored:"
             f" {', '.join(f'{v:g}' for v in extra)} hPa."
         )
     if not grid.is_global:

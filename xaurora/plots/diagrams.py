@@ -1,5 +1,6 @@
-"""Diagrams of scores: by threshold, reliability, histograms, spectra, intensity. Each returns
-Matplotlib axes and takes ``ax=``.
+"""Diagrams of scores: by threshold, reliability, histograms, spectra, intensity.
+
+Each function returns Matplotlib axes and takes ``ax=``.
 """
 
 from __future__ import annotations
@@ -37,15 +38,22 @@ def threshold_curve(
     lead: Any = None,
     ax: Any = None,
 ) -> Any:
-    """A yes-or-no score by threshold: one line a forecast, or with one forecast a lead.
+    """Draw a categorical score by threshold.
+
+    With several forecasts, or if ``lead`` is given, there is one line per forecast. Otherwise there
+    is one line per lead time.
 
     Parameters
     ----------
     scores : Dataset or dict of Dataset
-        What ``evaluate`` gave, by label.
+        Scores from ``evaluate``, by label.
     name, metric, region, lead
-        What to draw; by default the first region, and of several forecasts the first lead.
+        What to draw. By default the first region and, for several forecasts, the first lead time.
     ax : matplotlib axes, optional
+
+    Returns
+    -------
+    matplotlib axes
     """
     ax = axes(ax)
     several = labelled(scores)
@@ -64,7 +72,7 @@ def threshold_curve(
     for (label, da), colour in zip(lines, COLOURS * 9, strict=False):
         shown = (
             da.where(da > 0) if metric == "frequencybias" else da
-        )  # never exceeded: no place on a logarithmic axis
+        )  # a bias of 0 (never exceeded) cannot be shown on a logarithmic axis
         ax.plot(da["threshold_mm"], shown, "o-", label=label, color=colour, markersize=4)
     if metric == "frequencybias":
         ax.axhline(1.0, color="0.6", linewidth=0.8)
@@ -93,7 +101,12 @@ def fss_curve(
     lead: Any = 0,
     ax: Any = None,
 ) -> Any:
-    """FSS by neighbourhood: one line a threshold, or with ``threshold_mm`` one a forecast."""
+    """Draw the FSS by neighbourhood size.
+
+    With several forecasts there is one line per forecast at ``threshold_mm``, by default the middle
+    threshold. For a single forecast there is one line per threshold, or only ``threshold_mm`` if
+    given.
+    """
     ax = axes(ax)
     several = labelled(scores)
     lines: list[tuple[str, xr.DataArray]] = []
@@ -131,11 +144,12 @@ def reliability(
     lead: Any = 0,
     ax: Any = None,
 ) -> Any:
-    """Reliability diagram: observed frequency by forecast probability; sizes of the points are
-    shares of all forecasts.
+    """Draw a reliability diagram: observed frequency by forecast probability.
 
-    One line a threshold, or with several forecasts one each at ``threshold_mm``. The diagonal is
-    reliable.
+    The size of a point is its share of all forecasts, and the diagonal is perfectly reliable. With
+    several forecasts there is one line per forecast at ``threshold_mm``, by default the middle
+    threshold. For a single forecast there is one line per threshold, or only ``threshold_mm`` if
+    given.
     """
     ax = axes(ax, (4.4, 4.2))
     several = labelled(scores)
@@ -156,7 +170,7 @@ def reliability(
         at = {k: da[k] for k in ("region", "lead_time", "threshold_mm")}
         share = ds[f"{name}_bin_share"].sel(at).values
         p = ds[f"{name}_forecast_probability"].sel(at).values
-        there = share > 1e-4  # fewer cases say nothing
+        there = share > 1e-4  # below that, too few cases to estimate a frequency
         ax.plot(p[there], da.values[there], "-", color=colour, linewidth=1)
         ax.scatter(
             p[there],
@@ -188,8 +202,10 @@ def calibration(
     lead: Any = None,
     ax: Any = None,
 ) -> Any:
-    """PIT histogram, or rank histogram of an ensemble: flat is calibrated, ∪ too narrow, ∩ too
-    wide, a slope biased. One line a lead.
+    """Draw the PIT histogram, or the rank histogram of an ensemble.
+
+    A flat histogram is calibrated, a ∪ too narrow, a ∩ too wide, and a slope biased. There is one
+    line per lead time.
     """
     ax, scores = axes(ax), first_scores(scores)
     pit = f"{name}_pit" in scores
@@ -227,8 +243,10 @@ def spectrum(
     ratio: bool = False,
     ax: Any = None,
 ) -> Any:
-    """Zonal power spectrum beside the truth's, or with ``ratio`` over it: below 1 is blurred. One
-    line a forecast, or with one forecast a lead.
+    """Draw the zonal power spectra of forecast and truth.
+
+    With ``ratio``, draw the spectrum of the forecast divided by that of the truth: below 1, the
+    forecast is blurred. There is one line per forecast, or one per lead time for a single forecast.
     """
     ax = axes(ax)
     several = labelled(scores)
@@ -266,13 +284,13 @@ def spectrum(
         )
     if not any(np.isfinite(line.get_ydata()).any() for line in ax.lines):
         raise MissingVariableError(
-            f"the spectra of '{name}' are all missing: the region has no whole rows of values.",
+            f"the spectra of '{name}' are all missing: the region has no complete rows of values.",
             fix="regions=['global'], or a box without missing values",
         )
     if ratio:
         ax.axhline(1.0, color="0.6", linewidth=0.8)
         ax.set_ylim(0, 1.5)
-        ax.set_ylabel(f"power of {name} over the truth's")
+        ax.set_ylabel(f"power of {name} relative to truth")
     else:
         ax.plot(
             lines[0][2]["zonal_wavenumber"],
@@ -299,7 +317,7 @@ def intensity(
     lead: Any = 0,
     ax: Any = None,
 ) -> Any:
-    """Distribution of amounts, forecast and truth: share of the area that gets more than so much."""
+    """Draw the share of the area that exceeds each amount, for forecast and truth."""
     ax, scores = axes(ax), first_scores(scores)
     for label, variable, style in (
         ("forecast", f"{name}_intensity", "-"),
@@ -319,12 +337,12 @@ def intensity(
     wettest = float(edges[there][-1]) if there.any() else 1.0
     ax.set_xlim(
         0.08, max(10.0, 3.0 * wettest)
-    )  # of the truth; a distribution's tail goes on for ever
+    )  # limited by the truth; the tail of a distribution has no end
     ax.set_yscale("log")
     ax.set_ylim(1e-7, 1.5)
     plain_ticks(ax, "x")
     ax.set_xlabel("amount in mm")
-    ax.set_ylabel("share of area and time with more")
+    ax.set_ylabel("share of area and time that exceeds it")
     ax.legend(frameon=False, fontsize=8)
     return ax
 
@@ -337,8 +355,9 @@ def quantile_quantile(
     lead: Any = 0,
     ax: Any = None,
 ) -> Any:
-    """Quantiles of the forecast over those of the truth, mm, from the median of the wet amounts
-    into the tail.
+    """Draw quantiles of the forecast against those of the truth, in mm.
+
+    The levels are those of :data:`TAIL`, from about the median of the wet amounts into the tail.
     """
     ax, scores = axes(ax, (4.2, 4.2)), first_scores(scores)
     forecast, truth = tail(scores, name, region=region, lead=lead)
@@ -363,14 +382,15 @@ def quantile_quantile(
 
 
 TAIL = (0.8, 0.9, 0.95, 0.99, 0.995, 0.999)
-"""Levels of the tail that are shown."""
+"""Quantile levels of the tail that are drawn."""
 
 
 def tail(
     scores: xr.Dataset, name: str = "tp", *, region: str | None = None, lead: Any = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Amounts in mm at the levels of :data:`TAIL`, of forecast and truth, read off the intensity
-    distribution; NaN below 0.1 mm.
+    """Return amounts of forecast and truth at the levels of :data:`TAIL`, in mm.
+
+    They are interpolated in the intensity distribution. NaN below 0.1 mm.
     """
     out = []
     for variable in (f"{name}_intensity", f"{name}_truth_intensity"):
@@ -391,13 +411,16 @@ def error_by_edge(
     lead: Any = None,
     ax: Any = None,
 ) -> Any:
-    """A score by distance from the domain's edge, of scores made with ``regions="edge"``. One line
-    a lead.
+    """Draw a score by distance from the domain's edge, one line per lead time.
+
+    Requires scores computed with ``regions="edge"``.
     """
     ax, scores = axes(ax), first_scores(scores)
     rings = [str(r) for r in scores["region"].values if str(r).startswith("edge ")]
     if not rings:
-        raise OptionError("these scores hold no rings.", fix="evaluate(truth, regions='edge')")
+        raise OptionError(
+            "these scores do not contain edge rings.", fix="evaluate(truth, regions='edge')"
+        )
     factor, units = shown(scores[name], name, metric)
     da = scores[name].sel(metric=metric, region=rings) * factor
     if "level" in da.dims:

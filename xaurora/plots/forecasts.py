@@ -30,14 +30,14 @@ def _pick(
     name = _found(fc, name)
     if (
         lead_dim in fc.coords and fc[lead_dim].dtype.kind != "m"
-    ):  # durations that carry only their units
+    ):  # lead times stored as numbers with units
         from xaurora.evaluation.alignment import durations_of
 
         hours = durations_of(fc[lead_dim])
         fc = fc.assign_coords({lead_dim: (fc[lead_dim].dims, hours)})
     if name not in fc:
         raise MissingVariableError(
-            f"'{name}' is not in the forecast, which holds {sorted(map(str, fc.data_vars))}.",
+            f"'{name}' is not in the forecast, which contains {sorted(map(str, fc.data_vars))}.",
             fix=f"plot({sorted(map(str, fc.data_vars))[0]!r})",
         )
     da = fc[name]
@@ -64,7 +64,7 @@ def _pick(
         da = da.isel({lead_dim: 0}) if lead is None else da.sel({lead_dim: pd.Timedelta(lead)})
     except (KeyError, ValueError):
         raise LeadTimeError(
-            f"lead {lead!r} is not in the forecast.",
+            f"lead time {lead!r} is not in the forecast.",
             fix=f"lead='{int(np.ravel(fc[lead_dim].values)[0] / np.timedelta64(1, 'h'))}h'",
         ) from None
     if "number" in da.dims:
@@ -80,8 +80,9 @@ def _pick(
 
 
 def _found(fc: xr.Dataset, name: str) -> str:
-    """The variable as this forecast calls it: ``tp`` is ``total_precipitation_6hr`` in
-    WeatherBench2.
+    """Return the name of a variable in this forecast.
+
+    In WeatherBench2's layout, ``tp`` is called ``total_precipitation_6hr``.
     """
     known = variables.find(name) if isinstance(name, str) else None
     if name in fc or known is None:
@@ -99,14 +100,15 @@ def forecast(
     level: float | None = None,
     ax: Any = None,
 ) -> Any:
-    """A map of a forecast, or a triptych of forecast, truth and difference. See
-    :meth:`xaurora.accessor.AuroraAccessor.plot`.
+    """Draw a map of a forecast, or maps of forecast, truth and difference.
+
+    See :meth:`xaurora.accessor.AuroraAccessor.plot`.
     """
     from xaurora.errors import KindError
 
     if not recognition.is_forecast(fc):
         raise KindError(
-            "this Dataset is no forecast (it has no lead times).",
+            "this Dataset is not a forecast: it has no lead times.",
             fix="fc = ds.aurora.predict('6h', model=...); fc.aurora.plot('tp')",
         )
     da = _pick(fc, name, init_time, lead, level)
@@ -123,7 +125,7 @@ def forecast(
         return field(da, title=f"{name}{aloft}, {stamp}", ax=ax)
     if ax is not None and np.size(ax) != 3:
         raise OptionError(
-            f"a triptych is drawn into three axes, and {np.size(ax)} were given.",
+            f"forecast, truth and difference need three axes, but {np.size(ax)} were given.",
             fix="plt.subplots(1, 3)",
         )
     if ax is not None and np.ndim(ax) > 1:
@@ -134,8 +136,12 @@ def forecast(
 def _truth_of(
     fc: xr.Dataset, name: str, da: xr.DataArray, truth: xr.Dataset, level: float | None
 ) -> tuple[Any, tuple[str, str], np.ndarray, np.ndarray]:
-    """Forecast as it is scored, the variable's key, and one field of forecast and truth on its
-    grid.
+    """Return one field of forecast and truth on the forecast's grid.
+
+    Returns
+    -------
+    tuple
+        The forecast as it is scored, the key of the variable, and the values of forecast and truth.
     """
     from xaurora.evaluation import alignment, truths
 
@@ -144,7 +150,7 @@ def _truth_of(
     key = next((k for k, item in known.fields.items() if item.source == name), None)
     if key is None:
         raise MissingVariableError(
-            f"'{name}' is not a variable that forecast and truth can share.",
+            f"'{name}' is not a variable that forecast and truth have in common.",
             fix="plot('tp', truth=...)",
         )
     item = known.fields[key]
@@ -208,17 +214,18 @@ def models(
     truth: xr.Dataset | None = None,
     ax: Any = None,
 ) -> Any:
-    """Maps side by side: a row a forecast, a column a lead time, on one colour scale; with
-    ``truth`` a last row of that.
+    """Draw maps of several forecasts: a row per forecast, a column per lead time.
+
+    All maps share one colour scale. With ``truth``, the last row shows the truth.
 
     Parameters
     ----------
     forecasts : dict of Dataset, or Dataset
         By label.
     name, init_time, level
-        What to draw; by default the first init time and level.
+        What to draw. By default the first init time and level.
     leads : sequence, optional
-        Columns; by default up to four of the first forecast's.
+        Lead times, one per column. By default up to four of the first forecast.
     truth : Dataset, optional
         Fields.
     ax : array of matplotlib axes, ``(row, column)``, optional
@@ -252,8 +259,8 @@ def models(
         rows.append(("truth", [_truth_like(first, name, da, truth, level) for da in rows[0][1]]))
     if ax is not None and np.shape(ax) != (len(rows), len(columns)):
         raise OptionError(
-            f"ax has the shape {np.shape(ax)}, and {len(rows)} rows of {len(columns)} maps are"
-            " drawn.",
+            f"ax has the shape {np.shape(ax)}, but {len(rows)} rows of {len(columns)} maps must"
+            " be drawn.",
             fix=f"plt.subplots({len(rows)}, {len(columns)}, squeeze=False)",
         )
     if ax is None:
@@ -282,7 +289,7 @@ def models(
 
 
 def _in_units(da: xr.DataArray, rows: list[tuple[str, list[xr.DataArray]]]) -> xr.DataArray:
-    """In the units of the first map, so that one scale serves all."""
+    """Convert a field to the units of the first map, so that all share one scale."""
     known = variables.find(str(da.name))
     if not rows or known is None:
         return da

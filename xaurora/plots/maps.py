@@ -1,4 +1,7 @@
-"""Maps, triptychs and curves. Each returns Matplotlib axes and takes ``ax=``."""
+"""Maps of forecasts, truth and differences, and overviews of targets.
+
+Each function returns Matplotlib axes and takes ``ax=``.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,10 @@ from xaurora.fields import variables
 from xaurora.fields.unit_conversion import conversion
 
 RAIN_STEPS_MM = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 50)
-"""mm in six hours; uneven, as rain maps are: half of all rain is drizzle, and the rest must stay
-apart.
+"""Steps of the colour scale in mm per six hours.
+
+Uneven, as usual in precipitation maps: half of all rain is drizzle, and heavier amounts must stay
+distinguishable.
 """
 _RAIN_COLOURS = (
     "#e3f2fb",
@@ -38,7 +43,7 @@ def pyplot() -> Any:
 
 
 def rain_colours() -> tuple[Any, Any]:
-    """Colour map and norm of rain maps: white below 0.1 mm."""
+    """Return the colour map and norm of precipitation maps: white below 0.1 mm."""
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
     colours = ListedColormap(list(_RAIN_COLOURS[:-1]), name="rain").with_extremes(
@@ -57,23 +62,25 @@ def field(
     bar: bool = True,
     ax: Any = None,
 ) -> Any:
-    """A map of one field, with coastlines where Cartopy is there (axes of a Cartopy projection, or
-    new ones).
+    """Draw a map of one field.
+
+    Coastlines are drawn if Cartopy is installed.
 
     Parameters
     ----------
     da : DataArray
-        Two dims, latitude and longitude; precipitation in any unit of length.
+        Two dims, latitude and longitude. Precipitation may be in any unit of length.
     title : str
     rain : bool, optional
-        Draw in mm on the uneven colour steps; by default for precipitation.
+        Draw in mm, with the uneven steps of precipitation maps. By default for precipitation.
     symmetric : bool
-        Colours around zero, for differences.
+        Centre the colours on zero, for differences.
     limits : tuple of float, optional
         Ends of the colour scale.
     bar : bool
         Whether to draw the colour bar.
     ax : matplotlib axes, optional
+        Axes to draw into, also those of a Cartopy projection. By default new ones.
 
     Returns
     -------
@@ -83,7 +90,7 @@ def field(
     da = single_map(da)
     if da.ndim != 2:
         raise OptionError(
-            f"a map needs two dims, and '{da.name}' has {list(da.dims)}.",
+            f"a map needs two dims, but '{da.name}' has {list(da.dims)}.",
             fix="da.isel(init_time=0, lead_time=0)",
         )
     lat, lon = da.dims
@@ -93,7 +100,7 @@ def field(
     longitude = da[lon].values.astype(float)
     if (
         np.diff(longitude) < 0
-    ).any():  # across Greenwich or the date line: draw on, do not jump back
+    ).any():  # keep longitude increasing across Greenwich or the date line
         longitude = np.where(longitude < longitude[0], longitude + 360.0, longitude)
     rain = _is_rain(da) if rain is None else rain
     values, units = da.values.astype(float), str(da.attrs.get("units", ""))
@@ -130,10 +137,10 @@ def field(
 
 
 def coastlines(ax: Any, longitude: np.ndarray, latitude: np.ndarray) -> None:
-    """Draw coastlines into a map in degrees, where Cartopy and its files are there; else nothing.
+    """Draw coastlines into a map in degrees, or nothing if they are not available.
 
-    Cartopy is not among what xaurora installs. Its coastlines of 1:110 million come from a file
-    that it fetches once.
+    Cartopy is an optional dependency. It downloads its 1:110 million coastlines once and then reads
+    them from a file.
     """
     lines = _coastlines()
     if not lines:
@@ -141,7 +148,7 @@ def coastlines(ax: Any, longitude: np.ndarray, latitude: np.ndarray) -> None:
     limits = ax.get_xlim(), ax.get_ylim()
     for line in lines:
         x = np.asarray(line[:, 0])
-        for turn in (-360.0, 0.0, 360.0):  # the map may lie in any convention
+        for turn in (-360.0, 0.0, 360.0):  # the map may use any longitude convention
             if x.max() + turn >= limits[0][0] and x.min() + turn <= limits[0][1]:
                 ax.plot(
                     x + turn, line[:, 1], color="0.25", linewidth=0.6, scalex=False, scaley=False
@@ -163,7 +170,7 @@ def _coastlines() -> tuple[np.ndarray, ...]:
         )
     except (
         Exception
-    ):  # not there, or its file cannot be fetched: a map without coastlines is still a map
+    ):  # Cartopy is not installed or cannot download its file; coastlines are optional
         return ()
 
 

@@ -16,7 +16,7 @@ COLOURS = ("#1f5aa6", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a
 
 
 def axes(ax: Any, size: tuple[float, float] = (5.2, 3.8)) -> Any:
-    """The axes given, or new ones."""
+    """Return the given axes, or new ones."""
     if ax is not None:
         return ax
     import matplotlib.pyplot as plt
@@ -25,19 +25,23 @@ def axes(ax: Any, size: tuple[float, float] = (5.2, 3.8)) -> Any:
 
 
 def labelled(scores: xr.Dataset | Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    """Scores by label; one Dataset is ``"forecast"``."""
+    """Return scores by label. A single Dataset gets the label ``"forecast"``."""
     return {"forecast": scores} if isinstance(scores, xr.Dataset) else dict(scores)
 
 
 def part(
     ds: xr.Dataset, name: str, metric: str | None, region: str | None, lead: Any = None
 ) -> xr.DataArray:
-    """One metric of one region.
+    """Return one metric of one region, the first region by default.
 
     Raises
     ------
     MissingVariableError
-        The scores do not hold it; says how to get it.
+        If the scores do not hold the metric. The fix says how to compute it.
+    OptionError
+        If the scores do not hold the region, or are grouped by time or by lead bins.
+    LeadTimeError
+        If the scores do not hold the lead time.
     """
     from xaurora.evaluation.metrics import ALIASES, METRICS
 
@@ -48,14 +52,14 @@ def part(
     how = metric or next(n for n, m in METRICS.items() if m.suffix == suffix)
     if name not in ds or (metric is not None and metric not in ds["metric"].values):
         raise MissingVariableError(
-            f"these scores hold no {how!r} of '{base}'; they hold"
+            f"these scores do not contain {how!r} of '{base}', only"
             f" {sorted(map(str, ds.data_vars))}.",
             fix=f"evaluate(truth, metrics={[how]}), or metrics='all'",
         )
     da = ds[name] if metric is None else ds[name].sel(metric=metric)
     if region is not None and region not in da["region"].values:
         raise OptionError(
-            f"these scores hold no region {region!r}; they hold"
+            f"these scores do not contain the region {region!r}, only"
             f" {list(map(str, da['region'].values))}.",
             fix="region=None for the first",
         )
@@ -64,7 +68,7 @@ def part(
         d for d in ("init_time", "season", "month", "hour", "year", "lead_bin") if d in da.dims
     ]:
         raise OptionError(
-            f"these scores are kept apart by {', '.join(kept)}, and a diagram shows lead times.",
+            f"these scores are grouped by {', '.join(kept)}, but a diagram shows one group.",
             fix=f"scores.isel({kept[0]}=0, drop=True)",
         )
     if lead is not None and "lead_time" in da.dims:
@@ -73,8 +77,9 @@ def part(
 
 
 def shown(da: xr.DataArray, name: str, metric: str) -> tuple[float, str]:
-    """What a score is multiplied by to be drawn, and its units: rain in mm, squares squared, ratios
-    without.
+    """Return the factor by which a score is multiplied for display, and its units.
+
+    Precipitation is shown in mm, squared errors in squared units, and ratios without units.
     """
     from xaurora.evaluation.metrics import ALIASES, METRICS
 
@@ -95,12 +100,12 @@ def shown(da: xr.DataArray, name: str, metric: str) -> tuple[float, str]:
 
 
 def label_of(metric: str) -> str:
-    """A metric as it is printed."""
+    """Return the label of a metric for display."""
     return metric.upper() if len(metric) <= 5 else metric.replace("_", " ")
 
 
 def hours(da: xr.DataArray) -> str:
-    """The lead of a score, for a label."""
+    """Return the lead time of a score as a label, such as ``+6 h``."""
     value = da.coords.get("lead_time")
     return "" if value is None else f"+{float(value / np.timedelta64(1, 'h')):g} h"
 
@@ -121,7 +126,7 @@ def thresholds_axis(ax: Any, values: np.ndarray) -> None:
 
 
 def plain_ticks(ax: Any, which: str) -> None:
-    """A logarithmic axis with plain numbers at 1, 2 and 5."""
+    """Make an axis logarithmic, with plain numbers at 1, 2 and 5."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     getattr(ax, f"set_{which}scale")("log")
@@ -134,12 +139,12 @@ def plain_ticks(ax: Any, which: str) -> None:
 
 
 def at_lead(da: xr.DataArray, lead: Any) -> xr.DataArray:
-    """One lead time.
+    """Select one lead time.
 
     Raises
     ------
     LeadTimeError
-        It is not there.
+        If the scores do not hold it.
     """
     import pandas as pd
 
@@ -148,29 +153,29 @@ def at_lead(da: xr.DataArray, lead: Any) -> xr.DataArray:
     except (KeyError, ValueError, TypeError):
         there = ", ".join(f"{h:g}h" for h in da["lead_time"].values / np.timedelta64(1, "h"))
         raise LeadTimeError(
-            f"these scores hold no lead {lead!r}; they hold {there}.",
+            f"these scores do not contain the lead time {lead!r}, only {there}.",
             fix=f"lead='{there.split(', ')[0]}'",
         ) from None
 
 
 def at_threshold(da: xr.DataArray, threshold: float) -> xr.DataArray:
-    """One threshold.
+    """Select one threshold.
 
     Raises
     ------
     OptionError
-        It is not among those that were scored.
+        If it was not scored.
     """
     there = da["threshold_mm"].values
     near = np.flatnonzero(np.abs(there - threshold) <= 1e-6 * max(threshold, 1e-9))
     if not len(near):
         raise OptionError(
-            f"these scores hold no threshold of {threshold:g} mm; they hold {there.tolist()}.",
+            f"these scores do not contain a threshold of {threshold:g} mm, only {there.tolist()}.",
             fix=f"threshold_mm={there[0]:g}",
         )
     return da.isel(threshold_mm=int(near[0]))
 
 
 def first_scores(scores: xr.Dataset | Mapping[str, xr.Dataset]) -> xr.Dataset:
-    """The first of several: diagrams that show one forecast."""
+    """Return the first of several scores, for diagrams that show one forecast."""
     return next(iter(labelled(scores).values()))

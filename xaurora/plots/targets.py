@@ -12,28 +12,34 @@ from xaurora.errors import (
 )
 from xaurora.plots.maps import field, pyplot
 
-_MOST_FRAMES = 200  # of a target that are read for a picture
+_MOST_FRAMES = 200  # frames of a target that are read for its overview
 
 
 def target(
     ds: xr.Dataset, name: str = "tp", *, truth: xr.Dataset | None = None, ax: Any = None
 ) -> Any:
-    """What a target looks like before it is learnt: mean, wet fraction or spread, histogram, time
-    series. Reads at most 200 of its times.
+    """Draw an overview of a target: mean, wet fraction or spread, histogram, time series.
+
+    Reads at most 200 of its times.
 
     Parameters
     ----------
     ds : Dataset
         Fields.
     name : str
-        The target; precipitation is shown as the six-hour totals that are learnt.
+        The target. Precipitation is shown as the six-hour totals that are trained on.
     truth : Dataset, optional
-        Where the target comes from, as in ``finetune``.
+        Data that the target is taken from, as in ``finetune``.
     ax : sequence of four matplotlib axes, optional
 
     Returns
     -------
     ndarray of matplotlib axes, ``(4,)``
+
+    Raises
+    ------
+    MissingVariableError
+        If the target has no finite value.
     """
     from xaurora.fields import conventions, targets, truth
     from xaurora.fields.grid.weights import latitude_weights
@@ -49,8 +55,8 @@ def target(
     values = learnt.values.sel(time=times).values.astype(np.float64)
     if not np.isfinite(values).any():
         raise MissingVariableError(
-            f"'{learnt.item.source}' has no value at all.",
-            fix="look at the target: ds['tp'].notnull().sum()",
+            f"'{learnt.item.source}' contains only missing values.",
+            fix="check the target: ds['tp'].notnull().sum()",
         )
     if learnt.is_rain:
         values = np.where(values < 0, 0.0, values)
@@ -62,7 +68,7 @@ def target(
             f", {len(times)} of {len(learnt.times)} times" if len(times) < len(learnt.times) else ""
         )
         made[0, 0].figure.suptitle(
-            f"{learnt.variable.long_name} ({learnt.item.source}) as it is learnt{few}", fontsize=12
+            f"{learnt.variable.long_name} ({learnt.item.source}) as trained on{few}", fontsize=12
         )
     like = learnt.values.isel(time=0, drop=True)
     there = np.isfinite(values)
@@ -77,7 +83,7 @@ def target(
         else:
             spread = np.where(there, (values - mean) ** 2, 0.0).sum(axis=0) / count
             second, label = np.sqrt(spread), "standard deviation"
-    what = "total of 6 h" if learnt.is_rain else learnt.variable.long_name.lower()
+    what = "6 h total" if learnt.is_rain else learnt.variable.long_name.lower()
     field(
         like.copy(data=mean * factor).assign_attrs(units=unit),
         title=f"mean {what}",
@@ -118,7 +124,10 @@ def target(
 
 
 def _histogram(values: np.ndarray, weights: np.ndarray, unit: str, *, rain: bool, ax: Any) -> None:
-    """Share by value; amounts on a logarithmic axis, with the dry share in words."""
+    """Draw a histogram of values.
+
+    Precipitation amounts are drawn on a logarithmic axis, with the dry share in the title.
+    """
     total = weights.sum()
     if rain:
         wet = values > 0

@@ -1,6 +1,4 @@
-"""Putting files together: one order of latitude, longitude and level, one time axis, statics under
-the data.
-"""
+"""Join Datasets: align grids and levels, concatenate along time, and attach static fields."""
 
 from __future__ import annotations
 
@@ -21,6 +19,17 @@ logger = logging.getLogger("xaurora")
 
 
 def combine(pieces: list[xr.Dataset]) -> xr.Dataset:
+    """Combine the Datasets of several files into one, on a common grid and the shared times.
+
+    Raises
+    ------
+    CoordinateError
+        If a file has no latitude and longitude.
+    TimeError
+        If the times of a file cannot be read.
+    SourceError
+        If the files differ in grid, levels or units, or share no time.
+    """
     found = [recognition.recognise(piece) for piece in pieces]
     for each in found:
         if each.grid is None:
@@ -34,7 +43,7 @@ def combine(pieces: list[xr.Dataset]) -> xr.Dataset:
             and (bad := [p for p in each.problems if isinstance(p, TimeError)])
             and each.axes.get("time")
         ):
-            raise bad[0]  # or these fields would pass for statics
+            raise bad[0]  # without times these fields would be treated as static
     dynamic = [i for i, r in enumerate(found) if _is_dynamic(pieces[i], r)]
     if not dynamic:
         return (
@@ -44,7 +53,7 @@ def combine(pieces: list[xr.Dataset]) -> xr.Dataset:
         )
     dynamic.sort(
         key=lambda i: not found[i].levels
-    )  # the first one sets the order of the levels, so it must have them
+    )  # the first one defines the order of the levels, so it must have levels
     reference = found[dynamic[0]]
     same_names = [_rename_axes(pieces[i], found[i], reference) for i in dynamic]
     same_names = _rename_surface_geopotential(
@@ -88,7 +97,7 @@ def _rename_axes(piece: xr.Dataset, found: Recognition, reference: Recognition) 
 def _rename_surface_geopotential(
     pieces: list[xr.Dataset], statics: list[xr.Dataset]
 ) -> list[xr.Dataset]:
-    """Give the surface ``z`` its own name where a pressure-level ``z`` stands beside it."""
+    """Rename a surface ``z`` if there is also a pressure-level ``z``."""
     ranks = {piece["z"].ndim for piece in (*pieces, *statics) if "z" in piece}
     if len(ranks) < 2:
         return pieces
@@ -100,7 +109,7 @@ def _rename_surface_geopotential(
 
 
 def _stack_levels(pieces: list[xr.Dataset], reference: Recognition) -> list[xr.Dataset]:
-    """Join files that hold the same variables and times on different levels."""
+    """Concatenate Datasets that hold the same variables and times on different levels."""
     axis, time = reference.axes.get("level"), reference.axes["time"]
     if axis is None or axis.dim != axis.name:
         return pieces
@@ -134,13 +143,14 @@ def _stack_levels(pieces: list[xr.Dataset], reference: Recognition) -> list[xr.D
 
 
 def _same_grid(piece: xr.Dataset, lead: xr.Dataset, reference: Recognition) -> xr.Dataset:
-    """The piece in the first one's order of latitude, longitude and level, with its coordinates, so
-    that none is joined apart.
+    """Return the Dataset in the order and with the coordinates of the reference grid and levels.
+
+    Identical coordinates keep a later merge from joining on small differences.
 
     Raises
     ------
     SourceError
-        The grids or levels are not the same.
+        If the grids or levels differ.
     """
     for axis in ("latitude", "longitude", "level"):
         if (
@@ -161,7 +171,7 @@ def _same_grid(piece: xr.Dataset, lead: xr.Dataset, reference: Recognition) -> x
             raise SourceError(
                 f"the files have different {axis}s: {len(here)} from {here[0]:g} to {here[-1]:g},"
                 f" and {len(there)} from {there[0]:g} to {there[-1]:g}.",
-                fix=f"cut them to the same first, for example ds.sel({dim}=...)",
+                fix=f"select the same coordinates first, for example ds.sel({dim}=...)",
             )
         if not np.array_equal(nearest, np.arange(len(there))):
             piece = piece.isel({dim: nearest})
@@ -174,20 +184,26 @@ def _to_hpa(level: xr.DataArray) -> float:
 
 
 def _concatenate(pieces: list[xr.Dataset], time_dim: str) -> list[xr.Dataset]:
-    """Join files that continue one another in time, variable set by variable set."""
+    """Concatenate Datasets with the same variables along time.
+
+    Raises
+    ------
+    SourceError
+        If units differ, times overlap, or a variable occurs in files with different variables.
+    """
     by_names: dict[frozenset[str], list[xr.Dataset]] = {}
     for piece in pieces:
         by_names.setdefault(frozenset(map(str, piece.data_vars)), []).append(piece)
     groups = []
     for names, members in by_names.items():
         if len(members) > 1:
-            # Without dask, concatenating would read everything.
+            # Without dask, concatenation would load all data.
             for name in names:
                 units = sorted({str(m[name].attrs.get("units", "none")) for m in members})
                 if len(units) > 1:
                     raise SourceError(
                         f"'{name}' has different units in different files: {', '.join(units)}.",
-                        fix="convert one of them first",
+                        fix="convert them to the same units first",
                     )
             members = [as_dask(m, time_dim) for m in members]
             joined = xr.concat(
@@ -203,7 +219,7 @@ def _concatenate(pieces: list[xr.Dataset], time_dim: str) -> list[xr.Dataset]:
             if joined.indexes[time_dim].has_duplicates:
                 raise SourceError(
                     f"several files hold {sorted(names)} for the same time.",
-                    fix="leave one of them out",
+                    fix="open only one of them",
                 )
             groups.append(joined)
         else:
@@ -221,8 +237,14 @@ def _concatenate(pieces: list[xr.Dataset], time_dim: str) -> list[xr.Dataset]:
 
 
 def _meet(groups: list[xr.Dataset], time_dim: str) -> xr.Dataset:
-    """Merge groups on the times they share; totals are accumulated first where the states come less
-    often.
+    """Merge Datasets on the times that they share.
+
+    Accumulated variables with a shorter time step than the states are first summed over six hours.
+
+    Raises
+    ------
+    SourceError
+        If they share no time.
     """
     if len(groups) == 1:
         return groups[0]
@@ -245,12 +267,12 @@ def _meet(groups: list[xr.Dataset], time_dim: str) -> xr.Dataset:
             for t, s in zip(times, steps, strict=True)
         )
         raise SourceError(
-            f"the files share no time: {spans}.", fix="download them for the same period"
+            f"the files share no time: {spans}.", fix="download files for the same period"
         )
     for group in out:
         if (lost := group.sizes[time_dim] - len(common)) > 0 and group.sizes[time_dim] > 0:
             logger.info(
-                "%s: %d time(s) left out that the other files lack.",
+                "%s: dropped %d time(s) that the other files lack.",
                 ", ".join(sorted(map(str, group.data_vars))),
                 lost,
             )
@@ -264,7 +286,7 @@ def _rain(group: xr.Dataset) -> list[str]:
 
 
 def _accumulated(group: xr.Dataset, names: list[str], time_dim: str) -> xr.Dataset:
-    """Six-hour totals at the times that have all their hours."""
+    """Sum the named variables over six hours, and keep the times with a complete six hours."""
     lazy = as_dask(group, time_dim)
     for name in names:
         precipitation.refuse_running_totals(lazy[name], name=name, dim=time_dim)
@@ -297,14 +319,22 @@ def _merge_statics(
             piece = piece.rename(z="geopotential_at_surface")
         fresh = [str(name) for name in piece.data_vars if name not in main]
         if known := [str(name) for name in piece.data_vars if name in main]:
-            logger.info("%s: already in the other files; theirs are kept.", ", ".join(known))
+            logger.info(
+                "%s: also in the time-dependent files, whose fields are kept.", ", ".join(known)
+            )
         main = main.assign({name: piece[name] for name in fresh})
     return main
 
 
 def _cut_to(piece: xr.Dataset, main: xr.Dataset, reference: Recognition) -> xr.Dataset:
-    """The part of a (usually global) static file that lies under the data, whatever its longitude
-    convention.
+    """Select the grid points of the data from a static, usually global file.
+
+    Longitude conventions may differ.
+
+    Raises
+    ------
+    SourceError
+        If the file does not cover the data, or has another grid.
     """
     index: dict[str, np.ndarray] = {}
     coords: dict[str, Any] = {}
@@ -319,9 +349,9 @@ def _cut_to(piece: xr.Dataset, main: xr.Dataset, reference: Recognition) -> xr.D
         if distance[np.arange(len(want)), nearest].max() > 0.01 * step:
             raise SourceError(
                 f"the static fields {sorted(map(str, piece.data_vars))} do not cover the {axis}s of"
-                " the data, or lie on another grid.",
+                " the data, or are on another grid.",
                 fix=(
-                    "take static fields of the same grid, or regrid them (soil type by nearest"
+                    "use static fields on the same grid, or regrid them (soil type by nearest"
                     " neighbour)"
                 ),
             )

@@ -16,7 +16,7 @@ from xaurora.errors import OptionError
 _MM = 1e-3  # m
 
 
-_MOST = 0.3  # m, where every law is cut off
+_MOST = 0.3  # m, upper limit of all amounts
 
 
 def _sigmoid(x: Any) -> Any:
@@ -24,33 +24,32 @@ def _sigmoid(x: Any) -> Any:
 
 
 class Law(abc.ABC):
-    """Rain given how wet it is.
+    """Distribution of rain given a wetness w.
 
-    ``ahead`` says what "how wet" means. If true, it is what the state six hours before lets one
-    expect of W, so that given that state rain follows the law exactly, and a head of the law's
-    family can be perfect. If false, it is W itself, which the state before does not determine: the
-    perfect forecast is then a mixture of laws.
+    ``ahead`` selects the definition of w. If true, w is the expectation of W given the state six
+    hours before. Given that state, rain then has exactly this distribution, and a head of the same
+    family can be perfect. If false, w is W itself, which the earlier state does not determine, and
+    the perfect forecast is a mixture of these distributions.
     """
 
     ahead = False
 
     @abc.abstractmethod
     def cdf_given(self, w: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """``P(tp ≤ y)`` given w; ``y`` > 0 in metres. Broadcasts."""
+        """Return ``P(tp ≤ y)`` given w, for ``y`` > 0 in metres; arguments are broadcast."""
 
     @abc.abstractmethod
     def sample(self, w: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Amounts in metres for given w, each point on its own; at most 0.3 m."""
+        """Draw amounts in metres given w, independently at each point; at most 0.3 m."""
 
 
 @dataclass(frozen=True)
 class HurdleLaw(Law):
-    """Heavy with probability ``σ(1.5 W − 1)``, else drizzle with probability ``σ(W)``, else dry. No
-    family of heads is like it.
+    """Heavy rain with probability ``σ(1.5 W − 1)``, else drizzle with ``σ(W)``, else dry.
 
-    Heavy amounts are lognormal around ``e^{0.6 W}`` mm with a spread of 0.5, drizzle around 0.03 mm
-    with a spread of 1, so that about half of all wet values lie between 0.001 and 0.1 mm, as in
-    ERA5. ``drizzle-free`` leaves the drizzle out.
+    It belongs to no family of heads. Heavy amounts are lognormal around ``e^{0.6 W}`` mm with a
+    standard deviation of 0.5 in the logarithm, drizzle around 0.03 mm with 1. About half of all wet
+    values then lie between 0.001 and 0.1 mm, as in ERA5. ``drizzle-free`` has no drizzle.
 
     Parameters
     ----------
@@ -61,7 +60,7 @@ class HurdleLaw(Law):
     drizzle: bool = True
 
     def sample(self, w: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Amounts in metres for given W, each point on its own; at most 0.3 m."""
+        """Draw amounts in metres given W, independently at each point; at most 0.3 m."""
         heavy = rng.random(w.shape) < _sigmoid(1.5 * w - 1.0)
         amount = np.exp(0.6 * w + 0.5 * rng.standard_normal(w.shape)) * _MM
         light = rng.random(w.shape) < _sigmoid(w)
@@ -70,7 +69,7 @@ class HurdleLaw(Law):
         return np.minimum(np.where(heavy, amount, rest), _MOST)
 
     def cdf_given(self, w: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """``P(tp ≤ y)`` given W."""
+        """Return ``P(tp ≤ y)`` given W."""
         log_mm = np.log(y / _MM)
         heavy = _sigmoid(1.5 * w - 1.0)
         rest: Any = 1.0
@@ -82,14 +81,13 @@ class HurdleLaw(Law):
 
 @dataclass(frozen=True)
 class FamilyLaw(Law):
-    """Rain of one of the families of heads, its parameters smooth functions of how wet it is
-    expected to be.
+    """Rain of one of the head families, with parameters that are smooth functions of wetness.
 
     Parameters
     ----------
     family : Family
     parameters : callable
-        w → parameters.
+        Function from w to the parameters.
     """
 
     family: distributions.Family
@@ -97,12 +95,12 @@ class FamilyLaw(Law):
     ahead = True
 
     def cdf_given(self, w: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """``P(tp ≤ y)`` given w."""
+        """Return ``P(tp ≤ y)`` given w."""
         w, y = np.broadcast_arrays(np.asarray(w, float), np.asarray(y, float))
         return np.asarray(self.family.cdf(self.parameters(w), y))
 
     def sample(self, w: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Amounts in metres for given w, each point on its own; at most 0.3 m."""
+        """Draw amounts in metres given w, independently at each point; at most 0.3 m."""
         return np.minimum(
             np.asarray(self.family.quantile(self.parameters(w), rng.random(w.shape))), _MOST
         )
@@ -111,7 +109,7 @@ class FamilyLaw(Law):
 _LAWS: dict[str, Law] = {
     "hurdle": HurdleLaw(drizzle=True),
     "drizzle-free": HurdleLaw(drizzle=False),
-    # no drizzle, wet or dry at once
+    # hurdles: dry, or wet without drizzle
     "hurdle_lognormal": FamilyLaw(
         distributions.HurdleLognormal(),
         lambda w: {"p": _sigmoid(1.5 * w - 0.5), "mu": 0.7 * w, "sigma": 0.6 + 0.0 * w},
@@ -140,11 +138,11 @@ _LAWS: dict[str, Law] = {
 
 
 LAWS = tuple(_LAWS)
-"""Laws of rain that ``rain=`` takes."""
+"""Distributions of rain that ``rain=`` accepts."""
 
 
 def cdf(law: Law, mean: np.ndarray, spread: float, y: np.ndarray) -> np.ndarray:
-    """``P(tp ≤ y)`` for w normal with this mean and spread, by 40-point Gauss–Hermite quadrature."""
+    """Return ``P(tp ≤ y)`` for normal w, by 40-point Gauss–Hermite quadrature."""
     if spread == 0.0:
         return law.cdf_given(mean, y)
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
@@ -155,12 +153,12 @@ def cdf(law: Law, mean: np.ndarray, spread: float, y: np.ndarray) -> np.ndarray:
 
 
 def crps(law: Law, mean: np.ndarray, spread: float, y: np.ndarray) -> np.ndarray:
-    """CRPS in metres of the exact forecast: w normal with this mean and spread.
+    """Return the CRPS in metres of the exact forecast, for w normal with this mean and spread.
 
-    The integral ``∫ (F(x) − 1{y ≤ x})² dx`` is tabulated over 161 means and 1200 amounts, spaced
-    evenly in the logarithm, and interpolated; its error is below 1e-4 of the score.
+    The integral ``∫ (F(x) − 1{y ≤ x})² dx`` is tabulated over 161 means and 1200 amounts, which are
+    evenly spaced in the logarithm, and interpolated. The error is below 1e-4 of the score.
     """
-    x = np.concatenate([[0.0], np.geomspace(1e-7, _MOST, 1200)])  # m; the law is cut off there
+    x = np.concatenate([[0.0], np.geomspace(1e-7, _MOST, 1200)])  # m, up to the largest amount
     low, high = float(np.min(mean)) - 1e-6, float(np.max(mean)) + 1e-6
     grid = np.linspace(low, high, 161)
     f = cdf(law, grid[:, None], spread, np.maximum(x, 1e-9)[None, :])
@@ -182,16 +180,16 @@ def crps(law: Law, mean: np.ndarray, spread: float, y: np.ndarray) -> np.ndarray
 
 
 def law_of(name: str) -> Law:
-    """The law of a name.
+    """Return the distribution of rain of a name.
 
     Raises
     ------
     OptionError
-        There is none of that name.
+        If the name is unknown.
     """
     if name not in LAWS:
         raise OptionError(
-            f"there is no law of rain {name!r}; valid are {', '.join(map(repr, LAWS))}.",
+            f"rain={name!r} is not known; valid values are {', '.join(map(repr, LAWS))}.",
             fix="rain='hurdle'",
         )
     return _LAWS[name]

@@ -1,4 +1,4 @@
-"""``xaurora.open``: surface, pressure-level and static files of many makes as one lazy Dataset."""
+"""``xaurora.open``: open surface, pressure-level and static files as one lazy Dataset."""
 
 from __future__ import annotations
 
@@ -30,34 +30,36 @@ def open(
 ) -> xr.Dataset:
     """Open files of ERA5, or of a forecast, as one Dataset.
 
-    Lazy: reads coordinates, and one grid point of GRIB forecasts to find which of their steps are
-    there.
+    Lazy. Only coordinates are read, and for GRIB forecasts a sparse sample of grid points that
+    shows which steps the file holds.
 
     Parameters
     ----------
     *paths : str or path
-        NetCDF, GRIB or Zarr; globs and URLs; surface, pressure-level and static files in any
-        mixture.
+        NetCDF, GRIB or Zarr files, globs or URLs. Surface, pressure-level and static files can be
+        mixed.
     engine : str, optional
-        Passed to :func:`xarray.open_dataset`; by default NetCDF 4 is read with h5netcdf, and else
-        the file's ending decides.
+        Passed to :func:`xarray.open_dataset`. By default NetCDF 4 is read with h5netcdf, and the
+        engine for other formats is chosen from the file name's suffix.
     chunks : optional
-        Passed to xarray: ``{}`` for dask with the file's own chunks. Files that continue one
-        another in time always use dask.
+        Passed to xarray: ``{}`` for dask with the file's own chunks. Files that are concatenated
+        along time always use dask.
 
     Returns
     -------
     Dataset
-        In the files' own names. A surface ``z`` beside a pressure-level ``z`` is called
-        ``geopotential_at_surface``; hourly precipitation is accumulated over six hours before it
-        meets 6-hourly states; only times that all files share are kept.
+        With the variable names of the files. If there is both a surface ``z`` and a pressure-level
+        ``z``, the surface one is renamed ``geopotential_at_surface``. Hourly precipitation is
+        accumulated over six hours before it is merged with 6-hourly states. Only times that all
+        files share are kept.
 
     Raises
     ------
     SourceError
-        A file is missing, cannot be read, or does not fit the others.
+        If a file is missing, cannot be read, or cannot be merged with the others.
     MissingExtraError
-        GRIB without ``xaurora[grib]``, a cloud URL without ``xaurora[cloud]``.
+        If a GRIB file is opened without ``xaurora[grib]``, or a cloud URL without
+        ``xaurora[cloud]``.
 
     Examples
     --------
@@ -71,12 +73,12 @@ def open(
     pieces = [piece for piece in pieces if piece.data_vars]
     if not pieces:
         raise SourceError(
-            "none of the files holds a variable.", fix="look at them with xr.open_dataset(path)"
+            "none of the files holds a variable.", fix="inspect them with xr.open_dataset(path)"
         )
     if any(recognition.is_forecast(piece) for piece in pieces):
         if len(pieces) > 1:
             raise SourceError(
-                "one of the files is a forecast, which is opened alone.",
+                "one of the files is a forecast, which must be opened on its own.",
                 fix="xaurora.open(forecast), xaurora.open(fields)",
             )
         return pieces[0]
@@ -84,12 +86,14 @@ def open(
 
 
 def expand(paths: Sequence[Any]) -> list[str]:
-    """Paths and globs → existing files, each once.
+    """Expand paths and globs to a list of existing files without duplicates.
+
+    URLs are kept as they are.
 
     Raises
     ------
     SourceError
-        One of them is no path, or nothing is there.
+        If an argument is not a path, or nothing matches it.
     """
     flat: list[str] = []
     for path in paths:
@@ -97,7 +101,7 @@ def expand(paths: Sequence[Any]) -> list[str]:
         if not isinstance(several, Sequence) or not all(
             isinstance(p, str | os.PathLike) for p in several
         ):
-            raise SourceError(f"{path!r} is no path.", fix="xaurora.open('era5/*.nc')")
+            raise SourceError(f"{path!r} is not a path.", fix="xaurora.open('era5/*.nc')")
         flat.extend(map(os.fspath, several))
     if not flat:
         raise SourceError("no path was given.", fix="xaurora.open('era5/*.nc')")
@@ -109,7 +113,7 @@ def expand(paths: Sequence[Any]) -> list[str]:
             files.extend(found)
         else:
             raise SourceError(
-                f"no file matches '{path}' (looked in {Path.cwd()}).",
+                f"no file matches '{path}' (current directory: {Path.cwd()}).",
                 fix="give an existing path or glob",
             )
     return list(dict.fromkeys(files))
@@ -118,7 +122,10 @@ def expand(paths: Sequence[Any]) -> list[str]:
 def _read(path: str, engine: str | None, chunks: Any) -> list[xr.Dataset]:
     suffix = Path(path.rstrip("/")).suffix.lower()
     if ".3IMERG." in Path(path).name:
-        raise SourceError(f"'{path}' is GPM IMERG.", fix=f"xaurora.open_imerg('{path}')")
+        raise SourceError(
+            f"'{path}' is GPM IMERG, which xaurora.open does not read.",
+            fix=f"xaurora.open_imerg('{path}')",
+        )
     if engine == "cfgrib" or (engine is None and suffix in _GRIB):
         return _read_grib(path, chunks)
     if path.startswith(("gs://", "gcs://")):
@@ -151,9 +158,10 @@ def _read(path: str, engine: str | None, chunks: Any) -> list[xr.Dataset]:
 
 
 def _is_hdf5(path: str) -> bool:
-    """Whether a local file is NetCDF 4, to be read with h5netcdf: netCDF4 brings the process down
-    when a file that holds strings, such as the ``expver`` of CDS files, is opened while it is
-    open already (Unidata/netcdf-c, issue 2510; HDFGroup/hdf5, issue 5359).
+    """Return whether a path is a local NetCDF 4 file, which is read with h5netcdf.
+
+    netCDF4 crashes the process when a file that holds strings, such as the ``expver`` of CDS files,
+    is opened while it is already open (Unidata/netcdf-c, issue 2510; HDFGroup/hdf5, issue 5359).
     """
     if "://" in path or not Path(path).is_file():
         return False
@@ -161,11 +169,14 @@ def _is_hdf5(path: str) -> bool:
         with Path(path).open("rb") as file:
             return file.read(8) == b"\x89HDF\r\n\x1a\n"
     except OSError:
-        return False  # opening it says what is wrong
+        return False  # opening it raises the error
 
 
 def _is_consolidated(path: Path) -> bool:
-    """Whether a store says so: xarray warns where it has to find out that it is not."""
+    """Return whether a Zarr store has consolidated metadata.
+
+    xarray warns if it has to find out by trying.
+    """
     if (path / "zarr.json").is_file():
         try:
             return (
@@ -175,7 +186,7 @@ def _is_consolidated(path: Path) -> bool:
                 is not None
             )
         except (OSError, ValueError, AttributeError):
-            return False  # opening it says what is wrong
+            return False  # opening it raises the error
     return (path / ".zmetadata").is_file()
 
 
@@ -183,13 +194,15 @@ def _read_grib(path: str, chunks: Any) -> list[xr.Dataset]:
     try:
         import cfgrib
     except (ImportError, RuntimeError):
-        raise MissingExtraError(f"'{path}' is GRIB.", fix="pip install 'xaurora[grib]'") from None
+        raise MissingExtraError(
+            f"'{path}' is GRIB, which needs cfgrib.", fix="pip install 'xaurora[grib]'"
+        ) from None
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
-        )  # cfgrib merges with xarray's defaults of the time and says so for every file
+        )  # cfgrib relies on xarray's merge defaults, which warn for every file
         try:
-            # No index file: the folder of the data may be read-only, and a stale index is a trap.
+            # No index file: the data folder may be read-only, and a stale index gives wrong data.
             pieces = cfgrib.open_datasets(
                 path, backend_kwargs={"indexpath": ""}, decode_timedelta=True
             )
@@ -203,7 +216,13 @@ def _read_grib(path: str, chunks: Any) -> list[xr.Dataset]:
 
 
 def _flatten_steps(ds: xr.Dataset) -> xr.Dataset:
-    """GRIB's (time, step) with a 2-D ``valid_time`` → one time axis of valid times."""
+    """Flatten the ``(time, step)`` dims of a GRIB forecast to one axis of valid times.
+
+    Raises
+    ------
+    SourceError
+        If several forecasts are valid at the same time.
+    """
     if not {"time", "step"} <= set(ds.dims) or ds["valid_time"].ndim != 2:
         return ds
     valid = ds["valid_time"].values.ravel()
@@ -215,8 +234,8 @@ def _flatten_steps(ds: xr.Dataset) -> xr.Dataset:
         .rename(_flat="time")
         .assign_coords(time=("time", valid, attrs))
     )
-    # Steps that the file lacks come as NaN throughout; points over the whole field tell (over sea
-    # ERA5-Land has none).
+    # cfgrib fills steps that the file lacks with NaN. The sampled points cover the whole field,
+    # because some variables have no values over parts of it (ERA5-Land over sea).
     probe = next(iter(flat.data_vars.values()))
     there = np.zeros(flat.sizes["time"], bool)
     for da in flat.data_vars.values():
@@ -230,8 +249,8 @@ def _flatten_steps(ds: xr.Dataset) -> xr.Dataset:
     flat = flat.isel(time=np.flatnonzero(there)).sortby("time")
     if flat.indexes["time"].has_duplicates:
         raise SourceError(
-            "several forecasts of this GRIB file hold for the same time.",
-            fix="keep one, for example ds.isel(step=slice(0, 12)), before opening it here",
+            "several forecasts in this GRIB file are valid at the same time.",
+            fix="keep one of them, for example ds.isel(step=slice(0, 12)), before opening it here",
         )
     leading = [d for d in probe.dims if d not in ("time", "step")]
     return flat.transpose("time", *leading)

@@ -1,10 +1,9 @@
-"""``prepare``: a local Zarr store that training reads fast, from a source whose chunks make that
-slow or that is far away.
+"""``prepare``: write a local Zarr store for training from a slow or remote source.
 
-What training needs of the source and no more: the model's variables and levels, the target as
-six-hour totals, a region, some times; canonical units, float32, north first. One time of a variable
-is one chunk, and many chunks share a file (a shard), so that a sample is read with one request a
-variable, and a store has no million files.
+The store holds only what training needs: the model's variables and levels, the target as six-hour
+totals, a region and a range of times. Values are float32 in canonical units, north first. Each time
+of a variable is one chunk, and many chunks share a file (a shard). A sample is then read with one
+request per variable, and the store has few files.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from xaurora.utils.progress import say, watched
 
 logger = logging.getLogger("xaurora")
 
-_SHARD = 64 * 1024**2  # bytes of a file before compression, about
-_BLOCK = 512 * 1024**2  # bytes held at once, about
+_SHARD = 64 * 1024**2  # approximate bytes of a file before compression
+_BLOCK = 512 * 1024**2  # approximate bytes in memory at once
 _ATTRIBUTE = "xaurora_prepared"
-_COMPARED = 6  # times of a store that is gone on with
+_COMPARED = 6  # stored times that are compared with the source before resuming
 _MANTISSA = 23  # bits of float32
 
 
@@ -51,11 +50,15 @@ def prepare(
 ) -> xr.Dataset:
     """See :meth:`xaurora.accessor.AuroraAccessor.prepare`."""
     if not isinstance(path, str | Path) or not str(path):
-        raise OptionError(f"path={path!r} is no path.", fix="ds.aurora.prepare('training.zarr')")
+        raise OptionError(
+            f"path must be a path that is not empty, got {path!r}.",
+            fix="ds.aurora.prepare('training.zarr')",
+        )
     whole = isinstance(bits, int | np.integer) and not isinstance(bits, bool)
     if bits is not None and not (whole and 1 <= bits <= _MANTISSA):
         raise OptionError(
-            f"bits={bits!r} is no number of mantissa bits from 1 to {_MANTISSA}.", fix="bits=12"
+            f"bits={bits!r} is not a number of mantissa bits: an integer from 1 to {_MANTISSA}.",
+            fix="bits=12",
         )
     path = Path(path)
     variables = _variables(ds, target, model, region, time)
@@ -80,7 +83,9 @@ def prepare(
             differs="other variables, times, region, bits or values",
         )
         if done:
-            logger.info("%s: %d of %d pieces are there already.", path, done, len(blocks))
+            logger.info(
+                "%s: resuming, %d of %d pieces are already written.", path, done, len(blocks)
+            )
     else:
         with storage.named_failures(path):
             stores.create(path, template, encoding)
@@ -89,7 +94,8 @@ def prepare(
         _refuse_other_values(path, lazy, min(done * length, template.sizes["time"]), bits)
     size = sum(v.nbytes for v in template.data_vars.values())
     say(
-        f"{template.sizes['time']} times, {size / 1e9:.3g} GB before compression, to {path}",
+        f"Writing {template.sizes['time']} times, {size / 1e9:.3g} GB before compression, to"
+        f" {path}",
         shown=progress,
     )
     for i, first in enumerate(watched(blocks, "prepare", unit="piece", shown=progress)):
@@ -113,7 +119,7 @@ def prepare(
 def _variables(
     ds: xr.Dataset, target: Any, model: Any, region: Any, time: Any
 ) -> dict[str, tuple[xr.DataArray, dict[str, Any]]]:
-    """What is stored, by the data's own names: lazy canonical arrays, and attributes."""
+    """Return lazy canonical arrays and their attributes by the data's own variable names."""
     names = [] if target is None else [n for n in targets.names_of(target) if n != targets.ALL]
     found = targets.recognise(ds, names)
     found.raise_first()
@@ -165,7 +171,7 @@ def _accumulates(fields: Fields, name: str) -> bool:
 
 
 def _attrs(item: Field) -> dict[str, Any]:
-    """Attributes that still hold: values are canonical now."""
+    """Return the attributes that remain true for canonical values."""
     kept = {
         k: v for k, v in item.attrs.items() if k in ("standard_name", "long_name", "short_name")
     }
@@ -179,15 +185,18 @@ def _times(times: np.ndarray, wanted: Any) -> np.ndarray:
     chosen = times[(times >= start) & (times <= end)]
     if not len(chosen):
         raise OptionError(
-            f"time={wanted!r} holds none of the data's times, {times[0].astype('datetime64[m]')} to"
-            f" {times[-1].astype('datetime64[m]')}.",
+            f"time={wanted!r} contains none of the data's times, which run from"
+            f" {times[0].astype('datetime64[m]')} to {times[-1].astype('datetime64[m]')}.",
             fix=f"time=('{str(times[0])[:10]}', '{str(times[-1])[:10]}')",
         )
     return chosen
 
 
 def _part(fields: Fields, region: Any, patch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, columns and longitudes of a region's box, out to whole patches of the global lattice."""
+    """Return rows, columns and longitudes of a region's box, extended to whole patches.
+
+    Patches are those of the global grid.
+    """
     grid = fields.layout.grid
     if region is None:
         return np.arange(grid.shape[0]), np.arange(grid.shape[1]), grid.longitude
@@ -217,8 +226,9 @@ def _part(fields: Fields, region: Any, patch: int) -> tuple[np.ndarray, np.ndarr
 def _template(
     variables: dict[str, tuple[xr.DataArray, dict[str, Any]]],
 ) -> tuple[xr.Dataset, dict[str, Any], int]:
-    """The store's shape, how it is written, and the times of a piece: whole shards, and whole
-    chunks of the source where these are not huge.
+    """Return an empty Dataset of the store, its encoding, and the number of times per piece.
+
+    A piece is made of whole shards, and of whole chunks of the source unless these are very large.
     """
     import dask.array
     from zarr.codecs import BloscCodec
@@ -273,7 +283,10 @@ def _signature(
     variables: dict[str, tuple[xr.DataArray, dict[str, Any]]],
     bits: int | None,
 ) -> str:
-    """A hash of what a store depends on; of the values the static ones and the first time tell."""
+    """Return a hash of everything that the store depends on.
+
+    Of the values, only static fields and the first time are included.
+    """
     found = hashlib.sha256()
     shape = {
         n: [list(map(str, v.dims)), list(v.shape), v.attrs] for n, v in template.variables.items()
@@ -288,7 +301,13 @@ def _signature(
 
 
 def _refuse_other_values(path: Path, lazy: xr.Dataset, count: int, bits: int | None) -> None:
-    """Compare some of the times that are stored with the source, the last one among them."""
+    """Raise if stored values differ from the source, at a few times including the last one.
+
+    Raises
+    ------
+    SaveError
+        If the values of a variable differ.
+    """
     there = xr.open_dataset(
         path, engine="zarr", chunks=None, consolidated=False, decode_timedelta=True
     )
@@ -302,14 +321,15 @@ def _refuse_other_values(path: Path, lazy: xr.Dataset, count: int, bits: int | N
             ):
                 when = np.datetime_as_string(lazy["time"].values[int(i)], unit="h")
                 raise SaveError(
-                    f"'{path}' holds other values of {name!r} at {when} than the data.",
+                    f"the values of {name!r} at {when} in '{path}' differ from the data.",
                     fix="choose another path, or remove it to start again",
                 )
 
 
 def _rounded(values: np.ndarray, bits: int | None) -> np.ndarray:
-    """float32 with so many mantissa bits kept, to the nearest; NaN and infinity stay. The relative
-    error is at most 2^−(bits+1).
+    """Round float32 values to a number of mantissa bits; NaN and infinity are unchanged.
+
+    The relative error is at most 2^−(bits+1).
     """
     values = np.ascontiguousarray(values, np.float32)
     if bits is None or bits == _MANTISSA:

@@ -1,11 +1,11 @@
-"""Seeded ERA5-like data whose rain follows a known law of the state, so that the score of a perfect
-forecaster is known.
+"""Seeded ERA5-like data whose rain has a known conditional distribution.
 
-Two smooth Gaussian fields A and B drift, two columns eastward a step unless asked otherwise, and
-are renewed as AR(1) processes. A shows in temperature, pressure and wind, B in the moisture aloft.
-Rain depends on ``W = 1.2 A + 0.9 B`` at its own time, with noise of its own at every grid point.
-Given the state at init time, W six hours later is normal with known mean and spread, so that the
-distribution of rain is known exactly: :class:`Law`.
+The score of a perfect forecast is therefore known. Two smooth Gaussian fields A and B drift, by
+default two columns eastward per step, and evolve as AR(1) processes. A determines temperature,
+pressure and wind, B the moisture on pressure levels. Rain depends on ``W = 1.2 A + 0.9 B`` at the
+same time, with independent noise at every grid point. Given the state at init time, W six hours
+later is normal with known mean and standard deviation, so that the distribution of rain is known
+exactly: see :class:`Law`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.sources.laws import crps, law_of
 
 MOTIONS = {"east": 2, "west": -2, "fast": 4, "storm": 8, "still": 0}
-"""Laws of motion that ``motion=`` takes: columns eastward a step."""
+"""Drifts that ``motion=`` accepts, in columns eastward per step."""
 MEMORY = 0.9  # AR(1) coefficient of A and B
 WEIGHT_A, WEIGHT_B = 1.2, 0.9  # W = 1.2 A + 0.9 B
 
 
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], scale: float) -> np.ndarray:
-    """White noise smoothed with a Gaussian of ``scale`` grid points, variance one; periodic in
-    longitude, not in latitude.
+    """Return white noise smoothed with a Gaussian of ``scale`` grid points, with unit variance.
+
+    It is periodic in longitude and not in latitude.
     """
     rows, columns = shape
     tall = (
         2 * rows
-    )  # periodic over twice the height, of which half is taken: no pole touches the other
+    )  # periodic over twice the height, of which half is kept: the poles stay independent
     ky, kx = np.fft.fftfreq(tall)[:, None], np.fft.rfftfreq(columns)[None, :]
     response = np.exp(-2.0 * (np.pi * scale) ** 2 * (ky**2 + kx**2))
     field = np.fft.irfft2(
@@ -53,39 +54,41 @@ def synthetic(
     motion: str = "east",
     start: str = "2020-01-01T00",
 ) -> xr.Dataset:
-    """ERA5-like fields on a global grid, every six hours, with rain of a known law. In memory.
+    """Make ERA5-like fields on a global grid, every six hours, with rain of a known distribution.
+
+    The Dataset is in memory.
 
     Parameters
     ----------
     shape : tuple of int
         Rows and columns of a global grid without poles.
     times : int
-        How many.
+        Number of times.
     levels : tuple of float
-        hPa.
+        Pressure levels in hPa.
     seed : int
-        Same seed, same data.
+        The same seed gives the same data.
     rain : str
-        The law: ``"hurdle"``, which no family of heads is like; ``"drizzle-free"``; or exactly one
-        of the families given the state six hours before: ``"hurdle_lognormal"``,
-        ``"hurdle_gamma"``, ``"censored_normal"`` (with drizzle down to zero), ``"csgd"``.
+        Distribution of rain. ``"hurdle"`` and ``"drizzle-free"`` belong to no family of heads.
+        ``"hurdle_lognormal"``, ``"hurdle_gamma"``, ``"censored_normal"`` (with drizzle down to
+        zero) and ``"csgd"`` are exactly that family given the state six hours before.
     motion : {"east", "west", "fast", "storm", "still"}
-        The law of motion: fields drift two columns a step eastward or westward, four or eight
-        eastward, or not at all. Beyond a patch of the model, what falls at a point in six hours is
-        not to be seen near it now.
+        Drift of the fields: two columns per step eastward or westward, four (``"fast"``) or eight
+        (``"storm"``) eastward, or none. If the drift exceeds a patch of the model, the fields near
+        a point do not show what falls there in the next six hours.
     start : str
         First time.
 
     Returns
     -------
     Dataset
-        CDS names: ``t2m u10 v10 msl tp``, ``z u v t q`` on levels, ``lsm slt
-        geopotential_at_surface``; ``tp`` in metres over the six hours that end at ``time``.
+        With CDS names: ``t2m u10 v10 msl tp``, ``z u v t q`` on pressure levels, and static ``lsm
+        slt geopotential_at_surface``. ``tp`` is in metres over the six hours ending at ``time``.
 
     Raises
     ------
     OptionError
-        A size that is not positive, an unknown law, or no time.
+        If a size is too small, ``rain`` or ``motion`` is unknown, or ``start`` is not a time.
 
     Examples
     --------
@@ -96,7 +99,7 @@ def synthetic(
     law = law_of(rain)
     if not isinstance(motion, str) or motion not in MOTIONS:
         raise OptionError(
-            f"there is no motion {motion!r}; valid are {', '.join(map(repr, MOTIONS))}.",
+            f"motion={motion!r} is not known; valid values are {', '.join(map(repr, MOTIONS))}.",
             fix="motion='east'",
         )
     drift = MOTIONS[motion]
@@ -111,14 +114,14 @@ def synthetic(
         or seed < 0
     ):
         raise OptionError(
-            f"times={times!r}, seed={seed!r}, shape={shape!r}: whole numbers are needed, and a seed"
-            " of at least 0.",
+            "times and seed must be integers, shape a pair of integers, and seed at least 0, got"
+            f" times={times!r}, seed={seed!r}, shape={shape!r}.",
             fix="xaurora.synthetic(shape=(32, 64), times=400, seed=0)",
         )
     if times < 1 or min(shape) < 4 or not levels:
         raise OptionError(
-            f"times={times}, shape={shape}, levels={levels}: at least 1 time, 4 × 4 points and 1"
-            " level are needed.",
+            "at least 1 time, 4 × 4 grid points and 1 level are needed, got"
+            f" times={times}, shape={shape}, levels={levels}.",
             fix="xaurora.synthetic()",
         )
     rng = np.random.default_rng(seed)
@@ -135,8 +138,8 @@ def synthetic(
                 rng, shape, 2.0
             )
     w = WEIGHT_A * a + WEIGHT_B * b
-    # what the state one step before lets one expect; before the first there is none, and it is
-    # drawn
+    # The expectation of W given the state one step before. The state before the first one is
+    # drawn at random.
     if law.ahead:
         before = np.concatenate([_before(w[:1], rng, shape, drift), w[:-1]])
         w = MEMORY * np.roll(before, drift, axis=-1)
@@ -229,7 +232,7 @@ def synthetic(
         "longitude": ("longitude", lon, {"units": "degrees_east", "standard_name": "longitude"}),
     }
     attrs = {
-        "title": "Synthetic fields with rain of a known law (xaurora.synthetic)",
+        "title": "Synthetic fields with a known distribution of rain (xaurora.synthetic)",
         "rain_law": rain,
         "motion": motion,
         "seed": seed,
@@ -247,17 +250,23 @@ def _first(start: Any) -> np.datetime64:
         stamp = pd.NaT
     if pd.isna(stamp) or not 1700 <= stamp.year <= 2200 or stamp.tzinfo is not None:
         raise OptionError(
-            f"start={start!r} is no time between 1700 and 2200, in UTC.",
+            f"start must be a UTC time between 1700 and 2200 without a time zone, got {start!r}.",
             fix="start='2020-01-01T00'",
         )
     return stamp.to_datetime64().astype("datetime64[ns]")
 
 
 def _steps(ds: xr.Dataset, lead_hours: int) -> int:
-    """Rollout steps of a lead time, for fields that are as :func:`synthetic` made them."""
+    """Return the number of rollout steps of a lead time, for a Dataset from :func:`synthetic`.
+
+    Raises
+    ------
+    OptionError
+        If ``ds`` is not such a Dataset or not complete, or the lead time is not valid.
+    """
     if "rain_law" not in ds.attrs or "motion" not in ds.attrs:
         raise OptionError(
-            "these are no fields of xaurora.synthetic, or their attributes are gone.",
+            "ds is not a Dataset from xaurora.synthetic, or its attributes were dropped.",
             fix="xaurora.synthetic()",
         )
     if (
@@ -266,8 +275,8 @@ def _steps(ds: xr.Dataset, lead_hours: int) -> int:
         or lead_hours // TIMESTEP_HOURS >= ds.sizes["time"]
     ):
         raise OptionError(
-            f"lead_hours={lead_hours!r} is no positive multiple of {TIMESTEP_HOURS} within the"
-            f" {ds.sizes['time']} times.",
+            f"lead_hours must be a positive multiple of {TIMESTEP_HOURS} that fits into the"
+            f" {ds.sizes['time']} times, got {lead_hours!r}.",
             fix="lead_hours=6",
         )
     spacing = np.diff(ds["longitude"].values)
@@ -276,9 +285,9 @@ def _steps(ds: xr.Dataset, lead_hours: int) -> int:
         or (np.diff(ds["time"].values) != np.timedelta64(TIMESTEP_HOURS, "h")).any()
     ):
         raise OptionError(
-            "the exact scores need all longitudes and every time: the fields drift around the"
-            " globe.",
-            fix="score first, then select",
+            "the exact scores need all longitudes and all times, because the fields drift around"
+            " the globe.",
+            fix="compute the scores first, then select",
         )
     return lead_hours // TIMESTEP_HOURS
 
@@ -286,16 +295,18 @@ def _steps(ds: xr.Dataset, lead_hours: int) -> int:
 def _before(
     first: np.ndarray, rng: np.random.Generator, shape: tuple[int, int], drift: int
 ) -> np.ndarray:
-    """A field of W that may have gone before the first: the same process runs backwards in the same
-    way.
+    """Draw a field of W that may have preceded the first one.
+
+    The process is the same backwards in time.
     """
     size = np.sqrt((WEIGHT_A**2 + WEIGHT_B**2) * (1.0 - MEMORY**2))
     return np.roll(MEMORY * first + size * _smooth_noise(rng, shape, 2.0), -drift, axis=-1)
 
 
 def wetness(ds: xr.Dataset) -> xr.DataArray:
-    """``W = 1.2 A + 0.9 B`` read back off synthetic fields: A from ``t2m``, B from ``v10``;
-    ``(time, latitude, longitude)``.
+    """Return ``W = 1.2 A + 0.9 B`` of synthetic fields, ``(time, latitude, longitude)``.
+
+    A is computed from ``t2m`` and B from ``v10``.
     """
     warm = np.cos(np.deg2rad(ds["latitude"]))
     a = (ds["t2m"].astype(np.float64) - 255.0 - 40.0 * warm) / 6.0
@@ -304,7 +315,10 @@ def wetness(ds: xr.Dataset) -> xr.DataArray:
 
 
 def _next_wetness(ds: xr.Dataset, steps: int) -> tuple[xr.DataArray, float]:
-    """Mean and spread, given the state, of what the law takes for wetness so many steps on."""
+    """Return the mean and standard deviation of the wetness a number of steps ahead.
+
+    Both are conditional on the state.
+    """
     law = law_of(ds.attrs["rain_law"])
     mean = MEMORY**steps * wetness(ds).roll(
         longitude=MOTIONS[ds.attrs.get("motion", "east")] * steps
@@ -312,7 +326,7 @@ def _next_wetness(ds: xr.Dataset, steps: int) -> tuple[xr.DataArray, float]:
     whole = WEIGHT_A**2 + WEIGHT_B**2
     if (
         law.ahead
-    ):  # the law takes MEMORY · W of the step before, which is unknown from the second step on
+    ):  # wetness is MEMORY · W of the step before, which is unknown from the second step on
         variance = MEMORY**2 * whole * (1.0 - MEMORY ** (2 * (steps - 1)))
     else:
         variance = whole * (1.0 - MEMORY ** (2 * steps))
@@ -320,19 +334,20 @@ def _next_wetness(ds: xr.Dataset, steps: int) -> tuple[xr.DataArray, float]:
 
 
 def perfect_crps(ds: xr.Dataset, lead_hours: int = TIMESTEP_HOURS) -> xr.DataArray:
-    """CRPS in metres of the forecaster that knows the law and the state at init time.
+    """Return the CRPS in metres of a forecast that knows the distribution and the initial state.
 
     Parameters
     ----------
     ds : Dataset
-        From :func:`synthetic`, with its times in sequence.
+        From :func:`synthetic`, with all its times in order.
     lead_hours : int
         A multiple of six.
 
     Returns
     -------
     DataArray
-        ``(init_time, latitude, longitude)``, for the init times whose truth is in ``ds``.
+        CRPS with dims ``(init_time, latitude, longitude)``, for the init times whose truth is in
+        ``ds``.
     """
     steps = _steps(ds, lead_hours)
     mean, spread = _next_wetness(ds, steps)
@@ -352,8 +367,9 @@ def perfect_crps(ds: xr.Dataset, lead_hours: int = TIMESTEP_HOURS) -> xr.DataArr
 
 
 def climatology_crps(ds: xr.Dataset, lead_hours: int = TIMESTEP_HOURS) -> xr.DataArray:
-    """CRPS in metres of the forecaster that knows the law but not the state; like
-    :func:`perfect_crps`.
+    """Return the CRPS in metres of a forecast that knows the distribution but not the state.
+
+    Parameters and result are those of :func:`perfect_crps`.
     """
     steps = _steps(ds, lead_hours)
     truth = ds["tp"].transpose("time", "latitude", "longitude").values[steps:].astype(np.float64)

@@ -1,1 +1,1 @@
-"""Helpers without any knowledge of weather: atomic writes, Zarr stores, progress bars."""
+"""Helpers that are not specific to weather: atomic writes, Zarr stores, progress bars."""

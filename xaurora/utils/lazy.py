@@ -1,4 +1,4 @@
-"""Keeping lazy what is lazy."""
+"""Conversion of lazy file-backed arrays to dask."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 import xarray as xr
 
-_LARGEST = 64 * 1024**2  # bytes of a chunk
+_LARGEST = 64 * 1024**2  # bytes of a dask chunk, at most
 
 
 def as_dask(data: Any, dim: str) -> Any:
-    """Lazy data of a file as dask, a chunk of the file along ``dim`` at a time; what is in memory
-    or dask already stays as it is.
+    """Return file-backed lazy data as dask arrays, chunked along ``dim`` as in the file.
 
-    Arithmetic on a lazy array of a file would read it whole; a dask array is read piece by piece.
+    Data that are in memory or already dask arrays are unchanged. Arithmetic on a lazy array of a
+    file would read all of it, whereas a dask array is read chunk by chunk.
     """
     arrays = data.variables.values() if isinstance(data, xr.Dataset) else [data.variable]
     lazy = [v for v in arrays if v.chunks is None and not v._in_memory and v.ndim]

@@ -1,4 +1,4 @@
-"""Progress bars: often redrawn on a terminal, a line now and then in a log file."""
+"""Progress bars: redrawn often on a terminal, every ten seconds in a log file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 
 def bar(*, total: int, label: str, unit: str, shown: bool, after: float = 0.0) -> Any:
-    """A bar to be moved on by hand; seen only of work that takes longer than ``after`` seconds."""
+    """Return a bar to be updated by the caller.
+
+    It appears only if the work takes longer than ``after`` seconds.
+    """
     from tqdm.auto import tqdm
 
     return tqdm(
@@ -24,7 +27,7 @@ def watched(
     shown: bool = True,
     total: int | None = None,
 ) -> Iterable[Any]:
-    """Iterate with a bar that goes away at the end."""
+    """Iterate with a bar that is removed at the end."""
     if not shown:
         return items
     from tqdm.auto import tqdm
@@ -33,7 +36,7 @@ def watched(
 
 
 def say(text: str, *, shown: bool = True) -> None:
-    """A line beside a bar."""
+    """Print a line to stderr without breaking a progress bar."""
     if shown:
         from tqdm.auto import tqdm
 

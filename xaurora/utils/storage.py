@@ -1,4 +1,4 @@
-"""Writing files and folders so that what stood there before stays whole until the new is complete."""
+"""Atomic writes: existing files and folders stay intact until the new ones are complete."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _AT_FDCWD = -100
 
 
 def save_error(path: Path, error: BaseException) -> SaveError:
-    """The error for a write that failed, with the usual reasons spelled out."""
+    """Return the error for a failed write, with a fix for the usual reasons."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     fix = "free space, or choose another folder"
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         fix = "choose a folder that you may write to"
     return SaveError(
-        f"'{path}' could not be written: {reason}. What was there before is whole.", fix=fix
+        f"'{path}' could not be written: {reason}. Existing files are unchanged.", fix=fix
     )
 
 
 @contextlib.contextmanager
 def named_failures(path: Path) -> Iterator[None]:
-    """Turn what writing may raise into :class:`SaveError`."""
+    """Turn errors raised by writing into :class:`SaveError`."""
     try:
         yield
     except SaveError:
@@ -40,28 +40,28 @@ def named_failures(path: Path) -> Iterator[None]:
     except Exception as error:
         if (
             type(error).__name__ != "SafetensorError"
-        ):  # raised by safetensors for a full disk; derives from Exception alone
+        ):  # safetensors raises it for a full disk; a direct subclass of Exception
             raise
         raise save_error(path, error) from error
 
 
 def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Fill a new folder beside ``path``, then put it in its place in one step.
+    """Write a new folder beside ``path``, then move it into place in one step.
 
-    A kill or a full disk at any moment leaves the old folder whole, under ``path`` or, on file
-    systems that cannot swap, beside it, where :func:`recover` finds it.
+    A process that is killed or a full disk leaves the old folder intact, either under ``path`` or,
+    on file systems that cannot swap two paths, beside it, where :func:`recover` finds it.
 
     Raises
     ------
     SaveError
-        Writing failed; nothing was changed.
+        If writing fails. Nothing was changed.
     """
     path = Path(path)
     with named_failures(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_dir():
             raise SaveError(
-                f"'{path}' is a file, and a folder is to be written there.",
+                f"'{path}' is a file, but a folder must be written there.",
                 fix="choose another name",
             )
         _sweep(path)
@@ -97,32 +97,32 @@ def _swap(staged: Path, path: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what earlier, killed writers left behind."""
+    """Remove what earlier writers left behind when they were killed."""
     recover(path)
     for left in path.parent.glob(f".{path.name}.new-*"):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def recover(path: Path) -> None:
-    """Bring back the old folder if a writer was killed between its two renames."""
+    """Restore the old folder if a writer was killed between its two renames."""
     backup = path.with_name(f".{path.name}.old")
     if backup.is_dir() and not path.exists():
         os.rename(backup, path)
 
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file beside ``path`` and put it in its place in one step.
+    """Write a file beside ``path``, then move it into place in one step.
 
     Raises
     ------
     SaveError
-        Writing failed; nothing was changed.
+        If writing fails. Nothing was changed.
     """
     path = Path(path)
     with named_failures(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".{path.stem}.new-*{path.suffix}"):
-            left.unlink(missing_ok=True)  # of an earlier, killed writer
+            left.unlink(missing_ok=True)  # left by a writer that was killed
         handle, name = tempfile.mkstemp(
             prefix=f".{path.stem}.new-", suffix=path.suffix, dir=path.parent
         )
@@ -138,7 +138,7 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make a file or folder durable."""
+    """Flush a file or folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

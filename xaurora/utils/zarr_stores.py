@@ -1,5 +1,6 @@
-"""Zarr stores that grow piece by piece: made whole and empty in one step, filled in order, and gone
-on with after a kill.
+"""Zarr stores that are written piece by piece and can be resumed.
+
+A store is created in one step, complete but empty. Its pieces are then filled in order.
 """
 
 from __future__ import annotations
@@ -15,24 +16,24 @@ import xarray as xr
 from xaurora.errors import SaveError, SourceError
 
 PIECES = "xaurora_pieces"
-"""Attribute that says how many pieces make a store whole."""
+"""Attribute that holds the number of pieces of a complete store."""
 _DONE = "xaurora_complete"
 
 
 def create(path: Path, template: xr.Dataset, encoding: Mapping[str, Any] | None = None) -> None:
-    """An empty store of the right shape, in its place in one step.
+    """Create an empty store of the right shape in one step.
 
     Parameters
     ----------
     path : path
     template : Dataset
-        Dask arrays stand for what will be written; the rest is written now.
+        Dask arrays are placeholders for what will be written later. The rest is written now.
     encoding : dict, optional
-        As :meth:`xarray.Dataset.to_zarr` takes it.
+        As in :meth:`xarray.Dataset.to_zarr`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.new-*"):
-        shutil.rmtree(left, ignore_errors=True)  # of an earlier, killed writer
+        shutil.rmtree(left, ignore_errors=True)  # left by a writer that was killed
     staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
     try:
         template.assign_attrs({_DONE: 0}).to_zarr(
@@ -47,20 +48,20 @@ def create(path: Path, template: xr.Dataset, encoding: Mapping[str, Any] | None 
 def done(
     path: Path, attribute: str, signature: str, *, what: str, argument: str, differs: str
 ) -> int:
-    """How many pieces of a store are there.
+    """Return how many pieces of a store are written.
 
     Parameters
     ----------
     path : path
     attribute, signature : str
-        Where the store says what it holds, and what it has to say.
+        Attribute of the store that identifies its contents, and the value that it must have.
     what, argument, differs : str
-        For messages: what kind of store, the argument that names it, and what may be different.
+        For messages: the kind of store, the argument that names it, and what may differ.
 
     Raises
     ------
     SaveError
-        What is there is something else.
+        If the path holds something else.
     """
     import zarr
 
@@ -70,7 +71,7 @@ def done(
         attrs = {}
     if attribute not in attrs:
         raise SaveError(
-            f"'{path}' is there and is no {what}; it is not overwritten.",
+            f"'{path}' exists but is not a {what}; it is not overwritten.",
             fix=f"choose another {argument}",
         )
     if attrs[attribute] != signature:
@@ -82,8 +83,10 @@ def done(
 
 
 def mark(path: Path, count: int) -> None:
-    """Say that so many pieces are there. After the data: a kill between the two costs one piece,
-    and never leaves a hole.
+    """Record that this many pieces are written.
+
+    Called after the data are written: a kill between the two costs one piece, but never leaves a
+    gap.
     """
     import zarr
 
@@ -91,16 +94,17 @@ def mark(path: Path, count: int) -> None:
 
 
 def refuse_unfinished(attrs: Mapping[str, Any], path: str) -> None:
-    """Raise for a store of known length whose filling was interrupted: what is missing would read
-    as zeros.
+    """Raise if filling a store was interrupted, because its missing pieces would read as zeros.
+
+    Only stores of known length are checked.
 
     Raises
     ------
     SourceError
-        It is not complete.
+        If the store is not complete.
     """
     if PIECES in attrs and (there := int(str(attrs.get(_DONE, 0)))) < int(str(attrs[PIECES])):
         raise SourceError(
-            f"'{path}' was not prepared to the end: {there} of {attrs[PIECES]} pieces are there.",
-            fix="the same ds.aurora.prepare(path, ...) once more, which goes on where it stopped",
+            f"'{path}' is not complete: {there} of {attrs[PIECES]} pieces are written.",
+            fix="call ds.aurora.prepare(path, ...) again with the same arguments to resume",
         )

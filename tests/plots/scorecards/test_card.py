@@ -159,12 +159,12 @@ def test_notes_on_what_does_not_compare(compared, tmp_path: Path) -> None:
         (
             lambda: compared["mine"].aurora.scorecard(tmp_path / "card.pdf"),
             errors.OptionError,
-            "neither",
+            "must be written as .html or .png",
         ),
         (
             lambda: compared["mine"].aurora.scorecard(baseline={"x": 3}),
             errors.KindError,
-            "no Dataset of scores",
+            "not a Dataset of scores",
         ),
         (
             lambda: compared["mine"].aurora.scorecard(baseline={"mine": other}, name="mine"),

@@ -1,1 +1,1 @@
-"""The horizontal grid: its points, patches, area weights, regions and regridding."""
+"""The horizontal grid: points, patches, area weights, regions and regridding."""

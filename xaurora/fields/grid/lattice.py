@@ -1,9 +1,9 @@
-"""The horizontal grid: order, wrap, the global patch lattice, cropping, halo, area weights.
+"""The horizontal grid: order, wrapping, the global patch lattice, cropping, halo and area weights.
 
-Aurora's encoder gives every patch a position and a scale encoding that depend on latitude and
-longitude as numbers. A region therefore has to be cut along the *global* patch lattice (patches
-count from 90°N and 0°E), or every encoding is one that the model never met. :class:`Grid` knows
-where on that lattice a domain lies.
+Aurora's encoder gives every patch position and scale encodings that depend on the values of
+latitude and longitude. A region must therefore be cropped along the *global* patch lattice, which
+counts from 90°N and 0°E; otherwise all its encodings differ from those in pretraining.
+:class:`Grid` stores the position of a domain on that lattice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from xaurora.errors import CoordinateError, GridError
 
 _IRREGULAR = 0.05  # of the spacing; float32 rounding gives 1e-4 at 0.1°, a Gaussian grid up to 0.04
-_SNAP = 1e-2  # of the spacing; a coordinate this close to the global lattice is taken to lie on it
+_SNAP = 1e-2  # of the spacing; a coordinate this close to the global lattice is snapped to it
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Grid:
     latitude : ndarray, ``(h,)``
         Degrees north, strictly decreasing, float64.
     longitude : ndarray, ``(w,)``
-        Degrees east, strictly increasing in the order of the domain; a domain that crosses
-        Greenwich or the date line goes on beyond 0 or 180 instead of jumping.
+        Degrees east, strictly increasing in the order of the domain. In a domain that crosses
+        Greenwich or the date line they continue beyond 0 or 180 instead of jumping.
     rows, columns : ndarray of int, ``(h,)``, ``(w,)``
-        Where each canonical row and column stands in the data as found.
+        Position of each canonical row and column in the original data.
     first_row, first_column : int
         Index of the first row and column on the global lattice, which starts at 90°N and 0°E.
     wraps : bool
-        Whether east meets west.
+        Whether the grid spans the whole circle of longitude.
     spacing : tuple of float
         Degrees between rows and between columns.
     """
@@ -55,7 +55,7 @@ class Grid:
 
     @property
     def is_global(self) -> bool:
-        """Whether it covers the globe, but for the rows that patches may lose at the south pole."""
+        """Whether the grid covers the globe, apart from southern rows that patches drop."""
         reach = 1.5 * self.spacing[0]
         return (
             self.wraps
@@ -75,15 +75,16 @@ class Grid:
 
     @property
     def placed_longitude(self) -> np.ndarray:
-        """Longitudes in [0, 360) that increase, ``(w,)``: the true ones, or placeholders where
-        those jump.
+        """Increasing longitudes in [0, 360), ``(w,)``.
+
+        These are the true ones, or placeholders that start at zero if the true ones jump.
         """
         if not self.crosses_greenwich:
             return self.true_longitude
         return self.longitude - self.longitude[0]
 
     def take(self, rows: slice | np.ndarray, columns: slice | np.ndarray) -> Grid:
-        """The sub-grid of some canonical rows and columns."""
+        """Return the sub-grid of some canonical rows and columns."""
         row_index = np.arange(len(self.latitude))[rows]
         column_index = np.arange(len(self.longitude))[columns]
         whole = len(column_index) == len(self.longitude)
@@ -100,7 +101,7 @@ class Grid:
 
 
 def from_axes(latitude: np.ndarray, longitude: np.ndarray) -> Grid:
-    """Bring two axes into canonical order and find their place on the global lattice.
+    """Bring two axes into canonical order and locate them on the global lattice.
 
     Parameters
     ----------
@@ -113,15 +114,15 @@ def from_axes(latitude: np.ndarray, longitude: np.ndarray) -> Grid:
     Raises
     ------
     CoordinateError
-        A value is not finite, out of range, or there twice (0° and 360° are one meridian).
+        A value is not finite, out of range, or duplicated (0° and 360° are the same meridian).
     GridError
-        Fewer than two rows or columns, or values that are not evenly spaced.
+        There are fewer than two rows or columns, or values are not evenly spaced.
     """
     lat, lon = np.asarray(latitude, dtype=np.float64), np.asarray(longitude, dtype=np.float64)
     for name, values in (("latitude", lat), ("longitude", lon)):
         if len(values) < 2:
             raise GridError(
-                f"{name} has {len(values)} value(s), and a region needs at least 12 by 12 grid"
+                f"{name} has {len(values)} value(s), but a region needs at least 12 by 12 grid"
                 " points.",
                 fix=(
                     "select a box instead of a point, for example ds.sel(latitude=slice(60, 50),"
@@ -130,12 +131,12 @@ def from_axes(latitude: np.ndarray, longitude: np.ndarray) -> Grid:
             )
         if not np.isfinite(values).all():
             raise CoordinateError(
-                f"{name} holds values that are not finite.", fix=f"ds.dropna('{name}')"
+                f"{name} contains values that are not finite.", fix=f"ds.dropna('{name}')"
             )
     if lat.max() > 90 + 1e-4 or lat.min() < -90 - 1e-4:
         raise CoordinateError(
-            f"latitude runs from {lat.min():g} to {lat.max():g}, and degrees north lie between -90"
-            " and 90.",
+            f"latitude runs from {lat.min():g} to {lat.max():g}, but degrees north must lie"
+            " between -90 and 90.",
             fix=(
                 "assign latitudes in degrees north, for example"
                 " ds.assign_coords(latitude=np.rad2deg(ds.latitude))"
@@ -150,24 +151,26 @@ def from_axes(latitude: np.ndarray, longitude: np.ndarray) -> Grid:
     if abs(180.0 / lat_spacing - rows_to_pole) < 0.05 * rows_to_pole / len(lat):
         lat_spacing = (
             180.0 / rows_to_pole
-        )  # free of float32 rounding, which adds up on the way to the pole
+        )  # without float32 rounding, which adds up towards the pole
 
     wrapped = np.mod(lon, 360.0)
-    wrapped[wrapped > 360.0 - 1e-4] = 0.0  # −1e-7 is Greenwich, not the last column of the globe
+    wrapped[wrapped > 360.0 - 1e-4] = (
+        0.0  # −1e-7 is Greenwich, not the last column of a global grid
+    )
     order = np.argsort(wrapped, kind="stable")
     steps = np.diff(np.append(wrapped[order], wrapped[order[0]] + 360.0))
     typical = float(
         np.median(np.sort(steps)[:-1])
-    )  # without the widest: a region's way around the globe
+    )  # without the widest gap: for a region, the rest of the globe
     doubled = np.flatnonzero(steps < 0.01 * typical)
     if len(doubled):
         here, there = lon[order[doubled[0]]], lon[order[(doubled[0] + 1) % len(lon)]]
         raise CoordinateError(
-            f"longitudes {min(here, there):g} and {max(here, there):g} are the same meridian, and"
-            " both are there.",
+            f"longitudes {min(here, there):g} and {max(here, there):g} are the same meridian, but"
+            " both are present.",
             fix="drop one of them, for example ds.isel(longitude=slice(None, -1))",
         )
-    # The domain begins after the widest gap; a whole globe has none and begins at 0°E.
+    # The domain starts after the widest gap; a global grid has none and starts at 0°E.
     gap = int(np.argmax(steps))
     wraps = bool(steps[gap] <= 1.5 * typical)
     if not wraps:
@@ -178,7 +181,7 @@ def from_axes(latitude: np.ndarray, longitude: np.ndarray) -> Grid:
 
     unwrapped, first_column = _snap_longitude(unwrapped, lon_spacing)
     if unwrapped[-1] >= 360.0 and not wraps:
-        unwrapped = unwrapped - 360.0  # a domain across Greenwich reads best as −15 … 15
+        unwrapped = unwrapped - 360.0  # a domain across Greenwich is written as −15 … 15
     from_pole = (90.0 - lat[0]) / lat_spacing
     first_row = int(np.floor(from_pole + _SNAP))
     return Grid(
@@ -191,20 +194,23 @@ def _spacing(name: str, increasing: np.ndarray) -> float:
     typical = float((increasing[-1] - increasing[0]) / (len(increasing) - 1))
     if typical <= 0 or (steps <= 1e-3 * typical).any():
         raise CoordinateError(
-            f"{name} holds the same value twice.", fix=f"ds.drop_duplicates('{name}')"
+            f"{name} contains the same value twice.", fix=f"ds.drop_duplicates('{name}')"
         )
     worst = float(np.abs(steps - typical).max() / typical)
     if worst > _IRREGULAR:
         raise GridError(
             f"{name} is not evenly spaced: steps from {steps.min():.4g}° to {steps.max():.4g}°."
-            " Aurora takes regular latitude–longitude grids.",
+            " Aurora requires a regular latitude–longitude grid.",
             fix=f"select one contiguous box, or interpolate: ds.interp({name}=np.arange(...))",
         )
     return typical
 
 
 def _snap_longitude(unwrapped: np.ndarray, spacing: float) -> tuple[np.ndarray, int]:
-    """Free longitudes of float32 rounding when they lie on a grid that closes around the globe."""
+    """Remove float32 rounding from longitudes on a grid that divides the whole circle.
+
+    Also returns the index of the first column on the global lattice.
+    """
     count = round(360.0 / spacing)
     if abs(360.0 / spacing - count) > 0.05 * count / max(len(unwrapped), 2):
         return unwrapped, int(np.floor(unwrapped[0] / spacing + _SNAP)) % max(count, 1)

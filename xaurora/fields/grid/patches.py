@@ -12,7 +12,7 @@ from xaurora.fields.grid.lattice import Grid
 
 @dataclass(frozen=True)
 class Crop:
-    """What a patch size leaves of a grid.
+    """Part of a grid that whole patches cover.
 
     Parameters
     ----------
@@ -21,7 +21,7 @@ class Crop:
     grid : Grid
         The kept grid.
     left_out : str
-        What was left out, in words; empty when nothing was.
+        Description of the rows and columns that are left out; empty if there are none.
     """
 
     rows: slice
@@ -31,7 +31,7 @@ class Crop:
 
 
 def crop_to_patches(grid: Grid, patch_size: int = 4, merges: int = 2) -> Crop:
-    """Cut a grid to whole patches of the global lattice.
+    """Crop a grid to whole patches of the global lattice.
 
     Parameters
     ----------
@@ -39,25 +39,26 @@ def crop_to_patches(grid: Grid, patch_size: int = 4, merges: int = 2) -> Crop:
     patch_size : int
         Pixels along a patch's side.
     merges : int
-        How often the backbone halves the resolution (twice in Aurora: three stages); each needs two
-        rows and columns.
+        Number of times that the backbone halves the resolution (twice in Aurora, which has three
+        stages). Each of them needs two rows and columns.
 
     Raises
     ------
     GridError
-        A whole globe whose width is no multiple of the patch size.
+        The grid is global and its width is not a multiple of the patch size.
     RegionError
-        The region is smaller than the model can take.
+        The region is smaller than the model supports.
     """
     rows = whole_patches(grid.first_row, grid.shape[0], patch_size)
     if grid.wraps:
         if grid.shape[1] % patch_size:
             raise GridError(
-                f"the globe has {grid.shape[1]} columns, which patches of {patch_size} cannot tile,"
-                " and dropping columns would tear east from west.",
+                f"the global grid has {grid.shape[1]} columns, which is not a multiple of the"
+                f" patch size {patch_size}, and dropping columns would break the connection"
+                " between east and west.",
                 fix=(
-                    f"regrid to a width that {patch_size} divides, for example 1440, 900, 360 or"
-                    " 240 columns"
+                    f"regrid to a multiple of {patch_size} columns, for example 1440, 900, 360 or"
+                    " 240"
                 ),
             )
         columns = slice(0, grid.shape[1])
@@ -72,7 +73,7 @@ def crop_to_patches(grid: Grid, patch_size: int = 4, merges: int = 2) -> Crop:
             f"the region has {grid.shape[0]} × {grid.shape[1]} grid points, of which {height} ×"
             f" {width} fill whole patches; this model needs at least {smallest} × {smallest}.",
             fix=(
-                f"take a larger box, for example {smallest + 2 * patch_size} ×"
+                f"select a larger box, for example {smallest + 2 * patch_size} ×"
                 f" {smallest + 2 * patch_size} grid points"
             ),
         )
@@ -101,10 +102,10 @@ def _shorten(names: list[str]) -> str:
 
 
 def trim(grid: Grid, halo: int) -> tuple[slice, slice]:
-    """Rows and columns that remain when a halo is thrown away.
+    """Return the rows and columns that remain when a halo is removed.
 
-    A global grid has no edge in longitude, and a pole is no edge either: only sides at which the
-    data end are trimmed.
+    Only sides at which the data end are trimmed: a global grid has no edge in longitude, and a pole
+    is not an edge either.
 
     Raises
     ------
@@ -113,7 +114,7 @@ def trim(grid: Grid, halo: int) -> tuple[slice, slice]:
     """
     lat_spacing = grid.spacing[0]
     top = 0 if 90.0 - grid.latitude[0] < lat_spacing else halo
-    # One row above the south pole is still the pole: patches drop the last row of 721.
+    # The row above the south pole counts as the pole: patches drop the last row of 721.
     bottom = 0 if grid.latitude[-1] + 90.0 < 4 * lat_spacing else halo
     left = right = 0 if grid.wraps else halo
     rows = slice(top, grid.shape[0] - bottom)
@@ -128,21 +129,21 @@ def trim(grid: Grid, halo: int) -> tuple[slice, slice]:
 
 @dataclass(frozen=True)
 class Window:
-    """The part of a grid that a region covers, and the patches that shape it.
+    """Bounding box of a region in a grid, and the patches that determine its values.
 
     Parameters
     ----------
     rows, columns : ndarray of int, ``(h,)``, ``(w,)``
-        Canonical rows and columns of the region's bounding box; columns go on across the grid's
-        seam.
+        Canonical rows and columns of the region's bounding box; columns continue across the seam of
+        a global grid.
     patch_rows, patch_columns : ndarray of int
-        Patches that cover it, with a margin around.
+        Patches that cover it, including a margin.
     top, left : int
-        Where the first row and column stand in the pixels of those patches.
+        Position of the first row and column in the pixels of those patches.
     wraps : bool
-        Whether its east meets its west.
+        Whether the window spans the whole circle of longitude.
     mask : ndarray of bool, ``(h, w)``, optional
-        The cells inside, where they are not all of the bounding box.
+        The cells inside the region, if it is not the whole bounding box.
     """
 
     rows: np.ndarray
@@ -161,7 +162,7 @@ class Window:
 
 
 def window_around(grid: Grid, inside: np.ndarray, patch_size: int, margin: int) -> Window:
-    """The window of a region in a grid that patches tile.
+    """Return the window of a region in a grid of whole patches.
 
     Parameters
     ----------
@@ -170,7 +171,7 @@ def window_around(grid: Grid, inside: np.ndarray, patch_size: int, margin: int) 
         Cells of the region; at least one.
     patch_size : int
     margin : int
-        Patches around it that shape its cells too.
+        Number of patches around the region that also influence its cells.
     """
     rows = np.flatnonzero(inside.any(axis=1))
     rows = np.arange(rows[0], rows[-1] + 1)
@@ -181,7 +182,7 @@ def window_around(grid: Grid, inside: np.ndarray, patch_size: int, margin: int) 
         start = int(there[(int(np.argmax(gaps)) + 1) % len(there)])
         count = width - int(gaps.max()) + 1
         if width - count < (2 * margin + 1) * patch_size:
-            start, count = 0, width  # next to nothing would be left out
+            start, count = 0, width  # too little would be left out
     else:
         start, count = int(there[0]), int(there[-1] - there[0] + 1)
     columns = np.arange(start, start + count)

@@ -1,5 +1,6 @@
-"""Polygons on a latitude–longitude grid: GeoJSON, and anything with ``__geo_interface__``. Knows
-nothing of torch.
+"""Polygons on a latitude–longitude grid: GeoJSON and objects with ``__geo_interface__``.
+
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ _KINDS = ("Polygon", "MultiPolygon", "Feature", "FeatureCollection", "GeometryCo
 
 
 def is_polygon(shape: Any) -> bool:
-    """Whether something is a polygon in a form that is known here."""
+    """Return whether an object is a polygon in a supported form."""
     return hasattr(shape, "__geo_interface__") or (
         isinstance(shape, Mapping) and shape.get("type") in _KINDS
     )
 
 
 def _rings(name: str, shape: Any) -> Iterator[list[np.ndarray]]:
-    """Polygons, each as its outer ring and its holes, ``(n, 2)`` in degrees east and north."""
+    """Yield polygons as lists of rings, outer ring first, ``(n, 2)`` in degrees east and north."""
     geometry = shape.__geo_interface__ if hasattr(shape, "__geo_interface__") else shape
     kind = geometry.get("type")
     if kind == "Feature":
@@ -37,8 +38,7 @@ def _rings(name: str, shape: Any) -> Iterator[list[np.ndarray]]:
                 rings = [np.asarray(ring, np.float64)[:, :2] for ring in polygon]
             except (ValueError, TypeError, IndexError) as why:
                 raise RegionError(
-                    f"the polygon {name!r} has coordinates that are no rings of (longitude,"
-                    " latitude).",
+                    f"the coordinates of polygon {name!r} are not rings of (longitude, latitude).",
                     fix=(
                         "{'type': 'Polygon', 'coordinates': [[(5, 45), (15, 45), (10, 50), (5,"
                         " 45)]]}"
@@ -47,29 +47,30 @@ def _rings(name: str, shape: Any) -> Iterator[list[np.ndarray]]:
             yield rings
     else:
         raise RegionError(
-            f"region {name!r} is of the kind {kind!r}, which has no inside.",
-            fix=f"one of {', '.join(_KINDS)}",
+            f"region {name!r} has the type {kind!r}, which does not enclose an area.",
+            fix=f"use one of {', '.join(_KINDS)}",
         )
 
 
 def inside(name: str, shape: Any, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
-    """Which grid points lie inside, ``(h, w)`` bool. Edges are straight in degrees; a ring may
-    cross Greenwich or the date line.
+    """Return which grid points lie inside a polygon, ``(h, w)`` bool.
+
+    Edges are straight in degrees; a ring may cross Greenwich or the date line.
 
     Raises
     ------
     RegionError
-        Not a polygon, or coordinates out of range.
+        It is not a polygon, or coordinates are out of range.
     """
     out = np.zeros((len(latitude), len(longitude)), bool)
     for rings in _rings(name, shape):
         within = np.zeros_like(out)
-        for ring in rings:  # holes turn what they hold back: the even–odd rule
+        for ring in rings:  # even–odd rule: points in holes flip back to outside
             if len(ring) < 3 or not np.isfinite(ring).all() or np.abs(ring[:, 1]).max() > 90.0:
                 raise RegionError(
-                    f"the polygon {name!r} has a ring of {len(ring)} points, or latitudes beyond"
-                    " 90°.",
-                    fix="coordinates are (longitude, latitude)",
+                    f"polygon {name!r} has a ring of {len(ring)} points; a ring needs at least 3"
+                    " points, finite coordinates and latitudes within ±90°.",
+                    fix="use coordinates (longitude, latitude)",
                 )
             within ^= _inside_ring(ring, latitude, longitude)
         out |= within
@@ -77,8 +78,9 @@ def inside(name: str, shape: Any, latitude: np.ndarray, longitude: np.ndarray) -
 
 
 def _inside_ring(ring: np.ndarray, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
-    """Crossings of a ray towards the east, counted; longitudes unrolled around the ring's own
-    middle.
+    """Return which grid points lie inside a ring, by counting crossings of a ray to the east.
+
+    Longitudes are unwrapped around the middle of the ring.
     """
     x = np.unwrap(ring[:, 0], period=360.0)
     y = ring[:, 1]

@@ -1,4 +1,7 @@
-"""WeatherBench2's regions, boxes of one's own, and their area weights. Knows nothing of torch."""
+"""Regions of WeatherBench2 and WeatherBench-X, user-defined regions, and their area weights.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +36,8 @@ BOXES: dict[str, tuple[Box, ...]] = {
     "arctic": ((60.0, 90.0, 0.0, 360.0),),
     "antarctic": ((-90.0, -60.0, 0.0, 360.0),),
 }
-# WeatherBench-X, public_benchmark/run_benchmark_evaluation.py at commit 2047a84; scored when they
-# are named.
+# WeatherBench-X, public_benchmark/run_benchmark_evaluation.py at commit 2047a84; scored only if
+# named.
 MORE_BOXES: dict[str, tuple[Box, ...]] = {
     "northern-africa": ((5.0, 32.5, -12.5, 37.5),),
     "southern-africa": ((-30.0, 5.0, 12.5, 37.5),),
@@ -44,7 +47,7 @@ MORE_BOXES: dict[str, tuple[Box, ...]] = {
 }
 NAMED = BOXES | MORE_BOXES
 WITH_LAND = ("global", "extra-tropics", "tropics", "domain")
-"""Regions whose land version is scored by default where there is a land-sea mask."""
+"""Regions whose land version is scored by default if there is a land-sea mask."""
 
 
 def _inside(latitude: np.ndarray, longitude: np.ndarray, box: Box) -> np.ndarray:
@@ -65,7 +68,7 @@ def weights(
     *,
     convention: str = "weatherbench2",
 ) -> dict[str, np.ndarray]:
-    """Area weights by region, ``(h, w)`` each; zero outside.
+    """Return area weights by region, ``(h, w)`` each, zero outside.
 
     Parameters
     ----------
@@ -74,19 +77,19 @@ def weights(
     wanted : optional
         Names (``"europe"``, ``"tropics_land"``, ``"domain"``), or a dict of boxes ``(south, north,
         west, east)``, DataArray masks with coordinates, and polygons (GeoJSON, or anything with
-        ``__geo_interface__``, such as Shapely's), or one such box, mask or polygon; ``"edge"``
-        stands for rings by distance from the domain's edge (:func:`edge_rings`). By default the
+        ``__geo_interface__``, such as Shapely's), or one such box, mask or polygon. ``"edge"``
+        stands for rings by distance from the domain's edge (:func:`edge_rings`). The default is the
         whole domain, and on a global grid all of WeatherBench2's regions.
     land : ndarray, ``(h, w)``, optional
-        Land fraction, which weighs the ``_land`` versions.
+        Land fraction, the weight of the ``_land`` versions.
     convention : {"weatherbench2", "weatherbenchx"}
         WeatherBench-X counts every cell with some land as land, and gives end rows half a cell even
-        on a globe.
+        on a global grid.
 
     Raises
     ------
     RegionError
-        Unknown name, a box or mask that cannot be read, or no grid point inside.
+        A name is unknown, a box, mask or polygon is invalid, or no grid point lies inside.
     """
     longitude = np.asarray(longitude, dtype=np.float64)
     latitude = np.asarray(latitude, dtype=np.float64)
@@ -118,8 +121,8 @@ def weights(
         chosen = dict.fromkeys(wanted)
     else:
         raise RegionError(
-            f"regions={wanted!r} are neither names, a box (south, north, west, east), a mask, a"
-            " polygon, nor a dict of those.",
+            f"regions={wanted!r} must be names, a box (south, north, west, east), a mask, a"
+            " polygon, or a dict of those.",
             fix="regions=['europe']",
         )
     if "edge" in chosen and chosen["edge"] is None:
@@ -138,15 +141,15 @@ def weights(
         )
         if not (out[name] > 0).any():
             raise RegionError(
-                f"region {name!r} holds no grid point of the forecast ({latitude.min():g} to"
+                f"region {name!r} contains no grid point of the forecast ({latitude.min():g} to"
                 f" {latitude.max():g}°N, {longitude.min():g} to {longitude.max():g}°E).",
-                fix="regions=['domain'], or a box (south, north, west, east) inside",
+                fix="regions=['domain'], or a box (south, north, west, east) inside the grid",
             )
     return out
 
 
 def cells(fields: Fields, region: Any) -> np.ndarray:
-    """Grid points of canonical fields that lie in a region, ``(h, w)``, bool.
+    """Return which grid points of canonical fields lie in a region, ``(h, w)``, bool.
 
     Parameters
     ----------
@@ -157,7 +160,7 @@ def cells(fields: Fields, region: Any) -> np.ndarray:
     Raises
     ------
     RegionError
-        No such region, or none of the data lies in it.
+        The region is unknown or contains none of the data.
     """
     grid = fields.layout.grid
     land = fields.static["lsm"].values if "lsm" in fields.static else None
@@ -178,14 +181,14 @@ def cells(fields: Fields, region: Any) -> np.ndarray:
         ) from None
     if len(found) != 1:
         raise RegionError(
-            f"region={region!r} names {len(found)} regions, and one is wanted.",
+            f"region={region!r} names {len(found)} regions, but exactly one is expected.",
             fix="region='europe'",
         )
     return np.asarray(next(iter(found.values())) > 0)
 
 
 def goes_round(longitude: np.ndarray) -> bool:
-    """Whether longitudes go round the whole circle."""
+    """Return whether longitudes span the whole circle."""
     gaps = np.diff(np.asarray(longitude, np.float64)) % 360.0
     return (
         len(longitude) > 1
@@ -196,16 +199,17 @@ def goes_round(longitude: np.ndarray) -> bool:
 def edge_rings(
     latitude: np.ndarray, longitude: np.ndarray, km: Sequence[float] | None = None
 ) -> dict[str, xr.DataArray]:
-    """Masks by the distance to the nearest edge of the domain, for ``regions=``: how far does what
-    lies outside reach in?
+    """Return masks by distance to the nearest edge of the domain, for ``regions=``.
+
+    Scores by ring show how far the influence of the edges reaches into the domain.
 
     Parameters
     ----------
     latitude, longitude : ndarray
         The forecast's grid, degrees.
     km : sequence of float, optional
-        Inner bounds of the rings, beginning with 0; by default four rings of equal width, and what
-        is left.
+        Inner bounds of the rings, starting with 0. The default is four rings of equal width and the
+        remaining interior.
 
     Returns
     -------
@@ -215,7 +219,7 @@ def edge_rings(
     Raises
     ------
     RegionError
-        The grid goes round the globe and from pole to pole: it has no edge.
+        The grid covers the globe from pole to pole, so it has no edge.
     """
     latitude, longitude = np.asarray(latitude, np.float64), np.asarray(longitude, np.float64)
     round_ = goes_round(longitude)
@@ -244,7 +248,7 @@ def edge_rings(
     )
     if len(bounds) < 1 or bounds[0] != 0 or any(b <= a for a, b in itertools.pairwise(bounds)):
         raise RegionError(
-            f"km={bounds} are not increasing distances that begin with 0.",
+            f"km={bounds} must be increasing distances that start with 0.",
             fix="km=(0, 100, 250, 500)",
         )
     out = {}
@@ -266,8 +270,8 @@ def _named(
     base = name.removesuffix("_land")
     if base != "domain" and base not in NAMED:
         raise RegionError(
-            f"there is no region {name!r}; valid are 'domain', {', '.join(map(repr, NAMED))}, each"
-            " also with '_land', or a dict of boxes.",
+            f"there is no region {name!r}; valid names are 'domain',"
+            f" {', '.join(map(repr, NAMED))}, each also with '_land', or a dict of boxes.",
             fix="regions=['europe']",
         )
     mask = np.ones((len(latitude), len(longitude)))
@@ -288,14 +292,15 @@ def _named(
 def _aligned(
     name: str, mask: xr.DataArray, latitude: np.ndarray, longitude: np.ndarray
 ) -> np.ndarray:
-    """A mask with coordinates on the forecast's grid points, whatever its order; outside of it
-    there is nothing.
+    """Return a mask with coordinates, in any order, on the forecast's grid points.
+
+    It is zero outside the mask's own grid.
     """
     lat = next((d for d in mask.dims if str(d).startswith("lat")), mask.dims[0])
     lon = next((d for d in mask.dims if str(d).startswith("lon")), mask.dims[-1])
     if lat not in mask.coords or lon not in mask.coords:
         raise RegionError(
-            f"the mask {name!r} has no coordinates of latitude and longitude, so that its place is"
+            f"the mask {name!r} has no latitude and longitude coordinates, so its location is"
             " unknown.",
             fix=(
                 "xr.DataArray(mask, {'latitude': fc['latitude'], 'longitude': fc['longitude']},"
@@ -309,15 +314,15 @@ def _aligned(
     values = mask.transpose(lat, lon).values[rows][:, columns].astype(np.float64)
     if not np.isfinite(values).all() or (values < 0).any():
         raise RegionError(
-            f"the mask {name!r} holds {'negative' if (values < 0).any() else 'missing'} values; it"
-            " is a weight, 0 outside and 1 inside.",
+            f"the mask {name!r} contains {'negative' if (values < 0).any() else 'missing'} values;"
+            " a mask is a weight, 0 outside and 1 inside.",
             fix="mask.fillna(0)",
         )
 
     def step(axis: np.ndarray) -> float:
         return float(np.median(np.abs(np.diff(axis)))) if len(axis) > 1 else np.inf
 
-    # A mask on coarser points serves its neighbourhood; points beyond its reach are outside.
+    # A coarser mask applies to the points within half a step of its own; all others are outside.
     near = (apart.min(axis=1) <= 0.51 * step(mask[lat].values))[:, None] & (
         distance.min(axis=1) <= 0.51 * step(mask[lon].values)
     )[None]
@@ -338,11 +343,11 @@ def _own(name: str, shape: Any, latitude: np.ndarray, longitude: np.ndarray) -> 
         if south >= north:
             raise RegionError(
                 f"region {name!r}: south {south:g} is not below north {north:g}.",
-                fix="boxes are (south, north, west, east)",
+                fix="use a box (south, north, west, east)",
             )
         return _inside(latitude, longitude, (south, north, west, east)).astype(float)
     raise RegionError(
-        f"region {name!r} is neither a box (south, north, west, east), a DataArray mask with"
-        " latitude and longitude, nor a polygon.",
+        f"region {name!r} must be a box (south, north, west, east), a DataArray mask with latitude"
+        " and longitude, or a polygon.",
         fix="regions={'alps': (44, 48, 5, 16)}",
     )

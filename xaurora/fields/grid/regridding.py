@@ -1,9 +1,8 @@
-"""From one regular latitude–longitude grid onto another: conservatively for amounts, by the nearest
-point for categories.
+"""Regridding between regular grids: conservative for amounts, nearest point for categories.
 
 Weights are the areas that cells share, exact on the sphere, also at the poles and where a cell is
-cut. (xarray-regrid 0.4.2 was tried first: rows at ±90° get no weight there, and cells that are cut
-are shared by degrees, not by area.) Both axes are separable: two sparse matrices.
+cut. xarray-regrid 0.4.2 is not used: it gives no weight to rows at ±90° and weights partial cells
+by degrees instead of by area. The two axes are separable, so the weights are two sparse matrices.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ import xarray as xr
 from xaurora.errors import GridError, TruthError
 from xaurora.utils.lazy import as_dask
 
-_TOUCH = 1e-3  # of a cell; coordinates are rounded to float32
-_LEAST_COVER = 0.5  # of a target's row or column that the source must reach
+_TOUCH = 1e-3  # of a cell; tolerance for coordinates that are rounded to float32
+_LEAST_COVER = 0.5  # of a target row or column that the source must cover
 
 
 def same(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether two axes hold the same points, up to float32 rounding."""
+    """Return whether two axes hold the same points, up to float32 rounding."""
     if len(first) != len(second):
         return False
     step = abs(float(first[1] - first[0])) if len(first) > 1 else 1.0
@@ -29,7 +28,7 @@ def same(first: np.ndarray, second: np.ndarray) -> bool:
 
 
 def _latitude_weights(have: np.ndarray, want: np.ndarray) -> np.ndarray:
-    """Share of each wanted row's area that lies in each row of the source, ``(h', h)``."""
+    """Return the share of each target row's area in each source row, ``(h', h)``."""
 
     def bounds(latitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         half = 0.5 * abs(float(np.median(np.diff(latitude))))
@@ -42,25 +41,26 @@ def _latitude_weights(have: np.ndarray, want: np.ndarray) -> np.ndarray:
 
 
 def _longitude_weights(have: np.ndarray, want: np.ndarray) -> np.ndarray:
-    """Share of each wanted column that lies in each column of the source, ``(w', w)``; longitudes
-    in any convention.
+    """Return the share of each target column in each source column, ``(w', w)``.
+
+    Longitudes may be in any convention.
     """
     half, want_half = 0.5 * spacing(have), 0.5 * spacing(want)
-    # The distance of two cells' middles, the short way around, and what is left of both widths.
+    # The shorter distance between two cell centres around the globe gives the overlap of the cells.
     apart = np.abs((have[None] - want[:, None] + 180.0) % 360.0 - 180.0)
     shared = np.minimum(np.minimum(half + want_half - apart, 2.0 * half), 2.0 * want_half)
     return np.clip(shared, 0.0, None) / (2.0 * want_half)
 
 
 class Conservative:
-    """Area-weighted means onto a target grid, with the share of each target cell that has values.
+    """Area-weighted means on a target grid, with the share of each target cell that has values.
 
     Parameters
     ----------
     latitude, longitude : ndarray
-        The source's, evenly spaced, in any order; longitude in any convention.
+        Source axes, evenly spaced, in any order; longitude in any convention.
     to_latitude, to_longitude : ndarray
-        The target's, in the order that is wanted back.
+        Target axes, in the order of the result.
 
     Raises
     ------
@@ -84,8 +84,8 @@ class Conservative:
         for name, axis in zip(("latitude", "longitude") * 2, (*have, *want), strict=True):
             if len(axis) < 2:
                 raise GridError(
-                    f"{name} has a single point, which has no cell to take the mean over.",
-                    fix="give a grid of at least 2 × 2 points",
+                    f"{name} has a single point, so it has no cells to average over.",
+                    fix="use a grid of at least 2 × 2 points",
                 )
         rows, columns = _latitude_weights(have[0], want[0]), _longitude_weights(have[1], want[1])
         for name, weights, h, w in (
@@ -94,10 +94,10 @@ class Conservative:
         ):
             if weights.sum(axis=1).min() < _LEAST_COVER - _TOUCH:
                 raise TruthError(
-                    f"{name} runs from {h[0]:g} to {h[-1]:g}, and the grid that is wanted from"
-                    f" {w[0]:g} to {w[-1]:g}.",
+                    f"{name} runs from {h[0]:g} to {h[-1]:g}, but the target grid from {w[0]:g} to"
+                    f" {w[-1]:g}.",
                     fix=(
-                        "give data that cover the region, or cut the region:"
+                        "use data that cover the region, or select a smaller region:"
                         " ds.sel(latitude=slice(...), longitude=slice(...))"
                     ),
                 )
@@ -109,12 +109,12 @@ class Conservative:
         Parameters
         ----------
         values : ndarray, ``(h, w)``
-            NaN where there is none.
+            NaN where values are missing.
 
         Returns
         -------
         tuple of ndarray, ``(h', w')`` each
-            The mean over the valid part of each target cell (NaN where there is none), float64, and
+            The mean over the valid part of each target cell (NaN if there is none), float64, and
             the valid fraction of the cell.
         """
         there = np.isfinite(values)
@@ -126,7 +126,7 @@ class Conservative:
 
 
 def spacing(longitude: np.ndarray) -> float:
-    """Spacing of longitudes that may jump across the date line or Greenwich."""
+    """Return the spacing of longitudes that may jump across the date line or Greenwich."""
     gaps = np.diff(np.asarray(longitude, np.float64)) % 360.0
     return float(np.median(np.minimum(gaps, 360.0 - gaps)))
 
@@ -134,7 +134,7 @@ def spacing(longitude: np.ndarray) -> float:
 def nearest(
     latitude: np.ndarray, longitude: np.ndarray, to_latitude: np.ndarray, to_longitude: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the source points nearest to the target's.
+    """Return the rows and columns of the source points nearest to the target's.
 
     Raises
     ------
@@ -155,9 +155,9 @@ def nearest(
         step = spacing(have) if len(have) > 1 else 1.0
         if distance[np.arange(len(want)), index].max() > step:
             raise TruthError(
-                f"{axis} runs from {have[0]:g} to {have[-1]:g}, and the grid that is wanted from"
+                f"{axis} runs from {have[0]:g} to {have[-1]:g}, but the target grid from"
                 f" {want[0]:g} to {want[-1]:g}.",
-                fix="give data that cover the region",
+                fix="use data that cover the region",
             )
         out.append(index)
     return out[0], out[1]
@@ -171,17 +171,17 @@ def onto(
     method: str = "conservative",
     least: float = 0.5,
 ) -> xr.DataArray:
-    """Bring fields onto another grid. Lazy: frame by frame.
+    """Regrid fields to another grid. Lazy: computed frame by frame.
 
     Parameters
     ----------
     da : DataArray, ``(time, latitude, longitude)``
     latitude, longitude : ndarray
-        The target's.
+        Target axes.
     method : {"conservative", "nearest"}
-        ``nearest`` for categories, of which there is no mean.
+        ``nearest`` is for categories, which cannot be averaged.
     least : float
-        Share of a target cell that must have values; NaN below.
+        Minimum share of a target cell that must have values; NaN below it.
 
     Returns
     -------
@@ -206,9 +206,7 @@ def onto(
             out[i] = np.where(share >= least, mean, np.nan)
         return out
 
-    lazy = (
-        as_dask(da, "time").chunk().data
-    )  # what is in memory becomes dask as well, so that both go one way
+    lazy = as_dask(da, "time").chunk().data  # arrays in memory become dask as well: one code path
     lazy = lazy.rechunk({0: 1, 1: -1, 2: -1})
     result = lazy.map_blocks(
         block,

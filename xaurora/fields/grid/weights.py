@@ -6,11 +6,11 @@ import numpy as np
 
 
 def latitude_weights(latitude: np.ndarray, *, regional: bool | None = None) -> np.ndarray:
-    """Area weights by latitude, normalised to mean 1, as WeatherBench2 defines them.
+    """Return area weights by latitude, normalised to mean 1, as WeatherBench2 defines them.
 
     A cell reaches to the midpoints between its latitude and its neighbours; ``w = sin(upper) −
     sin(lower)``. On a global grid the outermost cells reach to the poles. On a regional one they
-    keep half a cell, or the edge rows would stand for everything up to the pole.
+    extend by half a cell, as otherwise the edge rows would represent everything up to the pole.
 
     Parameters
     ----------

@@ -1,5 +1,6 @@
-"""The scorecard: scores beside those of baselines, as one page that opens from disk, and as a
-picture. Runs without torch.
+"""Scorecards: scores beside those of baselines, as an HTML page or a figure.
+
+The page is a single file without external resources. This package does not import torch.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The scorecard: scores beside those of baselines, as one page that opens from disk, and as a
-picture. Knows nothing of torch.
+"""Build a scorecard: scores beside those of baselines, as an HTML page or a figure.
+
+The page is a single file without external resources. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -32,21 +33,22 @@ class Scorecard:
     ----------
     rows : tuple of Row
     leads : ndarray
-        Hours.
+        Lead times in hours.
     baselines : tuple of str
-        The first is what the others are compared with.
+        Labels of the other models. Everything is compared with the first one.
     notes : tuple of str
         What was left out, and warnings.
     provenance : tuple of (str, str)
-        What the scores rest on.
+        Label and value of what the scores are based on.
     figures : tuple
-        (heading, figures): each figure is (title, PNG bytes, caption, whether it takes the whole
+        (heading, figures). Each figure is (title, PNG bytes, caption, whether it spans the full
         width).
     name, title : str
+        Name of this forecast, and title of the page.
     level : float
-        Of the intervals behind the marks.
+        Confidence level of the intervals behind the significance marks.
     columns : tuple of str
-        Leads as they are printed.
+        Lead times as displayed.
     """
 
     rows: tuple[Row, ...]
@@ -62,37 +64,42 @@ class Scorecard:
 
     @property
     def others(self) -> tuple[str, ...]:
-        """Labels beside this forecast's."""
+        """Labels of the models beside this forecast."""
         return self.baselines
 
     @property
     def marked(self) -> bool:
-        """Whether significance was worked out."""
+        """Whether significance was computed."""
         return any(row.marks for row in self.rows)
 
     @property
     def html(self) -> str:
-        """A page that needs nothing else."""
+        """The card as a self-contained HTML page."""
         return page.page(self)
 
     def _repr_html_(self) -> str:
         return self.html
 
     def plot(self) -> Any:
-        """The card as a Matplotlib figure: relative difference to the first baseline, blue is
-        better.
+        """Draw the card as a Matplotlib figure.
+
+        Colours show the relative difference to the first baseline: blue is better.
+
+        Returns
+        -------
+        matplotlib figure
         """
         return page.picture(self)
 
     def save(self, path: str | Path) -> Path:
-        """Write ``.html`` or ``.png``.
+        """Write the card as ``.html`` or ``.png`` and return the path.
 
         Raises
         ------
         OptionError
-            Another ending.
+            If the path has another suffix.
         SaveError
-            Writing failed.
+            If writing fails.
         """
         path = Path(path)
         if path.suffix == ".html":
@@ -107,7 +114,7 @@ class Scorecard:
                 plt.close(figure)
         else:
             raise OptionError(
-                f"a scorecard is written as .html or .png, and '{path}' is neither.",
+                f"a scorecard must be written as .html or .png, got '{path}'.",
                 fix="scorecard('scorecard.html')",
             )
         return path
@@ -131,33 +138,33 @@ def build(
     seed: int = 0,
     pictures: bool = True,
 ) -> Scorecard:
-    """Make a scorecard. See :meth:`xaurora.accessor.AuroraAccessor.scorecard`.
+    """Build a scorecard. See :meth:`xaurora.accessor.AuroraAccessor.scorecard`.
 
     Raises
     ------
     KindError
-        What is given are no scores.
+        If the Dataset does not hold scores.
     OptionError
-        Truth without forecast or the reverse; a label twice.
+        If only one of forecast and truth is given, or a label occurs twice.
     """
     if not _are_scores(scores):
         raise KindError(
-            "scores have the dims metric, region and lead_time, and this Dataset has"
+            "scores have the dims metric, region and lead_time, but this Dataset has"
             f" {sorted(map(str, getattr(scores, 'dims', ())))}.",
             fix="scores = fc.aurora.evaluate(truth); scores.aurora.scorecard('scorecard.html')",
         )
     if not 0.0 < level < 1.0:
-        raise OptionError(f"level={level!r} does not lie between 0 and 1.", fix="level=0.95")
+        raise OptionError(f"level must be between 0 and 1, got {level!r}.", fix="level=0.95")
     scores = _whole(scores)
     if (forecast is None) != (truth is None):
         raise OptionError(
-            "pictures of cases need forecast and truth.",
+            "maps of cases need both forecast and truth.",
             fix="scorecard(path, forecast=fc, truth=ds)",
         )
     kept = [d for d in frames.BY if any(d in da.dims for da in scores.data_vars.values())]
     if kept:
         raise KindError(
-            f"these scores are kept apart by {', '.join(kept)}, and a card has one table.",
+            f"these scores are grouped by {', '.join(kept)}, but a scorecard has one table.",
             fix=f"scores.isel({kept[0]}=0, drop=True).aurora.scorecard(path)",
         )
     others = (
@@ -172,13 +179,13 @@ def build(
     for label, other in others.items():
         if not _are_scores(other):
             raise KindError(
-                f"the baseline {label!r} is no Dataset of scores.",
+                f"the baseline {label!r} is not a Dataset of scores.",
                 fix="baseline={'persistence': persistence_forecast.aurora.evaluate(truth)}",
             )
     others = {n: _whole(o) for n, o in others.items()}
     if name in others:
         raise OptionError(
-            f"{name!r} is this forecast's label and a baseline's.",
+            f"{name!r} is the label of both this forecast and a baseline.",
             fix="scorecard(path, name='mine')",
         )
     tested, notes = _tests(scores, others, level, seed)
@@ -210,7 +217,7 @@ def build(
         if other.attrs.get("grid") != scores.attrs.get("grid"):
             notes.append(
                 f"{label} (published) was scored on another grid ({other.attrs.get('grid', '?')})"
-                f" and year; it shows an order of magnitude. {other.attrs.get('source', '')}"
+                f" and year and shows only an order of magnitude. {other.attrs.get('source', '')}"
             )
     binned = scores["lead_time"].dtype.kind in "UO"
     leads = (
@@ -225,7 +232,7 @@ def build(
     if "metric" in scores.coords:
         rest = [m for m in map(str, scores["metric"].values) if m not in shown]
         if rest:
-            notes.append(f"Scored, and not in the table: {', '.join(rest)}.")
+            notes.append(f"Scored but not in the table: {', '.join(rest)}.")
     card = Scorecard(
         tuple(rows),
         leads,
@@ -252,7 +259,7 @@ def _are_scores(ds: Any) -> bool:
 
 
 def _whole(scores: xr.Dataset) -> xr.Dataset:
-    """With the dims that a selection of one region, metric or lead has taken away."""
+    """Restore the dims that selecting one region, metric or lead time has removed."""
     for dim in ("lead_time", "region", "metric"):
         if dim in scores.coords and dim not in scores.dims:
             names = [n for n in scores.data_vars if dim in scores[n].coords]
@@ -266,7 +273,7 @@ def _whole(scores: xr.Dataset) -> xr.Dataset:
             scores = plain.assign({n: plain[n].expand_dims(dim) for n in names}).assign_coords(
                 {c: carried[c] for c in kept}
             )
-    if "lead_bin" in scores.dims:  # columns are what they are
+    if "lead_bin" in scores.dims:  # lead bins become the columns of the table
         scores = scores.rename(lead_bin="lead_time")
     return scores
 
@@ -274,8 +281,9 @@ def _whole(scores: xr.Dataset) -> xr.Dataset:
 def _tests(
     scores: xr.Dataset, others: Mapping[str, xr.Dataset], level: float, seed: int
 ) -> tuple[dict[str, xr.Dataset], list[str]]:
-    """Significance of every model against the first baseline, as far as scores carry their init
-    times.
+    """Return the significance of every model against the first baseline, and notes.
+
+    Only scores that carry the values of each init time can be tested.
     """
     if not others:
         return {}, []
@@ -287,8 +295,8 @@ def _tests(
         except KindError:
             if label == "":
                 notes.append(
-                    f"No significance is marked: the scores or those of {first} do not carry their"
-                    " init times one by one."
+                    f"No significance is marked: these scores or those of {first} do not contain"
+                    " the values of each init time."
                 )
         except TruthError as why:
             if label == "":
@@ -298,29 +306,27 @@ def _tests(
     ):
         notes.append(
             f"No significance is marked: {out['']['estimate'].size and out[''].attrs['pairs']}"
-            " common init times are too few."
+            " init times in common are too few."
         )
     return out, notes
 
 
-# --- pictures -------------------------------------------------------------------------------------
+# --- figures --------------------------------------------------------------------------------------
 
 
 def _pictures(found: Any, notes: list[str]) -> tuple[tuple[str, bytes, str, bool], ...]:
-    """Pictures that can be drawn; one that cannot is said, and does not cost the page."""
+    """Draw the figures that can be drawn. One that fails becomes a note."""
     out = []
     for title, draw, caption, wide in found:
         try:
             out.append((title, _png(draw), caption, wide))
         except XauroraError as why:
-            notes.append(
-                f"No picture of {title}: {why.args[0] if why.args else why}".split("\n")[0]
-            )
+            notes.append(f"No figure of {title}: {why.args[0] if why.args else why}".split("\n")[0])
     return tuple(out)
 
 
 def _png(draw: Any) -> bytes:
-    """A picture, drawn off screen."""
+    """Render a figure as PNG bytes."""
     import matplotlib.pyplot as plt
 
     try:

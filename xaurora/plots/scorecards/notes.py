@@ -12,18 +12,18 @@ def notes_of(scores: xr.Dataset, others: Mapping[str, xr.Dataset]) -> list[str]:
     notes = []
     if scores.attrs.get("fields_without_truth"):
         notes.append(
-            f"{scores.attrs['fields_without_truth']} fields without a truth at their valid time"
-            " were left out."
+            f"{scores.attrs['fields_without_truth']} fields were left out because there is no truth"
+            " at their valid time."
         )
     if scores.attrs.get("masked"):
         notes.append(
-            "Scored where truth and forecasts have values; coverage is that share of the area."
+            "Scored where truth and forecasts have values. Coverage is their share of the area."
         )
     for label, other in others.items():
         notes += period_notes(scores, other, label)
         if other.attrs.get("grid") != scores.attrs.get("grid"):
             notes.append(
-                f"{label} was scored on another grid ({other.attrs.get('grid', '?')}); scores on"
+                f"{label} was scored on another grid ({other.attrs.get('grid', '?')}). Scores on"
                 " different grids are not comparable."
             )
         if other.attrs.get("fields_scored") != scores.attrs.get("fields_scored"):
@@ -35,14 +35,14 @@ def notes_of(scores: xr.Dataset, others: Mapping[str, xr.Dataset]) -> list[str]:
 
 
 def period_notes(scores: xr.Dataset, other: xr.Dataset, label: str) -> list[str]:
-    """What to say where totals are over other periods."""
+    """Return a note if the precipitation totals cover different periods."""
     hours = [int(ds.attrs.get("precipitation_hours", 6)) for ds in (scores, other)]
     return (
         []
         if hours[0] == hours[1]
         else [
-            f"{label} is of precipitation over {hours[1]} h, this forecast over {hours[0]} h: they"
-            " do not compare."
+            f"{label} has precipitation totals over {hours[1]} h, this forecast over {hours[0]} h:"
+            " they are not comparable."
         ]
     )
 

@@ -1,5 +1,6 @@
-"""The scorecard as a page: HTML that opens from disk, for screens, phones and paper. Knows nothing
-of torch.
+"""Render a scorecard as a self-contained HTML page, or as a figure.
+
+The page is laid out for screens, phones and paper. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -13,31 +14,59 @@ import numpy as np
 STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
-body { font: 15px/1.45 system-ui, -apple-system, "Segoe UI", sans-serif; margin: 1.5rem auto; max-width: 76rem; padding: 0 1rem; color: #111; background: #fff; }
-h1 { font-size: 1.45rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; } h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
+body { font: 15px/1.45 system-ui, -apple-system, "Segoe UI", sans-serif; margin: 1.5rem auto;
+  max-width: 76rem; padding: 0 1rem; color: #111; background: #fff; }
+h1 { font-size: 1.45rem; margin: 0 0 .3rem; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
 p { margin: .4rem 0; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; min-width: 60%; }
-th, td { padding: .22rem .55rem; text-align: right; border: 1px solid #ddd; white-space: nowrap; vertical-align: middle; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; max-width: 15rem; white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
+th, td { padding: .22rem .55rem; text-align: right; border: 1px solid #ddd; white-space: nowrap;
+  vertical-align: middle; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff;
+  max-width: 15rem; white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
 tr.group th { max-width: none; }
 tr.group th { background: #f1f3f5; text-align: left; font-weight: 600; }
 tr.group th span { font-weight: 400; color: #555; }
 tr.mine td:first-child { font-weight: 600; }
 td small { margin-left: .35rem; font-size: .8em; opacity: .9; }
-.legend { display: flex; flex-wrap: wrap; align-items: center; gap: .25rem .8rem; color: #333; font-size: .9rem; }
+.legend { display: flex; flex-wrap: wrap; align-items: center; gap: .25rem .8rem; color: #333;
+  font-size: .9rem; }
 .bar { display: inline-flex; } .bar i { width: 1.5rem; height: .8rem; display: inline-block; }
 .note, dl { color: #444; font-size: .92rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .9rem; margin: .4rem 0; } dt { color: #666; } dd { margin: 0; overflow-wrap: anywhere; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(21rem, 100%), 1fr)); gap: 1rem; align-items: start; }
-figure { margin: 0; } figure.full { grid-column: 1 / -1; } figure img { width: 100%; height: auto; display: block; } figcaption { font-size: .88rem; color: #444; }
-@media (max-width: 520px) { body { font-size: 13.5px; padding: 0 .6rem; margin: .8rem auto; } th, td { padding: .2rem .35rem; } th:first-child, td:first-child { min-width: 0; max-width: 7rem; overflow-wrap: break-word; font-size: .94em; } tr.group th { max-width: none !important; } td small { display: block; margin: 0; white-space: nowrap; font-size: .78em; } dl { grid-template-columns: 1fr; } dt { margin-top: .3rem; } }
-@media print { body { margin: 0; max-width: none; font-size: 10pt; } .wide { overflow: visible; } td, th, .bar i { print-color-adjust: exact; -webkit-print-color-adjust: exact; } tr, figure { break-inside: avoid; } h2, h3 { break-after: avoid; } th:first-child, td:first-child { position: static; } }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .9rem; margin: .4rem 0; }
+dt { color: #666; }
+dd { margin: 0; overflow-wrap: anywhere; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(21rem, 100%),
+  1fr)); gap: 1rem; align-items: start; }
+figure { margin: 0; }
+figure.full { grid-column: 1 / -1; }
+figure img { width: 100%; height: auto; display: block; }
+figcaption { font-size: .88rem; color: #444; }
+@media (max-width: 520px) {
+  body { font-size: 13.5px; padding: 0 .6rem; margin: .8rem auto; }
+  th, td { padding: .2rem .35rem; }
+  th:first-child, td:first-child { min-width: 0; max-width: 7rem; overflow-wrap: break-word;
+    font-size: .94em; }
+  tr.group th { max-width: none !important; }
+  td small { display: block; margin: 0; white-space: nowrap; font-size: .78em; }
+  dl { grid-template-columns: 1fr; }
+  dt { margin-top: .3rem; }
+}
+@media print {
+  body { margin: 0; max-width: none; font-size: 10pt; }
+  .wide { overflow: visible; }
+  td, th, .bar i { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  tr, figure { break-inside: avoid; }
+  h2, h3 { break-after: avoid; }
+  th:first-child, td:first-child { position: static; }
+}
 """
 
 
 def colour(relative: float) -> str:
-    """WeatherBench's colours: blue is better, red is worse, full at 30 %."""
+    """Return a colour of WeatherBench's scale: blue is better, red is worse, saturated at 30 %."""
     if not np.isfinite(relative):
         return "#ffffff"
     strength = min(abs(relative) / 0.3, 1.0)
@@ -46,18 +75,18 @@ def colour(relative: float) -> str:
 
 
 def ink(background: str) -> str:
-    """Black or white, whichever can be read."""
+    """Return black or white, whichever is readable on the background."""
     red, green, blue = (int(background[i : i + 2], 16) for i in (1, 3, 5))
     return "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else "#111111"
 
 
 def number(value: float) -> str:
-    """Four digits."""
+    """Format a value with four significant digits."""
     return "–" if not np.isfinite(value) else f"{value:.4g}"
 
 
 def page(card: Any) -> str:
-    """The whole card."""
+    """Render the whole card as HTML."""
     parts = [
         (
             "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport'"
@@ -75,7 +104,7 @@ def page(card: Any) -> str:
         parts.append(f"<section><h2>{html.escape(heading)}</h2><div class='figures'>")
         parts += [_figure(f) for f in figures]
         parts.append("</div></section>")
-    parts.append("<h2>What this rests on</h2><dl>")
+    parts.append("<h2>Provenance</h2><dl>")
     parts += [f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in card.provenance]
     parts.append("</dl>")
     parts += [f"<p class='note'>{html.escape(note)}</p>" for note in card.notes]
@@ -85,7 +114,7 @@ def page(card: Any) -> str:
 
 def _legend(card: Any) -> str:
     if not card.baselines:
-        return "<p class='note'>No baseline was given, so that nothing is coloured.</p>"
+        return "<p class='note'>No baseline was given, so nothing is coloured.</p>"
     steps = (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3)
     bar = "".join(f"<i style='background:{colour(s if s else 1e-9)}'></i>" for s in steps)
     text = (
@@ -100,7 +129,7 @@ def _legend(card: Any) -> str:
         )
     if any(row.metric == "acc" for row in card.rows):
         text += (
-            "<p class='note'>Of ACC the difference is printed in points; its colour is that of 1 −"
+            "<p class='note'>For ACC, the difference is given in points and coloured by 1 −"
             " ACC.</p>"
         )
     return text
@@ -150,12 +179,16 @@ def _figure(figure: Any) -> str:
     full = " class='full'" if wide else ""
     return (
         f"<figure{full}><h3>{html.escape(title)}</h3><img alt='{html.escape(title, quote=True)}'"
-        f" src='data:image/png;base64,{encoded}'><figcaption>{html.escape(caption)}</figcaption></figure>"
+        f" src='data:image/png;base64,{encoded}'>"
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
 
 
 def picture(card: Any) -> Any:
-    """The card as a Matplotlib figure: relative difference to the first baseline, blue is better."""
+    """Draw the card as a Matplotlib figure.
+
+    Colours show the relative difference to the first baseline: blue is better.
+    """
     import matplotlib.pyplot as plt
 
     models = [

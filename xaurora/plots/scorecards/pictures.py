@@ -1,4 +1,4 @@
-"""Which pictures a scorecard shows. Knows nothing of torch."""
+"""Select and describe the figures of a scorecard. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _has(ds: xr.Dataset, name: str, metric: str | None = None) -> bool:
 
 
 def by_lead(scores: xr.Dataset, models: Mapping[str, xr.Dataset]) -> Iterator[Picture]:
-    """Scores over lead time, models side by side, for up to four variables."""
+    """Yield curves of scores over lead time, with all models, for up to four variables."""
     from xaurora import plots
 
     if scores.sizes["lead_time"] < 2:
@@ -46,8 +46,8 @@ def by_lead(scores: xr.Dataset, models: Mapping[str, xr.Dataset]) -> Iterator[Pi
                     f"{metric.upper()} of {name}",
                     partial(plots.lead_curve, models, name, metric),
                     (
-                        f"Region {region}; bars are the 95 % interval of the difference to the"
-                        " first baseline, where there is one."
+                        f"Region {region}. Bars are the 95 % interval of the difference to the"
+                        " first baseline, if there is one."
                     ),
                     False,
                 )
@@ -55,7 +55,7 @@ def by_lead(scores: xr.Dataset, models: Mapping[str, xr.Dataset]) -> Iterator[Pi
 
 
 def _is_mae(ds: xr.Dataset, name: str) -> bool:
-    """Whether the CRPS is that of single values."""
+    """Return whether the CRPS equals the MAE, as for deterministic forecasts."""
     if "mae" not in ds["metric"].values:
         return False
     return bool(
@@ -71,26 +71,26 @@ def of_rain(
     name: str,
     published: Mapping[str, xr.Dataset] | None,
 ) -> Iterator[Picture]:
-    """What there is of precipitation."""
+    """Yield the figures of precipitation that these scores allow."""
     from xaurora import plots
     from xaurora.plots import diagrams
 
     region = str(scores["region"].values[0])
     with_counts = {n: ds for n, ds in models.items() if _has(ds, f"{name}_exceed", "csi")}
     for metric, words in (
-        ("csi", "Critical success index: hits over hits, misses and false alarms. 1 is perfect."),
+        ("csi", "Critical success index: hits / (hits + misses + false alarms). 1 is perfect."),
         (
             "ets",
             (
-                "Equitable threat score: hits that chance would give are taken off. 1 is perfect, 0"
-                " is chance."
+                "Equitable threat score: CSI corrected for random hits. 1 is perfect, 0 is no"
+                " better than chance."
             ),
         ),
         (
             "frequencybias",
             (
-                "How often the forecast exceeds the threshold over how often the truth does. Above"
-                " 1 is too often."
+                "How often the forecast exceeds the threshold, divided by how often the truth"
+                " does. Above 1 is too often."
             ),
         ),
     ):
@@ -110,7 +110,7 @@ def of_rain(
         yield (
             "Brier score by threshold",
             lambda: diagrams.threshold_curve(few, name, "brier_score_mm"),
-            "Mean squared difference of probability and what happened. Smaller is better.",
+            "Mean squared difference between probability and outcome. Smaller is better.",
             False,
         )
     if _has(scores, f"{name}_fss"):
@@ -118,8 +118,8 @@ def of_rain(
             "FSS by scale",
             lambda: diagrams.fss_curve(scores, name),
             (
-                "Fractions skill score: do the shares of wet neighbours agree? Above ½ is useful at"
-                " that scale."
+                "Fractions skill score: agreement of the fractions of wet neighbours. Above ½, the"
+                " forecast is useful at that scale."
             ),
             False,
         )
@@ -136,7 +136,10 @@ def of_rain(
         yield (
             "SEEPS",
             partial(plots.lead_curve, with_seeps, name, "seeps"),
-            "Dry, light or heavy for this climate: 0 is perfect, 1 is no skill.",
+            (
+                "Error in the categories dry, light and heavy, which depend on the climatology."
+                " 0 is perfect, 1 is no skill."
+            ),
             False,
         )
     if _has(scores, f"{name}_reliability"):
@@ -144,8 +147,8 @@ def of_rain(
             "Reliability",
             lambda: diagrams.reliability(scores, name),
             (
-                "On the diagonal, what is forecast with 30 % happens in 30 % of cases. Larger"
-                " points are more cases."
+                "On the diagonal, events forecast with 30 % occur in 30 % of cases. Larger points"
+                " are more cases."
             ),
             False,
         )
@@ -161,27 +164,27 @@ def of_rain(
         yield (
             "Calibration",
             lambda: diagrams.calibration(scores, name),
-            "Flat is calibrated; ∪ is too narrow, ∩ too wide, a slope biased.",
+            "A flat histogram is calibrated, ∪ is too narrow, ∩ too wide, a slope biased.",
             False,
         )
     if _has(scores, f"{name}_intensity"):
         yield (
             "Intensity",
             lambda: diagrams.intensity(scores, name),
-            "Share of area and time that gets more than an amount.",
+            "Share of area and time that exceeds each amount.",
             False,
         )
         yield (
-            "Tail, quantile by quantile",
+            "Quantiles of the tail",
             lambda: diagrams.quantile_quantile(scores, name),
-            "Below the diagonal, the forecast's heavy totals are too small.",
+            "Below the diagonal, the heavy totals of the forecast are too small.",
             False,
         )
     if _has(scores, f"{name}_spectrum") and _has(scores, f"{name}_truth_spectrum"):
         yield (
-            "Zonal spectrum over the truth's",
+            "Zonal spectrum relative to truth",
             lambda: diagrams.spectrum(scores, name, ratio=True),
-            "Below 1 the forecast is smoother than the truth at that scale.",
+            "Below 1, the forecast is smoother than the truth at that scale.",
             False,
         )
     elif spectra := [
@@ -191,11 +194,11 @@ def of_rain(
     ]:
         other = spectra[0]
         yield (
-            f"Zonal spectrum of {other} over the truth's",
+            f"Zonal spectrum of {other} relative to truth",
             lambda: diagrams.spectrum(scores, other, ratio=True),
             (
-                f"{name} is a distribution at every point for itself, and has no spectrum without"
-                " members. Below 1 is smoother than the truth."
+                f"{name} is a separate distribution at every point and has no spectrum without"
+                " members. Below 1, the forecast is smoother than the truth."
             ),
             False,
         )
@@ -221,7 +224,7 @@ def of_rain(
             yield (
                 f"Beside published scores, {metric.upper()}",
                 lambda: plots.lead_curve(both, name, metric),
-                "On other grids and years: orders of magnitude, not a comparison.",
+                "Other grids and years: an order of magnitude, not a comparison.",
                 False,
             )
 
@@ -236,7 +239,10 @@ def _bias_map(scores: xr.Dataset, name: str) -> Any:
 def of_cases(
     scores: xr.Dataset, forecast: xr.Dataset, truth: xr.Dataset, name: str
 ) -> Iterator[Picture]:
-    """The best and the worst init time by the area's mean error, as forecast, truth and difference."""
+    """Yield maps of forecast, truth and difference for the best and the worst init time.
+
+    They are chosen by the mean error over the first region at the first lead time.
+    """
     from xaurora.evaluation.carried import carried
     from xaurora.plots import forecasts
 
@@ -271,6 +277,6 @@ def of_cases(
         yield (
             f"{label}: {str(init)[:13]}",
             draw,
-            f"By the {words} of the first region at the first lead time.",
+            f"By {words} over the first region at the first lead time.",
             True,
         )

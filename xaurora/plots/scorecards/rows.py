@@ -1,5 +1,6 @@
-"""Lines of a scorecard: a variable and a metric in one region, of every model. Knows nothing of
-torch.
+"""Rows of a scorecard: a variable and a metric in one region, for every model.
+
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from xaurora.fields import variables
 from xaurora.fields.unit_conversion import conversion
 
 _SHOWN = ("rmse", "mae", "bias", "acc", "crps", "seeps", "spread_skill_ratio", "blur", "coverage")
-"""Metrics of the card; mse says the same as rmse, and the activities are for looking up."""
+"""Metrics of the card. mse is redundant with rmse, and the activities are diagnostics."""
 _LABELS = {"spread_skill_ratio": "spread/skill", "blur": "blur (1 is none)"}
 _POINTS = ("acc",)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the card: a variable (at a level) and a metric in one region, by lead time.
+    """One row of the card: a variable (at a level) and a metric in one region, by lead time.
 
     Parameters
     ----------
@@ -31,9 +32,9 @@ class Row:
     values : ndarray, ``(lead,)``
         Of this forecast.
     others : dict of ndarray
-        Of the others, by label.
+        Of the other models, by label.
     marks : dict of ndarray of bool
-        Where a difference to the first baseline is more than luck, by label; ``""`` for this
+        Where the difference to the first baseline is significant, by label. ``""`` is this
         forecast.
     name : str
         Label of this forecast.
@@ -50,23 +51,23 @@ class Row:
 
     @property
     def metric_label(self) -> str:
-        """As it is printed."""
+        """The metric as displayed."""
         return _LABELS.get(
             self.metric,
             self.metric.upper() if len(self.metric) <= 5 else self.metric.replace("_", " "),
         )
 
     def of(self, model: str) -> np.ndarray:
-        """Values of one model."""
+        """Return the values of one model."""
         return self.values if model == self.name else self.others[model]
 
     def relative(self, model: str, baseline: str | None = None) -> np.ndarray:
-        """Relative difference to a baseline, ``(lead,)``; negative is better.
+        """Return the relative difference to a baseline, ``(lead,)``, where negative is better.
 
-        Of ACC it is that of ``1 − ACC``, what is missing to a perfect pattern; of a ratio that is
-        best at 1, that of its distance from 1. A bias and a coverage have none.
+        For ACC it is that of ``1 − ACC``, the distance from a perfect pattern. For a ratio that is
+        best at 1, it is that of the distance from 1. A bias and a coverage have none and give NaN.
         """
-        if baseline is None:  # one name: this forecast against it
+        if baseline is None:  # a single name is the baseline of this forecast
             model, baseline = self.name, model
         a, b = self.of(model), self.others.get(baseline, np.full(len(self.values), np.nan))
         known = _metrics.METRICS.get(_metrics.ALIASES.get(self.metric, self.metric))
@@ -81,7 +82,7 @@ class Row:
             return np.asarray((a - b) / b)
 
     def difference(self, model: str, baseline: str, i: int) -> str:
-        """The difference to a baseline in words: per cent, or points of ACC."""
+        """Format the difference to a baseline: in per cent, or in points of ACC."""
         relative = self.relative(model, baseline)[i]
         if not np.isfinite(relative):
             return ""
@@ -90,13 +91,16 @@ class Row:
         return f"{relative:+.1%}" if abs(relative) < 10 else ">+999%"
 
     def significant(self, model: str, i: int) -> bool:
-        """Whether the difference to the first baseline is more than luck."""
+        """Return whether the difference to the first baseline is significant."""
         marks = self.marks.get("" if model == self.name else model)
         return marks is not None and bool(marks[i])
 
 
 def says_the_same(row: Row, rows: list[Row]) -> bool:
-    """Whether this is a CRPS of single values, which is the MAE above it."""
+    """Return whether this row repeats the MAE.
+
+    That is the case for the CRPS of deterministic forecasts.
+    """
     mae = next(
         (r for r in rows if (r.region, r.label, r.metric) == (row.region, row.label, "mae")), None
     )
@@ -106,11 +110,14 @@ def says_the_same(row: Row, rows: list[Row]) -> bool:
     return all(np.allclose(a, b, rtol=1e-12, equal_nan=True) for a, b in pairs)
 
 
-_FEW = 8  # metrics of a table that are all shown
+_FEW = 8  # a table with at most this many metrics shows all of them
 
 
 def in_order(scores: xr.Dataset) -> list[str]:
-    """Metrics of the table: those that most people ask for, or all of a few that were chosen."""
+    """Return the metrics of the table in order.
+
+    These are the common ones, and also the others if only a few metrics were scored.
+    """
     if "metric" not in scores.coords:
         return []
     plain = [
@@ -128,7 +135,7 @@ _NOTHING = _metrics.Metric((), lambda m: np.empty(0), "", suffix="?")
 
 
 def match(scores: xr.Dataset, other: xr.Dataset, name: str) -> str | None:
-    """The variable of other scores that means the same, whatever it is called there."""
+    """Return the variable of other scores that is the same quantity, whatever its name."""
     if name in other:
         return name
     key = scores[name].attrs.get("xaurora_variable")
@@ -152,6 +159,7 @@ def row(
     metric: str,
     label: str,
 ) -> Row | None:
+    """Return one row of the card, or None if this forecast has no finite values for it."""
     at = {"region": region, "metric": metric} | ({} if level is None else {"level": level})
     da = scores[name].sel(at)
     if not np.isfinite(da.values).any():
@@ -199,7 +207,7 @@ def row(
 
 
 def _factor(mine: xr.DataArray, other: xr.DataArray, known: Any, spec: Any) -> float:
-    """What brings a score of other units to one's own."""
+    """Return the factor that converts another model's score to the units of this one."""
     if spec is None or spec.units == "" or known is None:
         return 1.0
     scales = [conversion(str(da.attrs.get("units", "")), known.units) for da in (mine, other)]
@@ -209,8 +217,10 @@ def _factor(mine: xr.DataArray, other: xr.DataArray, known: Any, spec: Any) -> f
 
 
 def by_threshold(scores: xr.Dataset) -> list[tuple[str, str, str, np.ndarray]]:
-    """Scores of yes or no as lines of a table: region, variable with its threshold, metric, values
-    by lead.
+    """Return categorical scores as rows of a table.
+
+    Each row is the region, the variable with its threshold, the metric, and the values by lead
+    time.
     """
     out = []
     for name in map(str, scores.data_vars):

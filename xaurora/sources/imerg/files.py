@@ -1,4 +1,4 @@
-"""Which IMERG files there are, what made them, and which of them fill a window."""
+"""Names and headers of IMERG files, and the files that make up each window."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MINUTE = np.timedelta64(60_000_000_000, "ns")
 
 @dataclass(frozen=True, order=True)
 class Granule:
-    """One file: when it starts, how long it lasts, and what made it.
+    """One file: its start, its length, and the run and version that produced it.
 
     Parameters
     ----------
@@ -52,14 +52,15 @@ class Granule:
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """Name of the file, without its folder."""
         return Path(self.path).name
 
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[Any]:
-    """A file, open while nobody else in this process reads HDF5: its library is not safe in
-    threads, and xarray's readers hold the same lock.
+    """Open an HDF5 file while holding the lock of xarray's readers.
+
+    The HDF5 library is not thread-safe, so only one reader per process may use it at a time.
 
     Raises
     ------
@@ -84,6 +85,13 @@ def opened(path: str) -> Iterator[Any]:
 
 
 def minutes_of(period: Any) -> int:
+    """Return a period in minutes.
+
+    Raises
+    ------
+    AccumulationError
+        It is not a positive multiple of half an hour.
+    """
     import pandas as pd
 
     try:
@@ -92,35 +100,35 @@ def minutes_of(period: Any) -> int:
         minutes = float("nan")
     if not (np.isfinite(minutes) and minutes > 0 and minutes % 30 == 0):
         raise AccumulationError(
-            f"period={period!r} is no multiple of half an hour, which is what IMERG comes in.",
+            f"period={period!r} is not a multiple of half an hour, the time step of IMERG.",
             fix="period='6h'",
         )
     return int(minutes)
 
 
 def is_imerg(path: str) -> bool:
-    """Whether a file is named as IMERG's are."""
+    """Return whether a file has the name of an IMERG file."""
     return _NAME.search(Path(path).name) is not None
 
 
 def describe(path: str) -> Granule:
-    """What a file is: by its name, or if that says nothing by its header.
+    """Return what a file contains, from its name or else from its header.
 
     Raises
     ------
     SourceError
-        It is no half-hourly or daily IMERG file.
+        It is not a half-hourly or daily IMERG file.
     """
     match = _NAME.search(Path(path).name) or _NAME.search(_header_name(path))
     if match is None:
         raise SourceError(
-            f"'{path}' is no IMERG file that can be told: neither its name nor its header is like"
+            f"'{path}' is not recognised as an IMERG file: neither its name nor its header is like"
             " 3B-HHR.MS.MRG.3IMERG.20200101-S000000-E002959.0000.V06B.HDF5.",
-            fix="keep the files' own names",
+            fix="keep the original names of the files",
         )
     if match["kind"] not in _MINUTES:
         raise SourceError(
-            f"'{path}' is a monthly file.", fix="half-hourly (3B-HHR) or daily (3B-DAY) files"
+            f"'{path}' is a monthly file.", fix="use half-hourly (3B-HHR) or daily (3B-DAY) files"
         )
     date, start = match["date"], match["start"]
     stamp = f"{date[:4]}-{date[4:6]}-{date[6:]}T{start[:2]}:{start[2:4]}:{start[4:]}"
@@ -128,8 +136,8 @@ def describe(path: str) -> Granule:
         when = np.datetime64(stamp, "ns")
     except ValueError:
         raise SourceError(
-            f"'{path}' is named after a time that is none ({stamp}).",
-            fix="keep the file's own name",
+            f"'{path}' has an invalid time in its name ({stamp}).",
+            fix="keep the original name of the file",
         ) from None
     return Granule(
         when,
@@ -149,6 +157,13 @@ def _header_name(path: str) -> str:
 
 
 def refuse_mixed(granules: list[Granule]) -> None:
+    """Raise if files of several runs or versions are mixed.
+
+    Raises
+    ------
+    SourceError
+        They are mixed.
+    """
     for what, of in (
         ("runs", lambda g: f"{g.run} ({'half-hourly' if g.minutes == 30 else 'daily'})"),
         ("versions", lambda g: f"V{g.version}{g.letter}"),
@@ -159,39 +174,52 @@ def refuse_mixed(granules: list[Granule]) -> None:
         if len(kinds) > 1:
             listed = "; ".join(f"{kind}: {name}" for kind, name in sorted(kinds.items()))
             raise SourceError(
-                f"IMERG {what} are mixed, which differ in more than the weather ({listed}).",
+                f"IMERG {what} are mixed, and their data are not comparable ({listed}).",
                 fix=(
-                    "open one at a time, with a narrower glob; if you want both, join what you"
-                    " opened: xr.concat([a, b], 'time')"
+                    "open one at a time, with a narrower glob; to use both, concatenate the"
+                    " results: xr.concat([a, b], 'time')"
                 ),
             )
 
 
 def refuse_doubled(granules: list[Granule]) -> None:
+    """Raise if two files have the same time.
+
+    Raises
+    ------
+    SourceError
+        Two files have the same time.
+    """
     for before, after in itertools.pairwise(granules):
         if before.start == after.start:
             raise SourceError(
-                f"two files hold the same time, {str(after.start)[:16]}: '{before.name}' and"
+                f"two files have the same time, {str(after.start)[:16]}: '{before.name}' and"
                 f" '{after.name}'.",
-                fix="leave one of them out",
+                fix="remove one of them",
             )
 
 
 def windows(
     granules: list[Granule], length: int, min_valid: float, *, keep: bool
 ) -> list[tuple[np.datetime64, tuple[Granule | None, ...]]]:
-    """End of each whole window, and its granules in order; None where one is missing and that is
-    allowed.
+    """Return the end of each window and its granules in order.
+
+    A missing granule is None, which ``keep`` allows.
+
+    Raises
+    ------
+    AccumulationError
+        The files cannot give totals of this length, or fill no window.
+    SourceError
+        Files are missing, and ``keep`` is False.
     """
     each = granules[0].minutes
     if length % each:
         what = (
-            "daily files, of which only totals over whole days can be made"
-            if each == 1440
-            else "half hours"
+            "daily files, which only give totals over whole days" if each == 1440 else "half hours"
         )
         raise AccumulationError(
-            f"totals over {length / 60:g} hours are asked of {what}.",
+            f"totals over {length / 60:g} hours are not possible with {what}.",
             fix="period='24h', or open the half-hourly files (3B-HHR)",
         )
     if not keep:
@@ -201,8 +229,8 @@ def windows(
                     f"{int(gap // each) - 1} file(s) are missing between '{before.name}' and"
                     f" '{after.name}'.",
                     fix=(
-                        "download them; or missing='keep', which makes no total where more than a"
-                        " tenth is missing"
+                        "download them; or missing='keep', which gives totals only where at least"
+                        " min_valid is present"
                     ),
                 )
     count = length // each
@@ -220,10 +248,11 @@ def windows(
             out.append((begin + span, parts))
     if not out:
         raise AccumulationError(
-            f"the {len(granules)} file(s) ({granules[0].name} … {granules[-1].name}) fill no window"
-            f" of {length / 60:g} hours that ends at a multiple of it from 00 UTC on.",
+            f"the {len(granules)} file(s) ({granules[0].name} … {granules[-1].name}) fill no"
+            f" window of {length / 60:g} hours that ends at a multiple of its length from 00 UTC"
+            " on.",
             fix=(
-                f"open at least {count} that follow one another, or period='{each}min'"
+                f"open at least {count} consecutive files, or period='{each}min'"
                 if each == 30
                 else "open whole days"
             ),
@@ -231,7 +260,7 @@ def windows(
     used = sum(p is not None for _, parts in out for p in parts)
     if used < len(granules):
         logger.info(
-            "%d of %d IMERG files are in no whole window and are left out.",
+            "%d of %d IMERG files are not part of a complete window and are ignored.",
             len(granules) - used,
             len(granules),
         )

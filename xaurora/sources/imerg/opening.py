@@ -1,8 +1,8 @@
-"""GPM IMERG files → a lazy Dataset of precipitation totals, in metres, each ending at its time.
+"""GPM IMERG files as a lazy Dataset of precipitation totals in metres, each ending at its time.
 
-Half-hourly granules hold a rate in mm/h and are labelled with the *start* of their half hour; a
+Half-hourly granules contain a rate in mm/h and are labelled with the *start* of their half hour; a
 total over six hours at 12 UTC is half the sum of the twelve granules that start at 06:00 … 11:30.
-Daily files hold a day's amount. Names and layouts of V03 to V07: Huffman et al., IMERG Technical
+Daily files contain a day's amount. Names and layouts of V03 to V07: Huffman et al., IMERG Technical
 Documentation, and the files themselves.
 """
 
@@ -31,24 +31,25 @@ def open_imerg(
     quality: float | None = None,
     missing: str = "raise",
 ) -> xr.Dataset:
-    """Open GPM IMERG as totals of precipitation. Lazy: one window of files at a time is read when
-    values are asked for.
+    """Open GPM IMERG as totals of precipitation.
+
+    Lazy: each window of files is read when its values are requested.
 
     Parameters
     ----------
     paths : str, path, or sequence of them
-        Half-hourly or daily files of V03 to V07, one run and one version; globs.
+        Half-hourly or daily files of V03 to V07, of one run and one version; globs are allowed.
     period : str
         Length of the totals: ``"6h"``, ``"24h"``, or ``"30min"`` for the half hours themselves.
-        They end at its multiples from 00 UTC on.
+        They end at multiples of it from 00 UTC on.
     grid : Dataset, DataArray or float, optional
-        Regrid conservatively onto the latitudes and longitudes of these data, or of a global grid
-        with so many degrees between points (ERA5: 0.25). By default the files' own 0.1°.
+        Regrid conservatively to the latitudes and longitudes of these data, or of a global grid
+        with this many degrees between points (ERA5: 0.25). By default the files' own 0.1°.
     min_valid : float
-        Share of a window's half hours that must have values at a point; totals are scaled up to the
-        whole window, and missing below.
+        Share of a window's half hours that must have values at a point. Totals are scaled up to the
+        whole window, and are missing below this share.
     quality : float, optional
-        Leave out half hours whose quality index (0 to 1, from V05 on) is lower.
+        Ignore half hours with a lower quality index (0 to 1, from V05 on).
     missing : {"raise", "keep"}
         What to do about a half hour without a file: raise, or count it as missing at every point.
 
@@ -57,15 +58,15 @@ def open_imerg(
     Dataset
         ``tp (time, latitude, longitude)``, m, float32, the period ending at ``time``; and
         ``valid_fraction``, the share of each grid cell that has values. ``tp`` is the mean over
-        that share, so that the sum of ``tp × valid_fraction × area`` is kept by regridding.
+        that share, so that regridding conserves the sum of ``tp × valid_fraction × area``.
 
     Raises
     ------
     SourceError
-        A file is no IMERG granule, two hold the same time, one is missing, or runs or versions are
-        mixed.
+        A file is not an IMERG granule, two have the same time, one is missing, or runs or versions
+        are mixed.
     AccumulationError
-        No whole window, or a period that the files cannot give.
+        There is no complete window, or the files cannot give this period.
 
     References
     ----------
@@ -78,14 +79,12 @@ def open_imerg(
     """
     if not (isinstance(min_valid, int | float) and 0.0 < min_valid <= 1.0):
         raise OptionError(
-            f"min_valid={min_valid!r} does not lie between 0 and 1.", fix="min_valid=0.9"
+            f"min_valid={min_valid!r} must be greater than 0 and at most 1.", fix="min_valid=0.9"
         )
     if quality is not None and not (isinstance(quality, int | float) and 0.0 <= quality <= 1.0):
-        raise OptionError(f"quality={quality!r} does not lie between 0 and 1.", fix="quality=0.4")
+        raise OptionError(f"quality={quality!r} must lie between 0 and 1.", fix="quality=0.4")
     if missing not in ("raise", "keep"):
-        raise OptionError(
-            f"missing={missing!r} is neither 'raise' nor 'keep'.", fix="missing='keep'"
-        )
+        raise OptionError(f"missing={missing!r} must be 'raise' or 'keep'.", fix="missing='keep'")
     length = files.minutes_of(period)
     granules = sorted(files.describe(path) for path in opening.expand([paths]))
     files.refuse_mixed(granules)

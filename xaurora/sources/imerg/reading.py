@@ -1,4 +1,4 @@
-"""Reading the granules of a window: any layout, summed, scaled, regridded."""
+"""Reading the granules of a window: any layout, summed, scaled and regridded."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from xaurora.fields.axes import NAMES
 from xaurora.fields.grid import regridding
 from xaurora.sources.imerg.files import MINUTE, Granule, opened
 
-_RATES = ("precipitationCal", "precipitation")  # up to V06, and from V07 on
+_RATES = ("precipitationCal", "precipitation")  # up to V06; from V07 on
 _AXES = (("lat", "latitude", "Grid_lat"), ("lon", "longitude", "Grid_lon"))
 _QUALITY = ("precipitationQualityIndex", "qualityIndex")
 _MM = 1e-3  # m
-_HALF_HOURS = 48  # in a day, of which a daily file counts those that were seen
+_HALF_HOURS = 48  # in a day; a daily file counts the observed ones
 
 
 def _group(file: Any) -> Any:
-    """Half-hourly files have a group ``Grid``; daily files and subsets have none."""
+    """Return the group ``Grid`` of half-hourly files; daily files and subsets have none."""
     return file["Grid"] if "Grid" in file.groups else file
 
 
@@ -34,13 +34,14 @@ def _variable(group: Any, names: Sequence[str], path: str) -> Any:
             if candidate in group.variables:
                 return group.variables[candidate]
     raise SourceError(
-        f"'{path}' has no variable {' or '.join(names)}, but {sorted(group.variables)}.",
-        fix="give whole IMERG files" if names is _RATES else "leave quality= out",
+        f"'{path}' has no variable {' or '.join(names)}; its variables are"
+        f" {sorted(group.variables)}.",
+        fix="use complete IMERG files" if names is _RATES else "omit quality=",
     )
 
 
 def axes(granule: Granule) -> tuple[np.ndarray, np.ndarray]:
-    """Latitudes and longitudes of a file, rounded to what they mean: float32 rounding taken off."""
+    """Return latitudes and longitudes of a file, without float32 rounding."""
     with opened(granule.path) as file:
         group = _group(file)
         out = []
@@ -53,7 +54,7 @@ def axes(granule: Granule) -> tuple[np.ndarray, np.ndarray]:
 
 
 def target_of(grid: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Latitudes and longitudes to regrid onto, in their own order."""
+    """Return the latitudes and longitudes of the target grid, in their own order."""
     if isinstance(grid, numbers.Real) and not isinstance(grid, bool):
         grid = float(grid)
         if not (0.05 <= grid <= 10 and abs(180 / grid - round(180 / grid)) < 1e-6):
@@ -64,10 +65,11 @@ def target_of(grid: Any) -> tuple[np.ndarray, np.ndarray]:
         grid = grid.to_dataset(name="grid")
     if not isinstance(grid, xr.Dataset):
         raise GridError(
-            f"grid={type(grid).__name__} is neither a Dataset nor a number of degrees.",
+            "grid must be a Dataset, a DataArray or a number of degrees, got"
+            f" {type(grid).__name__}.",
             fix="grid=ds, or grid=0.25",
         )
-    # A forecast has no time axis of fields, and needs none here.
+    # A forecast has no time axis of fields, but only its grid is needed here.
     names = {*NAMES["latitude"], *NAMES["longitude"]}
     only = xr.Dataset(
         coords={
@@ -83,7 +85,7 @@ def target_of(grid: Any) -> tuple[np.ndarray, np.ndarray]:
             raise GridError(f"grid=: {problem.message}", fix=problem.fix)
         raise GridError(
             "grid= has no latitude and longitude.",
-            fix="grid=ds with the fields to compare with, or grid=0.25",
+            fix="grid=ds with the fields of the target grid, or grid=0.25",
         )
     lat = np.asarray(grid[found.axes["latitude"].name].values, np.float64)
     lon = np.asarray(grid[found.axes["longitude"].name].values, np.float64)
@@ -91,17 +93,16 @@ def target_of(grid: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Window:
-    """Reads the granules of one window, adds them up, and regrids the total. Travels to dask's
-    workers.
+    """Reader of one window: sums its granules and regrids the total. Picklable for dask workers.
 
     Parameters
     ----------
     each, length : int
         Minutes of a granule and of the window.
     latitude, longitude : ndarray
-        The files'.
+        Axes of the files.
     target : tuple of ndarray or None
-        The grid that is wanted.
+        Latitudes and longitudes of the target grid.
     min_valid, quality
         As in :func:`open_imerg`.
     """
@@ -133,12 +134,13 @@ class Window:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns of what comes out."""
+        """Rows and columns of the result."""
         return len(self.coordinates[0]), len(self.coordinates[1])
 
     def __call__(self, granules: Sequence[Granule | None]) -> np.ndarray:
-        """``(2, h, w)``: totals in metres, NaN where too little is known, and the share of each
-        cell that is.
+        """Return totals in metres and the share of each cell with values, ``(2, h, w)``.
+
+        Totals are NaN where too little of the window has values.
         """
         total: Any = 0.0
         seen: Any = 0.0
@@ -156,8 +158,10 @@ class Window:
         return np.stack(self.regrid(values)).astype(np.float32)
 
     def _read(self, granule: Granule) -> tuple[np.ndarray, np.ndarray]:
-        """Amount in mm over the granule, ``(h, w)``, and the share of its half hours that it is
-        made of.
+        """Return the amount in mm over a granule, and the share of its half hours with values.
+
+        The amount is ``(h, w)``. The share has the same shape, or is a scalar one for granules
+        without counts.
         """
         with opened(granule.path) as file:
             group = _group(file)
@@ -179,26 +183,24 @@ class Window:
                 index = self._field(_variable(group, _QUALITY, granule.path), group, granule)
         values = np.where(
             values < 0.0, np.nan, values
-        )  # the fill value, also where it is not declared
+        )  # the fill value, which not all files declare
         if index is not None:
             values = np.where(index >= self.quality, values, np.nan)
         if units in ("mm/hr", "mm/h", "mmhr-1", "mmh-1"):
             return values * (self.each / 60.0), share
-        if (
-            self.each == 1440 and units == "mm"
-        ):  # the sum over the half hours that were seen, up to V06
+        if self.each == 1440 and units == "mm":  # up to V06: the sum over the observed half hours
             with np.errstate(invalid="ignore", divide="ignore"):
                 return np.where(share > 0, values / share, np.nan), share
         if self.each == 1440 and units in ("mm/day", "mmday-1", "mm/d"):
             return values, share
         raise SourceError(
-            f"'{granule.path}' has precipitation in {units!r}, and"
-            f" {'mm or mm/day' if self.each == 1440 else 'mm/hr'} is expected.",
-            fix="give IMERG files as they were distributed",
+            f"'{granule.path}' has precipitation in {units!r}; expected"
+            f" {'mm or mm/day' if self.each == 1440 else 'mm/hr'}.",
+            fix="use IMERG files as they are distributed",
         )
 
     def _check_place(self, group: Any, granule: Granule) -> None:
-        """Cuts of different places may have the same size."""
+        """Raise if a granule covers another area than the first; sizes alone may agree."""
         axes = [_variable(group, names, granule.path) for names in _AXES]
         found = [float(axis[i]) for axis in axes for i in (0, -1)]
         if any(abs(a - b) > 0.01 for a, b in zip(found, self.corners, strict=True)):
@@ -210,21 +212,21 @@ class Window:
             )
 
     def _field(self, variable: Any, group: Any, granule: Granule) -> np.ndarray:
-        """``(lat, lon)`` float64 of the needed rows and columns, NaN where masked."""
+        """Return the required part of a variable, ``(lat, lon)`` float64, NaN where masked."""
         names = [str(d).rsplit("_", 1)[-1].lower() for d in variable.dimensions]
         if not {"lat", "lon"} <= {n[:3] for n in names}:
             names = [n.strip() for n in str(getattr(variable, "DimensionNames", "")).split(",")]
         short = [n[:3] for n in names]
         if len(short) != variable.ndim or not {"lat", "lon"} <= set(short):
             raise SourceError(
-                f"the dimensions {variable.dimensions} of '{variable.name}' in '{granule.path}' are"
-                " not known.",
-                fix="give IMERG files as they were distributed",
+                f"the dimensions {variable.dimensions} of '{variable.name}' in '{granule.path}'"
+                " are not known.",
+                fix="use IMERG files as they are distributed",
             )
         sizes = tuple(variable.shape[short.index(n)] for n in ("lat", "lon"))
         if sizes != self.size:
             raise SourceError(
-                f"'{granule.path}' has {sizes[0]} × {sizes[1]} points, and the first file"
+                f"'{granule.path}' has {sizes[0]} × {sizes[1]} points, but the first file has"
                 f" {self.size[0]} × {self.size[1]}.",
                 fix="open files of one grid",
             )
@@ -237,8 +239,9 @@ class Window:
 def _needed(
     latitude: np.ndarray, longitude: np.ndarray, to_latitude: np.ndarray, to_longitude: np.ndarray
 ) -> tuple[slice, slice]:
-    """The part of the files that a target grid draws on; all columns where it meets the files'
-    edge.
+    """Return the rows and columns of the files that a target grid needs.
+
+    These are all columns if the target grid reaches the edge of the files.
     """
 
     def around(have: np.ndarray, low: float, high: float) -> slice:
@@ -248,7 +251,7 @@ def _needed(
     if min(map(len, (latitude, longitude, to_latitude, to_longitude))) < 2:
         return slice(0, len(latitude)), slice(
             0, len(longitude)
-        )  # regridding says what is wrong with a single point
+        )  # regridding raises for a single point
     reach = 2.0 * max(abs(to_latitude[1] - to_latitude[0]), abs(latitude[1] - latitude[0]))
     rows = around(latitude, to_latitude.min() - reach, to_latitude.max() + reach)
     turned = (to_longitude + 180.0) % 360.0 - 180.0
@@ -264,7 +267,10 @@ def _needed(
 
 
 def _check_time(group: Any, granule: Granule) -> None:
-    """The file's own time against its name: a renamed file would put rain where there was none."""
+    """Raise if the time in a file differs from its name, as in a renamed file.
+
+    Rain would otherwise appear at the wrong time.
+    """
     if "time" not in group.variables:
         return
     variable = group.variables["time"]
@@ -275,25 +281,26 @@ def _check_time(group: Any, granule: Granule) -> None:
     if match is None or not variable.size:
         return
     unit = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86_400}[match[1]]
-    # The calendar says julian; between 1901 and 2099 its days are counted as everybody else's.
+    # The calendar is given as julian; from 1901 to 2099 its day counts agree with the standard one.
     base = np.datetime64(f"{match[2]}T{match[3] or '00:00:00'}", "ns")
     value = float(np.ma.asarray(variable[...]).ravel()[0])
     found = base + np.timedelta64(round(value * unit), "s")
     if abs(found - granule.start) >= granule.minutes * MINUTE:
         raise SourceError(
-            f"'{granule.path}' is named after {str(granule.start)[:16]}, and holds"
+            f"'{granule.path}' is named after {str(granule.start)[:16]}, but contains"
             f" {str(found)[:16]}.",
-            fix="give the file its own name back, or download it again",
+            fix="restore the file's original name, or download it again",
         )
 
 
 def read_block(
     read: Window, files: list[tuple[Granule | None, ...]], index: np.ndarray
 ) -> np.ndarray:
+    """Read the windows of one dask block."""
     return np.stack([read(files[int(i)]) for i in np.atleast_1d(index)])
 
 
 def check_quality(granule: Granule) -> None:
-    """Raise where a file has no quality index."""
+    """Raise if a file has no quality index."""
     with opened(granule.path) as file:
         _variable(_group(file), _QUALITY, granule.path)
