@@ -272,7 +272,7 @@ def test_options_without_effect_are_refused(
 def test_a_foreign_folder_is_seen_before_training(fields: xr.Dataset, tmp_path) -> None:
     (tmp_path / "run" / "best").mkdir(parents=True)
     (tmp_path / "run" / "best" / "precious.txt").write_text("mine")
-    with pytest.raises(errors.OptionError, match="is no tuned model"):
+    with pytest.raises(errors.OptionError, match="is not a tuned model"):
         fields.aurora.finetune("tp", model="tiny", out=tmp_path / "run", progress=False)
 
 

@@ -208,7 +208,7 @@ def test_check_stats_and_scorecard(fields: xr.Dataset, tuned, tmp_path: Path) ->
         (("predict", "FIELDS", "--model", "tiny", "--out", "fc.txt"), "must end in one of"),
         (
             ("predict", "FIELDS", "--model", "tiny", "--lead", "5h", "--out", "fc.nc"),
-            "no positive multiple of 6 hours",
+            "must be a positive multiple of Aurora's time step of 6 hours",
         ),
         (("predict", "FIELDS", "--out", "fc.nc"), "no model was named"),
         (("evaluate", "FIELDS"), "no truth was given"),

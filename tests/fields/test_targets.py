@@ -282,14 +282,14 @@ def test_all_dry_is_refused(fields: xr.Dataset, tmp_path: Path) -> None:
         _refuses(
             lambda out, dry=dry: dry.aurora.finetune("tp", out=out, **QUICK),
             errors.SplitError,
-            "dry everywhere in this part",
+            "dry everywhere in the training or validation part",
             tmp_path / "run",
         )
     still = fields.assign(tcwv=(fields["t2m"] * 0.0 + 7.0).assign_attrs(units="kg m-2"))
     _refuses(
         lambda out: still.aurora.finetune("tcwv", out=out, **QUICK),
         errors.SplitError,
-        "the same everywhere and always",
+        "is constant in space and time",
         tmp_path / "run",
     )
 
@@ -377,7 +377,7 @@ def test_as_input_with_hourly_rain_skips_times_without_a_whole_total(
     assert fed.config["training"]["skipped"]["whose history lacks the target"] == 5
     forecast = europe.aurora.predict("6h", model=fed, variables=["tp"], progress=False)
     assert str(forecast["init_time"].values[0])[:13] == "2020-01-01T11"
-    with pytest.raises(errors.InitTimeError, match="lack it, or the one six hours before"):
+    with pytest.raises(errors.InitTimeError, match="lack it at the init time or six hours before"):
         europe.aurora.predict("6h", model=fed, time="2020-01-01T07", progress=False)
 
 

@@ -136,15 +136,15 @@ def test_the_forecasts_own_time_is_no_past(fields: xr.Dataset, tuned) -> None:
 def test_bad_members(fields: xr.Dataset, tuned, tmp_path) -> None:
     t = fields["time"].values[5]
     for count in (1, -2, 2.5, True):
-        with pytest.raises(errors.OptionError, match="is no whole number of at least 2"):
+        with pytest.raises(errors.OptionError, match="must be 0 or an integer of at least 2"):
             fields.aurora.predict("6h", model=tuned, time=t, members=count)
-    with pytest.raises(errors.EnsembleError, match="needs as many past dates, and there are"):
+    with pytest.raises(errors.EnsembleError, match="needs as many past dates, but there are only"):
         fields.aurora.predict("6h", model=tuned, time=t, members=200)
     with pytest.raises(
-        errors.TargetError, match="members take their order in space and time from past fields"
+        errors.TargetError, match="members take their structure in space and time from past fields"
     ):
         fields.drop_vars("tp").aurora.predict("6h", model=tuned, time=t, members=5)
-    with pytest.raises(errors.OptionError, match="past= orders members"):
+    with pytest.raises(errors.OptionError, match="past= is used only for members"):
         fields.aurora.predict("6h", model=tuned, time=t, past=fields)
     with pytest.raises(errors.OptionError, match="need a model with a head"):
         fields.aurora.predict("6h", model="tiny", time=t, members=5)

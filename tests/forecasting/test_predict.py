@@ -186,11 +186,11 @@ def test_options_that_do_not_fit(fields: xr.Dataset, tuned, aurora_model, tmp_pa
         ({"model": "huge"}, "there is no model 'huge'"),
         ({"model": "v1.5"}, "19 surface variables"),
         ({"model": tuned, "precision": "fp8"}, "precision='fp8'"),
-        ({"model": tuned, "quantiles": [1.5]}, "does not lie between"),
-        ({"model": tuned, "thresholds_mm": [-1]}, "does not lie between"),
-        ({"model": tuned, "halo": -1}, "no whole number of grid points"),
+        ({"model": tuned, "quantiles": [1.5]}, "must be between"),
+        ({"model": tuned, "thresholds_mm": [-1]}, "must be between"),
+        ({"model": tuned, "halo": -1}, "non-negative integer number of grid points"),
         ({"model": tuned, "weights": "file.ckpt"}, "a tuned model has its own"),
-        ({"model": "tiny", "weights": "file.ckpt"}, "'tiny' is made here"),
+        ({"model": "tiny", "weights": "file.ckpt"}, "'tiny' is created with random weights"),
         ({"model": aurora_model, "quantiles": [0.5]}, "need a model with a head"),
     ):
         with pytest.raises(errors.OptionError, match=match):

@@ -274,7 +274,7 @@ def test_base_loss_is_auroras_own(fields: xr.Dataset) -> None:
         ({"steps": 0}, errors.OptionError, "steps=0"),
         ({"steps": 2.5}, errors.OptionError, "steps=2.5"),
         ({"batch_size": 0}, errors.OptionError, "batch_size=0"),
-        ({"learning_rate": 0.0}, errors.OptionError, "learning_rate=0.0 is not positive"),
+        ({"learning_rate": 0.0}, errors.OptionError, "learning_rate=0.0 must be positive"),
         ({"base_loss": -1.0}, errors.OptionError, "base_loss=-1.0"),
         ({"precision": "fp8"}, errors.OptionError, "precision='fp8'"),
         (
@@ -282,22 +282,22 @@ def test_base_loss_is_auroras_own(fields: xr.Dataset) -> None:
             errors.OptionError,
             "activation_checkpointing='maybe'",
         ),
-        ({"halo": 2.5}, errors.OptionError, "no whole number of grid points"),
-        ({"halo": -4}, errors.OptionError, "no whole number of grid points"),
-        ({"train": ("1990", "1991")}, errors.SplitError, "leaves no sample"),
+        ({"halo": 2.5}, errors.OptionError, "non-negative integer number of grid points"),
+        ({"halo": -4}, errors.OptionError, "non-negative integer number of grid points"),
+        ({"train": ("1990", "1991")}, errors.SplitError, "contains no samples"),
         ({"target": "hail"}, errors.TargetError, "'hail' is not in the data"),
         ({"target": "t"}, errors.TargetError, "is not a surface variable"),
         ({"target": []}, errors.TargetError, "must be the name of a variable"),
         ({"target": ["tp", "tp"]}, errors.TargetError, "twice"),
-        ({"target": "t2m", "head": "csgd"}, errors.OptionError, "is for amounts of precipitation"),
-        ({"head": "normal"}, errors.OptionError, "is for variables that are no amounts"),
+        ({"target": "t2m", "head": "csgd"}, errors.OptionError, "is for precipitation"),
+        ({"head": "normal"}, errors.OptionError, "is not for precipitation"),
         ({"head": {"t2m": "normal"}}, errors.OptionError, "not among the targets"),
         (
             {"target": "t2m", "head": "bounded_normal"},
             errors.OptionError,
-            "the range of 't2m' is not known",
+            "the valid range of 't2m' is not known",
         ),
-        ({"weights": "file.ckpt"}, errors.OptionError, "'tiny' is made here"),
+        ({"weights": "file.ckpt"}, errors.OptionError, "'tiny' is created with random weights"),
     ],
 )
 def test_bad_options_write_nothing(
@@ -332,7 +332,7 @@ def test_too_few_samples_and_no_rain(fields: xr.Dataset, tmp_path) -> None:
         (
             fields.assign(tp=(fields["tp"] * np.nan).assign_attrs(fields["tp"].attrs)),
             errors.SplitError,
-            "no value in any sample",
+            "no valid value in any sample",
         ),
         (fields.drop_vars("tp"), errors.TargetError, "not in the data"),
     ):

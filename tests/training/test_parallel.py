@@ -129,7 +129,7 @@ def test_torchrun(tmp_path: Path) -> None:
 
 
 def test_processes_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(errors.OptionError, match="devices=99, and this machine has") as error:
+    with pytest.raises(errors.OptionError, match="devices=99, but this machine has") as error:
         parallel.settle(TrainingOptions(devices=99))
     assert "devices=" in error.value.fix
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")

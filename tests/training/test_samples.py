@@ -85,16 +85,16 @@ def test_years() -> None:
 def test_splits_that_cannot_be() -> None:
     few = _times(6)
     with pytest.raises(
-        errors.SplitError, match=r"there are 4 sample\(s\), and a split .* needs at least 5"
+        errors.SplitError, match=r"there are 4 sample\(s\), but a split .* needs at least 5"
     ):
         samples.split(samples.index(few, few))
     with pytest.raises(errors.SplitError, match="no time makes a sample"):
         samples.split(samples.index(_times(2), _times(2)))
     times = _times(40)
     found = samples.index(times, times)
-    with pytest.raises(errors.SplitError, match="leaves no sample"):
+    with pytest.raises(errors.SplitError, match="contains no samples"):
         samples.split(found, ("1990", "1991"))
-    with pytest.raises(errors.SplitError, match=r"share times in the windows of \d+ sample"):
+    with pytest.raises(errors.SplitError, match=r"the windows of \d+ validation sample"):
         samples.split(found, ("2020-01-01", "2020-01-06"), ("2020-01-04", "2020-01-09"))
     with pytest.raises(errors.OptionError, match="must be a slice, a year or a pair"):
         samples.split(found, "last week")

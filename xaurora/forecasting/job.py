@@ -28,8 +28,10 @@ from xaurora.model.loader import Loader, ahead
 
 
 def resolve_devices(model: Any, module: models.AuroraWithHead, count: int) -> list[torch.device]:
-    """Where to run: a given Aurora where it is, others on the GPU; several GPUs share the init
-    times.
+    """Return the devices to run on.
+
+    A given Aurora runs where it is, other models on the GPU if there is one. Several devices share
+    the init times.
     """
     here = next(module.parameters()).device
     if count == 1:
@@ -44,7 +46,7 @@ def resolve_devices(model: Any, module: models.AuroraWithHead, count: int) -> li
     there = torch.cuda.device_count() if cuda else os.cpu_count() or 1
     if count > there:
         raise OptionError(
-            f"devices={count}, and this machine has {there}"
+            f"devices={count}, but this machine has {there}"
             f" {'GPU(s)' if cuda else 'processor(s) and no GPU'}.",
             fix=f"devices={there}",
         )
@@ -55,7 +57,7 @@ def resolve_devices(model: Any, module: models.AuroraWithHead, count: int) -> li
 def inference(
     module: models.AuroraWithHead, job: Job, device: torch.device, *, compile: bool
 ) -> Iterator[models.AuroraWithHead]:
-    """The module in evaluation mode, on the device, in place; all of it is undone afterwards."""
+    """Put the module in evaluation mode on the device, and restore it afterwards."""
     base = module.base
     before = (
         next(base.parameters()).device,
@@ -67,7 +69,7 @@ def inference(
         part.training = False
     if before[0] != device:
         module.to(device)
-    if job.precision != "auto":  # else the model's own setting holds, as in upstream's rollout
+    if job.precision != "auto":  # else the model's own setting applies, as in upstream's rollout
         execution.set_precision(base, job.precision, device)
     module.window = job.window
     try:
@@ -85,7 +87,7 @@ def inference(
         base.autocast_backbone, base.autocast_dtype = before[1:]
 
 
-_FRAMES = 256 * 1024**2  # bytes of states kept: each is the history of the next init time
+_FRAMES = 256 * 1024**2  # bytes of cached states: each is part of the history of the next init time
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,9 @@ class Job:
     cut : Fields
     request : Request
     part : tuple of slice or ndarray
-        Rows and columns that are put out.
+        Rows and columns of the output.
     window : Window, optional
-        Of a region: raw output of the heads has its shape already.
+        Window of a region. The raw output of the heads already has its shape.
     order : PastOrder, optional
     precision : str
     batch_size : int
@@ -118,8 +120,9 @@ class Job:
     def run(
         self, times: list[np.datetime64], replicas: list[models.AuroraWithHead]
     ) -> Iterator[dict[str, np.ndarray]]:
-        """The forecasts of init times, in their order; inputs are read while those before are
-        computed.
+        """Yield the forecasts of init times in order.
+
+        Inputs are read while earlier forecasts are computed.
         """
         loader = Loader(self.cut, {}, budget=_FRAMES)
         groups = [times[i : i + self.batch_size] for i in range(0, len(times), self.batch_size)]
@@ -151,8 +154,9 @@ class Job:
     def forecast(
         self, module: models.AuroraWithHead, inits: list[np.datetime64], batch: Batch
     ) -> list[dict[str, np.ndarray]]:
-        """The forecasts from some init times: of each, canonical arrays ``(lead, [level,] h, w)``
-        by name, of the part that is put out.
+        """Return the forecasts from some init times.
+
+        Each is a dict of canonical arrays ``(lead, [level,] h, w)`` by name, cropped to the output.
         """
         with torch.inference_mode():
             return self._forecast(module, inits, batch)
@@ -166,16 +170,16 @@ class Job:
         out: list[dict[str, list[np.ndarray]]] = [{} for _ in inits]
 
         def keep(key: str, values: torch.Tensor, *, cut: bool = True) -> None:
-            """Values ``(b, ..., h, w)``."""
+            """Append values ``(b, ..., h, w)`` to the output."""
             found = values.float().cpu().numpy()
             if cut:
                 found = found[..., rows, :][..., columns]
             for own, one in zip(out, found, strict=True):
                 own.setdefault(key, []).append(one)
 
-        whole = self.window is None  # else the heads give the region alone
-        # A step that the next one stands on is decoded in any case; the last one only for what is
-        # asked of it.
+        whole = self.window is None  # otherwise the heads return only the region
+        # Steps that are followed by another are always decoded, the last one only for the
+        # requested variables.
         alone = not request.surface and not request.atmos
         stepping = rollout.steps(
             module, batch, request.steps[-1], head_alone=alone, atmos=tuple(request.atmos)

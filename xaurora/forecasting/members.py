@@ -1,10 +1,10 @@
-"""Members that look like weather: a head's quantiles at every point, in the order of past fields
-(Schaake shuffle).
+"""Ensemble members with realistic space and time structure, by the Schaake shuffle.
 
-A head says nothing about how rain at one point goes with rain at the next, or six hours later. Past
-fields do. Each member stands for one past date; at every point and lead time its rank among the
-members is the rank of that date's rain among all of them. So members have the head's distribution
-at each point and the past's rank correlations in space, time and between targets.
+A head predicts a distribution at each point, but no dependence between points or lead times. Past
+fields provide it. Each member corresponds to one past date. At every point and lead time, its rank
+among the members is the rank of that date's value among all chosen dates. The members then have the
+head's distribution at each point, and the rank correlations of past fields in space, in time and
+between targets.
 
 Clark et al. (2004), The Schaake shuffle, J. Hydrometeorol.,
 doi:10.1175/1525-7541(2004)005<0243:TSSAMF>2.0.CO;2.
@@ -30,29 +30,29 @@ _STEP = np.timedelta64(TIMESTEP_HOURS, "h")
 
 
 class PastOrder:
-    """Ranks of past fields by init time, target and lead.
+    """Ranks of past fields by init time, target and lead time.
 
     Parameters
     ----------
     past : Dataset or None
-        Fields that hold the targets; None takes those that the forecast is made from.
+        Fields with the targets. None uses the fields that the forecast starts from.
     fields : Fields
-        Canonical fields that the forecast is made from.
+        Canonical fields that the forecast starts from.
     names : sequence of str
         Canonical names of the targets.
     steps : list of int
         Lead times in steps of six hours.
     count : int
-        Members, at least two.
+        Number of members, at least two.
     rows, columns : ndarray of int
-        What of the fields' grid the forecast covers.
+        Rows and columns of the fields' grid that the forecast covers.
 
     Raises
     ------
     TargetError, TruthError
-        A target is not in the past fields, or these do not cover the grid.
+        If a target is not in the past fields, or they do not cover the grid.
     EnsembleError
-        There are fewer past dates than members.
+        If there are fewer past dates than members.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class PastOrder:
             learnt = truth.history(past, fields, names)
         except TargetError as error:
             raise TargetError(
-                f"members take their order in space and time from past fields of {list(names)}, and"
-                f" there are none: {error.message}",
+                "members take their structure in space and time from past fields of"
+                f" {list(names)}, but there are none: {error.message}",
                 fix=(
-                    "predict(members=..., past=ds_with_tp), for example the data that the model was"
-                    " tuned on"
+                    "predict(members=..., past=ds_with_tp), for example with the data that the"
+                    " model was tuned on"
                 ),
             ) from None
         except TruthError as error:
@@ -90,8 +90,7 @@ class PastOrder:
         every = sorted(whole)
         leads = [int((s * _STEP).astype("timedelta64[ns]").astype(np.int64)) for s in steps]
         first = min(leads)
-        # A past date counts by what fell at the forecast's leads after it; nothing is needed at the
-        # date itself.
+        # A past date needs fields at the forecast's lead times after it, not at the date itself.
         self._dates = np.array(
             [t - first for t in every if all(t - first + lead in whole for lead in leads)], np.int64
         )
@@ -99,7 +98,7 @@ class PastOrder:
 
     @property
     def digest(self) -> str:
-        """Changes with the past dates and, at some of them, with the fields."""
+        """Hash of the past dates and of the fields at some of them."""
         out = hashlib.sha256(self._dates.tobytes())
         for name, da in self._values.items():
             out.update(name.encode())
@@ -114,14 +113,14 @@ class PastOrder:
         span = int(((max(self.steps) + 1) * _STEP).astype("timedelta64[ns]").astype(np.int64))
         free = self._dates[
             np.abs(self._dates - start) >= span
-        ]  # the forecast's own weather would give the answer away
+        ]  # fields near the forecast period would leak the truth
         day = 86_400_000_000_000
         same_hour = free[(free - start) % day == 0]
         pool = same_hour if len(same_hour) >= self.count else free
         if len(pool) < self.count:
             raise EnsembleError(
-                f"members={self.count} needs as many past dates, and there are {len(pool)} beside"
-                " the forecast's own time.",
+                f"members={self.count} needs as many past dates, but there are only {len(pool)}"
+                " outside the forecast period.",
                 fix=(
                     f"members={len(pool)}, or more past fields: predict(members={self.count},"
                     " past=ds_of_more_years)"
@@ -130,7 +129,7 @@ class PastOrder:
         return pool[np.linspace(0, len(pool) - 1, self.count).round().astype(int)]
 
     def ranks(self, init: np.datetime64) -> dict[str, np.ndarray]:
-        """Ranks 0 … n−1 by target, ``(lead, n, h, w)``."""
+        """Return the ranks 0 … n−1 by target, ``(lead, n, h, w)``."""
         dates = self._chosen(init)
         key = dates.tobytes()
         if self._kept is not None and self._kept[0] == key:
@@ -140,9 +139,7 @@ class PastOrder:
             parts = []
             for step in self.steps:
                 at = [self._place[name][np.datetime64(int(d), "ns") + step * _STEP] for d in dates]
-                past = np.nan_to_num(
-                    da.isel(time=at).values
-                )  # where nothing is known, all are equal
+                past = np.nan_to_num(da.isel(time=at).values)  # missing values count as equal
                 parts.append(
                     distributions.ranks_of(past, np.random.default_rng(step)).astype(np.int32)
                 )
@@ -152,7 +149,7 @@ class PastOrder:
 
 
 def draw(head: Any, params: dict[str, torch.Tensor], ranks: np.ndarray) -> np.ndarray:
-    """Members of one field.
+    """Return the members of one field.
 
     Parameters
     ----------

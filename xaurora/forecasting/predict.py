@@ -1,4 +1,4 @@
-"""Init times in, forecast Dataset or Zarr store out."""
+"""``predict``: from init times to a forecast Dataset or Zarr store."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def predict(
     quantiles, thresholds_mm = (list(dict.fromkeys(as_list(v))) for v in (quantiles, thresholds_mm))
     if isinstance(model, Aurora) and weights is not None:
         raise OptionError(
-            "weights= belongs to a named model, and one with weights was given.",
+            "weights= applies to a model given by name, but the given model already has weights.",
             fix="model='small', weights='file.ckpt'",
         )
     check_levels("quantiles", quantiles, 0.0, 1.0)
@@ -130,19 +130,19 @@ def predict(
     plausibility.warn_implausible(fields)
     if not cut.layout.grid.is_global and steps[-1] > 1 and not wanted.model.startswith("tiny"):
         logger.warning(
-            "A region is rolled out over %d steps without knowing what lies outside: errors grow"
-            " inwards from its edges (docs/regions.md).",
+            "A region is rolled out over %d steps without data outside it: errors grow inwards"
+            " from its edges (docs/regions.md).",
             steps[-1],
         )
     if crop.left_out:
         logger.warning(
-            "Left out, because patches of %d do not reach there: %s.",
+            "Left out, because they do not fill a patch of %d: %s.",
             wanted.patch_size,
             crop.left_out,
         )
 
     module = _module(model, weights, wanted, cut, progress)
-    # The resumption of a store rests on it; a forecast in memory has no need to read all weights
+    # Resuming a store relies on this hash. A forecast in memory need not read all weights
     # each time.
     weights_hash = hashing.state_hash(module, remembered=store is None)
     attrs = global_attributes(
@@ -157,7 +157,7 @@ def predict(
         attrs["xaurora_members"] = f"{members}, Schaake shuffle of past fields"
         attrs["xaurora_members_past"] = order.digest
     writer = Writer(fields, cut, part, request, module.head, learnt, times, attrs)
-    # Heads whose means go back into the next step are run on all of the grid.
+    # Heads whose means are inputs of the next step run on the whole grid.
     seen = None if module.inputs else window
     job = Job(module, cut, request, part, seen, order, precision, batch_size)
     places = resolve_devices(model, module, devices)
@@ -182,11 +182,11 @@ def predict(
 
 
 def _window(region: Any, cut: Fields, model: Any, patch_size: int, halo: int) -> patches.Window:
-    """The part of the grid that is forecast."""
+    """Return the part of the grid to forecast."""
     if halo:
         raise OptionError(
-            "halo= throws away the edges of regional data, and region= takes a part of what the"
-            " backbone sees.",
+            "halo= discards the edges of regional data, while region= selects a part of the"
+            " model's grid; they cannot be combined.",
             fix="predict(region=..., halo=0)",
         )
     heads_: Any = model.model.head if isinstance(model, TunedAurora) else None
@@ -197,7 +197,7 @@ def _window(region: Any, cut: Fields, model: Any, patch_size: int, halo: int) ->
 
 
 def _box(grid: grids.Grid, window: patches.Window) -> list[float]:
-    """South, north, west, east."""
+    """Return the bounds of a window: south, north, west, east."""
     return [
         float(grid.latitude[window.rows[-1]]),
         float(grid.latitude[window.rows[0]]),
@@ -215,8 +215,12 @@ def _with_inputs(
     *,
     chosen: bool,
 ) -> tuple[Fields, list[np.datetime64]]:
-    """Add the targets that the model takes as inputs; init times without them are left out, or
-    refused if they were named.
+    """Add the targets that the model takes as inputs, and drop init times without them.
+
+    Raises
+    ------
+    InitTimeError
+        If none is left, or one of the init times given explicitly lacks them.
     """
     learnt = [
         replace(t, values=t.values.isel(latitude=crop.rows, longitude=crop.columns))
@@ -226,8 +230,8 @@ def _with_inputs(
     there = [t for t in times if {t.item(), (t - batches.STEP).item()} <= whole]
     if not there or (chosen and len(there) < len(times)):
         raise InitTimeError(
-            f"the model takes {list(model.model.inputs)} as input, and {len(times) - len(there)} of"
-            f" {len(times)} init time(s) lack it, or the one six hours before.",
+            f"the model takes {list(model.model.inputs)} as input, but {len(times) - len(there)}"
+            f" of {len(times)} init time(s) lack it at the init time or six hours before.",
             fix="add the target to the data, for every hour of the six before both times",
         )
     return targets.with_inputs(cut, learnt, model.model.inputs), there
@@ -243,7 +247,7 @@ def _last_tuned() -> TunedAurora:
                 " tp), or ds.aurora.finetune(target='tp') first"
             ),
         )
-    logger.info("predict: using the model tuned last (%s).", model.path)
+    logger.info("predict: using the last tuned model (%s).", model.path)
     return model
 
 
@@ -256,8 +260,11 @@ def _module(
     if isinstance(model, TunedAurora):
         if weights is not None:
             raise OptionError(
-                "weights= belongs to a named model, and a tuned model has its own.",
-                fix="xaurora.load(path, weights='file.ckpt') if its base has to be given",
+                "weights= applies to a model given by name, but a tuned model has its own weights.",
+                fix=(
+                    "xaurora.load(path, weights='file.ckpt') if the weights of its base must be"
+                    " given"
+                ),
             )
         return model.model
     if isinstance(model, Aurora):
@@ -265,11 +272,13 @@ def _module(
     if model == "tiny":
         if weights is not None:
             raise OptionError(
-                "weights= belongs to a pretrained model, and 'tiny' is made here.",
+                "weights= applies to a pretrained model, but 'tiny' is created with random"
+                " weights.",
                 fix="model='small', weights='file.ckpt'",
             )
         logger.warning(
-            "model='tiny' has random weights: this shows that the data fit, and is no forecast."
+            "model='tiny' has random weights: it only tests that the data work, and its output is"
+            " not a forecast."
         )
         times = cut.times[
             np.unique(np.linspace(0, len(cut.times) - 1, min(len(cut.times), 40)).astype(int))

@@ -24,12 +24,12 @@ from xaurora.model.tuned import TunedAurora
 
 
 def lead_steps(lead: Any) -> list[int]:
-    """Rollout steps of ``lead=``: all up to a single value, just those of a list.
+    """Return the rollout steps of ``lead=``: all up to a single value, or exactly those of a list.
 
     Raises
     ------
     LeadTimeError
-        A lead is no positive multiple of six hours.
+        If a lead time is not a positive multiple of six hours.
 
     Examples
     --------
@@ -50,13 +50,13 @@ def lead_steps(lead: Any) -> list[int]:
             hours = -1
         if hours <= 0 or hours % TIMESTEP_HOURS:
             raise LeadTimeError(
-                f"lead={value!r} is no positive multiple of {TIMESTEP_HOURS} hours, which is"
-                " Aurora's time step.",
+                f"lead={value!r} must be a positive multiple of Aurora's time step of"
+                f" {TIMESTEP_HOURS} hours.",
                 fix="lead='6h', '24h' or ['6h', '24h']",
             )
         steps.append(hours // TIMESTEP_HOURS)
     if not steps:
-        raise LeadTimeError("lead=[] names no lead time.", fix="lead='24h'")
+        raise LeadTimeError("lead=[] contains no lead time.", fix="lead='24h'")
     return sorted(set(steps)) if several else list(range(1, steps[0] + 1))
 
 
@@ -68,18 +68,18 @@ def check_members(members: Any, past: Any) -> None:
         or members == 1
     ):
         raise OptionError(
-            f"members={members!r} is no whole number of at least 2 (or 0 for none).",
+            f"members={members!r} must be 0 or an integer of at least 2.",
             fix="members=50",
         )
     if past is not None and not members:
         raise OptionError(
-            "past= orders members, and none are asked for.",
+            "past= is used only for members, but members=0.",
             fix="predict(members=50, past=ds_of_the_past)",
         )
 
 
 def as_list(values: Any) -> list[float]:
-    """One number, or several, as a list of Python's."""
+    """Return one number, or several, as a list of Python numbers."""
     return [
         v.item() if isinstance(v, np.generic) else v
         for v in ([values] if np.ndim(values) == 0 else values)
@@ -92,7 +92,7 @@ def check_levels(name: str, values: Sequence[float], low: float, high: float) ->
             name == "thresholds_mm" and value == 0
         ):
             raise OptionError(
-                f"{name}={list(values)!r}: {value!r} does not lie between {low:g} and {high:g}.",
+                f"{name}={list(values)!r}: {value!r} must be between {low:g} and {high:g}.",
                 fix=f"{name}={[0.1, 0.5, 0.9] if name == 'quantiles' else [0.1, 1, 10]}",
             )
 
@@ -111,8 +111,8 @@ def resolve_request(
     wanted = bool(quantiles or thresholds or members)
     if wanted and not learnt:
         raise OptionError(
-            "quantiles, thresholds_mm and members need a model with a head for tp, and this one has"
-            " none.",
+            "quantiles, thresholds_mm and members need a model with a head for tp, but this model"
+            " has none.",
             fix="ds.aurora.finetune(target='tp') first",
         )
     if members and (
@@ -121,13 +121,13 @@ def resolve_request(
         ]
     ):
         raise OptionError(
-            f"members= asks for a distribution, and the head of {single} is deterministic: all"
+            f"members= needs a distribution, but the head of {single} is deterministic, so all"
             " members would be the same.",
             fix="finetune with head='auto'",
         )
     if thresholds and not any(info["rain"] for info in learnt.values()):
         raise OptionError(
-            f"thresholds_mm are of precipitation, and this model learnt {list(learnt)}.",
+            f"thresholds_mm applies to precipitation, but this model predicts {list(learnt)}.",
             fix="quantiles=[0.5]",
         )
     surface, atmos, heads = list(needs.surface), list(needs.atmos), list(learnt)
@@ -148,7 +148,7 @@ def resolve_request(
         lookup = {**canonical, **sources}
         if unknown := [n for n in names if n not in lookup]:
             raise MissingVariableError(
-                f"variables={list(names)}: {unknown} cannot be forecast; this model gives"
+                f"variables={list(names)}: {unknown} cannot be forecast; this model predicts"
                 f" {sorted(sources)}.",
                 fix=f"variables={sorted(sources)[:2]}",
             )
@@ -158,12 +158,12 @@ def resolve_request(
         heads = [n for n in heads if ("target", n) in keys]
         if not keys:
             raise OptionError(
-                "variables=[] names no variable.", fix=f"variables={sorted(sources)[:2]}"
+                "variables=[] contains no variable.", fix=f"variables={sorted(sources)[:2]}"
             )
         if wanted and not heads:
             raise OptionError(
-                f"quantiles, thresholds_mm and members are those of {', '.join(learnt)}, which is"
-                " not among variables.",
+                f"quantiles, thresholds_mm and members apply to {', '.join(learnt)}, which is not"
+                " among variables.",
                 fix=(
                     f"variables={[*names, *(target_field(fields, n, info).source for n, info in learnt.items())]}"
                 ),
@@ -181,7 +181,7 @@ def resolve_request(
 
 @dataclass(frozen=True)
 class Request:
-    """What to put out for every init time."""
+    """The output wanted for every init time."""
 
     steps: list[int]
     surface: list[str]
@@ -193,7 +193,7 @@ class Request:
 
 
 def target_field(fields: Fields, name: str, learnt: dict[str, Any]) -> Field:
-    """The user's own form of a target, or the one it was learnt in where the data have none.
+    """Return the user's form of a target, or the form it was trained in if the data lack it.
 
     Parameters
     ----------
@@ -201,14 +201,14 @@ def target_field(fields: Fields, name: str, learnt: dict[str, Any]) -> Field:
     name : str
         Canonical name.
     learnt : dict
-        The target's entry in the tuned model's config.
+        Entry of the target in the tuned model's config.
     """
     known = BY_KEY.get(("surface", name))
     variable = known or Variable(name, "surface", learnt["units"], learnt["long_name"], name)
     item = fields.layout.fields.get(("surface", name))
     if item is not None and not is_rate(str(item.attrs.get("units", ""))):
         return item
-    # A mean rate in the data is an amount in a forecast: what fell in six hours.
+    # A mean rate in the data becomes an amount in the forecast: the total over six hours.
     source = item.source if item is not None else name if known else str(learnt["source"])
     attrs = {"units": variable.units, "long_name": variable.long_name}
     return Field(variable, source, 1.0, 0.0, np.dtype("float32"), (), attrs)

@@ -29,18 +29,19 @@ def to_store(
     progress: bool,
     together: int = 1,
 ) -> xr.Dataset:
-    """Write init time after init time, each while the next one is computed; what an interrupted run
-    has finished is not run again.
+    """Write a forecast to a store, each init time while the next one is computed.
+
+    Init times that an interrupted run has finished are not computed again.
 
     Parameters
     ----------
     path : path
     writer : Writer
     run : callable
-        Init times → their canonical arrays, one after another.
+        Function from init times to an iterable of their canonical arrays.
     progress : bool
     together : int
-        Init times that are written at once.
+        Number of init times written at once.
     """
     coords = xr.Dataset(coords=writer.coords())
     signature = writer.signature(coords)
@@ -55,7 +56,9 @@ def to_store(
             differs="other weights, init times, leads, variables or region",
         )
         if done:
-            logger.info("%s: %d of %d init times are there already.", path, done, len(writer.times))
+            logger.info(
+                "%s: %d of %d init times are already stored.", path, done, len(writer.times)
+            )
 
     def write(first: int, blocks: list[dict[str, np.ndarray]]) -> None:
         parts = [writer.variables(block) for block in blocks]
@@ -95,13 +98,14 @@ def to_store(
 
 
 def _create(path: Path, parts: dict[str, Any], coords: xr.Dataset, attrs: dict[str, Any]) -> None:
-    """An empty store of the right shape."""
+    """Create an empty store of the right shape."""
     import dask.array
 
     count = coords.sizes["init_time"]
     data, encoding = {}, {}
     for name, (dims, values, own) in parts.items():
-        # One task, never run, however many init times; the chunks on disk are the encoding's.
+        # A single task that is never run, for any number of init times. The encoding sets the
+        # chunks on disk.
         empty = dask.array.full((count, *values.shape), np.nan, dtype=values.dtype, chunks=-1)
         data[name] = (("init_time", *dims), empty, own)
         encoding[name] = {"chunks": (1, *values.shape)}

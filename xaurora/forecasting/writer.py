@@ -1,5 +1,6 @@
-"""A forecast as a Dataset in the user's own form, and as a Zarr store that grows init time by init
-time.
+"""Output of a forecast in the user's own form, as a Dataset or as a Zarr store.
+
+A store is written one init time after another.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ logger = logging.getLogger("xaurora")
 
 
 class Writer:
-    """Turns canonical arrays into the user's own form."""
+    """Converts canonical arrays to the user's own form."""
 
     def __init__(
         self,
@@ -50,8 +51,9 @@ class Writer:
         )
 
     def signature(self, coords: xr.Dataset) -> str:
-        """A hash of all that a stored forecast depends on: weights, input, request, grid, names,
-        units.
+        """Return a hash of everything that a stored forecast depends on.
+
+        This covers weights, input, request, grid, names and units.
         """
         layout = self.fields.layout
         form = [
@@ -71,6 +73,7 @@ class Writer:
         return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()
 
     def coords(self) -> dict[str, Any]:
+        """Return the coordinates of the forecast."""
         source, axes = self.cut.layout.source, self.cut.layout.axes
         lat = source[axes["latitude"].name].isel({axes["latitude"].dim: np.sort(self.grid.rows)})
         lon = source[axes["longitude"].name].isel(
@@ -124,8 +127,9 @@ class Writer:
     def variables(
         self, block: dict[str, np.ndarray]
     ) -> dict[str, tuple[tuple[str, ...], np.ndarray, dict[str, Any]]]:
-        """One init time's arrays by the user's names, dims ``(lead_time, ..., latitude,
-        longitude)``.
+        """Return one init time's arrays by the user's names.
+
+        Their dims are ``(lead_time, ..., latitude, longitude)``.
         """
         out: dict[str, Any] = {}
         here = ("latitude", "longitude")
@@ -160,11 +164,11 @@ class Writer:
         law = distributions.to_attrs(head.law)
         methods = {"cell_methods": periods.cell_methods(TIMESTEP_HOURS)} if rain else {}
         single = head.options.family == "deterministic"
-        when = "total over the 6 hours that end at valid_time; " if rain else ""
+        when = "total over the 6 hours ending at valid_time; " if rain else ""
         is_mean = (
-            "the one value of a deterministic head, near the median"
+            "single value of a deterministic head, close to the median"
             if single
-            else "the mean of the distribution"
+            else "mean of the distribution"
         )
         own = {**_clean(item.attrs), **methods}
         out: dict[str, Any] = {}
@@ -218,12 +222,12 @@ class Writer:
             out[f"{name}_probability"] = (
                 ("lead_time", "threshold", *here),
                 stacked,
-                {"units": "1", "long_name": "probability of more than the threshold in 6 hours"},
+                {"units": "1", "long_name": "probability of exceeding the threshold in 6 hours"},
             )
         return out
 
     def dataset(self, blocks: list[dict[str, np.ndarray]]) -> xr.Dataset:
-        """All init times."""
+        """Return the forecast of all init times as a Dataset."""
         parts = [self.variables(block) for block in blocks]
         data = {
             name: (("init_time", *dims), np.stack([p[name][1] for p in parts]), attrs)
@@ -258,11 +262,11 @@ _IN_UNITS = {
     ("csgd", "scale"),
     ("csgd", "shift"),
     *((family, name) for family in ("normal", "bounded_normal") for name in ("mu", "sigma")),
-}  # in canonical units, whatever the user's own
+}  # parameters in canonical units, whatever the user's own units are
 
 
 def _clean(attrs: dict[str, Any]) -> dict[str, Any]:
-    """Attributes that still hold for a forecast: those of GRIB messages do not."""
+    """Return the attributes that still apply to a forecast, without those of GRIB messages."""
     return {k: v for k, v in attrs.items() if not k.startswith("GRIB_")}
 
 

@@ -11,7 +11,7 @@ from xaurora.utils.options import documented, option, run_checks
 
 PRECISIONS = ("auto", "32", "bf16", "fp16")
 STRATEGIES = ("frozen", "decoder", "lora", "peft", "full")
-"""Names that ``strategy=`` takes."""
+"""Valid names for ``strategy=``."""
 LORA_MODES = ("single", "from_second", "all")
 PEFT_METHODS = ("lora", "dora", "rslora")
 PEFT_LAYERS = ("qkv", "proj", "fc1", "fc2")
@@ -31,7 +31,7 @@ _BELONGS_TO = {
 @documented
 @dataclass(frozen=True)
 class StrategyOptions:
-    """What trains, in detail."""
+    """A strategy, which selects the weights to train, and its options."""
 
     name: str = option(
         "frozen",

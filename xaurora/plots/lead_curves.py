@@ -23,18 +23,18 @@ def lead_curve(
     intervals: bool = True,
     ax: Any = None,
 ) -> Any:
-    """One metric by lead time, one line a forecast.
+    """Plot one metric by lead time, with one line per forecast.
 
     Parameters
     ----------
     scores : Dataset or dict of Dataset
-        Label → what ``evaluate`` gave.
+        Scores from ``evaluate``, or a dict of them by label.
     name, metric, region, level
-        What to draw; by default the first region and level. Variables that mean the same are found
-        under other names as well.
+        What to plot; by default the first region and level. The same variable is also found under
+        other names.
     intervals : bool
-        With two forecasts or more, bars on the first one's line: the 95 % interval of its
-        difference to the next that it can be paired with (:func:`xaurora.significance`).
+        With two or more forecasts, draw error bars on the first line: the 95 % interval of its
+        difference from the next forecast that it can be paired with (:func:`xaurora.significance`).
     ax : matplotlib axes, optional
     """
     from xaurora.plots.panels import COLOURS, axes, label_of, labelled, shown
@@ -61,19 +61,19 @@ def lead_curve(
         da = ds[found].sel(metric=metric)
         if kept := [str(d) for d in da.dims if d not in ("region", "lead_time", "level")]:
             raise OptionError(
-                f"the scores {label!r} are kept apart by {', '.join(kept)}, and a curve goes over"
-                " lead times.",
+                f"the scores {label!r} have the extra dimension(s) {', '.join(kept)}, but a curve"
+                " needs one value per lead time.",
                 fix=f"scores.isel({kept[0]}=0, drop=True)",
             )
         if region is None:
             region = str(da["region"].values[0])
         if region not in da["region"].values:
-            continue  # a curve of another region is no comparison
+            continue  # scores of another region are not comparable
         da = da.sel(region=region)
         if "level" in da.dims:
             if level is not None and level not in da["level"].values:
                 raise OptionError(
-                    f"the scores hold no level {level!r}; they hold {da['level'].values.tolist()}.",
+                    f"the scores have no level {level!r}; they have {da['level'].values.tolist()}.",
                     fix=f"level={da['level'].values[0]:g}",
                 )
             da = da.isel(level=0) if level is None else da.sel(level=level)
@@ -90,7 +90,7 @@ def lead_curve(
         )
         if (
             bars is not None
-        ):  # what the first forecast would score at either end of the interval of its skill
+        ):  # the first forecast's score at either end of the interval of its skill
             reference = da.sel(lead_time=bars["lead_time"]).values * factor
             middle = (1.0 - bars.sel(estimate="skill").values) * reference
             low, high = ((1.0 - bars.sel(estimate=e).values) * reference for e in ("high", "low"))
@@ -107,7 +107,7 @@ def lead_curve(
             intervals = False  # one set of bars is enough
     if not ax.lines:
         raise MissingVariableError(
-            f"none of these scores holds {metric!r} of '{name}'.",
+            f"none of these scores has {metric!r} of '{name}'.",
             fix=f"evaluate(truth, metrics=[{metric!r}])",
         )
     leads: Any = np.unique(np.concatenate([line.get_xdata() for line in ax.lines]))
@@ -121,8 +121,9 @@ def lead_curve(
 
 
 def _alike(first: xr.Dataset, name: str, ds: xr.Dataset, found: str, metric: str) -> float:
-    """What brings a score of other units to those of the first, where both are known and are not
-    rain, which is shown in mm in any case.
+    """Return the factor that converts a score to the units of the first scores.
+
+    1 if either unit is unknown, or for rain, which is always shown in mm.
     """
     from xaurora.evaluation.metrics import ALIASES, METRICS
 
@@ -150,8 +151,9 @@ def _bars(
     region: str | None,
     level: float | None,
 ) -> xr.DataArray | None:
-    """Interval of the first forecast's skill against another, where there is one; scores that are
-    better when small.
+    """Return the interval of the first forecast's skill against another, or None.
+
+    None for metrics where larger is better, and where the forecasts cannot be paired.
     """
     from xaurora.errors import XauroraError
     from xaurora.evaluation.metrics import ALIASES, METRICS
@@ -160,7 +162,7 @@ def _bars(
     if METRICS[ALIASES.get(metric, metric)].better != "low":
         return None
     try:
-        # Only what this curve needs: the others' samples would be drawn as well.
+        # Keep only the samples of this variable: those of others would be resampled as well.
         alone = (
             ds.drop_vars(
                 [c for c in ds.coords if "__" in str(c) and not str(c).startswith(f"{n}__")]

@@ -119,6 +119,11 @@ def expand(paths: Sequence[Any]) -> list[str]:
     return list(dict.fromkeys(files))
 
 
+def read_as_stored(path: str) -> xr.Dataset:
+    """Open one file as it is, such as a file of scores, without recognising fields in it."""
+    return _read(expand([path])[0], None, None)[0]
+
+
 def _read(path: str, engine: str | None, chunks: Any) -> list[xr.Dataset]:
     suffix = Path(path.rstrip("/")).suffix.lower()
     if ".3IMERG." in Path(path).name:

@@ -1,1 +1,1 @@
-"""Fine-tuning: the plan, the build, the loop and its checkpoints, and the estimate of all that."""
+"""Fine-tuning: planning, model building, the training loop, checkpoints and cost estimates."""

@@ -28,7 +28,7 @@ from xaurora.training.scan import TargetScan
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """The model, and what trains of it."""
+    """The model, its inputs and its parameter groups."""
 
     module: models.AuroraWithHead
     cut: Fields
@@ -38,13 +38,13 @@ class BuiltModel:
 
 
 def build_model(plan: Plan, looked: TargetScan, fabric: Any) -> BuiltModel:
-    """The model with its heads and its adapter, frozen where the strategy says so."""
+    """Build the model with its heads and adapter, and freeze what the strategy does not train."""
     model, options, how = plan.model, plan.options, plan.how
     forms = (
         {t.name: _input_form(t, looked.seen[t.name]) for t in plan.learnt} if plan.as_input else {}
     )
     if isinstance(model, TunedAurora) and model.model.inputs:
-        # What the encoder has learnt to read keeps the form it was learnt in.
+        # Inputs that the encoder was trained on keep the form they were trained in.
         forms = {**forms, **model.model.inputs} if plan.as_input else dict(model.model.inputs)
         if missing := [n for n in forms if n not in {t.name for t in plan.learnt}]:
             raise OptionError(
@@ -60,7 +60,7 @@ def build_model(plan: Plan, looked: TargetScan, fabric: Any) -> BuiltModel:
     if isinstance(model, TunedAurora) and not planning.holds_its_base(model):
         original_hash = str(
             model.config["base"]["hash"]
-        )  # of the published base, without the embeddings of inputs
+        )  # hash of the published base, without the embeddings of target inputs
     levels, width = models.latent_size(base)
     patch, seed = plan.needs.patch_size, options.seed
     heads_ = {
@@ -70,7 +70,7 @@ def build_model(plan: Plan, looked: TargetScan, fabric: Any) -> BuiltModel:
         for t in plan.learnt
     }
     adapter = plan.adapter
-    models.extend(base, forms)  # before the adapter, which may wrap what this adds to
+    models.extend(base, forms)  # before the adapter, which may wrap the modules extended here
     if adapter is None and how.name in ("lora", "peft"):
         adapter = adapters.install(base, how, seed)
     module = models.AuroraWithHead(base, heads.HeadSet(heads_), forms, adapter)
@@ -79,7 +79,7 @@ def build_model(plan: Plan, looked: TargetScan, fabric: Any) -> BuiltModel:
 
 
 def heads_of(module: models.AuroraWithHead) -> list[heads.DistributionHead]:
-    """The heads of a module."""
+    """Return the heads of a module."""
     found: Any = module.head
     return [head for _, head in found.items()]
 
@@ -109,7 +109,7 @@ def _make_base(
         plain = replace(cut, surface=cut.surface.drop_vars(list(without)))
         return normalisation.statistics_of(plain, list(frames), progress=options.progress)
 
-    surface, atmos = parallel.first(fabric, statistics)  # once, for all processes
+    surface, atmos = parallel.first(fabric, statistics)  # read by the first process only
     return build_tiny(plan.needs, surface, atmos, options.seed)
 
 
@@ -128,7 +128,7 @@ def _make_head(
         if before.options == (
             replace(options, epsilon=before.options.epsilon) if options.epsilon is None else options
         ):
-            return copy.deepcopy(before)  # go on with what was learnt
+            return copy.deepcopy(before)  # continue from the trained head
     options = options.for_climate(seen.moments.mean)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)

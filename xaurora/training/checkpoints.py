@@ -1,10 +1,10 @@
-"""The checkpoint of a run: everything that training needs to go on as if it had not stopped.
+"""Checkpoint of a run: everything needed to resume training as if it had not stopped.
 
-A folder ``checkpoint`` beside ``best`` and ``last`` with ``run.json`` (settings, counters, the
-replay buffer's list) and ``state.pt`` (weights that train, optimiser, moving average, random
-states). It is put in its place in one step, so that a kill leaves the one before. Once a run has
-finished, ``run.json`` alone remains and says so. Tensors are read with ``weights_only=True``: no
-code is ever unpickled.
+A checkpoint is a folder ``checkpoint`` beside ``best`` and ``last`` with ``run.json`` (settings,
+counters, entries of the replay buffer) and ``state.pt`` (trainable weights, optimiser, moving
+average, random states). It is moved into place atomically, so a killed process leaves the previous
+checkpoint. Once a run has finished, only ``run.json`` remains and marks it as finished. Tensors are
+read with ``weights_only=True``, so no code is ever unpickled.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _MAY_DIFFER = ("progress", "resume", "workers", "logger", "latents")
 
 
 def settings_of(options: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """What a resumed run must have in common with the one that stopped, as JSON gives it back."""
+    """Return the settings that must be the same in a resumed run, as JSON returns them."""
     kept = {k: v for k, v in options.items() if k not in _MAY_DIFFER}
     return json.loads(json.dumps({**kept, **more}, default=str))
 
 
 def save(folder: Path, run: dict[str, Any], tensors: dict[str, Any]) -> None:
-    """Write a checkpoint; the one before stays whole until this one is.
+    """Write a checkpoint. The previous one stays intact until this one is complete.
 
     Raises
     ------
     SaveError
-        Writing failed; the checkpoint before is whole.
+        If writing failed. The previous checkpoint is intact.
     """
 
     def write(into: Path) -> None:
@@ -45,11 +45,11 @@ def save(folder: Path, run: dict[str, Any], tensors: dict[str, Any]) -> None:
             torch.save(tensors, into / "state.pt")
         except (
             RuntimeError
-        ) as error:  # Torch's own writer does not tell a full disk from other failures
+        ) as error:  # Torch's writer does not distinguish a full disk from other failures
             raise SaveError(
                 f"the checkpoint in '{folder}' could not be written: {str(error).splitlines()[0]}"
-                " The one before is whole.",
-                fix="free space, then go on with resume=True",
+                " The previous checkpoint is intact.",
+                fix="free disk space, then continue with resume=True",
             ) from error
         _dump(into, run)
 
@@ -57,13 +57,13 @@ def save(folder: Path, run: dict[str, Any], tensors: dict[str, Any]) -> None:
 
 
 def finish(folder: Path, run: dict[str, Any]) -> None:
-    """Mark a run as finished; what it needed to go on is deleted."""
+    """Mark a run as finished and delete what it needed to resume."""
     storage.replace_folder(folder / FOLDER, lambda into: _dump(into, {**run, "finished": True}))
     shutil.rmtree(folder / "replay", ignore_errors=True)
 
 
 def discard(folder: Path) -> None:
-    """Delete a checkpoint that is out of date, in one step as far as a later run can see."""
+    """Delete an outdated checkpoint, atomically as seen by a later run."""
     path = folder / FOLDER
     shutil.rmtree(path.with_name(f".{FOLDER}.old"), ignore_errors=True)
     if path.is_dir():
@@ -81,12 +81,12 @@ def _dump(folder: Path, run: dict[str, Any]) -> None:
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
-    """``run.json`` of a checkpoint, or None where there is none.
+    """Return ``run.json`` of a checkpoint, or None if there is no checkpoint.
 
     Raises
     ------
     CheckpointError
-        It is damaged, or of another version.
+        If it is damaged or has another format version.
     """
     storage.recover(folder / FOLDER)
     path = folder / FOLDER / "run.json"
@@ -96,42 +96,43 @@ def read_run(folder: Path) -> dict[str, Any] | None:
         run = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"the checkpoint in '{folder}' is damaged: {error}", fix="another out=, to begin anew"
+            f"the checkpoint in '{folder}' is damaged: {error}",
+            fix="use another out= to start a new run",
         ) from error
     if run.get("format") != FORMAT:
         raise CheckpointError(
-            f"the checkpoint in '{folder}' has format {run.get('format')!r}, and this version reads"
-            f" format {FORMAT}.",
-            fix="the version of xaurora that wrote it, or another out= to begin anew",
+            f"the checkpoint in '{folder}' has format {run.get('format')!r}, but this version"
+            f" reads format {FORMAT}.",
+            fix="use the version of xaurora that wrote it, or another out= to start a new run",
         )
     return run
 
 
 def read_tensors(folder: Path) -> dict[str, Any]:
-    """``state.pt`` of a checkpoint.
+    """Return the contents of ``state.pt`` of a checkpoint.
 
     Raises
     ------
     CheckpointError
-        It is missing or damaged.
+        If it is missing or damaged.
     """
     path = folder / FOLDER / "state.pt"
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # Torch raises many kinds for a file that was cut or changed
+    except Exception as error:  # Torch raises many exception types for a truncated or modified file
         raise CheckpointError(
             f"'{path}' is missing or damaged ({type(error).__name__}).",
-            fix="another out=, to begin anew",
+            fix="use another out= to start a new run",
         ) from error
 
 
 def check(folder: Path, *, resume: bool) -> dict[str, Any] | None:
-    """The run to go on with, or None to begin.
+    """Return the run to resume, or None to start a new one.
 
     Raises
     ------
     OptionError
-        A run stopped in this folder, and nothing was said of going on with it.
+        If the folder holds an unfinished run and ``resume`` is False.
     """
     run = read_run(folder)
     if run is None:
@@ -140,30 +141,33 @@ def check(folder: Path, *, resume: bool) -> dict[str, Any] | None:
         if run.get("finished"):
             return None
         raise OptionError(
-            f"'{folder}' holds a run that stopped at step {run['step']} of {run['total']}; it would"
-            " be lost.",
-            fix="resume=True to go on with it, or another out=",
+            f"'{folder}' contains a run that stopped at step {run['step']} of {run['total']}; it"
+            " would be lost.",
+            fix="resume=True to continue it, or another out=",
         )
     return run
 
 
 def refuse_unseen(folder: Path) -> None:
-    """Raise where another process has found a checkpoint that this one does not see."""
+    """Raise if this process cannot see a checkpoint that another process has found."""
     if not (folder / FOLDER / "state.pt").is_file():
         raise CheckpointError(
-            f"'{folder / FOLDER}' lacks its weights, or is not seen from every machine.",
-            fix="an out= that all machines share, or another out= to begin anew",
+            f"'{folder / FOLDER}' has no weights, or is not visible on every machine.",
+            fix="use an out= that all machines share, or another out= to start a new run",
         )
 
 
 def compare(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Raise :class:`OptionError` that lists how a resumed run differs from the one that stopped."""
+    """Raise :class:`OptionError` if settings differ from those of the stopped run."""
     names = [n for n in dict.fromkeys([*there, *here]) if there.get(n) != here.get(n)]
     if names:
-        parts = [f"{n}={_short(there.get(n))} there and {_short(here.get(n))} here" for n in names]
+        parts = [
+            f"{n}={_short(there.get(n))} in the checkpoint and {_short(here.get(n))} now"
+            for n in names
+        ]
         raise OptionError(
             f"the run in '{folder}' was made with other settings: {'; '.join(parts)}.",
-            fix="the same arguments and data as before, or another out= to begin anew",
+            fix="use the same arguments and data as before, or another out= to start a new run",
         )
 
 
@@ -177,9 +181,9 @@ def compare_tensors(
 ) -> None:
     """Raise :class:`CheckpointError` with the names and shapes that differ."""
     problems = [f"{n} is missing" for n in expected if n not in found]
-    problems += [f"{n} is not expected" for n in found if n not in expected]
+    problems += [f"{n} is unexpected" for n in found if n not in expected]
     problems += [
-        f"{n} is {tuple(found[n].shape)} instead of {tuple(expected[n].shape)}"
+        f"{n} has shape {tuple(found[n].shape)} instead of {tuple(expected[n].shape)}"
         for n in expected
         if n in found and tuple(found[n].shape) != tuple(expected[n].shape)
     ]
@@ -188,14 +192,14 @@ def compare_tensors(
             f"the {what} in the checkpoint of '{folder}' does not fit this model:"
             f" {', '.join(problems[:5])}"
             + (f", … ({len(problems)} in all)." if len(problems) > 5 else "."),
-            fix="the same arguments as before, or another out= to begin anew",
+            fix="use the same arguments as before, or another out= to start a new run",
         )
 
 
 def check_best(folder: Path, *, expected: bool) -> None:
-    """Raise :class:`CheckpointError` where the best state is gone that the checkpoint counts on."""
+    """Raise :class:`CheckpointError` if the best model that a checkpoint refers to is missing."""
     if expected and not (folder / "best" / "config.json").is_file():
         raise CheckpointError(
-            f"the checkpoint in '{folder}' counts on '{folder / 'best'}', which is gone.",
-            fix="another out=, to begin anew",
+            f"the checkpoint in '{folder}' refers to '{folder / 'best'}', which is missing.",
+            fix="use another out= to start a new run",
         )

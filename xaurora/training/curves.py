@@ -1,4 +1,4 @@
-"""Curves: learning (loss, RMSE, MAE, learning rate) and scores by lead time."""
+"""Plots of training curves (loss, RMSE, MAE, learning rate) and of scores by lead time."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ _TRAINING, _VALIDATION = "#1f5aa6", "#a0287d"
 
 
 def learning_curves(history: Any, *, name: str | None = None, figure: Any = None) -> Any:
-    """Four panels over the steps: loss (and validation CRPS), RMSE and MAE in training and
-    validation, and the learning rate.
+    """Plot loss, RMSE, MAE and learning rate over the training steps in four panels.
+
+    The loss panel also shows the validation CRPS. RMSE and MAE are shown for training and
+    validation.
 
     Parameters
     ----------
     history : TunedAurora or sequence of dict
         A tuned model, or its ``history``.
     name : str, optional
-        Which target, or ``"all"`` for Aurora's own variables (in units of their standard
-        deviations); by default the first.
+        Target to plot, or ``"all"`` for Aurora's own variables (in units of their standard
+        deviations). By default the first target.
     figure : matplotlib figure, optional
 
     Returns
@@ -32,7 +34,7 @@ def learning_curves(history: Any, *, name: str | None = None, figure: Any = None
     Raises
     ------
     OptionError
-        Nothing was trained, or not that target.
+        If nothing was trained, or the target is not in the history.
     """
     names = _names(history)
     history = getattr(history, "history", history)
@@ -40,12 +42,12 @@ def learning_curves(history: Any, *, name: str | None = None, figure: Any = None
         isinstance(e, Mapping) and "step" in e for e in history
     ):
         raise OptionError(
-            f"{type(history).__name__} is no tuned model and no history of one.",
+            f"{type(history).__name__} is not a tuned model or its history.",
             fix="xaurora.learning_curves(tuned)",
         )
     if not history:
         raise OptionError(
-            "the history is empty: nothing was trained.", fix="ds.aurora.finetune(...) first"
+            "the history is empty: nothing was trained.", fix="call ds.aurora.finetune(...) first"
         )
     if figure is None:
         import matplotlib.pyplot as plt
@@ -105,7 +107,10 @@ def learning_curves(history: Any, *, name: str | None = None, figure: Any = None
 
 
 def _names(history: Any) -> dict[str, tuple[str | None, str]]:
-    """Prefix of a target's entries → its names, and its units; of a bare history nothing is known."""
+    """Return, by prefix of a target's entries, its names and its units.
+
+    Empty for a bare history, which has no names.
+    """
     config = getattr(history, "config", {})
     out: dict[str, tuple[str | None, str]] = {}
     for i, (name, info) in enumerate(config.get("targets", {}).items()):
@@ -119,7 +124,7 @@ def _names(history: Any) -> dict[str, tuple[str | None, str]]:
 def _target(
     history: Sequence[Mapping[str, Any]], names: Mapping[str, tuple[str | None, str]], name: Any
 ) -> tuple[str, str]:
-    """Prefix and suffix of a target's entries."""
+    """Return the prefix and suffix of a target's entries."""
     keys = [
         k.removeprefix("training_")
         for k in history[-1]
@@ -138,9 +143,8 @@ def _target(
     }
     if name not in known:
         raise OptionError(
-            f"the history holds no {name!r}; it holds"
-            f" {sorted(known) or 'one target, whose name it does not say'}.",
-            fix="xaurora.learning_curves(tuned) with the tuned model itself, or name left out",
+            f"the history has no {name!r}; it has {sorted(known) or 'one target without a name'}.",
+            fix="use xaurora.learning_curves(tuned) with the tuned model itself, or remove name=",
         )
     return known[name], found[known[name]]
 

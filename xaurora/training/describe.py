@@ -28,7 +28,7 @@ logger = logging.getLogger("xaurora")
 def describe_run(
     plan: Plan, looked: TargetScan, made: BuiltModel, from_truth: bool
 ) -> dict[str, Any]:
-    """What the artefact says of itself."""
+    """Return the description of the run that is saved with the artefact."""
     options, module = plan.options, made.module
     heads_: Any = module.head
     saved = plan.how.name in ("decoder", "full") or plan.name == "tiny" or plan.merged
@@ -80,7 +80,7 @@ def settings_of_run(
     meta: dict[str, Any],
     kept: config.LatentOptions | None,
 ) -> dict[str, Any]:
-    """What a resumed run must have in common with the one that stopped."""
+    """Return the settings that must be the same in a resumed run."""
     heads_: Any = made.module.head
     return checkpoints.settings_of(
         asdict(replace(plan.options, logger=None)),
@@ -103,12 +103,12 @@ def settings_of_run(
 
 
 def warn(plan: Plan, looked: TargetScan, meta: dict[str, Any]) -> None:
-    """Say what may make the result worse than it looks."""
+    """Log conditions that may make the result worse than the scores suggest."""
     if not plan.grid.is_global and not plan.moves_base and not plan.name.startswith("tiny"):
         logger.warning(
-            "The data are regional and the backbone stays frozen: a pretrained Aurora was made for"
-            " the globe, and sees here what it never saw. Better give it the globe, or"
-            " strategy='full'; docs/regions.md says more."
+            "The data are regional and the backbone is frozen, but a pretrained Aurora was"
+            " trained on global data and may perform poorly on a region. Use global data or"
+            " strategy='full'; see docs/regions.md."
         )
     if note := _seen_before(plan.name, plan.model, looked.validation):
         logger.warning("%s", note)
@@ -116,7 +116,7 @@ def warn(plan: Plan, looked: TargetScan, meta: dict[str, Any]) -> None:
     total = plan.options.total_steps(len(looked.train))
     if plan.options.warmup is not None and plan.options.warmup >= total:
         logger.warning(
-            "warmup=%d, and the run has %d steps: its rate will not get to its peak.",
+            "warmup=%d, but the run has only %d steps: the learning rate will not reach its peak.",
             plan.options.warmup,
             total,
         )
@@ -132,19 +132,22 @@ def warn(plan: Plan, looked: TargetScan, meta: dict[str, Any]) -> None:
 
 
 PRETRAINED_UNTIL = {"small": 2021, "base": 2021, "finetuned": 2022}
-"""First year that was not trained on: ERA5 to 2020, and for the fine-tuned one IFS HRES to 2021
+"""First year not used in pretraining: ERA5 to 2020, and for the fine-tuned model IFS HRES to 2021
 (Bodnar et al. 2025, doi:10.1038/s41586-025-09005-y, supplements C and D)."""
 
 
 def _seen_before(name: str, model: Any, validation: np.ndarray) -> str:
-    """A note where the base has seen what validates: in pretraining, or when it was tuned before."""
+    """Return a note if the base was trained on validation samples, or an empty string.
+
+    It may have seen them in pretraining or in an earlier tuning.
+    """
     if isinstance(model, TunedAurora):
         start, end = (np.datetime64(model.config["training"][k]) for k in ("start", "end"))
         if count := int(((validation >= start) & (validation <= end)).sum()):
             return (
-                f"{count} of {len(validation)} validation samples lie in the time that the model"
-                f" was tuned on before ({start} to {end}): it will score too well there. Validate"
-                " with other years."
+                f"{count} of {len(validation)} validation samples lie in the period that the model"
+                f" was tuned on before ({start} to {end}): scores there will be too good. Use"
+                " other years for validation."
             )
     if name not in PRETRAINED_UNTIL:
         return ""
@@ -153,9 +156,9 @@ def _seen_before(name: str, model: Any, validation: np.ndarray) -> str:
     if not count:
         return ""
     return (
-        f"{count} of {len(validation)} validation samples lie before {first}: the pretrained Aurora"
-        " has seen those years, so that its own variables score too well there, and rain may."
-        f" Later years judge fairly: validation='{first}'."
+        f"{count} of {len(validation)} validation samples lie before {first}: the pretrained"
+        " Aurora was trained on those years, so the scores of its own variables are too good, and"
+        f" those of rain may be. For a fair comparison use later years: validation='{first}'."
     )
 
 
@@ -190,7 +193,7 @@ def _describe(
 
 
 def describe_region(grid: grids.Grid) -> str:
-    """A grid in words."""
+    """Return a text description of a grid's extent and shape."""
     if grid.is_global:
         return f"global, {grid.shape[0]} × {grid.shape[1]}"
     return (

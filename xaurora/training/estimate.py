@@ -1,10 +1,10 @@
-"""``estimate``: what a training would cost, found by going through its steps with tensors that have
-shapes and no values.
+"""Estimate of a training run's cost, made by running its steps on tensors without values.
 
-The peak of tensors is exact: the same code runs as in training, and nothing is computed or
-allocated. What a process takes beyond its tensors (the allocator's slack, scratch space inside
-operations) was measured once: ``benchmarks/estimates.py``. Time is the number of floating-point
-operations over a rate that is measured here, on a few layers of the model's width.
+The peak memory of tensors is exact: the code is that of training, but nothing is computed or
+allocated. What a process takes beyond its tensors (slack of the allocator, scratch space inside
+operations) comes from measurements with ``benchmarks/estimates.py``. Time is the number of
+floating-point operations divided by a rate, which is measured on this machine with a few layers of
+the model's width.
 """
 
 from __future__ import annotations
@@ -31,46 +31,46 @@ from xaurora.training.plan import Plan
 from xaurora.training.simulate import simulate
 from xaurora.utils.progress import watched
 
-# A process beyond its tensors on the CPU: what comes and goes in a step leaves holes in the
-# allocator's heap; weights and the optimiser's state do not. Measured by benchmarks/estimates.py
-# --calibrate, on other combinations than those of docs/memory.md.
+# CPU memory beyond tensors. Tensors allocated and freed within a step fragment the allocator's
+# heap; weights and the optimiser state do not. Measured by benchmarks/estimates.py --calibrate, on
+# other combinations than those of docs/memory.md.
 SLACK = 1.5
 FIXED = 60 * 1024**2  # bytes
-_GPU_SLACK = 0.1  # of what Torch keeps beyond what it has given out; not measured
-_FRAMES_KEPT = 2 * 1024**3  # bytes, the loader's budget
-_ADVICE_BELOW = 0.9  # of the memory that is free
+_GPU_SLACK = 0.1  # share that Torch reserves beyond what is allocated; not measured
+_FRAMES_KEPT = 2 * 1024**3  # bytes: the budget of the loader
+_ADVICE_BELOW = 0.9  # of the free memory
 GIB = 1024**3
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a training would cost.
+    """Estimated cost of a training run.
 
     Parameters
     ----------
     model, strategy, device : str
     memory : int
-        Bytes at the peak, on the device that computes; on a CPU with the frames that are kept.
+        Peak memory in bytes on the device that computes. On a CPU this includes the cached frames.
     parts : dict of int
-        Bytes of weights, gradients, optimiser, activations (what remains of the peak), frames kept,
-        slack.
+        Bytes by part: weights, gradients, optimiser, activations (the rest of the peak), cached
+        frames, slack.
     available : int
-        Bytes that are free there now.
+        Free bytes on that device now.
     step_seconds, seconds : float
-        A step, and all steps with validation; rough.
+        Rough time of one step, and of all steps including validation.
     steps : int
     bytes_read : int
-        From the data's source, in all.
+        Total bytes read from the source of the data.
     disk : int
-        Bytes that the run writes and keeps at most.
+        Largest number of bytes that the run keeps on disk.
     trainable, total : int
-        Parameters.
+        Numbers of parameters.
     advice : list of str
-        What to change if it does not fit.
+        Changes to make if the run does not fit into memory.
     others : list of Estimate
-        Other bases and strategies, where they were asked for.
+        Estimates for other bases and strategies, if requested.
     problem : str
-        Why there is no estimate.
+        Why no estimate could be made.
     """
 
     model: str
@@ -92,7 +92,7 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
-        """Whether the memory that is free would do."""
+        """Whether the estimated memory is available."""
         return not self.problem and self.memory <= self.available
 
     def __str__(self) -> str:
@@ -101,14 +101,14 @@ class Estimate:
         lines = [
             f"model {self.model!r}, strategy {self.strategy!r}, on the {self.device}",
             (
-                f"  memory     {_size(self.memory)} at the peak, of {_size(self.available)} that"
-                f" are free: {'it fits' if self.fits else 'it does not fit'}"
+                f"  memory     {_size(self.memory)} at the peak, {_size(self.available)}"
+                f" available: {'it fits' if self.fits else 'it does not fit'}"
             ),
             "             "
             + ", ".join(f"{name} {_size(value)}" for name, value in self.parts.items()),
             (
                 f"  time       about {_span(self.step_seconds)} a step, {_span(self.seconds)} for"
-                f" {self.steps} steps and their validations"
+                f" {self.steps} steps with validation"
             ),
             f"  reads      {_size(self.bytes_read)}",
             f"  disk       {_size(self.disk)}",
@@ -122,9 +122,10 @@ class Estimate:
     __repr__ = __str__
 
     def table(self) -> str:
-        """All estimates side by side, as text."""
+        """Return all estimates side by side, as text."""
         lines = [
-            f"{'model':<17}{'strategy':<10}{'memory':>10}{'a step':>10}{'in all':>10}{'disk':>10}{'trains':>16}"
+            f"{'model':<17}{'strategy':<10}{'memory':>10}{'step':>10}{'total':>10}"
+            f"{'disk':>10}{'trains':>16}"
         ]
         for e in [self, *self.others]:
             if e.problem:
@@ -132,7 +133,8 @@ class Estimate:
                 continue
             mark = "" if e.fits else "  does not fit"
             lines.append(
-                f"{e.model:<17}{e.strategy:<10}{_size(e.memory):>10}{_span(e.step_seconds):>10}{_span(e.seconds):>10}{_size(e.disk):>10}{e.trainable:>16,}{mark}"
+                f"{e.model:<17}{e.strategy:<10}{_size(e.memory):>10}{_span(e.step_seconds):>10}"
+                f"{_span(e.seconds):>10}{_size(e.disk):>10}{e.trainable:>16,}{mark}"
             )
         return "\n".join(lines)
 
@@ -155,11 +157,11 @@ def estimate(
     options: TrainingOptions | None = None,
     compare: bool = False,
 ) -> Estimate:
-    """See :meth:`xaurora.accessor.AuroraAccessor.estimate`."""
+    """Estimate the cost of a run. See :meth:`xaurora.accessor.AuroraAccessor.estimate`."""
     options = parallel.settle(options or TrainingOptions())
     if options.resume and out is None:
         raise OptionError(
-            "resume=True goes on with a run, and out= does not say which.",
+            "resume=True needs the folder of the run to resume, but out= is not set.",
             fix="out='runs/tp', resume=True",
         )
     if weights is not None and not Path(weights).is_file():
@@ -200,7 +202,7 @@ def estimate(
 def _tried(
     ds: xr.Dataset, target: Any, model: Any, how: StrategyOptions, common: dict[str, Any]
 ) -> Estimate:
-    """An estimate, or why there is none."""
+    """Return an estimate, or one whose ``problem`` says why there is none."""
     name = model if isinstance(model, str) else type(model).__name__
     try:
         return of_plan(planning.plan(ds, target, model=model, how=how, **common), ds)
@@ -209,10 +211,10 @@ def _tried(
 
 
 def of_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
-    """The estimate of one plan."""
+    """Return the estimate for a plan."""
     where, options = device(), plan.options
     counted = simulate(plan, where)
-    # Training times and truth are read later, so that samples without truth are still counted in.
+    # The truth is not read here, so samples that will turn out to have none are still counted.
     count = len(plan.parts.train)
     steps = options.total_steps(count)
     frame = _frame_bytes(plan)
@@ -222,7 +224,7 @@ def of_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
     lasting = 0
     slack = int(counted.peak * _GPU_SLACK)
     memory = counted.peak + slack
-    if options.parallel == "fsdp":  # weights, gradients and the optimiser's state are shared out
+    if options.parallel == "fsdp":  # weights, gradients and the optimiser state are sharded
         shared = sum(
             counted.parts.get(k, 0) for k in ("weights", "gradients", "optimiser", "average")
         )
@@ -234,8 +236,8 @@ def of_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
         if options.activation_checkpointing is True:
             slack += int(
                 counted.parts["activations"] * (SLACK - 1.0)
-            )  # made twice, in more and smaller pieces
-        memory = (memory + slack + kept) * options.devices  # all processes of this machine
+            )  # computed twice, in more and smaller pieces
+        memory = (memory + slack + kept) * options.devices  # all processes on this machine
     parts = {**counted.parts, "frames": kept, "slack": slack}
     rate = measure_rate(plan, where)
     step = counted.flops / rate
@@ -251,8 +253,8 @@ def of_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
     )
     latent_bytes = 0
     if reused is not None:
-        # Each sample's latents are made once; after that steps and validations are the heads'
-        # alone.
+        # The latents of each sample are computed once. After that, steps and validations run only
+        # the heads.
         different = count + len(plan.parts.validation)
         seconds = (
             steps * step + scored * step / 3 / options.batch_size + different * once_forward / rate
@@ -294,13 +296,13 @@ def of_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
 
 
 def _frames(plan: Plan, init_times: np.ndarray) -> np.ndarray:
-    """States that samples touch."""
+    """Return the times of all states that the samples need."""
     last = plan.options.rollout_steps if plan.scores_base or plan.learnt else 0
     return np.unique(np.concatenate([init_times + STEP * k for k in range(-1, last + 1)]))
 
 
 def _frame_bytes(plan: Plan) -> int:
-    """Bytes of a state and its targets as they are read: float32."""
+    """Return the bytes of one state and its targets as float32."""
     rows, columns = plan.grid.shape
     fields = (
         len(plan.needs.surface) + len(plan.needs.atmos) * len(plan.cut.levels) + len(plan.learnt)
@@ -309,14 +311,15 @@ def _frame_bytes(plan: Plan) -> int:
 
 
 def _is_lazy(plan: Plan) -> bool:
-    """Whether states have to be read, or are in memory as they are."""
+    """Return whether states have to be read from disk rather than being in memory."""
     parts = [*plan.cut.surface.variables.values(), *plan.cut.atmos.variables.values()]
     return any(not v._in_memory for v in parts)
 
 
 def _stored_bytes(plan: Plan, ds: xr.Dataset | None) -> float:
-    """Bytes that reading one state takes from where it is stored: whole chunks, however little of
-    them is needed.
+    """Return the bytes read from storage for one state.
+
+    Whole chunks are read, even if only a part is needed.
     """
     if ds is None:
         return float(_frame_bytes(plan))
@@ -335,7 +338,7 @@ def _stored_bytes(plan: Plan, ds: xr.Dataset | None) -> float:
             if str(dim) == plan.cut.layout.axes["time"].dim:
                 size *= max(chunks[str(dim)], 1)
             else:
-                size *= whole  # a region may lie in fewer chunks; this is the most that is read
+                size *= whole  # upper bound: a region may need fewer chunks
         total += size
     return total
 
@@ -348,7 +351,7 @@ def _saves_base(plan: Plan) -> bool:
 def _advice(
     ds: xr.Dataset, target: Any, model: Any, how: StrategyOptions, common: dict[str, Any]
 ) -> list[str]:
-    """Changes, one at a time and then together, each with the memory that it would take."""
+    """Return suggested changes with the memory each would take, one at a time and then combined."""
     options: TrainingOptions = common["options"]
     changes: list[tuple[str, dict[str, Any], StrategyOptions]] = []
     if options.batch_size > 1:
@@ -390,34 +393,33 @@ def _advice(
     if len(together) > 1:
         found = _changed(ds, target, model, how, common, together)
         out.append(
-            "all of these with the same strategy:"
+            "all of these combined, with the same strategy:"
             f" {_size(found.memory)}{', which fits' if found.fits else ''}"
         )
     out.append(
-        "a smaller part of the data: ds.sel(latitude=..., longitude=...); memory goes with its area"
+        "a smaller part of the data: ds.sel(latitude=..., longitude=...); memory is proportional"
+        " to its area"
     )
     return out
 
 
-_LOOKED_AT = (
-    0.25  # of the memory that is free: trainings that are sure to stay below are not gone through
-)
-# bytes a grid point and sample for every hundred channels of the embedding, more than was ever
-# found
+_LOOKED_AT = 0.25  # of the free memory: runs that certainly need less are not simulated
+# bytes per grid point and sample for every 100 channels of the embedding: above all measurements
 _ACTIVATIONS = 6000
 
 
 def warn_if_too_large(ds: xr.Dataset, target: Any, plan: Plan, common: dict[str, Any]) -> str:
-    """What to say before a training starts that may not fit; empty where it fits, or where it is
-    far too small to matter.
+    """Return a warning for a run that may not fit into memory, or an empty string.
+
+    The string is also empty if the run is far too small to matter.
 
     Parameters
     ----------
     ds, target
-        As finetune was given them.
+        Arguments of finetune.
     plan : Plan
     common : dict
-        Its other arguments.
+        The other arguments of finetune.
     """
     where = device()
     free = free_memory(where)
@@ -442,8 +444,8 @@ def warn_if_too_large(ds: xr.Dataset, target: Any, plan: Plan, common: dict[str,
     advice = _advice(ds, target, plan.model, plan.how, common)
     verb = "may not fit" if found.fits else "does not fit"
     return (
-        f"This training needs about {_size(found.memory)}, and {_size(found.available)} are free:"
-        f" it {verb}. To change: " + "; ".join(advice) + "."
+        f"This run needs about {_size(found.memory)} of memory and {_size(found.available)} are"
+        f" free: it {verb}. Possible changes: " + "; ".join(advice) + "."
     )
 
 

@@ -1,4 +1,4 @@
-"""``finetune``: from a Dataset to everything that the training loop needs."""
+"""``finetune``: from a Dataset to a trained model."""
 
 from __future__ import annotations
 
@@ -54,8 +54,9 @@ def finetune(
     out: str | Path | None = None,
     options: config.TrainingOptions | None = None,
 ) -> TunedAurora:
-    """Fine-tune an Aurora so that it also predicts ``target``. See
-    :meth:`xaurora.accessor.AuroraAccessor.finetune`.
+    """Fine-tune an Aurora so that it also predicts ``target``.
+
+    See :meth:`xaurora.accessor.AuroraAccessor.finetune`.
     """
     options = parallel.settle(options or config.TrainingOptions())
     how = config.strategy_of(strategy)
@@ -64,13 +65,13 @@ def finetune(
     )
     if options.resume and out is None:
         raise OptionError(
-            "resume=True goes on with a run, and out= does not say which.",
+            "resume=True needs the folder of the run to resume, but out= is not set.",
             fix="out='runs/tp', resume=True",
         )
     folder = _out_folder(out, re.sub(r"[^\w-]", "_", "-".join(names)))
     resume = options.resume
     fabric = parallel.launch(options)
-    folder = Path(fabric.broadcast(str(folder)))  # its name may hold the time of day
+    folder = Path(fabric.broadcast(str(folder)))  # the name may contain the current time
     run = parallel.first(fabric, lambda: checkpoints.check(folder, resume=resume))
     if run is not None and not run.get("finished"):
         checkpoints.refuse_unseen(folder)
@@ -95,7 +96,7 @@ def finetune(
     logger.info("%s", plan.chosen)
     if plan.crop.left_out:
         logger.info(
-            "Left out, because patches of %d do not reach there: %s.",
+            "Left out, because they do not fill a patch of %d: %s.",
             plan.needs.patch_size,
             plan.crop.left_out,
         )
@@ -110,7 +111,7 @@ def finetune(
         common |= {"validation": validation, "halo": halo, "region": region, "options": options}
         if warning := estimation.warn_if_too_large(ds, target, plan, common):
             logger.warning("%s", warning)
-    # Once, for all processes.
+    # Only the first process reads, for all of them.
     looked = parallel.first(fabric, lambda: scan_targets(plan))
     made = build_model(plan, looked, fabric)
     meta = describe_run(plan, looked, made, truth is not None)
@@ -123,14 +124,14 @@ def finetune(
         say(str(plan.chosen), shown=options.progress)
     same = " (the same ones)" if plan.parts.same else ""
     say(
-        f"{len(looked.train)} training samples, {len(looked.validation)} to validate{same}; to"
-        f" {folder}",
+        f"{len(looked.train)} training samples, {len(looked.validation)} validation samples{same};"
+        f" output in {folder}",
         shown=options.progress,
     )
     say(strategies.render(strategies.table(made.module)), shown=options.progress)
     result = TunedAurora(made.module, plan.needs, meta)
     if run is not None and run.get("finished"):
-        say(f"The run in {folder} has finished; nothing is left to do.", shown=options.progress)
+        say(f"The run in {folder} has already finished.", shown=options.progress)
         result = _finished(result, folder)
     else:
         parallel.first(fabric, lambda: _begin(folder, run))
@@ -167,10 +168,10 @@ def finetune(
             training.fit(fabric, work, options, folder, run)
         except torch.cuda.OutOfMemoryError as error:
             raise MemoryTooSmallError(
-                f"the GPU has too little memory for this training ({str(error).splitlines()[0]}).",
+                f"the GPU ran out of memory ({str(error).splitlines()[0]}).",
                 fix=(
-                    "print(ds.aurora.estimate(...)) with the same arguments says what to change;"
-                    " activation_checkpointing=True first"
+                    "print(ds.aurora.estimate(...)) with the same arguments lists what to change;"
+                    " try activation_checkpointing=True first"
                 ),
             ) from error
         finally:
@@ -191,7 +192,7 @@ def _latents(
     folder: Path,
     scan: Callable[[np.ndarray], None],
 ) -> latents.Latents:
-    """What is read instead of running the backbone in every step."""
+    """Return the source of latents, read instead of running the backbone in every step."""
     module, options, cut = made.module, plan.options, made.cut
     surface = all(h.options.latents == "surface" for h in heads_of(module))
     execution.set_precision(module.base, options.precision, fabric.device)
@@ -240,29 +241,29 @@ def _latents(
             checked=len(wanted) if in_memory else latent_store.CHECKED,
         )
     except SaveError as error:
-        logger.warning("Latents are kept in memory alone: %s", error.message)
+        logger.warning("Latents are kept in memory only: %s", error.message)
     if store is not None:
         there = sum(store.has(p) for t in wanted if (p := latent_store.slot(t)) is not None)
         say(
             f"Latents: {there} of {len(wanted)} samples are stored in {store.path},"
             f" {store.sample_bytes / 1e6:.3g} MB each; the others are added when they are first"
-            " seen.",
+            " used.",
             shown=options.progress,
         )
     return latents.Latents(store, kept.dtype, shape[0])
 
 
 def _begin(folder: Path, run: dict[str, Any] | None) -> None:
-    """Before the first step: what an earlier, finished run left is out of date."""
+    """Delete what an earlier, finished run left in the folder, unless this run is resumed."""
     if run is None:
         if (folder / "best").is_dir():
-            logger.info("'%s' holds a run that has finished; a new one takes its place.", folder)
+            logger.info("'%s' contains a finished run; it will be overwritten.", folder)
         checkpoints.discard(folder)
         (folder / "learning.png").unlink(missing_ok=True)
 
 
 def _finished(result: TunedAurora, folder: Path) -> TunedAurora:
-    """A run that has ended, as it ended."""
+    """Return the saved result of a finished run."""
     for part in ("best", "last"):
         storage.recover(folder / part)
     best = folder / "best"
@@ -277,7 +278,7 @@ def _finished(result: TunedAurora, folder: Path) -> TunedAurora:
 
 
 def _draw_history(result: TunedAurora, folder: Path) -> None:
-    """``learning.png`` beside the artefact."""
+    """Save the learning curves as ``learning.png`` beside the artefact."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7), layout="constrained")
@@ -292,17 +293,19 @@ def _draw_history(result: TunedAurora, folder: Path) -> None:
 
 def _out_folder(out: str | Path | None, target: str) -> Path:
     if out is not None and not isinstance(out, str | Path):
-        raise OptionError(f"out={out!r} is no path.", fix="out='runs/tp'")
+        raise OptionError(f"out={out!r} must be a path.", fix="out='runs/tp'")
     if out is not None:
         folder = Path(out)
         for part in ("best", "last"):
             if (folder / part).exists() and not (folder / part / "config.json").exists():
                 raise OptionError(
-                    f"'{folder / part}' is there and is no tuned model; it would be overwritten.",
+                    f"'{folder / part}' exists but is not a tuned model; it would be overwritten.",
                     fix="choose another out=",
                 )
         if folder.exists() and not folder.is_dir():
-            raise OptionError(f"out='{folder}' is a file.", fix="out='runs/tp'")
+            raise OptionError(
+                f"out='{folder}' must be a folder, but is a file.", fix="out='runs/tp'"
+            )
         return folder
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{target}-{stamp}"

@@ -14,13 +14,13 @@ from xaurora.training.plan import Plan
 
 
 def device() -> torch.device:
-    """Where training would run."""
+    """Return the device that training would use."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def free_memory(where: torch.device) -> int:
-    """Bytes that are free on a device."""
-    if where.type == "cuda":  # what Torch keeps for later use is as good as free
+    """Return the free memory of a device in bytes."""
+    if where.type == "cuda":  # memory reserved by Torch but not allocated counts as free
         return (
             int(torch.cuda.mem_get_info()[0])
             + torch.cuda.memory_reserved()
@@ -35,7 +35,7 @@ def free_memory(where: torch.device) -> int:
 
 
 def _group_memory() -> float:
-    """Bytes that a container or a cluster's job may still take (cgroup version 2)."""
+    """Return the bytes that a container or cluster job may still allocate (cgroup version 2)."""
     folder = Path("/sys/fs/cgroup")
     try:
         limit = (folder / "memory.max").read_text().strip()
@@ -49,8 +49,9 @@ def _group_memory() -> float:
 
 
 def measure_rate(plan: Plan, where: torch.device) -> float:
-    """Floating-point operations a second, forward and backward, of two layers of the model's width;
-    measured in about a second.
+    """Measure floating-point operations per second, forward and backward.
+
+    Times two layers of the model's width; takes about a second.
     """
     named = {"tiny": 128, "tiny-pretrained": 128, "small": 256}.get(plan.name, 512)
     width = plan.base.encoder.embed_dim if plan.base is not None else named

@@ -1,4 +1,4 @@
-"""What goes with a run beside the model: its log, and the signals that ask it to stop."""
+"""The training log, and handling of the signals that ask a run to stop."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from xaurora.utils import storage
 
 
 class Stop:
-    """Lets a step finish when the process is asked to stop (SIGTERM, as clusters send before they
-    kill, or Ctrl-C); a second signal stops at once. Signals reach the main thread alone;
-    elsewhere this does nothing."""
+    """Context manager that lets the current step finish when the process is asked to stop.
+
+    It handles SIGTERM, which clusters send before they kill a job, and SIGINT (Ctrl-C). A second
+    signal stops at once. Signal handlers can only be set in the main thread, so elsewhere this does
+    nothing.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -34,13 +37,13 @@ class Stop:
         self.signal = number
 
     def again(self) -> None:
-        """What the signal would have done."""
+        """Restore the previous signal handlers and raise the signal again."""
         number = self.signal if self.signal is not None else signal.SIGTERM
         self.__exit__()
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         signal.raise_signal(number)
-        raise SystemExit(128 + number)  # if someone handles it and goes on
+        raise SystemExit(128 + number)  # in case a handler returns
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
@@ -49,7 +52,10 @@ class Stop:
 
 
 class Log:
-    """``log.jsonl`` in the run's folder, one line a step; the file appears with the first line."""
+    """Writer of ``log.jsonl`` in the run's folder, one line per step.
+
+    The file is created with the first line.
+    """
 
     def __init__(self, folder: Path, *, writes: bool) -> None:
         self.path, self.writes = folder / "log.jsonl", writes
@@ -60,11 +66,11 @@ class Log:
         return self
 
     def keep(self, step: int) -> list[dict[str, Any]]:
-        """The lines up to a step, which a resumed run keeps; later ones are written anew."""
+        """Drop entries after ``step``, which a resumed run writes again, and return the others."""
         entries = []
         if self.path.is_file():
             for line in self.path.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError):  # a line that a kill cut off
+                with contextlib.suppress(ValueError):  # a line cut off when the process was killed
                     entries.append(json.loads(line))
         entries = [e for e in entries if e["step"] <= step]
         if self.writes:
@@ -74,6 +80,7 @@ class Log:
         return entries
 
     def write(self, entry: dict[str, Any]) -> None:
+        """Append one entry, if this process writes the log."""
         if not self.writes:
             return
         with storage.named_failures(self.path):
@@ -84,16 +91,14 @@ class Log:
             self._file.flush()
 
     def sync(self) -> None:
-        """Make what was written durable."""
+        """Flush the file to disk."""
         if self._file is not None:
             with storage.named_failures(self.path):
                 storage.sync(self.path)
 
     def __exit__(self, *error: object) -> None:
         if self._file is not None:
-            with contextlib.suppress(
-                OSError
-            ):  # what could not be written was named when it was written
+            with contextlib.suppress(OSError):  # a failed write has already raised an error
                 self._file.close()
             self._file = None
             self._goes_on = True

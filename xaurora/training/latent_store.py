@@ -52,7 +52,10 @@ _STALE = 3600.0  # seconds after which a file that was never finished belongs to
 
 
 def slot(time: np.datetime64) -> int | None:
-    """Place of an init time in a store; None for one that is not on the hour."""
+    """Return the position of an init time in a store.
+
+    None if the time is not a full hour or is out of range.
+    """
     hours = time.astype("datetime64[h]")
     if hours != time:
         return None
@@ -61,7 +64,7 @@ def slot(time: np.datetime64) -> int | None:
 
 
 def digest(batch: Batch) -> bytes:
-    """Of the fields that a sample's latents are computed from: 16 bytes."""
+    """Return a 16-byte digest of the fields that a sample's latents are computed from."""
     found = hashlib.blake2b(digest_size=_DIGEST)
     for part in (batch.surf_vars, batch.static_vars, batch.atmos_vars):
         for name in sorted(part):
@@ -77,19 +80,20 @@ class LatentStore:
     ----------
     path : path
     shape : tuple of int
-        Of a sample: latent levels, patches, channels.
+        Shape of one sample: latent levels, patch rows, patch columns, channels.
     dtype : {"bfloat16", "float32"}
     description : dict
         What the latents depend on, by name: weights, grid, region, precision, versions.
     limit : float, optional
-        Bytes; by default half of what is free on the disk.
+        Largest size in bytes. By default the current size plus half of the free disk space.
 
     Raises
     ------
     LatentsError
-        What is there is no such store, or one of other weights, another region and so on.
+        If the path is not a store of latents, or holds latents of other weights, another region and
+        so on.
     SaveError
-        It cannot be made.
+        If the store cannot be created.
     """
 
     def __init__(
@@ -111,13 +115,13 @@ class LatentStore:
         self.limit = float(limit) if limit is not None else self._free()
 
     def _listed(self) -> set[int]:
-        """Places of what is stored, by whichever process."""
+        """Return the positions stored on disk by any process."""
         with storage.named_failures(self.path):
             names = os.listdir(self.path / "latents")
         return {int(found[1]) for n in names if (found := _CHUNK.fullmatch(n))}
 
     def _free(self) -> float:
-        """What this store holds already, and half of what is free."""
+        """Return the default limit: the current size plus half of the free disk space."""
         return (
             len(self._there) * self.sample_bytes
             + _SHARE_OF_DISK * shutil.disk_usage(self.path).free
@@ -138,8 +142,8 @@ class LatentStore:
             self._latents, self._inputs = arrays["latents"], arrays["inputs"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LatentsError(
-                f"'{self.path}' is there and is no store of latents ({type(error).__name__}); it is"
-                " not overwritten.",
+                f"'{self.path}' exists but is not a store of latents ({type(error).__name__}); it"
+                " is not overwritten.",
                 fix="another latents= path",
             ) from error
         if there != self.description:
@@ -150,17 +154,20 @@ class LatentStore:
                 if not isinstance(there, dict) or there.get(n) != self.description.get(n)
             ]
             raise LatentsError(
-                f"the latents in '{self.path}' are of other {', '.join(differ)}; they are not"
-                " used.",
+                f"the latents in '{self.path}' do not match this run; they differ in"
+                f" {', '.join(differ)} and are not used.",
                 fix=(
-                    "another latents= path, or remove that one; latents=True finds the store that"
-                    " fits, or makes it"
+                    "choose another latents= path, or remove the existing store; latents=True"
+                    " finds a matching store or creates one"
                 ),
             )
         self._sweep()
 
     def _create(self) -> None:
-        """An empty store, in its place in one step; another process may be faster."""
+        """Create an empty store atomically.
+
+        If another process creates it first, that one is used.
+        """
         import zarr
         from zarr.codecs import Crc32cCodec
 
@@ -199,7 +206,7 @@ class LatentStore:
         return "uint16" if self.dtype == "bfloat16" else "float32"
 
     def _sweep(self) -> None:
-        """Remove files that a killed writer left."""
+        """Remove temporary files left by killed processes."""
         for part in ("latents", "inputs"):
             for left in (self.path / part).glob("*.partial"):
                 with contextlib.suppress(OSError):
@@ -213,17 +220,20 @@ class LatentStore:
 
     @property
     def count(self) -> int:
-        """Samples stored, as far as this process knows."""
+        """Number of stored samples that this process knows of."""
         return len(self._there)
 
     def has(self, place: int) -> bool:
-        """Whether a sample is stored, by this process or another."""
+        """Return whether a sample is stored, by this process or another."""
         if place not in self._there and self._file("latents", place).exists():
             self._there.add(place)
         return place in self._there
 
     def read(self, place: int) -> torch.Tensor | None:
-        """A sample as it is stored, or None where it is not, or is damaged, which is said."""
+        """Return a sample in the stored dtype, or None if it is missing or damaged.
+
+        A damaged sample is logged and deleted.
+        """
         if not self.has(place) or not self._file("latents", place).exists():
             self._there.discard(place)
             return None
@@ -232,22 +242,22 @@ class LatentStore:
         except (
             OSError,
             MemoryError,
-        ):  # of the machine, and not of the chunk: it may be read another time
+        ):  # a fault of the machine rather than of the chunk: a later read may succeed
             return None
         except (
             Exception
-        ) as error:  # Zarr's codecs raise many kinds for a chunk that was cut or changed
+        ) as error:  # Zarr's codecs raise many exception types for a truncated or modified chunk
             self._drop(place, error)
             return None
         if not self._file("latents", place).exists():
-            self._there.discard(place)  # removed under our hands: Zarr would give its fill value
+            self._there.discard(place)  # removed meanwhile: Zarr would return its fill value
             return None
         found = torch.from_numpy(values)
         return found.view(torch.bfloat16) if self.dtype == "bfloat16" else found
 
     def _drop(self, place: int, error: Exception) -> None:
         logger.warning(
-            "The latents of %s in '%s' are damaged (%s); they are computed again.",
+            "The latents of %s in '%s' are damaged (%s) and will be recomputed.",
             _EPOCH + place,
             self.path,
             type(error).__name__,
@@ -258,7 +268,7 @@ class LatentStore:
                 self._file(part, place).unlink(missing_ok=True)
 
     def inputs_of(self, place: int) -> bytes | None:
-        """The digest of the fields that a sample was computed from."""
+        """Return the digest of the fields that a sample was computed from, or None."""
         try:
             return (
                 np.asarray(self._inputs[place]).tobytes()
@@ -270,8 +280,10 @@ class LatentStore:
             return None
 
     def fits_another(self) -> bool:
-        """Whether one more sample stays within the limit; now and then what other processes have
-        stored is counted in.
+        """Return whether one more sample stays within the limit.
+
+        From time to time, and near the limit, samples stored by other processes are counted as
+        well.
         """
         self._asked += 1
         if (
@@ -283,27 +295,27 @@ class LatentStore:
         return (len(self._there) + 1) * self.sample_bytes <= self.limit
 
     def write(self, place: int, values: torch.Tensor, inputs: bytes) -> None:
-        """Store a sample. A failure leaves nothing of it.
+        """Store a sample. A failed write leaves nothing of it behind.
 
         Raises
         ------
         SaveError
-            The disk is full, or cannot be written.
+            If the disk is full or not writable.
         """
         raw = values.view(torch.uint16) if self.dtype == "bfloat16" else values
         try:
             with storage.named_failures(self.path):
                 self._inputs[place] = np.frombuffer(
                     inputs, np.uint8
-                )  # first: latents that are there have theirs
+                )  # written first, so that stored latents always have a digest
                 self._latents[place] = raw.contiguous().numpy()
                 if not (
                     self.path / "zarr.json"
-                ).exists():  # Zarr has made folders for what nobody will read
+                ).exists():  # the store was removed and Zarr has recreated its folders
                     shutil.rmtree(self.path, ignore_errors=True)
                     raise SaveError(
                         f"the store '{self.path}' was removed.",
-                        fix="start again, and it is made anew",
+                        fix="run again to create a new store",
                     )
         except SaveError:
             with contextlib.suppress(OSError):
@@ -316,7 +328,7 @@ _CHUNK = re.compile(r"c\.(\d+)(\.0)+")
 
 
 def key_of(description: Mapping[str, Any]) -> str:
-    """A short name for what latents depend on."""
+    """Return a short hash of everything that latents depend on."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -1,11 +1,10 @@
-"""The store of frozen-backbone outputs: each sample's latents are computed once, and training reads
-them instead of running the backbone.
+"""Store of frozen-backbone outputs, computed once for each sample and then read by training.
 
-A Zarr group whose first axis counts the hours since 1900, so that a sample has its place whatever
-was stored before it; what is not there takes no room. Each sample is one chunk with a checksum,
-written to a file beside and moved into its place: a kill leaves no half of one, and two processes
-that write the same sample write the same bytes. Beside it stands a digest of the fields that it was
-computed from.
+The store is a Zarr group whose first axis counts hours since 1900, so the position of a sample does
+not depend on what else is stored. Positions without data take no disk space. Each sample is one
+chunk with a checksum, written to a temporary file and then renamed, so a killed process leaves no
+partial chunk, and two processes that write the same sample write the same bytes. Each sample is
+stored with a digest of the fields it was computed from.
 """
 
 from __future__ import annotations
@@ -35,16 +34,17 @@ _WAITING = 4  # samples that wait to be written
 
 
 class Latents:
-    """What training reads instead of running the backbone: from memory, from the store, or made on
-    the spot and kept.
+    """Source of latents for training, used instead of running the backbone.
+
+    Latents come from memory or from the store, or are computed when needed and then kept.
 
     Parameters
     ----------
     store : Store, optional
-        Without one they are kept in memory alone, as far as that goes.
+        Without a store, latents are kept in memory only, up to ``budget``.
     dtype : {"bfloat16", "float32"}
-        What is made is rounded to it at once, so that a run gives the same whether a sample was
-        stored or not.
+        New latents are rounded to it at once, so that results do not depend on whether a sample was
+        stored.
     levels : int
         Latent levels that the heads read, from the surface up.
     budget : int
@@ -55,7 +55,7 @@ class Latents:
         self, store: LatentStore | None, dtype: str, levels: int, budget: int = 2 * 1024**3
     ) -> None:
         self.store, self.levels, self.budget = store, levels, budget
-        # What is on disk is read again; without a disk as many are kept as fit.
+        # With a store, samples can be read again from disk. Without one, keep as many as fit.
         self.most = _KEPT if store is not None else _SLOTS
         self.dtype = getattr(torch, dtype)
         self.made = 0
@@ -68,7 +68,7 @@ class Latents:
         self._told: set[str] = set()
 
     def find(self, time: np.datetime64) -> torch.Tensor | None:
-        """The latents ``(c, hp, wp, d)`` of an init time, or None. Several threads may ask."""
+        """Return the latents ``(c, hp, wp, d)`` of an init time, or None. Thread-safe."""
         place = slot(time)
         if place is None:
             return None
@@ -96,11 +96,10 @@ class Latents:
                 self._held -= dropped.numel() * dropped.element_size()
 
     def of(self, module: AuroraWithHead, sample: Sample, device: torch.device) -> torch.Tensor:
-        """The latents of a sample, ``(b, c, hp, wp, d)``, float32, on the device; inside
-        :func:`xaurora.model.aurora.placed`.
+        """Return the latents ``(b, c, hp, wp, d)`` of a sample, float32, on the device.
 
-        What was not found is made, one init time at a time: then it does not depend on the batch
-        that it came in.
+        Call this inside :func:`xaurora.model.aurora.placed`. Missing latents are computed one init
+        time at a time, so that they do not depend on the batch a sample is in.
         """
         parts = []
         missing = iter(sample.missing)
@@ -109,7 +108,7 @@ class Latents:
                 batch, place = next(missing), slot(time)
                 found = (
                     self._in_memory(place) if place is not None else None
-                )  # made since it was looked for
+                )  # computed since the first look-up
                 found = self._make(module, batch, time) if found is None else found
             parts.append(found)
         whole = torch.stack(parts)
@@ -131,8 +130,8 @@ class Latents:
         if place is None:
             self._say(
                 "times",
-                "Init times that are not on the hour have no place in a store of latents; theirs"
-                " are computed each time.",
+                "Latents of init times that are not on the full hour cannot be stored; they are"
+                " computed each time.",
             )
             return values
         self._remember(place, values)
@@ -142,15 +141,16 @@ class Latents:
                 self._say(
                     "limit",
                     f"The store of latents '{self.store.path}' has reached its limit of"
-                    f" {self.store.limit / 1e9:.3g} GB with {self.store.count} samples; the others"
-                    " are computed each time. LatentOptions(size='...') allows more.",
+                    f" {self.store.limit / 1e9:.3g} GB with {self.store.count} samples; further"
+                    " samples are computed each time. Use LatentOptions(size='...') to raise the"
+                    " limit.",
                 )
             else:
                 self._write(place, values, batch)
         return values
 
     def _write(self, place: int, values: torch.Tensor, batch: Batch) -> None:
-        """In a thread, while the next sample is computed."""
+        """Write a sample in a background thread while the next one is computed."""
         store = self.store
         if store is None:
             return
@@ -164,8 +164,9 @@ class Latents:
         self._collect(_WAITING)
 
     def _collect(self, left: int) -> None:
-        """Wait until so few are left to be written; a disk that is full ends the writing, and not
-        the training.
+        """Wait until at most ``left`` writes are pending.
+
+        If a write fails, for example on a full disk, storing stops and training continues.
         """
         while self._writing and (len(self._writing) > left or self._writing[0].done()):
             try:
@@ -174,7 +175,8 @@ class Latents:
                 self._writes, self.most = False, _SLOTS
                 self._say(
                     "disk",
-                    f"Latents are no longer stored, and training goes on without: {error.message}",
+                    "Latents are no longer stored; training continues without storing them:"
+                    f" {error.message}",
                 )
 
     def _say(self, what: str, text: str) -> None:
@@ -183,7 +185,7 @@ class Latents:
             logger.warning("%s", text)
 
     def close(self) -> None:
-        """Wait until all is written."""
+        """Wait until all samples are written."""
         self._collect(0)
         if self._pool is not None:
             self._pool.shutdown()
@@ -201,31 +203,31 @@ def open_store(
     *,
     checked: int = CHECKED,
 ) -> LatentStore:
-    """The store for this training: the one that was named, or the one in ``folder`` that fits.
+    """Open or create the store for a run: the named one, or a matching one in ``folder``.
 
     Parameters
     ----------
     folder : path
-        Where stores lie that were not named.
+        Folder of stores without a name given by the user.
     options : LatentOptions
     shape : tuple of int
     description : dict
     init_times : ndarray of datetime64
-        That this training needs.
+        Init times that this run needs.
     read : callable
-        Init time → Batch of one: some of what is stored is compared with the data.
+        Function from an init time to a Batch of one. Used to compare stored samples with the data.
     scan : callable
-        Looks for what is wrong with the inputs of init times that are not stored, before a store is
-        made.
+        Function that checks the inputs of init times that are not stored. It is called before a
+        store is created.
     checked : int
-        How many stored samples are compared with the data.
+        Number of stored samples to compare with the data.
 
     Raises
     ------
     LatentsError
-        The store that was named is of something else.
+        If the named store holds other latents.
     SaveError
-        It cannot be written.
+        If the store cannot be written.
     """
     limit = options.size if options.size is None else float(options.size)
 
@@ -247,12 +249,12 @@ def open_store(
         store = opened(Path(options.path))
         if (wrong := _of_other_fields(store, init_times, read, checked)) is not None:
             raise LatentsError(
-                f"the latents in '{store.path}' were computed from other fields (those of"
-                f" {wrong.astype('datetime64[h]')} differ); they are not used.",
-                fix="another latents= path, or remove that one",
+                f"the latents in '{store.path}' were computed from other fields (those at"
+                f" {wrong.astype('datetime64[h]')} differ) and are not used.",
+                fix="choose another latents= path, or remove the existing store",
             )
         return store
-    # Its name holds what the first sample is made of as well: other data find another store.
+    # The name also depends on the fields of the first sample, so other data get another store.
     key = key_of(
         {
             **description,
@@ -268,8 +270,8 @@ def open_store(
         number += 1
         try:
             store = opened(path)
-        except LatentsError as error:  # damaged, or somebody else's
-            logger.warning("%s Another one is made beside it.", error.message)
+        except LatentsError as error:  # damaged, or not a store of latents
+            logger.warning("%s A new store is created beside it.", error.message)
             continue
         if _of_other_fields(store, init_times, read, checked) is None:
             return store
@@ -278,12 +280,13 @@ def open_store(
 def _of_other_fields(
     store: LatentStore, init_times: np.ndarray, read: Callable[[np.datetime64], Batch], checked: int
 ) -> np.datetime64 | None:
-    """An init time whose stored latents come from other fields than the data's, among a few that
-    are looked at.
+    """Return an init time whose stored latents were computed from other fields, or None.
+
+    Up to ``checked`` of the stored init times, evenly spaced, are compared.
     """
     there = [t for t in init_times if (place := slot(t)) is not None and store.has(place)]
     if not there:
-        # Other data may have been stored at other times: a store holds one source.
+        # Nothing to compare. What is stored at other times is assumed to be of the same source.
         return None
     chosen = np.unique(np.linspace(0, len(there) - 1, min(len(there), checked)).astype(int))
     for i in chosen:
@@ -297,7 +300,7 @@ def _of_other_fields(
 def shape_of(
     module: AuroraWithHead, grid_shape: tuple[int, int], patch_size: int, *, surface: bool
 ) -> tuple[int, ...]:
-    """Shape of a sample's latents: levels, patches, channels."""
+    """Return the shape of a sample's latents: levels, patch rows, patch columns, channels."""
     base = module.base
     rows, columns = (n // patch_size for n in grid_shape)
     if module.window is not None:

@@ -1,5 +1,6 @@
-"""The training loop, on Lightning Fabric: steps, validation, checkpoints; the best and the last
-kept.
+"""The training loop, on Lightning Fabric: steps, validation and checkpoints.
+
+The best and the last model are saved.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ from xaurora.training.replay import ReplayBuffer
 from xaurora.training.validation import Task, Validator, prefix, told
 from xaurora.utils.progress import bar, say
 
-_MOST_VALIDATED = 100  # samples of a validation during training; the last one scores all
-_EXPLOSION = 1e3  # a loss so many times the median of the last ones is no rain, however heavy
-_WATCHED = 50  # losses
+_MOST_VALIDATED = 100  # samples in a validation during training; the final one scores all
+_EXPLOSION = 1e3  # a loss this many times the recent losses counts as an explosion
+_WATCHED = 50  # number of recent losses that are kept
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is trained, on what.
+    """What is trained, and on which data.
 
     Parameters
     ----------
     result : TunedAurora
-        What training fills.
+        The result, filled in by training.
     loader : Loader
     groups : list of dict
         Parameter groups.
@@ -54,13 +55,13 @@ class Work:
     trim : tuple of slice
         Rows and columns inside the halo.
     task : Task
-        How it is scored.
+        How the model is scored.
     moves_base : bool
         Whether the strategy trains the base.
     target_grid, target_trim : Grid, tuple of slice
-        Where the targets are learnt: the grid, or a region of it.
+        Grid on which the targets are trained: the whole grid or a region of it.
     settings : dict
-        What a resumed run must have in common.
+        Settings that must be the same in a resumed run.
     """
 
     result: TunedAurora
@@ -84,15 +85,15 @@ def fit(
     folder: Path,
     run: dict[str, Any] | None,
 ) -> None:
-    """Train, from the beginning or from where ``run`` stopped. All processes call this."""
+    """Train from the beginning or resume from ``run``. All processes must call this."""
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     module = work.result.model
     if fabric.world_size > 1 and options.parallel == "fsdp":
-        # The artefact is saved from a whole copy, into which the shards are put together.
+        # The artefact is saved from an unsharded copy, into which the shards are gathered.
         work.result.model = copy.deepcopy(module)
     with torch.random.fork_rng(devices=devices), contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
-        # A step returns views; nothing here changes them in place.
+        # A step returns views, which nothing here modifies in place.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         torch.manual_seed(options.seed + 1000 * fabric.global_rank)
         stack.enter_context(placement.placed(module, work.grid))
@@ -109,7 +110,7 @@ def fit(
 
 
 class _Training:
-    """One run: what it holds and how it goes on."""
+    """State and methods of one training run."""
 
     def __init__(
         self,
@@ -139,7 +140,7 @@ class _Training:
             else bool(checkpointing)
         ):
             stack.enter_context(execution.recomputed(module.base))
-        # By name, because sharding replaces the parameters.
+        # By name, because sharding replaces the parameter objects.
         names = {id(p): name for name, p in module.named_parameters()}
         groups = [{**g, "params": [names[id(p)] for p in g["params"]]} for g in work.groups]
         self.runner = fabric.setup_module(module, move_to_device=not self.sharded)
@@ -149,7 +150,8 @@ class _Training:
         self._near = self._dropouts(module)
         self._trains = False
         groups = [{**g, "params": [parameters[name] for name in g["params"]]} for g in groups]
-        # Fused: one pass over memory. Sharded parameters and meta devices take the plain one.
+        # The fused optimiser makes one pass over memory. Sharded parameters and meta devices need
+        # the plain one.
         fused = not self.sharded and all(p.is_floating_point() for g in groups for p in g["params"])
         self.adamw = torch.optim.AdamW(
             groups, weight_decay=options.weight_decay, betas=(0.9, 0.95), fused=fused
@@ -184,12 +186,12 @@ class _Training:
 
     @staticmethod
     def _dropouts(module: torch.nn.Module) -> dict[int, bool]:
-        """Dropouts, and whether the module that holds them has anything that trains."""
+        """Return, by id of each dropout module, whether its parent has trainable parameters."""
         out: dict[int, bool] = {}
         for parent in module.modules():
             for child in parent.modules():
                 if _drops(child):
-                    # the innermost parent with parameters decides, and comes last
+                    # the innermost parent with parameters comes last and decides
                     own = [p.requires_grad for p in parent.parameters()]
                     out[id(child)] = any(own) if own else out.get(id(child), True)
         return out
@@ -226,7 +228,7 @@ class _Training:
     # --- the loop ---
 
     def rate(self, step: int) -> float:
-        """The learning rate's factor at a step, from 0."""
+        """Return the factor on the learning rate at a step, counted from 0."""
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
         if self.options.schedule == "constant":
@@ -236,7 +238,7 @@ class _Training:
         )
 
     def loop(self) -> None:
-        """Train up to the last step, or until nothing gets better."""
+        """Train until the last step or early stopping."""
         options, task = self.options, self.work.task
         count = min(options.validations, self.total)
         scored = {round(self.total * (i + 1) / count) for i in range(count)}
@@ -288,7 +290,7 @@ class _Training:
                     self.save_checkpoint()
                     self.log.__exit__()
                     say(
-                        f"Stopped at step {self.step} of {self.total}; resume=True goes on.",
+                        f"Stopped at step {self.step} of {self.total}; resume=True continues it.",
                         shown=self.rank == 0,
                     )
                     stop.again()
@@ -298,7 +300,7 @@ class _Training:
                     self.save_checkpoint()
 
     def _samples(self) -> Iterator[tuple[list[np.datetime64], list[tuple[Share, Sample | None]]]]:
-        """Each step's init times, and this process's batches of it, read ahead."""
+        """Yield the init times and this process's batches of each step, read in advance."""
         options = self.options
         chosen = loading.order(
             self.work.train, options.samples_a_step, self.total, options.seed, self.step
@@ -313,7 +315,7 @@ class _Training:
                 for part in parts
             ]
 
-        # As far ahead as half the loader's budget holds: what is read for a step, and not yet used.
+        # Prefetch as many steps as fit into half the budget of the loader.
         each = (
             self.work.loader.frame_bytes
             * (2 + options.rollout_steps)
@@ -324,7 +326,7 @@ class _Training:
         return loading.ahead(chosen, read, options.workers, room)
 
     def _together(self, items: Iterator[Any]) -> Iterator[Any]:
-        """Items as they come; where reading fails in one process, all of them stop with a word."""
+        """Yield items; if reading fails in one process, raise in all of them."""
         if self.world == 1:
             yield from items
             return
@@ -339,7 +341,7 @@ class _Training:
             if float(self._sum(torch.tensor(float(error is not None)))):
                 raise error or TrainingError(
                     "another process could not read its samples.",
-                    fix="see what that process printed",
+                    fix="see the output of that process",
                 )
             yield item
 
@@ -381,7 +383,7 @@ class _Training:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            # A short memory at first: else the average would be made of what training began with.
+            # A smaller decay at first, so that the initial weights do not dominate the average.
             decay = min(float(self.options.ema or 0.0), (1.0 + self.step) / (10.0 + self.step))
             with torch.no_grad():
                 for name, p in self.moving.items():
@@ -389,12 +391,13 @@ class _Training:
         return self._entry(numbers, norm)
 
     def _train_mode(self) -> None:
-        """Dropout acts where something trains: an adapter that stays as it is is no noise to the
-        head.
+        """Set training mode, but keep dropout off in modules without trainable parameters.
+
+        Dropout in a frozen adapter would only add noise to the head's input.
         """
         if (
             self._trains
-        ):  # as the last step left it; going through all modules takes as long as a head's own step
+        ):  # already set; iterating over all modules takes as long as a step of the head
             return
         self._trains = True
         self.runner.train()
@@ -405,7 +408,7 @@ class _Training:
     def _forecasts(
         self, sample: Sample, weight: float, sums: dict[str, torch.Tensor], *, final: bool
     ) -> None:
-        """Forward and backward of one batch of forecasts."""
+        """Run forward and backward passes of one batch of forecasts."""
         if sample.batch is None:
             self._read(sample, weight, sums, final=final)
             return
@@ -441,7 +444,7 @@ class _Training:
     def _read(
         self, sample: Sample, weight: float, sums: dict[str, torch.Tensor], *, final: bool
     ) -> None:
-        """The same where latents are kept: the heads alone run."""
+        """Run forward and backward passes of the heads on stored latents."""
         latents = self.work.loader.latents.of(self.module, sample, self.fabric.device)
         with self._unsynced(not final):
             step = self.runner(None, latents=latents)
@@ -452,22 +455,25 @@ class _Training:
             self._backward(loss * weight)
 
     def _unsynced(self, wanted: bool) -> Any:
-        """Leave gradients where they are until the last batch of a step. Never entered for nothing:
-        Fabric's context for FSDP turns synchronising off when it is left
-        (``lightning_fabric/strategies/model_parallel.py``)."""
+        """Return a context that defers gradient synchronisation if ``wanted``.
+
+        It is only entered when needed: Fabric's context for FSDP turns synchronisation off when it
+        is left (``lightning_fabric/strategies/model_parallel.py``).
+        """
         if wanted and self.world > 1:
             return self.fabric.no_backward_sync(self.runner)
         return contextlib.nullcontext()
 
     def _backward(self, loss: torch.Tensor) -> None:
-        # Gradients are averaged over processes, whose weights add up to one.
+        # Gradients are averaged over processes, while the weights sum to one over all processes.
         self.fabric.backward(
             self.scaler.scale(loss * self.world) if self.scaler.is_enabled() else loss * self.world
         )
 
     def _replayed(self, sums: dict[str, torch.Tensor]) -> list[np.datetime64]:
-        """One step on of forecasts from the buffer, each on its own: a Batch has one rollout step
-        for all its samples.
+        """Advance forecasts from the buffer by one step and return their init times.
+
+        They run one at a time, because a Batch has one rollout step for all its samples.
         """
         assert self.replay is not None
         count = self.options.batch_size * self.options.gradient_accumulation
@@ -498,7 +504,7 @@ class _Training:
         return times
 
     def _put_back(self) -> None:
-        """Forecasts go back into the buffer once the loss is known to be sound."""
+        """Return the advanced forecasts to the buffer, once the loss is known to be finite."""
         for place, following in self._made:
             if self.replay is not None and following is None:
                 self.replay.renew(place)
@@ -507,7 +513,7 @@ class _Training:
         self._made = []
 
     def _entry(self, numbers: dict[str, float], norm: float) -> dict[str, Any]:
-        """One line of the log."""
+        """Return one entry of the log."""
         task = self.work.task
         entry: dict[str, Any] = {"step": self.step + 1}
         entry |= {k: v for k, v in numbers.items() if ":" not in k}
@@ -525,9 +531,9 @@ class _Training:
         return entry
 
     def _refuse_broken(self, loss: float, times: list[np.datetime64], what: str = "loss") -> None:
-        """Stop where the loss is no number, or has exploded; what was good is kept."""
-        # Beside the usual, the largest of the last losses: over a desert nearly all are nothing,
-        # and a shower is no explosion.
+        """Raise if the loss is not finite or has exploded, after saving what is still usable."""
+        # The largest recent loss counts as well as the median: over a desert nearly all losses are
+        # close to zero, and a shower is not an explosion.
         usual = (
             max(float(np.median(self.recent)), 0.1 * max(self.recent), 1e-2)
             if len(self.recent) >= 10
@@ -539,8 +545,7 @@ class _Training:
             return
         kept = []
         if not self.saved and self.step and not exploded and self._sound():
-            # Better than nothing. An earlier checkpoint is not written over: weights may be ruined
-            # and finite.
+            # Saved only if there is no earlier checkpoint: finite weights may still be bad.
             self.optimizer.zero_grad(set_to_none=True)
             self.save_checkpoint()
         if self.saved:
@@ -553,12 +558,12 @@ class _Training:
         named = ", ".join(str(t.astype("datetime64[m]")) for t in times)
         raise TrainingError(
             f"the {what} became {loss:g}"
-            + (f", {_EXPLOSION:g} times what it was," if exploded else "")
+            + (f", more than {_EXPLOSION:g} times the recent losses," if exploded else "")
             + f" at step {self.step}, at init time(s) {named}."
             + (f" {_capital('; '.join(kept))}." if kept else ""),
             fix=(
-                "look at those fields: ds.aurora.check(); mended, resume=True goes on; or a smaller"
-                " learning_rate in another out="
+                "check those fields with ds.aurora.check(), correct them and use resume=True; or"
+                " use a smaller learning_rate in another out="
             )
             + (f", from model='{self.folder / 'best'}'" if math.isfinite(self.best) else ""),
         )
@@ -571,7 +576,7 @@ class _Training:
     # --- validation, and what is kept ---
 
     def _validate(self, entry: dict[str, Any]) -> bool:
-        """Score; keep the best. Returns whether to stop for want of progress."""
+        """Score the model and save it if it is the best. Return whether to stop early."""
         result = self.work.result
         self._trains = False
         with self._averaged():
@@ -588,7 +593,7 @@ class _Training:
         )
 
     def _keep(self, name: str, history: list[dict[str, Any]]) -> None:
-        """Save an artefact: on the first process, whole."""
+        """Save the complete artefact from the first process."""
         result = self.work.result
         self._gather()
 
@@ -598,7 +603,7 @@ class _Training:
         parallel.first(self.fabric, save)
 
     def _gather(self) -> None:
-        """Put sharded weights together in the copy that is saved."""
+        """Gather sharded weights into the copy that is saved."""
         if not self.sharded:
             return
         whole = {n: parallel.whole(v.detach()).cpu() for n, v in self.module.state_dict().items()}
@@ -606,7 +611,7 @@ class _Training:
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
-        """The moving average in the weights' place."""
+        """Swap the moving average in for the weights."""
         if self.average is None:
             yield
             return
@@ -622,14 +627,12 @@ class _Training:
                     p.copy_(held[name])
 
     def close(self) -> None:
-        """After the last step: save the last, go back to the best, score it on all validation
-        samples.
-        """
+        """Save the last model, restore the best one and score it on all validation samples."""
         result, work, options = self.work.result, self.work, self.options
         entry = result.history[-1]
         if not math.isfinite(self.best):
             raise TrainingError(
-                "no validation gave a score that is a number; nothing was kept as best.",
+                "no validation gave a finite score, so no best model was saved.",
                 fix="a smaller learning_rate",
             )
         best = result.config["scores"]
@@ -639,7 +642,7 @@ class _Training:
                 "step": self.step,
             }
             self._keep("last", result.history)
-        # What training needed goes before the best comes: else this would be where memory peaks.
+        # Free the training state before loading the best model, or memory would peak here.
         self.adamw.state.clear()
         self.average = None
         if self.rank == 0:
@@ -661,7 +664,7 @@ class _Training:
         model.to("cpu")
         execution.set_precision(model.base, "32", torch.device("cpu"))
         model.eval()
-        # As they were made: Torch picks other kernels for parameters without gradient, and
+        # As in a newly built model: Torch picks other kernels for parameters without gradients, and
         # forecasts would differ in the last bit.
         model.requires_grad_(True)
         result.config["training"]["steps"] = self.step
@@ -689,7 +692,7 @@ class _Training:
     # --- checkpoints ---
 
     def save_checkpoint(self) -> None:
-        """Everything that is needed to go on."""
+        """Save everything needed to resume."""
         weights = {n: parallel.whole(p.detach()).cpu() for n, p in self.moving.items()}
         optimizer = {
             name: {
@@ -735,7 +738,7 @@ class _Training:
         self.saved = self.step
 
     def _everyones(self, value: Any) -> list[Any]:
-        """A value of every process, in their order."""
+        """Gather a value from every process, in rank order."""
         if self.world == 1:
             return [value]
         out: list[Any] = [None] * self.world
@@ -743,12 +746,12 @@ class _Training:
         return out
 
     def restore(self, run: dict[str, Any]) -> None:
-        """Go on from a checkpoint.
+        """Resume from a checkpoint.
 
         Raises
         ------
         CheckpointError
-            It does not fit the model, or is damaged.
+            If it does not fit the model or is damaged.
         """
         state = checkpoints.read_tensors(self.folder)
         checkpoints.compare_tensors(self.folder, "weights", self._shapes(), state["weights"])
@@ -789,21 +792,21 @@ class _Training:
         checkpoints.check_best(self.folder, expected=math.isfinite(self.best))
         self.work.result.history[:] = self.log.keep(self.step)
         say(
-            f"Going on at step {self.step} of {self.total}.",
+            f"Resuming at step {self.step} of {self.total}.",
             shown=self.options.progress and self.rank == 0,
         )
 
     def _shapes(self) -> dict[str, torch.Tensor]:
-        return dict(self.moving)  # a sharded parameter has the shape of the whole
+        return dict(self.moving)  # a sharded parameter reports its full shape
 
 
 def _drops(module: torch.nn.Module) -> bool:
-    """Whether a module is noise in training: dropout, or timm's stochastic depth."""
+    """Return whether a module is dropout or timm's stochastic depth."""
     return isinstance(module, torch.nn.Dropout) or type(module).__name__ == "DropPath"
 
 
 def _area(grid: grids.Grid, device: torch.device) -> torch.Tensor:
-    """Cell areas, ``(h, 1)``."""
+    """Return the relative cell areas, ``(h, 1)``."""
     return torch.from_numpy(latitude_weights(grid.latitude)).float().to(device)[:, None]
 
 

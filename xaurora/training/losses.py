@@ -1,5 +1,6 @@
-"""What training minimises: the heads' scores and Aurora's own loss, halo left out and points
-without truth weighed out.
+"""Training losses: the scores of the heads and the loss on Aurora's own variables.
+
+The halo is left out, and points without truth get zero weight.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from xaurora.model.heads import RAIN
 from xaurora.model.loader import Truth
 from xaurora.model.tiny import TinyAurora
 
-# Weights of the loss on Aurora's own variables: Bodnar et al. (2025), supplement D.1; other
-# variables weigh 1.
+# Weights of the loss on Aurora's own variables: Bodnar et al. (2025), supplement D.1. Other
+# variables have weight 1.
 _SURFACE_SHARE, _ATMOS_SHARE = 0.25, 1.0
 _WEIGHTS = {
     "surface": {"2t": 3.0, "msl": 1.5, "10u": 0.77, "10v": 0.66},
@@ -35,29 +36,29 @@ def of_step(
     base_loss: float,
     part: tuple[torch.Tensor, Trim] | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The loss of one six-hour step, and what it is made of.
+    """Return the loss of one six-hour step and its components.
 
     Parameters
     ----------
     module : AuroraWithHead
     step : Step
-        What the model made.
+        Output of the model.
     truth : Truth
     area : torch.Tensor, ``(h, 1)``
         Cell areas.
     trim : tuple of slice
-        The rows and columns inside the halo.
+        Rows and columns inside the halo.
     base_loss : float
-        Weight of Aurora's own loss.
+        Weight of the loss on Aurora's own variables. 0 turns it off.
     part : tuple, optional
-        Cell areas and ``trim`` of the targets, where they are learnt in a part of the grid alone.
+        Cell areas and ``trim`` of the targets, if they cover only part of the grid.
 
     Returns
     -------
     tuple
-        The loss, a scalar; and by name, detached: ``head_loss``, ``<target>_loss``, ``base_loss``,
-        and the mean squared and absolute error of each target's mean and of the base's variables
-        (``base``, in units of their standard deviations).
+        The scalar loss, and a dict of detached components: ``head_loss``, ``<target>_loss``,
+        ``base_loss``, and the mean squared and absolute errors of each target's mean and of the
+        base's variables (``base``, in units of their standard deviations).
     """
     parts: dict[str, torch.Tensor] = {}
     score: Any = torch.zeros((), device=area.device)
@@ -86,8 +87,9 @@ def of_step(
 
 
 def seen(head: Any, target: torch.Tensor) -> torch.Tensor:
-    """The truth without gaps, which are weighed out later, and without values that the family
-    cannot have.
+    """Return the truth with gaps set to zero and values clipped to the range of the family.
+
+    Gaps get zero weight later, in :func:`mean`.
     """
     y = target.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     if head.options.family in RAIN:
@@ -98,8 +100,10 @@ def seen(head: Any, target: torch.Tensor) -> torch.Tensor:
 def mean(
     values: torch.Tensor, target: torch.Tensor, area: torch.Tensor, trim: Trim
 ) -> torch.Tensor:
-    """The area mean of each sample over the points that have truth, halo left out; then the mean
-    over samples. A sample without any truth gives nothing."""
+    """Return the mean over samples of the area mean over points with truth, without the halo.
+
+    A sample without any truth contributes zero.
+    """
     weight = (torch.isfinite(target) * area)[..., trim[0], trim[1]]
     inside = values[..., trim[0], trim[1]]
     total = (torch.where(weight > 0, inside, torch.zeros_like(inside)) * weight).sum(dim=(-2, -1))
@@ -114,8 +118,10 @@ def base_variables(
     trim: Trim,
     without: tuple[str, ...] = (),
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Aurora's own loss: weighted, latitude-weighted mean absolute error of normalised variables;
-    and the plain mean squared and absolute errors of the normalised variables.
+    """Return the loss on Aurora's own variables, and their mean squared and absolute errors.
+
+    The loss is the weighted, latitude-weighted mean absolute error of the normalised variables. The
+    mean squared and absolute errors are unweighted across variables, also in normalised units.
 
     References
     ----------
@@ -129,7 +135,7 @@ def base_variables(
     for kind, share in (("surface", _SURFACE_SHARE), ("atmos", _ATMOS_SHARE)):
         for name, values in truth[kind].items():
             if kind == "surface" and name in without:
-                continue  # a target among the inputs has its own score
+                continue  # a target that is also an input is scored by its head
             scale = _scales(base, kind, name, prediction.metadata.atmos_levels).to(area.device)
             error = ((predicted[kind][name][:, 0] - values.to(area.device)).abs() / scale)[
                 ..., trim[0], trim[1]

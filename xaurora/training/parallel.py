@@ -1,4 +1,4 @@
-"""One device or many: Lightning Fabric, set up; sharded weights put together again."""
+"""Training on one or several devices: setting up Lightning Fabric and gathering sharded weights."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ T = TypeVar("T")
 
 
 def settle(options: TrainingOptions) -> TrainingOptions:
-    """Options as they will run: processes that ``torchrun`` or a cluster has started are counted,
-    and devices that are not there refused.
+    """Return the options with the number of devices resolved.
+
+    Processes that ``torchrun`` or a cluster has started are counted.
 
     Raises
     ------
     OptionError
-        More devices than there are, or processes cannot be started from here.
+        If more devices are requested than exist, or processes cannot be started from here.
     """
     local, world = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
     if local and world and int(world) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
@@ -44,7 +45,7 @@ def settle(options: TrainingOptions) -> TrainingOptions:
             options = replace(options, devices=devices, num_nodes=nodes)
         elif (options.devices, options.num_nodes) != (devices, nodes):
             raise OptionError(
-                f"devices={options.devices}, num_nodes={options.num_nodes}, and torchrun started"
+                f"devices={options.devices}, num_nodes={options.num_nodes}, but torchrun started"
                 f" {world} processes, {local} on each machine.",
                 fix=f"devices={devices}, num_nodes={nodes}",
             )
@@ -56,27 +57,27 @@ def settle(options: TrainingOptions) -> TrainingOptions:
         count = torch.distributed.get_world_size()
         if count > 1:
             raise OptionError(
-                f"an earlier call started {count} processes, all of which go on with this script,"
-                " and devices=1 would train in each of them.",
-                fix=f"devices={count}, or a script of its own",
+                f"an earlier call started {count} processes, which all run this script, so"
+                " devices=1 would train once in each of them.",
+                fix=f"devices={count}, or use a separate script",
             )
     cuda = torch.cuda.is_available()
     there = torch.cuda.device_count() if cuda else os.cpu_count() or 1
     if options.devices > there:
         raise OptionError(
-            f"devices={options.devices}, and this machine has {there}"
+            f"devices={options.devices}, but this machine has {there}"
             f" {'GPU(s)' if cuda else 'processor(s) and no GPU'}.",
             fix=f"devices={there}",
         )
     if options.parallel == "fsdp" and options.world_size == 1:
         raise OptionError(
-            "parallel='fsdp' shares the model between devices, and there is one.",
-            fix="devices=2, or leave parallel out",
+            "parallel='fsdp' shards the model over several devices, but devices=1.",
+            fix="devices=2, or remove parallel=",
         )
     if options.world_size > 1 and "LOCAL_RANK" not in os.environ and not _is_script():
         raise OptionError(
-            f"devices={options.devices} starts this program once more for every other device, and"
-            " an interactive session cannot be started again.",
+            f"devices={options.devices} starts this program again for every other device, but an"
+            " interactive session cannot be restarted.",
             fix="put the call into a script, or run: torchrun --nproc-per-node=2 script.py",
         )
     return options
@@ -90,7 +91,7 @@ def _is_script() -> bool:
 
 
 def launch(options: TrainingOptions) -> Any:
-    """A Fabric for these options; starts the other processes, if there are any."""
+    """Return a Fabric for these options, after starting the other processes if there are any."""
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
@@ -103,8 +104,8 @@ def launch(options: TrainingOptions) -> Any:
             save_distributed_checkpoint=False,
         )
     elif options.world_size > 1:
-        # A head's buffers never change in training; sent anew in each step of a rollout they would
-        # spoil the steps before.
+        # The buffers of a head never change in training. Broadcasting them in each step of a
+        # rollout would invalidate the graph of earlier steps.
         known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
         name = (
             "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
@@ -131,8 +132,9 @@ def launch(options: TrainingOptions) -> Any:
 
 
 def first(fabric: Any, make: Callable[[], T]) -> T:
-    """What the first process makes, for all of them; an error of this package is raised in all of
-    them too.
+    """Run ``make`` on the first process and return its result on all of them.
+
+    An error of this package is also raised on all of them.
     """
     made: tuple[Any, Any] | None = None
     if fabric.global_rank == 0:
@@ -147,8 +149,9 @@ def first(fabric: Any, make: Callable[[], T]) -> T:
 
 
 def shard(module: nn.Module, mesh: Any) -> nn.Module:
-    """FSDP2: each block of the backbone is a unit, and the rest another; gathered when it runs,
-    shared out again afterwards.
+    """Shard a module with FSDP2: each block of the backbone is one unit, and the rest is another.
+
+    Units are gathered when they run and sharded again afterwards.
     """
     from torch.distributed.fsdp import fully_shard
 
@@ -165,8 +168,9 @@ _registered = False
 
 
 def _register_step() -> None:
-    """Let FSDP find the tensors in what a step returns, on which it hangs the hooks of the backward
-    pass.
+    """Register ``Step`` as a pytree.
+
+    FSDP finds the tensors in the output of a step this way, to attach its backward hooks to them.
     """
     global _registered
     if _registered:
@@ -185,13 +189,13 @@ def _register_step() -> None:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that may be shared out between processes, put together; all processes must ask."""
+    """Gather a tensor that may be sharded. All processes must call this."""
     full = getattr(tensor, "full_tensor", None)
     return full() if full is not None else tensor
 
 
 def like(values: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """A whole tensor, shared out as another one is."""
+    """Shard a full tensor in the same way as another one."""
     mesh = getattr(tensor, "device_mesh", None)
     if mesh is None:
         return values.to(tensor.device, tensor.dtype)

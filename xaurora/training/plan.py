@@ -1,5 +1,6 @@
-"""From a Dataset and arguments to what will be trained on what, before anything is spent:
-``finetune`` and ``estimate`` share it.
+"""Resolve a Dataset and arguments into a plan of what is trained on what.
+
+``finetune`` and ``estimate`` both start from a plan, before anything expensive is run.
 """
 
 from __future__ import annotations
@@ -35,45 +36,46 @@ logger = logging.getLogger("xaurora")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be trained on what.
+    """What is to be trained, and on which data.
 
     Parameters
     ----------
     options, how : TrainingOptions, StrategyOptions
     every : bool
-        Whether Aurora's own variables are a target.
+        Whether Aurora's own variables are a target (``target="all"``).
     learnt : list of Target
-        The other targets, on the model's part of the grid.
+        Targets with a head, on the grid that the model sees.
     heads : dict of HeadOptions
-        By target.
+        Head options by target.
     as_input, fed : bool
-        Whether the targets are to become inputs, and whether any are.
+        Whether ``as_input=True`` was given, and whether the model has target inputs at all.
     name : str
-        Of the base.
+        Name of the base.
     model : object
-        As it was given, or loaded.
+        The model as given, or as loaded from a path.
     base : Aurora, optional
-        A copy of the base where a model was given.
+        A copy of the base, if a model was given as an object.
     weights : path, optional
     adapter : Adapter, optional
-        That the base has, and that goes on training.
+        The adapter of the given model, if it continues to train.
     merged : bool
-        Whether an adapter that the base had was added to its weights.
+        Whether an adapter of the given model was merged into its weights.
     needs : Needs
     cut : Fields
-        What the model takes of the data.
+        The fields that the model takes from the data.
     crop : Crop
     grid : Grid
     trim : tuple of slice
         Rows and columns inside the halo.
     halo : int
     window : Window, optional
-        The region where the targets are learnt.
+        The region on which the targets are trained.
     target_grid, target_trim : Grid, tuple of slice
-        The targets' own.
+        Grid of the targets, and the rows and columns of it that are scored.
     chosen : Index
-        Init times that make a sample.
+        Init times that form samples.
     parts : Split
+        Their split into training and validation.
     """
 
     options: TrainingOptions
@@ -103,7 +105,7 @@ class Plan:
 
     @property
     def moves_base(self) -> bool:
-        """Whether the strategy trains anything of the base."""
+        """Whether the strategy trains any weights of the base."""
         return self.how.name != "frozen"
 
     @property
@@ -113,11 +115,11 @@ class Plan:
 
     @property
     def scratch(self) -> bool:
-        """Whether the base is made here, of random weights."""
+        """Whether the base is created here with random weights."""
         return self.name == "tiny" and self.base is None
 
     def groups(self, module: models.AuroraWithHead) -> list[dict[str, Any]]:
-        """Freeze what does not train; the rest by learning rate."""
+        """Freeze what the strategy does not train, and return the parameter groups of the rest."""
         options = self.options
         return strategies.apply(
             module,
@@ -142,15 +144,19 @@ def check_arguments(
     truth: Any = None,
     as_input: Any = False,
 ) -> list[str]:
-    """Raise for arguments that cannot be, before any data are looked at; returns the targets'
-    names, ``all`` among them.
+    """Check arguments before any data are read, and return the target names, including ``all``.
+
+    Raises
+    ------
+    XauroraError
+        If an argument is invalid.
     """
     names = targets.names_of(target)
     learnt = [n for n in names if n != targets.ALL]
     _check_all(targets.ALL in names, learnt, how, options)
     config.check_halo(halo)
     if as_input not in (True, False):
-        raise OptionError(f"as_input={as_input!r} is neither True nor False.", fix="as_input=True")
+        raise OptionError(f"as_input={as_input!r} must be True or False.", fix="as_input=True")
     if not learnt:
         for name, value, nothing in (
             ("head", head, "auto"),
@@ -159,15 +165,13 @@ def check_arguments(
         ):
             if value is not nothing and not (isinstance(value, str) and value == nothing):
                 raise OptionError(
-                    f"{name}= belongs to a target with a head, and target='all' has none.",
+                    f"{name}= applies to targets with a head, but target='all' has none.",
                     fix="target=['all', 'tp']",
                 )
     else:
         _check_heads(head, learnt)
     if options.resume not in (True, False):
-        raise OptionError(
-            f"resume={options.resume!r} is neither True nor False.", fix="resume=True"
-        )
+        raise OptionError(f"resume={options.resume!r} must be True or False.", fix="resume=True")
     return names
 
 
@@ -188,14 +192,17 @@ def plan(
     region: Any = None,
     named: bool = False,
 ) -> Plan:
-    """Resolve everything. Reads a few frames of a target that has to be looked at, and no others. A
-    strategy that was ``named`` alone goes on with the adapter that the model has, whatever its
-    options.
+    """Resolve all arguments into a plan.
+
+    Reads a few frames of a target if its values have to be inspected, and nothing else. If only the
+    name of a strategy was given (``named``), the adapter of a given model continues to train with
+    its own options.
 
     Raises
     ------
     XauroraError
-        What ``check()`` would list; an unknown model, target or head; too few samples for a split.
+        If ``check()`` would report a problem, the model, target or head is unknown, or there are
+        too few samples for a split.
     """
     names = check_arguments(target, how, head, halo, options, truth=truth, as_input=as_input)
     every = targets.ALL in names
@@ -222,12 +229,12 @@ def plan(
     name, base, adapter = _resolve_model(model, how)
     if base is not None and weights is not None:
         raise OptionError(
-            "weights= belongs to a named model, and one with weights was given.",
+            "weights= applies to a model given by name, but the given model already has weights.",
             fix="model='small', weights='file.ckpt'",
         )
     if name == "tiny" and weights is not None:
         raise OptionError(
-            "weights= belongs to a pretrained model, and 'tiny' is made here.",
+            "weights= applies to a pretrained model, but 'tiny' is created with random weights.",
             fix="model='small', weights='file.ckpt'",
         )
     needs = (
@@ -253,16 +260,16 @@ def plan(
     if fed:
         if window is not None:
             raise OptionError(
-                "region= learns the target in a part of the grid, and as_input=True needs it on all"
-                " of it.",
-                fix="leave one of them out",
+                "region= trains the target on part of the grid, but as_input=True needs it on the"
+                " whole grid.",
+                fix="remove one of the two arguments",
             )
         targets.refuse_as_input([t.name for t in learnt])
         own = list(model.model.inputs) if isinstance(model, TunedAurora) else []
         if missing := [n for n in own if n not in {t.name for t in learnt}]:
             raise OptionError(
-                f"the model was tuned with {missing} among its inputs, and goes on with them"
-                " alone.",
+                f"the model was tuned with {missing} among its inputs, and can only be tuned"
+                " further with them as targets.",
                 fix=f"target={[*([targets.ALL] if every else []), *own]!r}",
             )
     whole = functools.reduce(np.intersect1d, [t.times for t in learnt]) if learnt else cut.times
@@ -300,17 +307,17 @@ def plan(
 def _window(
     region: Any, cut: Fields, patch_size: int, chosen: dict[str, heads.HeadOptions], halo: int
 ) -> patches.Window:
-    """Where the targets are learnt."""
+    """Return the part of the grid where the targets are trained."""
     if not chosen:
         raise OptionError(
-            "region= is where a target is learnt, and target='all' has none with a head.",
-            fix="leave region out",
+            "region= is the region of a target with a head, but target='all' has none.",
+            fix="remove region=",
         )
     if halo:
         raise OptionError(
-            "halo= throws away the edges of regional data, and region= takes a part of what the"
-            " backbone sees.",
-            fix="leave one of them out",
+            "halo= discards the edges of regional data, while region= selects a part of the"
+            " model's grid; they cannot be combined.",
+            fix="remove one of the two arguments",
         )
     inside = regions.cells(cut, region)
     margin = max(1, *(options.neighbours // 2 for options in chosen.values()))
@@ -318,7 +325,7 @@ def _window(
 
 
 def _inside(values: xr.DataArray, window: patches.Window) -> xr.DataArray:
-    """A target in a region; NaN in cells of its box that lie outside."""
+    """Return a target cropped to a region, with NaN in cells of the bounding box outside it."""
     part = values.isel(latitude=window.rows, longitude=window.columns)
     if window.mask is None:
         return part
@@ -326,30 +333,30 @@ def _inside(values: xr.DataArray, window: patches.Window) -> xr.DataArray:
 
 
 def kept_latents(plan: Plan) -> LatentOptions | None:
-    """How latents are kept in a training, or None where the backbone runs in every step.
+    """Return how latents are kept in this run, or None if the backbone runs in every step.
 
     Raises
     ------
     OptionError
-        They were asked for, and cannot be kept.
+        If keeping latents was requested but is not possible.
     """
     options, wanted = plan.options, plan.options.latents
     if wanted is False:
         return None
     why = ""
     if plan.how.name != "frozen":
-        why = f"strategy={plan.how.name!r} trains what makes them"
+        why = f"strategy={plan.how.name!r} trains the weights that produce them"
     elif options.rollout_steps > 1:
         why = f"rollout_steps={options.rollout_steps} starts later steps from forecasts"
     elif plan.fed:
-        why = "as_input=True trains what the encoder makes of the target"
+        why = "as_input=True trains the encoder's embedding of the target"
     elif options.parallel == "fsdp":
-        why = "parallel='fsdp' runs all processes at once"
+        why = "parallel='fsdp' needs all processes to run the model together"
     if why and wanted == "auto":
         return None
     if why:
         raise OptionError(
-            f"latents can be kept where the backbone stays as it is, and {why}.",
+            f"latents can only be kept while the backbone is unchanged, but {why}.",
             fix="latents='auto'",
         )
     if wanted == "auto":
@@ -365,14 +372,14 @@ def _check_all(
         return
     if how.name == "frozen":
         raise OptionError(
-            "target='all' trains Aurora's own variables, and strategy='frozen' leaves all that"
-            " makes them as it is.",
+            "target='all' trains Aurora's own variables, but strategy='frozen' keeps all their"
+            " weights fixed.",
             fix="strategy='full' or 'lora'"
             + (f", or target={names!r}" if names else ", or target='tp'"),
         )
     if not options.base_loss:
         raise OptionError(
-            "target='all' trains Aurora's own variables, and base_loss=0 turns their loss off.",
+            "target='all' trains Aurora's own variables, but base_loss=0 turns their loss off.",
             fix="base_loss=1.0",
         )
 
@@ -380,7 +387,7 @@ def _check_all(
 def _check_heads(head: Any, names: list[str]) -> None:
     if isinstance(head, dict) and (unknown := [n for n in head if n not in names]):
         raise OptionError(
-            f"head= names {unknown}, which are not among the targets {names}.",
+            f"head= has entries for {unknown}, which are not among the targets {names}.",
             fix=f"head={{{names[0]!r}: 'auto'}}",
         )
     for one in head.values() if isinstance(head, dict) else [head]:
@@ -388,7 +395,7 @@ def _check_heads(head: Any, names: list[str]) -> None:
 
 
 def _head_options(head: Any, name: str, variable: Variable) -> heads.HeadOptions:
-    """The head of one target; ``"auto"`` goes by the variable's kind."""
+    """Return the head options of one target; ``"auto"`` depends on the kind of variable."""
     one = head.get(name, "auto") if isinstance(head, dict) else head
     kind = (
         heads.AUTO_RAIN
@@ -400,15 +407,15 @@ def _head_options(head: Any, name: str, variable: Variable) -> heads.HeadOptions
     options = heads.options_for(one, kind)
     if (options.family in heads.RAIN) != variable.accumulated:
         raise OptionError(
-            f"the head {options.family!r} is for"
-            f" {'amounts of precipitation' if options.family in heads.RAIN else 'variables that are no amounts'},"
-            f" and {name!r} is {variable.long_name.lower()}.",
+            f"the head {options.family!r} is "
+            f"{'for precipitation' if options.family in heads.RAIN else 'not for precipitation'},"
+            f" but {name!r} is {variable.long_name.lower()}.",
             fix=f"head={{{name!r}: {kind!r}}}",
         )
     if options.family == "bounded_normal" and options.bounds is None:
         if variable.bounds is None:
             raise OptionError(
-                f"the range of {name!r} is not known.",
+                f"the valid range of {name!r} is not known.",
                 fix="head=HeadOptions(family='bounded_normal', bounds=(lower, upper))",
             )
         return replace(options, bounds=variable.bounds)
@@ -418,16 +425,18 @@ def _head_options(head: Any, name: str, variable: Variable) -> heads.HeadOptions
 def _resolve_model(
     model: Any, how: config.StrategyOptions
 ) -> tuple[str, Aurora | None, adapters.Adapter | None]:
-    """A name, a copy of the base where an object was given (what the caller holds is not trained
-    under their hands), and its adapter.
+    """Return the name of the base, a copy of it, and its adapter.
+
+    The copy is None for a model given by name. An object given by the caller is copied, so that
+    training does not modify it.
     """
     if isinstance(model, TunedAurora):
         copied = copy.deepcopy(model.model)
         adapter = copied.adapter
         if adapter is not None and how != adapter.options and how.name != "frozen":
             logger.info(
-                "The adapter that the model was tuned with is added to its weights, from which"
-                " strategy=%r goes on.",
+                "The adapter of the given model is merged into its weights, and strategy=%r"
+                " trains from there.",
                 how.name,
             )
             adapters.merge(copied.base, adapter)
@@ -441,7 +450,7 @@ def _resolve_model(
 
 
 def holds_its_base(model: Any) -> bool:
-    """Whether the base is that of an earlier tuning, which stands in no published checkpoint."""
+    """Return whether the base comes from an earlier tuning rather than a published checkpoint."""
     return isinstance(model, TunedAurora) and bool(model.config["base"]["saved"])
 
 

@@ -1,9 +1,9 @@
-"""A replay buffer: forecasts that go on from forecasts, kept on disk.
+"""Replay buffer of unfinished training forecasts, stored on disk.
 
-Each entry is a forecast under way: its init time, how many steps it has made, and where its last
-two states are. A state is written once and never changed, so that a checkpoint needs the entries'
-list alone; files that neither the list nor the last checkpoint names are deleted after the next
-checkpoint.
+Each entry is an unfinished forecast: its init time, the number of steps made so far, and the files
+of its last two states. A state file is written once and never modified, so a checkpoint only has to
+store the list of entries. Files referenced neither by that list nor by the last checkpoint are
+deleted after the next checkpoint.
 
 References
 ----------
@@ -33,16 +33,16 @@ from xaurora.utils import storage
 
 @dataclass(frozen=True)
 class Entry:
-    """A forecast under way.
+    """An unfinished forecast.
 
     Parameters
     ----------
     init_time : int
         Nanoseconds since 1970.
     done : int
-        Steps that it has made; its next one ends at init time + 6 h · (done + 1).
+        Steps made so far. The next one ends at init time + 6 h · (done + 1).
     frames : tuple of str or None
-        Files of the two states it goes on from; None is a state of the data.
+        Files of the two states that the next step starts from. None stands for a state of the data.
     """
 
     init_time: int
@@ -56,22 +56,22 @@ class Entry:
 
     @property
     def next_time(self) -> np.datetime64:
-        """Valid time of its next step."""
+        """Valid time of the next step."""
         return self.time + STEP * (self.done + 1)
 
 
 class ReplayBuffer:
-    """Forecasts under way, one of which goes a step on at a time.
+    """Unfinished forecasts, advanced one step at a time.
 
     Parameters
     ----------
     folder : path
-        Of this process alone.
+        Folder of this process. No other process writes to it.
     options : ReplayOptions
     longest : int
-        Steps of the longest forecasts.
+        Largest number of steps of a forecast.
     init_times : ndarray of datetime64
-        Of this process; all have the truth of ``longest`` steps.
+        Init times assigned to this process, with truth for all ``longest`` steps.
     seed : int
     """
 
@@ -98,20 +98,23 @@ class ReplayBuffer:
         return Entry(int(time.astype("datetime64[ns]").astype(np.int64)))
 
     def fill(self) -> None:
-        """Begin with fresh forecasts."""
-        shutil.rmtree(self.folder, ignore_errors=True)  # of an earlier run
+        """Fill the buffer with new forecasts."""
+        shutil.rmtree(self.folder, ignore_errors=True)  # left by an earlier run
         self.entries = [self._fresh() for _ in range(self.options.size)]
 
     def allowed(self, progress: float) -> int:
-        """Steps that forecasts may have made in all, at a share of training."""
+        """Return the largest number of steps allowed at ``progress``, a fraction of training."""
         if self.options.grow == 0:
             return self.longest
         return int(min(1 + progress / self.options.grow * (self.longest - 1), self.longest))
 
     def draw(self, progress: float, taken: Collection[int] = (), *, fresh: bool = True) -> int:
-        """The place of the forecast that goes on next: none that is ``taken`` in this step already,
-        while there are others. Every ``refresh`` steps (draws that are ``fresh``) one is
-        replaced by fresh data, and so is any that may not go further when it is drawn.
+        """Return the index of the entry to advance next.
+
+        Entries in ``taken`` were already drawn in this training step and are avoided while others
+        remain. With ``fresh``, the draw counts towards ``refresh``: every ``refresh`` counted
+        draws, a random entry is replaced by a new forecast. An entry that has reached the allowed
+        length is replaced when it is drawn.
         """
         self.drawn += fresh
         if fresh and self.drawn % self.options.refresh == 0:
@@ -124,7 +127,7 @@ class ReplayBuffer:
         return place
 
     def _put(self, place: int, entry: Entry) -> None:
-        """Replace an entry, and delete the files of the old one that nothing needs any more."""
+        """Replace an entry and delete files that only the old entry needed."""
         before = self.entries[place]
         self.entries[place] = entry
         for name in before.frames:
@@ -132,8 +135,9 @@ class ReplayBuffer:
                 (self.folder / name).unlink(missing_ok=True)
 
     def batch(self, entry: Entry, loader: Loader) -> Batch:
-        """The input of its next step: a Batch of one, whose ``rollout_step`` is the number of steps
-        made.
+        """Return the input of the entry's next step.
+
+        This is a Batch of one sample whose ``rollout_step`` is the number of steps made so far.
         """
         newest = entry.time + STEP * entry.done
         frames = []
@@ -157,8 +161,9 @@ class ReplayBuffer:
         )
 
     def store(self, place: int, following: Batch) -> None:
-        """Put a forecast back after its step; ``following`` is the input of the one after
-        (:func:`xaurora.model.rollout.advance`).
+        """Store a forecast after a step.
+
+        ``following`` is the input of the step after it (:func:`xaurora.model.rollout.advance`).
         """
         entry = self.entries[place]
         name = f"{self.written:08d}.safetensors"
@@ -169,7 +174,7 @@ class ReplayBuffer:
         self._put(place, Entry(entry.init_time, entry.done + 1, (entry.frames[1], name)))
 
     def renew(self, place: int) -> None:
-        """Replace a forecast that is as long as may be."""
+        """Replace a forecast that has reached its full length."""
         self._put(place, self._fresh())
 
     def _write(self, name: str, state: dict[str, torch.Tensor]) -> None:
@@ -187,7 +192,7 @@ class ReplayBuffer:
     # --- checkpoints ---
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps. The states' files are made durable first."""
+        """Return the buffer's state for a checkpoint, after flushing its files to disk."""
         used = self._used()
         with storage.named_failures(self.folder):
             for name in used - self._protected:
@@ -200,8 +205,9 @@ class ReplayBuffer:
         }
 
     def checkpointed(self) -> None:
-        """The checkpoint that :meth:`state` went into is complete: delete what neither it nor the
-        buffer needs.
+        """Delete files that neither the last checkpoint nor the buffer needs.
+
+        Call this once the checkpoint that contains :meth:`state` is complete.
         """
         self._protected = self._used()
         if self.folder.is_dir():
@@ -213,12 +219,12 @@ class ReplayBuffer:
         return {name for entry in self.entries for name in entry.frames if name is not None}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint.
+        """Restore the buffer from a checkpoint.
 
         Raises
         ------
         CheckpointError
-            A file of the buffer is gone.
+            If a file of the buffer is missing.
         """
         self.entries = [
             Entry(e["init_time"], e["done"], tuple(e["frames"])) for e in state["entries"]
@@ -227,8 +233,8 @@ class ReplayBuffer:
         self.rng.bit_generator.state = state["rng"]
         if lost := sorted(n for n in self._used() if not (self.folder / n).is_file()):
             raise CheckpointError(
-                f"the replay buffer in '{self.folder}' lacks {len(lost)} of its files, such as"
-                f" {lost[0]}.",
-                fix="start again with another out=",
+                f"the replay buffer in '{self.folder}' is missing {len(lost)} of its files, such"
+                f" as {lost[0]}.",
+                fix="start a new run with another out=",
             )
         self.checkpointed()

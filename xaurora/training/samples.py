@@ -1,4 +1,4 @@
-"""Which times make a sample, and how they split."""
+"""Selection of training samples and their split into training and validation."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ logger = logging.getLogger("xaurora")
 STEP = batches.STEP
 NO_INPUT = "whose history lacks the target"
 FEWEST_FOR_SPLIT = 5
-"""The last fifth of fewer samples is less than one of them."""
+"""With fewer samples, the last fifth would be less than one sample."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """Init times that make a sample, and why others do not."""
+    """Init times that form samples, and counts of those skipped by reason."""
 
     init_times: np.ndarray
     skipped: dict[str, int] = field(default_factory=dict)
@@ -40,19 +40,20 @@ class Index:
 def index(
     times: np.ndarray, target_times: np.ndarray, *, also_input: bool = False, steps: int = 1
 ) -> Index:
-    """Init times whose history, later states and targets are all there; a gap is skipped and
-    counted, never bridged.
+    """Return the init times whose history, later states and targets are complete.
+
+    Gaps are skipped and counted, never interpolated.
 
     Parameters
     ----------
     times : ndarray of datetime64, ``(time,)``
-        States.
+        Times of the states.
     target_times : ndarray of datetime64
-        Times that have the target: for precipitation a whole six-hour total.
+        Times at which the target is available. For precipitation: a complete six-hour total.
     also_input : bool
-        Whether the target is needed at the two times of the history as well.
+        Whether the target is also required at both times of the history.
     steps : int
-        Six-hour steps of the forecasts that are trained.
+        Number of six-hour steps in a training forecast.
     """
     after = [STEP * k for k in range(1, steps + 1)]
     states, targets = set(times.tolist()), set(target_times.tolist())
@@ -83,8 +84,9 @@ def index(
 
 
 def without_holes(samples: Index, inputs: Sequence[xr.DataArray]) -> Index:
-    """Leave out init times whose history has a gap in a target that is an input. Reads the targets
-    once.
+    """Drop init times whose history has missing values in a target that is also an input.
+
+    Reads the targets once.
 
     Parameters
     ----------
@@ -116,15 +118,15 @@ def without_holes(samples: Index, inputs: Sequence[xr.DataArray]) -> Index:
 
 @dataclass(frozen=True)
 class Split:
-    """Init times to train on and to validate with.
+    """Init times for training and for validation.
 
     Parameters
     ----------
     train, validation : ndarray of datetime64
     same : bool
-        Whether the two are the same samples, because the data are too short for a gap.
+        Whether both hold the same samples, because the data are too short to leave a gap.
     dropped : int
-        Samples left out because their window crosses the split.
+        Number of samples left out because their window crosses the split.
     """
 
     train: np.ndarray
@@ -141,37 +143,39 @@ def split(
     steps: int = 1,
     also_input: bool = False,
 ) -> Split:
-    """Split in time, so that no sample's window (history to last target) touches the other part.
+    """Split samples in time so that no sample window overlaps the other part.
+
+    A window runs from a sample's history to its last target.
 
     Parameters
     ----------
     samples : Index
     train, validation : optional
-        A slice, a year, or a pair ``("2016", "2023")``, ends included. By default the last fifth
-        validates.
+        A slice, a year, or a pair ``("2016", "2023")``, both ends included. By default the last
+        fifth is used for validation.
     steps : int
-        Six-hour steps of the forecasts: how far a window reaches.
+        Number of six-hour steps in a forecast, which sets the length of the window.
     also_input : bool
-        Whether the target is an input as well: its total at the older frame of the history reaches
-        another six hours back.
+        Whether the target is also an input. Its total at the older frame of the history then
+        reaches another six hours back.
 
     Raises
     ------
     SplitError
-        Too few samples, an empty part, or parts that overlap.
+        If there are too few samples, a part is empty, or the parts overlap.
     """
     times = samples.init_times
     if not len(times):
         why = (
             "; ".join(f"{count} times {reason}" for reason, count in samples.skipped.items())
-            or "the data hold no times"
+            or "the data have no times"
         )
         raise SplitError(
-            f"no time makes a sample: a sample is a frame, the one {TIMESTEP_HOURS} hours before,"
-            f" and the state and rain {TIMESTEP_HOURS} hours after ({why}).",
-            fix="open a longer, gap-free stretch of 6-hourly states with hourly tp",
+            f"no time makes a sample: a sample needs a frame, the frame {TIMESTEP_HOURS} hours"
+            f" before it, and the state and target {TIMESTEP_HOURS} hours after it ({why}).",
+            fix="open a longer period without gaps, with 6-hourly states and hourly tp",
         )
-    # A total at the older frame sums up the six hours before it, but for the very first moment.
+    # The total at the older frame covers the six hours before it, excluding the first instant.
     window = _Window(
         (STEP * 2).astype("timedelta64[ns]") - np.timedelta64(1, "ns") if also_input else STEP,
         STEP * steps,
@@ -195,20 +199,24 @@ def split(
         if not len(part) and given is None:
             other, value = ("validation", validation) if name == "train" else ("train", train)
             raise SplitError(
-                f"{other}={value!r} leaves nothing over for the other part; samples run from"
+                f"{other}={value!r} leaves no samples for the other part; samples run from"
                 f" {_name(times[0])} to {_name(times[-1])}.",
-                fix=f"a shorter {other}=, or {name}= as well",
+                fix=f"use a shorter {other}=, or set {name}= as well",
             )
         if not len(part):
             raise SplitError(
-                f"{name}={(train if name == 'train' else validation)!r} leaves no sample; samples"
-                f" run from {_name(times[0])} to {_name(times[-1])}.",
-                fix=f"{name}=('{str(times[0])[:10]}', '{str(times[-1])[:10]}') or a part of it",
+                f"{name}={(train if name == 'train' else validation)!r} contains no samples;"
+                f" samples run from {_name(times[0])} to {_name(times[-1])}.",
+                fix=(
+                    f"{name}=('{str(times[0])[:10]}', '{str(times[-1])[:10]}') or a part of that"
+                    " period"
+                ),
             )
     if len(shared := window.shared(chosen["train"], chosen["validation"])):
         raise SplitError(
-            f"training and validation share times in the windows of {len(shared)} sample(s) that"
-            f" would validate, the first at {_name(shared[0])}; scores would be too good.",
+            f"training and validation overlap: the windows of {len(shared)} validation sample(s),"
+            f" the first at {_name(shared[0])}, overlap training windows, so scores would be too"
+            " optimistic.",
             fix=f"leave a gap of {window.hours} hours between train and validation",
         )
     return Split(
@@ -221,18 +229,18 @@ def split(
 def _default_split(times: np.ndarray, window: _Window) -> Split:
     if len(times) < FEWEST_FOR_SPLIT:
         raise SplitError(
-            f"there are {len(times)} sample(s), and a split into training and validation needs at"
+            f"there are {len(times)} sample(s), but a split into training and validation needs at"
             f" least {FEWEST_FOR_SPLIT}.",
-            fix="open a longer stretch of data",
+            fix="open a longer period of data",
         )
     count = -(-len(times) // 5)
     validation = times[-count:]
     train = times[times + window.after < validation[0] - window.before]
     if not len(train):
         logger.warning(
-            "The %d samples span too short a time for a validation part whose windows do not cross"
-            " into training; all of them train, and the same ones are scored: the scores say how"
-            " well the data are fitted, not how good a forecast is.",
+            "The %d samples span too short a period for separate training and validation windows."
+            " All of them are used for both, so the scores measure how well the data are fitted,"
+            " not forecast skill.",
             len(times),
         )
         return Split(times, times, same=True)
@@ -241,7 +249,7 @@ def _default_split(times: np.ndarray, window: _Window) -> Split:
 
 @dataclass(frozen=True)
 class _Window:
-    """What a sample touches: from ``before`` the init time to ``after`` it."""
+    """The period around an init time that a sample depends on, from ``before`` to ``after``."""
 
     before: np.timedelta64
     after: np.timedelta64
@@ -251,18 +259,18 @@ class _Window:
         return int(np.ceil((self.before + self.after) / np.timedelta64(1, "h")))
 
     def inside(self, times: np.ndarray, start: np.datetime64, end: np.datetime64) -> np.ndarray:
-        # A named part holds whole frames; the hours that the oldest total sums up may lie before
-        # it.
+        # A period given by the user must contain the frames. The hours of the oldest total may lie
+        # before it.
         return np.asarray((times - STEP >= start) & (times + self.after <= end))
 
     def outside(self, times: np.ndarray, start: np.datetime64, end: np.datetime64) -> np.ndarray:
         return np.asarray((times + self.after < start) | (times - self.before > end))
 
     def shared(self, train: np.ndarray, validation: np.ndarray) -> np.ndarray:
-        """Validation samples whose window overlaps that of a training sample."""
+        """Return the validation samples whose window overlaps that of a training sample."""
         first, last = np.sort(train) - self.before, np.sort(train) + self.after
-        # All windows are of one length, so that the training sample that starts last before a
-        # window's end tells.
+        # All windows have the same length, so it is enough to check the last training sample that
+        # starts before the window's end.
         place = np.searchsorted(first, validation + self.after, side="right") - 1
         return np.asarray(
             validation[(place >= 0) & (last[np.maximum(place, 0)] >= validation - self.before)]
@@ -274,14 +282,14 @@ def _name(time: np.datetime64) -> str:
 
 
 def positions(da: xr.DataArray) -> dict[int, int]:
-    """Place of each time along a DataArray's axis, by nanoseconds since 1970."""
+    """Return the index of each time along a DataArray's axis, by nanoseconds since 1970."""
     return {
         int(t): i for i, t in enumerate(da["time"].values.astype("datetime64[ns]").astype(np.int64))
     }
 
 
 def describe(init_times: np.ndarray) -> dict[str, Any]:
-    """Which samples these are, in short: how many, from when to when, and a hash of all."""
+    """Return a summary of the samples: count, first and last time, and a hash of all times."""
     stamps = np.ascontiguousarray(init_times.astype("datetime64[ns]").astype(np.int64))
     return {
         "samples": len(init_times),

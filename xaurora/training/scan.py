@@ -18,7 +18,7 @@ from xaurora.utils.progress import watched
 
 @dataclass(frozen=True)
 class TargetScan:
-    """Init times with truth, and the climatology of the targets in training."""
+    """Init times with truth, and the climatology of the targets in the training samples."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -26,7 +26,7 @@ class TargetScan:
 
 
 def scan_targets(plan: Plan) -> TargetScan:
-    """Read the targets once: which init times have truth, and what they are like in training."""
+    """Read the targets once: find the init times with truth, and the climatology in training."""
     if not plan.learnt:
         return TargetScan(plan.parts.train, plan.parts.validation, {})
     train, seen = _drop_without_truth(plan, plan.parts.train, progress=plan.options.progress)
@@ -34,18 +34,21 @@ def scan_targets(plan: Plan) -> TargetScan:
     return TargetScan(train, validation, seen)
 
 
-_SCANNED = 4 * 1024**3  # bytes of frames
+_SCANNED = 4 * 1024**3  # bytes of frames that are checked
 
 
 def refuse_missing(
     plan: Plan, loader: loading.Loader, init_times: np.ndarray, *, after: bool = True
 ) -> None:
-    """Find NaN before anything is written: in all frames up to 4 GiB, else in as many of them
-    evenly spaced. What is read stays in the loader while it fits."""
+    """Raise if the frames contain NaN, before anything is written.
+
+    All frames are checked if they take up to 4 GiB, else as many evenly spaced ones as fit into
+    that. Frames stay in the loader's cache while they fit.
+    """
     if not len(init_times):
         return
     steps = plan.options.rollout_steps
-    after = after and (plan.scores_base or steps > 1)  # else no later state is ever read
+    after = after and (plan.scores_base or steps > 1)  # otherwise later states are never read
     parts = [init_times - STEP, init_times] + (
         [init_times + STEP * k for k in range(1, steps + 1)] if after else []
     )
@@ -61,8 +64,9 @@ def refuse_missing(
 def _drop_without_truth(
     plan: Plan, init_times: np.ndarray, *, progress: bool
 ) -> tuple[np.ndarray, dict[str, Distribution]]:
-    """Init times whose targets have values inside the halo, and the climatology of those targets by
-    area. Reads them once.
+    """Return the init times with truth inside the halo, and the climatology of their targets.
+
+    The climatology is weighted by area. Each target is read once.
     """
     learnt, grid, trim, steps = (
         plan.learnt,
@@ -73,9 +77,7 @@ def _drop_without_truth(
     seen = {t.name: Distribution(amounts=t.is_rain) for t in learnt}
     position = {t.name: samples.positions(t.values) for t in learnt}
     area = np.broadcast_to(latitude_weights(grid.latitude)[:, None], grid.shape)[trim]
-    whole: dict[
-        int, bool
-    ] = {}  # by valid time: windows of a rollout overlap, and each time counts once
+    whole: dict[int, bool] = {}  # by valid time: rollouts overlap, and each time counts once
     valid = {_stamp(time + STEP * k): None for time in init_times for k in range(1, steps + 1)}
 
     def read(key: int) -> dict[str, np.ndarray]:
@@ -95,7 +97,7 @@ def _drop_without_truth(
     ]
     if not kept:
         raise SplitError(
-            "the target has no value in any sample of this part.",
+            "the target has no valid value in any sample of the training or validation part.",
             fix=(
                 f"check the target: ds['{learnt[0].item.source}'].isnull().mean(('latitude',"
                 " 'longitude'))"
@@ -104,15 +106,15 @@ def _drop_without_truth(
     for t in learnt:
         if t.is_rain and not seen[t.name].log_wet.count:
             raise SplitError(
-                "the target is dry everywhere in this part, so that nothing can be learnt or"
-                " scored.",
-                fix="take a longer period or a wetter region",
+                "the target is dry everywhere in the training or validation part, so there is"
+                " nothing to train on or to score.",
+                fix="use a longer period or a wetter region",
             )
         if not seen[t.name].moments.high > seen[t.name].moments.low:
             raise SplitError(
-                f"the target '{t.item.source}' is the same everywhere and always in this part"
-                f" ({seen[t.name].moments.high:g}).",
-                fix="take another target, a longer period or a larger region",
+                f"the target '{t.item.source}' is constant in space and time in the training or"
+                f" validation part ({seen[t.name].moments.high:g}).",
+                fix="use another target, a longer period or a larger region",
             )
     return np.array(kept, dtype="datetime64[ns]"), seen
 

@@ -25,8 +25,10 @@ from xaurora.training.plan import Plan
 
 @dataclass(frozen=True)
 class Counted:
-    """What a step takes: bytes of tensors at the peak and what they are, floating-point operations,
-    parameters; numbers in a sample's latents.
+    """Cost of one step.
+
+    Peak bytes of tensors in total and by part, floating-point operations of a step and of its first
+    forward pass, numbers of parameters, and number of values in a sample's latents.
     """
 
     peak: int
@@ -38,8 +40,9 @@ class Counted:
 
 
 def simulate(plan: Plan, where: torch.device) -> Counted:
-    """Two training steps with tensors that have no values; the second has the optimiser's state
-    beside it.
+    """Run two training steps with tensors that have no values, and count their cost.
+
+    The second step includes the optimiser state.
     """
     options = plan.options
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -123,24 +126,24 @@ def simulate(plan: Plan, where: torch.device) -> Counted:
         known["average"] = trainable
     activations = max(counter.peak - sum(known.values()), 0)
     flops = counter.flops * options.gradient_accumulation
-    if options.replay is not None:  # forecasts of the buffer go one at a time
+    if options.replay is not None:  # forecasts of the buffer run one at a time
         flops *= options.batch_size
     size = int(np.prod(_latents_shape(plan, fake))) if kept is not None else 0
     return Counted(counter.peak, {**known, "activations": activations}, flops, forward, count, size)
 
 
 def meta_module(plan: Plan) -> tuple[models.AuroraWithHead, dict[str, targets.InputForm]]:
-    """The model as finetune would build it, on the meta device."""
+    """Return the model as finetune would build it, on the meta device, and its input forms."""
     forms = {
         t.name: targets.InputForm(1e-4 if t.is_rain else None, 0.0, 1.0)
         for t in plan.learnt
         if plan.fed
     }
-    with LiveBytes():  # answers what construction asks of values
+    with LiveBytes():  # supplies the values that model construction reads
         base: Aurora
         adapter = plan.adapter
         if plan.base is not None:
-            # A copy, so that a plan can be carried out after it was looked at.
+            # A copy, so that the plan can still be run after the estimate.
             copied: Any = imagined(models.AuroraWithHead(plan.base, None, None, adapter))
             base, adapter = copied.base, copied.adapter
         elif plan.name.startswith("tiny"):
@@ -196,9 +199,11 @@ def _latents_shape(plan: Plan, module: Any) -> tuple[int, ...]:
 def _on_latents(
     plan: Plan, fake: Any, counter: LiveBytes, forms: dict[str, targets.InputForm], areas: Any
 ) -> int:
-    """A step of a training whose latents are kept: one sample's are made, then the heads learn from
-    a batch of them. Returns the operations of the former; the counter is left with those of the
-    latter."""
+    """Run a training step on kept latents: compute those of one sample, then train the heads.
+
+    Returns the floating-point operations of computing the latents. The counter is left with those
+    of the head step.
+    """
     area, part = areas
     single = replace(plan, options=replace(plan.options, batch_size=1))
     fake.latents(rollout.prepare(fake, _batch(single, forms)))

@@ -1,5 +1,7 @@
-"""Scores on held-out samples during training: of the targets in their own units, and of Aurora's
-own variables.
+"""Scores on held-out samples during training.
+
+Targets are scored in their own units. Aurora's own variables are scored as well if the strategy
+trains them.
 """
 
 from __future__ import annotations
@@ -18,24 +20,24 @@ from xaurora.model.loader import STEP, Loader, Sample
 from xaurora.training import losses
 from xaurora.training.losses import Trim
 
-MOST_KEPT = 100  # truths in memory, of which the climatology's score is made
+MOST_KEPT = 100  # truth fields kept in memory to compute the score of the climatology
 Sum = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is validated, and how scores are named.
+    """What is validated, and how the scores are named.
 
     Parameters
     ----------
     units : dict
-        Target → suffix and factor of its scores: ``("_mm", 1e3)`` for amounts.
+        Suffix and factor of the scores of each target: ``("_mm", 1e3)`` for precipitation.
     base : bool
         Whether Aurora's own variables are scored.
     base_chooses : bool
-        Whether they also choose the best state, as for ``target="all"``.
+        Whether they also count in the choice of the best model, as for ``target="all"``.
     steps : int
-        Six-hour steps of the forecasts; scores are means over them.
+        Number of six-hour steps in a forecast. Scores are means over the steps.
     """
 
     units: dict[str, tuple[str, float]]
@@ -45,12 +47,15 @@ class Task:
 
 
 def prefix(place: int, name: str) -> str:
-    """Scores of the first target have plain names, those of others carry theirs."""
+    """Return the prefix of a target's score names: empty for the first target, else its name."""
     return "" if place == 0 else f"{name}_"
 
 
 def told(scores: dict[str, Any], task: Task, what: str = "crps") -> str:
-    """A score of every target, in words; of Aurora's own variables where they choose."""
+    """Format one score of every target as text.
+
+    Includes Aurora's own variables if they count in the choice of the best model.
+    """
     parts = []
     for i, (name, (unit, _)) in enumerate(task.units.items()):
         value = scores[f"validation_{prefix(i, name)}{what}{unit}"]
@@ -64,7 +69,7 @@ def told(scores: dict[str, Any], task: Task, what: str = "crps") -> str:
 
 
 class Validator:
-    """Scores one fixed set of init times, as often as it is asked.
+    """Scores a fixed set of init times.
 
     Parameters
     ----------
@@ -76,11 +81,11 @@ class Validator:
     trim : tuple of slice
     batch_size : int
     rank, world : int
-        This process's place among those that share the work.
+        Rank of this process, and the number of processes that share the work.
     total : callable
-        Sums a tensor over processes.
+        Function that sums a tensor over processes.
     part : tuple, optional
-        Cell areas and ``trim`` of the targets, where they are learnt in a part of the grid alone.
+        Cell areas and ``trim`` of the targets, if they cover only part of the grid.
     """
 
     def __init__(
@@ -104,15 +109,18 @@ class Validator:
         ]
         rounds = -(-len(batches) // world)
         mine = batches[rank::world]
-        # Each process does as many batches, some of them for nothing: with sharded weights all must
-        # run together.
+        # Every process runs the same number of batches, padded with batches of zero weight: with
+        # sharded weights all processes must run the model together.
         self.batches = [(b, 1.0) for b in mine] + [(batches[0], 0.0)] * (rounds - len(mine))
         self._reference: dict[str, float] | None = None
 
     def reference(self) -> dict[str, float]:
-        """CRPS of the samples' own distribution at each point, by target, canonical units; and the
-        loss of persistence on Aurora's own variables is found along with the scores. Depends on
-        the truth alone, and is made once."""
+        """Return the CRPS of the samples' climatology by target, in canonical units.
+
+        The climatology is the distribution of the samples' own truth at each point. The result
+        depends on the truth alone and is computed once. The loss of persistence is computed in
+        :meth:`score`.
+        """
         if self._reference is None:
             count = min(len(self.init_times), MOST_KEPT)
             chosen = self.init_times[
@@ -136,11 +144,14 @@ class Validator:
 
     @torch.no_grad()
     def score(self, module: AuroraWithHead) -> dict[str, float]:
-        """CRPS, RMSE, MAE and bias of the targets (mm for amounts) beside the CRPS of their
-        climatology, and Aurora's own loss beside that of persistence.
+        """Return the scores of a model on the init times.
 
-        ``validation_skill_score`` is the mean over what was trained of 1 − score/score of the
-        climatology or of persistence, by which the best state is chosen.
+        Targets have CRPS, RMSE, MAE and bias (mm for precipitation), and the CRPS of their
+        climatology. Aurora's own variables have loss, RMSE and MAE, and the loss of persistence.
+
+        ``validation_skill_score`` is the mean of 1 − score / reference score. The reference is the
+        climatology for targets and persistence for Aurora's own variables. The best model has the
+        highest score.
         """
         was_training = module.training
         module.eval()
@@ -235,7 +246,7 @@ class Validator:
             out[f"{front}mae{unit}"] = own["absolute"] / weight * factor
             out[f"{front}bias{unit}"] = own["bias"] / weight * factor
             out[f"{front}climatology_crps{unit}"] = normal
-            known = math.isfinite(normal) and normal > 0  # of a single sample nothing is
+            known = math.isfinite(normal) and normal > 0  # NaN for a single sample
             skills.append(
                 1.0 - out[f"{front}crps{unit}"] / normal if known else -out[f"{front}crps{unit}"]
             )
@@ -254,14 +265,22 @@ class Validator:
 
 
 def climatology_crps(truth: np.ndarray, area: np.ndarray) -> float:
-    """CRPS of the other samples at each point, each scored in turn, so that few samples do not look
-    better than many; points and times without truth are left out. NaN where no point has two
-    samples."""
+    """Return the CRPS of the sample climatology at each point, averaged over area.
+
+    Each sample is scored against the other samples, so that few samples do not look better than
+    many. Points and times without truth are left out. NaN if no point has two samples.
+
+    Parameters
+    ----------
+    truth : ndarray, ``(n, h, w)``
+    area : ndarray
+        Cell areas, broadcastable to ``(h, w)``.
+    """
     there = np.isfinite(truth)
     count = there.sum(axis=0)
-    ranked = np.sort(truth.astype(np.float64), axis=0)  # NaN comes last
+    ranked = np.sort(truth.astype(np.float64), axis=0)  # NaN sorts last
     place = np.arange(1, len(truth) + 1).reshape(-1, 1, 1)
-    # Mean over the observations of E|X−y| is E|X−X'|, so that ½E|X−X'| remains.
+    # The mean over observations of E|X−y| equals E|X−X'|, which leaves ½E|X−X'|.
     terms = np.where(place <= count, (2 * place - count - 1) * np.nan_to_num(ranked), 0.0).sum(
         axis=0
     )
