@@ -283,7 +283,7 @@ def own_step(
     grid = grids.from_axes(np.asarray(batch.metadata.lat), np.asarray(batch.metadata.lon))
     area = torch.from_numpy(latitude_weights(grid.latitude)).float().to(size.device)[:, None]
     everything = (slice(None), slice(None))
-    stack.enter_context(placement.placed(module, grid))
+    stack.enter_context(placement.on_grid(module, grid))
     kept = None
     if how == "latents":
         kept = module.latents(stepping.prepare(module, batch)).to(torch.bfloat16).cpu()
@@ -292,14 +292,14 @@ def own_step(
         del base.backbone
         gc.collect()
     if checkpointing:
-        stack.enter_context(execution.recomputed(base))
+        stack.enter_context(execution.activation_checkpointing(base))
 
     def run() -> None:
         if kept is not None:
             step = module(None, latents=kept.to(size.device).float())
         else:
             step = next(iter(stepping.steps(module, batch, 1)))
-        loss, _ = losses.of_step(
+        loss, _ = losses.step_loss(
             module, step, truth, area, everything, 1.0 if how in ("full", "lora") else 0.0
         )
         loss.backward()

@@ -44,7 +44,9 @@ def build(stock: bool, device: torch.device) -> Any:
 
 def step(base: Any, batch: Batch, optimizer: Any, how: str) -> float:
     """Run one training step and return its loss."""
-    context = execution.recomputed(base) if how == "once" else contextlib.nullcontext()
+    context = (
+        execution.activation_checkpointing(base) if how == "once" else contextlib.nullcontext()
+    )
     with context:
         out = base(batch)
         parts = (*out.surf_vars.values(), *out.atmos_vars.values())

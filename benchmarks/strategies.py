@@ -170,9 +170,9 @@ def learn(name: str) -> dict[str, Any]:
     base: Any = "tiny-pretrained"
     if scrambled:
         real: Any = load_pretrained(base)
-        from xaurora.fields.requirements import TINY_PRETRAINED
+        from xaurora.model.models import TABLE
 
-        base = build_tiny(TINY_PRETRAINED, real.surf_stats, real.atmos_stats, seed=7)
+        base = build_tiny(TABLE["tiny-pretrained"].needs, real.surf_stats, real.atmos_stats, seed=7)
     with tempfile.TemporaryDirectory() as out:
         began = time.monotonic()
         tuned = past.aurora.finetune(

@@ -31,6 +31,7 @@ from cases import SMALL_HEAD, Size
 import xaurora
 from xaurora.fields import conventions, requirements
 from xaurora.model import loader as loading
+from xaurora.model.models import needs_of
 from xaurora.training import latent_store
 
 pytest.importorskip("pytest_benchmark")
@@ -282,7 +283,7 @@ def _reading_step(
     """Return a training step of a head on latents, and a reader of a store of 100 samples."""
     from xaurora.model import rollout as stepping
     from xaurora.model.aurora import AuroraWithHead
-    from xaurora.model.placement import placed
+    from xaurora.model.placement import on_grid
     from xaurora.training import losses
 
     base = cases.build(size).requires_grad_(False)
@@ -293,7 +294,7 @@ def _reading_step(
     from xaurora.fields.grid.weights import latitude_weights
 
     grid = grids.from_axes(np.asarray(batch.metadata.lat), np.asarray(batch.metadata.lon))
-    stack.enter_context(placed(module, grid))
+    stack.enter_context(on_grid(module, grid))
     values = module.latents(stepping.prepare(module, batch))[0].to(torch.bfloat16).cpu()
     values = values[: 1 if options["latents"] == "surface" else None].contiguous()
     count = 100 if values.numel() < 1e8 else 4
@@ -307,7 +308,7 @@ def _reading_step(
 
     def step(one: torch.Tensor) -> None:
         found = module(None, latents=one[None].to(size.device).float())
-        loss, _ = losses.of_step(module, found, truth, area, (slice(None), slice(None)), 0.0)
+        loss, _ = losses.step_loss(module, found, truth, area, (slice(None), slice(None)), 0.0)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(moving, 1.0)
         optimizer.step()
@@ -386,7 +387,7 @@ def _arrays(path: Path) -> list[Any]:
 
 def _cut(ds: xr.Dataset) -> Any:
     found = conventions.standardise(ds)
-    return requirements.fit(found, requirements.needs_of("small", found))[0]
+    return requirements.select_and_crop(found, needs_of("small", found))[0]
 
 
 @pytest.mark.once
@@ -398,7 +399,7 @@ def test_loader(benchmark: Any, stored: Path, threads: int) -> None:
 
     def ours() -> None:
         loader = loading.Loader(cut, {}, most=3)
-        for _ in loading.ahead([[t] for t in cut.times[1::2]], loader.batch, threads):
+        for _ in loading.prefetch([[t] for t in cut.times[1::2]], loader.batch, threads):
             pass
         loader.close()
 

@@ -106,7 +106,7 @@ def test_running_totals_are_refused(europe: xr.Dataset, tmp_path) -> None:
     assert [p.code for p in ds.aurora.check("tp", model="tiny").problems] == ["accumulation"]
     with pytest.raises(errors.AccumulationError, match="totals since a base time"):
         ds.aurora.finetune("tp", model="tiny", out=tmp_path / "run", progress=False)
-    precipitation.refuse_running_totals(europe["tp"], name="tp")  # hourly rain passes
+    precipitation.check_not_running_totals(europe["tp"], name="tp")  # hourly rain passes
 
 
 def test_a_forecast_must_say_what_its_rain_is(fields: xr.Dataset) -> None:

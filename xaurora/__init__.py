@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from xaurora.evaluation.significance import significance
     from xaurora.fields.grid.regions import edge_rings
     from xaurora.model.heads import HeadOptions
+    from xaurora.model.options import StrategyOptions
     from xaurora.model.tuned import TunedAurora, load
     from xaurora.sources.imerg import open_imerg
     from xaurora.sources.opening import open
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from xaurora.training.options import (
         LatentOptions,
         ReplayOptions,
-        StrategyOptions,
         TrainingOptions,
     )
 
@@ -43,7 +43,7 @@ _LAZY = {
     "load": ("xaurora.model.tuned", "load"),
     "TunedAurora": ("xaurora.model.tuned", "TunedAurora"),
     "HeadOptions": ("xaurora.model.heads", "HeadOptions"),
-    "StrategyOptions": ("xaurora.training.options", "StrategyOptions"),
+    "StrategyOptions": ("xaurora.model.options", "StrategyOptions"),
     "TrainingOptions": ("xaurora.training.options", "TrainingOptions"),
     "LatentOptions": ("xaurora.training.options", "LatentOptions"),
     "ReplayOptions": ("xaurora.training.options", "ReplayOptions"),

@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from aurora import Batch
 
     from xaurora.fields.checking import Report
+    from xaurora.fields.grid.regions import RegionLike
+    from xaurora.forecasting.options import LeadLike, TimesLike
+    from xaurora.model.heads import HeadLike
+    from xaurora.model.options import StrategyOptions
+    from xaurora.model.resolve import ModelLike
     from xaurora.model.tuned import TunedAurora
     from xaurora.training.estimate import Estimate
+    from xaurora.training.options import LatentOptions, PeriodLike, ReplayOptions
 
 
 @xr.register_dataset_accessor("aurora")
@@ -66,15 +72,11 @@ class AuroraAccessor:
             if not report.ok:
                 print(report)
         """
-        from xaurora.fields import checking, requirements
+        from xaurora.fields import checking
+        from xaurora.model.models import notes_for
+        from xaurora.model.resolve import resolve
 
-        if isinstance(model, str) and model in requirements.MODELS:  # needs no torch
-            return checking.check(
-                self._ds, target, lambda fields: requirements.needs_of(model, fields)
-            )
-        from xaurora.model import bridge
-
-        return checking.check(self._ds, target, bridge.needs_for(model))
+        return checking.check(self._ds, target, resolve(model).needs, notes_for)
 
     def to_batch(self, time: Any = None, *, model: Any = "small") -> Batch:
         """Return an :class:`aurora.Batch` of one or several init times.
@@ -179,7 +181,7 @@ class AuroraAccessor:
         """
         from xaurora.fields import precipitation
 
-        return precipitation.accumulate_in(self._ds, name, period)
+        return precipitation.accumulate_variable(self._ds, name, period)
 
     def deaccumulate(self, name: str = "tp", *, every: str = "24h", start: int = 0) -> xr.DataArray:
         """Convert totals since a base time to the total of each step.
@@ -217,7 +219,7 @@ class AuroraAccessor:
         """
         from xaurora.fields import precipitation
 
-        return precipitation.deaccumulate_in(self._ds, name, every, start)
+        return precipitation.deaccumulate_variable(self._ds, name, every, start)
 
     def statistics(
         self,
@@ -280,7 +282,7 @@ class AuroraAccessor:
         from xaurora.fields import statistics as normalisation
 
         q = normalisation.QUANTILES if quantiles is None else quantiles
-        return normalisation.summary(
+        return normalisation.statistics(
             self._ds, names, time=time, weights=weights, quantiles=q, progress=progress
         )
 
@@ -340,13 +342,14 @@ class AuroraAccessor:
             local = ds.aurora.prepare("training.zarr", time=("2016", "2021"))
             tuned = local.aurora.finetune("tp")
         """
-        from xaurora.sources import preparing
+        from xaurora.model.resolve import resolve
+        from xaurora.sources.preparing import prepare
 
-        return preparing.prepare(
+        return prepare(
             self._ds,
             path,
             target=target,
-            model=model,
+            needs=None if model is None else resolve(model).needs,
             region=region,
             time=time,
             bits=bits,
@@ -358,15 +361,15 @@ class AuroraAccessor:
         target: str | Sequence[str] = "tp",
         *,
         truth: xr.Dataset | None = None,
-        model: Any = "small",
+        model: ModelLike = "small",
         weights: str | Path | None = None,
-        strategy: Any = "frozen",
-        head: Any = "auto",
+        strategy: str | StrategyOptions = "frozen",
+        head: HeadLike = "auto",
         as_input: bool = False,
-        train: Any = None,
-        validation: Any = None,
+        train: PeriodLike = None,
+        validation: PeriodLike = None,
         halo: int = 0,
-        region: Any = None,
+        region: RegionLike | None = None,
         out: str | Path | None = None,
         epochs: int | None = None,
         steps: int | None = None,
@@ -381,10 +384,10 @@ class AuroraAccessor:
         base_loss: float = 1.0,
         rollout_steps: int = 1,
         push_forward: bool = False,
-        replay_buffer: Any = None,
+        replay_buffer: int | ReplayOptions | None = None,
         precision: str = "auto",
         activation_checkpointing: bool | str = "auto",
-        latents: Any = "auto",
+        latents: bool | str | Path | LatentOptions = "auto",
         compile: bool = False,
         ema: float | None = None,
         early_stopping: int | None = None,
@@ -397,8 +400,8 @@ class AuroraAccessor:
         workers: int = 2,
         seed: int = 0,
         progress: bool = True,
-        logger: Any = None,
-        **unknown: Any,
+        logger: object = None,
+        **unknown: object,
     ) -> TunedAurora:
         """Fine-tune Aurora to predict precipitation or other surface variables.
 
@@ -407,109 +410,122 @@ class AuroraAccessor:
         Parameters
         ----------
         target : str or sequence of str
-            One or several surface variables to predict. Hourly precipitation is summed over six
-            hours. A variable that xaurora does not know is used in its own units. ``"all"`` trains
-            Aurora's own variables, ``["all", "tp"]`` both.
+            What to learn: one or several surface variables. Hourly totals are summed over six
+            hours. A variable that is not known is taken in its own units. ``"all"`` trains Aurora's
+            own variables, ``["all", "tp"]`` both.
         truth : Dataset, optional
-            Data that the target is taken from, by default this Dataset. It is aligned in time and
-            regridded conservatively onto the grid of this Dataset.
+            Where the target is taken from, by default the data themselves. It is aligned in time
+            and regridded conservatively onto the data's grid.
         model : str or model
-            ``"tiny"`` (created here with random parameters), ``"tiny-pretrained"`` (pretrained on
-            the synthetic fields), ``"small"``, ``"base"``, ``"finetuned"``, a
-            :class:`~xaurora.model.tuned.TunedAurora` or its path, or an :class:`aurora.Aurora`,
-            which is copied.
+            ``"tiny"`` (built here, random), ``"tiny-pretrained"`` (trained on synthetic fields),
+            ``"small"``, ``"base"``, ``"finetuned"``, a :class:`~xaurora.TunedAurora` or its path,
+            or an :class:`aurora.Aurora`, which is copied.
         weights : path, optional
-            Local checkpoint of the named model. By default it is downloaded.
+            Local checkpoint of the named model. By default the published one is fetched.
         strategy : {"frozen", "decoder", "lora", "peft", "full"} or StrategyOptions
-            What trains: the head alone (``"frozen"``), the head and the last layers of Aurora's
-            decoding half (``"decoder"``), the head and low-rank adapters on an unchanged base,
-            either Aurora's own (``"lora"``) or those of Hugging Face PEFT (``"peft"``), or
-            everything (``"full"``).
+            What trains: the head alone; the head and the last layers of Aurora's decoding half;
+            low-rank adapters, Aurora's own or those of Hugging Face PEFT, on a frozen base; or
+            everything.
         head : str, HeadOptions, or dict of them by target
             What is predicted. For precipitation ``"censored_normal"``, ``"hurdle_lognormal"``,
-            ``"hurdle_gamma"``, ``"csgd"``, ``"quantile"``, ``"deterministic"``, or the preset
+            ``"hurdle_gamma"``, ``"csgd"``, ``"quantile"``, ``"deterministic"`` or the preset
             ``"lehmann2025"``. For other variables ``"normal"`` or ``"bounded_normal"``. ``"auto"``
             chooses by the variable.
         as_input : bool
-            Also feed the target to the encoder, with its embedding initialised to zero, as a
-            baseline to compare with. Forecasts then need the target at the init time and six hours
-            before.
-        train, validation : optional
-            A slice, a year, or a pair such as ``("2016", "2023")``. By default the last fifth of
-            the data validates, with a gap in between.
+            Also feed the target to the encoder, with an embedding that starts at zero. Forecasts
+            then need the target at the init time and six hours before.
+        train : slice, str, int or pair, optional
+            Training period: a slice, a year, or a pair such as ``("2016", "2022")``. By default all
+            but the last fifth of the samples.
+        validation : slice, str, int or pair, optional
+            Validation period. By default the last fifth of the samples, with a gap between that
+            neither history nor accumulation crosses.
         halo : int
-            Grid points at the edges of a region that are computed but not trained on (see
-            ``docs/regions.md``).
+            Grid points at the edges of a region that are computed and not trained on
+            (``docs/regions.md``).
         region : str, tuple, mask or polygon, optional
-            Where the target is trained and scored: a name such as ``"europe"``, a box ``(south,
-            north, west, east)``, a DataArray or a polygon. The backbone sees all of the data and
-            the heads see this part of its latents, so that a region of global data has no edges
-            (see ``docs/regions.md``).
+            Where the target is learnt and scored: a name such as ``"europe"``, a box ``(south,
+            north, west, east)``, a DataArray, a polygon. The backbone sees all of the data, the
+            heads this part of its latents, so that with global data a region has no edges
+            (``docs/regions.md``).
         out : path, optional
             Folder for ``best/``, ``last/``, ``checkpoint/``, ``log.jsonl`` and ``learning.png``. By
             default ``runs/<target>-<time>``.
-        epochs, steps : int, optional
-            Length of the training. ``steps`` takes precedence. Ten epochs if neither is given.
-        batch_size, gradient_accumulation : int
-            Samples per batch on each device, and batches per optimiser step.
-        learning_rate, head_learning_rate : float, optional
-            Peak rate of all parameters, and of new parameters alone. By default 1e-3 for new and
-            5e-5 for pretrained parameters (2e-3 for all parameters of a random tiny model).
-        schedule, warmup : {"cosine", "constant"}, int
-            Learning rate schedule after the linear warm-up, and number of warm-up steps (by default
-            a twentieth of all steps, at most 1000).
-        clip, weight_decay : float
-            Largest norm of the gradient, and AdamW's weight decay.
+        epochs : int, optional
+            Passes over the training samples. Ten if neither this nor ``steps`` is given.
+        steps : int, optional
+            Optimiser steps. Takes precedence over ``epochs``.
+        batch_size : int
+            Samples in one forward pass on each device.
+        gradient_accumulation : int
+            Batches whose gradients are averaged for one step: the memory of one, the effect of all.
+        learning_rate : float, optional
+            Peak learning rate. By default 1e-3 for new parameters and 5e-5 for pretrained ones
+            (2e-3 for all parameters of a random tiny model).
+        head_learning_rate : float, optional
+            Peak learning rate of new parameters alone. By default ``learning_rate`` if it is given.
+        schedule : {"cosine", "constant"}
+            What the learning rate does after the warm-up: decay to a twentieth along a cosine, or
+            stay constant.
+        warmup : int, optional
+            Steps of linear warm-up. By default a twentieth of all steps, at most 1000.
+        clip : float
+            Largest norm of the gradient.
+        weight_decay : float
+            Weight decay of AdamW.
         base_loss : float
-            Weight of Aurora's own loss on its own variables, for strategies that train the base. 0
-            turns it off. Training on precipitation alone degrades the state that later lead times
-            start from.
+            Weight of the loss on Aurora's own variables, for strategies that train the base. 0
+            turns it off. Training on rain alone ruins the state that later leads start from.
         rollout_steps : int
-            Six-hour steps of each training forecast. The loss is the mean over all steps.
+            Six-hour steps of each training forecast. Their losses are averaged.
         push_forward : bool
             Stop gradients between rollout steps, so that memory holds one step.
         replay_buffer : int or ReplayOptions, optional
-            Keep this many forecasts on disk and advance one of them by one rollout step at a time.
-            They grow up to ``rollout_steps`` long.
+            Keep this many forecasts on disk and continue one of them by one step at a time, up to
+            ``rollout_steps`` steps.
         precision : {"auto", "32", "bf16", "fp16"}
-            Precision of the backbone. ``"auto"`` is bf16 on a GPU that supports it, else float32.
-            ``"fp16"`` is for GPUs without bf16.
+            Precision of the backbone. Head and score are always float32. ``"auto"`` is bf16 on a
+            GPU that supports it, else float32. ``"fp16"`` is for GPUs without bf16: the loss is
+            scaled.
         activation_checkpointing : bool or "auto"
-            Recompute activations instead of storing them. ``"auto"`` turns it on for a GPU when the
-            base trains.
+            Recompute activations in the backward pass instead of storing them. ``"auto"`` does so
+            on a GPU when the base trains.
         latents : {"auto", True, False}, path or LatentOptions
-            Whether the latents of a frozen backbone are computed once and cached, in ``latents/``
-            beside the run's folder or in the store at the given path. They are stored as bfloat16
-            unless :class:`~xaurora.training.options.LatentOptions` says otherwise. ``"auto"``
-            caches them if samples are used more than once (see ``docs/latents.md``).
+            Compute the latents of a frozen backbone once and keep them, in bfloat16 unless
+            :class:`~xaurora.LatentOptions` say otherwise, in ``latents/`` beside the run's folder
+            or in the store that is named. ``"auto"`` does so if samples are seen more than once
+            (``docs/latents.md``).
         compile : bool
-            Compile the backbone's blocks with ``torch.compile``, for GPUs. If it is not available,
-            that is logged and the blocks run uncompiled.
+            Compile the backbone's blocks with ``torch.compile``. Where it is not available, a
+            warning is logged and the blocks run uncompiled.
         ema : float, optional
-            Decay of an exponential moving average of the weights, which is then validated and
-            saved.
+            Decay of an exponential moving average of the weights, such as 0.999. The average is
+            what is validated and kept.
         early_stopping : int, optional
-            Stop after this many of the ``validations`` without a better score.
+            Stop after this many validations without a better score.
         validations : int
-            Number of times that the validation samples are scored during training.
+            How often to score the validation samples.
         checkpoint_every : int, optional
             Steps between checkpoints. By default a twentieth of all steps, at least 10 and at most
             500. A checkpoint is also written at SIGTERM and Ctrl-C.
         resume : bool
-            Resume from the checkpoint in ``out``, bit for bit on a CPU. Without a checkpoint, start
-            a new run.
-        devices, num_nodes, parallel : int, int, {"auto", "ddp", "fsdp"}
-            Devices on each machine (processes where there is no GPU), number of machines, and
-            whether each device holds the whole model or a shard of it. The script is started once
-            more for every other device, or by ``torchrun``.
+            Resume from the checkpoint in ``out``, exactly to the bit on a CPU. Start from the
+            beginning if there is none.
+        devices : int
+            Devices on each machine (processes if there is no GPU). The script is started once more
+            for every other device, or by ``torchrun``.
+        num_nodes : int
+            Number of machines.
+        parallel : {"auto", "ddp", "fsdp"}
+            Whether each device holds the whole model (``auto``, ``ddp``) or a part of it.
         workers : int
-            Threads that prefetch samples.
+            Threads that read ahead. 0 reads when data are needed.
         seed : int
             Seed of initial weights, sample order and dropout.
         progress : bool
             Whether to show a progress bar with loss and learning rate.
-        logger : optional
-            One of Lightning Fabric's loggers, or several. ``log.jsonl`` is always written.
+        logger : logger or list of loggers, optional
+            Lightning Fabric's loggers. ``log.jsonl`` is always written.
 
         Returns
         -------
@@ -538,78 +554,59 @@ class AuroraAccessor:
             tuned = ds.aurora.finetune("tp", model="small", strategy="lora", out="runs/tp")
             print(tuned.summary())
         """
-        from xaurora.training import finetune as finetuning
-        from xaurora.training import options as config
+        arguments = dict(locals())
+        from xaurora.training.finetune import finetune
+        from xaurora.training.options import options_from
 
-        options = config.training_options(
-            {
-                "epochs": epochs,
-                "steps": steps,
-                "batch_size": batch_size,
-                "gradient_accumulation": gradient_accumulation,
-                "learning_rate": learning_rate,
-                "head_learning_rate": head_learning_rate,
-                "schedule": schedule,
-                "warmup": warmup,
-                "clip": clip,
-                "weight_decay": weight_decay,
-                "base_loss": base_loss,
-                "rollout_steps": rollout_steps,
-                "push_forward": push_forward,
-                "replay_buffer": replay_buffer,
-                "precision": precision,
-                "activation_checkpointing": activation_checkpointing,
-                "latents": latents,
-                "compile": compile,
-                "ema": ema,
-                "early_stopping": early_stopping,
-                "validations": validations,
-                "checkpoint_every": checkpoint_every,
-                "resume": resume,
-                "devices": devices,
-                "num_nodes": num_nodes,
-                "parallel": parallel,
-                "workers": workers,
-                "seed": seed,
-                "progress": progress,
-                "logger": logger,
-                **unknown,
-            }
-        )
-        return finetuning.finetune(
-            self._ds,
-            target,
-            truth=truth,
-            model=model,
-            weights=weights,
-            strategy=strategy,
-            head=head,
-            as_input=as_input,
-            train=train,
-            validation=validation,
-            halo=halo,
-            region=region,
-            out=out,
-            options=options,
-        )
+        return finetune(self._ds, options_from(arguments, verb="finetune"))
 
     def estimate(
         self,
         target: str | Sequence[str] = "tp",
         *,
         truth: xr.Dataset | None = None,
-        model: Any = "small",
+        model: ModelLike = "small",
         weights: str | Path | None = None,
-        strategy: Any = "frozen",
-        head: Any = "auto",
+        strategy: str | StrategyOptions = "frozen",
+        head: HeadLike = "auto",
         as_input: bool = False,
-        train: Any = None,
-        validation: Any = None,
+        train: PeriodLike = None,
+        validation: PeriodLike = None,
         halo: int = 0,
-        region: Any = None,
+        region: RegionLike | None = None,
         out: str | Path | None = None,
+        epochs: int | None = None,
+        steps: int | None = None,
+        batch_size: int = 1,
+        gradient_accumulation: int = 1,
+        learning_rate: float | None = None,
+        head_learning_rate: float | None = None,
+        schedule: str = "cosine",
+        warmup: int | None = None,
+        clip: float = 1.0,
+        weight_decay: float = 0.01,
+        base_loss: float = 1.0,
+        rollout_steps: int = 1,
+        push_forward: bool = False,
+        replay_buffer: int | ReplayOptions | None = None,
+        precision: str = "auto",
+        activation_checkpointing: bool | str = "auto",
+        latents: bool | str | Path | LatentOptions = "auto",
+        compile: bool = False,
+        ema: float | None = None,
+        early_stopping: int | None = None,
+        validations: int = 10,
+        checkpoint_every: int | None = None,
+        resume: bool = False,
+        devices: int = 1,
+        num_nodes: int = 1,
+        parallel: str = "auto",
+        workers: int = 2,
+        seed: int = 0,
+        progress: bool = True,
+        logger: object = None,
         compare: bool = False,
-        **options: Any,
+        **unknown: object,
     ) -> Estimate:
         """Estimate what :meth:`finetune` would cost with the same arguments.
 
@@ -617,11 +614,125 @@ class AuroraAccessor:
 
         Parameters
         ----------
-        target, truth, model, weights, strategy, head, as_input, train, validation, halo, region,
-        out, **options
-            As in :meth:`finetune`.
+        target : str or sequence of str
+            What to learn: one or several surface variables. Hourly totals are summed over six
+            hours. A variable that is not known is taken in its own units. ``"all"`` trains Aurora's
+            own variables, ``["all", "tp"]`` both.
+        truth : Dataset, optional
+            Where the target is taken from, by default the data themselves. It is aligned in time
+            and regridded conservatively onto the data's grid.
+        model : str or model
+            ``"tiny"`` (built here, random), ``"tiny-pretrained"`` (trained on synthetic fields),
+            ``"small"``, ``"base"``, ``"finetuned"``, a :class:`~xaurora.TunedAurora` or its path,
+            or an :class:`aurora.Aurora`, which is copied.
+        weights : path, optional
+            Local checkpoint of the named model. By default the published one is fetched.
+        strategy : {"frozen", "decoder", "lora", "peft", "full"} or StrategyOptions
+            What trains: the head alone; the head and the last layers of Aurora's decoding half;
+            low-rank adapters, Aurora's own or those of Hugging Face PEFT, on a frozen base; or
+            everything.
+        head : str, HeadOptions, or dict of them by target
+            What is predicted. For precipitation ``"censored_normal"``, ``"hurdle_lognormal"``,
+            ``"hurdle_gamma"``, ``"csgd"``, ``"quantile"``, ``"deterministic"`` or the preset
+            ``"lehmann2025"``. For other variables ``"normal"`` or ``"bounded_normal"``. ``"auto"``
+            chooses by the variable.
+        as_input : bool
+            Also feed the target to the encoder, with an embedding that starts at zero. Forecasts
+            then need the target at the init time and six hours before.
+        train : slice, str, int or pair, optional
+            Training period: a slice, a year, or a pair such as ``("2016", "2022")``. By default all
+            but the last fifth of the samples.
+        validation : slice, str, int or pair, optional
+            Validation period. By default the last fifth of the samples, with a gap between that
+            neither history nor accumulation crosses.
+        halo : int
+            Grid points at the edges of a region that are computed and not trained on
+            (``docs/regions.md``).
+        region : str, tuple, mask or polygon, optional
+            Where the target is learnt and scored: a name such as ``"europe"``, a box ``(south,
+            north, west, east)``, a DataArray, a polygon. The backbone sees all of the data, the
+            heads this part of its latents, so that with global data a region has no edges
+            (``docs/regions.md``).
+        out : path, optional
+            Folder for ``best/``, ``last/``, ``checkpoint/``, ``log.jsonl`` and ``learning.png``. By
+            default ``runs/<target>-<time>``.
+        epochs : int, optional
+            Passes over the training samples. Ten if neither this nor ``steps`` is given.
+        steps : int, optional
+            Optimiser steps. Takes precedence over ``epochs``.
+        batch_size : int
+            Samples in one forward pass on each device.
+        gradient_accumulation : int
+            Batches whose gradients are averaged for one step: the memory of one, the effect of all.
+        learning_rate : float, optional
+            Peak learning rate. By default 1e-3 for new parameters and 5e-5 for pretrained ones
+            (2e-3 for all parameters of a random tiny model).
+        head_learning_rate : float, optional
+            Peak learning rate of new parameters alone. By default ``learning_rate`` if it is given.
+        schedule : {"cosine", "constant"}
+            What the learning rate does after the warm-up: decay to a twentieth along a cosine, or
+            stay constant.
+        warmup : int, optional
+            Steps of linear warm-up. By default a twentieth of all steps, at most 1000.
+        clip : float
+            Largest norm of the gradient.
+        weight_decay : float
+            Weight decay of AdamW.
+        base_loss : float
+            Weight of the loss on Aurora's own variables, for strategies that train the base. 0
+            turns it off. Training on rain alone ruins the state that later leads start from.
+        rollout_steps : int
+            Six-hour steps of each training forecast. Their losses are averaged.
+        push_forward : bool
+            Stop gradients between rollout steps, so that memory holds one step.
+        replay_buffer : int or ReplayOptions, optional
+            Keep this many forecasts on disk and continue one of them by one step at a time, up to
+            ``rollout_steps`` steps.
+        precision : {"auto", "32", "bf16", "fp16"}
+            Precision of the backbone. Head and score are always float32. ``"auto"`` is bf16 on a
+            GPU that supports it, else float32. ``"fp16"`` is for GPUs without bf16: the loss is
+            scaled.
+        activation_checkpointing : bool or "auto"
+            Recompute activations in the backward pass instead of storing them. ``"auto"`` does so
+            on a GPU when the base trains.
+        latents : {"auto", True, False}, path or LatentOptions
+            Compute the latents of a frozen backbone once and keep them, in bfloat16 unless
+            :class:`~xaurora.LatentOptions` say otherwise, in ``latents/`` beside the run's folder
+            or in the store that is named. ``"auto"`` does so if samples are seen more than once
+            (``docs/latents.md``).
+        compile : bool
+            Compile the backbone's blocks with ``torch.compile``. Where it is not available, a
+            warning is logged and the blocks run uncompiled.
+        ema : float, optional
+            Decay of an exponential moving average of the weights, such as 0.999. The average is
+            what is validated and kept.
+        early_stopping : int, optional
+            Stop after this many validations without a better score.
+        validations : int
+            How often to score the validation samples.
+        checkpoint_every : int, optional
+            Steps between checkpoints. By default a twentieth of all steps, at least 10 and at most
+            500. A checkpoint is also written at SIGTERM and Ctrl-C.
+        resume : bool
+            Resume from the checkpoint in ``out``, exactly to the bit on a CPU. Start from the
+            beginning if there is none.
+        devices : int
+            Devices on each machine (processes if there is no GPU). The script is started once more
+            for every other device, or by ``torchrun``.
+        num_nodes : int
+            Number of machines.
+        parallel : {"auto", "ddp", "fsdp"}
+            Whether each device holds the whole model (``auto``, ``ddp``) or a part of it.
+        workers : int
+            Threads that read ahead. 0 reads when data are needed.
+        seed : int
+            Seed of initial weights, sample order and dropout.
+        progress : bool
+            Whether to show a progress bar with loss and learning rate.
+        logger : logger or list of loggers, optional
+            Lightning Fabric's loggers. ``log.jsonl`` is always written.
         compare : bool
-            Also estimate every base model and strategy, side by side.
+            Also estimate every base and strategy, for comparison.
 
         Returns
         -------
@@ -640,91 +751,80 @@ class AuroraAccessor:
 
             print(ds.aurora.estimate("tp", model="small", strategy="lora"))
         """
-        from xaurora.training import estimate as estimation
-        from xaurora.training import options as config
+        arguments = dict(locals())
+        from xaurora.training.estimate import estimate
+        from xaurora.training.options import options_from
 
-        return estimation.estimate(
-            self._ds,
-            target,
-            truth=truth,
-            model=model,
-            weights=weights,
-            strategy=strategy,
-            head=head,
-            as_input=as_input,
-            train=train,
-            validation=validation,
-            halo=halo,
-            region=region,
-            out=out,
-            options=config.training_options(options),
-            compare=compare,
-        )
+        del arguments["compare"]
+        return estimate(self._ds, options_from(arguments, verb="estimate"), compare=compare)
 
     def predict(
         self,
-        lead: Any = "6h",
+        lead: LeadLike | Sequence[LeadLike] = "6h",
         *,
-        model: Any = None,
+        model: ModelLike | None = None,
         weights: str | Path | None = None,
-        time: Any = None,
+        time: TimesLike = None,
         variables: Sequence[str] | None = None,
-        quantiles: Sequence[float] = (),
-        thresholds_mm: Sequence[float] = (),
+        quantiles: float | Sequence[float] = (),
+        thresholds_mm: float | Sequence[float] = (),
         members: int = 0,
         past: xr.Dataset | None = None,
         halo: int | None = None,
-        region: Any = None,
+        region: RegionLike | None = None,
         store: str | Path | None = None,
         batch_size: int = 1,
         devices: int = 1,
         compile: bool = False,
         precision: str = "auto",
         progress: bool = True,
+        **unknown: object,
     ) -> xr.Dataset:
         """Return a forecast from one or several init times.
 
         Parameters
         ----------
         lead : str, timedelta, or a list of them
-            A multiple of six hours. ``"24h"`` gives every six hours up to 24 hours, a list gives
-            only the lead times in it.
+            A multiple of six hours. ``"24h"`` gives every six hours up to it, a list gives just
+            those.
         model : str or model, optional
-            As in :meth:`finetune`. By default the model tuned last in this session.
+            A name of the model table, a :class:`~xaurora.TunedAurora` or its path, or an
+            :class:`aurora.Aurora`. By default the model tuned last in this session.
         weights : path, optional
             Local checkpoint of the named model.
-        time : optional
-            Init times: one, several, or a slice. By default all with a frame six hours before them.
+        time : time, sequence of times or slice, optional
+            Init times. By default all that have a frame six hours before them.
         variables : sequence of str, optional
-            Variables to return, by the data's own names. By default all of the model's variables
-            and the target.
+            Only these, in the data's own names. By default all of the model's variables and its
+            targets.
         quantiles : sequence of float
-            Levels between 0 and 1. Adds ``tp_quantile``.
+            Quantiles of the targets, as ``tp_quantile``.
         thresholds_mm : sequence of float
-            Adds ``tp_probability``, the probability of exceeding each threshold, in mm.
+            Adds ``tp_probability``, the probability of more than these amounts in mm.
         members : int
-            Number of ensemble members. They give ``tp`` the dim ``number``. At every point the
-            members follow the head's distribution, and they take their dependence in space and time
-            from past fields (Schaake shuffle). The mean is then ``tp_mean``.
+            Number of members along the dimension ``number``. They have the head's distribution at
+            every point and the dependence of past fields in space and time (Schaake shuffle). The
+            mean is then ``tp_mean``.
         past : Dataset, optional
-            Past fields that the members take their dependence from. By default those of this
-            Dataset, without the time of the forecast itself.
+            Fields whose dependence the members take. By default those of the data, except the times
+            of the forecast itself.
         halo : int, optional
             Grid points trimmed from the edges of a region. By default the halo that the model was
             tuned with.
         region : str, tuple, mask or polygon, optional
-            Return this part only, as in :meth:`finetune`. The model sees all of the data. For a
-            mask or polygon, the result covers its bounding box.
+            Forecast this part only, as in ``finetune``. The model sees all of the data. For a mask
+            or polygon the box around it is forecast.
         store : path, optional
-            A Zarr store that is written one init time after another. Calling it again after an
-            interruption resumes where it stopped.
+            A Zarr store that is written one init time after another. An interrupted run resumes
+            where it stopped.
         batch_size : int
-            Init times per batch.
+            Init times in one forward pass.
         devices : int
             GPUs that share the init times, each with a copy of the model.
         compile : bool
-            Compile the backbone's blocks with ``torch.compile``, which pays off on a GPU and for
-            many init times. If it is not available, that is logged and the blocks run uncompiled.
+            Compile the backbone's blocks with ``torch.compile``: worth it on a GPU and for many
+            init times. Where it is not available, a warning is logged and the blocks run
+            uncompiled.
         precision : {"auto", "32", "bf16", "fp16"}
             Precision of the backbone. ``"auto"`` keeps the model's own setting.
         progress : bool
@@ -749,28 +849,12 @@ class AuroraAccessor:
 
             fc = ds.aurora.predict("24h", model="runs/tp", quantiles=[0.5, 0.9], thresholds_mm=[1])
         """
-        from xaurora.forecasting import predict as prediction
+        arguments = dict(locals())
+        from xaurora.forecasting.options import PredictOptions
+        from xaurora.forecasting.predict import predict
+        from xaurora.utils.options import from_arguments
 
-        return prediction.predict(
-            self._ds,
-            lead,
-            model=model,
-            weights=weights,
-            time=time,
-            variables=variables,
-            quantiles=quantiles,
-            thresholds_mm=thresholds_mm,
-            members=members,
-            past=past,
-            halo=halo,
-            region=region,
-            store=store,
-            batch_size=batch_size,
-            devices=devices,
-            compile=compile,
-            precision=precision,
-            progress=progress,
-        )
+        return predict(self._ds, from_arguments(PredictOptions, arguments, verb="predict"))
 
     # --- a forecast, and its scores ---
 

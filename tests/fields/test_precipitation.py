@@ -180,7 +180,7 @@ def test_running_totals_with_packing_noise_and_gaps() -> None:
     with pytest.raises(errors.MissingVariableError, match="'rain' is not in the data"):
         _globe(running).aurora.deaccumulate("rain")
     with pytest.raises(errors.AccumulationError, match="grows from hour to hour") as caught:
-        precipitation.refuse_running_totals(
+        precipitation.check_not_running_totals(
             _globe(np.cumsum(_hourly(60) + 2e-4, 0))["tp"], name="tp"
         )
     assert "deaccumulate" in caught.value.fix

@@ -358,7 +358,7 @@ def test_a_rollout_feeds_the_heads_mean_back(fields: xr.Dataset, tmp_path: Path)
 
     fed = fields.aurora.finetune("tp", as_input=True, out=tmp_path / "fed", **QUICK)
     canonical = conventions.standardise(fields)
-    cut, _ = needs.fit(canonical, fed.needs)
+    cut, _ = needs.select_and_crop(canonical, fed.needs)
     cut = targets.with_inputs(cut, truth.history(None, canonical, ["tp"]), fed.model.inputs)
     with torch.inference_mode():
         first, second = rollout.steps(fed.model, batch.to_batch(cut, [fields["time"].values[5]]), 2)

@@ -79,8 +79,8 @@ def test_encodings_across_greenwich_are_the_global_ones_to_the_bit(
     for convention in (lambda x: x, lambda x: x % 360, lambda x: x.astype("float32")):
         there = grid.from_axes(lat, convention(-width // 2 * step + np.arange(width) * step))
         assert there.crosses_greenwich
-        with torch.no_grad(), placement.placed(base, there):
-            base(batches.plain(_random_batch(there)))
+        with torch.no_grad(), placement.on_grid(base, there):
+            base(batches.as_stock_batch(_random_batch(there)))
         got_pos, got_scale = seen["pos"].pop()[0, 0], seen["scale"].pop()[0, 0]
         patches = np.arange(columns // 4 * (rows // 4)).reshape(rows // 4, -1)
         index = np.concatenate(
@@ -111,7 +111,7 @@ def test_a_region_does_not_leak_from_east_to_west() -> None:
             if where is None:
                 a, b = block(x, c, res, 0), block(y, c, res, 0)
             else:
-                with placement.placed(base, where):
+                with placement.on_grid(base, where):
                     a, b = block(x, c, res, 0), block(y, c, res, 0)
         return float((a - b).view(1, *res, -1)[:, :, :, :2].abs().max())
 
@@ -133,9 +133,9 @@ def test_whole_region_east_does_not_touch_west_when_recomputed() -> None:
     grads = []
     for recompute in (False, True):
         twin = copy.deepcopy(base).train()
-        with placement.placed(twin, place):
+        with placement.on_grid(twin, place):
             if recompute:
-                with execution.recomputed(twin):
+                with execution.activation_checkpointing(twin):
                     twin(batch).surf_vars["2t"].sum().backward()
             else:
                 twin(batch).surf_vars["2t"].sum().backward()
@@ -155,7 +155,7 @@ def test_global_grids_are_untouched() -> None:
     batch = _random_batch(globe)
     with torch.no_grad():
         reference = base(batch)
-        with placement.placed(base, globe):
+        with placement.on_grid(base, globe):
             inside = base(batch)
     assert torch.equal(reference.surf_vars["msl"], inside.surf_vars["msl"])
 

@@ -115,4 +115,4 @@ def test_stock_aurora_refuses_a_batch_across_greenwich(norway: xr.Dataset, auror
     batch = moved.aurora.to_batch("2025-06-03T12")
     with pytest.raises(errors.GridError, match="crosses Greenwich"), torch.no_grad():
         aurora_model(batch)
-    assert isinstance(batch.to("cpu"), batches.PlacedBatch)
+    assert isinstance(batch.to("cpu"), batches.GreenwichBatch)

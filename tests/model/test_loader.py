@@ -19,11 +19,12 @@ from xaurora.fields import conventions, requirements
 from xaurora.model import batch
 from xaurora.model import loader as loading
 from xaurora.model.memory import LiveBytes
+from xaurora.model.models import needs_of
 
 
 def _cut(ds: xr.Dataset):
     fields = conventions.standardise(ds)
-    return requirements.fit(fields, requirements.needs_of("tiny", fields, ["tp"]))[0]
+    return requirements.select_and_crop(fields, needs_of("tiny", fields, ["tp"]))[0]
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +93,15 @@ def test_order_is_kept_and_the_depth_grows_only_while_it_waits() -> None:
             running[0] -= 1
         return i * i
 
-    assert list(loading.ahead(range(40), read, 2, 8)) == [(i, i * i) for i in range(40)]
+    assert list(loading.prefetch(range(40), read, 2, 8)) == [(i, i * i) for i in range(40)]
     assert most[0] == 8
     most[0] = 0
-    for _ in loading.ahead(range(12), read, 2, 8):
+    for _ in loading.prefetch(range(12), read, 2, 8):
         time.sleep(0.06)  # who computes longer than it takes to read is never waited for
     assert most[0] <= 3
-    assert [r for _, r in loading.ahead(range(5), read, 0)] == [0, 1, 4, 9, 16]
+    assert [r for _, r in loading.prefetch(range(5), read, 0)] == [0, 1, 4, 9, 16]
     asked = []
-    some = loading.ahead((asked.append(i) or i for i in itertools.count()), read, 2, 4)
+    some = loading.prefetch((asked.append(i) or i for i in itertools.count()), read, 2, 4)
     next(some)
     some.close()
     assert len(asked) < 10
@@ -127,7 +128,7 @@ def test_a_slow_store_keeps_nobody_waiting(stored, tmp_path) -> None:
     for name, workers, most, readers in (("one by one", 0, None, 0), ("ahead", 2, 16, 16)):
         loader = loading.Loader(cut, {}, readers=readers, budget=1)
         began, waited = time.perf_counter(), 0.0
-        for _ in loading.ahead([[t] for t in init], loader.batch, workers, most):
+        for _ in loading.prefetch([[t] for t in init], loader.batch, workers, most):
             waited += time.perf_counter() - began
             time.sleep(0.05)  # what a step takes
             began = time.perf_counter()
@@ -173,7 +174,7 @@ def test_the_queries_of_the_decoder_are_the_same(fields: xr.Dataset, monkeypatch
         base.zero_grad()
         with LiveBytes() as counter:
             if inside:
-                with placement.placed(base, globe):
+                with placement.on_grid(base, globe):
                     out = base(example)
             else:
                 out = base(example)
@@ -204,7 +205,7 @@ def test_encodings_are_made_once_for_a_grid(fields: xr.Dataset, monkeypatch) -> 
     base = make_aurora()
     globe = grids.from_axes(fields["latitude"].values, fields["longitude"].values)
     example = fields.aurora.to_batch(model=base)
-    with torch.inference_mode(), placement.placed(base, globe):
+    with torch.inference_mode(), placement.on_grid(base, globe):
         first, again = base(example), base(example)
     assert len(calls) == 1
     assert torch.equal(first.surf_vars["2t"], again.surf_vars["2t"])

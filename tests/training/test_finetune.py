@@ -171,7 +171,7 @@ def test_going_on_from_a_tuned_model(fields: xr.Dataset, tuned, tmp_path) -> Non
 def test_a_loss_that_is_no_number_stops_with_the_time_named(
     fields: xr.Dataset, tmp_path, monkeypatch
 ) -> None:
-    real, calls = losses.of_step, []
+    real, calls = losses.step_loss, []
 
     def broken(*args: object):
         calls.append(1)
@@ -244,7 +244,7 @@ def test_base_loss_is_auroras_own(fields: xr.Dataset) -> None:
     }
     everywhere = (slice(0, 16), slice(0, 32))
     flat = torch.ones(16, 1)
-    got = float(losses.base_variables(base, step.prediction, truth, flat, everywhere)[0])
+    got = float(losses.base_loss_terms(base, step.prediction, truth, flat, everywhere)[0])
     from aurora.normalisation import scales
 
     by_hand = 0.0

@@ -186,7 +186,7 @@ def test_every_trainable_parameter_gets_a_gradient(fields: xr.Dataset) -> None:
             weight = options.base_loss if plan.scores_base else 0.0
             total = (
                 total
-                + losses.of_step(
+                + losses.step_loss(
                     module, step, sample.truths[k], torch.ones(16, 1), plan.trim, weight
                 )[0]
             )
@@ -402,7 +402,7 @@ def test_a_lora_of_its_own_that_was_merged(fields: xr.Dataset, tmp_path: Path) -
         "tp", model=tuned, strategy="full", out=tmp_path / "full", **QUICK
     )
     assert xaurora.load(tmp_path / "full", base=base).hash == full.hash
-    assert adapters.own_lora(base) is not None, "what the caller holds keeps its LoRA"
+    assert adapters.lora_options(base) is not None, "what the caller holds keeps its LoRA"
 
 
 def test_the_name_alone_goes_on_with_the_adapter_there_is(
@@ -474,7 +474,7 @@ def test_numbers_of_numpy(fields: xr.Dataset, tmp_path: Path) -> None:
 def test_another_start_or_other_rain_is_not_gone_on_with(
     fields: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = losses.of_step, []
+    real, calls = losses.step_loss, []
 
     def stop(*args: Any) -> Any:
         calls.append(1)
@@ -549,6 +549,7 @@ def test_losses_of_all_steps_are_averaged(fields: xr.Dataset, tmp_path: Path) ->
     """
     from xaurora.fields import conventions, requirements
     from xaurora.fields.grid.weights import latitude_weights
+    from xaurora.model.models import needs_of
 
     base = make_aurora()
     options = {
@@ -564,15 +565,15 @@ def test_losses_of_all_steps_are_averaged(fields: xr.Dataset, tmp_path: Path) ->
         "all", rollout_steps=2, push_forward=True, out=tmp_path / "p", **options
     )
     canonical = conventions.standardise(fields)
-    cut, _ = requirements.fit(canonical, requirements.needs_of("small", canonical))
+    cut, _ = requirements.select_and_crop(canonical, needs_of("small", canonical))
     found = samples.index(cut.times, cut.times, steps=2)
-    (first,) = next(loading.order(samples.split(found, steps=2).train, 1, 1, 3))
+    (first,) = next(samples.shuffled_batches(samples.split(found, steps=2).train, 1, 1, 3))
     sample = loading.Loader(cut, {}, scored=cut).read([first], 2)
     area = torch.from_numpy(latitude_weights(cut.layout.grid.latitude)).float()[:, None]
     module, whole = AuroraWithHead(base), (slice(None), slice(None))
     with torch.no_grad():
         by_hand = [
-            float(losses.base_variables(base, step.prediction, truth.state, area, whole)[0])
+            float(losses.base_loss_terms(base, step.prediction, truth.state, area, whole)[0])
             for step, truth in zip(
                 rollout.steps(module, rollout.prepare(module, sample.batch), 2),
                 sample.truths,
@@ -647,7 +648,7 @@ def test_the_replay_buffer_goes_on_from_forecasts(fields: xr.Dataset, tmp_path: 
     from xaurora.fields import conventions, requirements
 
     canonical = conventions.standardise(fields)
-    cut, _ = requirements.fit(canonical, requirements.needs_of("small", canonical))
+    cut, _ = requirements.select_and_crop(canonical, needs_of("small", canonical))
     loader = loading.Loader(cut, {}, scored=cut)
     module = AuroraWithHead(base)
     entry = buffer.entries[0]
@@ -798,7 +799,7 @@ def test_what_may_not_be_resumed(
         "progress": False,
         "out": out,
     }
-    real, calls = losses.of_step, []
+    real, calls = losses.step_loss, []
 
     def broken(*args: Any) -> Any:
         calls.append(1)
@@ -891,7 +892,7 @@ except errors.SaveError as error:
 def test_a_loss_that_explodes_stops(
     fields: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = losses.of_step, []
+    real, calls = losses.step_loss, []
 
     def jump(*args: Any) -> Any:
         loss, parts = real(*args)
@@ -933,7 +934,7 @@ def test_a_gradient_that_is_no_number_stops(
         def backward(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
             return upstream * math.nan
 
-    real, calls = losses.of_step, []
+    real, calls = losses.step_loss, []
 
     def broken(*args: Any) -> Any:
         loss, parts = real(*args)
@@ -1054,17 +1055,19 @@ def test_target_all_trains_auroras_own_variables(fields: xr.Dataset, tmp_path: P
 
 def test_the_order_is_the_seeds_alone() -> None:
     times = np.datetime64("2020-01-01", "ns") + np.arange(10) * np.timedelta64(6, "h")
-    whole = list(loading.order(times, 4, 7, 3))
+    whole = list(samples.shuffled_batches(times, 4, 7, 3))
     assert [len(v) for v in whole] == [4, 4, 2, 4, 4, 2, 4]
     assert sorted(t for step in whole[:3] for t in step) == list(times), (
         "an epoch has every sample once"
     )
     for start in range(8):
-        assert list(loading.order(times, 4, 7, 3, start)) == whole[start:]
-    assert list(loading.order(times, 4, 7, 4)) != whole
+        assert list(samples.shuffled_batches(times, 4, 7, 3, start)) == whole[start:]
+    assert list(samples.shuffled_batches(times, 4, 7, 4)) != whole
     for step in whole:
         for world, parts in ((1, 1), (2, 1), (2, 2), (3, 1)):
-            every = [s for rank in range(world) for s in loading.shares(step, parts, rank, world)]
+            every = [
+                s for rank in range(world) for s in samples.split_batch(step, parts, rank, world)
+            ]
             real = [t for s in every if s.weight for t in s.init_times]
             assert real == step, "no sample twice, none left out"
             assert sum(s.weight for s in every) == pytest.approx(1.0)
@@ -1078,7 +1081,7 @@ def test_reading_ahead_keeps_the_order(workers: int) -> None:
         time.sleep(noise.uniform(0.0, 0.004))
         return i * i
 
-    assert list(loading.ahead(range(40), read, workers)) == [(i, i * i) for i in range(40)]
+    assert list(loading.prefetch(range(40), read, workers)) == [(i, i * i) for i in range(40)]
 
     def fail(i: int) -> int:
         if i == 3:
@@ -1086,7 +1089,7 @@ def test_reading_ahead_keeps_the_order(workers: int) -> None:
         return i
 
     with pytest.raises(errors.MissingValuesError):
-        list(loading.ahead(range(10), fail, workers))
+        list(loading.prefetch(range(10), fail, workers))
 
 
 def test_reading_overlaps_with_computing() -> None:
@@ -1096,7 +1099,7 @@ def test_reading_overlaps_with_computing() -> None:
         events.append(("read", i))
         return i
 
-    for i, _ in loading.ahead(range(6), read, 2):
+    for i, _ in loading.prefetch(range(6), read, 2):
         time.sleep(0.05)
         events.append(("computed", i))
     assert events.index(("read", 2)) < events.index(("computed", 0))

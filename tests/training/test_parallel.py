@@ -130,17 +130,17 @@ def test_torchrun(tmp_path: Path) -> None:
 
 def test_processes_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(errors.OptionError, match="devices=99, but this machine has") as error:
-        parallel.settle(TrainingOptions(devices=99))
+        parallel.resolve_devices(TrainingOptions(devices=99))
     assert "devices=" in error.value.fix
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    settled = parallel.settle(TrainingOptions())
+    settled = parallel.resolve_devices(TrainingOptions())
     assert (settled.devices, settled.num_nodes) == (1, 2)
     with pytest.raises(errors.OptionError, match="torchrun started 2 processes"):
-        parallel.settle(TrainingOptions(devices=2, num_nodes=2))
+        parallel.resolve_devices(TrainingOptions(devices=2, num_nodes=2))
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     monkeypatch.setattr(parallel, "_is_script", lambda: False)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(errors.OptionError, match="interactive session"):
-        parallel.settle(TrainingOptions(num_nodes=2))
+        parallel.resolve_devices(TrainingOptions(num_nodes=2))

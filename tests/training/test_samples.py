@@ -21,7 +21,7 @@ def _times(count: int, step: int = 6, start: str = "2020-01-01T00") -> np.ndarra
 
 def test_europe_has_twelve_samples() -> None:
     hourly = _times(24, 1)
-    found = samples.index(hourly, precipitation.whole_times(hourly, 1))
+    found = samples.index(hourly, precipitation.complete_times(hourly, 1))
     assert len(found.init_times) == 12
     assert str(found.init_times[0])[:13] == "2020-01-01T06"
     assert str(found.init_times[-1])[:13] == "2020-01-01T17"
@@ -104,9 +104,10 @@ def test_splits_that_cannot_be() -> None:
 
 def test_the_loader_keeps_within_its_budget(fields) -> None:
     from xaurora.fields import conventions, requirements
+    from xaurora.model.models import needs_of
 
     canonical = conventions.standardise(fields)
-    cut, crop = requirements.fit(canonical, requirements.needs_of("tiny", canonical))
+    cut, crop = requirements.select_and_crop(canonical, needs_of("tiny", canonical))
     totals = precipitation.accumulate(canonical.surface["tp"], 6, name="tp", clip=True).isel(
         latitude=crop.rows, longitude=crop.columns
     )

@@ -88,12 +88,12 @@ def run(out: Path, *, steps: int = 200, progress: bool = True) -> str:
 
     matplotlib.use("Agg")
     began = time.monotonic()
-    with storage.named_failures(out):
+    with storage.wrap_write_errors(out):
         if out.exists() and not out.is_dir():
             raise SaveError(f"'{out}' is a file.", fix="--out another-folder")
         out.mkdir(parents=True, exist_ok=True)
     ds = synthesis.synthetic(times=_TIMES)
-    with storage.named_failures(out):
+    with storage.wrap_write_errors(out):
         storage.replace_file(out / "fields.nc", lambda path: ds.to_netcdf(path, engine="netcdf4"))
     past = ds.isel(time=slice(None, _PAST))
     # As with a real Aurora, the pretrained backbone is frozen and a new head learns precipitation.

@@ -39,7 +39,7 @@ _SMALL = 4 * 1024**2  # minimum bytes to read at once, if the data have that man
 _MOST_FIELDS = 512  # in a block, because each field produces some hundred numbers
 
 
-def loaded(da: xr.DataArray) -> np.ndarray:
+def load_values(da: xr.DataArray) -> np.ndarray:
     """Load values; dask runs single-threaded, because the caller is one of several threads."""
     if da.chunks is not None:
         return np.asarray(da.data.compute(scheduler="synchronous"))
@@ -96,7 +96,7 @@ class Forecast:
             for d in ("number", "level", "latitude", "longitude")
             if self.dims.get(d) in da.dims
         ]
-        return loaded(da.transpose("init_time", "lead_time", ..., *own))
+        return load_values(da.transpose("init_time", "lead_time", ..., *own))
 
     def has_members(self, name: str) -> bool:
         """Return whether a variable is an ensemble."""
@@ -192,7 +192,7 @@ def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
             f"the forecast holds no {'init time' if not ds.sizes['init_time'] else 'lead time'}.",
             fix="check how it was selected",
         )
-    leads = durations_of(ds["lead_time"])
+    leads = decode_lead_times(ds["lead_time"])
     init_times = ds["init_time"].values.astype("datetime64[ns]")
     probe = (
         ds.isel(lead_time=0, drop=True)
@@ -286,9 +286,9 @@ def _totals(
             ),
         )
     total = precipitation.over_leads(
-        ds[name].assign_coords(lead_time=durations_of(ds["lead_time"])), name, wanted
+        ds[name].assign_coords(lead_time=decode_lead_times(ds["lead_time"])), name, wanted
     )
-    lead_hours = durations_of(ds["lead_time"]) / np.timedelta64(1, "h")
+    lead_hours = decode_lead_times(ds["lead_time"]) / np.timedelta64(1, "h")
     there = set(lead_hours.tolist())
     whole = [
         i
@@ -317,7 +317,7 @@ def _is_ensemble(da: xr.DataArray) -> bool:
     return any(d in axes.NAMES["number"] for d in da.dims)
 
 
-def durations_of(lead: xr.DataArray) -> np.ndarray:
+def decode_lead_times(lead: xr.DataArray) -> np.ndarray:
     """Return lead times as timedelta64[ns]; numbers are converted by their units.
 
     Raises

@@ -22,12 +22,12 @@ def _hash(weights: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()[:12]
 
 
-def described(job: _engine.Job, plan: _engine.Plan) -> frames.Described:
+def described(job: _engine.Job, plan: _engine.Plan) -> frames.VariableInfo:
     item = plan.item(job.parts[0])
     units = str(item.attrs.get("units", item.variable.units))
     if len(job.parts) > 1:
-        return frames.Described(job.key[1], units, "Wind vector", "/".join(job.key), job.levels)
-    return frames.Described(
+        return frames.VariableInfo(job.key[1], units, "Wind vector", "/".join(job.key), job.levels)
+    return frames.VariableInfo(
         item.source, units, item.variable.long_name, "/".join(job.key), job.levels
     )
 
@@ -66,6 +66,7 @@ def attributes(
         out["precipitation_hours"] = first.hours
     for name in (
         "xaurora_base",
+        "xaurora_base_note",
         "xaurora_base_hash",
         "xaurora_weights",
         "xaurora_strategy",

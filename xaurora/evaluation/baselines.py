@@ -68,7 +68,7 @@ def _six_hourly(ds: xr.Dataset, found: Recognition, name: str) -> xr.DataArray:
     if items[name].variable.accumulated:
         dim = found.axes["time"].dim
         da = ds[name] if found.times is None else ds[name].assign_coords({dim: found.times})
-        precipitation.refuse_running_totals(da, name=name, dim=dim)
+        precipitation.check_not_running_totals(da, name=name, dim=dim)
         return precipitation.accumulate(da, TIMESTEP_HOURS, name=name, dim=dim)
     return ds[name]
 
@@ -122,7 +122,7 @@ def persistence(
             .assign_coords(init_time=times)
         )
         if found.fields.get(("surface", "tp")) and found.fields["surface", "tp"].source == name:
-            period = precipitation.period_of(name, ds[name].attrs, times)
+            period = precipitation.value_period(name, ds[name].attrs, times)
             for part in range(max(int(TIMESTEP_HOURS / period), 1)):
                 keep &= np.isin(times - periods.span(part * period), times)
         order = [
@@ -145,7 +145,7 @@ def _times_of(like: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     KindError
         If it is not a forecast.
     """
-    from xaurora.evaluation.alignment import durations_of
+    from xaurora.evaluation.alignment import decode_lead_times
 
     init = "time" if "prediction_timedelta" in like.coords else "init_time"
     lead = "prediction_timedelta" if "prediction_timedelta" in like.coords else "lead_time"
@@ -156,7 +156,7 @@ def _times_of(like: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
             fix="climatology_forecast(normals, fc)",
         )
     return np.atleast_1d(like[init].values.astype("datetime64[ns]")), np.atleast_1d(
-        durations_of(like[lead])
+        decode_lead_times(like[lead])
     )
 
 

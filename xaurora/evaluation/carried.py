@@ -10,7 +10,7 @@ import xarray as xr
 
 from xaurora.errors import KindError
 from xaurora.evaluation.aggregation import Table
-from xaurora.evaluation.frames import Described, Frame
+from xaurora.evaluation.frames import Frame, VariableInfo
 
 logger = logging.getLogger("xaurora")
 
@@ -34,7 +34,7 @@ def carried_coords(table: Table, frame: Frame, all_levels: tuple[float, ...]) ->
             *(("level",) if variable.levels else ()),
         )
 
-        def wide(values: np.ndarray, variable: Described = variable) -> np.ndarray:
+        def wide(values: np.ndarray, variable: VariableInfo = variable) -> np.ndarray:
             if not variable.levels or variable.levels == all_levels:
                 return values
             full = np.full((*values.shape[:-1], len(all_levels)), np.nan)

@@ -22,7 +22,7 @@ from xaurora.fields import periods, precipitation
 from xaurora.fields.found import Recognition
 from xaurora.fields.unit_conversion import conversion
 from xaurora.fields.variables import TIMESTEP_HOURS
-from xaurora.utils.progress import bar
+from xaurora.utils.progress import progress_bar
 
 DRY_MM = {6: 0.1, 24: 0.25}
 """Hours of a total → amount in mm below which it is dry.
@@ -116,7 +116,7 @@ def build(
     out: dict[str, Any] = {}
     coords: dict[str, Any] = {}
     jobs = _jobs(ds, found, wanted, wanted_statistics, hours_of_seeps)
-    with bar(
+    with progress_bar(
         total=sum(job.fields.sizes[job.time_dim] for job in jobs),
         label="climatology",
         unit="time",
@@ -223,7 +223,7 @@ def _jobs(
         )
         wanted_hours = [shortest] if hours == [TIMESTEP_HOURS] and shortest in DRY_MM else hours
         raw = ds[name].assign_coords({time_dim: times})
-        precipitation.refuse_running_totals(raw, name=name, dim=time_dim)
+        precipitation.check_not_running_totals(raw, name=name, dim=time_dim)
         for total in dict.fromkeys([shortest, *wanted_hours]):
             da = baselines._public(
                 precipitation.accumulate(raw, total, name=name, dim=time_dim), found

@@ -12,7 +12,7 @@ from xaurora.errors import KindError, TruthError
 from xaurora.evaluation import metrics as _metrics
 from xaurora.evaluation.aggregation import Slots, Table
 from xaurora.evaluation.carried import carried, carriers
-from xaurora.evaluation.frames import Described, Frame
+from xaurora.evaluation.frames import Frame, VariableInfo
 from xaurora.evaluation.scores import build, extra_coords
 
 logger = logging.getLogger("xaurora")
@@ -131,7 +131,7 @@ def read(scores: xr.Dataset) -> tuple[Frame, Table]:
         if "init_time" in scores.coords
         else np.array([], "datetime64[ns]")
     )
-    variables: dict[str, Described] = {}
+    variables: dict[str, VariableInfo] = {}
     levels = tuple(map(float, scores["level"].values)) if "level" in scores.coords else ()
     leads = (
         scores["carried_lead_time"].values
@@ -161,7 +161,7 @@ def read(scores: xr.Dataset) -> tuple[Frame, Table]:
                 values, share = values[..., keep], share[..., keep]
                 mine = tuple(levels[k] for k in keep)
             table.found[canonical, statistic] = Slots(extra, values, np.nan_to_num(share))
-        variables[canonical] = Described(
+        variables[canonical] = VariableInfo(
             base,
             str(described.get("units", "")),
             str(described.get("long_name", "")),

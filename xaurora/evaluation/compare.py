@@ -20,7 +20,7 @@ from xaurora.evaluation import metrics as _metrics
 from xaurora.evaluation.aggregation import AreaMeans
 from xaurora.evaluation.alignment import Forecast
 from xaurora.evaluation.attributes import _hash, attributes, described
-from xaurora.evaluation.jobs import jobs_of
+from xaurora.evaluation.jobs import make_jobs
 from xaurora.evaluation.layout import to_weatherbench2
 from xaurora.evaluation.sample import Settings
 from xaurora.evaluation.statistics import STATISTICS
@@ -148,7 +148,7 @@ def compare(
         and (law := alignment.distribution(f, f.fields[key], needed=explicit and with_law))
         is not None
     }
-    wraps = region_weights.goes_round(first.longitude)
+    wraps = region_weights.is_circumglobal(first.longitude)
     order = (
         tuple(np.argsort(first.longitude % 360.0).tolist())
         if convention == "weatherbenchx" and not wraps
@@ -163,7 +163,7 @@ def compare(
         seed,
         order,
     )
-    jobs = jobs_of(
+    jobs = make_jobs(
         read,
         right,
         normals,

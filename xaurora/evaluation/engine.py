@@ -25,7 +25,7 @@ from xaurora.evaluation.sanity import check_rain, check_size, own_units
 from xaurora.evaluation.statistics import STATISTICS
 from xaurora.evaluation.truths import ClimatologyFields, Truth
 from xaurora.fields.found import Field
-from xaurora.utils.progress import bar
+from xaurora.utils.progress import progress_bar
 
 Key = tuple[str, str]
 
@@ -113,7 +113,7 @@ class Plan:
 
 
 @dataclass
-class Found:
+class BlockResult:
     """Results of one block: area means by label, key, statistic and position, and counts."""
 
     means: list[tuple[str, Key, str, int, int, np.ndarray, np.ndarray]]
@@ -141,7 +141,9 @@ def run(plan: Plan, *, progress: bool) -> tuple[dict[str, Table], dict[str, Any]
         (j, init, lead) for j, job in enumerate(plan.jobs) for init, lead in _blocks(plan, job)
     ]
     total = sum((i.stop - i.start) * (k.stop - k.start) for _, i, k in blocks)
-    with bar(total=total, label="evaluate", unit="field", shown=progress, after=2.0) as meter:
+    with progress_bar(
+        total=total, label="evaluate", unit="field", shown=progress, after=2.0
+    ) as meter:
         for (_, init, lead), found in zip(blocks, _results(plan, blocks), strict=True):
             for label, key, name, i, k, means, share in found.means:
                 tables[label].add(
@@ -175,7 +177,7 @@ def _blocks(plan: Plan, job: Job) -> Iterator[tuple[slice, slice]]:
             yield slice(i, min(i + inits, count[0])), slice(k, min(k + leads, count[1]))
 
 
-def _results(plan: Plan, blocks: list[tuple[int, slice, slice]]) -> Iterator[Found]:
+def _results(plan: Plan, blocks: list[tuple[int, slice, slice]]) -> Iterator[BlockResult]:
     """Yield the results of all blocks in order, computed in parallel."""
     client = _client()
     if client is not None:
@@ -191,7 +193,7 @@ def _results(plan: Plan, blocks: list[tuple[int, slice, slice]]) -> Iterator[Fou
         yield from _in_order(lambda b: pool.submit(_block, plan, *b), blocks, 2 * workers)
 
 
-def _in_order(submit: Callable[[Any], Any], items: list[Any], ahead: int) -> Iterator[Found]:
+def _in_order(submit: Callable[[Any], Any], items: list[Any], ahead: int) -> Iterator[BlockResult]:
     waiting: deque[Any] = deque()
     try:
         for item in items:
@@ -219,15 +221,17 @@ def _client() -> Any:
         return None
 
 
-def _block(plan: Plan, number: int, init: slice, lead: slice) -> Found:
+def _block(plan: Plan, number: int, init: slice, lead: slice) -> BlockResult:
     """Compute the area means of one block of one job."""
     job = plan.jobs[number]
     first = plan.first
     valid = first.init_times[init][:, None] + first.leads[lead][None]
     times = valid.astype("datetime64[ns]").astype(np.int64)
     truths = [plan.truth.read(part[0], part[1], valid.ravel(), job.levels) for part in job.parts]
-    blocks = {label: _Block(f, job, init, lead, plan) for label, f in plan.forecasts.items()}
-    found = Found([])
+    blocks = {
+        label: _ForecastBlock(f, job, init, lead, plan) for label, f in plan.forecasts.items()
+    }
+    found = BlockResult([])
     for i, k in np.ndindex(*times.shape):
         time = int(times[i, k])
         if job.whole is not None and lead.start + k not in job.whole:
@@ -277,7 +281,7 @@ def _add(maps: dict[Any, Any], key: Any, parts: tuple[np.ndarray, np.ndarray]) -
         maps[key] = parts
 
 
-class _Block:
+class _ForecastBlock:
     """Fields of one forecast for one job, with their parameters, quantiles and probabilities."""
 
     def __init__(self, forecast: Forecast, job: Job, init: slice, lead: slice, plan: Plan) -> None:
@@ -310,7 +314,7 @@ def _sample(
     job: Job,
     forecast: Forecast,
     label: str,
-    block: _Block,
+    block: _ForecastBlock,
     at: tuple[int, int],
     place: tuple[int, int],
     ys: list[np.ndarray],

@@ -14,7 +14,7 @@ BY = ("init_time", "season", "month", "hour", "year")
 
 
 @dataclass
-class Described:
+class VariableInfo:
     """Description of one variable of the scores.
 
     Parameters
@@ -56,7 +56,7 @@ class Frame:
     attrs : dict
     """
 
-    variables: dict[str, Described]
+    variables: dict[str, VariableInfo]
     regions: list[str]
     init_times: np.ndarray
     leads: np.ndarray

@@ -26,7 +26,7 @@ _WINDS = {
 }
 
 
-def jobs_of(
+def make_jobs(
     read: dict[str, Forecast],
     right: truths.Truth,
     normals: truths.ClimatologyFields | None,

@@ -15,7 +15,7 @@ import xarray as xr
 from xaurora.evaluation import metrics as _metrics
 from xaurora.evaluation.aggregation import Table
 from xaurora.evaluation.carried import carried_coords
-from xaurora.evaluation.frames import Described, Frame, groups_of, lead_groups
+from xaurora.evaluation.frames import Frame, VariableInfo, groups_of, lead_groups
 from xaurora.evaluation.histograms import INTENSITY_EDGES, PIT_BINS, PROBABILITY_BINS
 
 logger = logging.getLogger("xaurora")
@@ -24,7 +24,7 @@ MOST_KEPT = 128 * 1024**2
 """Maximum bytes of area means by init time that a Dataset of scores carries."""
 
 
-BESIDE = {
+COMPANIONS = {
     "_intensity": (("truth_intensity", "truth_intensity", "share of the area by amount, truth"),),
     "_spectrum": (("truth_spectrum", "truth_spectrum", "zonal power by wavenumber, truth"),),
     "_reliability": (
@@ -68,7 +68,7 @@ def build(table: Table, frame: Frame) -> xr.Dataset:
                 else:
                     out = variable.name + suffix if label == name else f"{variable.name}_{label}"
                     data[out] = (full, value, _attrs(variable, metric, label))
-                    for beside, statistic, words in BESIDE.get(suffix, ()):
+                    for beside, statistic, words in COMPANIONS.get(suffix, ()):
                         other = (
                             means[statistic]
                             if statistic
@@ -143,7 +143,7 @@ def _arranged(
     count: tuple[int, int],
     dims: tuple[str, ...],
     frame: Frame,
-    variable: Described,
+    variable: VariableInfo,
     all_levels: tuple[float, ...],
 ) -> np.ndarray:
     """Return the values as ``(region, *by, lead, *extra, [level])`` on the common levels.
@@ -169,7 +169,7 @@ def _levels(frame: Frame) -> tuple[float, ...]:
     return (*longest, *dict.fromkeys(more))
 
 
-def _attrs(variable: Described, metric: _metrics.Metric, label: str) -> dict[str, Any]:
+def _attrs(variable: VariableInfo, metric: _metrics.Metric, label: str) -> dict[str, Any]:
     units = {
         "own": variable.units,
         "square": f"({variable.units})2" if variable.units else "",
@@ -183,7 +183,7 @@ def _attrs(variable: Described, metric: _metrics.Metric, label: str) -> dict[str
 
 
 def _shared_attrs(
-    variable: Described, labels: list[str], names: Mapping[str, str]
+    variable: VariableInfo, labels: list[str], names: Mapping[str, str]
 ) -> dict[str, Any]:
     better = {m: _metrics.METRICS[names[m]].better for m in labels if m in names}
     return {

@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from xaurora.errors import KindError, OptionError, TruthError
-from xaurora.evaluation.alignment import Forecast, loaded
+from xaurora.evaluation.alignment import Forecast, load_values
 from xaurora.fields import conventions, periods, precipitation, recognition, variables
 from xaurora.fields.found import Field
 from xaurora.fields.grid import regridding
@@ -28,7 +28,7 @@ _KEPT = 160 * 1024**2  # bytes of truth fields kept for later lead times
 
 
 @dataclass
-class Kept:
+class FieldCache:
     """Least-recently-used cache of fields, limited to a number of bytes.
 
     It is shared by threads. Fields are read once and used by several lead times.
@@ -92,7 +92,7 @@ class Truth:
     position: dict[Any, int]
     totals: xr.DataArray | None
     masked: bool = False
-    kept: Kept = field(default_factory=Kept)
+    kept: FieldCache = field(default_factory=FieldCache)
 
     def array(self, kind: str, name: str) -> xr.DataArray:
         """Return one variable in the truth's own units.
@@ -126,7 +126,7 @@ class Truth:
             da = self.array(kind, name).isel(time=index)
             if kind == "atmos":
                 da = da.isel(level=[self.fields.levels.index(level) for level in levels])
-            values = loaded(da)
+            values = load_values(da)
             if not self._whole:
                 values = values[..., self.rows, :][..., self.columns]
             out: list[Any] = [None] * len(keys)
@@ -375,7 +375,7 @@ class ClimatologyFields:
         self.columns = grid.columns[
             _match("longitude", grid.true_longitude, forecast.longitude, wrap=True)
         ]
-        self.kept = Kept()
+        self.kept = FieldCache()
         self._p1: np.ndarray | None = None
 
     def has(self, key: tuple[str, str]) -> bool:
@@ -422,7 +422,7 @@ class ClimatologyFields:
             if levels:
                 places = [self.found.levels.index(level) for level in levels]
                 da = da.isel({self.dims["level"]: places})
-            return [loaded(da)[..., self.rows, :][..., self.columns]]
+            return [load_values(da)[..., self.rows, :][..., self.columns]]
 
         key = (name, stamp.hour, stamp.day_of_year)
         return self.kept.get([key], fetch)[key]
@@ -462,5 +462,5 @@ class ClimatologyFields:
         name = self.seeps_name(hours)
         if self._p1 is None:
             mean = self._ordered(f"{name}_dry_fraction").mean(("hour", "dayofyear"))
-            self._p1 = loaded(mean)[self.rows][:, self.columns].astype(np.float64)
+            self._p1 = load_values(mean)[self.rows][:, self.columns].astype(np.float64)
         return self._p1, self._at(f"{name}_threshold", time, ()).astype(np.float64)

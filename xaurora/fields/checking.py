@@ -25,7 +25,8 @@ from xaurora.fields import (
 from xaurora.fields.conventions import Fields
 from xaurora.fields.found import Field, Recognition
 from xaurora.fields.grid import patches
-from xaurora.fields.plausibility import FRAMES_SAMPLED, refuse_implausible_field
+from xaurora.fields.plausibility import FRAMES_SAMPLED, check_plausible_field
+from xaurora.fields.requirements import Needs
 from xaurora.fields.variables import TIMESTEP_HOURS
 
 logger = logging.getLogger("xaurora")
@@ -81,7 +82,8 @@ class Report:
 def check(
     ds: xr.Dataset,
     target: str | Sequence[str] | None = None,
-    needs: Callable[[Fields], requirements.Needs] | None = None,
+    needs: Callable[[Fields], Needs] | None = None,
+    notes_for: Callable[[Fields, Needs], list[str]] | None = None,
 ) -> Report:
     """Find all problems of a Dataset. Reads a few frames, or all of a small Dataset in memory.
 
@@ -92,6 +94,8 @@ def check(
         Variables to check as targets.
     needs : callable, optional
         Function of the fields that returns what the model needs.
+    notes_for : callable, optional
+        Function of the fields and these needs that returns what is allowed but unwise.
     """
     found = recognition.recognise(ds)
     notes = list(found.notes)
@@ -120,11 +124,8 @@ def check(
                 wanted if found.levels else replace(wanted, atmos=())
             )  # the problem with the levels is already listed
             attempt(lambda: requirements.check_variables(fields, readable))
-            (
+            if wanted.atmos and all(n in fields.atmos for n in wanted.atmos):
                 attempt(lambda: requirements.levels_for(fields, wanted))
-                if wanted.atmos and all(n in fields.atmos for n in wanted.atmos)
-                else None
-            )
             crop = attempt(
                 lambda: patches.crop_to_patches(
                     fields.layout.grid, wanted.patch_size, wanted.merges
@@ -132,7 +133,7 @@ def check(
             )
             if crop is not None and crop.left_out:
                 notes.append(f"Left out because no whole patch covers them: {crop.left_out}.")
-            notes += requirements.notes_for(fields, wanted)
+            notes += notes_for(fields, wanted) if notes_for is not None else []
         if not any(error.code == "coordinate" for error in errors):
             errors += _check_values(ds, fields, wanted, notes)
         rain = [item for key, item in found.fields.items() if item.variable.accumulated]
@@ -200,8 +201,8 @@ def _check_target(ds: xr.Dataset, fields: Fields, target: str, notes: list[str])
 def _check_rain(fields: Fields, item: Field) -> float:
     """Return the period of the totals in hours, which must yield six-hour totals."""
     da = fields.surface[item.variable.name]
-    period = precipitation.period_for(item.source, da.attrs, fields.times, TIMESTEP_HOURS)
-    precipitation.refuse_running_totals(da, name=item.source)
+    period = precipitation.check_period(item.source, da.attrs, fields.times, TIMESTEP_HOURS)
+    precipitation.check_not_running_totals(da, name=item.source)
     return period
 
 
@@ -261,7 +262,7 @@ def _check_values(
                 " and scores."
             )
         try:
-            refuse_implausible_field(fields, kind, name)
+            check_plausible_field(fields, kind, name)
         except UnitsError as error:
             errors.append(error)
     return errors

@@ -83,6 +83,11 @@ class Fields:
         return reference["time"].values.astype("datetime64[ns]")
 
     @property
+    def land(self) -> np.ndarray | None:
+        """Land fraction, ``(h, w)``, if the data have it. Computed."""
+        return self.static["lsm"].values if "lsm" in self.static else None
+
+    @property
     def levels(self) -> tuple[float, ...]:
         """Pressure levels in hPa, in the order of the data."""
         return tuple(self.layout.levels)

@@ -22,7 +22,7 @@ from xaurora.fields.variables import TIMESTEP_HOURS
 logger = logging.getLogger("xaurora")
 
 
-def refuse_implausible(fields: Fields) -> None:
+def check_plausible(fields: Fields) -> None:
     """Raise for a field whose values contradict its units. Reads one frame of each variable.
 
     Raises
@@ -31,7 +31,7 @@ def refuse_implausible(fields: Fields) -> None:
         The mean of a field is outside its plausible range.
     """
     for kind, name in fields.layout.fields:
-        refuse_implausible_field(fields, kind, name)
+        check_plausible_field(fields, kind, name)
 
 
 def warn_implausible(fields: Fields) -> None:
@@ -40,12 +40,12 @@ def warn_implausible(fields: Fields) -> None:
     Forecasts use it: they are made even if the units look wrong.
     """
     try:
-        refuse_implausible(fields)
+        check_plausible(fields)
     except UnitsError as error:
         logger.warning("%s", error)
 
 
-def refuse_implausible_field(fields: Fields, kind: str, name: str) -> None:
+def check_plausible_field(fields: Fields, kind: str, name: str) -> None:
     item = fields.layout.fields[kind, name]
     da = getattr(fields, kind)[name]
     frame = da.isel(time=0).values if "time" in da.dims else da.values
@@ -71,7 +71,7 @@ def refuse_implausible_field(fields: Fields, kind: str, name: str) -> None:
         hours = periods.declared_hours(item.source, item.attrs)
         if hours is None and len(fields.times) > 1 and periods.spacing_hours(fields.times) == 1:
             hours = 1
-        refuse_implausible_rain(da, item, hours, fields.layout.grid)
+        check_plausible_rain(da, item, hours, fields.layout.grid)
 
 
 # m in one hour, and √h times as much in h hours: above the world records (0.4 m, 0.84 m in 6 h,
@@ -100,7 +100,7 @@ _CHECKED = "xaurora_amounts_checked"
 """Attribute that users set to confirm amounts that look implausible."""
 
 
-def refuse_implausible_target(target: targets.Target) -> None:
+def check_plausible_target(target: targets.Target) -> None:
     """Raise for six-hour totals with implausible amounts. Reads a few frames.
 
     Raises
@@ -110,12 +110,12 @@ def refuse_implausible_target(target: targets.Target) -> None:
     """
     if target.is_rain:
         grid = grids.from_axes(target.values["latitude"].values, target.values["longitude"].values)
-        refuse_implausible_rain(
+        check_plausible_rain(
             target.values.sel(time=target.times), target.item, TIMESTEP_HOURS, grid
         )
 
 
-def refuse_implausible_rain(
+def check_plausible_rain(
     da: xr.DataArray, item: Field, hours: float | None, grid: grids.Grid
 ) -> None:
     """Raise for implausible amounts. Reads up to eight frames.

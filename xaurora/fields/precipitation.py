@@ -23,7 +23,7 @@ from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.utils.lazy import as_dask
 
 
-def period_of(name: str, attrs: dict[str, Any], times: np.ndarray) -> float:
+def value_period(name: str, attrs: dict[str, Any], times: np.ndarray) -> float:
     """Return the number of hours that each value of an accumulated variable stands for.
 
     Raises
@@ -48,7 +48,7 @@ def period_of(name: str, attrs: dict[str, Any], times: np.ndarray) -> float:
     )
 
 
-def period_for(label: str, attrs: dict[str, Any], times: np.ndarray, hours: int) -> float:
+def check_period(label: str, attrs: dict[str, Any], times: np.ndarray, hours: int) -> float:
     """Return the number of hours of each value, if totals over ``hours`` can be computed from them.
 
     Raises
@@ -56,7 +56,7 @@ def period_for(label: str, attrs: dict[str, Any], times: np.ndarray, hours: int)
     AccumulationError
         They cannot.
     """
-    period = period_of(label, attrs, times)
+    period = value_period(label, attrs, times)
     if period == hours:
         return period
     if hours % period:
@@ -78,7 +78,7 @@ def period_for(label: str, attrs: dict[str, Any], times: np.ndarray, hours: int)
     return period
 
 
-def whole_times(times: np.ndarray, period: float, hours: int = TIMESTEP_HOURS) -> np.ndarray:
+def complete_times(times: np.ndarray, period: float, hours: int = TIMESTEP_HOURS) -> np.ndarray:
     """Return the times for which all parts of a total over ``hours`` are available."""
     whole = np.ones(len(times), bool)
     for part in range(int(hours / period) if period <= hours else 1):
@@ -91,7 +91,7 @@ _PLACES = 4
 _RAIN = 1e-4  # m; minimum amount of rain in the search for running totals
 
 
-def refuse_running_totals(da: xr.DataArray, *, name: str, dim: str = "time") -> None:
+def check_not_running_totals(da: xr.DataArray, *, name: str, dim: str = "time") -> None:
     """Raise for hourly values that accumulate from a base time, as ERA5-Land's do.
 
     Reads two days at four positions in the record. Hourly rain rises and falls; a running total
@@ -161,7 +161,7 @@ def accumulate(
     """
     label = name or str(da.name)
     times = da[dim].values.astype("datetime64[ns]")
-    period = period_for(label, da.attrs, times, hours)
+    period = check_period(label, da.attrs, times, hours)
     attrs = {**da.attrs, "cell_methods": cell_methods(hours)}
     if is_rate(units := str(da.attrs.get("units", ""))):
         # Convert mean rates to amounts in metres before summing them.
@@ -258,7 +258,7 @@ def deaccumulate(
     )
 
 
-def deaccumulate_in(ds: xr.Dataset, name: str, every: str, start: int) -> xr.DataArray:
+def deaccumulate_variable(ds: xr.Dataset, name: str, every: str, start: int) -> xr.DataArray:
     """Return the total of each step; see :meth:`xaurora.accessor.AuroraAccessor.deaccumulate`."""
     if name not in ds:
         raise MissingVariableError(
@@ -294,7 +294,7 @@ def _between_leads(da: xr.DataArray, name: str) -> xr.DataArray:
     return change.clip(min=0.0).astype(da.dtype).assign_attrs(attrs)
 
 
-def accumulate_in(ds: xr.Dataset, name: str, period: str) -> xr.DataArray:
+def accumulate_variable(ds: xr.Dataset, name: str, period: str) -> xr.DataArray:
     """Return totals over a period; see :meth:`xaurora.accessor.AuroraAccessor.accumulate`."""
     hours = hours_of(period)
     found = recognition.recognise(ds)
@@ -314,7 +314,7 @@ def accumulate_in(ds: xr.Dataset, name: str, period: str) -> xr.DataArray:
         )
     dim = found.axes["time"].dim
     da = ds[name] if found.times is None else ds[name].assign_coords({dim: found.times})
-    refuse_running_totals(da, name=name, dim=dim)
+    check_not_running_totals(da, name=name, dim=dim)
     return accumulate(da, hours, name=name, dim=dim, clip=True)
 
 

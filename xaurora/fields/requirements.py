@@ -12,6 +12,9 @@ from xaurora.fields import variables
 from xaurora.fields.conventions import Fields
 from xaurora.fields.grid import patches
 
+PATCH_SIZE = 4
+"""Pixels along a patch's side in the pretrained ERA5 models."""
+
 FEWEST_LEVELS = 3
 """Minimum number of pressure levels for a pretrained Aurora.
 
@@ -46,11 +49,11 @@ class Needs:
     atmos: tuple[str, ...] = variables.ATMOS
     levels: tuple[float, ...] | None = tuple(float(v) for v in variables.LEVELS)
     fewest_levels: int = FEWEST_LEVELS
-    patch_size: int = 4
+    patch_size: int = PATCH_SIZE
     merges: int = 2
 
 
-def fit(fields: Fields, needs: Needs) -> tuple[Fields, patches.Crop]:
+def select_and_crop(fields: Fields, needs: Needs) -> tuple[Fields, patches.Crop]:
     """Select the variables and levels that a model takes, and crop the grid to whole patches. Lazy.
 
     Raises

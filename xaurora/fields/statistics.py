@@ -21,7 +21,7 @@ from xaurora.fields import periods, recognition
 from xaurora.fields.conventions import Fields
 from xaurora.fields.distribution import BIN_WIDTH, Distribution, Moments
 from xaurora.fields.found import Field, Recognition
-from xaurora.utils.progress import bar, watched
+from xaurora.utils.progress import progress_bar, track
 
 QUANTILES = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999)
 """Default quantiles of ``statistics``."""
@@ -30,7 +30,7 @@ QUANTILES = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0
 # --- normalisation of tiny models -----------------------------------------------------------------
 
 
-def statistics_of(
+def normalisation_statistics(
     fields: Fields, times: Sequence[np.datetime64], *, progress: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return mean and standard deviation of all surface variables and of atmospheric ones by level.
@@ -52,7 +52,7 @@ def statistics_of(
         str(name): {f"{level:g}": Moments() for level in fields.levels} for name in fields.atmos
     }
     index = {t: i for i, t in enumerate(fields.times)}
-    for t in watched(times, "statistics", shown=progress):
+    for t in track(times, "statistics", shown=progress):
         for name, moments in surface.items():
             moments.add(
                 _finite(fields.surface[name].isel(time=index[t]).values, fields, "surface", name, t)
@@ -109,7 +109,7 @@ _BLOCK = 128 * 1024**2  # bytes read at once, if chunks allow it
 _CHUNKS = 256  # along time, read at once: each costs Zarr about 20 kB in addition to its values
 
 
-def summary(
+def statistics(
     ds: xr.Dataset,
     names: Sequence[str] | str | None = None,
     *,
@@ -159,7 +159,7 @@ def summary(
     total = sum(len(where) * (len(found.levels) if items[n][0] == "atmos" else 1) for n in chosen)
     out: dict[str, Any] = {}
     checksums = {}
-    with bar(total=total, label="statistics", unit="field", shown=progress) as meter:
+    with progress_bar(total=total, label="statistics", unit="field", shown=progress) as meter:
         for source in chosen:
             kind, item = items[source]
             parts, checksums[source] = _of_variable(ds, item, kind, found, where, weights, meter)

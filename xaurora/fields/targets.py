@@ -24,7 +24,7 @@ logger = logging.getLogger("xaurora")
 ALL = "all"
 """Entry of the targets that stands for Aurora's own variables."""
 
-LEAST_VALID = 0.5
+MIN_VALID_FRACTION = 0.5
 """Minimum share of a grid cell that must have values in the truth for it to be a target."""
 
 
@@ -111,7 +111,7 @@ def key_of(fields: Fields, name: str) -> tuple[str, str] | None:
     return key if key in fields.layout.fields else None
 
 
-def refuse_doubled(learnt: Sequence[Target]) -> None:
+def check_duplicates(learnt: Sequence[Target]) -> None:
     """Raise if a variable occurs twice among the targets, possibly under two names."""
     names = [t.name for t in learnt]
     if doubled := sorted({n for n in names if names.count(n) > 1}):
@@ -144,10 +144,10 @@ def _of_fields(fields: Fields, name: str, *, where: str = "data") -> Target:
     _refuse_mixed(fields, item)
     if not item.variable.accumulated:
         return Target(item, da, fields.times)
-    period = precipitation.period_for(item.source, da.attrs, fields.times, TIMESTEP_HOURS)
-    precipitation.refuse_running_totals(da, name=item.source)
+    period = precipitation.check_period(item.source, da.attrs, fields.times, TIMESTEP_HOURS)
+    precipitation.check_not_running_totals(da, name=item.source)
     totals = precipitation.accumulate(da, TIMESTEP_HOURS, name=item.source)
-    whole = precipitation.whole_times(fields.times, period)
+    whole = precipitation.complete_times(fields.times, period)
     if not len(whole):
         raise TargetError(
             f"no time of '{item.source}' has all of its {TIMESTEP_HOURS // period} parts, so no"
@@ -229,7 +229,7 @@ def with_inputs(cut: Fields, targets: Sequence[Target], forms: dict[str, InputFo
     )
 
 
-def refuse_own(names: Sequence[str]) -> None:
+def check_not_predicted(names: Sequence[str]) -> None:
     """Raise for targets that the model itself predicts."""
     if names:
         raise TargetError(
@@ -260,7 +260,7 @@ _TAKEN = (
 )
 
 
-def refuse_as_input(names: Sequence[str]) -> None:
+def check_input_names(names: Sequence[str]) -> None:
     """Raise for names that PyTorch's dictionary of embeddings does not accept as keys."""
     if bad := [n for n in names if n in _TAKEN]:
         raise OptionError(

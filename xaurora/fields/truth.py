@@ -14,7 +14,7 @@ from xaurora.errors import KindError, TruthError, XauroraError
 from xaurora.fields import conventions, periods, recognition
 from xaurora.fields.conventions import Fields
 from xaurora.fields.grid import regridding
-from xaurora.fields.targets import LEAST_VALID, Target, _of_fields, recognise
+from xaurora.fields.targets import MIN_VALID_FRACTION, Target, _of_fields, recognise
 from xaurora.fields.variables import TIMESTEP_HOURS, find
 
 logger = logging.getLogger("xaurora")
@@ -33,7 +33,7 @@ def truth_fields(truth: Any, fields: Fields, names: Sequence[str]) -> Fields:
     if "valid_fraction" in truth:  # from open_imerg: mask cells with little coverage
         share = truth["valid_fraction"]
         seen = {
-            n: truth[n].where(share >= LEAST_VALID)
+            n: truth[n].where(share >= MIN_VALID_FRACTION)
             for n in truth.data_vars
             if n != "valid_fraction" and truth[n].dims == share.dims
         }
@@ -206,7 +206,7 @@ def onto_grid(target: Target, fields: Fields) -> Target:
             *grid.shape,
             "with the nearest point" if method == "nearest" else "conservatively",
         )
-        da = regridding.onto(da, latitude, longitude, method=method, least=LEAST_VALID)
+        da = regridding.onto(da, latitude, longitude, method=method, least=MIN_VALID_FRACTION)
     da = da.assign_coords(latitude=grid.latitude, longitude=grid.longitude)
     return replace(target, values=da)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from aurora import Aurora, Batch
+from aurora import Batch
 
 from xaurora.errors import (
     OptionError,
@@ -20,28 +20,33 @@ from xaurora.fields.conventions import Fields
 from xaurora.fields.grid import patches
 from xaurora.forecasting import members as ensembles
 from xaurora.forecasting.members import PastOrder
+from xaurora.forecasting.options import PredictOptions
 from xaurora.forecasting.request import Request
-from xaurora.model import aurora as models
 from xaurora.model import execution, placement, rollout
-from xaurora.model.heads import RAIN
-from xaurora.model.loader import Loader, ahead
+from xaurora.model.aurora import AuroraWithHead
+from xaurora.model.heads import RAIN, DistributionHead
+from xaurora.model.loader import Loader, prefetch
 
 
-def resolve_devices(model: Any, module: models.AuroraWithHead, count: int) -> list[torch.device]:
+def resolve_devices(module: AuroraWithHead, count: int, *, stay: bool) -> list[torch.device]:
     """Return the devices to run on.
 
-    A given Aurora runs where it is, other models on the GPU if there is one. Several devices share
-    the init times.
+    Parameters
+    ----------
+    module : AuroraWithHead
+    count : int
+        Number of devices that share the init times.
+    stay : bool
+        Whether a single forecast runs where the module is, not on the GPU if there is one.
+
+    Raises
+    ------
+    OptionError
+        If there are fewer devices.
     """
-    here = next(module.parameters()).device
     if count == 1:
-        return [
-            (
-                torch.device("cuda")
-                if torch.cuda.is_available() and not isinstance(model, Aurora)
-                else here
-            )
-        ]
+        here = next(module.parameters()).device
+        return [torch.device("cuda") if torch.cuda.is_available() and not stay else here]
     cuda = torch.cuda.is_available()
     there = torch.cuda.device_count() if cuda else os.cpu_count() or 1
     if count > there:
@@ -54,9 +59,7 @@ def resolve_devices(model: Any, module: models.AuroraWithHead, count: int) -> li
 
 
 @contextlib.contextmanager
-def inference(
-    module: models.AuroraWithHead, job: Job, device: torch.device, *, compile: bool
-) -> Iterator[models.AuroraWithHead]:
+def inference(module: AuroraWithHead, job: Job, device: torch.device) -> Iterator[AuroraWithHead]:
     """Put the module in evaluation mode on the device, and restore it afterwards."""
     base = module.base
     before = (
@@ -69,17 +72,19 @@ def inference(
         part.training = False
     if before[0] != device:
         module.to(device)
-    if job.precision != "auto":  # else the model's own setting applies, as in upstream's rollout
-        execution.set_precision(base, job.precision, device)
-    module.window = job.window
+    if (
+        job.options.precision != "auto"
+    ):  # else the model's own setting applies, as in upstream's rollout
+        execution.set_precision(base, job.options.precision, device)
+    windowed = module.with_window(job.window)
+    windowed.training = False
     try:
         with (
-            placement.placed(module, job.cut.layout.grid),
-            execution.compiled(base) if compile else contextlib.nullcontext(),
+            placement.on_grid(windowed, job.fields.layout.grid),
+            execution.compiled(base) if job.options.compile else contextlib.nullcontext(),
         ):
-            yield module
+            yield windowed
     finally:
-        module.window = None
         for part in trained:
             part.training = True
         if before[0] != device:
@@ -97,36 +102,38 @@ class Job:
     Parameters
     ----------
     module : AuroraWithHead
-    cut : Fields
+    fields : Fields
+        What the model reads.
     request : Request
     part : tuple of slice or ndarray
         Rows and columns of the output.
     window : Window, optional
         Window of a region. The raw output of the heads already has its shape.
     order : PastOrder, optional
-    precision : str
-    batch_size : int
+    options : PredictOptions
     """
 
-    module: models.AuroraWithHead
-    cut: Fields
+    module: AuroraWithHead
+    fields: Fields
     request: Request
     part: tuple[Any, Any]
     window: patches.Window | None
     order: PastOrder | None
-    precision: str
-    batch_size: int
+    options: PredictOptions
 
     def run(
-        self, times: list[np.datetime64], replicas: list[models.AuroraWithHead]
+        self, times: list[np.datetime64], replicas: list[AuroraWithHead]
     ) -> Iterator[dict[str, np.ndarray]]:
         """Yield the forecasts of init times in order.
 
         Inputs are read while earlier forecasts are computed.
         """
-        loader = Loader(self.cut, {}, budget=_FRAMES)
-        groups = [times[i : i + self.batch_size] for i in range(0, len(times), self.batch_size)]
-        several = ahead(groups, loader.batch, 1 if len(groups) > 1 else 0)
+        loader = Loader(self.fields, {}, budget=_FRAMES)
+        groups = [
+            times[i : i + self.options.batch_size]
+            for i in range(0, len(times), self.options.batch_size)
+        ]
+        several = prefetch(groups, loader.batch, 1 if len(groups) > 1 else 0)
         if len(replicas) == 1:
             try:
                 for inits, batch in several:
@@ -134,7 +141,7 @@ class Job:
             finally:
                 loader.close()
             return
-        free: queue.SimpleQueue[models.AuroraWithHead] = queue.SimpleQueue()
+        free: queue.SimpleQueue[AuroraWithHead] = queue.SimpleQueue()
         for replica in replicas:
             free.put(replica)
 
@@ -146,13 +153,13 @@ class Job:
                 free.put(replica)
 
         try:
-            for _, blocks in ahead(several, one, len(replicas)):
+            for _, blocks in prefetch(several, one, len(replicas)):
                 yield from blocks
         finally:
             loader.close()
 
     def forecast(
-        self, module: models.AuroraWithHead, inits: list[np.datetime64], batch: Batch
+        self, module: AuroraWithHead, inits: list[np.datetime64], batch: Batch
     ) -> list[dict[str, np.ndarray]]:
         """Return the forecasts from some init times.
 
@@ -162,7 +169,7 @@ class Job:
             return self._forecast(module, inits, batch)
 
     def _forecast(
-        self, module: models.AuroraWithHead, inits: list[np.datetime64], batch: Batch
+        self, module: AuroraWithHead, inits: list[np.datetime64], batch: Batch
     ) -> list[dict[str, np.ndarray]]:
         heads: Any = module.head
         request, (rows, columns) = self.request, self.part
@@ -182,7 +189,7 @@ class Job:
         # requested variables.
         alone = not request.surface and not request.atmos
         stepping = rollout.steps(
-            module, batch, request.steps[-1], head_alone=alone, atmos=tuple(request.atmos)
+            module, batch, request.steps[-1], head_only=alone, atmos=tuple(request.atmos)
         )
         for i, step in enumerate(stepping):
             if i + 1 not in request.steps:
@@ -192,22 +199,27 @@ class Job:
             for name in request.atmos:
                 keep(f"atmos/{name}", step.prediction.atmos_vars[name][:, 0])
             for target in request.targets:
-                head = heads[target]
-                params = head.parameters_of(step.raw[target])
-                keep(f"{target}/mean", head.mean(params), cut=whole)
-                for name, values in params.items():
-                    keep(f"{target}/{name}", values, cut=whole)
-                for q in request.quantiles:
-                    keep(f"{target}/quantile/{q}", head.quantile(params, q), cut=whole)
-                for threshold in request.thresholds if head.options.family in RAIN else ():
-                    above = head.probability_above(params, threshold * 1e-3)
-                    keep(f"{target}/probability/{threshold}", above, cut=whole)
+                params = heads[target].parameters_of(step.raw[target])
+                for key, values in self._of_target(heads[target], params).items():
+                    keep(f"{target}/{key}", values, cut=whole)
                 for b, own in enumerate(ranks):
                     if target in own:
                         inner = {
                             k: v[b][rows, :][:, columns] if whole else v[b]
                             for k, v in params.items()
                         }
-                        drawn = ensembles.draw(head, inner, own[target][request.steps.index(i + 1)])
+                        wanted = own[target][request.steps.index(i + 1)]
+                        drawn = ensembles.draw(heads[target], inner, wanted)
                         out[b].setdefault(f"{target}/members", []).append(drawn)
         return [{key: np.stack(values) for key, values in own.items()} for own in out]
+
+    def _of_target(
+        self, head: DistributionHead, params: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Return the mean, the parameters, and what is requested of a target's distribution."""
+        out = {"mean": head.mean(params), **params}
+        for q in self.request.quantiles:
+            out[f"quantile/{q}"] = head.quantile(params, q)
+        for threshold in self.request.thresholds if head.options.family in RAIN else ():
+            out[f"probability/{threshold}"] = head.probability_above(params, threshold * 1e-3)
+        return out

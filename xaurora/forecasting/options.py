@@ -53,7 +53,7 @@ def _numbers(low: float, high: float, example: str, *, or_zero: bool = False) ->
 def _members(name: str, value: Any) -> int:
     if not checks.is_integer(value, 0) or value == 1:
         raise OptionError(
-            f"{name} must be an integer of at least 2 (or 0 for none), got {value!r}.",
+            f"{name} must be 0 or an integer of at least 2, got {value!r}.",
             fix="members=50",
         )
     return int(value)
@@ -172,6 +172,11 @@ class PredictOptions:
         run_checks(self)
         if self.past is not None and not self.members:
             raise OptionError(
-                "past= orders members, and none are requested.",
+                "past= is used only for members, but members=0.",
                 fix="predict(members=50, past=ds_of_the_past)",
             )
+
+    @property
+    def wants_distribution(self) -> bool:
+        """Whether members, quantiles or probabilities are requested."""
+        return bool(self.quantiles or self.thresholds_mm or self.members)

@@ -1,4 +1,4 @@
-"""``predict``: from init times to a forecast Dataset or Zarr store."""
+"""``predict``: init times in, a forecast Dataset or Zarr store out."""
 
 from __future__ import annotations
 
@@ -6,129 +6,135 @@ import contextlib
 import copy
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from aurora import Aurora
 
-from xaurora.errors import (
-    InitTimeError,
-    NoModelError,
-    OptionError,
-)
-from xaurora.fields import conventions, plausibility, requirements, targets, truth
-from xaurora.fields import statistics as normalisation
+from xaurora.errors import InitTimeError, NoModelError
+from xaurora.fields import conventions, plausibility, requirements, statistics, targets, truth
 from xaurora.fields.conventions import Fields
-from xaurora.fields.grid import lattice as grids
 from xaurora.fields.grid import patches, regions
+from xaurora.fields.grid.lattice import Grid
+from xaurora.fields.grid.patches import Crop, Window
 from xaurora.fields.requirements import Needs
 from xaurora.forecasting.job import Job, inference, resolve_devices
 from xaurora.forecasting.members import PastOrder
+from xaurora.forecasting.options import PredictOptions
 from xaurora.forecasting.provenance import global_attributes
-from xaurora.forecasting.request import (
-    as_list,
-    check_levels,
-    check_members,
-    lead_steps,
-    resolve_request,
-)
+from xaurora.forecasting.request import Request, lead_steps, resolve_request
 from xaurora.forecasting.store import to_store
 from xaurora.forecasting.writer import Writer
-from xaurora.model import aurora as models
-from xaurora.model import batch as batches
-from xaurora.model import bridge, hashing, tuned
+from xaurora.model import batch, hashing, heads, tuned, weights
+from xaurora.model.aurora import AuroraWithHead
+from xaurora.model.resolve import ResolvedModel, resolve
 from xaurora.model.tiny import build_tiny
 from xaurora.model.tuned import TunedAurora
-from xaurora.training import options as config
-from xaurora.utils.progress import watched
+from xaurora.utils.progress import track
 
 logger = logging.getLogger("xaurora")
 
 
-# --- options --------------------------------------------------------------------------------------
-
-
-def predict(
-    ds: xr.Dataset,
-    lead: Any = "6h",
-    *,
-    model: Any = None,
-    weights: str | Path | None = None,
-    time: Any = None,
-    variables: Sequence[str] | None = None,
-    quantiles: Sequence[float] = (),
-    thresholds_mm: Sequence[float] = (),
-    members: int = 0,
-    past: xr.Dataset | None = None,
-    halo: int | None = None,
-    region: Any = None,
-    store: str | Path | None = None,
-    batch_size: int = 1,
-    devices: int = 1,
-    compile: bool = False,
-    precision: str = "auto",
-    progress: bool = True,
-) -> xr.Dataset:
+def predict(ds: xr.Dataset, options: PredictOptions) -> xr.Dataset:
     """Forecast. See :meth:`xaurora.accessor.AuroraAccessor.predict`."""
-    steps = lead_steps(lead)
-    config.check_precision(precision)
-    config.check_running(batch_size=batch_size, devices=devices, compile=compile)
-    quantiles, thresholds_mm = (list(dict.fromkeys(as_list(v))) for v in (quantiles, thresholds_mm))
-    if isinstance(model, Aurora) and weights is not None:
-        raise OptionError(
-            "weights= applies to a model given by name, but the given model already has weights.",
-            fix="model='small', weights='file.ckpt'",
-        )
-    check_levels("quantiles", quantiles, 0.0, 1.0)
-    check_levels("thresholds_mm", thresholds_mm, 0.0, 2000.0)
-    check_members(members, past)
-    if model is None:
-        model = _last_tuned()
-    elif (
-        isinstance(model, str | Path)
-        and model not in requirements.MODELS
-        and str(model)
-        and Path(model).is_dir()
-    ):
-        model = tuned.load(model, weights=weights)
-        weights = None
-    needs = bridge.needs_for(model)
-    learnt = model.config["targets"] if isinstance(model, TunedAurora) else {}
-    found = targets.recognise(ds, list(learnt))
+    steps = lead_steps(options.lead)
+    model = resolve(_last_tuned() if options.model is None else options.model, options.weights)
+    known = model.tuned.config["targets"] if model.tuned is not None else {}
+    found = targets.recognise(ds, list(known))
     found.raise_first()
     fields = conventions.standardise(ds, found)
-    wanted = needs(fields)
-    cut, crop = requirements.fit(fields, wanted)
-    times = batches.resolve_times(cut.times, time)
-    if isinstance(model, TunedAurora) and model.model.inputs:
-        cut, times = _with_inputs(model, fields, cut, crop, times, chosen=time is not None)
-    halo = config.check_halo(
-        halo if halo is not None else (model.halo if isinstance(model, TunedAurora) else 0)
-    )
-    grid = cut.layout.grid
-    part: tuple[Any, Any] = patches.trim(grid, halo)
-    window = None
-    if region is not None:
-        window = _window(region, cut, model, wanted.patch_size, halo)
-        part = (window.rows, window.columns)
-    request = resolve_request(
-        fields, wanted, model, steps, variables, quantiles, thresholds_mm, members
-    )
-    order = None
-    if members:
-        rows, columns = (
-            np.arange(n)[kept][inner]
-            for n, kept, inner in zip(
-                fields.layout.grid.shape, (crop.rows, crop.columns), part, strict=True
-            )
-        )
-        order = PastOrder(past, fields, request.targets, steps, members, rows, columns)
+    needs = model.needs(fields)
+    used, crop = requirements.select_and_crop(fields, needs)
+    times = batch.resolve_times(used.times, options.time)
+    if model.tuned is not None and model.tuned.model.inputs:
+        explicit = options.time is not None
+        used, times = _with_inputs(model.tuned, fields, used, crop, times, explicit=explicit)
+    halo = options.halo
+    if halo is None:
+        halo = model.tuned.halo if model.tuned is not None else 0
+    part, window = _part(options, used, model, needs.patch_size, halo)
+    request = resolve_request(options, fields, needs, known)
+    order = _past_order(options, fields, request, crop, part) if options.members else None
     plausibility.warn_implausible(fields)
-    if not cut.layout.grid.is_global and steps[-1] > 1 and not wanted.model.startswith("tiny"):
+    _warn(used, crop, needs, steps, built_here=model.built_here)
+    module = _module(model, needs, used, options.progress)
+    attrs = global_attributes(model, module, used, times[0] - batch.STEP)
+    # Resuming a store relies on this hash. A forecast in memory need not read all weights each
+    # time.
+    attrs["xaurora_weights"] = hashing.state_hash(module, cached=options.store is None)
+    attrs |= {"xaurora_halo": halo, "xaurora_precision": options.precision}
+    if window is not None:
+        name = isinstance(options.region, str)
+        box = json.dumps(_box(used.layout.grid, window))
+        attrs["xaurora_region"] = options.region if name else box
+    if order is not None:
+        attrs["xaurora_members"] = f"{options.members}, Schaake shuffle of past fields"
+        attrs["xaurora_members_past"] = order.digest
+    writer = Writer(fields, used, part, request, module.head, known, times, attrs)
+    # Heads whose means are inputs of the next step run on the whole grid.
+    job = Job(module, used, request, part, None if module.inputs else window, order, options)
+    devices = resolve_devices(module, options.devices, stay=model.instance is not None)
+    modules = [module, *(copy.deepcopy(module) for _ in devices[1:])]
+    with contextlib.ExitStack() as stack:
+        replicas = [
+            stack.enter_context(inference(m, job, device))
+            for m, device in zip(modules, devices, strict=True)
+        ]
+        if options.store is not None:
+            return to_store(
+                Path(options.store),
+                writer,
+                lambda left: job.run(list(left), replicas),
+                options.progress,
+                options.batch_size,
+            )
+        forecasts = job.run(times, replicas)
+        return writer.dataset(
+            list(track(forecasts, "predict", shown=options.progress, total=len(times)))
+        )
+
+
+Part = tuple[slice | np.ndarray, slice | np.ndarray]
+
+
+def _part(
+    options: PredictOptions, fields: Fields, model: ResolvedModel, patch_size: int, halo: int
+) -> tuple[Part, Window | None]:
+    """Return the rows and columns of the output, and the window of a region."""
+    grid = fields.layout.grid
+    if options.region is None:
+        return patches.trim(grid, halo), None
+    own = model.tuned.heads.items() if model.tuned is not None and model.tuned.targets else ()
+    window = regions.window_of(
+        grid,
+        fields.land,
+        options.region,
+        patch_size=patch_size,
+        margin=heads.patch_margin(head.options for _, head in own),
+        halo=halo,
+    )
+    return (window.rows, window.columns), window
+
+
+def _past_order(
+    options: PredictOptions, fields: Fields, request: Request, crop: Crop, part: Part
+) -> PastOrder:
+    """Return the order of past fields that members take, on the points of the output."""
+    rows, columns = (
+        np.arange(n)[kept][inner]
+        for n, kept, inner in zip(
+            fields.layout.grid.shape, (crop.rows, crop.columns), part, strict=True
+        )
+    )
+    return PastOrder(
+        options.past, fields, request.targets, request.steps, options.members, rows, columns
+    )
+
+
+def _warn(fields: Fields, crop: Crop, needs: Needs, steps: list[int], *, built_here: bool) -> None:
+    if not fields.layout.grid.is_global and steps[-1] > 1 and not built_here:
         logger.warning(
             "A region is rolled out over %d steps without data outside it: errors grow inwards"
             " from its edges (docs/regions.md).",
@@ -136,67 +142,11 @@ def predict(
         )
     if crop.left_out:
         logger.warning(
-            "Left out, because they do not fill a patch of %d: %s.",
-            wanted.patch_size,
-            crop.left_out,
+            "Left out, because they do not fill a patch of %d: %s.", needs.patch_size, crop.left_out
         )
 
-    module = _module(model, weights, wanted, cut, progress)
-    # Resuming a store relies on this hash. A forecast in memory need not read all weights
-    # each time.
-    weights_hash = hashing.state_hash(module, remembered=store is None)
-    attrs = global_attributes(
-        model, module, weights_hash, cut, times[0] - batches.STEP, halo, precision
-    )
-    attrs["xaurora_configuration"] = hashing.configuration_hash(module.base)
-    if window is not None:
-        attrs["xaurora_region"] = (
-            region if isinstance(region, str) else json.dumps(_box(grid, window))
-        )
-    if order is not None:
-        attrs["xaurora_members"] = f"{members}, Schaake shuffle of past fields"
-        attrs["xaurora_members_past"] = order.digest
-    writer = Writer(fields, cut, part, request, module.head, learnt, times, attrs)
-    # Heads whose means are inputs of the next step run on the whole grid.
-    seen = None if module.inputs else window
-    job = Job(module, cut, request, part, seen, order, precision, batch_size)
-    places = resolve_devices(model, module, devices)
-    modules = [module, *(copy.deepcopy(module) for _ in places[1:])]
-    with contextlib.ExitStack() as stack:
-        replicas = [
-            stack.enter_context(inference(m, job, place, compile=compile))
-            for m, place in zip(modules, places, strict=True)
-        ]
-        if store is not None:
-            return to_store(
-                Path(store),
-                writer,
-                lambda left: job.run(list(left), replicas),
-                progress,
-                batch_size,
-            )
-        blocks = list(
-            watched(job.run(times, replicas), "predict", shown=progress, total=len(times))
-        )
-    return writer.dataset(blocks)
 
-
-def _window(region: Any, cut: Fields, model: Any, patch_size: int, halo: int) -> patches.Window:
-    """Return the part of the grid to forecast."""
-    if halo:
-        raise OptionError(
-            "halo= discards the edges of regional data, while region= selects a part of the"
-            " model's grid; they cannot be combined.",
-            fix="predict(region=..., halo=0)",
-        )
-    heads_: Any = model.model.head if isinstance(model, TunedAurora) else None
-    margin = max(
-        [1, *(h.options.neighbours // 2 for _, h in heads_.items())] if heads_ is not None else [1]
-    )
-    return patches.window_around(cut.layout.grid, regions.cells(cut, region), patch_size, margin)
-
-
-def _box(grid: grids.Grid, window: patches.Window) -> list[float]:
+def _box(grid: Grid, window: Window) -> list[float]:
     """Return the bounds of a window: south, north, west, east."""
     return [
         float(grid.latitude[window.rows[-1]]),
@@ -209,11 +159,11 @@ def _box(grid: grids.Grid, window: patches.Window) -> list[float]:
 def _with_inputs(
     model: TunedAurora,
     fields: Fields,
-    cut: Fields,
-    crop: patches.Crop,
+    used: Fields,
+    crop: Crop,
     times: list[np.datetime64],
     *,
-    chosen: bool,
+    explicit: bool,
 ) -> tuple[Fields, list[np.datetime64]]:
     """Add the targets that the model takes as inputs, and drop init times without them.
 
@@ -222,19 +172,20 @@ def _with_inputs(
     InitTimeError
         If none is left, or one of the init times given explicitly lacks them.
     """
-    learnt = [
+    names = list(model.model.inputs)
+    found = [
         replace(t, values=t.values.isel(latitude=crop.rows, longitude=crop.columns))
-        for t in truth.history(None, fields, list(model.model.inputs))
+        for t in truth.history(None, fields, names)
     ]
-    whole = set.intersection(*(set(t.times.astype("datetime64[ns]").tolist()) for t in learnt))
-    there = [t for t in times if {t.item(), (t - batches.STEP).item()} <= whole]
-    if not there or (chosen and len(there) < len(times)):
+    complete = set.intersection(*(set(t.times.astype("datetime64[ns]").tolist()) for t in found))
+    kept = [t for t in times if {t.item(), (t - batch.STEP).item()} <= complete]
+    if not kept or (explicit and len(kept) < len(times)):
         raise InitTimeError(
-            f"the model takes {list(model.model.inputs)} as input, but {len(times) - len(there)}"
-            f" of {len(times)} init time(s) lack it at the init time or six hours before.",
+            f"the model takes {names} as input, but {len(times) - len(kept)} of {len(times)} init"
+            " time(s) lack it at the init time or six hours before.",
             fix="add the target to the data, for every hour of the six before both times",
         )
-    return targets.with_inputs(cut, learnt, model.model.inputs), there
+    return targets.with_inputs(used, found, model.model.inputs), kept
 
 
 def _last_tuned() -> TunedAurora:
@@ -251,39 +202,20 @@ def _last_tuned() -> TunedAurora:
     return model
 
 
-# --- running --------------------------------------------------------------------------------------
-
-
-def _module(
-    model: Any, weights: Any, needs: Needs, cut: Fields, progress: bool
-) -> models.AuroraWithHead:
-    if isinstance(model, TunedAurora):
-        if weights is not None:
-            raise OptionError(
-                "weights= applies to a model given by name, but a tuned model has its own weights.",
-                fix=(
-                    "xaurora.load(path, weights='file.ckpt') if the weights of its base must be"
-                    " given"
-                ),
-            )
-        return model.model
-    if isinstance(model, Aurora):
-        return models.AuroraWithHead(model)
-    if model == "tiny":
-        if weights is not None:
-            raise OptionError(
-                "weights= applies to a pretrained model, but 'tiny' is created with random"
-                " weights.",
-                fix="model='small', weights='file.ckpt'",
-            )
+def _module(model: ResolvedModel, needs: Needs, fields: Fields, progress: bool) -> AuroraWithHead:
+    """Return the model with its heads, if it has any."""
+    if model.tuned is not None:
+        return model.tuned.model
+    if model.instance is not None:
+        return AuroraWithHead(model.instance)
+    if model.spec is not None and model.spec.uses_what_is_there:
         logger.warning(
-            "model='tiny' has random weights: it only tests that the data work, and its output is"
-            " not a forecast."
+            "model=%r has random weights: it only tests that the data work, and its output is"
+            " not a forecast.",
+            model.name,
         )
-        times = cut.times[
-            np.unique(np.linspace(0, len(cut.times) - 1, min(len(cut.times), 40)).astype(int))
-        ]
-        return models.AuroraWithHead(
-            build_tiny(needs, *normalisation.statistics_of(cut, list(times), progress=progress))
-        )
-    return models.AuroraWithHead(weights.load_pretrained(model, weights))
+        count = len(fields.times)
+        times = fields.times[np.unique(np.linspace(0, count - 1, min(count, 40)).astype(int))]
+        found: Any = statistics.normalisation_statistics(fields, list(times), progress=progress)
+        return AuroraWithHead(build_tiny(needs, *found))
+    return AuroraWithHead(weights.load_pretrained(model.name, model.weights))

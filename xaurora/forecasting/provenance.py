@@ -9,48 +9,43 @@ from typing import Any
 import numpy as np
 
 from xaurora.fields.conventions import Fields
-from xaurora.model import aurora as models
-from xaurora.model import batch as batches
-from xaurora.model.tuned import TunedAurora
+from xaurora.model import batch, hashing
+from xaurora.model.aurora import AuroraWithHead
+from xaurora.model.resolve import ResolvedModel
 from xaurora.utils import provenance
 
 
 def global_attributes(
-    model: Any,
-    module: models.AuroraWithHead,
-    weights_hash: str,
-    cut: Fields,
-    first_time: np.datetime64,
-    halo: int,
-    precision: str,
+    model: ResolvedModel, module: AuroraWithHead, fields: Fields, first_time: np.datetime64
 ) -> dict[str, Any]:
-    name = (
-        model
-        if isinstance(model, str)
-        else (
-            model.config["base"]["name"] if isinstance(model, TunedAurora) else type(model).__name__
-        )
-    )
-    first = batches.frame(cut, first_time)
-    digest = hashlib.sha256(
-        b"".join(
-            np.ascontiguousarray(v).tobytes() for part in first.values() for v in part.values()
-        )
-    ).hexdigest()
+    """Return the global attributes that name the model and its input.
+
+    Parameters
+    ----------
+    model : ResolvedModel
+    module : AuroraWithHead
+    fields : Fields
+        What the model reads.
+    first_time : datetime64
+        Time of the frame whose values are hashed.
+    """
+    name = model.name if model.instance is None else type(model.instance).__name__
+    frame = batch.frame(fields, first_time)
+    values = [np.ascontiguousarray(v) for part in frame.values() for v in part.values()]
+    digest = hashlib.sha256(b"".join(v.tobytes() for v in values)).hexdigest()
+    start, end = (t.astype("datetime64[m]") for t in (fields.times[0], fields.times[-1]))
     out = {
         "title": "Forecast by Aurora with xaurora",
         "Conventions": "CF-1.11",
         "xaurora_base": str(name),
-        "xaurora_weights": weights_hash,
         "xaurora_versions": json.dumps(provenance.versions()),
-        "xaurora_input": (
-            f"{cut.times[0].astype('datetime64[m]')} to {cut.times[-1].astype('datetime64[m]')}"
-        ),
+        "xaurora_input": f"{start} to {end}",
         "xaurora_input_hash": f"sha256:{digest}",
-        "xaurora_halo": halo,
-        "xaurora_precision": precision,
+        "xaurora_configuration": hashing.configuration_hash(module.base),
     }
-    if isinstance(model, TunedAurora):
-        out["xaurora_strategy"] = model.config["strategy"]
-        out["xaurora_base_weights"] = model.config["base"]["hash"]
+    if model.spec is not None and model.spec.label:
+        out["xaurora_base_note"] = model.spec.label
+    if model.tuned is not None:
+        out["xaurora_strategy"] = model.tuned.config["strategy"]
+        out["xaurora_base_weights"] = model.tuned.config["base"]["hash"]
     return out

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,10 @@ from xaurora.fields.found import Field
 from xaurora.fields.requirements import Needs
 from xaurora.fields.unit_conversion import is_rate
 from xaurora.fields.variables import BY_KEY, TIMESTEP_HOURS, Variable
-from xaurora.model.tuned import TunedAurora
+from xaurora.forecasting.options import LeadLike, PredictOptions
 
 
-def lead_steps(lead: Any) -> list[int]:
+def lead_steps(lead: LeadLike | Sequence[LeadLike]) -> list[int]:
     """Return the rollout steps of ``lead=``: all up to a single value, or exactly those of a list.
 
     Raises
@@ -60,123 +61,100 @@ def lead_steps(lead: Any) -> list[int]:
     return sorted(set(steps)) if several else list(range(1, steps[0] + 1))
 
 
-def check_members(members: Any, past: Any) -> None:
-    if (
-        isinstance(members, bool)
-        or not isinstance(members, int | np.integer)
-        or members < 0
-        or members == 1
-    ):
-        raise OptionError(
-            f"members={members!r} must be 0 or an integer of at least 2.",
-            fix="members=50",
-        )
-    if past is not None and not members:
-        raise OptionError(
-            "past= is used only for members, but members=0.",
-            fix="predict(members=50, past=ds_of_the_past)",
-        )
-
-
-def as_list(values: Any) -> list[float]:
-    """Return one number, or several, as a list of Python numbers."""
-    return [
-        v.item() if isinstance(v, np.generic) else v
-        for v in ([values] if np.ndim(values) == 0 else values)
-    ]
-
-
-def check_levels(name: str, values: Sequence[float], low: float, high: float) -> None:
-    for value in values:
-        if not (isinstance(value, int | float) and low < value < high) and not (
-            name == "thresholds_mm" and value == 0
-        ):
-            raise OptionError(
-                f"{name}={list(values)!r}: {value!r} must be between {low:g} and {high:g}.",
-                fix=f"{name}={[0.1, 0.5, 0.9] if name == 'quantiles' else [0.1, 1, 10]}",
-            )
-
-
 def resolve_request(
-    fields: Fields,
-    needs: Needs,
-    model: Any,
-    steps: list[int],
-    names: Sequence[str] | None,
-    quantiles: Sequence[float],
-    thresholds: Sequence[float],
-    members: int,
+    options: PredictOptions, fields: Fields, needs: Needs, targets: Mapping[str, Any]
 ) -> Request:
-    learnt = model.config["targets"] if isinstance(model, TunedAurora) else {}
-    wanted = bool(quantiles or thresholds or members)
-    if wanted and not learnt:
+    """Return what is forecast for every init time.
+
+    Parameters
+    ----------
+    options : PredictOptions
+    fields : Fields
+        The data, for their own names.
+    needs : Needs
+    targets : dict
+        Entries of the targets in the tuned model's config, by name.
+
+    Raises
+    ------
+    OptionError
+        If the model has no head for what is requested.
+    MissingVariableError
+        If the model does not predict a variable.
+    """
+    _check_distribution(options, targets)
+    surface, atmos, heads = list(needs.surface), list(needs.atmos), list(targets)
+    if options.variables is not None:
+        keys = _selected(options, fields, needs, targets)
+        surface = [n for n in surface if ("surface", n) in keys]
+        atmos = [n for n in atmos if ("atmos", n) in keys]
+        heads = [n for n in heads if ("target", n) in keys]
+    return Request(
+        lead_steps(options.lead),
+        surface,
+        atmos,
+        heads,
+        tuple(map(float, options.quantiles)),
+        tuple(map(float, options.thresholds_mm)),
+        options.members,
+    )
+
+
+def _check_distribution(options: PredictOptions, targets: Mapping[str, Any]) -> None:
+    """Raise if the heads cannot give the members, quantiles or probabilities requested."""
+    if options.wants_distribution and not targets:
         raise OptionError(
             "quantiles, thresholds_mm and members need a model with a head for tp, but this model"
             " has none.",
             fix="ds.aurora.finetune(target='tp') first",
         )
-    if members and (
-        single := [
-            n for n, info in learnt.items() if info["head"]["options"]["family"] == "deterministic"
-        ]
-    ):
+    single = [
+        name
+        for name, info in targets.items()
+        if info["head"]["options"]["family"] == "deterministic"
+    ]
+    if options.members and single:
         raise OptionError(
             f"members= needs a distribution, but the head of {single} is deterministic, so all"
             " members would be the same.",
             fix="finetune with head='auto'",
         )
-    if thresholds and not any(info["rain"] for info in learnt.values()):
+    if options.thresholds_mm and not any(info["rain"] for info in targets.values()):
         raise OptionError(
-            f"thresholds_mm applies to precipitation, but this model predicts {list(learnt)}.",
+            f"thresholds_mm applies to precipitation, but this model predicts {list(targets)}.",
             fix="quantiles=[0.5]",
         )
-    surface, atmos, heads = list(needs.surface), list(needs.atmos), list(learnt)
-    if names is not None:
-        if isinstance(names, str):
-            names = [names]
-        sources = {fields.layout.fields["surface", n].source: ("surface", n) for n in needs.surface}
-        sources |= {fields.layout.fields["atmos", n].source: ("atmos", n) for n in needs.atmos}
-        sources |= {
-            target_field(fields, n, info).source: ("target", n) for n, info in learnt.items()
-        }
-        canonical = {
-            n: key
-            for key in sources.values()
-            for n in [key[1]]
-            if [k[1] for k in sources.values()].count(n) == 1
-        }
-        lookup = {**canonical, **sources}
-        if unknown := [n for n in names if n not in lookup]:
-            raise MissingVariableError(
-                f"variables={list(names)}: {unknown} cannot be forecast; this model predicts"
-                f" {sorted(sources)}.",
-                fix=f"variables={sorted(sources)[:2]}",
-            )
-        keys = [lookup[n] for n in names]
-        surface = [n for n in surface if ("surface", n) in keys]
-        atmos = [n for n in atmos if ("atmos", n) in keys]
-        heads = [n for n in heads if ("target", n) in keys]
-        if not keys:
-            raise OptionError(
-                "variables=[] contains no variable.", fix=f"variables={sorted(sources)[:2]}"
-            )
-        if wanted and not heads:
-            raise OptionError(
-                f"quantiles, thresholds_mm and members apply to {', '.join(learnt)}, which is not"
-                " among variables.",
-                fix=(
-                    f"variables={[*names, *(target_field(fields, n, info).source for n, info in learnt.items())]}"
-                ),
-            )
-    return Request(
-        steps,
-        surface,
-        atmos,
-        heads,
-        tuple(map(float, quantiles)),
-        tuple(map(float, thresholds)),
-        int(members),
-    )
+
+
+def _selected(
+    options: PredictOptions, fields: Fields, needs: Needs, targets: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """Return the kinds and canonical names of ``variables=``."""
+    names = options.variables
+    names = [names] if isinstance(names, str) else list(names or ())
+    own = {name: target_field(fields, name, info).source for name, info in targets.items()}
+    sources = {fields.layout.fields["surface", n].source: ("surface", n) for n in needs.surface}
+    sources |= {fields.layout.fields["atmos", n].source: ("atmos", n) for n in needs.atmos}
+    sources |= {source: ("target", n) for n, source in own.items()}
+    counts = Counter(name for _, name in sources.values())
+    lookup = {key[1]: key for key in sources.values() if counts[key[1]] == 1} | sources
+    example = f"variables={sorted(sources)[:2]}"
+    if unknown := [n for n in names if n not in lookup]:
+        raise MissingVariableError(
+            f"variables={names}: {unknown} cannot be forecast; this model predicts"
+            f" {sorted(sources)}.",
+            fix=example,
+        )
+    if not names:
+        raise OptionError("variables=[] contains no variable.", fix=example)
+    keys = [lookup[n] for n in names]
+    if options.wants_distribution and not any(kind == "target" for kind, _ in keys):
+        raise OptionError(
+            f"quantiles, thresholds_mm and members apply to {', '.join(targets)}, which is not"
+            " among variables.",
+            fix=f"variables={[*names, *own.values()]}",
+        )
+    return keys
 
 
 @dataclass(frozen=True)

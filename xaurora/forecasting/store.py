@@ -14,7 +14,7 @@ import xarray as xr
 from xaurora.forecasting.writer import Writer
 from xaurora.utils import storage
 from xaurora.utils import zarr_stores as stores
-from xaurora.utils.progress import watched
+from xaurora.utils.progress import track
 
 logger = logging.getLogger("xaurora")
 
@@ -47,7 +47,7 @@ def to_store(
     signature = writer.signature(coords)
     done = 0
     if path.exists():
-        done = stores.done(
+        done = stores.count_written_pieces(
             path,
             _REQUEST,
             signature,
@@ -62,7 +62,7 @@ def to_store(
 
     def write(first: int, blocks: list[dict[str, np.ndarray]]) -> None:
         parts = [writer.variables(block) for block in blocks]
-        with storage.named_failures(path):
+        with storage.wrap_write_errors(path):
             if not path.exists():
                 _create(path, parts[0], coords, {**writer.attrs, _REQUEST: signature})
             fields = xr.Dataset(
@@ -74,14 +74,14 @@ def to_store(
             fields.to_zarr(
                 path, region={"init_time": slice(first, first + len(blocks))}, consolidated=False
             )
-            stores.mark(path, first + len(blocks))
+            stores.record_written_pieces(path, first + len(blocks))
 
     left = writer.times[done:]
     with ThreadPoolExecutor(1, thread_name_prefix="xaurora-write") as pool:
         writing: Future[None] | None = None
         waiting: list[dict[str, np.ndarray]] = []
         forecasts = (
-            watched(run(left), "predict", shown=progress, total=len(left)) if len(left) else ()
+            track(run(left), "predict", shown=progress, total=len(left)) if len(left) else ()
         )
         for i, block in enumerate(forecasts, 1):
             waiting.append(block)

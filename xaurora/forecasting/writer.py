@@ -23,6 +23,9 @@ from xaurora.forecasting.request import Request, target_field
 logger = logging.getLogger("xaurora")
 
 
+_NOT_SIGNED = ("xaurora_versions", "xaurora_base_note")  # say nothing about the values
+
+
 class Writer:
     """Converts canonical arrays to the user's own form."""
 
@@ -60,7 +63,7 @@ class Writer:
             [key, item.source, item.scale, item.offset, str(item.dtype)]
             for key, item in layout.fields.items()
         ]
-        attrs = {k: v for k, v in self.attrs.items() if k != "xaurora_versions"}
+        attrs = {k: v for k, v in self.attrs.items() if k not in _NOT_SIGNED}
         parts = [
             attrs,
             self.request.__dict__,

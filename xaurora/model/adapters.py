@@ -21,7 +21,7 @@ from aurora.model.lora import LoRARollout
 from aurora.model.swin3d import WindowAttention
 
 from xaurora.errors import CheckpointError, MissingExtraError, OptionError
-from xaurora.training.options import StrategyOptions
+from xaurora.model.options import StrategyOptions
 
 LORA_STEPS = 40
 """Rollout steps after which upstream's LoRA switches itself off (``aurora/model/lora.py``)."""
@@ -78,7 +78,7 @@ def install(base: Aurora, options: StrategyOptions, seed: int = 0) -> Adapter:
         )
 
 
-def own_lora(base: Aurora) -> StrategyOptions | None:
+def lora_options(base: Aurora) -> StrategyOptions | None:
     """Return the options of the LoRA that a base has, or None."""
     for module in base.modules():
         if isinstance(module, LoRARollout):
@@ -98,7 +98,7 @@ def _attentions(base: Aurora) -> list[WindowAttention]:
 
 
 def _install_lora(base: Aurora, options: StrategyOptions) -> Adapter:
-    there = own_lora(base)
+    there = lora_options(base)
     if there is not None:
         if (there.rank, there.alpha, there.mode) != (options.rank, options.alpha, options.mode):
             raise OptionError(
@@ -255,11 +255,11 @@ def load(base: Aurora, config: dict[str, Any], folder: Path) -> Adapter:
             f" with{'' if config['own'] else 'out'} a LoRA of its own.",
             fix="pass the base that it was tuned on",
         )
-    fill(base, adapter, folder)
+    load_into(base, adapter, folder)
     return adapter
 
 
-def fill(base: Aurora, adapter: Adapter, folder: Path) -> None:
+def load_into(base: Aurora, adapter: Adapter, folder: Path) -> None:
     """Load saved values into an adapter that is already installed.
 
     Raises
@@ -314,10 +314,10 @@ def merge(base: Aurora, adapter: Adapter) -> None:
             for name, linear in (("lora_proj", attention.proj), ("lora_qkv", attention.qkv)):
                 lora: Any = getattr(attention, name).loras[0]
                 linear.weight += lora.scaling * (lora.lora_B @ lora.lora_A)
-    take_out(base)
+    remove_lora(base)
 
 
-def take_out(base: Aurora) -> None:
+def remove_lora(base: Aurora) -> None:
     """Remove upstream's LoRA from a base, in place."""
     for attention in _attentions(base):
         for name in ("lora_proj", "lora_qkv"):

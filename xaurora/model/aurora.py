@@ -1,14 +1,15 @@
-"""Build and load Aurora, run it on a grid or region, and attach heads to its backbone output."""
+"""Aurora with a head beside its decoder."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import logging
-from collections.abc import Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from aurora import Aurora, AuroraPretrained, AuroraSmallPretrained, Batch
+from aurora import Aurora, Batch
 from einops import rearrange
 
 from xaurora.errors import OptionError
@@ -16,19 +17,14 @@ from xaurora.fields.grid.patches import Window
 from xaurora.fields.requirements import Needs
 from xaurora.fields.targets import InputForm
 from xaurora.fields.variables import TIMESTEP_HOURS
-from xaurora.model.batch import plain
+from xaurora.model.batch import as_stock_batch
 from xaurora.model.tiny import TinyAurora
 
-logger = logging.getLogger("xaurora")
+if TYPE_CHECKING:
+    from xaurora.model.adapters import Adapter
 
-_CLASSES: dict[str, type[Aurora]] = {
-    "small": AuroraSmallPretrained,
-    "base": AuroraPretrained,
-    "finetuned": Aurora,
-}
-
-
-# --- building and loading -------------------------------------------------------------------------
+Args: TypeAlias = tuple[Any, ...]
+Kwargs: TypeAlias = dict[str, Any]
 
 
 def needs_of_instance(base: Aurora, name: str = "given") -> Needs:
@@ -61,12 +57,6 @@ def needs_of_instance(base: Aurora, name: str = "given") -> Needs:
     )
 
 
-# --- regions and longitudes across Greenwich -----------------------------------------------------
-
-
-# --- the head beside the decoder ------------------------------------------------------------------
-
-
 @dataclasses.dataclass  # not frozen: Fabric rebuilds what a module returns field by field
 class Step:
     """The result of one step.
@@ -78,10 +68,6 @@ class Step:
 
     prediction: Any
     raw: Any
-
-
-class _HeadIsEnoughError(Exception):
-    """Raised before the decoder to end upstream's forward pass early."""
 
 
 class AuroraWithHead(torch.nn.Module):
@@ -100,6 +86,9 @@ class AuroraWithHead(torch.nn.Module):
         rollout the head's mean is fed back.
     adapter : Adapter, optional
         The adapter installed in the base (:mod:`xaurora.model.adapters`).
+    window : Window, optional
+        The part of the grid that the heads see, by default all of it. It sets the shape of their
+        output.
     """
 
     def __init__(
@@ -107,30 +96,32 @@ class AuroraWithHead(torch.nn.Module):
         base: Aurora,
         head: torch.nn.Module | None = None,
         inputs: Mapping[str, InputForm] | None = None,
-        adapter: Any = None,
+        adapter: Adapter | None = None,
+        window: Window | None = None,
     ) -> None:
         super().__init__()
         self.base = base
         self.head = head
         self.inputs = dict(inputs or {})
         self.adapter = adapter
-        self._raw: Any = None
-        self.head_alone = False
-        """Whether a step ends at the head. :func:`xaurora.model.rollout.steps` sets it for the last
-        step.
-        """
-        self.window: Window | None = None
-        """The part of the grid that the heads see, which sets the shape of the raw output. It is
-        set while a region is trained or forecast.
-        """
-        self.decoded: tuple[str, ...] | None = None
-        """Aurora's atmospheric variables that are decoded, by default all.
-        :func:`xaurora.model.rollout.steps` sets it for the last step.
-        """
+        self.window = window
         if self.inputs:
-            extend(base, self.inputs)
+            add_inputs(base, self.inputs)
 
-    def forward(self, batch: Batch | None, latents: torch.Tensor | None = None) -> Step:
+    def with_window(self, window: Window | None) -> AuroraWithHead:
+        """Return the same base and head, whose heads see another part of the grid."""
+        other = AuroraWithHead(self.base, self.head, self.inputs, self.adapter, window)
+        other.training = self.training
+        return other
+
+    def forward(
+        self,
+        batch: Batch | None,
+        latents: torch.Tensor | None = None,
+        *,
+        head_only: bool = False,
+        atmos: Sequence[str] | None = None,
+    ) -> Step:
         """Run one six-hour step, or only the heads on stored latents.
 
         The decoder hooks are registered only during the call, so the base remains a stock Aurora.
@@ -141,55 +132,53 @@ class AuroraWithHead(torch.nn.Module):
             The input. It is not used when ``latents`` are given.
         latents : torch.Tensor, optional
             ``(b, c, hp, wp, d)``, as returned by :meth:`latents`. Only the heads run on them.
+        head_only : bool
+            Do not decode Aurora's own variables, whose 13 levels take a fifth of a step. The
+            prediction is then None. Has no effect without a head.
+        atmos : sequence of str, optional
+            Atmospheric variables to decode, by default all.
         """
         if latents is not None:
-            return Step(None, self._heads(latents))
-        if self.head_alone and self.head is not None:
-            return Step(None, self._undecoded(batch))
-        decoder, handles = self.base.decoder, []
-        if self.decoded is not None and set(self.decoded) < set(decoder.atmos_vars):
-            handles.append(decoder.register_forward_pre_hook(self._fewer, with_kwargs=True))
+            return Step(None, self._run_heads(latents))
+        if head_only and self.head is not None:
+            return Step(None, self._run_heads(self._backbone_latents(batch)))
+        decoder, handles, raw = self.base.decoder, [], []
+
+        def run_heads(module: Any, args: Args, kwargs: Kwargs, output: Any) -> None:
+            raw.append(self._run_heads(self._windowed(args[0], kwargs["patch_res"])))
+
+        if atmos is not None and set(atmos) < set(decoder.atmos_vars):
+            select = functools.partial(_decode_only, frozenset(atmos))
+            handles.append(decoder.register_forward_pre_hook(select, with_kwargs=True))
         if self.head is not None:
-            handles.append(decoder.register_forward_hook(self._beside, with_kwargs=True))
+            handles.append(decoder.register_forward_hook(run_heads, with_kwargs=True))
         try:
-            prediction = self.base(plain(batch))
+            prediction = self.base(as_stock_batch(batch))
         finally:
             for handle in handles:
                 handle.remove()
-        raw, self._raw = self._raw, None
         if self.inputs:
-            prediction = self._with_means(prediction, raw)
-        return Step(prediction, raw)
+            prediction = self._with_means(prediction, raw[0])
+        return Step(prediction, raw[0] if raw else None)
 
-    def _undecoded(self, batch: Batch) -> Any:
-        """Return the head's output without decoding Aurora's own variables.
-
-        Decoding their 13 levels takes a fifth of a step.
-        """
-        return self._heads(self._up_to_decoder(batch))
-
-    def _up_to_decoder(self, batch: Batch) -> torch.Tensor:
+    def _backbone_latents(self, batch: Batch) -> torch.Tensor:
         """Return the latents that the heads see, ``(b, c, hp, wp, d)``."""
         found: list[torch.Tensor] = []
 
-        def stop(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found.append(self._latents(args, kwargs))
-            raise _HeadIsEnoughError
+        def take_latents(x: torch.Tensor, batch: Batch, *, patch_res: Any, **_: Any) -> Batch:
+            found.append(self._windowed(x, patch_res))
+            return dataclasses.replace(batch, surf_vars={}, atmos_vars={})
 
-        handle = self.base.decoder.register_forward_pre_hook(stop, with_kwargs=True)
-        try:
-            self.base(plain(batch))
-        except _HeadIsEnoughError:
-            pass
-        finally:
-            handle.remove()
+        # For the length of the call the decoder hands out its input and decodes nothing.
+        with replaced_forward(self.base.decoder, take_latents):
+            self.base(as_stock_batch(batch))
         return found[0]
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> torch.Tensor:
         """Return the latents that the backbone passes to its decoder, in evaluation mode.
 
-        Call it inside :func:`placed`.
+        Call it inside :func:`~xaurora.model.placement.on_grid`.
 
         Returns
         -------
@@ -200,26 +189,9 @@ class AuroraWithHead(torch.nn.Module):
         was_training = self.base.training
         self.base.eval()
         try:
-            return self._up_to_decoder(batch).float()
+            return self._backbone_latents(batch).float()
         finally:
             self.base.train(was_training)
-
-    def _fewer(
-        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Reduce the atmospheric variables that are decoded.
-
-        If none is requested, one variable is decoded on one level, because the decoder needs at
-        least one.
-        """
-        x, batch = args[0], args[1]
-        kept = {n: v for n, v in batch.atmos_vars.items() if n in (self.decoded or ())}
-        meta = batch.metadata
-        if not kept:
-            name, values = next(iter(batch.atmos_vars.items()))
-            kept = {name: values[:, :, :1]}
-            meta = dataclasses.replace(meta, atmos_levels=meta.atmos_levels[:1])
-        return (x, dataclasses.replace(batch, atmos_vars=kept, metadata=meta), *args[2:]), kwargs
 
     def _with_means(self, prediction: Batch, raw: dict[str, torch.Tensor]) -> Batch:
         """Replace the decoder's untrained values of the targets by the heads' means."""
@@ -232,15 +204,10 @@ class AuroraWithHead(torch.nn.Module):
             ]
         return dataclasses.replace(prediction, surf_vars=surface)
 
-    def _beside(
-        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        self._raw = self._heads(self._latents(args, kwargs))
-
-    def _latents(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-        """Return the latents among the decoder's arguments, for the patches of the window."""
-        levels, height, width = kwargs["patch_res"]
-        latents = rearrange(args[0], "b (c h w) d -> b c h w d", c=levels, h=height, w=width)
+    def _windowed(self, x: torch.Tensor, patch_res: tuple[int, int, int]) -> torch.Tensor:
+        """Return the decoder's input ``(b, c hp wp, d)`` as latents of the window's patches."""
+        levels, height, width = patch_res
+        latents = rearrange(x, "b (c h w) d -> b c h w d", c=levels, h=height, w=width)
         if self.window is None:
             return latents
         rows, columns = (
@@ -249,7 +216,7 @@ class AuroraWithHead(torch.nn.Module):
         )
         return latents.index_select(2, rows).index_select(3, columns)
 
-    def _heads(self, latents: torch.Tensor) -> Any:
+    def _run_heads(self, latents: torch.Tensor) -> Any:
         # The head and its score stay in float32: bfloat16 would cost up to 1.7 % in z.
         with torch.autocast(device_type=latents.device.type, enabled=False):
             raw: Any = self.head(latents.float())  # type: ignore[misc]
@@ -259,7 +226,38 @@ class AuroraWithHead(torch.nn.Module):
         return {name: v[..., top : top + height, left : left + width] for name, v in raw.items()}
 
 
-def extend(base: Aurora, inputs: Mapping[str, InputForm]) -> None:
+def _decode_only(
+    names: frozenset[str], module: Any, args: Args, kwargs: Kwargs
+) -> tuple[Args, Kwargs]:
+    """Reduce the atmospheric variables that the decoder is given.
+
+    If none is requested, one variable is decoded on one level, because the decoder needs at least
+    one.
+    """
+    x, batch = args[0], args[1]
+    kept = {n: v for n, v in batch.atmos_vars.items() if n in names}
+    meta = batch.metadata
+    if not kept:
+        name, values = next(iter(batch.atmos_vars.items()))
+        kept = {name: values[:, :, :1]}
+        meta = dataclasses.replace(meta, atmos_levels=meta.atmos_levels[:1])
+    return (x, dataclasses.replace(batch, atmos_vars=kept, metadata=meta), *args[2:]), kwargs
+
+
+@contextlib.contextmanager
+def replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Run another function in place of a module's forward pass."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
+def add_inputs(base: Aurora, inputs: Mapping[str, InputForm]) -> None:
     """Add surface variables to the inputs of the encoder.
 
     Their embeddings start at zero, so that nothing changes until they are trained. This follows
@@ -286,7 +284,7 @@ def extend(base: Aurora, inputs: Mapping[str, InputForm]) -> None:
         base.decoder.surf_vars = (*base.decoder.surf_vars, name)
 
 
-def new_parameters(base: Aurora, inputs: Mapping[str, InputForm]) -> list[torch.nn.Parameter]:
+def input_embeddings(base: Aurora, inputs: Mapping[str, InputForm]) -> list[torch.nn.Parameter]:
     """Return the encoder's embeddings of the targets that are also inputs."""
     return [base.encoder.surf_token_embeds.weights[name] for name in inputs]
 

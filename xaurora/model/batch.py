@@ -23,13 +23,13 @@ STEP = np.timedelta64(TIMESTEP_HOURS, "h")
 
 
 @dataclasses.dataclass
-class PlacedBatch(Batch):
+class GreenwichBatch(Batch):
     """A Batch whose domain crosses Greenwich.
 
     ``Metadata`` cannot represent such longitudes, because it requires them to increase within
     [0, 360). ``metadata.lon`` therefore holds placeholders, and ``longitude`` the true values.
     Stock Aurora would silently put every patch in the wrong place; this class raises instead. To
-    run such a batch with its true longitudes use :func:`xaurora.model.aurora.placed`.
+    run such a batch with its true longitudes use :func:`xaurora.model.placement.on_grid`.
     """
 
     longitude: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
@@ -46,14 +46,14 @@ class PlacedBatch(Batch):
             "this Batch crosses Greenwich, which aurora.Metadata cannot represent; stock Aurora"
             " would misplace every patch.",
             fix=(
-                "ds.aurora.predict('6h', model=model), or: with xaurora.model.aurora.placed(model,"
-                " grid): model(xaurora.model.batch.plain(batch))"
+                "ds.aurora.predict('6h', model=model), or: with xaurora.model.placement.on_grid(model,"
+                " grid): model(xaurora.model.batch.as_stock_batch(batch))"
             ),
         )
 
-    def _fmap(self, f: Any) -> PlacedBatch:
+    def _fmap(self, f: Any) -> GreenwichBatch:
         moved = Batch._fmap(self, f)
-        return PlacedBatch(
+        return GreenwichBatch(
             moved.surf_vars,
             moved.static_vars,
             moved.atmos_vars,
@@ -62,8 +62,8 @@ class PlacedBatch(Batch):
         )
 
 
-def plain(batch: Batch) -> Batch:
-    """Return the tensors as a stock Batch, for use inside :func:`xaurora.model.aurora.placed`."""
+def as_stock_batch(batch: Batch) -> Batch:
+    """Return the tensors as a stock Batch, for use inside :func:`xaurora.model.placement.on_grid`."""
     return Batch(batch.surf_vars, batch.static_vars, batch.atmos_vars, batch.metadata)
 
 
@@ -306,7 +306,7 @@ def assemble(
         }
     meta = metadata(grid, init_times, levels)
     if grid.crosses_greenwich:
-        return PlacedBatch(
+        return GreenwichBatch(
             stacked["surface"],
             still,
             stacked["atmos"],

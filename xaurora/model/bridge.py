@@ -1,61 +1,36 @@
-"""Convert between Datasets and Batches for the accessor, and find what a model needs."""
+"""Convert between Datasets and Batches, for the accessor."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from aurora import Aurora, Batch
+from aurora import Batch
 
 from xaurora.errors import KindError, MissingVariableError
 from xaurora.fields import conventions, requirements
-from xaurora.fields.conventions import Fields
-from xaurora.fields.grid import lattice as grids
 from xaurora.fields.grid import patches
-from xaurora.fields.requirements import Needs
-from xaurora.model import aurora as models
+from xaurora.fields.grid.lattice import Grid
 from xaurora.model import batch as batches
-from xaurora.model import tuned
-from xaurora.model.tuned import TunedAurora
+from xaurora.model.models import TABLE
+from xaurora.model.resolve import ModelLike, resolve
 
 logger = logging.getLogger("xaurora")
 
 
-def needs_for(model: Any) -> Callable[[Fields], Needs]:
-    """Return a function from the data's fields to what a model needs.
-
-    Raises
-    ------
-    OptionError
-        If there is no such model.
-    """
-    if isinstance(model, TunedAurora):
-        return lambda fields: model.needs
-    if isinstance(model, Aurora):
-        return lambda fields: models.needs_of_instance(model)
-    if isinstance(model, str) and model in requirements.MODELS:
-        return lambda fields: requirements.needs_of(model, fields)
-    if isinstance(model, str | Path) and str(model) and Path(model).is_dir():
-        loaded = tuned.load(model)
-        return lambda fields: loaded.needs
-    raise requirements.unknown_model(model)
-
-
-def to_batch(ds: xr.Dataset, time: Any, model: Any) -> Batch:
+def to_batch(ds: xr.Dataset, time: Any, model: ModelLike) -> Batch:
     """Convert a Dataset; see :meth:`xaurora.accessor.AuroraAccessor.to_batch`."""
-    needs = needs_for(model)
+    resolved = resolve(model)
     fields = conventions.standardise(ds)
-    cut, crop = requirements.fit(fields, needs(fields))
-    times = batches.resolve_times(cut.times, time)
+    used, crop = requirements.select_and_crop(fields, resolved.needs(fields))
+    times = batches.resolve_times(used.times, time)
     if time is None:
         times = times[-1:]
     if crop.left_out:
         logger.warning("Left out because the patches do not cover them: %s.", crop.left_out)
-    return batches.to_batch(cut, times)
+    return batches.to_batch(used, times)
 
 
 def from_batch(ds: xr.Dataset, batch: Batch) -> xr.Dataset:
@@ -91,7 +66,7 @@ def from_batch(ds: xr.Dataset, batch: Batch) -> xr.Dataset:
 
 
 def _window(
-    grid: grids.Grid, latitude: np.ndarray, longitude: np.ndarray, shape: tuple[int, int]
+    grid: Grid, latitude: np.ndarray, longitude: np.ndarray, shape: tuple[int, int]
 ) -> patches.Crop:
     """Return the rows and columns of a grid that a Batch covers."""
     row = int(np.abs(grid.latitude - latitude[0]).argmin())
@@ -109,14 +84,15 @@ def _window(
     return patches.Crop(rows, columns, grid.take(rows, columns), "")
 
 
-def _placeholder_column(grid: grids.Grid, longitude: np.ndarray, width: int) -> int:
+def _placeholder_column(grid: Grid, longitude: np.ndarray, width: int) -> int:
     """Return the first column of a Batch whose longitudes are placeholders.
 
     Placeholders count from the region's first kept column.
     """
     if longitude[0] != 0.0:
         return int(np.abs(grid.true_longitude - longitude[0]).argmin())
-    for patch in (4, 3, 10, 2, 5, 6, 8):
+    known = dict.fromkeys(spec.needs.patch_size for spec in TABLE.values())
+    for patch in [*known, *(p for p in range(2, width + 1) if width % p == 0)]:
         columns = patches.whole_patches(grid.first_column, grid.shape[1], patch)
         if columns.stop - columns.start == width:
             return int(columns.start)

@@ -12,33 +12,53 @@ import torch
 from aurora import Aurora
 from aurora.model.swin3d import Swin3DTransformerBlock, WindowAttention
 
-from xaurora.training.options import check_precision
+from xaurora.model.options import check_precision
 
 logger = logging.getLogger("xaurora")
 
 
-def set_precision(base: Aurora, precision: str, device: torch.device) -> None:
-    """Set the precision of the backbone.
+def precision_on(precision: str, device: torch.device) -> str:
+    """Return the precision of the backbone on a device: ``"32"``, ``"bf16"`` or ``"fp16"``.
 
-    Only the backbone is autocast, where upstream does it. Encoder, decoder and head stay in
-    float32. ``auto`` is bf16 on a GPU that supports it, otherwise float32.
+    ``"auto"`` is bf16 on a GPU that supports it, else float32.
+
+    Raises
+    ------
+    OptionError
+        If there is no such precision.
     """
-    check_precision(precision)
-    # A GPU that only emulates bf16 is slower with it.
+    check_precision("precision", precision)
+    if precision != "auto":
+        return precision
+    # Without emulation: a GPU that only emulates bf16 is slower with it.
     capable = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    use = ("bf16" if capable else "32") if precision == "auto" else precision
+    return "bf16" if capable else "32"
+
+
+def set_precision(base: Aurora, precision: str, device: torch.device) -> None:
+    """Autocast the backbone alone, as upstream does.
+
+    Encoder, decoder and head stay in float32.
+    """
+    use = precision_on(precision, device)
     base.autocast_backbone = use != "32"
     base.autocast_dtype = torch.float16 if use == "fp16" else torch.bfloat16
     for module in base.modules():
-        if isinstance(
-            module, WindowAttention
-        ):  # upstream's workaround for float16 overflow in the attention
+        # upstream's workaround for overflow of float16 in attention
+        if isinstance(module, WindowAttention):
             module.use_fp16_safe_attention = use == "fp16"
 
 
 def uses_fp16(base: Aurora) -> bool:
     """Return whether the backbone runs in float16, whose small gradients need loss scaling."""
     return bool(base.autocast_backbone) and base.autocast_dtype == torch.float16
+
+
+def recomputes(wanted: bool | str, device: torch.device, *, trains_base: bool) -> bool:
+    """Return whether activations are recomputed: on a GPU if the base trains, or as requested."""
+    if wanted == "auto":
+        return trains_base and device.type == "cuda"
+    return bool(wanted)
 
 
 @contextlib.contextmanager
@@ -95,7 +115,7 @@ def compiled(base: Aurora) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def recomputed(base: Aurora) -> Iterator[None]:
+def activation_checkpointing(base: Aurora) -> Iterator[None]:
     """Recompute blocks, encoder and decoder in the backward pass (activation checkpointing).
 
     Upstream's ``configure_activation_checkpointing`` nests wrappers around backbone, layers and

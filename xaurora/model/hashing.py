@@ -56,7 +56,7 @@ def configuration_hash(model: torch.nn.Module) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def state_hash(model: torch.nn.Module, *, remembered: bool = False) -> str:
+def state_hash(model: torch.nn.Module, *, cached: bool = False) -> str:
     """Return the SHA-256 of names, shapes and values of all tensors, as ``sha256:…``.
 
     The statistics of a tiny model are part of it.
@@ -64,12 +64,12 @@ def state_hash(model: torch.nn.Module, *, remembered: bool = False) -> str:
     Parameters
     ----------
     model : torch.nn.Module
-    remembered : bool
+    cached : bool
         Reuse the hash of an earlier call if nothing appears to have changed. The check compares
         each tensor's memory address, Torch's counter of in-place changes and a few of its values.
         A change through ``.data`` may be missed.
     """
-    if not remembered:
+    if not cached:
         return _hash_state(model)
     now = _fingerprint(model)
     holder = (

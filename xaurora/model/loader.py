@@ -19,10 +19,9 @@ from aurora import Batch
 
 from xaurora.fields.conventions import Fields
 from xaurora.model import batch as batches
-from xaurora.training import samples
 
 STEP = batches.STEP
-KEPT = 64
+MAX_CACHED = 64
 """Largest number of states and targets in the cache. Samples that are close in time share them, and
 memory does not grow with the data.
 """
@@ -30,7 +29,7 @@ REQUESTS = 64
 """Variables that are requested from a store at the same time."""
 _SLOW = 0.02  # seconds per request
 _FAST = 100e6  # bytes per second
-AHEAD = 32
+MAX_PREFETCH = 32
 """Largest number of steps that are prefetched from a slow store."""
 T = TypeVar("T")
 R = TypeVar("R")
@@ -96,7 +95,7 @@ class Loader:
         latents: Any = None,
         readers: int = REQUESTS,
         pin: bool = False,
-        most: int = KEPT,
+        most: int = MAX_CACHED,
     ) -> None:
         self.latents, self.pin, self.most = latents, pin, most
         self.fields, self.targets, self.scored, self.budget = fields, targets, scored, budget
@@ -122,7 +121,7 @@ class Loader:
             if lazy and readers
             else None
         )
-        self._index = {name: samples.positions(da) for name, da in targets.items()}
+        self._index = {name: time_positions(da) for name, da in targets.items()}
 
     def _remember(
         self, key: tuple[str, int], read: Callable[[], Any], size: Callable[[Any], int]
@@ -250,65 +249,7 @@ def _size(frame: dict[str, dict[str, np.ndarray]]) -> int:
     return sum(v.nbytes for part in frame.values() for v in part.values())
 
 
-def order(
-    times: np.ndarray, size: int, total: int, seed: int, start: int = 0
-) -> Iterator[list[np.datetime64]]:
-    """Yield the init times of each optimiser step, reshuffled every epoch.
-
-    The last step of an epoch may have fewer samples.
-
-    Parameters
-    ----------
-    times : ndarray of datetime64
-        Init times of all samples.
-    size : int
-        Samples per step, over all devices.
-    total : int
-        Number of steps.
-    seed : int
-        Seed of the shuffle.
-    start : int
-        Steps to skip. The following ones are the same as if the skipped ones had been drawn.
-    """
-    rng = np.random.default_rng(seed)
-    done = 0
-    while done < total:
-        shuffled = times[rng.permutation(len(times))]
-        for first in range(0, len(shuffled), size):
-            if done == total:
-                return
-            done += 1
-            if done > start:
-                yield list(shuffled[first : first + size])
-
-
-@dataclass(frozen=True)
-class Share:
-    """One batch of a step for this process: its samples, and their weight in the step's mean."""
-
-    init_times: list[np.datetime64]
-    weight: float
-
-
-def shares(times: Sequence[np.datetime64], parts: int, rank: int, world: int) -> list[Share]:
-    """Return this process's batches of a step.
-
-    The step's samples are split into ``world × parts`` batches of nearly equal size, of which this
-    process gets ``parts``. No sample is used twice. A batch that would be empty gets one sample of
-    weight zero, because every process must take part in every step.
-    """
-    chunks = np.array_split(np.arange(len(times)), world * parts)[rank * parts : (rank + 1) * parts]
-    return [
-        (
-            Share([times[i] for i in chunk], len(chunk) / len(times))
-            if len(chunk)
-            else Share([times[0]], 0.0)
-        )
-        for chunk in chunks
-    ]
-
-
-def ahead(
+def prefetch(
     items: Iterable[T], read: Callable[[T], R], workers: int, most: int | None = None
 ) -> Iterator[tuple[T, R]]:
     """Yield items with what was read for them, in order, while threads read the next ones.
@@ -350,3 +291,10 @@ def ahead(
         finally:
             for _, future in waiting:
                 future.cancel()
+
+
+def time_positions(da: xr.DataArray) -> dict[int, int]:
+    """Return the index of each time along a DataArray's axis, by nanoseconds since 1970."""
+    return {
+        int(t): i for i, t in enumerate(da["time"].values.astype("datetime64[ns]").astype(np.int64))
+    }

@@ -91,7 +91,7 @@ def _is_fake(tensor: Any) -> bool:
 
 
 @contextlib.contextmanager
-def without_traces() -> Iterator[None]:
+def cleared_mask_cache() -> Iterator[None]:
     """Clear upstream's cache of masks on entry and exit.
 
     Upstream caches the masks of shifted windows (``lru_cache`` in ``aurora/model/swin3d.py``). A
@@ -106,7 +106,7 @@ def without_traces() -> Iterator[None]:
         masks.cache_clear()
 
 
-def imagined(
+def fake_copy(
     module: nn.Module, mode: FakeTensorMode | None = None, device: str = "meta"
 ) -> nn.Module:
     """Return a copy of a module whose parameters and buffers have shapes but no values.

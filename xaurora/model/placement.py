@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import types
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from aurora import Aurora, Batch
+from aurora import Aurora
 from aurora.model.perceiver import PerceiverAttention
 from aurora.model.swin3d import Swin3DTransformerBlock
 
@@ -19,7 +18,7 @@ from xaurora.model.aurora import AuroraWithHead
 
 
 @contextlib.contextmanager
-def placed(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
+def on_grid(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
     """Run Aurora on a grid that may be a region of the globe.
 
     On a global grid the only effect on results is that heads use context across the date line.
@@ -33,8 +32,7 @@ def placed(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
       longitudes on a shallow copy, which skips the check.
 
     They also avoid repeated work: the decoder computes the same queries at every patch
-    (:func:`_asked_once`), and the encoder recomputes the encodings of position, scale and levels in
-    every call (:func:`_keep_encodings`).
+    (:func:`_project_shared_query`).
 
     The backward pass must run inside the context as well: with activation checkpointing the blocks
     run again there.
@@ -72,72 +70,15 @@ def placed(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
     ]
     for query in queries:
         query.forward = functools.partial(_project_shared_query, query)
-    encodes = _keep_encodings(base)
     try:
         yield
     finally:
-        if encodes:
-            base.encoder.__dict__.pop("forward", None)
         for query in queries:
             query.__dict__.pop("forward", None)
         for handle in handles:
             handle.remove()
         for trunk in trunks:
             trunk.wraps = False
-
-
-def _keep_encodings(base: Aurora) -> bool:
-    """Cache the encoder's encodings of position, scale and levels for a grid, on its device.
-
-    They are functions in the globals of ``aurora/model/encoder.py``. This encoder gets a copy of
-    its own forward pass with cached versions of them in its globals, so no other model is affected.
-
-    Returns
-    -------
-    bool
-        Whether the encoder caches them.
-    """
-    encoder: Any = base.encoder
-    forward = type(encoder).forward
-    names = ("pos_scale_enc", "levels_expansion")
-    if "forward" in encoder.__dict__ or not all(
-        n in getattr(forward, "__globals__", {}) for n in names
-    ):
-        return False
-    kept: dict[Any, Any] = {}
-    now: list[Any] = [None]
-
-    def once(name: str) -> Any:
-        make = forward.__globals__[name]
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            shapes = tuple(
-                (v.shape, v.dtype, v.device) if isinstance(v, torch.Tensor) else v for v in args
-            )
-            # Tensors made in inference mode cannot be used in training.
-            key = (
-                name,
-                shapes,
-                now[0] if name == "levels_expansion" else None,
-                torch.is_inference_mode_enabled(),
-            )
-            if key not in kept:
-                kept[key] = make(*args, **kwargs)
-            return kept[key]
-
-        return run
-
-    others = {**forward.__globals__, **{name: once(name) for name in names}}
-    copied = types.FunctionType(
-        forward.__code__, others, forward.__name__, forward.__defaults__, forward.__closure__
-    )
-
-    def encode(batch: Batch, *args: Any, **kwargs: Any) -> Any:
-        now[0] = tuple(batch.metadata.atmos_levels)
-        return copied(encoder, batch, *args, **kwargs)
-
-    encoder.forward = encode
-    return True
 
 
 _ROWS = 512

@@ -9,7 +9,7 @@ from aurora import Batch
 from aurora.rollout import _advance_batch
 
 from xaurora.model.aurora import AuroraWithHead, Step
-from xaurora.model.batch import plain
+from xaurora.model.batch import as_stock_batch
 
 
 def prepare(model: AuroraWithHead, batch: Batch) -> Batch:
@@ -17,7 +17,7 @@ def prepare(model: AuroraWithHead, batch: Batch) -> Batch:
 
     This is what upstream's ``rollout`` does before its first step.
     """
-    batch = model.base.batch_transform_hook(plain(batch))
+    batch = model.base.batch_transform_hook(as_stock_batch(batch))
     parameter = next(model.base.parameters())
     return batch.type(parameter.dtype).crop(model.base.patch_size).to(parameter.device)
 
@@ -27,9 +27,9 @@ def steps(
     batch: Batch,
     count: int,
     *,
-    run: Callable[[Batch], Step] | None = None,
+    run: Callable[..., Step] | None = None,
     push_forward: bool = False,
-    head_alone: bool = False,
+    head_only: bool = False,
     atmos: tuple[str, ...] | None = None,
 ) -> Iterator[Step]:
     """Yield six-hour steps, each starting from the state that the previous one left.
@@ -37,7 +37,7 @@ def steps(
     Parameters
     ----------
     model : AuroraWithHead
-        Inside :func:`xaurora.model.aurora.placed` for the batch's grid.
+        Inside :func:`xaurora.model.placement.on_grid` for the batch's grid.
     batch : aurora.Batch
         Init time and history.
     count : int
@@ -46,7 +46,7 @@ def steps(
         Called instead of the model, for example a wrapper for distributed training.
     push_forward : bool
         Stop gradients between steps. A step's graph can then be freed before the next one runs.
-    head_alone : bool
+    head_only : bool
         Run only the head in the last step, without the decoder. Its prediction is None.
     atmos : tuple of str, optional
         Aurora's atmospheric variables to decode in the last step, by default all.
@@ -65,11 +65,7 @@ def steps(
     batch = prepare(model, batch)
     for i in range(count):
         last = i + 1 == count
-        model.head_alone, model.decoded = head_alone and last, atmos if last else None
-        try:
-            step = (run or model)(batch)
-        finally:
-            model.head_alone, model.decoded = False, None
+        step = (run or model)(batch, head_only=head_only and last, atmos=atmos if last else None)
         following = None
         if i + 1 < count:
             following = advance(model, batch, step.prediction)

@@ -9,11 +9,8 @@ from torch import nn
 
 from xaurora.errors import OptionError
 from xaurora.model import adapters
-from xaurora.model.aurora import AuroraWithHead, new_parameters
-from xaurora.model.tiny import TinyAurora
-from xaurora.training.options import STRATEGIES, StrategyOptions, strategy_of
-
-__all__ = ["STRATEGIES", "Part", "apply", "render", "strategy_of", "table"]
+from xaurora.model.aurora import AuroraWithHead, input_embeddings
+from xaurora.model.options import StrategyOptions
 
 HEAD_RATE = 1e-3
 """AdamW's learning rate for new parameters (fine-tuning guide of Aurora's authors)."""
@@ -94,7 +91,7 @@ def apply(
         base.decoder.requires_grad_(False)
     _freeze_unused_lora(base, rollout_steps)
     _refuse_uneven_lora(base, options, rollout_steps, push_forward=push_forward, replay=replay)
-    new = new_parameters(base, model.inputs)
+    new = input_embeddings(base, model.inputs)
     for parameter in new:
         parameter.requires_grad_(True)
     for name in model.inputs:  # the head's mean replaces its output, so it gets no gradient
@@ -167,7 +164,7 @@ def _refuse_uneven_lora(
 
     Every step must then have parameters to train, and the same ones on every device.
     """
-    there = adapters.own_lora(base)
+    there = adapters.lora_options(base)
     if (
         there is None
         or there.mode == "single"
@@ -249,8 +246,3 @@ def render(parts: list[Part]) -> str:
     lines = [f"{'part':<10}{'trainable':>14}{'total':>14}"]
     lines += [f"{p.name:<10}{p.trainable:>14,}{p.total:>14,}" for p in parts]
     return "\n".join(lines)
-
-
-def is_scratch(base: Any, *, tuned: bool) -> bool:
-    """Return whether a base has random weights, as a tiny model that has not been trained does."""
-    return isinstance(base, TinyAurora) and not tuned

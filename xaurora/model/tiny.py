@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from aurora import Aurora, Batch
 
-from xaurora.fields.requirements import TINY_PRETRAINED, Needs
-from xaurora.model.batch import PlacedBatch
+from xaurora.fields.requirements import Needs
+from xaurora.model.batch import GreenwichBatch
+from xaurora.model.models import TABLE
 
 TINY_CONFIG: dict[str, Any] = {
     "encoder_depths": (1, 1),
@@ -106,7 +107,7 @@ class TinyAurora(Aurora):
         self.levels = needs.levels
 
     def _pre_norm_hook(self, batch: Batch) -> Batch:
-        return batch if isinstance(batch, PlacedBatch) else _own(batch, self.atmos_stats)
+        return batch if isinstance(batch, GreenwichBatch) else _own(batch, self.atmos_stats)
 
     def _post_decoder_hook(self, batch: Batch, pred: Batch) -> Batch:
         return _own(pred, self.atmos_stats)
@@ -154,7 +155,7 @@ def load_tiny_pretrained() -> TinyAurora:
         n: {lv: (float(v[0]), float(v[1])) for lv, v in by.items()}
         for n, by in about["atmos"].items()
     }
-    model = TinyAurora(TINY_PRETRAINED, surface, atmos)
+    model = TinyAurora(TABLE["tiny-pretrained"].needs, surface, atmos)
     state = load_file(ASSETS / "tiny.safetensors")
     model.load_state_dict({name: values.float() for name, values in state.items()})
     return model

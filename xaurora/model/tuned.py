@@ -22,12 +22,12 @@ from xaurora.errors import CheckpointError, OptionError
 from xaurora.fields.requirements import Needs
 from xaurora.fields.targets import InputForm
 from xaurora.model import adapters, strategies
-from xaurora.model.aurora import AuroraWithHead, extend
+from xaurora.model.aurora import AuroraWithHead, add_inputs
 from xaurora.model.card import describe_strategy, model_card
 from xaurora.model.hashing import state_hash
 from xaurora.model.heads import DistributionHead, HeadSet, from_config
 from xaurora.model.tiny import TinyAurora, build_tiny
-from xaurora.model.weights import compare_keys, load_pretrained, read_state
+from xaurora.model.weights import compare_keys, load_pretrained, model_class, read_state
 from xaurora.utils import storage
 
 FORMAT = 3
@@ -60,6 +60,11 @@ class TunedAurora:
     config: dict[str, Any]
     history: list[dict[str, Any]] = field(default_factory=list)
     path: Path | None = None
+
+    @property
+    def base_name(self) -> str:
+        """Name of the base: of the model table, or ``"given"``."""
+        return str(self.config["base"]["name"])
 
     @property
     def heads(self) -> HeadSet:
@@ -186,12 +191,14 @@ class TunedAurora:
         base = {
             **self.config["base"],
             "saved": True,
-            "lora": adapters.own_lora(model.base) is not None,
+            "lora": adapters.lora_options(model.base) is not None,
         }
         config = {**self.config, "base": base, "merged": self.config["strategy"]}
         return TunedAurora(model, self.needs, config, list(self.history))
 
-    def take(self, path: str | Path, moved: Collection[str] | None = None) -> dict[str, Any]:
+    def load_weights(
+        self, path: str | Path, moved: Collection[str] | None = None
+    ) -> dict[str, Any]:
         """Replace the weights by those of an artefact of the same model, and return its scores.
 
         Parameters
@@ -204,7 +211,7 @@ class TunedAurora:
         from safetensors import safe_open
 
         folder = Path(path)
-        config = _read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
         state = read_state(folder / "head.safetensors")
         embeddings = {
             k.removeprefix(_INPUT): state.pop(k) for k in list(state) if k.startswith(_INPUT)
@@ -219,7 +226,7 @@ class TunedAurora:
                 for name in own if moved is None else own.keys() & set(moved):
                     own[name].copy_(file.get_tensor(name))
         if self.model.adapter is not None:
-            adapters.fill(base, self.model.adapter, folder)
+            adapters.load_into(base, self.model.adapter, folder)
         return config.get("scores", {})
 
     def _write(self, folder: Path) -> None:
@@ -299,7 +306,7 @@ def load(path: str | Path, *, weights: str | Path | None = None, base: Any = Non
         If the pretrained base is not on this machine and cannot be downloaded.
     """
     folder = _folder(Path(path))
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config.get("format") not in _READS:
         raise CheckpointError(
             f"'{folder}' has format {config.get('format')!r}, but this version reads format"
@@ -345,19 +352,9 @@ def load(path: str | Path, *, weights: str | Path | None = None, base: Any = Non
     # Restore the state after training: Torch chooses other kernels for parameters without gradient,
     # and PEFT leaves the base frozen.
     model.requires_grad_(True)
-    history = _read_json(folder / "history.json")
+    history = read_json(folder / "history.json")
     meta = {k: v for k, v in config.items() if k not in ("format", "needs", "files", "adapter")}
     return TunedAurora(model, needs, meta, history, folder)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read ``config.json`` of an artefact."""
-    return _read_json(folder / "config.json")
-
-
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """Read ``history.json`` of an artefact."""
-    return _read_json(folder / "history.json")
 
 
 def _folder(path: Path) -> Path:
@@ -395,7 +392,7 @@ def _plain_base(
 ) -> Any:
     info = config["base"]
     if info["saved"]:
-        stats = _read_json(folder / "normalisation.json")["base"]
+        stats = read_json(folder / "normalisation.json")["base"]
         state = read_state(folder / "model.safetensors")
         if stats != "Aurora's own":
             surface = {k: (float(v[0]), float(v[1])) for k, v in stats["surface"].items()}
@@ -413,12 +410,10 @@ def _plain_base(
                 fix="xaurora.load(path, base=a model of that class)",
             )
         else:
-            from xaurora.model.aurora import _CLASSES
-
-            model = _CLASSES[info["name"]]()
-        extend(model, inputs)
+            model = model_class(info["name"])()
+        add_inputs(model, inputs)
         if not info.get("lora", True):
-            adapters.take_out(model)  # the class has a LoRA, which was merged into the weights
+            adapters.remove_lora(model)  # the class has a LoRA, which was merged into the weights
         compare_keys(model.state_dict(), state, f"weights in '{folder}'", type(model).__name__)
         model.load_state_dict(state)
         return model
@@ -463,7 +458,7 @@ def describe_base(
         "class": f"{type(base).__module__}.{type(base).__qualname__}",
         "hash": original_hash,
         "saved": saved,
-        "lora": own and adapters.own_lora(base) is not None,
+        "lora": own and adapters.lora_options(base) is not None,
     }
 
 
@@ -473,7 +468,14 @@ def _dump(path: Path, value: Any) -> None:
     )
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Return what a JSON file of an artefact holds.
+
+    Raises
+    ------
+    CheckpointError
+        If it is missing or damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -6,13 +6,13 @@ import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
+import aurora
 import torch
 from aurora import Aurora
 
 from xaurora.errors import CheckpointError, OptionError, WeightsUnavailableError
-from xaurora.fields.requirements import MODELS, unknown_model
-from xaurora.model.aurora import _CLASSES
 from xaurora.model.memory import LiveBytes
+from xaurora.model.models import NAMES, spec_of
 from xaurora.model.tiny import load_tiny_pretrained
 
 
@@ -42,9 +42,7 @@ def load_pretrained(name: str, weights: str | Path | None = None) -> Aurora:
                 fix="leave weights out, or use model='small'",
             )
         return load_tiny_pretrained()
-    if name not in _CLASSES:
-        raise unknown_model(name)
-    cls = _CLASSES[name]
+    cls = model_class(name)
     path = Path(weights) if weights is not None else fetch_checkpoint(cls, name)
     state = read_state(path)
     with (
@@ -56,7 +54,19 @@ def load_pretrained(name: str, weights: str | Path | None = None) -> Aurora:
     return model
 
 
+def model_class(name: str) -> type[Aurora]:
+    """Return the class of a named pretrained model.
+
+    Raises
+    ------
+    OptionError
+        If the name is unknown.
+    """
+    return getattr(aurora, spec_of(name).class_name)
+
+
 def fetch_checkpoint(cls: type[Aurora], name: str) -> Path:
+    """Return the published checkpoint of a named model, from the cache or its hub."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -199,6 +209,6 @@ def compare_keys(
         f"the {what} cannot be loaded into this model ({model}); {'; '.join(parts)}.",
         fix=(
             f"pass a checkpoint of {model}, or choose the model it belongs to: model=..."
-            f" ({', '.join(MODELS)})"
+            f" ({', '.join(NAMES)})"
         ),
     )

@@ -18,13 +18,13 @@ from xaurora.plots.panels import (
     at_lead,
     at_threshold,
     axes,
+    display_scale,
     first_scores,
-    hours,
     label_of,
-    labelled,
-    part,
+    lead_label,
     plain_ticks,
-    shown,
+    scores_by_label,
+    select_metric,
     thresholds_axis,
 )
 
@@ -56,24 +56,29 @@ def threshold_curve(
     matplotlib axes
     """
     ax = axes(ax)
-    several = labelled(scores)
+    several = scores_by_label(scores)
     lines: list[tuple[str, xr.DataArray]] = []
     for label, ds in several.items():
-        da = part(ds, f"{name}_exceed", metric, region)
+        da = select_metric(ds, f"{name}_exceed", metric, region)
         if len(several) == 1 and lead is None:
             lines += [
-                (hours(one), one)
+                (lead_label(one), one)
                 for one in (da.isel(lead_time=i) for i in range(da.sizes["lead_time"]))
             ]
         else:
             lines.append(
-                (label, part(ds, f"{name}_exceed", metric, region, 0 if lead is None else lead))
+                (
+                    label,
+                    select_metric(
+                        ds, f"{name}_exceed", metric, region, 0 if lead is None else lead
+                    ),
+                )
             )
     for (label, da), colour in zip(lines, COLOURS * 9, strict=False):
-        shown = (
+        display_scale = (
             da.where(da > 0) if metric == "frequencybias" else da
         )  # a bias of 0 (never exceeded) cannot be shown on a logarithmic axis
-        ax.plot(da["threshold_mm"], shown, "o-", label=label, color=colour, markersize=4)
+        ax.plot(da["threshold_mm"], display_scale, "o-", label=label, color=colour, markersize=4)
     if metric == "frequencybias":
         ax.axhline(1.0, color="0.6", linewidth=0.8)
         plain_ticks(ax, "y")
@@ -86,7 +91,12 @@ def threshold_curve(
         metric, label_of(metric)
     )
     ax.set_ylabel(
-        name_of + (f" at {hours(lines[0][1])}" if len({hours(da) for _, da in lines}) == 1 else "")
+        name_of
+        + (
+            f" at {lead_label(lines[0][1])}"
+            if len({lead_label(da) for _, da in lines}) == 1
+            else ""
+        )
     )
     ax.legend(frameon=False, fontsize=8)
     return ax
@@ -108,10 +118,10 @@ def fss_curve(
     given.
     """
     ax = axes(ax)
-    several = labelled(scores)
+    several = scores_by_label(scores)
     lines: list[tuple[str, xr.DataArray]] = []
     for label, ds in several.items():
-        da = part(ds, f"{name}_fss", None, region, lead)
+        da = select_metric(ds, f"{name}_fss", None, region, lead)
         if len(several) == 1 and threshold_mm is None:
             lines += [(f"{t:g} mm", da.sel(threshold_mm=t)) for t in da["threshold_mm"].values]
         else:
@@ -130,7 +140,7 @@ def fss_curve(
         if len({float(da["threshold_mm"]) for _, da in lines}) == 1
         else ""
     )
-    ax.set_ylabel(f"FSS{one} at {hours(lines[0][1])}")
+    ax.set_ylabel(f"FSS{one} at {lead_label(lines[0][1])}")
     ax.legend(frameon=False, fontsize=8)
     return ax
 
@@ -152,10 +162,10 @@ def reliability(
     given.
     """
     ax = axes(ax, (4.4, 4.2))
-    several = labelled(scores)
+    several = scores_by_label(scores)
     lines: list[tuple[str, xr.Dataset, xr.DataArray]] = []
     for label, ds in several.items():
-        da = part(ds, f"{name}_reliability", None, region, lead)
+        da = select_metric(ds, f"{name}_reliability", None, region, lead)
         every = da["threshold_mm"].values
         wanted = (
             every
@@ -189,7 +199,7 @@ def reliability(
         if len({float(da["threshold_mm"]) for *_, da in lines}) == 1
         else ""
     )
-    ax.set_ylabel(f"observed frequency{one}, {hours(lines[0][2])}")
+    ax.set_ylabel(f"observed frequency{one}, {lead_label(lines[0][2])}")
     ax.legend(frameon=False, fontsize=8, markerscale=0.6, loc="upper left")
     return ax
 
@@ -209,7 +219,7 @@ def calibration(
     """
     ax, scores = axes(ax), first_scores(scores)
     pit = f"{name}_pit" in scores
-    da = part(scores, f"{name}_pit" if pit else f"{name}_rank_histogram", None, region)
+    da = select_metric(scores, f"{name}_pit" if pit else f"{name}_rank_histogram", None, region)
     dim = "pit_bin" if pit else "rank"
     da = da * da.sizes[dim]
     leads = range(da.sizes["lead_time"]) if lead is None else [lead]
@@ -218,9 +228,9 @@ def calibration(
         one = (
             da.isel(lead_time=i)
             if isinstance(i, int)
-            else part(scores, str(da.name), None, region, i) * da.sizes[dim]
+            else select_metric(scores, str(da.name), None, region, i) * da.sizes[dim]
         )
-        ax.stairs(one.values, edges, label=hours(one), color=colour, baseline=None)
+        ax.stairs(one.values, edges, label=lead_label(one), color=colour, baseline=None)
     ax.axhline(1.0, color="0.6", linewidth=0.8)
     ax.set_ylim(0, max(2.0, 1.05 * float(np.nanmax(da))))
     ax.set_xlabel(
@@ -249,7 +259,7 @@ def spectrum(
     forecast is blurred. There is one line per forecast, or one per lead time for a single forecast.
     """
     ax = axes(ax)
-    several = labelled(scores)
+    several = scores_by_label(scores)
 
     def pick(da: xr.DataArray) -> xr.DataArray:
         if "level" in da.dims:
@@ -260,7 +270,7 @@ def spectrum(
     for label, ds in several.items():
         da, y = (
             pick(
-                part(
+                select_metric(
                     ds,
                     f"{name}_{n}",
                     None,
@@ -273,7 +283,7 @@ def spectrum(
         each = range(da.sizes["lead_time"]) if "lead_time" in da.dims else [None]
         for i in each:
             one, truth = (da, y) if i is None else (da.isel(lead_time=i), y.isel(lead_time=i))
-            lines.append((hours(one) if len(several) == 1 else label, one, truth))
+            lines.append((lead_label(one) if len(several) == 1 else label, one, truth))
     for (label, one, truth), colour in zip(lines, COLOURS * 9, strict=False):
         ax.plot(
             one["zonal_wavenumber"],
@@ -323,7 +333,7 @@ def intensity(
         ("forecast", f"{name}_intensity", "-"),
         ("truth", f"{name}_truth_intensity", "--"),
     ):
-        da = part(scores, variable, None, region, lead)
+        da = select_metric(scores, variable, None, region, lead)
         over = da.values[::-1].cumsum()[::-1][1:]
         edges = da["intensity_bin"].values[1:]
         there = over > 0
@@ -394,7 +404,7 @@ def tail(
     """
     out = []
     for variable in (f"{name}_intensity", f"{name}_truth_intensity"):
-        da = part(scores, variable, None, region, lead)
+        da = select_metric(scores, variable, None, region, lead)
         below = da.values.cumsum()[:-1]
         edges = np.log(da["intensity_bin"].values[1:])
         rising = np.concatenate([[True], np.diff(below) > 0])
@@ -421,7 +431,7 @@ def error_by_edge(
         raise OptionError(
             "these scores do not contain edge rings.", fix="evaluate(truth, regions='edge')"
         )
-    factor, units = shown(scores[name], name, metric)
+    factor, units = display_scale(scores[name], name, metric)
     da = scores[name].sel(metric=metric, region=rings) * factor
     if "level" in da.dims:
         da = da.isel(level=0)
@@ -429,7 +439,7 @@ def error_by_edge(
         range(da.sizes["lead_time"]) if lead is None else [lead], COLOURS * 9, strict=False
     ):
         one = da.isel(lead_time=i) if isinstance(i, int) else at_lead(da, i)
-        ax.plot(range(len(rings)), one.values, "o-", label=hours(one), color=colour)
+        ax.plot(range(len(rings)), one.values, "o-", label=lead_label(one), color=colour)
     ax.set_xticks(range(len(rings)), [r.removeprefix("edge ") for r in rings], rotation=20)
     ax.set_xlabel("distance from the edge")
     known = variables.find(name)

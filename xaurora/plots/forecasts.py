@@ -31,9 +31,9 @@ def _pick(
     if (
         lead_dim in fc.coords and fc[lead_dim].dtype.kind != "m"
     ):  # lead times stored as numbers with units
-        from xaurora.evaluation.alignment import durations_of
+        from xaurora.evaluation.alignment import decode_lead_times
 
-        hours = durations_of(fc[lead_dim])
+        hours = decode_lead_times(fc[lead_dim])
         fc = fc.assign_coords({lead_dim: (fc[lead_dim].dims, hours)})
     if name not in fc:
         raise MissingVariableError(
@@ -234,9 +234,9 @@ def models(
     -------
     ndarray of matplotlib axes
     """
-    from xaurora.plots.panels import labelled
+    from xaurora.plots.panels import scores_by_label
 
-    several = labelled(forecasts)
+    several = scores_by_label(forecasts)
     first = next(iter(several.values()))
     lead_dim = "lead_time" if "lead_time" in first.coords else "prediction_timedelta"
     columns = (

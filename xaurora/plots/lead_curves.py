@@ -37,10 +37,10 @@ def lead_curve(
         difference from the next forecast that it can be paired with (:func:`xaurora.significance`).
     ax : matplotlib axes, optional
     """
-    from xaurora.plots.panels import COLOURS, axes, label_of, labelled, shown
+    from xaurora.plots.panels import COLOURS, axes, display_scale, label_of, scores_by_label
 
     ax = axes(ax, (6.0, 4.0))
-    units, several = "", labelled(scores)
+    units, several = "", scores_by_label(scores)
     first = next(iter(several.values()))
     key = first[name].attrs.get("xaurora_variable") if name in first else None
     for (label, ds), colour in zip(several.items(), COLOURS * 9, strict=False):
@@ -79,7 +79,7 @@ def lead_curve(
             da = da.isel(level=0) if level is None else da.sel(level=level)
         if not np.isfinite(da.values).any():
             continue
-        own, units = shown(ds[found], name, metric)
+        own, units = display_scale(ds[found], name, metric)
         factor = own if ds is first else own * _alike(first, name, ds, found, metric)
         hours = ds["lead_time"].values / np.timedelta64(1, "h")
         ax.plot(hours, da.values * factor, "o-", label=label, color=colour, markersize=4)

@@ -24,12 +24,12 @@ def axes(ax: Any, size: tuple[float, float] = (5.2, 3.8)) -> Any:
     return plt.subplots(figsize=size, layout="constrained")[1]
 
 
-def labelled(scores: xr.Dataset | Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+def scores_by_label(scores: xr.Dataset | Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
     """Return scores by label. A single Dataset gets the label ``"forecast"``."""
     return {"forecast": scores} if isinstance(scores, xr.Dataset) else dict(scores)
 
 
-def part(
+def select_metric(
     ds: xr.Dataset, name: str, metric: str | None, region: str | None, lead: Any = None
 ) -> xr.DataArray:
     """Return one metric of one region, the first region by default.
@@ -76,7 +76,7 @@ def part(
     return da
 
 
-def shown(da: xr.DataArray, name: str, metric: str) -> tuple[float, str]:
+def display_scale(da: xr.DataArray, name: str, metric: str) -> tuple[float, str]:
     """Return the factor by which a score is multiplied for display, and its units.
 
     Precipitation is shown in mm, squared errors in squared units, and ratios without units.
@@ -104,7 +104,7 @@ def label_of(metric: str) -> str:
     return metric.upper() if len(metric) <= 5 else metric.replace("_", " ")
 
 
-def hours(da: xr.DataArray) -> str:
+def lead_label(da: xr.DataArray) -> str:
     """Return the lead time of a score as a label, such as ``+6 h``."""
     value = da.coords.get("lead_time")
     return "" if value is None else f"+{float(value / np.timedelta64(1, 'h')):g} h"
@@ -178,4 +178,4 @@ def at_threshold(da: xr.DataArray, threshold: float) -> xr.DataArray:
 
 def first_scores(scores: xr.Dataset | Mapping[str, xr.Dataset]) -> xr.Dataset:
     """Return the first of several scores, for diagrams that show one forecast."""
-    return next(iter(labelled(scores).values()))
+    return next(iter(scores_by_label(scores).values()))

@@ -289,13 +289,13 @@ def _accumulated(group: xr.Dataset, names: list[str], time_dim: str) -> xr.Datas
     """Sum the named variables over six hours, and keep the times with a complete six hours."""
     lazy = as_dask(group, time_dim)
     for name in names:
-        precipitation.refuse_running_totals(lazy[name], name=name, dim=time_dim)
+        precipitation.check_not_running_totals(lazy[name], name=name, dim=time_dim)
     totals = {
         name: precipitation.accumulate(lazy[name], TIMESTEP_HOURS, name=name, dim=time_dim)
         for name in names
     }
     times = group[time_dim].values
-    parts = {precipitation.period_of(name, group[name].attrs, times) for name in names}
+    parts = {precipitation.value_period(name, group[name].attrs, times) for name in names}
     whole = np.ones(len(times), bool)
     for part in range(int(TIMESTEP_HOURS / min(parts))):
         whole &= np.isin(times - periods.span(part * min(parts)), times)

@@ -151,7 +151,7 @@ def _read(path: str, engine: str | None, chunks: Any) -> list[xr.Dataset]:
         options["consolidated"] = _is_consolidated(Path(path))
     try:
         opened = xr.open_dataset(path, **options)
-        stores.refuse_unfinished(opened.attrs, path)
+        stores.require_complete(opened.attrs, path)
         return [opened]
     except SourceError:
         raise

@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
@@ -23,12 +23,16 @@ from xaurora.fields import conventions, periods, requirements, targets, truth
 from xaurora.fields.conventions import Fields
 from xaurora.fields.found import Field
 from xaurora.fields.grid import patches, regions
+from xaurora.fields.grid.regions import RegionLike
+from xaurora.fields.requirements import Needs
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.utils import storage
 from xaurora.utils import zarr_stores as stores
-from xaurora.utils.progress import say, watched
+from xaurora.utils.progress import log_line, track
 
 logger = logging.getLogger("xaurora")
+
+NeedsOf: TypeAlias = Callable[[Fields, Sequence[str]], Needs]
 
 _SHARD = 64 * 1024**2  # approximate bytes of a file before compression
 _BLOCK = 512 * 1024**2  # approximate bytes in memory at once
@@ -42,13 +46,17 @@ def prepare(
     path: str | Path,
     *,
     target: str | Sequence[str] | None = "tp",
-    model: Any = "small",
-    region: Any = None,
+    needs: NeedsOf | None,
+    region: RegionLike | None = None,
     time: Any = None,
     bits: int | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
-    """See :meth:`xaurora.accessor.AuroraAccessor.prepare`."""
+    """Write a training store. See :meth:`xaurora.accessor.AuroraAccessor.prepare`.
+
+    ``needs`` returns what a model needs of the fields, without some variables. With None all
+    recognised variables are stored.
+    """
     if not isinstance(path, str | Path) or not str(path):
         raise OptionError(
             f"path must be a path that is not empty, got {path!r}.",
@@ -61,7 +69,7 @@ def prepare(
             fix="bits=12",
         )
     path = Path(path)
-    variables = _variables(ds, target, model, region, time)
+    variables = _variables(ds, target, needs, region, time)
     template, encoding, length = _template(variables)
     template.attrs |= {
         "title": "Prepared for training with xaurora",
@@ -74,7 +82,7 @@ def prepare(
     template.attrs[stores.PIECES] = len(blocks)
     done = 0
     if path.exists():
-        done = stores.done(
+        done = stores.count_written_pieces(
             path,
             _ATTRIBUTE,
             signature,
@@ -87,22 +95,22 @@ def prepare(
                 "%s: resuming, %d of %d pieces are already written.", path, done, len(blocks)
             )
     else:
-        with storage.named_failures(path):
+        with storage.wrap_write_errors(path):
             stores.create(path, template, encoding)
     lazy = xr.Dataset({n: da for n, (da, _) in variables.items() if "time" in da.dims})
     if done:
         _refuse_other_values(path, lazy, min(done * length, template.sizes["time"]), bits)
     size = sum(v.nbytes for v in template.data_vars.values())
-    say(
+    log_line(
         f"Writing {template.sizes['time']} times, {size / 1e9:.3g} GB before compression, to"
         f" {path}",
         shown=progress,
     )
-    for i, first in enumerate(watched(blocks, "prepare", unit="piece", shown=progress)):
+    for i, first in enumerate(track(blocks, "prepare", unit="piece", shown=progress)):
         if i < done:
             continue
         piece = lazy.isel(time=slice(first, first + length)).compute()
-        with storage.named_failures(path):
+        with storage.wrap_write_errors(path):
             plain = {
                 n: (v.dims, _rounded(np.asarray(v.values), bits))
                 for n, v in piece.data_vars.items()
@@ -110,23 +118,23 @@ def prepare(
             xr.Dataset(plain).to_zarr(
                 path, region={"time": slice(first, first + length)}, consolidated=False
             )
-            stores.mark(path, i + 1)
+            stores.record_written_pieces(path, i + 1)
     return xr.open_dataset(
         path, engine="zarr", chunks=None, consolidated=False, decode_timedelta=True
     )
 
 
 def _variables(
-    ds: xr.Dataset, target: Any, model: Any, region: Any, time: Any
+    ds: xr.Dataset, target: Any, needs_of: NeedsOf | None, region: RegionLike | None, time: Any
 ) -> dict[str, tuple[xr.DataArray, dict[str, Any]]]:
     """Return lazy canonical arrays and their attributes by the data's own variable names."""
     names = [] if target is None else [n for n in targets.names_of(target) if n != targets.ALL]
     found = targets.recognise(ds, names)
     found.raise_first()
     fields = conventions.standardise(ds, found)
-    learnt = truth.resolve_targets(fields, names) if names else []
-    if model is not None:
-        needs = requirements.needs_of(model, fields, [t.name for t in learnt])
+    wanted = truth.resolve_targets(fields, names) if names else []
+    if needs_of is not None:
+        needs = needs_of(fields, [t.name for t in wanted])
         requirements.check_variables(fields, needs)
         levels = requirements.levels_for(fields, needs)
         chosen = fields.select(
@@ -134,7 +142,7 @@ def _variables(
         )
         patch = needs.patch_size
     else:
-        own = {t.name for t in learnt}
+        own = {t.name for t in wanted}
         surface = [
             str(n) for n in fields.surface if n not in own and not _accumulates(fields, str(n))
         ]
@@ -144,7 +152,7 @@ def _variables(
             atmos=list(map(str, fields.atmos)),
             levels=fields.levels,
         )
-        patch = requirements.TINY.patch_size
+        patch = requirements.PATCH_SIZE
     rows, columns, longitude = _part(fields, region, patch)
     times = _times(chosen.times, time)
     at: dict[str, Any] = {"latitude": rows, "longitude": columns}
@@ -159,7 +167,7 @@ def _variables(
             item = fields.layout.fields[kind, str(name)]
             da = da.sel(time=times) if "time" in da.dims else da
             out[item.source] = (cut(da), _attrs(item))
-    for t in learnt:
+    for t in wanted:
         totals = {"cell_methods": periods.cell_methods(TIMESTEP_HOURS)} if t.is_rain else {}
         da = t.values.reindex(time=times)
         out[t.item.source] = (cut(da), {**_attrs(t.item), **totals})
@@ -200,7 +208,7 @@ def _part(fields: Fields, region: Any, patch: int) -> tuple[np.ndarray, np.ndarr
     grid = fields.layout.grid
     if region is None:
         return np.arange(grid.shape[0]), np.arange(grid.shape[1]), grid.longitude
-    box = patches.window_around(grid, regions.cells(fields, region), 1, 0)
+    box = patches.window_around(grid, regions.cells(grid, fields.land, region), 1, 0)
 
     def out(first: int, last: int, origin: int) -> tuple[int, int]:
         return first - (origin + first) % patch, last + (patch - 1 - (origin + last) % patch)

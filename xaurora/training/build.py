@@ -3,137 +3,152 @@
 from __future__ import annotations
 
 import copy
+import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from aurora import Aurora
+from lightning_fabric import Fabric
 
-from xaurora.errors import OptionError
-from xaurora.fields import statistics as normalisation
-from xaurora.fields import targets
+from xaurora.fields import statistics, targets
 from xaurora.fields.conventions import Fields
 from xaurora.fields.distribution import Distribution
+from xaurora.fields.targets import InputForm, Target
 from xaurora.model import adapters, hashing, heads, weights
-from xaurora.model import aurora as models
+from xaurora.model.adapters import Adapter
+from xaurora.model.aurora import AuroraWithHead, add_inputs, latent_size
 from xaurora.model.batch import STEP
 from xaurora.model.tiny import build_tiny
-from xaurora.model.tuned import TunedAurora
 from xaurora.training import parallel
-from xaurora.training import plan as planning
 from xaurora.training.plan import Plan
 from xaurora.training.scan import TargetScan
+
+logger = logging.getLogger("xaurora")
 
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """The model, its inputs and its parameter groups."""
+    """The model, its inputs and its parameter groups.
 
-    module: models.AuroraWithHead
-    cut: Fields
-    forms: dict[str, targets.InputForm]
-    original_hash: str
+    Parameters
+    ----------
+    module : AuroraWithHead
+    fields : Fields
+        What the encoder reads: the plan's fields, and targets among the inputs.
+    forms : dict of InputForm
+        Form of each target among the inputs.
+    base_hash : str
+        Hash of the base before training, or of the published base of a tuned model.
+    groups : list of dict
+        Parameter groups of what trains.
+    """
+
+    module: AuroraWithHead
+    fields: Fields
+    forms: dict[str, InputForm]
+    base_hash: str
     groups: list[dict[str, Any]]
 
+    @property
+    def heads(self) -> dict[str, heads.DistributionHead]:
+        """The heads, by target."""
+        return dict(self.module.head.items())  # type: ignore[union-attr,operator]
 
-def build_model(plan: Plan, looked: TargetScan, fabric: Any) -> BuiltModel:
+
+def build_model(plan: Plan, scan: TargetScan, fabric: Fabric) -> BuiltModel:
     """Build the model with its heads and adapter, and freeze what the strategy does not train."""
-    model, options, how = plan.model, plan.options, plan.how
-    forms = (
-        {t.name: _input_form(t, looked.seen[t.name]) for t in plan.learnt} if plan.as_input else {}
-    )
-    if isinstance(model, TunedAurora) and model.model.inputs:
-        # Inputs that the encoder was trained on keep the form they were trained in.
-        forms = {**forms, **model.model.inputs} if plan.as_input else dict(model.model.inputs)
-        if missing := [n for n in forms if n not in {t.name for t in plan.learnt}]:
-            raise OptionError(
-                f"the model was tuned with {missing} among its inputs, and goes on with them"
-                " alone.",
-                fix=f"target={list(forms)!r}, as_input=True",
-            )
-    cut = targets.with_inputs(plan.cut, plan.learnt, forms) if forms else plan.cut
-    base = plan.base
+    forms = _input_forms(plan, scan)
+    fields = targets.with_inputs(plan.fields, plan.targets, forms) if forms else plan.fields
+    base, adapter = _copy_of_base(plan)
     if base is None:
-        base = _make_base(plan, cut, looked.train, fabric, without=tuple(forms))
-    original_hash = hashing.state_hash(base)
-    if isinstance(model, TunedAurora) and not planning.holds_its_base(model):
-        original_hash = str(
-            model.config["base"]["hash"]
-        )  # hash of the published base, without the embeddings of target inputs
-    levels, width = models.latent_size(base)
-    patch, seed = plan.needs.patch_size, options.seed
-    heads_ = {
-        t.name: _make_head(
-            model, t.name, plan.heads[t.name], levels, width, patch, looked.seen[t.name], seed
-        )
-        for t in plan.learnt
-    }
-    adapter = plan.adapter
-    models.extend(base, forms)  # before the adapter, which may wrap the modules extended here
-    if adapter is None and how.name in ("lora", "peft"):
-        adapter = adapters.install(base, how, seed)
-    module = models.AuroraWithHead(base, heads.HeadSet(heads_), forms, adapter)
-    module.window = plan.window
-    return BuiltModel(module, cut, forms, original_hash, plan.groups(module))
+        base = _new_base(plan, fields, scan.train, fabric, without=tuple(forms))
+    base_hash = hashing.state_hash(base)
+    if plan.tuned is not None and not plan.base_was_tuned:
+        # The published base's, without the embeddings of targets among the inputs.
+        base_hash = str(plan.tuned.config["base"]["hash"])
+    built = {t.name: _build_head(plan, t, base, scan.climatology[t.name]) for t in plan.targets}
+    add_inputs(base, forms)  # before the adapter, which may wrap the modules extended here
+    if adapter is None and plan.strategy.name in ("lora", "peft"):
+        adapter = adapters.install(base, plan.strategy, plan.options.seed)
+    module = AuroraWithHead(base, heads.HeadSet(built), forms, adapter, plan.window)
+    return BuiltModel(module, fields, forms, base_hash, plan.groups(module))
 
 
-def heads_of(module: models.AuroraWithHead) -> list[heads.DistributionHead]:
-    """Return the heads of a module."""
-    found: Any = module.head
-    return [head for _, head in found.items()]
+def _copy_of_base(plan: Plan) -> tuple[Aurora | None, Adapter | None]:
+    """Return a copy of the base that was given, so that training does not change it."""
+    if plan.tuned is not None:
+        copied = copy.deepcopy(plan.tuned.model)
+        if plan.merges_adapter:
+            logger.info(
+                "The adapter of the given model is merged into its weights, and strategy=%r"
+                " trains from there.",
+                plan.strategy.name,
+            )
+            adapters.merge(copied.base, copied.adapter)
+            return copied.base, None
+        return copied.base, copied.adapter
+    return copy.deepcopy(plan.model.instance), None
 
 
-def _input_form(target: targets.Target, seen: Distribution) -> targets.InputForm:
+def _input_forms(plan: Plan, scan: TargetScan) -> dict[str, InputForm]:
+    """Return the forms in which targets enter the encoder.
+
+    Inputs that the encoder was trained on keep the form they were trained in.
+    """
+    before = dict(plan.tuned.model.inputs) if plan.tuned is not None else {}
+    if not plan.options.as_input:
+        return before
+    return {t.name: _input_form(t, scan.climatology[t.name]) for t in plan.targets} | before
+
+
+def _input_form(target: Target, climatology: Distribution) -> InputForm:
+    moments = climatology.moments
     if not target.is_rain:
-        return targets.InputForm(None, seen.moments.mean, max(seen.moments.std, 1e-12))
-    epsilon = min(max(seen.moments.mean, heads.EPSILON_RANGE[0]), heads.EPSILON_RANGE[1])
-    values, shares = seen.binned()
+        return InputForm(None, moments.mean, max(moments.std, 1e-12))
+    low, high = heads.EPSILON_RANGE
+    epsilon = min(max(moments.mean, low), high)
+    values, shares = climatology.binned()
     z = np.log1p(values / epsilon)
-    return targets.InputForm(
-        epsilon, 0.0, max(float(np.sqrt(shares @ (z - shares @ z) ** 2)), 1e-6)
-    )
+    spread = float(np.sqrt(shares @ (z - shares @ z) ** 2))
+    return InputForm(epsilon, 0.0, max(spread, 1e-6))
 
 
-def _make_base(
-    plan: Plan, cut: Fields, train: np.ndarray, fabric: Any, without: tuple[str, ...] = ()
+def _new_base(
+    plan: Plan, fields: Fields, train: np.ndarray, fabric: Fabric, without: tuple[str, ...]
 ) -> Aurora:
+    """Return a named base with its weights, or a new tiny one with the statistics of the data."""
     options = plan.options
-    if plan.name != "tiny":
-        return weights.load_pretrained(plan.name, plan.weights)
+    if not plan.random_base:
+        return weights.load_pretrained(plan.name, plan.model.weights)
 
-    def statistics() -> Any:
+    def read_statistics() -> Any:
         frames = np.unique(
             np.concatenate([train + STEP * k for k in range(-1, options.rollout_steps + 1)])
         )
-        plain = replace(cut, surface=cut.surface.drop_vars(list(without)))
-        return normalisation.statistics_of(plain, list(frames), progress=options.progress)
+        own = replace(fields, surface=fields.surface.drop_vars(list(without)))
+        return statistics.normalisation_statistics(own, list(frames), progress=options.progress)
 
-    surface, atmos = parallel.first(fabric, statistics)  # read by the first process only
+    surface, atmos = parallel.run_on_first(fabric, read_statistics)
     return build_tiny(plan.needs, surface, atmos, options.seed)
 
 
-def _make_head(
-    model: Any,
-    name: str,
-    options: heads.HeadOptions,
-    levels: int,
-    width: int,
-    patch_size: int,
-    seen: Distribution,
-    seed: int,
+def _build_head(
+    plan: Plan, target: Target, base: Aurora, climatology: Distribution
 ) -> heads.DistributionHead:
-    if isinstance(model, TunedAurora) and name in model.targets:
-        before = model.heads[name]
-        if before.options == (
-            replace(options, epsilon=before.options.epsilon) if options.epsilon is None else options
-        ):
-            return copy.deepcopy(before)  # continue from the trained head
-    options = options.for_climate(seen.moments.mean)
+    """Return a new head that starts at the climatology, or the trained one of a tuned model."""
+    options = plan.heads[target.name]
+    if plan.tuned is not None and target.name in plan.tuned.targets:
+        before = plan.tuned.heads[target.name]
+        epsilon = before.options.epsilon if options.epsilon is None else options.epsilon
+        if before.options == replace(options, epsilon=epsilon):
+            return copy.deepcopy(before)
+    options = options.for_climate(climatology.moments.mean)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1)
-        head = heads.build(options, levels, width, patch_size)
-    values, shares = seen.binned()
+        torch.manual_seed(plan.options.seed + 1)
+        head = heads.build(options, *latent_size(base), plan.needs.patch_size)
+    values, shares = climatology.binned()
     if options.bounds is not None:
         values = values.clip(*options.bounds)
     head.initialise(heads.Climatology(values, shares))

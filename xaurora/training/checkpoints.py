@@ -10,15 +10,25 @@ read with ``weights_only=True``, so no code is ever unpickled.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from xaurora.errors import CheckpointError, OptionError, SaveError
+from xaurora.training import parallel
 from xaurora.utils import storage
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from xaurora.training.optimisation import Optimisation
+    from xaurora.training.replay import ReplayBuffer
+
 
 FOLDER = "checkpoint"
 FORMAT = 1
@@ -67,7 +77,7 @@ def discard(folder: Path) -> None:
     path = folder / FOLDER
     shutil.rmtree(path.with_name(f".{FOLDER}.old"), ignore_errors=True)
     if path.is_dir():
-        with storage.named_failures(path):
+        with storage.wrap_write_errors(path):
             gone = path.with_name(f".{FOLDER}.new-discarded")
             shutil.rmtree(gone, ignore_errors=True)
             path.rename(gone)
@@ -148,7 +158,7 @@ def check(folder: Path, *, resume: bool) -> dict[str, Any] | None:
     return run
 
 
-def refuse_unseen(folder: Path) -> None:
+def check_visible(folder: Path) -> None:
     """Raise if this process cannot see a checkpoint that another process has found."""
     if not (folder / FOLDER / "state.pt").is_file():
         raise CheckpointError(
@@ -203,3 +213,106 @@ def check_best(folder: Path, *, expected: bool) -> None:
             f"the checkpoint in '{folder}' refers to '{folder / 'best'}', which is missing.",
             fix="use another out= to start a new run",
         )
+
+
+# --- the state of a run ---------------------------------------------------------------------------
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Parameters
+    ----------
+    step, saved : int
+        Steps done, and steps done at the last checkpoint.
+    best : float
+        Best skill score so far.
+    waited : int
+        Validations since then.
+    """
+
+    step: int = 0
+    saved: int = 0
+    best: float = -math.inf
+    waited: int = 0
+
+
+def save_run(
+    fabric: Fabric,
+    folder: Path,
+    progress: Progress,
+    optimisation: Optimisation,
+    buffer: ReplayBuffer | None,
+    run: dict[str, Any],
+) -> None:
+    """Write a checkpoint of everything that a run needs to resume. All processes must call this.
+
+    Parameters
+    ----------
+    fabric : Fabric
+    folder : path
+    progress : Progress
+    optimisation : Optimisation
+    buffer : ReplayBuffer, optional
+    run : dict
+        What is known on all processes: settings, scores, recent losses.
+    """
+    random = {"cpu": torch.get_rng_state()}
+    if fabric.device.type == "cuda":
+        random["cuda"] = torch.cuda.get_rng_state(fabric.device)
+    tensors = {**optimisation.state(), "random": parallel.all_gather(fabric, random)}
+    run = {
+        **run,
+        "step": progress.step,
+        "total": optimisation.total,
+        "best": progress.best if math.isfinite(progress.best) else None,
+        "waited": progress.waited,
+        "replay": parallel.all_gather(fabric, buffer.state() if buffer is not None else None),
+    }
+    parallel.run_on_first(fabric, lambda: save(folder, run, tensors))
+    if buffer is not None:
+        buffer.checkpointed()
+    progress.saved = progress.step
+
+
+def restore_run(
+    fabric: Fabric,
+    folder: Path,
+    optimisation: Optimisation,
+    buffer: ReplayBuffer | None,
+    run: dict[str, Any],
+) -> Progress:
+    """Resume from a checkpoint.
+
+    Raises
+    ------
+    CheckpointError
+        If it does not fit the model, or is damaged.
+    """
+    state = read_tensors(folder)
+    parameters = optimisation.parameters  # a sharded parameter has the shape of the full one
+    compare_tensors(folder, "weights", parameters, state["weights"])
+    moments = {
+        f"{name} {key}": v
+        for name, part in state["optimizer"].items()
+        for key, v in part.items()
+        if key != "step"
+    }
+    if moments:
+        expected = {
+            f"{name} {key}": p
+            for name, p in parameters.items()
+            for key in ("exp_avg", "exp_avg_sq")
+        }
+        compare_tensors(folder, "optimiser's state", expected, moments)
+    optimisation.load_state(state)
+    random = state["random"][fabric.global_rank]
+    torch.set_rng_state(random["cpu"])
+    if "cuda" in random:
+        torch.cuda.set_rng_state(random["cuda"], fabric.device)
+    if buffer is not None:
+        buffer.restore(run["replay"][fabric.global_rank])
+    best = -math.inf if run["best"] is None else run["best"]
+    check_best(folder, expected=math.isfinite(best))
+    return Progress(run["step"], run["step"], best, run["waited"])

@@ -1,22 +1,22 @@
-""""""
+"""What a run and its artefact say about themselves."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from xaurora.fields import targets
 from xaurora.fields.distribution import Distribution
-from xaurora.fields.grid import lattice as grids
-from xaurora.model import hashing, strategies, tuned
+from xaurora.fields.grid.lattice import Grid
+from xaurora.fields.targets import Target
+from xaurora.model import batch, hashing, strategies, tuned
 from xaurora.model.batch import STEP
-from xaurora.model.tuned import TunedAurora
-from xaurora.training import checkpoints, describe, samples
-from xaurora.training import options as config
-from xaurora.training import plan as planning
+from xaurora.model.heads import DistributionHead
+from xaurora.training import checkpoints, samples
 from xaurora.training.build import BuiltModel
 from xaurora.training.plan import Plan
 from xaurora.training.scan import TargetScan
@@ -25,47 +25,40 @@ from xaurora.utils import provenance
 logger = logging.getLogger("xaurora")
 
 
-def describe_run(
-    plan: Plan, looked: TargetScan, made: BuiltModel, from_truth: bool
-) -> dict[str, Any]:
+def describe_run(plan: Plan, scan: TargetScan, model: BuiltModel) -> dict[str, Any]:
     """Return the description of the run that is saved with the artefact."""
-    options, module = plan.options, made.module
-    heads_: Any = module.head
-    saved = plan.how.name in ("decoder", "full") or plan.name == "tiny" or plan.merged
+    options, module = plan.options, model.module
+    from_truth = options.truth is not None
     return {
         "targets": {
-            t.name: _describe(t, heads_[t.name], looked.seen[t.name], from_truth)
-            for t in plan.learnt
+            t.name: _describe_target(t, model.heads[t.name], scan.climatology[t.name], from_truth)
+            for t in plan.targets
         },
-        "inputs": {n: asdict(form) for n, form in made.forms.items()},
-        "all": plan.every,
-        "strategy": plan.how.name,
-        "strategy_options": asdict(plan.how),
+        "inputs": {n: asdict(form) for n, form in model.forms.items()},
+        "all": plan.trains_base_variables,
+        "strategy": plan.strategy.name,
+        "strategy_options": asdict(plan.strategy),
         "base": tuned.describe_base(
             module.base,
             plan.name,
-            saved=saved or planning.holds_its_base(plan.model),
-            original_hash=made.original_hash,
+            saved=plan.saves_base,
+            original_hash=model.base_hash,
             adapter=module.adapter,
         ),
-        "halo": plan.halo,
+        "halo": options.halo,
         "training": {
-            "samples": len(looked.train),
-            "validation_samples": len(looked.validation),
-            "validated_on_training_samples": plan.parts.same,
-            "start": str((looked.train[0] - STEP).astype("datetime64[m]")),
-            "end": str((looked.train[-1] + STEP * options.rollout_steps).astype("datetime64[m]")),
-            "region": describe.describe_region(plan.target_grid),
+            "samples": len(scan.train),
+            "validation_samples": len(scan.validation),
+            "validated_on_training_samples": plan.split.same,
+            "start": str((scan.train[0] - STEP).astype("datetime64[m]")),
+            "end": str((scan.train[-1] + STEP * options.rollout_steps).astype("datetime64[m]")),
+            "region": describe_region(plan.target_grid),
             "grid_spacing": list(plan.grid.spacing),
             "batch_size": options.batch_size,
-            "steps": options.total_steps(len(looked.train)),
+            "steps": options.total_steps(len(scan.train)),
             "seed": options.seed,
-            "options": {
-                k: v
-                for k, v in asdict(replace(options, logger=None, latents="auto")).items()
-                if k not in ("logger", "latents")
-            },
-            "skipped": plan.chosen.skipped,
+            "options": options.training_values(),
+            "skipped": plan.samples.skipped,
         },
         "parameters": [asdict(part) for part in strategies.table(module)],
         "versions": provenance.versions(),
@@ -73,55 +66,78 @@ def describe_run(
     }
 
 
-def settings_of_run(
-    plan: Plan,
-    looked: TargetScan,
-    made: BuiltModel,
-    meta: dict[str, Any],
-    kept: config.LatentOptions | None,
-) -> dict[str, Any]:
+def settings_of_run(plan: Plan, scan: TargetScan, model: BuiltModel) -> dict[str, Any]:
     """Return the settings that must be the same in a resumed run."""
-    heads_: Any = made.module.head
+    latents = plan.latents
     return checkpoints.settings_of(
-        asdict(replace(plan.options, logger=None)),
-        target=[*([targets.ALL] if plan.every else []), *(t.name for t in plan.learnt)],
+        plan.options.training_values(),
+        target=[*([targets.ALL] if plan.trains_base_variables else []), *scan.climatology],
         model=plan.name,
-        base=made.original_hash,
-        start=hashing.state_hash(made.module.base),
+        base=model.base_hash,
+        start=hashing.state_hash(model.module.base),
         targets={
-            n: [d.moments.count, d.moments.mean, d.moments.std] for n, d in looked.seen.items()
+            n: [d.moments.count, d.moments.mean, d.moments.std] for n, d in scan.climatology.items()
         },
-        strategy=asdict(plan.how),
-        head={n: asdict(h.options) for n, h in heads_.items()},
-        inputs=sorted(made.forms),
-        halo=plan.halo,
-        region=meta["training"]["region"],
-        kept_latents=kept.dtype if kept is not None else None,
-        train=samples.describe(looked.train),
-        validation=samples.describe(looked.validation),
+        strategy=asdict(plan.strategy),
+        head={n: asdict(h.options) for n, h in model.heads.items()},
+        inputs=sorted(model.forms),
+        halo=plan.options.halo,
+        region=describe_region(plan.target_grid),
+        kept_latents=latents.dtype if latents is not None else None,
+        train=samples.describe(scan.train),
+        validation=samples.describe(scan.validation),
     )
 
 
-def warn(plan: Plan, looked: TargetScan, meta: dict[str, Any]) -> None:
+def describe_latents(plan: Plan, model: BuiltModel) -> dict[str, Any]:
+    """Return everything that the latents of a run depend on, which names their store."""
+    fields, base, window = model.fields, model.module.base, plan.window
+    versions = provenance.versions()
+    return {
+        "weights": hashing.state_hash(base),
+        "configuration": hashing.configuration_hash(base),
+        "grid": [
+            *plan.grid.shape,
+            float(plan.grid.latitude[0]),
+            float(plan.grid.true_longitude[0]),
+            *plan.grid.spacing,
+        ],
+        "variables": [*map(str, fields.surface), *map(str, fields.atmos)],
+        "levels": list(fields.levels),
+        "static fields": {
+            name: hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
+            for name, values in batch.statics(fields).items()
+        },
+        "region": (
+            "all" if window is None else [window.patch_rows.tolist(), window.patch_columns.tolist()]
+        ),
+        "precision": (
+            str(base.autocast_dtype).removeprefix("torch.") if base.autocast_backbone else "float32"
+        ),
+        "versions": {n: versions.get(n, "") for n in ("xaurora", "microsoft-aurora", "torch")},
+    }
+
+
+def warn(plan: Plan, scan: TargetScan, description: dict[str, Any]) -> None:
     """Log conditions that may make the result worse than the scores suggest."""
-    if not plan.grid.is_global and not plan.moves_base and not plan.name.startswith("tiny"):
+    if not plan.grid.is_global and not plan.trains_base and not plan.model.built_here:
         logger.warning(
             "The data are regional and the backbone is frozen, but a pretrained Aurora was"
             " trained on global data and may perform poorly on a region. Use global data or"
             " strategy='full'; see docs/regions.md."
         )
-    if note := _seen_before(plan.name, plan.model, looked.validation):
+    if note := _overlap_note(plan, scan.validation):
         logger.warning("%s", note)
-        meta["training"]["note"] = note
-    total = plan.options.total_steps(len(looked.train))
+        description["training"]["note"] = note
+    total = plan.options.total_steps(len(scan.train))
     if plan.options.warmup is not None and plan.options.warmup >= total:
         logger.warning(
             "warmup=%d, but the run has only %d steps: the learning rate will not reach its peak.",
             plan.options.warmup,
             total,
         )
-    for t in plan.learnt:
-        seen = looked.seen[t.name]
+    for t in plan.targets:
+        seen = scan.climatology[t.name]
         if seen.clipped:
             logger.info(
                 "%d negative amounts of %s were set to zero, %.3g mm in all.",
@@ -131,27 +147,22 @@ def warn(plan: Plan, looked: TargetScan, meta: dict[str, Any]) -> None:
             )
 
 
-PRETRAINED_UNTIL = {"small": 2021, "base": 2021, "finetuned": 2022}
-"""First year not used in pretraining: ERA5 to 2020, and for the fine-tuned model IFS HRES to 2021
-(Bodnar et al. 2025, doi:10.1038/s41586-025-09005-y, supplements C and D)."""
-
-
-def _seen_before(name: str, model: Any, validation: np.ndarray) -> str:
+def _overlap_note(plan: Plan, validation: np.ndarray) -> str:
     """Return a note if the base was trained on validation samples, or an empty string.
 
     It may have seen them in pretraining or in an earlier tuning.
     """
-    if isinstance(model, TunedAurora):
-        start, end = (np.datetime64(model.config["training"][k]) for k in ("start", "end"))
+    if plan.tuned is not None:
+        start, end = (np.datetime64(plan.tuned.config["training"][k]) for k in ("start", "end"))
         if count := int(((validation >= start) & (validation <= end)).sum()):
             return (
                 f"{count} of {len(validation)} validation samples lie in the period that the model"
                 f" was tuned on before ({start} to {end}): scores there will be too good. Use"
                 " other years for validation."
             )
-    if name not in PRETRAINED_UNTIL:
+    first = plan.model.spec.first_unseen_year if plan.model.spec is not None else None
+    if first is None:
         return ""
-    first = PRETRAINED_UNTIL[name]
     count = int((validation < np.datetime64(f"{first}-01-01")).sum())
     if not count:
         return ""
@@ -162,8 +173,8 @@ def _seen_before(name: str, model: Any, validation: np.ndarray) -> str:
     )
 
 
-def _describe(
-    target: targets.Target, head: Any, seen: Distribution, from_truth: bool
+def _describe_target(
+    target: Target, head: DistributionHead, seen: Distribution, from_truth: bool
 ) -> dict[str, Any]:
     m = seen.moments
     statistics: dict[str, Any] = {
@@ -192,7 +203,7 @@ def _describe(
     }
 
 
-def describe_region(grid: grids.Grid) -> str:
+def describe_region(grid: Grid) -> str:
     """Return a text description of a grid's extent and shape."""
     if grid.is_global:
         return f"global, {grid.shape[0]} × {grid.shape[1]}"

@@ -18,18 +18,18 @@ import numpy as np
 import torch
 import xarray as xr
 
-from xaurora.errors import CheckpointError, OptionError, XauroraError
-from xaurora.fields import requirements, targets
-from xaurora.model import loader as loading
+from xaurora.errors import CheckpointError, XauroraError
+from xaurora.model import execution
 from xaurora.model.batch import STEP
-from xaurora.training import options as config
+from xaurora.model.loader import MAX_CACHED
+from xaurora.model.options import STRATEGIES, StrategyOptions
 from xaurora.training import parallel
 from xaurora.training import plan as planning
-from xaurora.training.hardware import device, free_memory, measure_rate
-from xaurora.training.options import StrategyOptions, TrainingOptions
+from xaurora.training.hardware import device, free_memory, measure_rate, model_size
+from xaurora.training.options import FinetuneOptions
 from xaurora.training.plan import Plan
-from xaurora.training.simulate import simulate
-from xaurora.utils.progress import watched
+from xaurora.training.simulate import StepCost, simulate
+from xaurora.utils.progress import track
 
 # CPU memory beyond tensors. Tensors allocated and freed within a step fragment the allocator's
 # heap; weights and the optimiser state do not. Measured by benchmarks/estimates.py --calibrate, on
@@ -139,180 +139,140 @@ class Estimate:
         return "\n".join(lines)
 
 
-def estimate(
-    ds: xr.Dataset,
-    target: Any = "tp",
-    *,
-    truth: xr.Dataset | None = None,
-    model: Any = "small",
-    weights: Any = None,
-    strategy: Any = "frozen",
-    head: Any = "auto",
-    as_input: bool = False,
-    train: Any = None,
-    validation: Any = None,
-    halo: int = 0,
-    region: Any = None,
-    out: Any = None,
-    options: TrainingOptions | None = None,
-    compare: bool = False,
-) -> Estimate:
+def estimate(ds: xr.Dataset, options: FinetuneOptions, *, compare: bool = False) -> Estimate:
     """Estimate the cost of a run. See :meth:`xaurora.accessor.AuroraAccessor.estimate`."""
-    options = parallel.settle(options or TrainingOptions())
-    if options.resume and out is None:
-        raise OptionError(
-            "resume=True needs the folder of the run to resume, but out= is not set.",
-            fix="out='runs/tp', resume=True",
-        )
-    if weights is not None and not Path(weights).is_file():
+    options = parallel.resolve_devices(options)
+    if options.weights is not None and not Path(options.weights).is_file():
         raise CheckpointError(
-            f"there is no checkpoint file '{weights}'.", fix="weights='path/to/file.ckpt'"
+            f"there is no checkpoint file '{options.weights}'.", fix="weights='path/to/file.ckpt'"
         )
-    common = {
-        "truth": truth,
-        "weights": weights,
-        "head": head,
-        "as_input": as_input,
-        "train": train,
-        "validation": validation,
-        "halo": halo,
-        "region": region,
-        "options": options,
-    }
-    how = config.strategy_of(strategy)
-    named_alone = isinstance(strategy, str)
-    first = of_plan(
-        planning.plan(ds, target, model=model, how=how, named=named_alone, **common), ds
-    )
+    made = planning.plan(ds, options)
+    first = estimate_plan(made, ds)
     if not first.fits:
-        first = replace(first, advice=_advice(ds, target, model, how, common))
+        first = replace(first, advice=advice(made))
     if not compare:
         return first
-    named = model if isinstance(model, str) and model in requirements.MODELS else first.model
-    cases = [(m, s) for m in ("small", "base") for s in config.STRATEGIES]
-    cases += [(model, s) for s in config.STRATEGIES if named not in ("small", "base")]
-    cases = [(m, s) for m, s in cases if not (m == model and s == how.name)]
+    cases = [(m, s) for m in _COMPARED for s in STRATEGIES]
+    cases += [(options.model, s) for s in STRATEGIES if made.name not in _COMPARED]
+    cases = [(m, s) for m, s in cases if not (m == options.model and s == made.strategy.name)]
     others = [
-        _tried(ds, target, m, StrategyOptions(s), {**common, "weights": None})
-        for m, s in watched(cases, "estimate", unit="case", shown=options.progress)
+        _try_estimate(ds, replace(options, model=m, strategy=StrategyOptions(s), weights=None))
+        for m, s in track(cases, "estimate", unit="case", shown=options.progress)
     ]
     return replace(first, others=others)
 
 
-def _tried(
-    ds: xr.Dataset, target: Any, model: Any, how: StrategyOptions, common: dict[str, Any]
-) -> Estimate:
+_COMPARED = ("small", "base")
+
+
+def _try_estimate(ds: xr.Dataset, options: FinetuneOptions) -> Estimate:
     """Return an estimate, or one whose ``problem`` says why there is none."""
-    name = model if isinstance(model, str) else type(model).__name__
     try:
-        return of_plan(planning.plan(ds, target, model=model, how=how, **common), ds)
+        return estimate_plan(planning.plan(ds, options), ds)
     except XauroraError as error:
-        return Estimate(str(name), how.name, device().type.upper(), problem=error.message)
+        name = options.model if isinstance(options.model, str) else type(options.model).__name__
+        strategy = options.strategy_options.name
+        return Estimate(name, strategy, device().type.upper(), problem=error.message)
 
 
-def of_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
+def estimate_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
     """Return the estimate for a plan."""
     where, options = device(), plan.options
-    counted = simulate(plan, where)
+    cost = simulate(plan, where)
     # The truth is not read here, so samples that will turn out to have none are still counted.
-    count = len(plan.parts.train)
-    steps = options.total_steps(count)
-    frame = _frame_bytes(plan)
-    frames = len(_frames(plan, plan.parts.train)) + len(_frames(plan, plan.parts.validation))
-    lazy = _is_lazy(plan)
-    kept = min(min(frames, loading.KEPT) * frame, _FRAMES_KEPT) if lazy else 0
-    lasting = 0
-    slack = int(counted.peak * _GPU_SLACK)
-    memory = counted.peak + slack
-    if options.parallel == "fsdp":  # weights, gradients and the optimiser state are sharded
-        shared = sum(
-            counted.parts.get(k, 0) for k in ("weights", "gradients", "optimiser", "average")
-        )
-        memory -= int(shared * (1.0 - 1.0 / options.world_size))
+    split = plan.split
+    steps = options.total_steps(len(split.train))
+    frames = len(_frames(plan, split.train)) + len(_frames(plan, split.validation))
+    parts, lasting = dict(cost.parts), 0
+    parts["frames"] = (
+        min(min(frames, MAX_CACHED) * _frame_bytes(plan), _FRAMES_KEPT) if _is_lazy(plan) else 0
+    )
+    latents = plan.latents
+    stored_latents = 0.0
+    if latents is not None:
+        count = len(split.train) + len(split.validation)
+        each = cost.latents * (2 if latents.dtype == "bfloat16" else 4)
+        limit = latents.size if isinstance(latents.size, float) else math.inf
+        stored_latents = min(count * each, limit)
+        parts["latents"] = min(min(count, MAX_CACHED) * each, _FRAMES_KEPT)
     if where.type == "cpu":
-        memory -= slack
-        lasting = sum(counted.parts.get(k, 0) for k in ("weights", "optimiser", "average"))
-        slack = int(max(counted.peak - lasting, 0) * (SLACK - 1.0)) + FIXED
+        lasting = sum(parts.get(k, 0) for k in ("weights", "optimiser", "average"))
+        slack = max(cost.peak - lasting, 0) * (SLACK - 1.0)
         if options.activation_checkpointing is True:
-            slack += int(
-                counted.parts["activations"] * (SLACK - 1.0)
-            )  # computed twice, in more and smaller pieces
-        memory = (memory + slack + kept) * options.devices  # all processes on this machine
-    parts = {**counted.parts, "frames": kept, "slack": slack}
+            # computed twice, in more and smaller pieces
+            slack += int(parts["activations"] * (SLACK - 1.0))
+        parts["slack"] = int(slack) + FIXED
+    else:
+        parts["slack"] = int(cost.peak * _GPU_SLACK)
     rate = measure_rate(plan, where)
-    step = counted.flops / rate
-    validations = min(options.validations, steps)
-    scored = min(len(plan.parts.validation), 100) * validations
-    scored += len(plan.parts.validation) if len(plan.parts.validation) > 100 else 0
-    reused = planning.kept_latents(plan)
-    once_forward = counted.forward_flops / (
-        1 if options.replay is not None or reused else options.batch_size
-    )
-    seconds = (
-        steps * step + scored * options.rollout_steps * once_forward / rate / options.world_size
-    )
-    latent_bytes = 0
-    if reused is not None:
-        # The latents of each sample are computed once. After that, steps and validations run only
-        # the heads.
-        different = count + len(plan.parts.validation)
-        seconds = (
-            steps * step + scored * step / 3 / options.batch_size + different * once_forward / rate
-        ) / options.world_size
-        one = counted.latents * (2 if reused.dtype == "bfloat16" else 4)
-        latent_bytes = int(
-            min(different * one, reused.size if isinstance(reused.size, float) else math.inf)
-        )
-        parts["latents"] = min(min(different, loading.KEPT) * one, _FRAMES_KEPT)
-        if where.type == "cpu":
-            memory += parts["latents"]
-    epochs = (
-        1
-        if reused is not None or frames <= loading.KEPT
-        else -(-steps * options.samples_a_step // count)
-    )
-    stored = _stored_bytes(plan, ds)
-    module = counted.parameters
-    once = 4 * (module["head"] + (module["all"] if _saves_base(plan) else module["adapter"]))
+    module = cost.parameters
+    artefact = 4 * (module["head"] + (module["all"] if plan.saves_base else module["adapter"]))
     checkpoint = 4 * module["trainable"] * (3 + (options.ema is not None))
-    replay = 0
-    if options.replay is not None:
-        replay = 2 * options.replay.size * frame
+    replay = 2 * options.replay.size * _frame_bytes(plan) if options.replay is not None else 0
+    once = latents is not None or frames <= MAX_CACHED
+    epochs = 1 if once else -(-steps * options.samples_per_step // len(split.train))
     return Estimate(
         model=plan.name,
-        strategy=plan.how.name,
+        strategy=plan.strategy.name,
         device="GPU" if where.type == "cuda" else "CPU",
-        memory=int(memory),
+        memory=_memory(plan, cost, parts, where),
         parts={k: int(v) for k, v in parts.items() if v},
         available=free_memory(where),
-        step_seconds=step,
-        seconds=seconds,
+        step_seconds=cost.flops / rate,
+        seconds=_seconds(plan, cost, rate, steps),
         steps=steps,
-        bytes_read=int(stored * frames * epochs),
-        disk=int(3 * once + 2 * checkpoint + replay + latent_bytes),
+        bytes_read=int(_stored_bytes(plan, ds) * frames * epochs),
+        disk=int(3 * artefact + 2 * checkpoint + replay + stored_latents),
         trainable=module["trainable"],
         total=module["all"] + module["adapter"] + module["head"],
     )
 
 
+def _memory(plan: Plan, cost: StepCost, parts: dict[str, int], where: torch.device) -> int:
+    """Return the peak memory of the device that computes; on a CPU of all its processes."""
+    options = plan.options
+    memory = cost.peak + (parts["slack"] if where.type != "cpu" else 0)
+    if options.parallel == "fsdp":  # weights, gradients and the optimiser state are sharded
+        shared = sum(parts.get(k, 0) for k in ("weights", "gradients", "optimiser", "average"))
+        memory -= int(shared * (1.0 - 1.0 / options.world_size))
+    if where.type == "cpu":
+        memory = (memory + parts["slack"] + parts["frames"]) * options.devices
+        memory += parts.get("latents", 0)
+    return int(memory)
+
+
+def _seconds(plan: Plan, cost: StepCost, rate: float, steps: int) -> float:
+    """Return the time of all steps and validations."""
+    options, validation = plan.options, len(plan.split.validation)
+    step = cost.flops / rate
+    scored = min(validation, 100) * min(options.validations, steps)
+    scored += validation if validation > 100 else 0
+    together = 1 if options.replay is not None or plan.latents is not None else options.batch_size
+    forward = cost.forward_flops / together / rate
+    if plan.latents is None:
+        return steps * step + scored * options.rollout_steps * forward / options.world_size
+    # The latents of each sample are computed once. After that, steps and validations run only the
+    # heads.
+    latents = (len(plan.split.train) + validation) * forward
+    return (steps * step + scored * step / 3 / options.batch_size + latents) / options.world_size
+
+
 def _frames(plan: Plan, init_times: np.ndarray) -> np.ndarray:
     """Return the times of all states that the samples need."""
-    last = plan.options.rollout_steps if plan.scores_base or plan.learnt else 0
+    last = plan.options.rollout_steps
     return np.unique(np.concatenate([init_times + STEP * k for k in range(-1, last + 1)]))
 
 
 def _frame_bytes(plan: Plan) -> int:
     """Return the bytes of one state and its targets as float32."""
     rows, columns = plan.grid.shape
-    fields = (
-        len(plan.needs.surface) + len(plan.needs.atmos) * len(plan.cut.levels) + len(plan.learnt)
-    )
-    return 4 * rows * columns * fields
+    count = len(plan.needs.surface) + len(plan.needs.atmos) * len(plan.fields.levels)
+    return 4 * rows * columns * (count + len(plan.targets))
 
 
 def _is_lazy(plan: Plan) -> bool:
     """Return whether states have to be read from disk rather than being in memory."""
-    parts = [*plan.cut.surface.variables.values(), *plan.cut.atmos.variables.values()]
+    parts = [*plan.fields.surface.variables.values(), *plan.fields.atmos.variables.values()]
     return any(not v._in_memory for v in parts)
 
 
@@ -323,10 +283,10 @@ def _stored_bytes(plan: Plan, ds: xr.Dataset | None) -> float:
     """
     if ds is None:
         return float(_frame_bytes(plan))
-    total = 0.0
-    items = [plan.cut.layout.fields["surface", n] for n in plan.needs.surface]
-    items += [plan.cut.layout.fields["atmos", n] for n in plan.needs.atmos]
-    for item in [*items, *(t.item for t in plan.learnt)]:
+    layout, total = plan.fields.layout, 0.0
+    items = [layout.fields["surface", n] for n in plan.needs.surface]
+    items += [layout.fields["atmos", n] for n in plan.needs.atmos]
+    for item in [*items, *(t.item for t in plan.targets)]:
         if str(item.source) not in ds or ds[item.source].variable._in_memory:
             continue
         da = ds[item.source]
@@ -334,137 +294,75 @@ def _stored_bytes(plan: Plan, ds: xr.Dataset | None) -> float:
         chunks = {str(d): int(stored.get(d, 0)) or max(da.chunksizes.get(d, (1,))) for d in da.dims}
         size = da.dtype.itemsize
         for dim in da.dims:
-            whole = int(da.sizes[dim])
-            if str(dim) == plan.cut.layout.axes["time"].dim:
+            if str(dim) == layout.axes["time"].dim:
                 size *= max(chunks[str(dim)], 1)
             else:
-                size *= whole  # upper bound: a region may need fewer chunks
+                size *= int(da.sizes[dim])  # upper bound: a region may need fewer chunks
         total += size
     return total
 
 
-def _saves_base(plan: Plan) -> bool:
-    moved = plan.how.name in ("decoder", "full") or plan.merged
-    return moved or plan.name == "tiny" or planning.holds_its_base(plan.model)
-
-
-def _advice(
-    ds: xr.Dataset, target: Any, model: Any, how: StrategyOptions, common: dict[str, Any]
-) -> list[str]:
-    """Return suggested changes with the memory each would take, one at a time and then combined."""
-    options: TrainingOptions = common["options"]
-    changes: list[tuple[str, dict[str, Any], StrategyOptions]] = []
+def advice(plan: Plan) -> list[str]:
+    """Return changes, one at a time and then combined, with the memory that each would take."""
+    options, strategy = plan.options, plan.strategy
+    where = device()
+    changes: dict[str, dict[str, Any]] = {}
     if options.batch_size > 1:
         more = options.gradient_accumulation * options.batch_size
-        changes.append(
-            (
-                f"batch_size=1, gradient_accumulation={more}",
-                {"batch_size": 1, "gradient_accumulation": more},
-                how,
-            )
-        )
-    where = device()
-    gpu = where.type == "cuda"
-    recomputes = options.activation_checkpointing is True or (
-        options.activation_checkpointing == "auto" and gpu
-    )
-    half = (
-        gpu
-        and options.precision == "auto"
-        and torch.cuda.is_bf16_supported(including_emulation=False)
-    )
-    if how.name != "frozen" and not recomputes:
-        changes.append(("activation_checkpointing=True", {"activation_checkpointing": True}, how))
+        changes[f"batch_size=1, gradient_accumulation={more}"] = {
+            "batch_size": 1,
+            "gradient_accumulation": more,
+        }
+    recomputes = execution.recomputes(options.activation_checkpointing, where, trains_base=True)
+    if plan.trains_base and not recomputes:
+        changes["activation_checkpointing=True"] = {"activation_checkpointing": True}
     if options.rollout_steps > 1 and not options.push_forward and options.replay is None:
-        changes.append(("push_forward=True", {"push_forward": True}, how))
-    if options.precision in ("32", "auto") and not half:
-        changes.append(("precision='bf16'", {"precision": "bf16"}, how))
-    if how.name in ("full", "decoder"):
-        changes.append(("strategy='lora'", {}, StrategyOptions("lora")))
-    if how.name != "frozen" and target != targets.ALL:
-        changes.append(("strategy='frozen'", {}, StrategyOptions("frozen")))
-    out = []
-    together: dict[str, Any] = {}
-    for words, changed, strategy in changes:
-        if strategy == how:
-            together |= changed
-        found = _changed(ds, target, model, strategy, common, changed)
-        out.append(f"{words}: {_size(found.memory)}{', which fits' if found.fits else ''}")
+        changes["push_forward=True"] = {"push_forward": True}
+    if execution.precision_on(options.precision, where) == "32":
+        changes["precision='bf16'"] = {"precision": "bf16"}
+    found = {words: plan.with_changes(**changed) for words, changed in changes.items()}
+    if strategy.name in ("full", "decoder"):
+        found["strategy='lora'"] = plan.with_changes(strategy=StrategyOptions("lora"))
+    if plan.trains_base and plan.targets:
+        found["strategy='frozen'"] = plan.with_changes(strategy=StrategyOptions("frozen"))
+    together = {key: value for changed in changes.values() for key, value in changed.items()}
     if len(together) > 1:
-        found = _changed(ds, target, model, how, common, together)
-        out.append(
-            "all of these combined, with the same strategy:"
-            f" {_size(found.memory)}{', which fits' if found.fits else ''}"
-        )
-    out.append(
+        found["all of these with the same strategy"] = plan.with_changes(**together)
+    out = []
+    for words, changed_plan in found.items():
+        estimated = estimate_plan(changed_plan)
+        fits = ", which fits" if estimated.fits else ""
+        out.append(f"{words}: {_size(estimated.memory)}{fits}")
+    return [
+        *out,
         "a smaller part of the data: ds.sel(latitude=..., longitude=...); memory is proportional"
-        " to its area"
-    )
-    return out
+        " to its area",
+    ]
 
 
-_LOOKED_AT = 0.25  # of the free memory: runs that certainly need less are not simulated
+_SIMULATED_ABOVE = 0.25  # of the free memory: runs that certainly need less are not simulated
 # bytes per grid point and sample for every 100 channels of the embedding: above all measurements
 _ACTIVATIONS = 6000
 
 
-def warn_if_too_large(ds: xr.Dataset, target: Any, plan: Plan, common: dict[str, Any]) -> str:
+def warn_if_too_large(plan: Plan, ds: xr.Dataset) -> str:
     """Return a warning for a run that may not fit into memory, or an empty string.
 
-    The string is also empty if the run is far too small to matter.
-
-    Parameters
-    ----------
-    ds, target
-        Arguments of finetune.
-    plan : Plan
-    common : dict
-        The other arguments of finetune.
+    Runs that are far too small to matter are not simulated.
     """
-    where = device()
-    free = free_memory(where)
-    named = {"tiny": (4e6, 128), "tiny-pretrained": (4e6, 128), "small": (1.2e8, 256)}.get(
-        plan.name, (1.3e9, 512)
-    )
-    parameters, width = named
-    if plan.base is not None:
-        parameters = sum(p.numel() for p in plan.base.parameters())
-        width = plan.base.encoder.embed_dim
-    points = (
-        plan.grid.shape[0]
-        * plan.grid.shape[1]
-        * plan.options.batch_size
-        * plan.options.rollout_steps
-    )
-    if 16 * parameters + points * _ACTIVATIONS * width / 100 < _LOOKED_AT * free:
+    options, (rows, columns) = plan.options, plan.grid.shape
+    free = free_memory(device())
+    parameters, width = model_size(plan)
+    points = rows * columns * options.batch_size * options.rollout_steps
+    if 16 * parameters + points * _ACTIVATIONS * width / 100 < _SIMULATED_ABOVE * free:
         return ""
-    found = of_plan(plan, ds)
+    found = estimate_plan(plan, ds)
     if found.fits and found.memory <= _ADVICE_BELOW * found.available:
         return ""
-    advice = _advice(ds, target, plan.model, plan.how, common)
     verb = "may not fit" if found.fits else "does not fit"
     return (
         f"This run needs about {_size(found.memory)} of memory and {_size(found.available)} are"
-        f" free: it {verb}. Possible changes: " + "; ".join(advice) + "."
-    )
-
-
-def _changed(
-    ds: xr.Dataset,
-    target: Any,
-    model: Any,
-    how: StrategyOptions,
-    common: dict[str, Any],
-    changed: dict[str, Any],
-) -> Estimate:
-    return of_plan(
-        planning.plan(
-            ds,
-            target,
-            model=model,
-            how=how,
-            **{**common, "options": replace(common["options"], **changed)},
-        )
+        f" free: it {verb}. Possible changes: {'; '.join(advice(plan))}."
     )
 
 

@@ -1,171 +1,81 @@
-"""``finetune``: from a Dataset to a trained model."""
+"""``finetune``: from a Dataset to a tuned model."""
 
 from __future__ import annotations
 
 import datetime
-import hashlib
 import logging
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import xarray as xr
 
 from xaurora.errors import MemoryTooSmallError, OptionError, SaveError
-from xaurora.model import batch as batches
-from xaurora.model import execution, hashing, strategies, tuned
-from xaurora.model import loader as loading
+from xaurora.fields import targets
+from xaurora.model import execution, strategies, tuned
+from xaurora.model.loader import Loader
 from xaurora.model.tuned import TunedAurora
-from xaurora.training import checkpoints, curves, latent_store, latents, parallel
-from xaurora.training import estimate as estimation
-from xaurora.training import loop as training
-from xaurora.training import options as config
-from xaurora.training import plan as planning
-from xaurora.training import validation as validation_
-from xaurora.training.build import BuiltModel, build_model, heads_of
-from xaurora.training.describe import describe_run, settings_of_run, warn
-from xaurora.training.plan import Plan
-from xaurora.training.scan import TargetScan, refuse_missing, scan_targets
-from xaurora.utils import provenance, storage
-from xaurora.utils.progress import say
+from xaurora.training import checkpoints, curves, estimate, latent_store, latents, loop, parallel
+from xaurora.training.build import BuiltModel, build_model
+from xaurora.training.describe import describe_latents, describe_run, settings_of_run, warn
+from xaurora.training.loop import Run
+from xaurora.training.options import FinetuneOptions, LatentOptions
+from xaurora.training.plan import Plan, check_options, plan
+from xaurora.training.scan import TargetScan, check_missing_values, scan_targets
+from xaurora.utils import storage
+from xaurora.utils.progress import log_line
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 logger = logging.getLogger("xaurora")
 
 
-def finetune(
-    ds: xr.Dataset,
-    target: str | Sequence[str] = "tp",
-    *,
-    truth: xr.Dataset | None = None,
-    model: Any = "small",
-    weights: str | Path | None = None,
-    strategy: Any = "frozen",
-    head: Any = "auto",
-    as_input: bool = False,
-    train: Any = None,
-    validation: Any = None,
-    halo: int = 0,
-    region: Any = None,
-    out: str | Path | None = None,
-    options: config.TrainingOptions | None = None,
-) -> TunedAurora:
-    """Fine-tune an Aurora so that it also predicts ``target``.
+def finetune(ds: xr.Dataset, options: FinetuneOptions) -> TunedAurora:
+    """Fine-tune an Aurora so that it also predicts the target.
 
     See :meth:`xaurora.accessor.AuroraAccessor.finetune`.
     """
-    options = parallel.settle(options or config.TrainingOptions())
-    how = config.strategy_of(strategy)
-    names = planning.check_arguments(
-        target, how, head, halo, options, truth=truth, as_input=as_input
-    )
-    if options.resume and out is None:
-        raise OptionError(
-            "resume=True needs the folder of the run to resume, but out= is not set.",
-            fix="out='runs/tp', resume=True",
-        )
-    folder = _out_folder(out, re.sub(r"[^\w-]", "_", "-".join(names)))
-    resume = options.resume
+    options = parallel.resolve_devices(options)
+    check_options(options)
+    folder = _out_folder(options)
     fabric = parallel.launch(options)
     folder = Path(fabric.broadcast(str(folder)))  # the name may contain the current time
-    run = parallel.first(fabric, lambda: checkpoints.check(folder, resume=resume))
-    if run is not None and not run.get("finished"):
-        checkpoints.refuse_unseen(folder)
+    checkpoint = parallel.run_on_first(
+        fabric, lambda: checkpoints.check(folder, resume=options.resume)
+    )
+    if checkpoint is not None and not checkpoint.get("finished"):
+        checkpoints.check_visible(folder)
     if fabric.global_rank:
         options = replace(options, progress=False)
-    plan = planning.plan(
-        ds,
-        target,
-        truth=truth,
-        model=model,
-        weights=weights,
-        how=how,
-        head=head,
-        as_input=as_input,
-        train=train,
-        validation=validation,
-        halo=halo,
-        region=region,
-        options=options,
-        named=isinstance(strategy, str),
-    )
-    logger.info("%s", plan.chosen)
-    if plan.crop.left_out:
-        logger.info(
-            "Left out, because they do not fill a patch of %d: %s.",
-            plan.needs.patch_size,
-            plan.crop.left_out,
-        )
-    if fabric.global_rank == 0:
-        common = {
-            "truth": truth,
-            "weights": weights,
-            "head": head,
-            "as_input": as_input,
-            "train": train,
-        }
-        common |= {"validation": validation, "halo": halo, "region": region, "options": options}
-        if warning := estimation.warn_if_too_large(ds, target, plan, common):
-            logger.warning("%s", warning)
+    made = plan(ds, options)
+    _log_plan(made)
+    if fabric.global_rank == 0 and (warning := estimate.warn_if_too_large(made, ds)):
+        logger.warning("%s", warning)
     # Only the first process reads, for all of them.
-    looked = parallel.first(fabric, lambda: scan_targets(plan))
-    made = build_model(plan, looked, fabric)
-    meta = describe_run(plan, looked, made, truth is not None)
-    warn(plan, looked, meta)
-    kept = planning.kept_latents(plan)
-    settings = settings_of_run(plan, looked, made, meta, kept)
-    if run is not None:
-        checkpoints.compare(folder, run["settings"], settings)
-    if plan.chosen.skipped:
-        say(str(plan.chosen), shown=options.progress)
-    same = " (the same ones)" if plan.parts.same else ""
-    say(
-        f"{len(looked.train)} training samples, {len(looked.validation)} validation samples{same};"
-        f" output in {folder}",
-        shown=options.progress,
-    )
-    say(strategies.render(strategies.table(made.module)), shown=options.progress)
-    result = TunedAurora(made.module, plan.needs, meta)
-    if run is not None and run.get("finished"):
-        say(f"The run in {folder} has already finished.", shown=options.progress)
-        result = _finished(result, folder)
+    scan = parallel.run_on_first(fabric, lambda: scan_targets(made))
+    model = build_model(made, scan, fabric)
+    description = describe_run(made, scan, model)
+    warn(made, scan, description)
+    settings = settings_of_run(made, scan, model)
+    if checkpoint is not None:
+        checkpoints.compare(folder, checkpoint["settings"], settings)
+    _log_run(made, scan, model, folder)
+    result = TunedAurora(model.module, made.needs, description)
+    if checkpoint is not None and checkpoint.get("finished"):
+        log_line(f"The run in {folder} has already finished.", shown=options.progress)
+        _load_finished(result, folder)
     else:
-        parallel.first(fabric, lambda: _begin(folder, run))
-        units = {t.name: ("_mm", 1e3) if t.is_rain else ("", 1.0) for t in plan.learnt}
-        loader = loading.Loader(
-            made.cut,
-            {t.name: t.values for t in plan.learnt},
-            scored=plan.cut if plan.scores_base else None,
-            pin=fabric.device.type == "cuda",
-        )
-
-        def scan(init_times: np.ndarray) -> None:
-            refuse_missing(plan, loader, init_times, after=not made.forms)
-
-        if kept is not None:
-            loader.latents = _latents(plan, looked, made, kept, loader, fabric, folder, scan)
-        else:
-            scan(np.union1d(looked.train, looked.validation))
-        work = training.Work(
-            result=result,
-            loader=loader,
-            groups=made.groups,
-            train=looked.train,
-            validation=looked.validation,
-            grid=plan.grid,
-            trim=plan.trim,
-            task=validation_.Task(units, plan.scores_base, plan.every, options.rollout_steps),
-            moves_base=plan.moves_base,
-            target_grid=plan.target_grid,
-            target_trim=plan.target_trim,
-            settings=settings,
-        )
+        parallel.run_on_first(fabric, lambda: _clear(folder, checkpoint))
+        loader = _open_loader(made, scan, model, fabric, folder)
+        run = Run(made, scan, model, loader, result, settings, folder)
         try:
-            training.fit(fabric, work, options, folder, run)
+            loop.fit(fabric, run, checkpoint)
         except torch.cuda.OutOfMemoryError as error:
             raise MemoryTooSmallError(
                 f"the GPU ran out of memory ({str(error).splitlines()[0]}).",
@@ -174,107 +84,121 @@ def finetune(
                     " try activation_checkpointing=True first"
                 ),
             ) from error
-        finally:
-            result.model.window = made.module.window = None
         if fabric.global_rank == 0:
             _draw_history(result, folder)
+    result.model = result.model.with_window(None)
     tuned.remember(result)
     return result
 
 
-def _latents(
-    plan: Plan,
-    looked: TargetScan,
-    made: BuiltModel,
-    kept: config.LatentOptions,
-    loader: loading.Loader,
-    fabric: Any,
-    folder: Path,
-    scan: Callable[[np.ndarray], None],
-) -> latents.Latents:
-    """Return the source of latents, read instead of running the backbone in every step."""
-    module, options, cut = made.module, plan.options, made.cut
-    surface = all(h.options.latents == "surface" for h in heads_of(module))
-    execution.set_precision(module.base, options.precision, fabric.device)
-    shape = latents.shape_of(module, plan.grid.shape, plan.needs.patch_size, surface=surface)
-    window = plan.window
-    static = {
-        n: hashlib.sha256(np.ascontiguousarray(v).tobytes()).hexdigest()[:16]
-        for n, v in batches.statics(cut).items()
-    }
-    versions = provenance.versions()
-    base = module.base
-    description = {
-        "weights": hashing.state_hash(base),
-        "configuration": hashing.configuration_hash(base),
-        "grid": [
-            *plan.grid.shape,
-            float(plan.grid.latitude[0]),
-            float(plan.grid.true_longitude[0]),
-            *plan.grid.spacing,
-        ],
-        "variables": [*map(str, cut.surface), *map(str, cut.atmos)],
-        "levels": list(cut.levels),
-        "static fields": static,
-        "region": (
-            "all" if window is None else [window.patch_rows.tolist(), window.patch_columns.tolist()]
-        ),
-        "precision": (
-            str(base.autocast_dtype).removeprefix("torch.") if base.autocast_backbone else "float32"
-        ),
-        "versions": {n: versions.get(n, "") for n in ("xaurora", "microsoft-aurora", "torch")},
-    }
-    wanted = np.union1d(looked.train, looked.validation)
-    in_memory = all(
-        v._in_memory for part in (cut.surface, cut.atmos) for v in part.variables.values()
+def _log_plan(made: Plan) -> None:
+    logger.info("%s", made.samples)
+    if made.left_out:
+        logger.info(
+            "Left out, because they do not fill a patch of %d: %s.",
+            made.needs.patch_size,
+            made.left_out,
+        )
+
+
+def _log_run(made: Plan, scan: TargetScan, model: BuiltModel, folder: Path) -> None:
+    shown = made.options.progress
+    if made.samples.skipped:
+        log_line(str(made.samples), shown=shown)
+    same = " (the same ones)" if made.split.same else ""
+    log_line(
+        f"{len(scan.train)} training samples, {len(scan.validation)} validation samples{same};"
+        f" output in {folder}",
+        shown=shown,
     )
-    store = None
+    log_line(strategies.render(strategies.table(model.module)), shown=shown)
+
+
+def _open_loader(
+    made: Plan, scan: TargetScan, model: BuiltModel, fabric: Fabric, folder: Path
+) -> Loader:
+    """Return the loader, after checking the frames that it reads for missing values."""
+    loader = Loader(
+        model.fields,
+        {t.name: t.values for t in made.targets},
+        scored=made.fields if made.scores_base else None,
+        pin=fabric.device.type == "cuda",
+    )
+
+    def check(init_times: np.ndarray) -> None:
+        check_missing_values(made, loader, init_times, after=not model.forms)
+
+    init_times = np.union1d(scan.train, scan.validation)
+    kept = made.latents
+    if kept is None:
+        check(init_times)
+    else:
+        execution.set_precision(model.module.base, made.options.precision, fabric.device)
+        store = _open_latent_store(made, model, kept, loader, folder, init_times, check)
+        levels = latents.shape_of(model.module, made.grid.shape, made.needs.patch_size)[0]
+        loader.latents = latents.Latents(store, kept.dtype, levels)
+    return loader
+
+
+def _open_latent_store(
+    made: Plan,
+    model: BuiltModel,
+    kept: LatentOptions,
+    loader: Loader,
+    folder: Path,
+    init_times: np.ndarray,
+    check: Callable[[np.ndarray], None],
+) -> latents.LatentStore | None:
+    """Return the store of latents, or None if nothing can be written there."""
+    fields = model.fields
+    in_memory = all(
+        v._in_memory for part in (fields.surface, fields.atmos) for v in part.variables.values()
+    )
     try:
         store = latents.open_store(
             folder.parent / "latents",
             kept,
-            shape,
-            description,
-            wanted,
+            latents.shape_of(model.module, made.grid.shape, made.needs.patch_size),
+            describe_latents(made, model),
+            init_times,
             lambda t: loader.batch([t]),
-            scan,
-            checked=len(wanted) if in_memory else latent_store.CHECKED,
+            check,
+            checked=len(init_times) if in_memory else latent_store.CHECKED,
         )
     except SaveError as error:
         logger.warning("Latents are kept in memory only: %s", error.message)
-    if store is not None:
-        there = sum(store.has(p) for t in wanted if (p := latent_store.slot(t)) is not None)
-        say(
-            f"Latents: {there} of {len(wanted)} samples are stored in {store.path},"
-            f" {store.sample_bytes / 1e6:.3g} MB each; the others are added when they are first"
-            " used.",
-            shown=options.progress,
-        )
-    return latents.Latents(store, kept.dtype, shape[0])
+        return None
+    indices = [latent_store.time_index(t) for t in init_times]
+    stored = sum(store.has(i) for i in indices if i is not None)
+    log_line(
+        f"Latents: {stored} of {len(init_times)} samples are stored in {store.path},"
+        f" {store.sample_bytes / 1e6:.3g} MB each; the others are added when they are first used.",
+        shown=made.options.progress,
+    )
+    return store
 
 
-def _begin(folder: Path, run: dict[str, Any] | None) -> None:
+def _clear(folder: Path, checkpoint: dict[str, Any] | None) -> None:
     """Delete what an earlier, finished run left in the folder, unless this run is resumed."""
-    if run is None:
+    if checkpoint is None:
         if (folder / "best").is_dir():
             logger.info("'%s' contains a finished run; it will be overwritten.", folder)
         checkpoints.discard(folder)
         (folder / "learning.png").unlink(missing_ok=True)
 
 
-def _finished(result: TunedAurora, folder: Path) -> TunedAurora:
-    """Return the saved result of a finished run."""
+def _load_finished(result: TunedAurora, folder: Path) -> None:
+    """Load what a finished run has saved."""
     for part in ("best", "last"):
         storage.recover(folder / part)
     best = folder / "best"
-    saved = tuned.read_config(best)
+    saved = tuned.read_json(best / "config.json")
     result.config = {k: v for k, v in saved.items() if k in result.config or k == "scores"}
-    result.take(best)
-    result.history = tuned.read_history(best)
+    result.load_weights(best)
+    result.history = tuned.read_json(best / "history.json")
     result.path = best
     result.model.eval().requires_grad_(True)
     shutil.rmtree(folder / "replay", ignore_errors=True)
-    return result
 
 
 def _draw_history(result: TunedAurora, folder: Path) -> None:
@@ -288,24 +212,18 @@ def _draw_history(result: TunedAurora, folder: Path) -> None:
     )
 
 
-# --- before training ------------------------------------------------------------------------------
-
-
-def _out_folder(out: str | Path | None, target: str) -> Path:
-    if out is not None and not isinstance(out, str | Path):
-        raise OptionError(f"out={out!r} must be a path.", fix="out='runs/tp'")
-    if out is not None:
-        folder = Path(out)
-        for part in ("best", "last"):
-            if (folder / part).exists() and not (folder / part / "config.json").exists():
-                raise OptionError(
-                    f"'{folder / part}' exists but is not a tuned model; it would be overwritten.",
-                    fix="choose another out=",
-                )
-        if folder.exists() and not folder.is_dir():
+def _out_folder(options: FinetuneOptions) -> Path:
+    """Return the folder of the run, by default one named after the targets and the time."""
+    if options.out is None:
+        name = re.sub(r"[^\w-]", "_", "-".join(targets.names_of(options.target)))
+        return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    folder = Path(options.out)
+    for part in ("best", "last"):
+        if (folder / part).exists() and not (folder / part / "config.json").exists():
             raise OptionError(
-                f"out='{folder}' must be a folder, but is a file.", fix="out='runs/tp'"
+                f"'{folder / part}' exists but is not a tuned model; it would be overwritten.",
+                fix="choose another out=",
             )
-        return folder
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{target}-{stamp}"
+    if folder.exists() and not folder.is_dir():
+        raise OptionError(f"out='{folder}' must be a folder, but is a file.", fix="out='runs/tp'")
+    return folder

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from xaurora.model import execution, models
 from xaurora.training.plan import Plan
 
 
@@ -48,22 +49,24 @@ def _group_memory() -> float:
         return math.inf
 
 
+def model_size(plan: Plan) -> tuple[int, int]:
+    """Return the number of parameters of a plan's base, and the width of its embedding."""
+    base = plan.tuned.model.base if plan.tuned is not None else plan.model.instance
+    if base is not None:
+        return sum(p.numel() for p in base.parameters()), base.encoder.embed_dim
+    spec = models.spec_of(plan.name)
+    return spec.parameters, spec.width
+
+
 def measure_rate(plan: Plan, where: torch.device) -> float:
     """Measure floating-point operations per second, forward and backward.
 
     Times two layers of the model's width; takes about a second.
     """
-    named = {"tiny": 128, "tiny-pretrained": 128, "small": 256}.get(plan.name, 512)
-    width = plan.base.encoder.embed_dim if plan.base is not None else named
+    width = model_size(plan)[1]
     rows = plan.grid.shape[0] * plan.grid.shape[1] // plan.needs.patch_size**2 * 4
     tokens = int(np.clip(rows, 512, 8192))
-    use = plan.options.precision
-    if use == "auto":
-        use = (
-            "bf16"
-            if where.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-            else "32"
-        )
+    use = execution.precision_on(plan.options.precision, where)
     half = torch.float16 if use == "fp16" else torch.bfloat16
     layers = torch.nn.Sequential(
         torch.nn.LayerNorm(2 * width),

@@ -83,7 +83,7 @@ class Log:
         """Append one entry, if this process writes the log."""
         if not self.writes:
             return
-        with storage.named_failures(self.path):
+        with storage.wrap_write_errors(self.path):
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self.path.open("a" if self._goes_on else "w", encoding="utf-8")
@@ -93,7 +93,7 @@ class Log:
     def sync(self) -> None:
         """Flush the file to disk."""
         if self._file is not None:
-            with storage.named_failures(self.path):
+            with storage.wrap_write_errors(self.path):
                 storage.sync(self.path)
 
     def __exit__(self, *error: object) -> None:

@@ -34,7 +34,7 @@ _ATTRIBUTE = "xaurora_latents"
 _EPOCH = np.datetime64("1900-01-01T00", "h")
 
 
-_SLOTS = 24 * 366 * 400  # hours
+_LENGTH = 24 * 366 * 400  # hours
 
 
 _DIGEST = 16  # bytes
@@ -51,7 +51,7 @@ _RECOUNTED = 32  # samples
 _STALE = 3600.0  # seconds after which a file that was never finished belongs to nobody
 
 
-def slot(time: np.datetime64) -> int | None:
+def time_index(time: np.datetime64) -> int | None:
     """Return the position of an init time in a store.
 
     None if the time is not a full hour or is out of range.
@@ -60,7 +60,7 @@ def slot(time: np.datetime64) -> int | None:
     if hours != time:
         return None
     place = int((hours - _EPOCH) / np.timedelta64(1, "h"))
-    return place if 0 <= place < _SLOTS else None
+    return place if 0 <= place < _LENGTH else None
 
 
 def digest(batch: Batch) -> bytes:
@@ -116,7 +116,7 @@ class LatentStore:
 
     def _listed(self) -> set[int]:
         """Return the positions stored on disk by any process."""
-        with storage.named_failures(self.path):
+        with storage.wrap_write_errors(self.path):
             names = os.listdir(self.path / "latents")
         return {int(found[1]) for n in names if (found := _CHUNK.fullmatch(n))}
 
@@ -133,7 +133,7 @@ class LatentStore:
         import zarr
 
         if not self.path.exists():
-            with storage.named_failures(self.path):
+            with storage.wrap_write_errors(self.path):
                 self._create()
         try:
             group = zarr.open_group(self.path, mode="r+", use_consolidated=False)
@@ -184,7 +184,7 @@ class LatentStore:
             ):
                 group.create_array(
                     name,
-                    shape=(_SLOTS, *one),
+                    shape=(_LENGTH, *one),
                     chunks=(1, *one),
                     dtype=dtype,
                     fill_value=0,
@@ -304,7 +304,7 @@ class LatentStore:
         """
         raw = values.view(torch.uint16) if self.dtype == "bfloat16" else values
         try:
-            with storage.named_failures(self.path):
+            with storage.wrap_write_errors(self.path):
                 self._inputs[place] = np.frombuffer(
                     inputs, np.uint8
                 )  # written first, so that stored latents always have a digest

@@ -24,7 +24,15 @@ from aurora import Batch
 from xaurora.errors import LatentsError, SaveError
 from xaurora.model.aurora import AuroraWithHead
 from xaurora.model.loader import Sample
-from xaurora.training.latent_store import _SLOTS, CHECKED, FORMAT, LatentStore, digest, key_of, slot
+from xaurora.training.latent_store import (
+    _LENGTH,
+    CHECKED,
+    FORMAT,
+    LatentStore,
+    digest,
+    key_of,
+    time_index,
+)
 from xaurora.training.options import LatentOptions
 
 logger = logging.getLogger("xaurora")
@@ -56,7 +64,7 @@ class Latents:
     ) -> None:
         self.store, self.levels, self.budget = store, levels, budget
         # With a store, samples can be read again from disk. Without one, keep as many as fit.
-        self.most = _KEPT if store is not None else _SLOTS
+        self.most = _KEPT if store is not None else _LENGTH
         self.dtype = getattr(torch, dtype)
         self.made = 0
         self._kept: OrderedDict[int, torch.Tensor] = OrderedDict()
@@ -69,7 +77,7 @@ class Latents:
 
     def find(self, time: np.datetime64) -> torch.Tensor | None:
         """Return the latents ``(c, hp, wp, d)`` of an init time, or None. Thread-safe."""
-        place = slot(time)
+        place = time_index(time)
         if place is None:
             return None
         if (kept := self._in_memory(place)) is not None:
@@ -98,14 +106,14 @@ class Latents:
     def of(self, module: AuroraWithHead, sample: Sample, device: torch.device) -> torch.Tensor:
         """Return the latents ``(b, c, hp, wp, d)`` of a sample, float32, on the device.
 
-        Call this inside :func:`xaurora.model.aurora.placed`. Missing latents are computed one init
+        Call this inside :func:`xaurora.model.placement.on_grid`. Missing latents are computed one init
         time at a time, so that they do not depend on the batch a sample is in.
         """
         parts = []
         missing = iter(sample.missing)
         for time, found in zip(sample.init_times, sample.latents or [], strict=True):
             if found is None:
-                batch, place = next(missing), slot(time)
+                batch, place = next(missing), time_index(time)
                 found = (
                     self._in_memory(place) if place is not None else None
                 )  # computed since the first look-up
@@ -126,7 +134,7 @@ class Latents:
             .contiguous()
         )
         self.made += 1
-        place = slot(time)
+        place = time_index(time)
         if place is None:
             self._say(
                 "times",
@@ -137,7 +145,7 @@ class Latents:
         self._remember(place, values)
         if self.store is not None and self._writes and not self.store.has(place):
             if not self.store.fits_another():
-                self._writes, self.most = False, _SLOTS
+                self._writes, self.most = False, _LENGTH
                 self._say(
                     "limit",
                     f"The store of latents '{self.store.path}' has reached its limit of"
@@ -172,7 +180,7 @@ class Latents:
             try:
                 self._writing.pop(0).result()
             except SaveError as error:
-                self._writes, self.most = False, _SLOTS
+                self._writes, self.most = False, _LENGTH
                 self._say(
                     "disk",
                     "Latents are no longer stored; training continues without storing them:"
@@ -239,7 +247,7 @@ def open_store(
         if not new:
             scan(
                 np.array(
-                    [t for t in init_times if (p := slot(t)) is None or not store.has(p)],
+                    [t for t in init_times if (p := time_index(t)) is None or not store.has(p)],
                     "datetime64[ns]",
                 )
             )
@@ -284,13 +292,13 @@ def _of_other_fields(
 
     Up to ``checked`` of the stored init times, evenly spaced, are compared.
     """
-    there = [t for t in init_times if (place := slot(t)) is not None and store.has(place)]
+    there = [t for t in init_times if (place := time_index(t)) is not None and store.has(place)]
     if not there:
         # Nothing to compare. What is stored at other times is assumed to be of the same source.
         return None
     chosen = np.unique(np.linspace(0, len(there) - 1, min(len(there), checked)).astype(int))
     for i in chosen:
-        place = slot(there[i])
+        place = time_index(there[i])
         known = store.inputs_of(place) if place is not None else None
         if known is not None and known != digest(read(there[i])):
             return there[i]
@@ -298,10 +306,14 @@ def _of_other_fields(
 
 
 def shape_of(
-    module: AuroraWithHead, grid_shape: tuple[int, int], patch_size: int, *, surface: bool
+    module: AuroraWithHead, grid_shape: tuple[int, int], patch_size: int
 ) -> tuple[int, ...]:
-    """Return the shape of a sample's latents: levels, patch rows, patch columns, channels."""
-    base = module.base
+    """Return the shape of a sample's latents: levels, patch rows, patch columns, channels.
+
+    There is one level if all heads read the surface latent alone.
+    """
+    base, heads = module.base, module.head
+    surface = all(h.options.latents == "surface" for _, h in heads.items())  # type: ignore
     rows, columns = (n // patch_size for n in grid_shape)
     if module.window is not None:
         rows, columns = len(module.window.patch_rows), len(module.window.patch_columns)

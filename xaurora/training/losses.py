@@ -5,12 +5,15 @@ The halo is left out, and points without truth get zero weight.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from aurora import Aurora, Batch
 from aurora.normalisation import scales as aurora_scales
 
+from xaurora.fields.grid.lattice import Grid
+from xaurora.fields.grid.weights import latitude_weights
 from xaurora.model.aurora import AuroraWithHead, Step
 from xaurora.model.heads import RAIN
 from xaurora.model.loader import Truth
@@ -27,14 +30,38 @@ _WEIGHTS = {
 Trim = tuple[slice, slice]
 
 
-def of_step(
-    module: AuroraWithHead,
-    step: Step,
-    truth: Truth,
-    area: torch.Tensor,
-    trim: Trim,
-    base_loss: float,
-    part: tuple[torch.Tensor, Trim] | None = None,
+@dataclass(frozen=True)
+class Domain:
+    """Where fields are scored.
+
+    Parameters
+    ----------
+    area : torch.Tensor, ``(h, 1)``
+        Relative cell areas.
+    trim : tuple of slice
+        Rows and columns inside the halo.
+    """
+
+    area: torch.Tensor
+    trim: Trim = (slice(None), slice(None))
+
+    @classmethod
+    def of(cls, grid: Grid, trim: Trim, device: torch.device) -> Domain:
+        """Return the domain of a grid."""
+        area = torch.from_numpy(latitude_weights(grid.latitude)).float().to(device)[:, None]
+        return cls(area, trim)
+
+
+@dataclass(frozen=True)
+class Domains:
+    """Where Aurora's own variables are scored, and where the targets are."""
+
+    base: Domain
+    targets: Domain
+
+
+def step_loss(
+    module: AuroraWithHead, step: Step, truth: Truth, domains: Domains, base_loss: float
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return the loss of one six-hour step and its components.
 
@@ -44,14 +71,9 @@ def of_step(
     step : Step
         Output of the model.
     truth : Truth
-    area : torch.Tensor, ``(h, 1)``
-        Cell areas.
-    trim : tuple of slice
-        Rows and columns inside the halo.
+    domains : Domains
     base_loss : float
         Weight of the loss on Aurora's own variables. 0 turns it off.
-    part : tuple, optional
-        Cell areas and ``trim`` of the targets, if they cover only part of the grid.
 
     Returns
     -------
@@ -61,32 +83,32 @@ def of_step(
         base's variables (``base``, in units of their standard deviations).
     """
     parts: dict[str, torch.Tensor] = {}
-    score: Any = torch.zeros((), device=area.device)
+    device = domains.base.area.device
+    score: Any = torch.zeros((), device=device)
     heads: Any = module.head
-    own_area, own_trim = part or (area, trim)
     for name, head in heads.items():
-        target = truth.targets[name].to(area.device)
-        params, y = head.parameters_of(step.raw[name]), seen(head, target)
-        own = mean(head.loss(params, y), target, own_area, own_trim)
+        target = truth.targets[name].to(device)
+        params, y = head.parameters_of(step.raw[name]), valid_target(head, target)
+        own = mean(head.loss(params, y), target, domains.targets)
         score = score + own / len(truth.targets)
         if len(truth.targets) > 1:
             parts[f"{name}_loss"] = own.detach()
         with torch.no_grad():
             error = head.mean(params) - y
-            parts[f"{name}:squares"] = mean(error**2, target, own_area, own_trim)
-            parts[f"{name}:absolute"] = mean(error.abs(), target, own_area, own_trim)
+            parts[f"{name}:squares"] = mean(error**2, target, domains.targets)
+            parts[f"{name}:absolute"] = mean(error.abs(), target, domains.targets)
     if truth.targets:
         parts["head_loss"] = score.detach()
     if base_loss and truth.state is not None:
-        state, squares, absolute = base_variables(
-            module.base, step.prediction, truth.state, area, trim, tuple(module.inputs)
+        state, squares, absolute = base_loss_terms(
+            module.base, step.prediction, truth.state, domains.base, tuple(module.inputs)
         )
         parts |= {"base_loss": state.detach(), "base:squares": squares, "base:absolute": absolute}
         score = score + base_loss * state
     return score, parts
 
 
-def seen(head: Any, target: torch.Tensor) -> torch.Tensor:
+def valid_target(head: Any, target: torch.Tensor) -> torch.Tensor:
     """Return the truth with gaps set to zero and values clipped to the range of the family.
 
     Gaps get zero weight later, in :func:`mean`.
@@ -97,25 +119,23 @@ def seen(head: Any, target: torch.Tensor) -> torch.Tensor:
     return y.clamp(*head.options.bounds) if head.options.bounds else y
 
 
-def mean(
-    values: torch.Tensor, target: torch.Tensor, area: torch.Tensor, trim: Trim
-) -> torch.Tensor:
+def mean(values: torch.Tensor, target: torch.Tensor, domain: Domain) -> torch.Tensor:
     """Return the mean over samples of the area mean over points with truth, without the halo.
 
     A sample without any truth contributes zero.
     """
-    weight = (torch.isfinite(target) * area)[..., trim[0], trim[1]]
-    inside = values[..., trim[0], trim[1]]
+    rows, columns = domain.trim
+    weight = (torch.isfinite(target) * domain.area)[..., rows, columns]
+    inside = values[..., rows, columns]
     total = (torch.where(weight > 0, inside, torch.zeros_like(inside)) * weight).sum(dim=(-2, -1))
     return (total / weight.sum(dim=(-2, -1)).clamp(min=1e-12)).mean()
 
 
-def base_variables(
+def base_loss_terms(
     base: Aurora,
     prediction: Batch,
     truth: dict[str, dict[str, torch.Tensor]],
-    area: torch.Tensor,
-    trim: Trim,
+    domain: Domain,
     without: tuple[str, ...] = (),
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the loss on Aurora's own variables, and their mean squared and absolute errors.
@@ -127,9 +147,10 @@ def base_variables(
     ----------
     Bodnar et al. (2025), doi:10.1038/s41586-025-09005-y, supplement D.1.
     """
+    area, (rows, columns) = domain.area, domain.trim
     total: Any = torch.zeros((), device=area.device)
     squares, absolute = torch.zeros_like(total), torch.zeros_like(total)
-    weight = area / area[trim[0]].mean()
+    weight = area / area[rows].mean()
     predicted = {"surface": prediction.surf_vars, "atmos": prediction.atmos_vars}
     count = 0
     for kind, share in (("surface", _SURFACE_SHARE), ("atmos", _ATMOS_SHARE)):
@@ -138,9 +159,9 @@ def base_variables(
                 continue  # a target that is also an input is scored by its head
             scale = _scales(base, kind, name, prediction.metadata.atmos_levels).to(area.device)
             error = ((predicted[kind][name][:, 0] - values.to(area.device)).abs() / scale)[
-                ..., trim[0], trim[1]
+                ..., rows, columns
             ]
-            inside = weight[trim[0]]
+            inside = weight[rows]
             own = (error * inside).mean()
             total = total + share * _WEIGHTS[kind].get(name, 1.0) * own
             absolute = absolute + own.detach()

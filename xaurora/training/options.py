@@ -6,7 +6,9 @@ The signatures of ``ds.aurora.finetune`` and ``ds.aurora.estimate``, the command
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,7 +16,7 @@ from xaurora.errors import OptionError
 from xaurora.fields.grid.regions import RegionLike
 from xaurora.model.options import StrategyLike, StrategyOptions, check_precision, resolve_strategy
 from xaurora.utils import checks
-from xaurora.utils.options import documented, option, run_checks
+from xaurora.utils.options import documented, from_arguments, option, run_checks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -360,6 +362,18 @@ class TrainingOptions:
         """The replay buffer, if there is one."""
         return self.replay_buffer if isinstance(self.replay_buffer, ReplayOptions) else None
 
+    def training_values(self) -> dict[str, Any]:
+        """Return the options on how long and how to train, as JSON takes them.
+
+        Loggers and the place of latents are left out.
+        """
+        names = [f.name for f in dataclasses.fields(TrainingOptions)]
+        values = {n: getattr(self, n) for n in names if n not in ("logger", "latents")}
+        return {
+            n: dataclasses.asdict(v) if isinstance(v, ReplayOptions) else v
+            for n, v in values.items()
+        }
+
     def total_steps(self, samples: int) -> int:
         """Return the optimiser steps for a number of training samples."""
         if self.steps is not None:
@@ -487,3 +501,8 @@ class FinetuneOptions(TrainingOptions):
     def strategy_options(self) -> StrategyOptions:
         """The strategy with its options."""
         return resolve_strategy(self.strategy)
+
+
+def options_from(arguments: Mapping[str, Any], *, verb: str) -> FinetuneOptions:
+    """Return the options of a method's arguments (:func:`xaurora.utils.options.from_arguments`)."""
+    return from_arguments(FinetuneOptions, arguments, verb=verb, meant=MEANT)

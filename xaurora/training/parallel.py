@@ -6,9 +6,9 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from aurora import Batch
@@ -16,16 +16,19 @@ from aurora.model.swin3d import Swin3DTransformerBlock
 from torch import nn
 from torch.utils import _pytree
 
-from xaurora.errors import OptionError, XauroraError
+from xaurora.errors import OptionError, TrainingError, XauroraError
 from xaurora.model.aurora import Step
 from xaurora.training.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 logger = logging.getLogger("xaurora")
 
 T = TypeVar("T")
 
 
-def settle(options: TrainingOptions) -> TrainingOptions:
+def resolve_devices(options: TrainingOptions) -> TrainingOptions:
     """Return the options with the number of devices resolved.
 
     Processes that ``torchrun`` or a cluster has started are counted.
@@ -90,7 +93,7 @@ def _is_script() -> bool:
     )
 
 
-def launch(options: TrainingOptions) -> Any:
+def launch(options: TrainingOptions) -> Fabric:
     """Return a Fabric for these options, after starting the other processes if there are any."""
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
@@ -131,7 +134,7 @@ def launch(options: TrainingOptions) -> Any:
     return fabric
 
 
-def first(fabric: Any, make: Callable[[], T]) -> T:
+def run_on_first(fabric: Fabric, make: Callable[[], T]) -> T:
     """Run ``make`` on the first process and return its result on all of them.
 
     An error of this package is also raised on all of them.
@@ -146,6 +149,47 @@ def first(fabric: Any, make: Callable[[], T]) -> T:
     if failed is not None:
         raise failed
     return value
+
+
+def all_gather(fabric: Fabric, value: T) -> list[T]:
+    """Return a value of every process, in their order. All processes must call this."""
+    if fabric.world_size == 1:
+        return [value]
+    out: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(out, value)
+    return out
+
+
+def total(fabric: Fabric, values: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a tensor over all processes, on the CPU."""
+    if fabric.world_size == 1:
+        return values.cpu()
+    return fabric.all_reduce(values.to(fabric.device), reduce_op="sum").cpu()
+
+
+def any_process(fabric: Fabric, value: bool) -> bool:
+    """Return whether a value is true on any process. All processes must call this."""
+    return value if fabric.world_size == 1 else bool(total(fabric, torch.tensor(float(value))))
+
+
+def raise_together(fabric: Fabric, items: Iterator[T]) -> Iterator[T]:
+    """Yield items as they come. If reading fails on one process, all of them raise."""
+    if fabric.world_size == 1:
+        yield from items
+        return
+    while True:
+        item, error = None, None
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except XauroraError as found:
+            error = found
+        if any_process(fabric, error is not None):
+            raise error or TrainingError(
+                "another process could not read its samples.", fix="see the error of that process"
+            )
+        yield item  # type: ignore[misc]
 
 
 def shard(module: nn.Module, mesh: Any) -> nn.Module:
@@ -188,13 +232,13 @@ def _register_step() -> None:
     _pytree.register_pytree_node(Step, flatten, unflatten)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def gather(tensor: torch.Tensor) -> torch.Tensor:
     """Gather a tensor that may be sharded. All processes must call this."""
     full = getattr(tensor, "full_tensor", None)
     return full() if full is not None else tensor
 
 
-def like(values: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+def shard_like(values: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     """Shard a full tensor in the same way as another one."""
     mesh = getattr(tensor, "device_mesh", None)
     if mesh is None:

@@ -180,7 +180,7 @@ class ReplayBuffer:
     def _write(self, name: str, state: dict[str, torch.Tensor]) -> None:
         from safetensors.torch import save_file
 
-        with storage.named_failures(self.folder):
+        with storage.wrap_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             save_file(state, self.folder / name)
 
@@ -194,7 +194,7 @@ class ReplayBuffer:
     def state(self) -> dict[str, Any]:
         """Return the buffer's state for a checkpoint, after flushing its files to disk."""
         used = self._used()
-        with storage.named_failures(self.folder):
+        with storage.wrap_write_errors(self.folder):
             for name in used - self._protected:
                 storage.sync(self.folder / name)
         return {

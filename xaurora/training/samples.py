@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from xaurora.errors import SplitError
 from xaurora.fields import periods
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.model import batch as batches
+from xaurora.model.loader import time_positions
 
 logger = logging.getLogger("xaurora")
 
@@ -83,7 +84,7 @@ def index(
     return Index(np.array(kept, dtype="datetime64[ns]"), {k: v for k, v in skipped.items() if v})
 
 
-def without_holes(samples: Index, inputs: Sequence[xr.DataArray]) -> Index:
+def drop_missing_inputs(samples: Index, inputs: Sequence[xr.DataArray]) -> Index:
     """Drop init times whose history has missing values in a target that is also an input.
 
     Reads the targets once.
@@ -97,7 +98,7 @@ def without_holes(samples: Index, inputs: Sequence[xr.DataArray]) -> Index:
     whole: set[int] | None = None
     needed = np.unique(np.concatenate([samples.init_times - STEP, samples.init_times]))
     for da in inputs:
-        place = positions(da)
+        place = time_positions(da)
         fine = {
             int(t.astype(np.int64))
             for t in needed
@@ -281,13 +282,6 @@ def _name(time: np.datetime64) -> str:
     return str(time.astype("datetime64[m]"))
 
 
-def positions(da: xr.DataArray) -> dict[int, int]:
-    """Return the index of each time along a DataArray's axis, by nanoseconds since 1970."""
-    return {
-        int(t): i for i, t in enumerate(da["time"].values.astype("datetime64[ns]").astype(np.int64))
-    }
-
-
 def describe(init_times: np.ndarray) -> dict[str, Any]:
     """Return a summary of the samples: count, first and last time, and a hash of all times."""
     stamps = np.ascontiguousarray(init_times.astype("datetime64[ns]").astype(np.int64))
@@ -297,3 +291,63 @@ def describe(init_times: np.ndarray) -> dict[str, Any]:
         "to": _name(init_times[-1]),
         "hash": hashlib.sha256(stamps.tobytes()).hexdigest()[:16],
     }
+
+
+def shuffled_batches(
+    times: np.ndarray, size: int, total: int, seed: int, start: int = 0
+) -> Iterator[list[np.datetime64]]:
+    """Yield the init times of each optimiser step, reshuffled every epoch.
+
+    The last step of an epoch may have fewer samples.
+
+    Parameters
+    ----------
+    times : ndarray of datetime64
+        Init times of all samples.
+    size : int
+        Samples per step, over all devices.
+    total : int
+        Number of steps.
+    seed : int
+        Seed of the shuffle.
+    start : int
+        Steps to skip. The following ones are the same as if the skipped ones had been drawn.
+    """
+    rng = np.random.default_rng(seed)
+    done = 0
+    while done < total:
+        shuffled = times[rng.permutation(len(times))]
+        for first in range(0, len(shuffled), size):
+            if done == total:
+                return
+            done += 1
+            if done > start:
+                yield list(shuffled[first : first + size])
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """One batch of a step for this process: its samples, and their weight in the step's mean."""
+
+    init_times: list[np.datetime64]
+    weight: float
+
+
+def split_batch(
+    times: Sequence[np.datetime64], parts: int, rank: int, world: int
+) -> list[Microbatch]:
+    """Return this process's batches of a step.
+
+    The step's samples are split into ``world × parts`` batches of nearly equal size, of which this
+    process gets ``parts``. No sample is used twice. A batch that would be empty gets one sample of
+    weight zero, because every process must take part in every step.
+    """
+    chunks = np.array_split(np.arange(len(times)), world * parts)[rank * parts : (rank + 1) * parts]
+    return [
+        (
+            Microbatch([times[i] for i in chunk], len(chunk) / len(times))
+            if len(chunk)
+            else Microbatch([times[0]], 0.0)
+        )
+        for chunk in chunks
+    ]

@@ -9,11 +9,11 @@ import numpy as np
 from xaurora.errors import SplitError
 from xaurora.fields.distribution import Distribution
 from xaurora.fields.grid.weights import latitude_weights
-from xaurora.model import loader as loading
+from xaurora.fields.targets import Target
 from xaurora.model.batch import STEP
-from xaurora.training import samples
+from xaurora.model.loader import MAX_PREFETCH, Loader, prefetch, time_positions
 from xaurora.training.plan import Plan
-from xaurora.utils.progress import watched
+from xaurora.utils.progress import track
 
 
 @dataclass(frozen=True)
@@ -22,23 +22,23 @@ class TargetScan:
 
     train: np.ndarray
     validation: np.ndarray
-    seen: dict[str, Distribution]
+    climatology: dict[str, Distribution]
 
 
 def scan_targets(plan: Plan) -> TargetScan:
     """Read the targets once: find the init times with truth, and the climatology in training."""
-    if not plan.learnt:
-        return TargetScan(plan.parts.train, plan.parts.validation, {})
-    train, seen = _drop_without_truth(plan, plan.parts.train, progress=plan.options.progress)
-    validation, _ = _drop_without_truth(plan, plan.parts.validation, progress=False)
-    return TargetScan(train, validation, seen)
+    if not plan.targets:
+        return TargetScan(plan.split.train, plan.split.validation, {})
+    train, climatology = _drop_without_truth(plan, plan.split.train, progress=plan.options.progress)
+    validation, _ = _drop_without_truth(plan, plan.split.validation, progress=False)
+    return TargetScan(train, validation, climatology)
 
 
 _SCANNED = 4 * 1024**3  # bytes of frames that are checked
 
 
-def refuse_missing(
-    plan: Plan, loader: loading.Loader, init_times: np.ndarray, *, after: bool = True
+def check_missing_values(
+    plan: Plan, loader: Loader, init_times: np.ndarray, *, after: bool = True
 ) -> None:
     """Raise if the frames contain NaN, before anything is written.
 
@@ -55,9 +55,9 @@ def refuse_missing(
     frames = np.unique(np.concatenate(parts))
     count = min(len(frames), max(_SCANNED // loader.frame_bytes, 20))
     chosen = list(frames[np.unique(np.linspace(0, len(frames) - 1, count).astype(int))])
-    room = int(min(loading.AHEAD, loader.budget / 2 // loader.frame_bytes))
-    reading = loading.ahead(chosen, loader.frame, plan.options.workers, room)
-    for _ in watched(reading, "look", unit="time", shown=plan.options.progress, total=len(chosen)):
+    room = int(min(MAX_PREFETCH, loader.budget / 2 // loader.frame_bytes))
+    reading = prefetch(chosen, loader.frame, plan.options.workers, room)
+    for _ in track(reading, "look", unit="time", shown=plan.options.progress, total=len(chosen)):
         pass
 
 
@@ -68,23 +68,20 @@ def _drop_without_truth(
 
     The climatology is weighted by area. Each target is read once.
     """
-    learnt, grid, trim, steps = (
-        plan.learnt,
-        plan.target_grid,
-        plan.target_trim,
-        plan.options.rollout_steps,
-    )
-    seen = {t.name: Distribution(amounts=t.is_rain) for t in learnt}
-    position = {t.name: samples.positions(t.values) for t in learnt}
+    grid, trim, steps = plan.target_grid, plan.target_trim, plan.options.rollout_steps
+    seen = {t.name: Distribution(amounts=t.is_rain) for t in plan.targets}
+    position = {t.name: time_positions(t.values) for t in plan.targets}
     area = np.broadcast_to(latitude_weights(grid.latitude)[:, None], grid.shape)[trim]
     whole: dict[int, bool] = {}  # by valid time: rollouts overlap, and each time counts once
     valid = {_stamp(time + STEP * k): None for time in init_times for k in range(1, steps + 1)}
 
     def read(key: int) -> dict[str, np.ndarray]:
-        return {t.name: t.values.isel(time=position[t.name][key]).values[trim] for t in learnt}
+        return {
+            t.name: t.values.isel(time=position[t.name][key]).values[trim] for t in plan.targets
+        }
 
-    reading = loading.ahead(valid, read, plan.options.workers, loading.AHEAD)
-    for key, found in watched(reading, "target", shown=progress, total=len(valid)):
+    reading = prefetch(valid, read, plan.options.workers, MAX_PREFETCH)
+    for key, found in track(reading, "target", shown=progress, total=len(valid)):
         there = {name: np.isfinite(values) for name, values in found.items()}
         whole[key] = all(mask.any() for mask in there.values())
         if whole[key]:
@@ -99,24 +96,29 @@ def _drop_without_truth(
         raise SplitError(
             "the target has no valid value in any sample of the training or validation part.",
             fix=(
-                f"check the target: ds['{learnt[0].item.source}'].isnull().mean(('latitude',"
+                f"check the target: ds['{plan.targets[0].item.source}'].isnull().mean(('latitude',"
                 " 'longitude'))"
             ),
         )
-    for t in learnt:
-        if t.is_rain and not seen[t.name].log_wet.count:
+    _check_climatology(plan.targets, seen)
+    return np.array(kept, dtype="datetime64[ns]"), seen
+
+
+def _check_climatology(wanted: list[Target], climatology: dict[str, Distribution]) -> None:
+    """Raise if a target does not vary, so that there is nothing to learn."""
+    for t in wanted:
+        if t.is_rain and not climatology[t.name].log_wet.count:
             raise SplitError(
                 "the target is dry everywhere in the training or validation part, so there is"
                 " nothing to train on or to score.",
                 fix="use a longer period or a wetter region",
             )
-        if not seen[t.name].moments.high > seen[t.name].moments.low:
+        if not climatology[t.name].moments.high > climatology[t.name].moments.low:
             raise SplitError(
                 f"the target '{t.item.source}' is constant in space and time in the training or"
-                f" validation part ({seen[t.name].moments.high:g}).",
+                f" validation part ({climatology[t.name].moments.high:g}).",
                 fix="use another target, a longer period or a larger region",
             )
-    return np.array(kept, dtype="datetime64[ns]"), seen
 
 
 def _stamp(time: np.datetime64) -> int:

@@ -18,10 +18,10 @@ from xaurora.model import rollout
 from xaurora.model.aurora import AuroraWithHead, Step
 from xaurora.model.loader import STEP, Loader, Sample
 from xaurora.training import losses
-from xaurora.training.losses import Trim
+from xaurora.training.losses import Domains
+from xaurora.training.plan import Plan
 
 MOST_KEPT = 100  # truth fields kept in memory to compute the score of the climatology
-Sum = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,20 @@ class Task:
     base_chooses: bool
     steps: int = 1
 
+    @classmethod
+    def of(cls, plan: Plan) -> Task:
+        """Return the task of a plan."""
+        units = {t.name: ("_mm", 1e3) if t.is_rain else ("", 1.0) for t in plan.targets}
+        steps = plan.options.rollout_steps
+        return cls(units, plan.scores_base, plan.trains_base_variables, steps)
+
 
 def prefix(place: int, name: str) -> str:
     """Return the prefix of a target's score names: empty for the first target, else its name."""
     return "" if place == 0 else f"{name}_"
 
 
-def told(scores: dict[str, Any], task: Task, what: str = "crps") -> str:
+def format_scores(scores: dict[str, Any], task: Task, what: str = "crps") -> str:
     """Format one score of every target as text.
 
     Includes Aurora's own variables if they count in the choice of the best model.
@@ -68,6 +75,23 @@ def told(scores: dict[str, Any], task: Task, what: str = "crps") -> str:
     return ", ".join(parts)
 
 
+@dataclass(frozen=True)
+class Processes:
+    """The processes that share the work.
+
+    Parameters
+    ----------
+    rank, world : int
+        Rank of this process, and the number of processes.
+    total : callable
+        Sums a tensor over processes.
+    """
+
+    rank: int = 0
+    world: int = 1
+    total: Callable[[torch.Tensor], torch.Tensor] = lambda x: x
+
+
 class Validator:
     """Scores a fixed set of init times.
 
@@ -76,16 +100,10 @@ class Validator:
     task : Task
     loader : Loader
     init_times : ndarray of datetime64
-    area : torch.Tensor, ``(h, 1)``
-        Cell areas, on the device.
-    trim : tuple of slice
+    domains : Domains
+        Where scores are computed, on the device.
     batch_size : int
-    rank, world : int
-        Rank of this process, and the number of processes that share the work.
-    total : callable
-        Function that sums a tensor over processes.
-    part : tuple, optional
-        Cell areas and ``trim`` of the targets, if they cover only part of the grid.
+    processes : Processes
     """
 
     def __init__(
@@ -93,28 +111,24 @@ class Validator:
         task: Task,
         loader: Loader,
         init_times: np.ndarray,
-        area: torch.Tensor,
-        trim: Trim,
+        domains: Domains,
         batch_size: int,
-        rank: int = 0,
-        world: int = 1,
-        total: Sum = lambda x: x,
-        part: tuple[torch.Tensor, Trim] | None = None,
+        processes: Processes,
     ) -> None:
-        self.task, self.loader, self.area, self.trim, self.total = task, loader, area, trim, total
-        self.own_area, self.own_trim = part or (area, trim)
+        self.task, self.loader, self.domains, self.total = task, loader, domains, processes.total
+        self.device = domains.base.area.device
         self.init_times = init_times
         batches = [
             list(init_times[i : i + batch_size]) for i in range(0, len(init_times), batch_size)
         ]
-        rounds = -(-len(batches) // world)
-        mine = batches[rank::world]
+        rounds = -(-len(batches) // processes.world)
+        mine = batches[processes.rank :: processes.world]
         # Every process runs the same number of batches, padded with batches of zero weight: with
         # sharded weights all processes must run the model together.
         self.batches = [(b, 1.0) for b in mine] + [(batches[0], 0.0)] * (rounds - len(mine))
         self._reference: dict[str, float] | None = None
 
-    def reference(self) -> dict[str, float]:
+    def reference(self, module: AuroraWithHead) -> dict[str, float]:
         """Return the CRPS of the samples' climatology by target, in canonical units.
 
         The climatology is the distribution of the samples' own truth at each point. The result
@@ -126,21 +140,30 @@ class Validator:
             chosen = self.init_times[
                 np.unique(np.linspace(0, len(self.init_times) - 1, count).astype(int))
             ]
-            weight = self.own_area.cpu().numpy()[self.own_trim[0]]
+            targets = self.domains.targets
+            weight = targets.area.cpu().numpy()[targets.trim[0]]
+            heads: Any = module.head
             self._reference = {}
             for name in self.task.units:
+                options = heads[name].options
+                low, high = (
+                    (0.0, None)
+                    if options.family in losses.RAIN
+                    else options.bounds
+                    or (
+                        None,
+                        None,
+                    )
+                )
                 per_step = []
                 for k in range(1, self.task.steps + 1):
                     truth = np.stack(
-                        [self.loader.target_at(name, t + STEP * k)[self.own_trim] for t in chosen]
+                        [self.loader.target_at(name, t + STEP * k)[targets.trim] for t in chosen]
                     )
-                    low, high = self.ranges.get(name) or (None, None)
                     bounded = truth if low is None and high is None else np.clip(truth, low, high)
                     per_step.append(climatology_crps(bounded, weight))
                 self._reference[name] = float(np.mean(per_step))
         return self._reference
-
-    ranges: dict[str, tuple[float | None, float | None]]
 
     @torch.no_grad()
     def score(self, module: AuroraWithHead) -> dict[str, float]:
@@ -156,10 +179,6 @@ class Validator:
         was_training = module.training
         module.eval()
         heads: Any = module.head
-        self.ranges = {
-            n: (0.0, None) if h.options.family in losses.RAIN else h.options.bounds
-            for n, h in heads.items()
-        }
         keys = ("crps", "squares", "absolute", "bias", "weight")
         sums = {name: dict.fromkeys(keys, 0.0) for name in self.task.units}
         base = dict.fromkeys(("loss", "squares", "absolute", "persistence", "weight"), 0.0)
@@ -170,12 +189,11 @@ class Validator:
                 for name, head in heads.items():
                     self._add(sums[name], head, step.raw[name], truth.targets[name], counts)
                 if self.task.base and truth.state is not None:
-                    own = losses.base_variables(
+                    own = losses.base_loss_terms(
                         module.base,
                         step.prediction,
                         truth.state,
-                        self.area,
-                        self.trim,
+                        self.domains.base,
                         tuple(module.inputs),
                     )
                     still = self._persistence(module, sample, truth.state)
@@ -185,12 +203,12 @@ class Validator:
                         base[key] += float(value) * len(times) * counts
                     base["weight"] += len(times) * counts
         module.train(was_training)
-        return self._scores(sums, base)
+        return self._scores(sums, base, self.reference(module))
 
     def _steps(self, module: AuroraWithHead, sample: Sample) -> Iterable[Step]:
         if sample.batch is not None:
             return rollout.steps(module, sample.batch, self.task.steps)
-        return [module(None, latents=self.loader.latents.of(module, sample, self.area.device))]
+        return [module(None, latents=self.loader.latents.of(module, sample, self.device))]
 
     def _add(
         self,
@@ -200,9 +218,10 @@ class Validator:
         target: torch.Tensor,
         counts: float,
     ) -> None:
-        target = target.to(self.area.device)
-        params, y = head.parameters_of(raw), losses.seen(head, target)
-        share = (torch.isfinite(target) * self.own_area)[..., self.own_trim[0], self.own_trim[1]]
+        target = target.to(self.device)
+        area, (rows, columns) = self.domains.targets.area, self.domains.targets.trim
+        params, y = head.parameters_of(raw), losses.valid_target(head, target)
+        share = (torch.isfinite(target) * area)[..., rows, columns]
         error = head.mean(params) - y
         found = (
             ("crps", head.crps(params, y).float()),
@@ -211,7 +230,7 @@ class Validator:
             ("bias", error),
         )
         for key, values in found:
-            inside = values[..., self.own_trim[0], self.own_trim[1]]
+            inside = values[..., rows, columns]
             inside = torch.where(share > 0, inside, torch.zeros_like(inside)) * share
             sums[key] += float(inside.sum(dtype=torch.float64)) * counts
         sums["weight"] += float(share.sum(dtype=torch.float64)) * counts
@@ -219,14 +238,17 @@ class Validator:
     def _persistence(self, module: AuroraWithHead, sample: Sample, state: Any) -> torch.Tensor:
         batch: Any = sample.batch
         same = type(batch)._fmap(batch, lambda v: v[:, -1:] if v.ndim > 2 else v)
-        same.surf_vars = {k: v.to(self.area.device) for k, v in same.surf_vars.items()}
-        same.atmos_vars = {k: v.to(self.area.device) for k, v in same.atmos_vars.items()}
-        return losses.base_variables(
-            module.base, same, state, self.area, self.trim, tuple(module.inputs)
+        same.surf_vars = {k: v.to(self.device) for k, v in same.surf_vars.items()}
+        same.atmos_vars = {k: v.to(self.device) for k, v in same.atmos_vars.items()}
+        return losses.base_loss_terms(
+            module.base, same, state, self.domains.base, tuple(module.inputs)
         )[0]
 
     def _scores(
-        self, sums: dict[str, dict[str, float]], base: dict[str, float]
+        self,
+        sums: dict[str, dict[str, float]],
+        base: dict[str, float],
+        reference: dict[str, float],
     ) -> dict[str, float]:
         flat = [v for part in (*sums.values(), base) for v in part.values()]
         whole = iter(self.total(torch.tensor(flat, dtype=torch.float64)).tolist())
@@ -240,7 +262,7 @@ class Validator:
                 f"validation_{prefix(i, name)}",
                 max(sums[name]["weight"], 1e-30),
             )
-            normal = self.reference()[name] * factor
+            normal = reference[name] * factor
             out[f"{front}crps{unit}"] = own["crps"] / weight * factor
             out[f"{front}rmse{unit}"] = math.sqrt(own["squares"] / weight) * factor
             out[f"{front}mae{unit}"] = own["absolute"] / weight * factor

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import functools
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from xaurora.errors import OptionError
@@ -91,10 +91,10 @@ def options_of(cls: type) -> tuple[Option, ...]:
     )
 
 
-def parameters_section(cls: type, indent: str = "", width: int = 100) -> str:
-    """Return the options as the entries of a NumPy docstring's ``Parameters`` section."""
+def parameters_section(items: Iterable[Option], indent: str = "", width: int = 100) -> str:
+    """Return options as the entries of a NumPy docstring's ``Parameters`` section."""
     lines = []
-    for item in options_of(cls):
+    for item in items:
         lines.append(f"{indent}{item.name} : {item.type}")
         lines += textwrap.wrap(
             item.text,
@@ -110,7 +110,7 @@ def parameters_section(cls: type, indent: str = "", width: int = 100) -> str:
 def documented(cls: type[T]) -> type[T]:
     """Complete a dataclass's docstring with its options. A decorator."""
     summary = (cls.__doc__ or "").rstrip()
-    cls.__doc__ = f"{summary}\n\nParameters\n----------\n{parameters_section(cls)}\n"
+    cls.__doc__ = f"{summary}\n\nParameters\n----------\n{parameters_section(options_of(cls))}\n"
     return cls
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def bar(*, total: int, label: str, unit: str, shown: bool, after: float = 0.0) -> Any:
+def progress_bar(*, total: int, label: str, unit: str, shown: bool, after: float = 0.0) -> Any:
     """Return a bar to be updated by the caller.
 
     It appears only if the work takes longer than ``after`` seconds.
@@ -19,7 +19,7 @@ def bar(*, total: int, label: str, unit: str, shown: bool, after: float = 0.0) -
     )
 
 
-def watched(
+def track(
     items: Iterable[Any],
     label: str,
     *,
@@ -35,7 +35,7 @@ def watched(
     return tqdm(items, desc=label, unit=unit, leave=False, total=total, mininterval=_interval())
 
 
-def say(text: str, *, shown: bool = True) -> None:
+def log_line(text: str, *, shown: bool = True) -> None:
     """Print a line to stderr without breaking a progress bar."""
     if shown:
         from tqdm.auto import tqdm

@@ -29,7 +29,7 @@ def save_error(path: Path, error: BaseException) -> SaveError:
 
 
 @contextlib.contextmanager
-def named_failures(path: Path) -> Iterator[None]:
+def wrap_write_errors(path: Path) -> Iterator[None]:
     """Turn errors raised by writing into :class:`SaveError`."""
     try:
         yield
@@ -57,7 +57,7 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
         If writing fails. Nothing was changed.
     """
     path = Path(path)
-    with named_failures(path):
+    with wrap_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_dir():
             raise SaveError(
@@ -119,7 +119,7 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
         If writing fails. Nothing was changed.
     """
     path = Path(path)
-    with named_failures(path):
+    with wrap_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".{path.stem}.new-*{path.suffix}"):
             left.unlink(missing_ok=True)  # left by a writer that was killed

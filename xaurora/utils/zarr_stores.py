@@ -45,7 +45,7 @@ def create(path: Path, template: xr.Dataset, encoding: Mapping[str, Any] | None 
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def done(
+def count_written_pieces(
     path: Path, attribute: str, signature: str, *, what: str, argument: str, differs: str
 ) -> int:
     """Return how many pieces of a store are written.
@@ -82,7 +82,7 @@ def done(
     return int(str(attrs.get(_DONE, 0)))
 
 
-def mark(path: Path, count: int) -> None:
+def record_written_pieces(path: Path, count: int) -> None:
     """Record that this many pieces are written.
 
     Called after the data are written: a kill between the two costs one piece, but never leaves a
@@ -93,7 +93,7 @@ def mark(path: Path, count: int) -> None:
     zarr.open_group(path, mode="r+", use_consolidated=False).attrs[_DONE] = count
 
 
-def refuse_unfinished(attrs: Mapping[str, Any], path: str) -> None:
+def require_complete(attrs: Mapping[str, Any], path: str) -> None:
     """Raise if filling a store was interrupted, because its missing pieces would read as zeros.
 
     Only stores of known length are checked.

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
 
-from xaurora.errors import RegionError
-from xaurora.fields.conventions import Fields
+from xaurora.errors import OptionError, RegionError
 from xaurora.fields.grid import polygons
+from xaurora.fields.grid.lattice import Grid
+from xaurora.fields.grid.patches import Window, window_around
 from xaurora.fields.grid.weights import latitude_weights
 
 Box = tuple[float, float, float, float]
+RegionLike: TypeAlias = "str | Box | Sequence[float] | xr.DataArray | Mapping[str, Any] | object"
+"""A name, a box ``(south, north, west, east)``, a mask with coordinates, or a polygon (GeoJSON, or
+anything with ``__geo_interface__``).
+"""
 
 # south, north, west, east; ends included. WeatherBench2, scripts/evaluate.py at commit 021c0b3
 # (Rasp et al. 2024, doi:10.1029/2023MS004019, table 3, after ECMWF's scorecards).
@@ -67,6 +72,7 @@ def weights(
     land: np.ndarray | None = None,
     *,
     convention: str = "weatherbench2",
+    noun: str = "forecast",
 ) -> dict[str, np.ndarray]:
     """Return area weights by region, ``(h, w)`` each, zero outside.
 
@@ -85,6 +91,8 @@ def weights(
     convention : {"weatherbench2", "weatherbenchx"}
         WeatherBench-X counts every cell with some land as land, and gives end rows half a cell even
         on a global grid.
+    noun : {"forecast", "data"}
+        What the grid belongs to, for messages.
 
     Raises
     ------
@@ -97,7 +105,7 @@ def weights(
         land = None if land is None else (land != 0).astype(np.float64)
     regional = True if convention == "weatherbenchx" else None
     area = np.repeat(latitude_weights(latitude, regional=regional)[:, None], len(longitude), axis=1)
-    is_global = goes_round(longitude) and np.ptp(latitude) > 160.0
+    is_global = is_circumglobal(longitude) and np.ptp(latitude) > 160.0
     if wanted is None:
         names = list(BOXES) if is_global else ["domain"]
         if land is not None:
@@ -121,7 +129,7 @@ def weights(
         chosen = dict.fromkeys(wanted)
     else:
         raise RegionError(
-            f"regions={wanted!r} must be names, a box (south, north, west, east), a mask, a"
+            f"{'region' if noun == 'data' else 'regions'}={wanted!r} must be names, a box (south, north, west, east), a mask, a"
             " polygon, or a dict of those.",
             fix="regions=['europe']",
         )
@@ -135,49 +143,41 @@ def weights(
     out = {}
     for name, shape in chosen.items():
         out[name] = area * (
-            _named(name, latitude, longitude, land)
+            _named(name, latitude, longitude, land, noun)
             if shape is None
-            else _own(name, shape, latitude, longitude)
+            else _user_mask(name, shape, latitude, longitude)
         )
         if not (out[name] > 0).any():
             raise RegionError(
-                f"region {name!r} contains no grid point of the forecast ({latitude.min():g} to"
+                f"region {name!r} contains no grid point of the {noun} ({latitude.min():g} to"
                 f" {latitude.max():g}°N, {longitude.min():g} to {longitude.max():g}°E).",
                 fix="regions=['domain'], or a box (south, north, west, east) inside the grid",
             )
     return out
 
 
-def cells(fields: Fields, region: Any) -> np.ndarray:
-    """Return which grid points of canonical fields lie in a region, ``(h, w)``, bool.
+def cells(grid: Grid, land: np.ndarray | None, region: RegionLike) -> np.ndarray:
+    """Return which points of a grid lie in a region, ``(h, w)``, bool.
 
     Parameters
     ----------
-    fields : Fields
+    grid : Grid
+    land : ndarray, ``(h, w)``, optional
+        Land fraction, for names that end in ``_land``.
     region : str, tuple, DataArray or polygon
         A name, a box ``(south, north, west, east)``, a mask, or a polygon.
 
     Raises
     ------
     RegionError
-        The region is unknown or contains none of the data.
+        The region is unknown or contains none of the grid.
     """
-    grid = fields.layout.grid
-    land = fields.static["lsm"].values if "lsm" in fields.static else None
+    wanted = {"region": region} if isinstance(region, list) else region
     try:
-        found = weights(
-            grid.latitude,
-            grid.longitude,
-            {"region": region} if isinstance(region, list) else region,
-            land,
-        )
+        found = weights(grid.latitude, grid.longitude, wanted, land, noun="data")
     except RegionError as error:
-        message = error.message.replace("of the forecast", "of the data").replace(
-            "the truth holds", "the data hold"
-        )
-        message = message.replace("regions=", "region=").replace(", or a dict of boxes", "")
         raise RegionError(
-            message, fix="region='europe', or region=(south, north, west, east)"
+            error.message, fix="region='europe', or region=(south, north, west, east)"
         ) from None
     if len(found) != 1:
         raise RegionError(
@@ -187,7 +187,46 @@ def cells(fields: Fields, region: Any) -> np.ndarray:
     return np.asarray(next(iter(found.values())) > 0)
 
 
-def goes_round(longitude: np.ndarray) -> bool:
+def window_of(
+    grid: Grid,
+    land: np.ndarray | None,
+    region: RegionLike,
+    *,
+    patch_size: int,
+    margin: int,
+    halo: int = 0,
+) -> Window:
+    """Return the window of a region in a grid of whole patches.
+
+    Parameters
+    ----------
+    grid : Grid
+    land : ndarray, ``(h, w)``, optional
+        Land fraction, for names that end in ``_land``.
+    region : str, tuple, DataArray or polygon
+    patch_size : int
+    margin : int
+        Number of patches around the region that also influence its cells.
+    halo : int
+        The halo of regional data, which cannot be combined with a region of the globe.
+
+    Raises
+    ------
+    RegionError
+        The region is unknown or contains none of the grid.
+    OptionError
+        A halo was given as well.
+    """
+    if halo:
+        raise OptionError(
+            "halo= removes the edges of regional data, and region= selects a part of what the"
+            " backbone sees. They cannot be combined.",
+            fix="region=..., halo=0",
+        )
+    return window_around(grid, cells(grid, land, region), patch_size, margin)
+
+
+def is_circumglobal(longitude: np.ndarray) -> bool:
     """Return whether longitudes span the whole circle."""
     gaps = np.diff(np.asarray(longitude, np.float64)) % 360.0
     return (
@@ -222,7 +261,7 @@ def edge_rings(
         The grid covers the globe from pole to pole, so it has no edge.
     """
     latitude, longitude = np.asarray(latitude, np.float64), np.asarray(longitude, np.float64)
-    round_ = goes_round(longitude)
+    round_ = is_circumglobal(longitude)
     to_poles = np.ptp(latitude) > 160.0
     if round_ and to_poles:
         raise RegionError(
@@ -265,13 +304,13 @@ def edge_rings(
 
 
 def _named(
-    name: str, latitude: np.ndarray, longitude: np.ndarray, land: np.ndarray | None
+    name: str, latitude: np.ndarray, longitude: np.ndarray, land: np.ndarray | None, noun: str
 ) -> np.ndarray:
     base = name.removesuffix("_land")
     if base != "domain" and base not in NAMED:
         raise RegionError(
             f"there is no region {name!r}; valid names are 'domain',"
-            f" {', '.join(map(repr, NAMED))}, each also with '_land', or a dict of boxes.",
+            f" {', '.join(map(repr, NAMED))}, each also with '_land'{', or a dict of boxes' if noun == 'forecast' else ''}.",
             fix="regions=['europe']",
         )
     mask = np.ones((len(latitude), len(longitude)))
@@ -282,7 +321,7 @@ def _named(
     if name.endswith("_land"):
         if land is None:
             raise RegionError(
-                f"region {name!r} needs a land-sea mask, and the truth holds none.",
+                f"region {name!r} needs a land-sea mask, and the {'data hold' if noun == 'data' else 'truth holds'} none.",
                 fix="truth['land_sea_mask'] = ...",
             )
         mask = mask * land  # the fraction is the weight, as in WeatherBench2
@@ -329,7 +368,7 @@ def _aligned(
     return np.where(near, values, 0.0)
 
 
-def _own(name: str, shape: Any, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+def _user_mask(name: str, shape: Any, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
     if isinstance(shape, xr.DataArray) and shape.ndim == 2:
         return _aligned(name, shape, latitude, longitude)
     if polygons.is_polygon(shape):

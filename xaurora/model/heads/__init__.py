@@ -13,8 +13,10 @@ from xaurora.model.heads.options import (
     OTHER,
     PRESETS,
     RAIN,
+    HeadLike,
     HeadOptions,
     options_for,
+    patch_margin,
     unknown_head,
 )
 from xaurora.model.heads.trunk import LatentMLP
@@ -31,12 +33,14 @@ __all__ = [
     "Climatology",
     "DistributionHead",
     "Head",
+    "HeadLike",
     "HeadOptions",
     "HeadSet",
     "LatentMLP",
     "build",
     "from_config",
     "options_for",
+    "patch_margin",
     "unknown_head",
 ]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from xaurora.errors import OptionError
 
@@ -242,7 +242,16 @@ def unknown_head(name: object) -> OptionError:
     )
 
 
-def options_for(head: Any, family: str) -> HeadOptions:
+HeadLike: TypeAlias = "str | HeadOptions | dict[str, str | HeadOptions]"
+"""A family, a preset, options, or one of these by target."""
+
+
+def patch_margin(heads: Iterable[HeadOptions]) -> int:
+    """Return how many patches around a region influence its values through some heads."""
+    return max([1, *(options.neighbours // 2 for options in heads)])
+
+
+def options_for(head: object, family: str) -> HeadOptions:
     """Return the options for the ``head=`` argument of finetune.
 
     Parameters

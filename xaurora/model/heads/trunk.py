@@ -63,7 +63,7 @@ class LatentMLP(nn.Module):
         self.register_buffer("window", _window(patch_size, self.overlap), persistent=False)
         self.wraps = False
         """Whether the eastern edge joins the western one. Set by
-        :func:`xaurora.model.aurora.placed`.
+        :func:`xaurora.model.placement.on_grid`.
         """
 
     window: torch.Tensor

@@ -75,7 +75,7 @@ class Scorecard:
     @property
     def html(self) -> str:
         """The card as a self-contained HTML page."""
-        return page.page(self)
+        return page.render_html(self)
 
     def _repr_html_(self) -> str:
         return self.html
@@ -89,7 +89,7 @@ class Scorecard:
         -------
         matplotlib figure
         """
-        return page.picture(self)
+        return page.render_figure(self)
 
     def save(self, path: str | Path) -> Path:
         """Write the card as ``.html`` or ``.png`` and return the path.
@@ -203,9 +203,11 @@ def build(
             for at in (
                 scores[variable]["level"].values if "level" in scores[variable].dims else [None]
             ):
-                for metric in rows_.in_order(scores):
-                    row = rows_.row(scores, others, tested, region, variable, at, metric, name)
-                    if row is not None and not rows_.says_the_same(row, rows):
+                for metric in rows_.table_metrics(scores):
+                    row = rows_.build_row(
+                        scores, others, tested, region, variable, at, metric, name
+                    )
+                    if row is not None and not rows_.repeats_mae(row, rows):
                         rows.append(row)
     figures = (
         ()
@@ -228,7 +230,7 @@ def build(
     columns = (
         tuple(map(str, scores["lead_time"].values)) if binned else tuple(f"{v:g} h" for v in leads)
     )
-    shown = rows_.in_order(scores)
+    shown = rows_.table_metrics(scores)
     if "metric" in scores.coords:
         rest = [m for m in map(str, scores["metric"].values) if m not in shown]
         if rest:
@@ -367,16 +369,20 @@ def _figures(
         known = variables.find(variable)
         if known is None or not known.accumulated:
             continue
-        if made := _pictures(pictures.of_rain(scores, models, variable, published), notes):
+        if made := _pictures(
+            pictures.precipitation_figures(scores, models, variable, published), notes
+        ):
             out.append((f"Precipitation ({variable})", made))
         if (
             forecast is not None
             and truth is not None
-            and (cases := _pictures(pictures.of_cases(scores, forecast, truth, variable), notes))
+            and (
+                cases := _pictures(pictures.case_figures(scores, forecast, truth, variable), notes)
+            )
         ):
             out.append((f"Cases of {variable}", cases))
     if scores["lead_time"].dtype.kind == "m" and (
-        lines := _pictures(pictures.by_lead(scores, models), notes)
+        lines := _pictures(pictures.lead_time_figures(scores, models), notes)
     ):
         out.append(("By lead time", lines))
     return tuple(out)

@@ -53,8 +53,8 @@ def provenance_rows(scores: xr.Dataset) -> tuple[tuple[str, str], ...]:
     attrs = scores.attrs
     out = []
     if "xaurora_base" in attrs:
-        base = str(attrs["xaurora_base"])
-        out.append(("Base model", base + (f" ({_WORDS[base]})" if base in _WORDS else "")))
+        note = attrs.get("xaurora_base_note")
+        out.append(("Base model", str(attrs["xaurora_base"]) + (f" ({note})" if note else "")))
     for key, label in (
         ("xaurora_strategy", "Strategy"),
         ("xaurora_weights", "Weights"),
@@ -84,10 +84,3 @@ def provenance_rows(scores: xr.Dataset) -> tuple[tuple[str, str], ...]:
     with contextlib.suppress(PackageNotFoundError):
         out.append(("Written by", f"xaurora {version('xaurora')}"))
     return tuple(out)
-
-
-_WORDS = {
-    "small": "AuroraSmall, which its authors made for debugging",
-    "tiny": "a toy made here",
-    "tiny-pretrained": "a toy pretrained on synthetic fields",
-}

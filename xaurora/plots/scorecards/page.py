@@ -85,7 +85,7 @@ def number(value: float) -> str:
     return "–" if not np.isfinite(value) else f"{value:.4g}"
 
 
-def page(card: Any) -> str:
+def render_html(card: Any) -> str:
     """Render the whole card as HTML."""
     parts = [
         (
@@ -184,7 +184,7 @@ def _figure(figure: Any) -> str:
     )
 
 
-def picture(card: Any) -> Any:
+def render_figure(card: Any) -> Any:
     """Draw the card as a Matplotlib figure.
 
     Colours show the relative difference to the first baseline: blue is better.

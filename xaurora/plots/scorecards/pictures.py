@@ -23,7 +23,7 @@ def _has(ds: xr.Dataset, name: str, metric: str | None = None) -> bool:
     return bool(np.isfinite(da.isel(region=0)).any())
 
 
-def by_lead(scores: xr.Dataset, models: Mapping[str, xr.Dataset]) -> Iterator[Picture]:
+def lead_time_figures(scores: xr.Dataset, models: Mapping[str, xr.Dataset]) -> Iterator[Picture]:
     """Yield curves of scores over lead time, with all models, for up to four variables."""
     from xaurora import plots
 
@@ -65,7 +65,7 @@ def _is_mae(ds: xr.Dataset, name: str) -> bool:
     )
 
 
-def of_rain(
+def precipitation_figures(
     scores: xr.Dataset,
     models: Mapping[str, xr.Dataset],
     name: str,
@@ -236,7 +236,7 @@ def _bias_map(scores: xr.Dataset, name: str) -> Any:
     return plots.field(da.rename(name), title="", symmetric=True)
 
 
-def of_cases(
+def case_figures(
     scores: xr.Dataset, forecast: xr.Dataset, truth: xr.Dataset, name: str
 ) -> Iterator[Picture]:
     """Yield maps of forecast, truth and difference for the best and the worst init time.

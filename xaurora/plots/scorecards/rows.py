@@ -96,24 +96,32 @@ class Row:
         return marks is not None and bool(marks[i])
 
 
-def says_the_same(row: Row, rows: list[Row]) -> bool:
+def repeats_mae(row: Row, rows: list[Row]) -> bool:
     """Return whether this row repeats the MAE.
 
     That is the case for the CRPS of deterministic forecasts.
     """
     mae = next(
-        (r for r in rows if (r.region, r.label, r.metric) == (row.region, row.label, "mae")), None
+        (
+            r
+            for r in rows
+            if (r.region, r.label, r.metric) == (build_row.region, build_row.label, "mae")
+        ),
+        None,
     )
-    if row.metric != "crps" or mae is None:
+    if build_row.metric != "crps" or mae is None:
         return False
-    pairs = [(row.values, mae.values), *((v, mae.others[n]) for n, v in row.others.items())]
+    pairs = [
+        (build_row.values, mae.values),
+        *((v, mae.others[n]) for n, v in build_row.others.items()),
+    ]
     return all(np.allclose(a, b, rtol=1e-12, equal_nan=True) for a, b in pairs)
 
 
 _FEW = 8  # a table with at most this many metrics shows all of them
 
 
-def in_order(scores: xr.Dataset) -> list[str]:
+def table_metrics(scores: xr.Dataset) -> list[str]:
     """Return the metrics of the table in order.
 
     These are the common ones, and also the others if only a few metrics were scored.
@@ -134,7 +142,7 @@ def in_order(scores: xr.Dataset) -> list[str]:
 _NOTHING = _metrics.Metric((), lambda m: np.empty(0), "", suffix="?")
 
 
-def match(scores: xr.Dataset, other: xr.Dataset, name: str) -> str | None:
+def matching_variable(scores: xr.Dataset, other: xr.Dataset, name: str) -> str | None:
     """Return the variable of other scores that is the same quantity, whatever its name."""
     if name in other:
         return name
@@ -149,7 +157,7 @@ def match(scores: xr.Dataset, other: xr.Dataset, name: str) -> str | None:
     )
 
 
-def row(
+def build_row(
     scores: xr.Dataset,
     others: Mapping[str, xr.Dataset],
     tested: Mapping[str, xr.Dataset],
@@ -176,7 +184,7 @@ def row(
     beside = {}
     for who, other in others.items():
         values = np.full(len(scores["lead_time"]), np.nan)
-        found = match(scores, other, name)
+        found = matching_variable(scores, other, name)
         if (
             found is not None
             and "metric" in other.coords
@@ -194,7 +202,7 @@ def row(
         beside[who] = values
     marks = {}
     for who, result in tested.items():
-        target = name if who == "" else match(scores, others[who], name)
+        target = name if who == "" else matching_variable(scores, others[who], name)
         if (
             target in result
             and metric in result[target]["metric"].values
