@@ -24,14 +24,14 @@ import xarray as xr
 from aurora import Aurora, AuroraPretrained, AuroraSmallPretrained, Batch, rollout
 
 from xaurora.fields.grid import lattice as grids
-from xaurora.fields.grid.weights import latitude_weights
 from xaurora.model import aurora as models
 from xaurora.model import execution, heads, placement, strategies
 from xaurora.model.loader import Truth
 from xaurora.model.memory import LiveBytes
+from xaurora.model.options import resolve_strategy
 from xaurora.model.tiny import randomise_modulation
 from xaurora.training import losses
-from xaurora.training import options as config
+from xaurora.training.losses import Domain, Domains
 
 LEVELS = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)
 MEANS = {
@@ -268,21 +268,22 @@ def own_step(
     from xaurora.model import rollout as stepping
 
     base = build(size)
-    options = config.strategy_of("frozen" if how == "latents" else how)
+    options = resolve_strategy("frozen" if how == "latents" else how)
     adapter = adapters.install(base, options, 0) if how == "lora" else None
     if adapter is not None:
         base.to(size.device)
     execution.set_precision(base, "bf16" if precision == "bf16" else "32", size.device)
     module = models.AuroraWithHead(base, head_of(base, **head), None, adapter)
-    groups = strategies.apply(module, options, trains_base_outputs=how in ("full", "lora"))
+    groups = strategies.apply(
+        module, options, strategies.Schedule(trains_base_outputs=how in ("full", "lora"))
+    )
     moving = [p for g in groups for p in g["params"]]
     module.train(how in ("full", "lora"))
     optimizer = torch.optim.AdamW(moving, lr=1e-5, fused=True)
     batch = ds.aurora.to_batch(ds["time"].values[-2], model=base)
     truth = truth_of(ds, batch)
     grid = grids.from_axes(np.asarray(batch.metadata.lat), np.asarray(batch.metadata.lon))
-    area = torch.from_numpy(latitude_weights(grid.latitude)).float().to(size.device)[:, None]
-    everything = (slice(None), slice(None))
+    domain = Domain.of(grid, (slice(None), slice(None)), size.device)
     stack.enter_context(placement.on_grid(module, grid))
     kept = None
     if how == "latents":
@@ -300,7 +301,7 @@ def own_step(
         else:
             step = next(iter(stepping.steps(module, batch, 1)))
         loss, _ = losses.step_loss(
-            module, step, truth, area, everything, 1.0 if how in ("full", "lora") else 0.0
+            module, step, truth, Domains(domain, domain), 1.0 if how in ("full", "lora") else 0.0
         )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(moving, 1.0)

@@ -84,9 +84,7 @@ def measure(case: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     import xaurora
     from xaurora.training import curves
-    from xaurora.training import estimate as estimation
     from xaurora.training import finetune as finetuning
-    from xaurora.training.options import TrainingOptions
 
     assert all(
         (matplotlib.figure, peft, scipy.stats, zarr, AuroraSmallPretrained, curves, finetuning)
@@ -105,14 +103,7 @@ def measure(case: dict[str, Any], folder: Path) -> dict[str, Any]:
         "tp", model=model, weights=weights, strategy=strategy, out=out / "run", **options
     )
     measured = torch.cuda.max_memory_allocated() if gpu else resident("VmHWM") - before
-    found = estimation.estimate(
-        ds,
-        "tp",
-        model=model,
-        weights=weights,
-        strategy=strategy,
-        options=TrainingOptions(**options),
-    )
+    found = ds.aurora.estimate("tp", model=model, weights=weights, strategy=strategy, **options)
     return {"measured": measured, "estimated": found.memory, "parts": found.parts}
 
 

@@ -147,7 +147,6 @@ def bootstrap(start: np.ndarray, tuned: np.ndarray, seed: int = 0) -> tuple[floa
 
 def run(name: str, where: str, data: Path, scale: float = 1.0) -> dict[str, Any]:
     """Train one setup, and score it and its untuned start."""
-
     options = {**RECIPES[name], **TINY[name], "validations": 1, "progress": False}
     options["steps"] = max(int(options["steps"] * scale), 2)
     options.setdefault("batch_size", 4)

@@ -291,7 +291,6 @@ def _reading_step(
     batch = data.aurora.to_batch(data["time"].values[-2], model=base)
     truth = cases.truth_of(data, batch)
     from xaurora.fields.grid import lattice as grids
-    from xaurora.fields.grid.weights import latitude_weights
 
     grid = grids.from_axes(np.asarray(batch.metadata.lat), np.asarray(batch.metadata.lon))
     stack.enter_context(on_grid(module, grid))
@@ -304,11 +303,12 @@ def _reading_step(
     rng = np.random.default_rng(0)
     moving = list(module.head.parameters())
     optimizer = torch.optim.AdamW(moving, lr=1e-5, fused=True)
-    area = torch.from_numpy(latitude_weights(grid.latitude)).float().to(size.device)[:, None]
+    domain = losses.Domain.of(grid, (slice(None), slice(None)), size.device)
+    domains = losses.Domains(domain, domain)
 
     def step(one: torch.Tensor) -> None:
         found = module(None, latents=one[None].to(size.device).float())
-        loss, _ = losses.step_loss(module, found, truth, area, (slice(None), slice(None)), 0.0)
+        loss, _ = losses.step_loss(module, found, truth, domains, 0.0)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(moving, 1.0)
         optimizer.step()
@@ -330,20 +330,20 @@ def test_an_epoch(benchmark: Any, size: Size, base: Any, tmp_path: Path) -> None
     stamps: list[float] = []
     from xaurora.training import loop as training
 
-    real = training._Training._one_step
+    real = training.Trainer.take_step
 
     def timed(self: Any, *args: Any) -> Any:
         stamps.append(time.perf_counter())
         return real(self, *args)
 
     def run() -> None:
-        training._Training._one_step = timed  # type: ignore[method-assign]
+        training.Trainer.take_step = timed  # type: ignore[method-assign]
         try:
             ds.aurora.finetune(
                 "tp", model=base, epochs=4, validations=1, out=tmp_path / "run", progress=False
             )
         finally:
-            training._Training._one_step = real  # type: ignore[method-assign]
+            training.Trainer.take_step = real  # type: ignore[method-assign]
 
     benchmark.pedantic(run, rounds=1, iterations=1)
     count = len(stamps) // 4
@@ -475,7 +475,7 @@ def test_slow_store(benchmark: Any, tmp_path: Path) -> None:
         use_lora=False,
     )
     spans: list[tuple[float, float]] = []
-    real = training._Training._one_step
+    real = training.Trainer.take_step
 
     def timed(self: Any, *args: Any) -> Any:
         began = time.perf_counter()
@@ -484,7 +484,7 @@ def test_slow_store(benchmark: Any, tmp_path: Path) -> None:
         return out
 
     def run() -> None:
-        training._Training._one_step = timed  # type: ignore[method-assign]
+        training.Trainer.take_step = timed  # type: ignore[method-assign]
         try:
             ds.aurora.finetune(
                 "tp",
@@ -497,7 +497,7 @@ def test_slow_store(benchmark: Any, tmp_path: Path) -> None:
                 progress=False,
             )
         finally:
-            training._Training._one_step = real  # type: ignore[method-assign]
+            training.Trainer.take_step = real  # type: ignore[method-assign]
 
     benchmark.pedantic(run, rounds=1, iterations=1)
     warm = np.array(spans[20:])

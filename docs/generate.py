@@ -4,8 +4,8 @@
     python docs/generate.py --check   # exit with status 1 if something is out of date
 
 The options of ``finetune``, ``estimate`` and ``predict`` are declared in dataclasses. This script
-copies their names, types, defaults and text into ``xaurora/accessor.py``, so that editors show them,
-and into ``docs/options.md``. ``docs/errors.md`` lists every error that the package can raise.
+copies their names, types, defaults and text into ``xaurora/accessor.py``, so that editors show
+them, and into ``docs/options.md``. ``docs/errors.md`` lists every error that the package can raise.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def options_page() -> str:
         "",
         "<!-- Written by docs/generate.py. -->",
         "",
-        "The same options have the same names, types and defaults in Python and on the command line,"
-        " where `learning_rate=1e-4` is `--learning-rate 1e-4`.",
+        "The same options have the same names, types and defaults in Python and on the command"
+        " line, where `learning_rate=1e-4` is `--learning-rate 1e-4`.",
     ]
     inherited = {o.name for o in options_of(TrainingOptions)}
     own = [o for o in options_of(FinetuneOptions) if o.name not in inherited]

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
     from xaurora.fields.checking import Report
     from xaurora.fields.grid.regions import RegionLike
-    from xaurora.forecasting.options import LeadLike, TimesLike
     from xaurora.model.heads import HeadLike
     from xaurora.model.options import StrategyOptions
     from xaurora.model.resolve import ModelLike
     from xaurora.model.tuned import TunedAurora
+    from xaurora.plots.panels import AnyAxes
+    from xaurora.plots.scorecards import Scorecard
     from xaurora.training.estimate import Estimate
-    from xaurora.training.options import LatentOptions, PeriodLike, ReplayOptions
+    from xaurora.training.options import LatentOptions, ReplayOptions
+    from xaurora.utils.types import LeadLike, LeadsLike, PeriodLike, TimeLike, TimesLike
 
 
 @xr.register_dataset_accessor("aurora")
@@ -47,7 +49,9 @@ class AuroraAccessor:
 
     # --- fields ---
 
-    def check(self, target: str | Sequence[str] | None = None, model: Any = "small") -> Report:
+    def check(
+        self, target: str | Sequence[str] | None = None, model: ModelLike = "small"
+    ) -> Report:
         """List every problem of the data at once, each with its fix.
 
         Reads a few frames, or all of them if the Dataset is small and in memory.
@@ -78,7 +82,7 @@ class AuroraAccessor:
 
         return checking.check(self._ds, target, resolve(model).needs, notes_for)
 
-    def to_batch(self, time: Any = None, *, model: Any = "small") -> Batch:
+    def to_batch(self, time: TimesLike = None, *, model: ModelLike = "small") -> Batch:
         """Return an :class:`aurora.Batch` of one or several init times.
 
         Reads the frames of these init times and of their history.
@@ -225,7 +229,7 @@ class AuroraAccessor:
         self,
         names: Sequence[str] | str | None = None,
         *,
-        time: Any = None,
+        time: PeriodLike = None,
         weights: str | None = "cosine",
         quantiles: Sequence[float] | None = None,
         progress: bool = True,
@@ -291,9 +295,9 @@ class AuroraAccessor:
         path: str | Path,
         *,
         target: str | Sequence[str] | None = "tp",
-        model: Any = "small",
-        region: Any = None,
-        time: Any = None,
+        model: ModelLike = "small",
+        region: RegionLike | None = None,
+        time: PeriodLike = None,
         bits: int | None = None,
         progress: bool = True,
     ) -> xr.Dataset:
@@ -496,8 +500,8 @@ class AuroraAccessor:
             or in the store that is named. ``"auto"`` does so if samples are seen more than once
             (``docs/latents.md``).
         compile : bool
-            Compile the backbone's blocks with ``torch.compile``. Where it is not available, a
-            warning is logged and the blocks run uncompiled.
+            Compile the backbone's blocks with ``torch.compile``. If it is not available, a warning
+            is logged and the blocks run uncompiled.
         ema : float, optional
             Decay of an exponential moving average of the weights, such as 0.999. The average is
             what is validated and kept.
@@ -701,8 +705,8 @@ class AuroraAccessor:
             or in the store that is named. ``"auto"`` does so if samples are seen more than once
             (``docs/latents.md``).
         compile : bool
-            Compile the backbone's blocks with ``torch.compile``. Where it is not available, a
-            warning is logged and the blocks run uncompiled.
+            Compile the backbone's blocks with ``torch.compile``. If it is not available, a warning
+            is logged and the blocks run uncompiled.
         ema : float, optional
             Decay of an exponential moving average of the weights, such as 0.999. The average is
             what is validated and kept.
@@ -760,7 +764,7 @@ class AuroraAccessor:
 
     def predict(
         self,
-        lead: LeadLike | Sequence[LeadLike] = "6h",
+        lead: LeadsLike = "6h",
         *,
         model: ModelLike | None = None,
         weights: str | Path | None = None,
@@ -864,7 +868,7 @@ class AuroraAccessor:
         *,
         climatology: xr.Dataset | None = None,
         metrics: Sequence[str] | str | None = None,
-        regions: Any = None,
+        regions: RegionLike | None = None,
         thresholds_mm: Sequence[float] = (0.1, 1, 5, 10, 20),
         neighborhood_sizes: Sequence[int] = (1, 3, 5, 9),
         quantile_levels: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95),
@@ -998,12 +1002,12 @@ class AuroraAccessor:
         self,
         name: str = "tp",
         *,
-        init_time: Any = None,
-        lead: Any = None,
+        init_time: TimeLike | None = None,
+        lead: LeadLike | None = None,
         truth: xr.Dataset | None = None,
         level: float | None = None,
-        ax: Any = None,
-    ) -> Any:
+        ax: AnyAxes = None,
+    ) -> AnyAxes:
         """Draw a map of a forecast, or an overview of a training target.
 
         For a forecast, ``truth`` adds the truth and the difference as two more maps. For fields,
@@ -1063,7 +1067,7 @@ class AuroraAccessor:
         published: dict[str, xr.Dataset] | None = None,
         level: float = 0.95,
         seed: int = 0,
-    ) -> Any:
+    ) -> Scorecard:
         """Build a scorecard from these scores, as a table, an HTML page and a figure.
 
         It shows relative differences in WeatherBench's colours, their significance, and the

@@ -19,7 +19,7 @@ import xaurora
 from xaurora import errors
 from xaurora.forecasting import job
 from xaurora.forecasting.request import lead_steps
-from xaurora.model import bridge
+from xaurora.model.resolve import resolve
 
 
 def _close(a: np.ndarray, b: np.ndarray) -> None:
@@ -424,7 +424,7 @@ def test_to_batch_takes_what_a_model_takes(europe: xr.Dataset) -> None:
     batch = europe.aurora.to_batch(model="tiny")
     assert list(batch.surf_vars) == ["10u", "10v", "2d", "sp", "tcw"]
     assert len(batch.metadata.atmos_levels) == 10
-    assert bridge.needs_for("small")(None).surface == ("2t", "10u", "10v", "msl")
+    assert resolve("small").needs(None).surface == ("2t", "10u", "10v", "msl")
 
 
 def test_rain_alone_is_not_decoded_with_the_rest(fields: xr.Dataset, tuned) -> None:

@@ -18,9 +18,9 @@ from helpers import make_aurora
 import xaurora
 from xaurora import errors
 from xaurora.model import execution, hashing, memory, weights
+from xaurora.model.options import StrategyOptions
 from xaurora.training import estimate as estimation
-from xaurora.training.loop import _Training
-from xaurora.training.options import StrategyOptions
+from xaurora.training.loop import Trainer
 
 
 def test_the_count_of_live_bytes_is_exact() -> None:
@@ -61,16 +61,16 @@ def test_imagined_steps_take_what_real_ones_take(
     options = {"target": "tp", "model": make_aurora(), **options}
     estimate = fields.aurora.estimate(**options)
     peaks = []
-    real = _Training._one_step
+    real = Trainer.take_step
 
     def counted(self: Any, *args: Any) -> Any:
         counter = memory.LiveBytes()
-        state = [v for part in self.adamw.state.values() for v in part.values()]
+        state = [v for part in self.optimisation.adamw.state.values() for v in part.values()]
         for tensor in [
             *self.module.parameters(),
             *self.module.buffers(),
             *state,
-            *(self.average or {}).values(),
+            *(self.optimisation.average or {}).values(),
         ]:
             counter.track(tensor)
         with counter:
@@ -78,7 +78,7 @@ def test_imagined_steps_take_what_real_ones_take(
         peaks.append(counter.peak)
         return out
 
-    monkeypatch.setattr(_Training, "_one_step", counted)
+    monkeypatch.setattr(Trainer, "take_step", counted)
     fields.aurora.finetune(**options, steps=3, progress=False, workers=0, out=tmp_path / "run")
     imagined = sum(v for k, v in estimate.parts.items() if k not in ("slack", "frames"))
     # the batch that is read counts in one and not in the other; steps of the gamma function's slope

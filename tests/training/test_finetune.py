@@ -15,7 +15,9 @@ import xaurora
 from xaurora import errors
 from xaurora.model import rollout, strategies
 from xaurora.model.aurora import AuroraWithHead
+from xaurora.model.options import resolve_strategy
 from xaurora.training import losses, samples
+from xaurora.training.losses import Domain
 
 QUICK = {"steps": 6, "progress": False}
 
@@ -242,9 +244,8 @@ def test_base_loss_is_auroras_own(fields: xr.Dataset) -> None:
         "surface": {k: v[:, 1] for k, v in later.surf_vars.items()},
         "atmos": {k: v[:, 1] for k, v in later.atmos_vars.items()},
     }
-    everywhere = (slice(0, 16), slice(0, 32))
     flat = torch.ones(16, 1)
-    got = float(losses.base_loss_terms(base, step.prediction, truth, flat, everywhere)[0])
+    got = float(losses.base_loss_terms(base, step.prediction, truth, Domain(flat))[0])
     from aurora.normalisation import scales
 
     by_hand = 0.0
@@ -365,18 +366,18 @@ def test_a_region_with_a_halo_is_not_trained_on_its_edges(fields: xr.Dataset, tm
     everywhere, inside = (slice(0, 16), slice(0, 24)), (slice(0, 16), slice(4, 20))
     values, target, area = torch.ones(1, 16, 24), torch.zeros(1, 16, 24), torch.ones(16, 1)
     values[..., -3:] = 100.0
-    assert float(losses.mean(values, target, area, inside)) == 1.0
-    assert float(losses.mean(values, target, area, everywhere)) > 1.0
+    assert float(losses.mean(values, target, Domain(area, inside))) == 1.0
+    assert float(losses.mean(values, target, Domain(area, everywhere))) > 1.0
 
 
 def test_unknown_strategy_lists_the_known_ones() -> None:
     with pytest.raises(errors.OptionError, match="'frozen', 'decoder', 'lora', 'peft', 'full'"):
-        strategies.strategy_of("lora-ish")
+        resolve_strategy("lora-ish")
     with pytest.raises(errors.OptionError, match="there is nothing to train"):
         strategies.apply(
             AuroraWithHead(make_aurora()),
-            strategies.strategy_of("frozen"),
-            trains_base_outputs=False,
+            resolve_strategy("frozen"),
+            strategies.Schedule(trains_base_outputs=False),
         )
 
 

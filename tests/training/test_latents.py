@@ -21,7 +21,8 @@ from helpers import make_aurora
 import xaurora
 from xaurora import errors
 from xaurora.training import latent_store
-from xaurora.training.options import LatentOptions, TrainingOptions, bytes_of
+from xaurora.training.options import LatentOptions, TrainingOptions
+from xaurora.utils.checks import byte_count
 
 FAST = {"strategy": "frozen", "steps": 60, "validations": 2, "progress": False}
 
@@ -367,22 +368,22 @@ def test_resume_from_latents_is_exact(fields: xr.Dataset, base, tmp_path, monkey
     whole = fields.aurora.finetune("tp", model=base, out=tmp_path / "whole", **options)
     from xaurora.training import loop as training
 
-    real = training._Training._one_step
+    real = training.Trainer.take_step
 
     class Killed(BaseException): ...
 
     def dies(self, *args):
-        if self.step == 40:
+        if self.progress.step == 40:
             raise Killed
         return real(self, *args)
 
-    monkeypatch.setattr(training._Training, "_one_step", dies)
+    monkeypatch.setattr(training.Trainer, "take_step", dies)
     with pytest.raises(Killed):
         fields.aurora.finetune("tp", model=base, out=tmp_path / "run", **options)
     monkeypatch.undo()
     resumed = fields.aurora.finetune("tp", model=base, out=tmp_path / "run", resume=True, **options)
     np.testing.assert_array_equal(_losses(whole), _losses(resumed))
-    monkeypatch.setattr(training._Training, "_one_step", dies)
+    monkeypatch.setattr(training.Trainer, "take_step", dies)
     with pytest.raises(Killed):
         fields.aurora.finetune("tp", model=base, out=tmp_path / "other", **options)
     monkeypatch.undo()
@@ -428,8 +429,8 @@ def test_where_latents_cannot_be_kept(
 
 
 def test_options() -> None:
-    assert bytes_of("2 GB") == 2e9
-    assert bytes_of(" 1.5GiB ") == 1.5 * 2**30
+    assert byte_count("size", "2 GB") == 2e9
+    assert byte_count("size", " 1.5GiB ") == 1.5 * 2**30
     for bad in ("much", "-1 GB", "1 GW", 0, True):
         with pytest.raises(errors.OptionError, match="must be a positive number of bytes"):
             LatentOptions(size=bad)

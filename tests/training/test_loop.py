@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,16 @@ from helpers import make_aurora
 
 import xaurora
 from xaurora import errors
-from xaurora.model import adapters, rollout, strategies
+from xaurora.model import adapters, rollout
 from xaurora.model import aurora as models
 from xaurora.model import loader as loading
 from xaurora.model.aurora import AuroraWithHead
+from xaurora.model.models import needs_of
+from xaurora.model.options import STRATEGIES, StrategyOptions, resolve_strategy
+from xaurora.model.resolve import ResolvedModel
 from xaurora.training import checkpoints, losses, replay, samples
-from xaurora.training import options as config
-from xaurora.training.options import ReplayOptions, StrategyOptions, TrainingOptions
+from xaurora.training.losses import Domain, Domains
+from xaurora.training.options import FinetuneOptions, ReplayOptions
 
 QUICK: dict[str, Any] = {"steps": 4, "progress": False, "validations": 1}
 LORA = StrategyOptions("lora")
@@ -89,7 +93,7 @@ def test_exactly_what_was_promised_moves(
     }
     tuned = fields.aurora.finetune(model=base, strategy=strategy, out=tmp_path / "run", **options)
     last = xaurora.load(tmp_path / "run" / "last", base=base)
-    how = config.strategy_of(strategy)
+    how = resolve_strategy(strategy)
     # neither what the caller holds, nor what the strategy leaves, moves by a bit
     assert all(torch.equal(v, before[k]) for k, v in base.state_dict().items())
     plain = adapters.plain_state(last.model.base, last.model.adapter)
@@ -148,37 +152,30 @@ def test_every_trainable_parameter_gets_a_gradient(fields: xr.Dataset) -> None:
     from xaurora.training import plan as planning
 
     for strategy, options in (
-        ("decoder", TrainingOptions()),
-        ("lora", TrainingOptions(rollout_steps=2)),
-        ("peft", TrainingOptions(base_loss=0.0)),
-        ("full", TrainingOptions()),
-        ("full", TrainingOptions(base_loss=0.0, rollout_steps=2)),
-        (StrategyOptions("lora", mode="all"), TrainingOptions(rollout_steps=2)),
-        (StrategyOptions("lora", mode="from_second"), TrainingOptions(rollout_steps=2)),
+        ("decoder", {}),
+        ("lora", {"rollout_steps": 2}),
+        ("peft", {"base_loss": 0.0}),
+        ("full", {}),
+        ("full", {"base_loss": 0.0, "rollout_steps": 2}),
+        (StrategyOptions("lora", mode="all"), {"rollout_steps": 2}),
+        (StrategyOptions("lora", mode="from_second"), {"rollout_steps": 2}),
     ):
-        how = config.strategy_of(strategy)
-        common = {
-            "truth": None,
-            "weights": None,
-            "head": "auto",
-            "as_input": False,
-            "train": None,
-            "validation": None,
-        }
-        plan = planning.plan(
-            fields, "tp", model=make_aurora(), how=how, halo=0, options=options, **common
-        )
-        adapter = adapters.install(plan.base, how) if how.name in ("lora", "peft") else None
-        head = heads.build(plan.heads["tp"].for_climate(1e-3), *models.latent_size(plan.base), 4)
-        module = AuroraWithHead(plan.base, heads.HeadSet({"tp": head}), None, adapter)
+        how = resolve_strategy(strategy)
+        base = make_aurora()
+        options = FinetuneOptions(model=base, strategy=strategy, **options)
+        plan = planning.plan(fields, options)
+        adapter = adapters.install(base, how) if how.name in ("lora", "peft") else None
+        head = heads.build(plan.heads["tp"].for_climate(1e-3), *models.latent_size(base), 4)
+        module = AuroraWithHead(base, heads.HeadSet({"tp": head}), None, adapter)
         plan.groups(module)
         for name, p in module.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(p, std=0.1)  # from zero, A would have none in the first step
-        values = {t.name: t.values for t in plan.learnt}
-        sample = loading.Loader(
-            plan.cut, values, scored=plan.cut if plan.scores_base else None
-        ).read([plan.parts.train[0]], options.rollout_steps)
+        values = {t.name: t.values for t in plan.targets}
+        scored = plan.fields if plan.scores_base else None
+        loader = loading.Loader(plan.fields, values, scored=scored)
+        sample = loader.read([plan.split.train[0]], options.rollout_steps)
+        domain = Domain(torch.ones(16, 1), plan.trim)
         total: Any = 0.0
         for k, step in enumerate(
             rollout.steps(module, rollout.prepare(module, sample.batch), options.rollout_steps)
@@ -186,9 +183,9 @@ def test_every_trainable_parameter_gets_a_gradient(fields: xr.Dataset) -> None:
             weight = options.base_loss if plan.scores_base else 0.0
             total = (
                 total
-                + losses.step_loss(
-                    module, step, sample.truths[k], torch.ones(16, 1), plan.trim, weight
-                )[0]
+                + losses.step_loss(module, step, sample.truths[k], Domains(domain, domain), weight)[
+                    0
+                ]
             )
         total.backward()
         without = [
@@ -549,7 +546,6 @@ def test_losses_of_all_steps_are_averaged(fields: xr.Dataset, tmp_path: Path) ->
     """
     from xaurora.fields import conventions, requirements
     from xaurora.fields.grid.weights import latitude_weights
-    from xaurora.model.models import needs_of
 
     base = make_aurora()
     options = {
@@ -570,10 +566,10 @@ def test_losses_of_all_steps_are_averaged(fields: xr.Dataset, tmp_path: Path) ->
     (first,) = next(samples.shuffled_batches(samples.split(found, steps=2).train, 1, 1, 3))
     sample = loading.Loader(cut, {}, scored=cut).read([first], 2)
     area = torch.from_numpy(latitude_weights(cut.layout.grid.latitude)).float()[:, None]
-    module, whole = AuroraWithHead(base), (slice(None), slice(None))
+    module = AuroraWithHead(base)
     with torch.no_grad():
         by_hand = [
-            float(losses.base_loss_terms(base, step.prediction, truth.state, area, whole)[0])
+            float(losses.base_loss_terms(base, step.prediction, truth.state, Domain(area))[0])
             for step, truth in zip(
                 rollout.steps(module, rollout.prepare(module, sample.batch), 2),
                 sample.truths,
@@ -1119,14 +1115,15 @@ def test_years_that_the_base_has_seen() -> None:
     from xaurora.training import describe
 
     times = np.array(["2020-06-01", "2021-06-01"], dtype="datetime64[ns]")
-    assert "1 of 2 validation samples lie before 2021" in describe._seen_before(
-        "small", "small", times
-    )
-    assert "2 of 2 validation samples lie before 2022" in describe._seen_before(
-        "finetuned", "finetuned", times
-    )
-    assert not describe._seen_before("small", "small", times[1:])
-    assert not describe._seen_before("tiny", "tiny", times)
+
+    def note(name: str, times: np.ndarray) -> str:
+        plan = SimpleNamespace(tuned=None, model=ResolvedModel(name))
+        return describe._overlap_note(plan, times)
+
+    assert "1 of 2 validation samples lie before 2021" in note("small", times)
+    assert "2 of 2 validation samples lie before 2022" in note("finetuned", times)
+    assert not note("small", times[1:])
+    assert not note("tiny", times)
 
 
 def test_float16_scales_the_loss(fields: xr.Dataset, tmp_path: Path) -> None:
@@ -1281,5 +1278,5 @@ def test_strategies_have_what_they_say() -> None:
     assert StrategyOptions("lora").alpha == 8.0
     assert StrategyOptions("lora", rank=4).alpha == 4.0
     assert StrategyOptions("peft").method == "lora"
-    assert strategies.STRATEGIES == ("frozen", "decoder", "lora", "peft", "full")
-    assert config.strategy_of("lora") == LORA
+    assert STRATEGIES == ("frozen", "decoder", "lora", "peft", "full")
+    assert resolve_strategy("lora") == LORA

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -20,6 +20,10 @@ from xaurora.fields.grid.weights import latitude_weights
 from xaurora.sources import synthesis
 from xaurora.training import curves
 from xaurora.utils import storage
+
+if TYPE_CHECKING:
+    from xaurora.model.tuned import TunedAurora
+    from xaurora.plots.panels import AnyAxes
 
 LEADS = ("6h", "12h", "18h", "24h")
 _PAST = 540  # times used for training and model selection
@@ -181,7 +185,7 @@ def _pictures(
 ) -> None:
     import matplotlib.pyplot as plt
 
-    def save(name: str, axes: Any) -> None:
+    def save(name: str, axes: AnyAxes) -> None:
         figure = np.ravel(axes)[0].figure
         storage.replace_file(out / name, lambda path: figure.savefig(path, dpi=130, format="png"))
         plt.close(figure)
@@ -203,7 +207,7 @@ def _pictures(
 
 
 def _verdict(
-    out: Path, tuned: Any, scores: xr.Dataset, rivals: dict[str, xr.Dataset], seconds: float
+    out: Path, tuned: TunedAurora, scores: xr.Dataset, rivals: dict[str, xr.Dataset], seconds: float
 ) -> str:
     def crps(which: xr.Dataset, lead: int) -> float:
         return float(which["tp"].sel(metric="crps", region="global").isel(lead_time=lead)) * 1e3

@@ -14,6 +14,7 @@ import typer
 
 from xaurora.errors import OptionError, XauroraError
 from xaurora.utils.options import Option, options_of
+from xaurora.utils.types import Given
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -113,7 +114,7 @@ def _one_or_several(values: list[str]) -> str | list[str]:
     return values[0] if len(values) == 1 else values
 
 
-def _same(value: Any) -> Any:
+def _same(value: Given) -> Any:
     return value
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from xaurora.distributions.hurdles import ratio
-from xaurora.distributions.namespace import namespace
+from xaurora.distributions.namespace import Array, ArrayNamespace, namespace
 
 
-def _tails(k: Any, x: Any, xp: Any) -> tuple[Any, Any]:
+def _tails(k: Array, x: Array, xp: ArrayNamespace) -> tuple[Any, Any]:
     """Return ``Q(k, x)`` and ``Q(k+1, x) = Q(k, x) + x^k e^{−x}/Γ(k+1)``.
 
     The second is a sum of positive terms, so nothing cancels.
@@ -22,7 +22,7 @@ def _tails(k: Any, x: Any, xp: Any) -> tuple[Any, Any]:
     return above, above + xp.exp(k * xp.log(x) - x - xp.gammaln(k + 1.0))
 
 
-def crps(shape: Any, scale: Any, shift: Any, y: Any) -> Any:
+def crps(shape: Array, scale: Array, shift: Array, y: Array) -> Array:
     """Return the CRPS in metres, computed in float64.
 
     It is evaluated in survival form, ``y − 2∫₀^y S + ∫₀^∞ S²``. With ``a = (y+s)/θ`` and
@@ -54,7 +54,7 @@ def crps(shape: Any, scale: Any, shift: Any, y: Any) -> Any:
     return xp.back(xp.clamp_value(v + theta * (twice - 2.0 * up_to)), shape)
 
 
-def mean(shape: Any, scale: Any, shift: Any) -> Any:
+def mean(shape: Array, scale: Array, shift: Array) -> Array:
     """Return the mean amount in metres, ``θ[k Q(k+1, c) − c Q(k, c)]``."""
     xp = namespace(shape)
     k, theta, s = xp.double(shape), xp.double(scale), xp.double(shift)
@@ -62,13 +62,13 @@ def mean(shape: Any, scale: Any, shift: Any) -> Any:
     return xp.back(xp.clamp_value(theta * (k * following - s / theta * above)), shape)
 
 
-def cdf(shape: Any, scale: Any, shift: Any, y: Any) -> Any:
+def cdf(shape: Array, scale: Array, shift: Array, y: Array) -> Array:
     """Return ``P(tp ≤ y)`` for ``y`` ≥ 0 in metres."""
     xp = namespace(shape)
     return xp.gamma_below(shape, (xp.like(y, shape) + shift) / scale)
 
 
-def quantile(shape: Any, scale: Any, shift: Any, q: Any) -> Any:
+def quantile(shape: Array, scale: Array, shift: Array, q: Array) -> Array:
     """Return the amount in metres not exceeded with probability ``q`` in (0, 1)."""
     xp = namespace(shape)
     amount = scale * xp.gamma_quantile(shape, xp.like(q, shape)) - shift

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol
 
 from xaurora.distributions import csgd, hurdles, normals, quantiles
-from xaurora.distributions.namespace import namespace
+from xaurora.distributions.namespace import Array, namespace
 
 Params = Mapping[str, Any]
 
@@ -27,16 +27,16 @@ class Family(Protocol):
     def parameters(self) -> tuple[str, ...]:
         """Names of the parameters."""
 
-    def crps(self, params: Params, y: Any) -> Any:
+    def crps(self, params: Params, y: Array) -> Array:
         """Return the CRPS for the observation ``y``, in canonical units."""
 
-    def mean(self, params: Params) -> Any:
+    def mean(self, params: Params) -> Array:
         """Return the mean in canonical units."""
 
-    def cdf(self, params: Params, y: Any) -> Any:
+    def cdf(self, params: Params, y: Array) -> Array:
         """Return the probability of a value of at most ``y``."""
 
-    def quantile(self, params: Params, q: Any) -> Any:
+    def quantile(self, params: Params, q: Array) -> Array:
         """Return the value not exceeded with probability ``q``."""
 
 
@@ -51,19 +51,19 @@ class CensoredNormal:
     parameters: ClassVar[tuple[str, ...]] = ("mu", "sigma")
     epsilon: float
 
-    def crps(self, params: Params, y: Any) -> Any:
+    def crps(self, params: Params, y: Array) -> Array:
         """Return the CRPS in metres."""
         return normals.censored_normal_crps(params["mu"], params["sigma"], y, self.epsilon)
 
-    def mean(self, params: Params) -> Any:
+    def mean(self, params: Params) -> Array:
         """Return the mean amount in metres."""
         return normals.censored_normal_mean(params["mu"], params["sigma"], self.epsilon)
 
-    def cdf(self, params: Params, y: Any) -> Any:
+    def cdf(self, params: Params, y: Array) -> Array:
         """Return ``P(tp ≤ y)``."""
         return normals.censored_normal_cdf(params["mu"], params["sigma"], y, self.epsilon)
 
-    def quantile(self, params: Params, q: Any) -> Any:
+    def quantile(self, params: Params, q: Array) -> Array:
         """Return the amount not exceeded with probability ``q``."""
         return normals.censored_normal_quantile(params["mu"], params["sigma"], q, self.epsilon)
 
@@ -78,19 +78,19 @@ class HurdleLognormal:
     name: ClassVar[str] = "hurdle_lognormal"
     parameters: ClassVar[tuple[str, ...]] = ("p", "mu", "sigma")
 
-    def crps(self, params: Params, y: Any) -> Any:
+    def crps(self, params: Params, y: Array) -> Array:
         """Return the CRPS in metres."""
         return hurdles.lognormal_crps(params["p"], params["mu"], params["sigma"], y)
 
-    def mean(self, params: Params) -> Any:
+    def mean(self, params: Params) -> Array:
         """Return the mean amount in metres."""
         return hurdles.lognormal_mean(params["p"], params["mu"], params["sigma"])
 
-    def cdf(self, params: Params, y: Any) -> Any:
+    def cdf(self, params: Params, y: Array) -> Array:
         """Return ``P(tp ≤ y)``."""
         return hurdles.lognormal_cdf(params["p"], params["mu"], params["sigma"], y)
 
-    def quantile(self, params: Params, q: Any) -> Any:
+    def quantile(self, params: Params, q: Array) -> Array:
         """Return the amount not exceeded with probability ``q``."""
         return hurdles.lognormal_quantile(params["p"], params["mu"], params["sigma"], q)
 
@@ -102,19 +102,19 @@ class HurdleGamma:
     name: ClassVar[str] = "hurdle_gamma"
     parameters: ClassVar[tuple[str, ...]] = ("p", "shape", "amount")
 
-    def crps(self, params: Params, y: Any) -> Any:
+    def crps(self, params: Params, y: Array) -> Array:
         """Return the CRPS in metres."""
         return hurdles.gamma_crps(params["p"], params["shape"], params["amount"], y)
 
-    def mean(self, params: Params) -> Any:
+    def mean(self, params: Params) -> Array:
         """Return the mean amount in metres."""
         return params["p"] * params["amount"]
 
-    def cdf(self, params: Params, y: Any) -> Any:
+    def cdf(self, params: Params, y: Array) -> Array:
         """Return ``P(tp ≤ y)``."""
         return hurdles.gamma_cdf(params["p"], params["shape"], params["amount"], y)
 
-    def quantile(self, params: Params, q: Any) -> Any:
+    def quantile(self, params: Params, q: Array) -> Array:
         """Return the amount not exceeded with probability ``q``."""
         return hurdles.gamma_quantile(params["p"], params["shape"], params["amount"], q)
 
@@ -129,19 +129,19 @@ class CensoredShiftedGamma:
     name: ClassVar[str] = "csgd"
     parameters: ClassVar[tuple[str, ...]] = ("shape", "scale", "shift")
 
-    def crps(self, params: Params, y: Any) -> Any:
+    def crps(self, params: Params, y: Array) -> Array:
         """Return the CRPS in metres."""
         return csgd.crps(params["shape"], params["scale"], params["shift"], y)
 
-    def mean(self, params: Params) -> Any:
+    def mean(self, params: Params) -> Array:
         """Return the mean amount in metres."""
         return csgd.mean(params["shape"], params["scale"], params["shift"])
 
-    def cdf(self, params: Params, y: Any) -> Any:
+    def cdf(self, params: Params, y: Array) -> Array:
         """Return ``P(tp ≤ y)``."""
         return csgd.cdf(params["shape"], params["scale"], params["shift"], y)
 
-    def quantile(self, params: Params, q: Any) -> Any:
+    def quantile(self, params: Params, q: Array) -> Array:
         """Return the amount not exceeded with probability ``q``."""
         return csgd.quantile(params["shape"], params["scale"], params["shift"], q)
 
@@ -165,19 +165,19 @@ class Quantiles:
     def _values(self, params: Params) -> list[Any]:
         return [params[name] for name in self.parameters[1:]]
 
-    def crps(self, params: Params, y: Any) -> Any:
+    def crps(self, params: Params, y: Array) -> Array:
         """Return the CRPS in metres."""
         return quantiles.crps(params["p"], self._values(params), self.levels, y)
 
-    def mean(self, params: Params) -> Any:
+    def mean(self, params: Params) -> Array:
         """Return the mean amount in metres."""
         return quantiles.mean(params["p"], self._values(params), self.levels)
 
-    def cdf(self, params: Params, y: Any) -> Any:
+    def cdf(self, params: Params, y: Array) -> Array:
         """Return ``P(tp ≤ y)``."""
         return quantiles.cdf(params["p"], self._values(params), self.levels, y)
 
-    def quantile(self, params: Params, q: Any) -> Any:
+    def quantile(self, params: Params, q: Array) -> Array:
         """Return the amount not exceeded with probability ``q``."""
         return quantiles.quantile(params["p"], self._values(params), self.levels, q)
 
@@ -189,21 +189,21 @@ class Deterministic:
     name: ClassVar[str] = "deterministic"
     parameters: ClassVar[tuple[str, ...]] = ("value",)
 
-    def crps(self, params: Params, y: Any) -> Any:
+    def crps(self, params: Params, y: Array) -> Array:
         """Return the absolute error."""
         return namespace(params["value"]).abs(params["value"] - y)
 
-    def mean(self, params: Params) -> Any:
+    def mean(self, params: Params) -> Array:
         """Return the value."""
         return params["value"]
 
-    def cdf(self, params: Params, y: Any) -> Any:
+    def cdf(self, params: Params, y: Array) -> Array:
         """Return one where ``y`` is at least the value, zero elsewhere."""
         value = params["value"]
         xp = namespace(value)
         return xp.where(value <= xp.like(y, value), xp.ones_like(value), xp.zeros_like(value))
 
-    def quantile(self, params: Params, q: Any) -> Any:
+    def quantile(self, params: Params, q: Array) -> Array:
         """Return the value for every ``q``, broadcast with it."""
         return params["value"] + 0.0 * namespace(params["value"]).like(q, params["value"])
 
@@ -215,20 +215,20 @@ class Normal:
     name: ClassVar[str] = "normal"
     parameters: ClassVar[tuple[str, ...]] = ("mu", "sigma")
 
-    def crps(self, params: Params, y: Any) -> Any:
+    def crps(self, params: Params, y: Array) -> Array:
         """Return the CRPS in the variable's units."""
         return normals.normal_crps(params["mu"], params["sigma"], y)
 
-    def mean(self, params: Params) -> Any:
+    def mean(self, params: Params) -> Array:
         """Return the mean."""
         return params["mu"]
 
-    def cdf(self, params: Params, y: Any) -> Any:
+    def cdf(self, params: Params, y: Array) -> Array:
         """Return ``P(x ≤ y)``."""
         xp = namespace(params["mu"])
         return xp.ndtr((xp.like(y, params["mu"]) - params["mu"]) / params["sigma"])
 
-    def quantile(self, params: Params, q: Any) -> Any:
+    def quantile(self, params: Params, q: Array) -> Array:
         """Return the value not exceeded with probability ``q``."""
         xp = namespace(params["mu"])
         return params["mu"] + params["sigma"] * xp.ndtri(xp.like(q, params["mu"]))
@@ -246,15 +246,15 @@ class BoundedNormal:
     lower: float
     upper: float
 
-    def crps(self, params: Params, y: Any) -> Any:
+    def crps(self, params: Params, y: Array) -> Array:
         """Return the CRPS in the variable's units."""
         return normals.bounded_normal_crps(params["mu"], params["sigma"], y, self.lower, self.upper)
 
-    def mean(self, params: Params) -> Any:
+    def mean(self, params: Params) -> Array:
         """Return the mean."""
         return normals.bounded_normal_mean(params["mu"], params["sigma"], self.lower, self.upper)
 
-    def cdf(self, params: Params, y: Any) -> Any:
+    def cdf(self, params: Params, y: Array) -> Array:
         """Return ``P(x ≤ y)``."""
         mu = params["mu"]
         xp = namespace(mu)
@@ -266,7 +266,7 @@ class BoundedNormal:
             xp.where(y < self.lower, xp.zeros_like(inside), inside),
         )
 
-    def quantile(self, params: Params, q: Any) -> Any:
+    def quantile(self, params: Params, q: Array) -> Array:
         """Return the value not exceeded with probability ``q``."""
         xp = namespace(params["mu"])
         value = params["mu"] + params["sigma"] * xp.ndtri(xp.like(q, params["mu"]))

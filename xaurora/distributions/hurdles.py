@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from xaurora.distributions.namespace import SQRT_2, SQRT_PI, namespace
+from xaurora.distributions.namespace import SQRT_2, SQRT_PI, Array, ArrayNamespace, namespace
 
 MM = 1e-3  # m
 
 
-def lognormal_crps(p: Any, mu: Any, sigma: Any, y: Any) -> Any:
+def lognormal_crps(p: Array, mu: Array, sigma: Array, y: Array) -> Array:
     """Return the CRPS of a hurdle lognormal in metres.
 
     ``y − 2p[y S(ω) + m Φ(ω−σ)] + 2p² m S(σ/√2)`` with ``ω = (ln y − μ)/σ`` and ``m = e^{μ+σ²/2}``.
@@ -41,7 +41,7 @@ def lognormal_crps(p: Any, mu: Any, sigma: Any, y: Any) -> Any:
     return xp.clamp_value(y - 2.0 * p * (y * beyond + mean * below) + spread)
 
 
-def lognormal_cdf(p: Any, mu: Any, sigma: Any, y: Any) -> Any:
+def lognormal_cdf(p: Array, mu: Array, sigma: Array, y: Array) -> Array:
     """Return ``P(tp ≤ y)``."""
     xp = namespace(mu)
     y = xp.like(y, mu)
@@ -49,19 +49,19 @@ def lognormal_cdf(p: Any, mu: Any, sigma: Any, y: Any) -> Any:
     return 1.0 - p * xp.where(y > 0, xp.ndtr(-omega), xp.ones_like(omega))
 
 
-def lognormal_mean(p: Any, mu: Any, sigma: Any) -> Any:
+def lognormal_mean(p: Array, mu: Array, sigma: Array) -> Array:
     """Return the mean amount in metres."""
     return p * MM * namespace(mu).exp(mu + 0.5 * sigma * sigma)
 
 
-def _rank_given_rain(p: Any, q: Any, xp: Any) -> tuple[Any, Any]:
+def _rank_given_rain(p: Array, q: Array, xp: ArrayNamespace) -> tuple[Any, Any]:
     """Return the rank of ``q`` among wet amounts, and whether the quantile is wet."""
     rank = (q - (1.0 - p)) / p
     wet = rank > 0
     return xp.where(wet, rank, 0.5 + 0.0 * rank), wet
 
 
-def lognormal_quantile(p: Any, mu: Any, sigma: Any, q: Any) -> Any:
+def lognormal_quantile(p: Array, mu: Array, sigma: Array, q: Array) -> Array:
     """Return the amount in metres not exceeded with probability ``q`` in (0, 1)."""
     xp = namespace(mu)
     rank, wet = _rank_given_rain(p, xp.like(q, mu), xp)
@@ -69,7 +69,7 @@ def lognormal_quantile(p: Any, mu: Any, sigma: Any, q: Any) -> Any:
     return xp.where(wet, amount, xp.zeros_like(amount))
 
 
-def gamma_crps(p: Any, shape: Any, mean: Any, y: Any) -> Any:
+def gamma_crps(p: Array, shape: Array, mean: Array, y: Array) -> Array:
     """Return the CRPS of a hurdle gamma in metres, computed in float64.
 
     ``y − 2p[y Q(α, βy) + m P(α+1, βy)] + p² m (1−r)`` with ``r = Γ(α+½)/(√π Γ(α+1))``.
@@ -96,7 +96,7 @@ def gamma_crps(p: Any, shape: Any, mean: Any, y: Any) -> Any:
     return xp.back(xp.clamp_value(v - 2.0 * chance * inner + chance * chance * m * rest), shape)
 
 
-def ratio(a: Any, xp: Any) -> Any:
+def ratio(a: Array, xp: ArrayNamespace) -> Array:
     """Return ``r = Γ(α+½)/(√π Γ(α+1))``.
 
     This is half the mean difference of two gamma amounts in units of their mean.
@@ -104,7 +104,7 @@ def ratio(a: Any, xp: Any) -> Any:
     return xp.exp(xp.gammaln(a + 0.5) - xp.gammaln(a + 1.0)) / SQRT_PI
 
 
-def gamma_cdf(p: Any, shape: Any, mean: Any, y: Any) -> Any:
+def gamma_cdf(p: Array, shape: Array, mean: Array, y: Array) -> Array:
     """Return ``P(tp ≤ y)``."""
     xp = namespace(shape)
     y = xp.like(y, shape)
@@ -113,7 +113,7 @@ def gamma_cdf(p: Any, shape: Any, mean: Any, y: Any) -> Any:
     return 1.0 - p * xp.where(wet, xp.gamma_above(shape, scaled), xp.ones_like(scaled))
 
 
-def gamma_quantile(p: Any, shape: Any, mean: Any, q: Any) -> Any:
+def gamma_quantile(p: Array, shape: Array, mean: Array, q: Array) -> Array:
     """Return the amount in metres not exceeded with probability ``q`` in (0, 1)."""
     xp = namespace(shape)
     rank, wet = _rank_given_rain(p, xp.like(q, shape), xp)

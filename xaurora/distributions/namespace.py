@@ -6,9 +6,14 @@ NumPy serves scoring and Torch serves training.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+
+Array: TypeAlias = Any
+"""A NumPy array or a Torch tensor: the closed forms are written once for both."""
+ArrayNamespace: TypeAlias = Any
+"""The class with the functions for one of them: :func:`namespace`."""
 
 SQRT_2, SQRT_PI, SQRT_2PI = math.sqrt(2.0), math.sqrt(math.pi), math.sqrt(2.0 * math.pi)
 
@@ -28,64 +33,64 @@ class Numpy:
     minimum, maximum, zeros_like, ones_like = np.minimum, np.maximum, np.zeros_like, np.ones_like
 
     @staticmethod
-    def ndtr(x: Any) -> Any:
+    def ndtr(x: Array) -> Array:
         """Return the CDF of the standard normal."""
         from scipy.special import ndtr
 
         return ndtr(x)
 
     @staticmethod
-    def ndtri(p: Any) -> Any:
+    def ndtri(p: Array) -> Array:
         """Return the quantile function of the standard normal."""
         from scipy.special import ndtri
 
         return ndtri(p)
 
     @staticmethod
-    def gammaln(x: Any) -> Any:
+    def gammaln(x: Array) -> Array:
         """Return the logarithm of the absolute value of the gamma function."""
         from scipy.special import gammaln
 
         return gammaln(x)
 
     @staticmethod
-    def gamma_above(shape: Any, x: Any) -> Any:
+    def gamma_above(shape: Array, x: Array) -> Array:
         """Return the regularised upper incomplete gamma function ``Q(shape, x)``."""
         from scipy.special import gammaincc
 
         return gammaincc(shape, x)
 
     @staticmethod
-    def gamma_below(shape: Any, x: Any) -> Any:
+    def gamma_below(shape: Array, x: Array) -> Array:
         """Return the regularised lower incomplete gamma function ``P(shape, x)``."""
         from scipy.special import gammainc
 
         return gammainc(shape, x)
 
     @staticmethod
-    def gamma_quantile(shape: Any, q: Any) -> Any:
+    def gamma_quantile(shape: Array, q: Array) -> Array:
         """Return the ``x`` for which ``P(shape, x) = q``."""
         from scipy.special import gammaincinv
 
         return gammaincinv(shape, q)
 
     @staticmethod
-    def like(value: Any, x: Any) -> Any:
+    def like(value: Array, x: Array) -> Array:
         """Return ``value`` as an array of the precision of ``x``, at least float32."""
         return np.asarray(value, dtype=np.result_type(x, np.float32))
 
     @staticmethod
-    def double(x: Any) -> Any:
+    def double(x: Array) -> Array:
         """Return ``x`` in float64."""
         return np.asarray(x, dtype=np.float64)
 
     @staticmethod
-    def back(x: Any, like: Any) -> Any:
+    def back(x: Array, like: Array) -> Array:
         """Return ``x`` unchanged: scoring stays in float64 whatever the parameters' dtype."""
         return x
 
     @staticmethod
-    def clamp_value(x: Any) -> Any:
+    def clamp_value(x: Array) -> Array:
         """Return ``x`` with negative values replaced by zero."""
         return np.maximum(x, 0.0)
 
@@ -119,7 +124,7 @@ class Torch:
         self.gamma_above, self.gamma_below = torch_gamma.gamma_above, torch_gamma.gamma_below
         self._torch = torch
 
-    def gamma_quantile(self, shape: Any, q: Any) -> Any:
+    def gamma_quantile(self, shape: Array, q: Array) -> Array:
         """Return the ``x`` for which ``P(shape, x) = q``, without a gradient.
 
         SciPy computes it, because Torch has no inverse of the incomplete gamma function.
@@ -130,22 +135,22 @@ class Torch:
         )
         return self._torch.as_tensor(values, dtype=shape.dtype, device=shape.device)
 
-    def like(self, value: Any, x: Any) -> Any:
+    def like(self, value: Array, x: Array) -> Array:
         """Return ``value`` as a tensor of the dtype and device of ``x``."""
         return self._torch.as_tensor(value, dtype=x.dtype, device=x.device)
 
     @staticmethod
-    def double(x: Any) -> Any:
+    def double(x: Array) -> Array:
         """Return ``x`` in float64."""
         return x.double()
 
     @staticmethod
-    def back(x: Any, like: Any) -> Any:
+    def back(x: Array, like: Array) -> Array:
         """Return ``x`` in the dtype of ``like``."""
         return x.to(like.dtype)
 
     @staticmethod
-    def clamp_value(x: Any) -> Any:
+    def clamp_value(x: Array) -> Array:
         """Return ``x`` with negative values replaced by zero, and its gradient unchanged."""
         # Far in the dry tail, rounding turns a CRPS of 1e-36 into a negative number, and its
         # gradient must survive the clamp.
@@ -155,7 +160,7 @@ class Torch:
 _torch: Torch | None = None
 
 
-def namespace(*arrays: Any) -> Any:
+def namespace(*arrays: Array) -> ArrayNamespace:
     """Return the Torch namespace if any of the arrays is a tensor, otherwise NumPy's."""
     global _torch
     if any(type(x).__module__.partition(".")[0] == "torch" for x in arrays):
@@ -165,12 +170,12 @@ def namespace(*arrays: Any) -> Any:
     return Numpy
 
 
-def pdf(x: Any, xp: Any) -> Any:
+def pdf(x: Array, xp: ArrayNamespace) -> Array:
     """Return the density of the standard normal."""
     return xp.exp(-0.5 * x * x) / SQRT_2PI
 
 
-def normal_square(x: Any, xp: Any) -> Any:
+def normal_square(x: Array, xp: ArrayNamespace) -> Array:
     """Return ``G(x) = x Φ(x)² + 2 φ(x) Φ(x) − Φ(√2 x)/√π``, an antiderivative of ``Φ(x)²``."""
     below = xp.ndtr(x)
     return x * below * below + 2.0 * pdf(x, xp) * below - xp.ndtr(SQRT_2 * x) / SQRT_PI

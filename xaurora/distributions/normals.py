@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from xaurora.distributions.namespace import SQRT_2, SQRT_PI, namespace, normal_square, pdf
+from xaurora.distributions.namespace import (
+    SQRT_2,
+    SQRT_PI,
+    Array,
+    namespace,
+    normal_square,
+    pdf,
+)
 
 
-def to_latent(y: Any, epsilon: float) -> Any:
+def to_latent(y: Array, epsilon: float) -> Array:
     """Return ``z = log1p(y / ε)``, with ``y`` and ``epsilon`` in metres."""
     return namespace(y).log1p(y / epsilon)
 
 
-def from_latent(z: Any, epsilon: float) -> Any:
+def from_latent(z: Array, epsilon: float) -> Array:
     """Return ``y = ε · expm1(z)``, the inverse of :func:`to_latent`."""
     return epsilon * namespace(z).expm1(z)
 
@@ -22,7 +27,7 @@ def from_latent(z: Any, epsilon: float) -> Any:
 # --- left-censored at zero in z -------------------------------------------------------------------
 
 
-def censored_normal_crps_z(mu: Any, sigma: Any, z: Any) -> Any:
+def censored_normal_crps_z(mu: Array, sigma: Array, z: Array) -> Array:
     """Return the CRPS in z of a normal left-censored at zero.
 
     ``z + σ[−2ωS(ω) + 2φ(ω) − 2φ(l) + 2lS(l) − lS(l)² + 2φ(l)S(l) − S(√2 l)/√π]`` with
@@ -56,7 +61,7 @@ def censored_normal_crps_z(mu: Any, sigma: Any, z: Any) -> Any:
     return xp.clamp_value(z + sigma * inner)
 
 
-def censored_normal_mean(mu: Any, sigma: Any, epsilon: float) -> Any:
+def censored_normal_mean(mu: Array, sigma: Array, epsilon: float) -> Array:
     """Return the mean amount in metres, ``ε (e^{μ+σ²/2} Φ(μ/σ + σ) − Φ(μ/σ))``."""
     xp = namespace(mu)
     ratio = mu / sigma
@@ -64,20 +69,22 @@ def censored_normal_mean(mu: Any, sigma: Any, epsilon: float) -> Any:
     return xp.maximum(mean, xp.zeros_like(mean))
 
 
-def censored_normal_cdf(mu: Any, sigma: Any, y: Any, epsilon: float) -> Any:
+def censored_normal_cdf(mu: Array, sigma: Array, y: Array, epsilon: float) -> Array:
     """Return ``P(tp ≤ y)`` for ``y`` ≥ 0 in metres."""
     xp = namespace(mu)
     return xp.ndtr((xp.log1p(xp.like(y, mu) / epsilon) - mu) / sigma)
 
 
-def censored_normal_quantile(mu: Any, sigma: Any, q: Any, epsilon: float) -> Any:
+def censored_normal_quantile(mu: Array, sigma: Array, q: Array, epsilon: float) -> Array:
     """Return the amount in metres not exceeded with probability ``q`` in (0, 1)."""
     xp = namespace(mu)
     z = mu + sigma * xp.ndtri(xp.like(q, mu))
     return epsilon * xp.expm1(xp.maximum(z, xp.zeros_like(z)))
 
 
-def censored_normal_crps(mu: Any, sigma: Any, y: Any, epsilon: float, *, nodes: int = 40) -> Any:
+def censored_normal_crps(
+    mu: Array, sigma: Array, y: Array, epsilon: float, *, nodes: int = 40
+) -> Array:
     """Return the CRPS in metres, ``∫ (F(x) − 1{y ≤ x})² dx`` over amounts.
 
     There is no elementary closed form in metres, because it needs the bivariate normal. In z both
@@ -124,7 +131,7 @@ def censored_normal_crps(mu: Any, sigma: Any, y: Any, epsilon: float, *, nodes: 
 # --- plain, and censored at both ends -------------------------------------------------------------
 
 
-def normal_crps(mu: Any, sigma: Any, y: Any) -> Any:
+def normal_crps(mu: Array, sigma: Array, y: Array) -> Array:
     """Return the CRPS of a normal, in the units of ``y``.
 
     ``σ[ω(2Φ(ω) − 1) + 2φ(ω) − 1/√π]`` with ``ω = (y−μ)/σ``: Gneiting et al. (2005), Mon. Weather
@@ -139,7 +146,7 @@ def normal_crps(mu: Any, sigma: Any, y: Any) -> Any:
     )
 
 
-def bounded_normal_crps(mu: Any, sigma: Any, y: Any, lower: float, upper: float) -> Any:
+def bounded_normal_crps(mu: Array, sigma: Array, y: Array, lower: float, upper: float) -> Array:
     """Return the CRPS of a normal censored at both ends, in the units of ``y``.
 
     ``σ[G(ω) − G(l) + G(−ω) − G(−u)]`` with ``G' = Φ²``, computed in float64. The point masses at
@@ -158,7 +165,7 @@ def bounded_normal_crps(mu: Any, sigma: Any, y: Any, lower: float, upper: float)
     return xp.back(xp.clamp_value(s * total), mu)
 
 
-def bounded_normal_mean(mu: Any, sigma: Any, lower: float, upper: float) -> Any:
+def bounded_normal_mean(mu: Array, sigma: Array, lower: float, upper: float) -> Array:
     """Return the mean of a normal censored at both ends."""
     xp = namespace(mu)
     low, high = (lower - mu) / sigma, (upper - mu) / sigma

@@ -12,12 +12,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from xaurora.distributions.namespace import namespace
+from xaurora.distributions.namespace import Array, namespace
 
 TINY = 1e-12  # m; smallest length of a tail, which avoids division by zero
 
 
-def tail_scale(values: Sequence[Any], levels: Sequence[float]) -> Any:
+def tail_scale(values: Sequence[Any], levels: Sequence[float]) -> Array:
     """Return the decay length of the tail in metres."""
     xp = namespace(values[-1])
     steepness = math.log((1.0 - levels[-2]) / (1.0 - levels[-1]))
@@ -25,7 +25,7 @@ def tail_scale(values: Sequence[Any], levels: Sequence[float]) -> Any:
 
 
 def _segments(
-    p: Any, values: Sequence[Any], levels: Sequence[float]
+    p: Array, values: Sequence[Any], levels: Sequence[float]
 ) -> list[tuple[Any, Any, Any, Any]]:
     """Return the start and end of each linear piece of F, and the values of F there."""
     xp = namespace(values[-1])
@@ -34,7 +34,7 @@ def _segments(
     return [(ends[i], ends[i + 1], heights[i], heights[i + 1]) for i in range(len(values))]
 
 
-def crps(p: Any, values: Sequence[Any], levels: Sequence[float], y: Any) -> Any:
+def crps(p: Array, values: Sequence[Any], levels: Sequence[float], y: Array) -> Array:
     """Return the CRPS in metres, integrated exactly over the linear pieces and the tail.
 
     Parameters
@@ -74,7 +74,7 @@ def crps(p: Any, values: Sequence[Any], levels: Sequence[float], y: Any) -> Any:
     return xp.clamp_value(total + 0.5 * rest * rest * scale * left * left)
 
 
-def mean(p: Any, values: Sequence[Any], levels: Sequence[float]) -> Any:
+def mean(p: Array, values: Sequence[Any], levels: Sequence[float]) -> Array:
     """Return the mean amount in metres."""
     ends = [namespace(values[-1]).zeros_like(values[0]), *values]
     heights = [0.0, *levels]
@@ -84,7 +84,7 @@ def mean(p: Any, values: Sequence[Any], levels: Sequence[float]) -> Any:
     return p * (total + (1.0 - levels[-1]) * (values[-1] + tail_scale(values, levels)))
 
 
-def cdf(p: Any, values: Sequence[Any], levels: Sequence[float], y: Any) -> Any:
+def cdf(p: Array, values: Sequence[Any], levels: Sequence[float], y: Array) -> Array:
     """Return ``P(tp ≤ y)`` for ``y`` ≥ 0 in metres."""
     xp = namespace(values[-1])
     y = xp.like(y, values[-1])
@@ -102,7 +102,7 @@ def cdf(p: Any, values: Sequence[Any], levels: Sequence[float], y: Any) -> Any:
     return out + p * (1.0 - levels[-1]) * (1.0 - xp.exp(-beyond / tail_scale(values, levels)))
 
 
-def quantile(p: Any, values: Sequence[Any], levels: Sequence[float], q: Any) -> Any:
+def quantile(p: Array, values: Sequence[Any], levels: Sequence[float], q: Array) -> Array:
     """Return the amount in metres not exceeded with probability ``q`` in (0, 1)."""
     xp = namespace(values[-1])
     q = xp.like(q, values[-1])

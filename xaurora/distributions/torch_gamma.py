@@ -7,10 +7,9 @@ error of about 1e-10 for a function between 0 and 1.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 _STEP = 2e-5  # relative to the shape; balances truncation (h²) and rounding (1e-16/h)
 
@@ -25,7 +24,9 @@ def _slope(
 
 class _Tail(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, shape: torch.Tensor, x: torch.Tensor, sign: float) -> torch.Tensor:
+    def forward(
+        ctx: FunctionCtx, shape: torch.Tensor, x: torch.Tensor, sign: float
+    ) -> torch.Tensor:
         a, t = torch.broadcast_tensors(shape, x)
         function = torch.special.gammaincc if sign > 0 else torch.special.gammainc
         ctx.save_for_backward(shape, x)
@@ -35,7 +36,7 @@ class _Tail(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, upstream: torch.Tensor
+        ctx: FunctionCtx, upstream: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         shape, x = ctx.saved_tensors
         a, t = (v.double() for v in torch.broadcast_tensors(shape, x))

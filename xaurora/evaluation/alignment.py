@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -19,6 +18,7 @@ from xaurora.fields import axes, periods, precipitation, recognition, variables
 from xaurora.fields.found import Field
 from xaurora.fields.unit_conversion import conversion
 from xaurora.fields.variables import TIMESTEP_HOURS
+from xaurora.utils.types import Given
 
 _LEADS = {
     "h": 3_600_000_000_000,
@@ -344,7 +344,7 @@ def to_mm(threshold: xr.DataArray) -> float:
     return 1e3 * (conversion(str(threshold.attrs.get("units", "mm")), "m") or (1e-3, 0.0))[0]
 
 
-def matched_variables(forecasts: Iterable[Forecast], truth: Any) -> list[tuple[str, str]]:
+def matched_variables(forecasts: Iterable[Forecast], truth: Given) -> list[tuple[str, str]]:
     """Return the variables that the truth and at least one forecast share, in the table's order.
 
     Raises

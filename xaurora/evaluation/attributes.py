@@ -37,13 +37,23 @@ def attributes(
     first: Forecast,
     counts: dict[str, Any],
     jobs: int,
-    convention: str,
-    masked: bool,
-    labels: dict[str, str],
-    by: tuple[str, ...],
-    bins: dict[str, np.ndarray] | None,
-    regions: str,
+    shared: Mapping[str, Any],
+    bins: Mapping[str, np.ndarray] | None,
 ) -> dict[str, Any]:
+    """Return the attributes of a forecast's scores.
+
+    Parameters
+    ----------
+    f, first : Forecast
+        This forecast, and the first of those compared.
+    counts : dict
+        Numbers of fields that were scored, and that had no truth.
+    jobs : int
+    shared : dict
+        What the scores of all forecasts have in common.
+    bins : dict, optional
+        Leads of each lead bin.
+    """
     out: dict[str, Any] = {
         "number_of_init_times": len(first.init_times),
         "first_init_time": str(first.init_times.min().astype("datetime64[m]")),
@@ -51,13 +61,8 @@ def attributes(
         "fields_scored": counts["scored"] // max(jobs, 1),
         "fields_without_truth": counts["without_truth"] // max(jobs, 1),
         "grid": f"{len(first.latitude)} × {len(first.longitude)}",
-        "convention": convention,
-        "masked": int(masked),
-        "regions_hash": regions,
-        "metrics": " ".join(labels),
+        **shared,
     }
-    if by:
-        out["by"] = " ".join(by)
     if bins is not None:
         out["lead_bins"] = json.dumps(
             {k: v.astype("timedelta64[ns]").astype(np.int64).tolist() for k, v in bins.items()}

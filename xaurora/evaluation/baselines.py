@@ -6,7 +6,6 @@ Does not depend on torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -15,9 +14,10 @@ from xaurora.errors import KindError, LeadTimeError, MissingVariableError, Optio
 from xaurora.fields import periods, precipitation, recognition
 from xaurora.fields.found import Recognition
 from xaurora.fields.variables import TIMESTEP_HOURS
+from xaurora.utils.types import Given, LeadsLike
 
 
-def durations(leads: Any) -> np.ndarray:
+def durations(leads: LeadsLike) -> np.ndarray:
     """Convert lead times to timedelta64[ns].
 
     Raises
@@ -87,7 +87,7 @@ def _public(da: xr.DataArray, found: Recognition) -> xr.DataArray:
 
 
 def persistence(
-    ds: xr.Dataset, names: Sequence[str] | str | None = None, leads: Any = ("6h",)
+    ds: xr.Dataset, names: Sequence[str] | str | None = None, leads: LeadsLike = ("6h",)
 ) -> xr.Dataset:
     """Make a persistence forecast: the field of the init time at every lead time.
 
@@ -296,7 +296,7 @@ def probabilistic_climatology(
     )
 
 
-def _same_day(stamp: Any, year: int, shift: int) -> int:
+def _same_day(stamp: Given, year: int, shift: int) -> int:
     """Return the same month, day and hour of another year in ns.
 
     29 February becomes the 28th if the other year is not a leap year.

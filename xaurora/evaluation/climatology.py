@@ -11,7 +11,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -23,6 +23,10 @@ from xaurora.fields.found import Recognition
 from xaurora.fields.unit_conversion import conversion
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.utils.progress import progress_bar
+from xaurora.utils.types import Given
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 DRY_MM = {6: 0.1, 24: 0.25}
 """Hours of a total → amount in mm below which it is dry.
@@ -133,7 +137,7 @@ def build(
     return xr.Dataset(out, {"hour": plan.hours, "dayofyear": plan.days, **coords}, attrs)
 
 
-def _seeps_hours(seeps: Any) -> list[int]:
+def _seeps_hours(seeps: Given) -> list[int]:
     hours = ([6] if seeps else []) if isinstance(seeps, bool) else np.atleast_1d(seeps).tolist()
     if unknown := [h for h in hours if h not in DRY_MM]:
         raise OptionError(
@@ -241,7 +245,7 @@ def _ordered(da: xr.DataArray, time_dim: str) -> xr.DataArray:
 
 
 def _run(
-    job: _Job, plan: _Plan, statistics: list[str], q: np.ndarray, meter: Any
+    job: _Job, plan: _Plan, statistics: list[str], q: np.ndarray, meter: tqdm
 ) -> dict[str, Any]:
     """Compute all statistics of one variable, by bands of latitude."""
     da = job.fields

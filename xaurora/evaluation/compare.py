@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from xaurora.distributions import Family
 from xaurora.errors import KindError, OptionError, TruthError
 from xaurora.evaluation import alignment, frames, scores, truths
 from xaurora.evaluation import engine as _engine
@@ -20,11 +21,13 @@ from xaurora.evaluation import metrics as _metrics
 from xaurora.evaluation.aggregation import AreaMeans
 from xaurora.evaluation.alignment import Forecast
 from xaurora.evaluation.attributes import _hash, attributes, described
-from xaurora.evaluation.jobs import make_jobs
+from xaurora.evaluation.jobs import Comparison, make_jobs
 from xaurora.evaluation.layout import to_weatherbench2
 from xaurora.evaluation.sample import Settings
 from xaurora.evaluation.statistics import STATISTICS
 from xaurora.fields.grid import regions as region_weights
+from xaurora.fields.grid.regions import RegionLike
+from xaurora.utils.types import Given
 
 logger = logging.getLogger("xaurora")
 
@@ -55,7 +58,7 @@ def compare(
     *,
     climatology: xr.Dataset | None = None,
     metrics: Sequence[str] | str | None = None,
-    regions: Any = None,
+    regions: RegionLike | None = None,
     thresholds_mm: Sequence[float] = THRESHOLDS_MM,
     neighborhood_sizes: Sequence[int] = SIZES,
     quantile_levels: Sequence[float] = LEVELS,
@@ -133,27 +136,8 @@ def compare(
     weights = region_weights.weights(
         first.latitude, first.longitude, regions, right.land(), convention=convention
     )
-    statistics = list(
-        dict.fromkeys(s for m in labels.values() for s in _metrics.statistics_of(m, convention))
-    )
-    with_law = any(
-        s in ("crps", "brier", "bin_share", "pit", "quantile_coverage", "forecast_intensity")
-        for s in statistics
-    )
-    laws = {
-        (label, key): law
-        for label, f in read.items()
-        for key in keys
-        if key in f.fields
-        and (law := alignment.distribution(f, f.fields[key], needed=explicit and with_law))
-        is not None
-    }
     wraps = region_weights.is_circumglobal(first.longitude)
-    order = (
-        tuple(np.argsort(first.longitude % 360.0).tolist())
-        if convention == "weatherbenchx" and not wraps
-        else ()
-    )
+    order = np.argsort(first.longitude % 360.0).tolist()
     settings = Settings(
         tuple(map(float, thresholds_mm)),
         tuple(map(int, neighborhood_sizes)),
@@ -161,19 +145,12 @@ def compare(
         convention,
         wraps,
         seed,
-        order,
+        tuple(order) if convention == "weatherbenchx" and not wraps else (),
     )
+    laws = _laws(read, keys, labels, convention, explicit=explicit)
+    everything = metrics == "all"
     jobs = make_jobs(
-        read,
-        right,
-        normals,
-        keys,
-        statistics,
-        labels,
-        laws,
-        explicit,
-        settings,
-        everything=metrics == "all",
+        Comparison(read, right, normals, keys, labels, explicit, everything, laws, settings)
     )
     masked = bool(skipna or right.masked)
     groups, by_init_time = _groups(first, by, lead_bins, jobs, len(weights) * len(read), settings)
@@ -192,18 +169,21 @@ def compare(
     )
     tables, counts = _engine.run(plan, progress=progress)
     _say(counts, len(jobs), masked)
-    quantiles = normals.quantile_levels(keys[0]) if normals is not None else ()
-    if normals is not None:
-        quantiles = next((q for key in keys if (q := normals.quantile_levels(key))), ())
+    found = (normals.quantile_levels(key) for key in keys) if normals is not None else ()
+    quantiles = next((q for q in found if q), ())
     _, bins = frames.lead_groups(first.leads, lead_bins)
+    shared = {
+        "convention": convention,
+        "masked": int(masked),
+        "regions_hash": _hash(weights),
+        "metrics": " ".join(labels),
+        **({"by": " ".join(by)} if by else {}),
+    }
     out = {}
     for label, table in tables.items():
+        scored = {key for key, _ in table.found}
         frame = frames.Frame(
-            {
-                "/".join(job.key): described(job, plan)
-                for job in jobs
-                if any(k == "/".join(job.key) for k, _ in table.found)
-            },
+            {"/".join(j.key): described(j, plan) for j in jobs if "/".join(j.key) in scored},
             list(weights),
             first.init_times,
             first.leads,
@@ -212,18 +192,7 @@ def compare(
             bins,
             convention,
             scores.extra_coords(thresholds_mm, neighborhood_sizes, quantiles, quantile_levels),
-            attributes(
-                read[label],
-                first,
-                counts,
-                len(jobs),
-                convention,
-                masked,
-                labels,
-                by,
-                bins,
-                _hash(weights),
-            ),
+            attributes(read[label], first, counts, len(jobs), shared, bins),
         )
         out[label] = scores.build(table, frame)
         if plan.maps:
@@ -233,7 +202,32 @@ def compare(
     return out
 
 
-def _convention(name: Any) -> str:
+_OF_DISTRIBUTIONS = {
+    *("crps", "brier", "bin_share", "pit", "quantile_coverage", "forecast_intensity"),
+}
+
+
+def _laws(
+    read: Mapping[str, Forecast],
+    keys: list[tuple[str, str]],
+    labels: Mapping[str, str],
+    convention: str,
+    *,
+    explicit: bool,
+) -> dict[tuple[str, tuple[str, str]], Family]:
+    """Return the families of the forecasts' distributions, by label and key."""
+    statistics = {s for m in labels.values() for s in _metrics.statistics_of(m, convention)}
+    needed = explicit and bool(statistics & _OF_DISTRIBUTIONS)
+    found = {
+        (label, key): alignment.distribution(f, f.fields[key], needed=needed)
+        for label, f in read.items()
+        for key in keys
+        if key in f.fields
+    }
+    return {place: law for place, law in found.items() if law is not None}
+
+
+def _convention(name: Given) -> str:
     known = CONVENTIONS.get(str(name).lower().replace("-", "").replace("_", "").replace(" ", ""))
     if known is None:
         raise OptionError(
@@ -245,7 +239,7 @@ def _convention(name: Any) -> str:
 
 
 def _check_options(
-    forecasts: Any, which: str, thresholds_mm: Any, sizes: Any, levels: Any, seed: Any
+    forecasts: Given, which: str, thresholds_mm: Given, sizes: Given, levels: Given, seed: Given
 ) -> None:
     if (
         not isinstance(forecasts, Mapping)
@@ -368,7 +362,7 @@ def _in_common(read: dict[str, Forecast]) -> dict[str, Forecast]:
 def _groups(
     first: Forecast,
     by: tuple[str, ...],
-    lead_bins: Any,
+    lead_bins: Given,
     jobs: list[_engine.Job],
     regions: int,
     settings: Settings,

@@ -26,6 +26,7 @@ from xaurora.evaluation.statistics import STATISTICS
 from xaurora.evaluation.truths import ClimatologyFields, Truth
 from xaurora.fields.found import Field
 from xaurora.utils.progress import progress_bar
+from xaurora.utils.types import Given
 
 Key = tuple[str, str]
 
@@ -246,7 +247,7 @@ def _block(plan: Plan, number: int, init: slice, lead: slice) -> BlockResult:
             found.missing_truth.add(job.key[1])
         samples = {
             label: _sample(
-                plan, job, plan.forecasts[label], label, block, (i, k), (row, column), ys, time
+                plan, job, plan.forecasts[label], label, block, (i, k), (row, column), (ys, time)
             )
             for label, block in blocks.items()
             if block.there
@@ -273,7 +274,7 @@ def _block(plan: Plan, number: int, init: slice, lead: slice) -> BlockResult:
     return found
 
 
-def _add(maps: dict[Any, Any], key: Any, parts: tuple[np.ndarray, np.ndarray]) -> None:
+def _add(maps: dict[Any, Any], key: Given, parts: tuple[np.ndarray, np.ndarray]) -> None:
     if key in maps:
         for total, part in zip(maps[key], parts, strict=True):
             total += part
@@ -317,10 +318,14 @@ def _sample(
     block: _ForecastBlock,
     at: tuple[int, int],
     place: tuple[int, int],
-    ys: list[np.ndarray],
-    time: int,
+    truth: tuple[list[np.ndarray], int],
 ) -> Sample:
-    parts = []
+    """Return a forecast and its truth at one init time and lead.
+
+    ``at`` and ``place`` are the positions in the block and in the forecast, ``truth`` the fields and
+    the position of their time.
+    """
+    (ys, time), parts = truth, []
     stamp = (
         forecast.init_times[place[0]].astype("datetime64[s]").astype(int),
         forecast.leads[place[1]] // np.timedelta64(1, "s"),

@@ -75,7 +75,7 @@ def _acc(m: Means) -> np.ndarray:
 # --- contingency table: hits a, false alarms b, misses c, correct negatives d ---------------------
 
 
-def _sedi(a: Any, b: Any, c: Any, d: Any) -> Any:
+def _sedi(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.ndarray:
     """Return the symmetric extremal dependence index.
 
     Ferro and Stephenson (2011), doi:10.1175/WAF-D-10-05030.1. Rates are kept away from 0 and 1 as
@@ -86,7 +86,7 @@ def _sedi(a: Any, b: Any, c: Any, d: Any) -> Any:
     return top / (np.log(f) + np.log(h) + np.log(1 - h) + np.log(1 - f))
 
 
-def _ets(a: Any, b: Any, c: Any, d: Any) -> Any:
+def _ets(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.ndarray:
     by_chance = (a + b) * (a + c) / (a + b + c + d)
     return (a - by_chance) / (a + b + c - by_chance)
 

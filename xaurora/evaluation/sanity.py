@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from xaurora.evaluation.alignment import Forecast
 from xaurora.fields.found import Field
 from xaurora.fields.unit_conversion import CANONICAL, GRAVITY, conversion
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 _NEGATIVE = -1e-5  # m; what lies above is noise of packing
 
 
@@ -19,7 +22,7 @@ _NEGATIVE = -1e-5  # m; what lies above is noise of packing
 _MOST = 3.0
 
 
-def own_units(da: Any, mine: Field) -> Field:
+def own_units(da: xr.DataArray, mine: Field) -> Field:
     """Return the field with the units of an accompanying variable, such as its quantiles."""
     units = str(da.attrs.get("units", ""))
     found = (

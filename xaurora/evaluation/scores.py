@@ -17,6 +17,7 @@ from xaurora.evaluation.aggregation import Table
 from xaurora.evaluation.carried import carried_coords
 from xaurora.evaluation.frames import Frame, VariableInfo, groups_of, lead_groups
 from xaurora.evaluation.histograms import INTENSITY_EDGES, PIT_BINS, PROBABILITY_BINS
+from xaurora.utils.types import Given
 
 logger = logging.getLogger("xaurora")
 
@@ -226,7 +227,9 @@ def _coords(
     return coords
 
 
-def extra_coords(thresholds_mm: Any, sizes: Any, quantiles: Any, levels: Any) -> dict[str, Any]:
+def extra_coords(
+    thresholds_mm: Given, sizes: Given, quantiles: Given, levels: Given
+) -> dict[str, Any]:
     """Return the coordinates of the extra dims that scores may have."""
     middle = (np.arange(PROBABILITY_BINS) + 0.5) / PROBABILITY_BINS
     return {

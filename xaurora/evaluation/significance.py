@@ -6,6 +6,7 @@ Does not depend on torch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,7 @@ def significance(
     count = 0
     for name, other in _pairs(scores, baseline):
         for target, result, pairs in _variable(
-            scores, baseline, name, other, wanted, block, samples, level, seed
+            scores, baseline, name, other, wanted, _Bootstrap(block, samples, level, seed)
         ):
             out[target] = result
             count = max(count, pairs)
@@ -163,17 +164,45 @@ def _factor(scores: xr.Dataset, baseline: xr.Dataset, name: str, other: str) -> 
     return float(scales[1][0] / scales[0][0])
 
 
-def _variable(
-    scores: xr.Dataset,
-    baseline: xr.Dataset,
-    name: str,
-    other: str,
-    wanted: list[str] | None,
-    block: int | None,
-    samples: int,
-    level: float,
-    seed: int,
-) -> Iterator[tuple[str, xr.DataArray, int]]:
+@dataclass(frozen=True)
+class _Bootstrap:
+    """How intervals are made.
+
+    ``block`` and ``samples`` are numbers of init times and of draws; None lets the block length
+    follow from the number of init times.
+    """
+
+    block: int | None
+    samples: int
+    level: float
+    seed: int
+
+    def length(self, count: int) -> int:
+        """Return the block length for a number of init times."""
+        length = _block(count) if self.block is None else self.block
+        if (
+            isinstance(length, bool)
+            or not isinstance(length, int | np.integer)
+            or not 1 <= length <= count
+        ):
+            raise OptionError(
+                f"block must be an integer between 1 and the {count} init times, got"
+                f" {self.block!r}.",
+                fix="block=4",
+            )
+        return int(length)
+
+
+Pair = list[tuple[xr.DataArray, xr.DataArray]]
+
+
+def _common(
+    scores: xr.Dataset, baseline: xr.Dataset, name: str, other: str
+) -> tuple[dict[str, Pair], int, np.ndarray]:
+    """Return the statistics that both carry, at common times, leads, regions and levels.
+
+    Also returns the number of init times, and the leads.
+    """
     mine, theirs = carried.carried(scores, name), carried.carried(baseline, other)
     times = np.intersect1d(scores["init_time"].values, baseline["init_time"].values)
     leads = np.intersect1d(scores["carried_lead_time"].values, baseline["carried_lead_time"].values)
@@ -185,44 +214,49 @@ def _variable(
             fix="evaluate both at the same init times: xaurora.compare({...}, truth)",
         )
     at = {"init_time": times, "carried_lead_time": leads, "region": regions}
-    common = [s for s in mine if s in theirs]
     fields = {}
-    for s in common:
+    for s in (s for s in mine if s in theirs):
         both = []
         for part in (mine[s], theirs[s]):
             mean, weight = (da.sel(at) for da in part)
             if "level" in mean.dims and "level" in mine[s][0].dims:
-                levels = [
-                    v for v in mine[s][0]["level"].values if v in theirs[s][0]["level"].values
-                ]
+                other_levels = theirs[s][0]["level"].values
+                levels = [v for v in mine[s][0]["level"].values if v in other_levels]
                 mean, weight = mean.sel(level=levels), weight.sel(level=levels)
             both.append((mean, weight))
         first, second = both[0][0], both[1][0]
-        for d in map(str, first.dims[3:]):
-            if d not in second.dims or (
-                d in first.coords and d in second.coords and not np.array_equal(first[d], second[d])
-            ):
-                raise TruthError(
-                    f"the scores of '{name}' have {d}"
-                    f" {first[d].values.tolist() if d in first.coords else first.sizes[d]} in one"
-                    f" and {second[d].values.tolist() if d in second.coords else 'others'} in the"
-                    " other Dataset.",
-                    fix="evaluate both with the same arguments",
-                )
-        if first.shape != second.shape:
-            continue  # ensembles of different sizes have different ranks
-        fields[s] = both
-    length = _block(len(times)) if block is None else block
-    if (
-        isinstance(length, bool)
-        or not isinstance(length, int | np.integer)
-        or not 1 <= length <= len(times)
-    ):
-        raise OptionError(
-            f"block must be an integer between 1 and the {len(times)} init times, got {block!r}.",
-            fix="block=4",
-        )
-    drawn = _draw(len(times), int(length), samples, seed)
+        _check_dims(first, second, name)
+        if first.shape == second.shape:  # ensembles of different sizes have different ranks
+            fields[s] = both
+    return fields, len(times), leads
+
+
+def _check_dims(first: xr.DataArray, second: xr.DataArray, name: str) -> None:
+    """Raise if scores have other thresholds, scales or bins than those of the baseline."""
+    for d in map(str, first.dims[3:]):
+        differs = d in first.coords and d in second.coords
+        if d not in second.dims or (differs and not np.array_equal(first[d], second[d])):
+            raise TruthError(
+                f"the scores of '{name}' have {d}"
+                f" {first[d].values.tolist() if d in first.coords else first.sizes[d]} in one"
+                f" and {second[d].values.tolist() if d in second.coords else 'others'} in the"
+                " other Dataset.",
+                fix="evaluate both with the same arguments",
+            )
+
+
+def _variable(
+    scores: xr.Dataset,
+    baseline: xr.Dataset,
+    name: str,
+    other: str,
+    wanted: list[str] | None,
+    bootstrap: _Bootstrap,
+) -> Iterator[tuple[str, xr.DataArray, int]]:
+    """Yield the skill of one variable with its interval: name, values, number of init times."""
+    fields, count, leads = _common(scores, baseline, name, other)
+    length = bootstrap.length(count)
+    drawn = _draw(count, length, bootstrap.samples, bootstrap.seed)
     convention = str(scores.attrs.get("convention", "weatherbench2"))
     factor = _factor(scores, baseline, name, other)
     resampled: dict[tuple[str, int], np.ndarray] = {}
@@ -254,7 +288,7 @@ def _variable(
                 if spec.better == "low"
                 else (values[0] - values[1]) / (1.0 - values[1])
             )
-        estimate = np.stack(_interval(skill, len(times) / length, level))
+        estimate = np.stack(_interval(skill, count / length, bootstrap.level))
         first = fields[needed[0]][0][0]
         dims = ["lead_time", "region", *(str(d) for d in first.dims[3:] if d != "probability_bin")]
         target = name + spec.suffix
@@ -270,7 +304,7 @@ def _variable(
         da = xr.DataArray(
             stacked, dims=names, coords={**coords, "metric": [label for label, _ in rows]}
         )
-        yield target, da.transpose("estimate", "metric", "region", "lead_time", ...), len(times)
+        yield target, da.transpose("estimate", "metric", "region", "lead_time", ...), count
 
 
 def _draw(count: int, length: int, samples: int, seed: int) -> np.ndarray:

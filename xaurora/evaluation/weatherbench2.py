@@ -6,6 +6,7 @@ Does not depend on torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from xaurora.errors import MissingExtraError, OptionError
 from xaurora.evaluation.alignment import Forecast
 from xaurora.evaluation.truths import ClimatologyFields, Truth
 from xaurora.fields.grid import regions as _regions
+from xaurora.fields.grid.regions import RegionLike
 
 INSTALL = 'pip install "weatherbench2 @ git+https://github.com/google-research/weatherbench2.git"'
 METRICS = (
@@ -58,7 +60,7 @@ def evaluate(
     normals: ClimatologyFields | None,
     keys: list[tuple[str, str]],
     labels: dict[str, str],
-    regions: Any,
+    regions: RegionLike | None,
     *,
     skipna: bool,
     explicit: bool,
@@ -161,7 +163,7 @@ def _pair(
 
 
 def _metric(
-    metrics: Any,
+    metrics: Sequence[str] | str | None,
     name: str,
     forecast: Forecast,
     normals: ClimatologyFields | None,

@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -29,6 +29,7 @@ from xaurora.fields.plausibility import FRAMES_SAMPLED, check_plausible_field
 from xaurora.fields.requirements import Needs
 from xaurora.fields.variables import TIMESTEP_HOURS
 
+T = TypeVar("T")
 logger = logging.getLogger("xaurora")
 
 _SMALL = 256 * 1024**2  # bytes; a Dataset in memory up to this size is read whole
@@ -103,7 +104,7 @@ def check(
         notes.append(f"Not recognised and ignored: {', '.join(found.unrecognised)}.")
     errors = list(found.problems)
 
-    def attempt(step: Callable[[], Any]) -> Any:
+    def attempt(step: Callable[[], T]) -> T | None:
         try:
             return step()
         except XauroraError as error:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from xaurora.errors import LeadTimeError, OptionError, TimeError
+from xaurora.utils.types import Given
 
 HOUR = np.timedelta64(1, "h")
 _CELL_METHODS = re.compile(
@@ -85,7 +86,7 @@ def spacing_hours(times: np.ndarray) -> float:
     return float(values[np.argmax(counts)])
 
 
-def hours_of(value: Any) -> int:
+def hours_of(value: Given) -> int:
     """Return a duration as a whole number of hours.
 
     Raises
@@ -106,7 +107,7 @@ def hours_of(value: Any) -> int:
     return int(hours)
 
 
-def bounds(name: str, value: Any) -> tuple[np.datetime64, np.datetime64]:
+def bounds(name: str, value: Given) -> tuple[np.datetime64, np.datetime64]:
     """Return the start and end, both included, of a slice, a year or date, or a pair of them.
 
     Raises

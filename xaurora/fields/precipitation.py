@@ -323,10 +323,12 @@ def over_leads(da: xr.DataArray, name: str, hours: int) -> xr.DataArray:
     lead = "lead_time" if "lead_time" in da.dims else "prediction_timedelta"
     period = declared_hours(name, da.attrs)
     if "quantile" in da.dims or "threshold" in da.dims or "parameter_of" in da.attrs:
+        held = {"quantile": "quantiles", "threshold": "probabilities"}
+        what = next(
+            (v for d, v in held.items() if d in da.dims), "the parameters of a distribution"
+        )
         raise AccumulationError(
-            f"'{name}' holds"
-            f" {'quantiles' if 'quantile' in da.dims else 'probabilities' if 'threshold' in da.dims else 'the parameters of a distribution'},"
-            " which do not add up over lead times.",
+            f"'{name}' holds {what}, which do not add up over lead times.",
             fix="sum the mean (fc.aurora.accumulate('tp', '24h')), or members: predict(members=50)",
         )
     if period is None or hours % period or not da.attrs.get("units"):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -22,6 +22,10 @@ from xaurora.fields.conventions import Fields
 from xaurora.fields.distribution import BIN_WIDTH, Distribution, Moments
 from xaurora.fields.found import Field, Recognition
 from xaurora.utils.progress import progress_bar, track
+from xaurora.utils.types import Given, PeriodLike
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 QUANTILES = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999)
 """Default quantiles of ``statistics``."""
@@ -113,7 +117,7 @@ def statistics(
     ds: xr.Dataset,
     names: Sequence[str] | str | None = None,
     *,
-    time: Any = None,
+    time: PeriodLike = None,
     weights: str | None = "cosine",
     quantiles: Sequence[float] = QUANTILES,
     progress: bool = True,
@@ -201,7 +205,7 @@ def statistics(
     )
 
 
-def _selected(found: Recognition, time: Any) -> np.ndarray:
+def _selected(found: Recognition, time: PeriodLike) -> np.ndarray:
     times = found.times if found.times is not None else np.array([], "datetime64[ns]")
     if time is None:
         return np.arange(len(times))
@@ -236,7 +240,7 @@ def _of_variable(
     found: Recognition,
     where: np.ndarray,
     weights: str | None,
-    meter: Any,
+    meter: tqdm,
 ) -> tuple[list[Distribution], int]:
     """Return the distributions of one variable by level, and a checksum of its values.
 
@@ -304,7 +308,7 @@ def _tiles(
     height, width = raw.shape[-2:]
     stored = raw.encoding.get("preferred_chunks", {})
 
-    def chunk(axis: int, name: Any, whole: int, unknown: int) -> int:
+    def chunk(axis: int, name: Given, whole: int, unknown: int) -> int:
         size = raw.chunks[axis][0] if raw.chunks else int(stored.get(name, unknown))
         return max(min(size, whole), 1)
 

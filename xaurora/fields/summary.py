@@ -69,13 +69,12 @@ def _describe_scores(ds: xr.Dataset) -> str:
         if any("__" in str(c) for c in ds.coords)
         else "without those of each init time"
     )
+    listed = np.atleast_1d(ds["metric"].values) if "metric" in ds.coords else ["–"]
+    metrics = ", ".join(map(str, listed))
     lines = [
         "xaurora: scores",
         f"  regions    {', '.join(map(str, np.atleast_1d(ds['region'].values)))}",
-        (
-            "  metrics   "
-            f" {', '.join(map(str, np.atleast_1d(ds['metric'].values))) if 'metric' in ds.coords else '–'}"
-        ),
+        f"  metrics    {metrics}",
         f"  variables  {', '.join(map(str, ds.data_vars))}",
         f"  over       {ds.attrs.get('number_of_init_times', '?')} init times, {carried}",
         (

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -18,6 +17,7 @@ from xaurora.fields import precipitation, recognition, variables
 from xaurora.fields.conventions import Fields
 from xaurora.fields.found import Field, Recognition
 from xaurora.fields.variables import TIMESTEP_HOURS, Variable, find
+from xaurora.utils.types import Given
 
 logger = logging.getLogger("xaurora")
 
@@ -63,7 +63,7 @@ class Target:
         return self.item.variable.accumulated
 
 
-def names_of(target: Any) -> list[str]:
+def names_of(target: Given) -> list[str]:
     """Return the names in ``target=`` as a list, in the order given.
 
     Raises

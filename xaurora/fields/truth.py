@@ -16,11 +16,12 @@ from xaurora.fields.conventions import Fields
 from xaurora.fields.grid import regridding
 from xaurora.fields.targets import MIN_VALID_FRACTION, Target, _of_fields, recognise
 from xaurora.fields.variables import TIMESTEP_HOURS, find
+from xaurora.utils.types import Given
 
 logger = logging.getLogger("xaurora")
 
 
-def truth_fields(truth: Any, fields: Fields, names: Sequence[str]) -> Fields:
+def truth_fields(truth: Given, fields: Fields, names: Sequence[str]) -> Fields:
     if not isinstance(truth, xr.Dataset):
         raise KindError(
             f"truth must be a Dataset of fields, got {type(truth).__name__}.",

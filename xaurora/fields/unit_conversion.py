@@ -160,7 +160,8 @@ def normalise_units(units: str) -> str:
     parts = re.split(r"[\s*]+|(?<=[A-Za-z])\.|(?<=\d)\.(?=[A-Za-z])", numerator.strip())
     for denominator in denominators:
         for factor in denominator.split():
-            base, power = re.fullmatch(r"([^\d-]*)(-?\d*)", factor).groups() if re.fullmatch(r"([^\d-]*)(-?\d*)", factor) else (factor, "")  # type: ignore[union-attr] # fmt: skip
+            found = re.fullmatch(r"([^\d-]*)(-?\d*)", factor)
+            base, power = found.groups() if found else (factor, "")
             parts.append(f"{base}-{power or 1}")
     return " ".join(_WORDS.get(part, part) for part in parts if part)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from xaurora.errors import EnsembleError, TargetError, TruthError
 from xaurora.fields import truth
 from xaurora.fields.conventions import Fields
 from xaurora.fields.variables import TIMESTEP_HOURS
+from xaurora.model.heads import DistributionHead
 
 _STEP = np.timedelta64(TIMESTEP_HOURS, "h")
 
@@ -148,7 +148,7 @@ class PastOrder:
         return out
 
 
-def draw(head: Any, params: dict[str, torch.Tensor], ranks: np.ndarray) -> np.ndarray:
+def draw(head: DistributionHead, params: dict[str, torch.Tensor], ranks: np.ndarray) -> np.ndarray:
     """Return the members of one field.
 
     Parameters

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,24 +17,20 @@ from xaurora.fields.grid.regions import RegionLike
 from xaurora.model.options import check_precision
 from xaurora.utils import checks
 from xaurora.utils.options import documented, option, run_checks
+from xaurora.utils.types import Given, LeadsLike, TimesLike
 
 if TYPE_CHECKING:
-    import datetime
     from pathlib import Path
 
     import xarray as xr
 
     from xaurora.model.resolve import ModelLike
 
-TimeLike: TypeAlias = "str | np.datetime64 | datetime.datetime | xr.DataArray"
-TimesLike: TypeAlias = "TimeLike | Sequence[TimeLike] | slice | None"
-LeadLike: TypeAlias = "str | np.timedelta64 | datetime.timedelta | int"
-
 
 def _numbers(low: float, high: float, example: str, *, or_zero: bool = False) -> checks.Check:
     """Return a check for one number or several between two others, without repetition."""
 
-    def check(name: str, values: Any) -> list[float]:
+    def check(name: str, values: Given) -> list[float]:
         several = [values] if np.ndim(values) == 0 else values
         found = [v.item() if isinstance(v, np.generic) else v for v in several]
         for value in found:
@@ -50,7 +46,7 @@ def _numbers(low: float, high: float, example: str, *, or_zero: bool = False) ->
     return check
 
 
-def _members(name: str, value: Any) -> int:
+def _members(name: str, value: Given) -> int:
     if not checks.is_integer(value, 0) or value == 1:
         raise OptionError(
             f"{name} must be 0 or an integer of at least 2, got {value!r}.",
@@ -64,7 +60,7 @@ def _members(name: str, value: Any) -> int:
 class PredictOptions:
     """All arguments of ``ds.aurora.predict``."""
 
-    lead: LeadLike | Sequence[LeadLike] = option(
+    lead: LeadsLike = option(
         "6h",
         "str, timedelta, or a list of them",
         """A multiple of six hours. ``"24h"`` gives every six hours up to it, a list gives just

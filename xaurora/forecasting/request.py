@@ -1,9 +1,9 @@
-""""""
+"""What a forecast is asked for: leads, variables, quantiles, thresholds, members."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,11 @@ from xaurora.fields.found import Field
 from xaurora.fields.requirements import Needs
 from xaurora.fields.unit_conversion import is_rate
 from xaurora.fields.variables import BY_KEY, TIMESTEP_HOURS, Variable
-from xaurora.forecasting.options import LeadLike, PredictOptions
+from xaurora.forecasting.options import PredictOptions
+from xaurora.utils.types import LeadsLike
 
 
-def lead_steps(lead: LeadLike | Sequence[LeadLike]) -> list[int]:
+def lead_steps(lead: LeadsLike) -> list[int]:
     """Return the rollout steps of ``lead=``: all up to a single value, or exactly those of a list.
 
     Raises

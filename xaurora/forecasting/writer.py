@@ -19,6 +19,7 @@ from xaurora.fields import conventions, periods
 from xaurora.fields.conventions import Fields
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.forecasting.request import Request, target_field
+from xaurora.model.heads import HeadSet
 
 logger = logging.getLogger("xaurora")
 
@@ -35,7 +36,7 @@ class Writer:
         cut: Fields,
         part: tuple[slice | np.ndarray, slice | np.ndarray],
         request: Request,
-        heads: Any,
+        heads: HeadSet | None,
         learnt: dict[str, Any],
         times: list[np.datetime64],
         attrs: dict[str, Any],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +18,7 @@ from xaurora.fields import conventions
 from xaurora.fields.conventions import Fields
 from xaurora.fields.grid import lattice as grids
 from xaurora.fields.variables import TIMESTEP_HOURS
+from xaurora.utils.types import Given, TimesLike
 
 STEP = np.timedelta64(TIMESTEP_HOURS, "h")
 
@@ -46,12 +47,13 @@ class GreenwichBatch(Batch):
             "this Batch crosses Greenwich, which aurora.Metadata cannot represent; stock Aurora"
             " would misplace every patch.",
             fix=(
-                "ds.aurora.predict('6h', model=model), or: with xaurora.model.placement.on_grid(model,"
-                " grid): model(xaurora.model.batch.as_stock_batch(batch))"
+                "ds.aurora.predict('6h', model=model), or: with"
+                " xaurora.model.placement.on_grid(model, grid):"
+                " model(xaurora.model.batch.as_stock_batch(batch))"
             ),
         )
 
-    def _fmap(self, f: Any) -> GreenwichBatch:
+    def _fmap(self, f: Callable[[torch.Tensor], torch.Tensor]) -> GreenwichBatch:
         moved = Batch._fmap(self, f)
         return GreenwichBatch(
             moved.surf_vars,
@@ -63,7 +65,7 @@ class GreenwichBatch(Batch):
 
 
 def as_stock_batch(batch: Batch) -> Batch:
-    """Return the tensors as a stock Batch, for use inside :func:`xaurora.model.placement.on_grid`."""
+    """Return a stock Batch, for use inside :func:`xaurora.model.placement.on_grid`."""
     return Batch(batch.surf_vars, batch.static_vars, batch.atmos_vars, batch.metadata)
 
 
@@ -98,7 +100,7 @@ def metadata(
     )
 
 
-def resolve_times(times: np.ndarray, wanted: Any) -> list[np.datetime64]:
+def resolve_times(times: np.ndarray, wanted: TimesLike) -> list[np.datetime64]:
     """Return the requested init times, all of which have their history.
 
     Parameters
@@ -168,7 +170,7 @@ def resolve_times(times: np.ndarray, wanted: Any) -> list[np.datetime64]:
     return out
 
 
-def _time(value: Any, *, end: bool = False) -> np.datetime64:
+def _time(value: Given, *, end: bool = False) -> np.datetime64:
     import pandas as pd
 
     try:

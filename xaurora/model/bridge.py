@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -16,11 +15,12 @@ from xaurora.fields.grid.lattice import Grid
 from xaurora.model import batch as batches
 from xaurora.model.models import TABLE
 from xaurora.model.resolve import ModelLike, resolve
+from xaurora.utils.types import TimesLike
 
 logger = logging.getLogger("xaurora")
 
 
-def to_batch(ds: xr.Dataset, time: Any, model: ModelLike) -> Batch:
+def to_batch(ds: xr.Dataset, time: TimesLike, model: ModelLike) -> Batch:
     """Convert a Dataset; see :meth:`xaurora.accessor.AuroraAccessor.to_batch`."""
     resolved = resolve(model)
     fields = conventions.standardise(ds)

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
+from xaurora.fields.requirements import Needs
 from xaurora.model import strategies
 
-if TYPE_CHECKING:
-    from xaurora.model.tuned import TunedAurora
 
-
-def model_card(tuned: TunedAurora) -> str:
+def model_card(config: Mapping[str, Any], needs: Needs) -> str:
     """Return the text of the artefact's ``README.md``."""
-    config, training = tuned.config, tuned.config["training"]
+    training = config["training"]
     variables = ", ".join(
         (
-            *tuned.needs.surface,
-            *(f"{v} (pressure levels)" for v in tuned.needs.atmos),
-            *(f"{v} (static)" for v in tuned.needs.static),
+            *needs.surface,
+            *(f"{v} (pressure levels)" for v in needs.atmos),
+            *(f"{v} (static)" for v in needs.static),
         )
     )
     levels = (
         "all levels of the data"
-        if tuned.needs.levels is None
-        else ", ".join(f"{v:g}" for v in tuned.needs.levels) + " hPa"
+        if needs.levels is None
+        else ", ".join(f"{v:g}" for v in needs.levels) + " hPa"
     )
     scores = (
         "\n".join(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ def compiled(base: Aurora) -> Iterator[None]:
     blocks = [m for m in base.modules() if isinstance(m, Swin3DTransformerBlock)]
     failed: list[str] = []
 
-    def wrap(forward: Any) -> Any:
+    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
         made: list[Any] = []
 
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -127,7 +127,7 @@ def activation_checkpointing(base: Aurora) -> Iterator[None]:
     modules = [m for m in base.modules() if isinstance(m, Swin3DTransformerBlock)]
     modules += [base.encoder, base.decoder]
 
-    def wrap(forward: Any) -> Any:
+    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
         def again(*args: Any, **kwargs: Any) -> Any:
             return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 

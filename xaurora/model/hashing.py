@@ -5,13 +5,13 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from typing import Any
 
 import numpy as np
 import torch
 
 from xaurora.model.aurora import AuroraWithHead
 from xaurora.model.tiny import TinyAurora
+from xaurora.utils.types import Given
 
 
 def module_parts(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -34,7 +34,7 @@ def configuration_hash(model: torch.nn.Module) -> str:
         "wraps",
     )
 
-    def plain(value: Any) -> bool:
+    def plain(value: Given) -> bool:
         if isinstance(value, dict):
             return all(plain(k) and plain(v) for k, v in value.items())
         if isinstance(value, list | tuple):

@@ -10,7 +10,7 @@ import time as clock
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from aurora import Batch
 
 from xaurora.fields.conventions import Fields
 from xaurora.model import batch as batches
+from xaurora.model.aurora import AuroraWithHead
 
 STEP = batches.STEP
 MAX_CACHED = 64
@@ -33,6 +34,19 @@ MAX_PREFETCH = 32
 """Largest number of steps that are prefetched from a slow store."""
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class LatentSource(Protocol):
+    """What is read instead of inputs: :class:`xaurora.training.latents.Latents`."""
+
+    def find(self, time: np.datetime64) -> torch.Tensor | None:
+        """Return the latents of an init time, if they are stored."""
+
+    def of(self, module: AuroraWithHead, sample: Sample, device: torch.device) -> torch.Tensor:
+        """Return the latents of a sample, computing those that are missing."""
+
+    def close(self) -> None:
+        """Finish writing."""
 
 
 @dataclass
@@ -92,7 +106,7 @@ class Loader:
         *,
         scored: Fields | None = None,
         budget: int = 2 * 1024**3,
-        latents: Any = None,
+        latents: LatentSource | None = None,
         readers: int = REQUESTS,
         pin: bool = False,
         most: int = MAX_CACHED,
@@ -123,9 +137,7 @@ class Loader:
         )
         self._index = {name: time_positions(da) for name, da in targets.items()}
 
-    def _remember(
-        self, key: tuple[str, int], read: Callable[[], Any], size: Callable[[Any], int]
-    ) -> Any:
+    def _remember(self, key: tuple[str, int], read: Callable[[], T], size: Callable[[T], int]) -> T:
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)

@@ -52,7 +52,9 @@ class LiveBytes(TorchDispatchMode):
         self._known.discard(key)
         self.live -= size
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: object = (), kwargs: Any = None
+    ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and _is_fake(args[0]):
             # Numbers: the dropout rate when a model is built on the meta device, later the count of
             # optimiser steps.
@@ -72,7 +74,7 @@ class LiveBytes(TorchDispatchMode):
         return out
 
 
-def _is_mask(args: Any) -> bool:
+def _is_mask(args: object) -> bool:
     """Return whether an index is a boolean mask of the whole tensor.
 
     How many elements it selects depends on values, so all of them are assumed.
@@ -86,7 +88,7 @@ def _is_mask(args: Any) -> bool:
     )
 
 
-def _is_fake(tensor: Any) -> bool:
+def _is_fake(tensor: object) -> bool:
     return type(tensor).__name__ == "FakeTensor" or tensor.is_meta
 
 

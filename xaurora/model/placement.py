@@ -52,7 +52,7 @@ def on_grid(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
         longitude = torch.from_numpy(grid.true_longitude.copy())
 
         def true_longitude(
-            module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+            module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             batch = copy.copy(args[0])
             batch.metadata = copy.copy(batch.metadata)
@@ -101,6 +101,6 @@ def _project_shared_query(query: torch.nn.Linear, x: torch.Tensor) -> torch.Tens
 
 
 def _without_wrapping(
-    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return args, {**kwargs, "warped": False}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from aurora import Aurora
 from torch import nn
 
 from xaurora.errors import OptionError
@@ -29,17 +30,40 @@ class Part:
     total: int
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """What decides which parameters get a gradient, and how fast they learn.
+
+    Parameters
+    ----------
+    trains_base_outputs : bool
+        Whether the base's own variables are scored.
+    rollout_steps : int
+    push_forward, replay : bool
+        Whether gradients stop between steps, and whether a replay buffer is used.
+    learning_rate, head_learning_rate : float, optional
+        Learning rate of all parameters, and of new ones. By default new ones learn faster than
+        pretrained ones.
+    random_base : bool
+        Whether the base has random weights, which learn faster.
+    """
+
+    trains_base_outputs: bool = True
+    rollout_steps: int = 1
+    push_forward: bool = False
+    replay: bool = False
+    learning_rate: float | None = None
+    head_learning_rate: float | None = None
+    random_base: bool = False
+
+    @property
+    def is_chained(self) -> bool:
+        """Whether gradients of later steps pass through earlier outputs."""
+        return self.rollout_steps > 1 and not self.push_forward and not self.replay
+
+
 def apply(
-    model: AuroraWithHead,
-    options: StrategyOptions,
-    *,
-    trains_base_outputs: bool,
-    learning_rate: float | None = None,
-    head_learning_rate: float | None = None,
-    rollout_steps: int = 1,
-    push_forward: bool = False,
-    replay: bool = False,
-    scratch: bool = False,
+    model: AuroraWithHead, options: StrategyOptions, schedule: Schedule
 ) -> list[dict[str, Any]]:
     """Freeze what the strategy does not train, and group the rest by learning rate.
 
@@ -51,15 +75,7 @@ def apply(
     model : AuroraWithHead
         With its adapter installed, if the strategy has one.
     options : StrategyOptions
-    trains_base_outputs : bool
-        Whether the base's own variables are scored.
-    learning_rate, head_learning_rate : float, optional
-        Learning rate of all parameters, and of new ones. By default new ones learn faster than
-        pretrained ones.
-    rollout_steps, push_forward, replay : int, bool, bool
-        Which steps the loss covers, and whether gradients pass from a step to the previous one.
-    scratch : bool
-        Whether the base has random weights, which learn faster.
+    schedule : Schedule
 
     Returns
     -------
@@ -72,7 +88,6 @@ def apply(
         If nothing would be trained, or a name in ``layers`` is not a part of the model.
     """
     base = model.base
-    heads = list(model.head.parameters()) if model.head is not None else []
     model.requires_grad_(False)
     if model.head is not None:
         model.head.requires_grad_(True)
@@ -84,33 +99,38 @@ def apply(
     elif options.name in ("lora", "peft"):
         for name, parameter in base.named_parameters():
             parameter.requires_grad_(model.adapter.adds(name))
-    chained = (
-        rollout_steps > 1 and not push_forward and not replay
-    )  # gradients of later steps pass through earlier outputs
-    if not trains_base_outputs and not chained:
+    if not schedule.trains_base_outputs and not schedule.is_chained:
         base.decoder.requires_grad_(False)
-    _freeze_unused_lora(base, rollout_steps)
-    _refuse_uneven_lora(base, options, rollout_steps, push_forward=push_forward, replay=replay)
-    new = input_embeddings(base, model.inputs)
-    for parameter in new:
+    _freeze_unused_lora(base, schedule.rollout_steps)
+    _refuse_uneven_lora(base, options, schedule)
+    for parameter in input_embeddings(base, model.inputs):
         parameter.requires_grad_(True)
     for name in model.inputs:  # the head's mean replaces its output, so it gets no gradient
         base.decoder.surf_heads[name].requires_grad_(False)
+    return _groups(model, options, schedule)
 
-    new_rate = head_learning_rate or learning_rate
+
+def _groups(
+    model: AuroraWithHead, options: StrategyOptions, schedule: Schedule
+) -> list[dict[str, Any]]:
+    """Return the parameter groups: heads, embeddings of new inputs, and the rest of the base."""
+    heads = list(model.head.parameters()) if model.head is not None else []
+    new = input_embeddings(model.base, model.inputs)
+    new_rate = schedule.head_learning_rate or schedule.learning_rate
     groups: list[dict[str, Any]] = []
     if heads:
-        rate = SCRATCH_RATE if options.name == "full" and scratch else HEAD_RATE
+        scratch = options.name == "full" and schedule.random_base
+        rate = SCRATCH_RATE if scratch else HEAD_RATE
         groups.append({"name": "head", "params": heads, "lr": new_rate or rate})
     if new:
         groups.append({"name": "inputs", "params": new, "lr": new_rate or HEAD_RATE})
     known = {id(p) for p in new}
-    moving = [p for p in base.parameters() if p.requires_grad and id(p) not in known]
+    moving = [p for p in model.base.parameters() if p.requires_grad and id(p) not in known]
     if moving:
-        rate = SCRATCH_RATE if scratch else PRETRAINED_RATE
-        groups.append({"name": "base", "params": moving, "lr": learning_rate or rate})
+        rate = SCRATCH_RATE if schedule.random_base else PRETRAINED_RATE
+        groups.append({"name": "base", "params": moving, "lr": schedule.learning_rate or rate})
     elif options.name != "frozen":
-        raise _nothing(options, rollout_steps, trains_base_outputs)
+        raise _nothing(options, schedule.rollout_steps, schedule.trains_base_outputs)
     if not groups:
         raise OptionError(
             "strategy='frozen' trains only the head, and target='all' has no head, so there is"
@@ -120,7 +140,7 @@ def apply(
     return groups
 
 
-def _decoder_parts(base: Any, layers: int | tuple[str, ...] | None) -> list[nn.Module]:
+def _decoder_parts(base: Aurora, layers: int | tuple[str, ...] | None) -> list[nn.Module]:
     """Return modules of Aurora's decoding half: the backbone's decoder layers and the decoder."""
     own = base.backbone.decoder_layers
     valid = [f"backbone.decoder_layers.{i}" for i in range(len(own))] + ["decoder"]
@@ -146,7 +166,7 @@ def _decoder_parts(base: Any, layers: int | tuple[str, ...] | None) -> list[nn.M
     return [*own[len(own) - count :], base.decoder]
 
 
-def _freeze_unused_lora(base: Any, rollout_steps: int) -> None:
+def _freeze_unused_lora(base: Aurora, rollout_steps: int) -> None:
     """Freeze LoRAs that upstream's modes leave out of the first steps and get no gradient."""
     for module in base.modules():
         if isinstance(module, adapters.LoRARollout):
@@ -157,9 +177,7 @@ def _freeze_unused_lora(base: Any, rollout_steps: int) -> None:
                     lora.requires_grad_(False)
 
 
-def _refuse_uneven_lora(
-    base: Any, options: StrategyOptions, rollout_steps: int, *, push_forward: bool, replay: bool
-) -> None:
+def _refuse_uneven_lora(base: Aurora, options: StrategyOptions, schedule: Schedule) -> None:
     """Raise if steps are trained separately and the LoRA has different parameters in each.
 
     Every step must then have parameters to train, and the same ones on every device.
@@ -169,11 +187,11 @@ def _refuse_uneven_lora(
         there is None
         or there.mode == "single"
         or options.name not in ("lora", "full")
-        or rollout_steps == 1
+        or schedule.rollout_steps == 1
     ):
         return
-    if push_forward or replay:
-        how = "push_forward=True" if push_forward else "a replay buffer"
+    if schedule.push_forward or schedule.replay:
+        how = "push_forward=True" if schedule.push_forward else "a replay buffer"
         raise OptionError(
             f"a LoRA with mode={there.mode!r} has different parameters in different steps, but"
             f" {how} trains on each step separately.",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class _OwnStats(Batch):
             aloft[name] = values * scale + location
         return dataclasses.replace(flat, atmos_vars=aloft)
 
-    def _fmap(self, f: Any) -> _OwnStats:
+    def _fmap(self, f: Callable[[torch.Tensor], torch.Tensor]) -> _OwnStats:
         moved = Batch._fmap(self, f)
         return _OwnStats(
             moved.surf_vars,

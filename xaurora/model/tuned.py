@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from aurora import Aurora
 
 from xaurora.errors import CheckpointError, OptionError
 from xaurora.fields.requirements import Needs
@@ -29,6 +30,7 @@ from xaurora.model.heads import DistributionHead, HeadSet, from_config
 from xaurora.model.tiny import TinyAurora, build_tiny
 from xaurora.model.weights import compare_keys, load_pretrained, model_class, read_state
 from xaurora.utils import storage
+from xaurora.utils.types import Given
 
 FORMAT = 3
 _READS = (2, 3)  # format 2 has no adapters
@@ -280,10 +282,12 @@ class TunedAurora:
             "files": files,
         }
         _dump(folder / "config.json", config)
-        (folder / "README.md").write_text(model_card(self), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(self.config, self.needs), encoding="utf-8")
 
 
-def load(path: str | Path, *, weights: str | Path | None = None, base: Any = None) -> TunedAurora:
+def load(
+    path: str | Path, *, weights: str | Path | None = None, base: Aurora | None = None
+) -> TunedAurora:
     """Load a tuned model.
 
     Parameters
@@ -373,7 +377,7 @@ def _base(
     folder: Path,
     needs: Needs,
     weights: str | Path | None,
-    given: Any,
+    given: Aurora | None,
     inputs: dict[str, InputForm],
 ) -> tuple[Any, adapters.Adapter | None]:
     """Return the base with its adapter installed, and the adapter."""
@@ -387,9 +391,9 @@ def _plain_base(
     folder: Path,
     needs: Needs,
     weights: str | Path | None,
-    given: Any,
+    given: Aurora | None,
     inputs: dict[str, InputForm],
-) -> Any:
+) -> Aurora:
     info = config["base"]
     if info["saved"]:
         stats = read_json(folder / "normalisation.json")["base"]
@@ -442,7 +446,7 @@ def _needs(config: dict[str, Any]) -> Needs:
 
 
 def describe_base(
-    base: Any,
+    base: Aurora,
     name: str,
     *,
     saved: bool,
@@ -462,7 +466,7 @@ def describe_base(
     }
 
 
-def _dump(path: Path, value: Any) -> None:
+def _dump(path: Path, value: Given) -> None:
     path.write_text(
         json.dumps(value, indent=1, allow_nan=True, default=float) + "\n", encoding="utf-8"
     )

@@ -6,7 +6,7 @@ Each function returns Matplotlib axes and takes ``ax=``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -27,6 +27,10 @@ from xaurora.plots.panels import (
     select_metric,
     thresholds_axis,
 )
+from xaurora.utils.types import LeadLike
+
+if TYPE_CHECKING:
+    from xaurora.plots.panels import AnyAxes
 
 
 def threshold_curve(
@@ -35,9 +39,9 @@ def threshold_curve(
     metric: str = "csi",
     *,
     region: str | None = None,
-    lead: Any = None,
-    ax: Any = None,
-) -> Any:
+    lead: LeadLike | None = None,
+    ax: AnyAxes = None,
+) -> AnyAxes:
     """Draw a categorical score by threshold.
 
     With several forecasts, or if ``lead`` is given, there is one line per forecast. Otherwise there
@@ -108,9 +112,9 @@ def fss_curve(
     *,
     threshold_mm: float | None = None,
     region: str | None = None,
-    lead: Any = 0,
-    ax: Any = None,
-) -> Any:
+    lead: LeadLike = 0,
+    ax: AnyAxes = None,
+) -> AnyAxes:
     """Draw the FSS by neighbourhood size.
 
     With several forecasts there is one line per forecast at ``threshold_mm``, by default the middle
@@ -151,9 +155,9 @@ def reliability(
     *,
     threshold_mm: float | None = None,
     region: str | None = None,
-    lead: Any = 0,
-    ax: Any = None,
-) -> Any:
+    lead: LeadLike = 0,
+    ax: AnyAxes = None,
+) -> AnyAxes:
     """Draw a reliability diagram: observed frequency by forecast probability.
 
     The size of a point is its share of all forecasts, and the diagonal is perfectly reliable. With
@@ -209,9 +213,9 @@ def calibration(
     name: str = "tp",
     *,
     region: str | None = None,
-    lead: Any = None,
-    ax: Any = None,
-) -> Any:
+    lead: LeadLike | None = None,
+    ax: AnyAxes = None,
+) -> AnyAxes:
     """Draw the PIT histogram, or the rank histogram of an ensemble.
 
     A flat histogram is calibrated, a ∪ too narrow, a ∩ too wide, and a slope biased. There is one
@@ -248,11 +252,11 @@ def spectrum(
     name: str = "t2m",
     *,
     region: str | None = None,
-    lead: Any = None,
+    lead: LeadLike | None = None,
     level: float | None = None,
     ratio: bool = False,
-    ax: Any = None,
-) -> Any:
+    ax: AnyAxes = None,
+) -> AnyAxes:
     """Draw the zonal power spectra of forecast and truth.
 
     With ``ratio``, draw the spectrum of the forecast divided by that of the truth: below 1, the
@@ -324,9 +328,9 @@ def intensity(
     name: str = "tp",
     *,
     region: str | None = None,
-    lead: Any = 0,
-    ax: Any = None,
-) -> Any:
+    lead: LeadLike = 0,
+    ax: AnyAxes = None,
+) -> AnyAxes:
     """Draw the share of the area that exceeds each amount, for forecast and truth."""
     ax, scores = axes(ax), first_scores(scores)
     for label, variable, style in (
@@ -362,9 +366,9 @@ def quantile_quantile(
     name: str = "tp",
     *,
     region: str | None = None,
-    lead: Any = 0,
-    ax: Any = None,
-) -> Any:
+    lead: LeadLike = 0,
+    ax: AnyAxes = None,
+) -> AnyAxes:
     """Draw quantiles of the forecast against those of the truth, in mm.
 
     The levels are those of :data:`TAIL`, from about the median of the wet amounts into the tail.
@@ -396,7 +400,7 @@ TAIL = (0.8, 0.9, 0.95, 0.99, 0.995, 0.999)
 
 
 def tail(
-    scores: xr.Dataset, name: str = "tp", *, region: str | None = None, lead: Any = 0
+    scores: xr.Dataset, name: str = "tp", *, region: str | None = None, lead: LeadLike | None = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return amounts of forecast and truth at the levels of :data:`TAIL`, in mm.
 
@@ -418,9 +422,9 @@ def error_by_edge(
     name: str = "t2m",
     metric: str = "rmse",
     *,
-    lead: Any = None,
-    ax: Any = None,
-) -> Any:
+    lead: LeadLike | None = None,
+    ax: AnyAxes = None,
+) -> AnyAxes:
     """Draw a score by distance from the domain's edge, one line per lead time.
 
     Requires scores computed with ``regions="edge"``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -18,10 +18,18 @@ from xaurora.errors import (
 from xaurora.fields import axes, recognition, variables
 from xaurora.fields.unit_conversion import conversion
 from xaurora.plots.maps import field, pyplot, single_map
+from xaurora.utils.types import LeadLike, LeadsLike, TimeLike
+
+if TYPE_CHECKING:
+    from xaurora.plots.panels import AnyAxes
 
 
 def _pick(
-    fc: xr.Dataset, name: str, init_time: Any, lead: Any, level: float | None
+    fc: xr.Dataset,
+    name: str,
+    init_time: TimeLike | None,
+    lead: LeadLike | None,
+    level: float | None,
 ) -> xr.DataArray:
     import pandas as pd
 
@@ -94,12 +102,12 @@ def forecast(
     fc: xr.Dataset,
     name: str = "tp",
     *,
-    init_time: Any = None,
-    lead: Any = None,
+    init_time: TimeLike | None = None,
+    lead: LeadLike | None = None,
     truth: xr.Dataset | None = None,
     level: float | None = None,
-    ax: Any = None,
-) -> Any:
+    ax: AnyAxes = None,
+) -> AnyAxes:
     """Draw a map of a forecast, or maps of forecast, truth and difference.
 
     See :meth:`xaurora.accessor.AuroraAccessor.plot`.
@@ -181,8 +189,8 @@ def _triptych(
     stamp: str,
     truth: xr.Dataset,
     level: float | None,
-    ax: Any,
-) -> Any:
+    ax: AnyAxes,
+) -> AnyAxes:
     known, _, f, y = _truth_of(fc, name, da, truth, level)
     like = xr.DataArray(
         f,
@@ -208,12 +216,12 @@ def models(
     forecasts: Mapping[str, xr.Dataset],
     name: str = "tp",
     *,
-    init_time: Any = None,
-    leads: Any = None,
+    init_time: TimeLike | None = None,
+    leads: LeadsLike | None = None,
     level: float | None = None,
     truth: xr.Dataset | None = None,
-    ax: Any = None,
-) -> Any:
+    ax: AnyAxes = None,
+) -> AnyAxes:
     """Draw maps of several forecasts: a row per forecast, a column per lead time.
 
     All maps share one colour scale. With ``truth``, the last row shows the truth.

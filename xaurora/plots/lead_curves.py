@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -11,6 +11,9 @@ import xarray as xr
 from xaurora.errors import MissingVariableError, OptionError
 from xaurora.fields import variables
 from xaurora.fields.unit_conversion import conversion
+
+if TYPE_CHECKING:
+    from xaurora.plots.panels import AnyAxes
 
 
 def lead_curve(
@@ -21,8 +24,8 @@ def lead_curve(
     region: str | None = None,
     level: float | None = None,
     intervals: bool = True,
-    ax: Any = None,
-) -> Any:
+    ax: AnyAxes = None,
+) -> AnyAxes:
     """Plot one metric by lead time, with one line per forecast.
 
     Parameters

@@ -6,7 +6,7 @@ Each function returns Matplotlib axes and takes ``ax=``.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -16,6 +16,9 @@ from xaurora.errors import (
 )
 from xaurora.fields import variables
 from xaurora.fields.unit_conversion import conversion
+
+if TYPE_CHECKING:
+    from xaurora.plots.panels import AnyAxes
 
 RAIN_STEPS_MM = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 50)
 """Steps of the colour scale in mm per six hours.
@@ -60,8 +63,8 @@ def field(
     symmetric: bool = False,
     limits: tuple[float, float] | None = None,
     bar: bool = True,
-    ax: Any = None,
-) -> Any:
+    ax: AnyAxes = None,
+) -> AnyAxes:
     """Draw a map of one field.
 
     Coastlines are drawn if Cartopy is installed.
@@ -136,7 +139,7 @@ def field(
     return ax
 
 
-def coastlines(ax: Any, longitude: np.ndarray, latitude: np.ndarray) -> None:
+def coastlines(ax: AnyAxes, longitude: np.ndarray, latitude: np.ndarray) -> None:
     """Draw coastlines into a map in degrees, or nothing if they are not available.
 
     Cartopy is an optional dependency. It downloads its 1:110 million coastlines once and then reads

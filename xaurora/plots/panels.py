@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
@@ -11,11 +11,15 @@ import xarray as xr
 from xaurora.errors import LeadTimeError, MissingVariableError, OptionError
 from xaurora.fields import variables
 from xaurora.fields.unit_conversion import conversion
+from xaurora.utils.types import LeadLike
+
+AnyAxes: TypeAlias = Any
+"""Matplotlib axes, an array of them, or None to make new ones."""
 
 COLOURS = ("#1f5aa6", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d", "#444444")
 
 
-def axes(ax: Any, size: tuple[float, float] = (5.2, 3.8)) -> Any:
+def axes(ax: AnyAxes, size: tuple[float, float] = (5.2, 3.8)) -> AnyAxes:
     """Return the given axes, or new ones."""
     if ax is not None:
         return ax
@@ -30,7 +34,7 @@ def scores_by_label(scores: xr.Dataset | Mapping[str, xr.Dataset]) -> dict[str, 
 
 
 def select_metric(
-    ds: xr.Dataset, name: str, metric: str | None, region: str | None, lead: Any = None
+    ds: xr.Dataset, name: str, metric: str | None, region: str | None, lead: LeadLike | None = None
 ) -> xr.DataArray:
     """Return one metric of one region, the first region by default.
 
@@ -110,7 +114,7 @@ def lead_label(da: xr.DataArray) -> str:
     return "" if value is None else f"+{float(value / np.timedelta64(1, 'h')):g} h"
 
 
-def thresholds_axis(ax: Any, values: np.ndarray) -> None:
+def thresholds_axis(ax: AnyAxes, values: np.ndarray) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator
 
     if (values > 0).all():
@@ -125,7 +129,7 @@ def thresholds_axis(ax: Any, values: np.ndarray) -> None:
     ax.set_xlabel("threshold in mm")
 
 
-def plain_ticks(ax: Any, which: str) -> None:
+def plain_ticks(ax: AnyAxes, which: str) -> None:
     """Make an axis logarithmic, with plain numbers at 1, 2 and 5."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -138,7 +142,7 @@ def plain_ticks(ax: Any, which: str) -> None:
     axis.set_ticklabels([f"{t:g}" for t in ticks])
 
 
-def at_lead(da: xr.DataArray, lead: Any) -> xr.DataArray:
+def at_lead(da: xr.DataArray, lead: LeadLike) -> xr.DataArray:
     """Select one lead time.
 
     Raises

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -12,12 +12,15 @@ from xaurora.errors import (
 )
 from xaurora.plots.maps import field, pyplot
 
+if TYPE_CHECKING:
+    from xaurora.plots.panels import AnyAxes
+
 _MOST_FRAMES = 200  # frames of a target that are read for its overview
 
 
 def target(
-    ds: xr.Dataset, name: str = "tp", *, truth: xr.Dataset | None = None, ax: Any = None
-) -> Any:
+    ds: xr.Dataset, name: str = "tp", *, truth: xr.Dataset | None = None, ax: AnyAxes = None
+) -> AnyAxes:
     """Draw an overview of a target: mean, wet fraction or spread, histogram, time series.
 
     Reads at most 200 of its times.
@@ -123,7 +126,9 @@ def target(
     return ax
 
 
-def _histogram(values: np.ndarray, weights: np.ndarray, unit: str, *, rain: bool, ax: Any) -> None:
+def _histogram(
+    values: np.ndarray, weights: np.ndarray, unit: str, *, rain: bool, ax: AnyAxes
+) -> None:
     """Draw a histogram of values.
 
     Precipitation amounts are drawn on a logarithmic axis, with the dry share in the title.

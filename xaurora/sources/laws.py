@@ -19,7 +19,7 @@ _MM = 1e-3  # m
 _MOST = 0.3  # m, upper limit of all amounts
 
 
-def _sigmoid(x: Any) -> Any:
+def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1.0 / (1.0 + np.exp(-x))
 
 

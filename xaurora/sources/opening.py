@@ -18,6 +18,7 @@ from xaurora.fields import recognition
 from xaurora.sources import joining
 from xaurora.utils import zarr_stores as stores
 from xaurora.utils.lazy import as_dask
+from xaurora.utils.types import Chunks
 
 _GRIB = (".grib", ".grib2", ".grb", ".grb2")
 _PathLike = str | os.PathLike[str]
@@ -26,7 +27,7 @@ _PathLike = str | os.PathLike[str]
 def open(
     *paths: _PathLike | Sequence[_PathLike],
     engine: str | None = None,
-    chunks: Any = None,
+    chunks: Chunks = None,
 ) -> xr.Dataset:
     """Open files of ERA5, or of a forecast, as one Dataset.
 
@@ -124,7 +125,7 @@ def read_as_stored(path: str) -> xr.Dataset:
     return _read(expand([path])[0], None, None)[0]
 
 
-def _read(path: str, engine: str | None, chunks: Any) -> list[xr.Dataset]:
+def _read(path: str, engine: str | None, chunks: Chunks) -> list[xr.Dataset]:
     suffix = Path(path.rstrip("/")).suffix.lower()
     if ".3IMERG." in Path(path).name:
         raise SourceError(
@@ -195,7 +196,7 @@ def _is_consolidated(path: Path) -> bool:
     return (path / ".zmetadata").is_file()
 
 
-def _read_grib(path: str, chunks: Any) -> list[xr.Dataset]:
+def _read_grib(path: str, chunks: Chunks) -> list[xr.Dataset]:
     try:
         import cfgrib
     except (ImportError, RuntimeError):

@@ -29,6 +29,7 @@ from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.utils import storage
 from xaurora.utils import zarr_stores as stores
 from xaurora.utils.progress import log_line, track
+from xaurora.utils.types import Given, PeriodLike
 
 logger = logging.getLogger("xaurora")
 
@@ -48,7 +49,7 @@ def prepare(
     target: str | Sequence[str] | None = "tp",
     needs: NeedsOf | None,
     region: RegionLike | None = None,
-    time: Any = None,
+    time: PeriodLike = None,
     bits: int | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
@@ -125,7 +126,11 @@ def prepare(
 
 
 def _variables(
-    ds: xr.Dataset, target: Any, needs_of: NeedsOf | None, region: RegionLike | None, time: Any
+    ds: xr.Dataset,
+    target: Given,
+    needs_of: NeedsOf | None,
+    region: RegionLike | None,
+    time: PeriodLike,
 ) -> dict[str, tuple[xr.DataArray, dict[str, Any]]]:
     """Return lazy canonical arrays and their attributes by the data's own variable names."""
     names = [] if target is None else [n for n in targets.names_of(target) if n != targets.ALL]
@@ -186,7 +191,7 @@ def _attrs(item: Field) -> dict[str, Any]:
     return {"long_name": item.variable.long_name, **kept, "units": item.variable.units}
 
 
-def _times(times: np.ndarray, wanted: Any) -> np.ndarray:
+def _times(times: np.ndarray, wanted: PeriodLike) -> np.ndarray:
     if wanted is None:
         return times
     start, end = periods.bounds("time", wanted)
@@ -200,7 +205,9 @@ def _times(times: np.ndarray, wanted: Any) -> np.ndarray:
     return chosen
 
 
-def _part(fields: Fields, region: Any, patch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _part(
+    fields: Fields, region: RegionLike | None, patch: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return rows, columns and longitudes of a region's box, extended to whole patches.
 
     Patches are those of the global grid.

@@ -10,8 +10,6 @@ exactly: see :class:`Law`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import xarray as xr
 
@@ -19,6 +17,7 @@ from xaurora.errors import OptionError
 from xaurora.fields.periods import cell_methods
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.sources.laws import crps, law_of
+from xaurora.utils.types import Given
 
 MOTIONS = {"east": 2, "west": -2, "fast": 4, "storm": 8, "still": 0}
 """Drifts that ``motion=`` accepts, in columns eastward per step."""
@@ -151,7 +150,7 @@ def synthetic(
         long_name: str,
         dims: tuple[str, ...] = ("time", "latitude", "longitude"),
         **attrs: str,
-    ) -> Any:
+    ) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
         return dims, values.astype(np.float32), {"units": units, "long_name": long_name, **attrs}
 
     warm = np.cos(np.deg2rad(lat))[:, None]
@@ -241,7 +240,7 @@ def synthetic(
     return xr.Dataset(data, coords, attrs)
 
 
-def _first(start: Any) -> np.datetime64:
+def _first(start: Given) -> np.datetime64:
     import pandas as pd
 
     try:

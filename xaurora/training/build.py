@@ -123,7 +123,7 @@ def _new_base(
     if not plan.random_base:
         return weights.load_pretrained(plan.name, plan.model.weights)
 
-    def read_statistics() -> Any:
+    def read_statistics() -> tuple[Any, Any]:
         frames = np.unique(
             np.concatenate([train + STEP * k for k in range(-1, options.rollout_steps + 1)])
         )

@@ -22,6 +22,7 @@ import torch
 from xaurora.errors import CheckpointError, OptionError, SaveError
 from xaurora.training import parallel
 from xaurora.utils import storage
+from xaurora.utils.types import Given
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -181,7 +182,7 @@ def compare(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> 
         )
 
 
-def _short(value: Any) -> str:
+def _short(value: Given) -> str:
     text = repr(value)
     return text if len(text) <= 90 else f"{text[:87]}…"
 

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xaurora.errors import OptionError
+from xaurora.utils.types import Given
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from xaurora.model.tuned import TunedAurora
+    from xaurora.plots.panels import AnyAxes
 
 _TRAINING, _VALIDATION = "#1f5aa6", "#a0287d"
 
 
-def learning_curves(history: Any, *, name: str | None = None, figure: Any = None) -> Any:
+def learning_curves(
+    history: TunedAurora | Sequence[Mapping[str, Any]],
+    *,
+    name: str | None = None,
+    figure: Figure | None = None,
+) -> np.ndarray:
     """Plot loss, RMSE, MAE and learning rate over the training steps in four panels.
 
     The loss panel also shows the validation CRPS. RMSE and MAE are shown for training and
@@ -106,7 +118,7 @@ def learning_curves(history: Any, *, name: str | None = None, figure: Any = None
     return axes
 
 
-def _names(history: Any) -> dict[str, tuple[str | None, str]]:
+def _names(history: TunedAurora | Sequence[Mapping[str, Any]]) -> dict[str, tuple[str | None, str]]:
     """Return, by prefix of a target's entries, its names and its units.
 
     Empty for a bare history, which has no names.
@@ -122,7 +134,7 @@ def _names(history: Any) -> dict[str, tuple[str | None, str]]:
 
 
 def _target(
-    history: Sequence[Mapping[str, Any]], names: Mapping[str, tuple[str | None, str]], name: Any
+    history: Sequence[Mapping[str, Any]], names: Mapping[str, tuple[str | None, str]], name: Given
 ) -> tuple[str, str]:
     """Return the prefix and suffix of a target's entries."""
     keys = [
@@ -161,7 +173,7 @@ def _words(unit: str, units: str = "", *, base: bool = False) -> str:
     )
 
 
-def _training(ax: Any, steps: np.ndarray, values: Sequence[float], label: str) -> None:
+def _training(ax: AnyAxes, steps: np.ndarray, values: Sequence[float], label: str) -> None:
     array = np.asarray(values, dtype=float)
     ax.plot(steps, array, color="0.85", linewidth=0.7)
     width = max(len(array) // 50, 1)

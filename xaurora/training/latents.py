@@ -106,8 +106,8 @@ class Latents:
     def of(self, module: AuroraWithHead, sample: Sample, device: torch.device) -> torch.Tensor:
         """Return the latents ``(b, c, hp, wp, d)`` of a sample, float32, on the device.
 
-        Call this inside :func:`xaurora.model.placement.on_grid`. Missing latents are computed one init
-        time at a time, so that they do not depend on the batch a sample is in.
+        Call it inside :func:`~xaurora.model.placement.on_grid`. Missing latents are computed one
+        init time at a time, so that they do not depend on the batch a sample is in.
         """
         parts = []
         missing = iter(sample.missing)

@@ -164,7 +164,7 @@ class Trainer:
         with Stop() as stop, self.log, bar as meter:
             meter.update(progress.step)
             for times, batches in parallel.raise_together(self.fabric, self._batches()):
-                entry = self._step(times, batches)
+                entry = self.take_step(times, batches)
                 smooth = (
                     entry["loss"] if math.isnan(smooth) else 0.95 * smooth + 0.05 * entry["loss"]
                 )
@@ -212,7 +212,7 @@ class Trainer:
         room = int(min(loader.MAX_PREFETCH, source.budget / 2 // (source.frame_bytes * frames)))
         return loader.prefetch(drawn, read, options.workers, room)
 
-    def _step(
+    def take_step(
         self, times: list[np.datetime64], batches: list[tuple[Microbatch, Sample]]
     ) -> dict[str, Any]:
         """Take one optimiser step, and return its line of the log."""
@@ -264,10 +264,10 @@ class Trainer:
         progress, folder = self.progress, self.run.folder
         kept, best = [], None
         # Only if there is no earlier checkpoint: weights may be finite and yet ruined.
-        if not progress.saved and progress.step and not self.guard.is_exploded(loss):
-            if self.optimisation.is_finite():
-                self.optimisation.zero_grad()
-                self.save_checkpoint()
+        worth_saving = not progress.saved and progress.step and not self.guard.is_exploded(loss)
+        if worth_saving and self.optimisation.is_finite():
+            self.optimisation.zero_grad()
+            self.save_checkpoint()
         if progress.saved:
             kept.append(
                 f"the last good state (step {progress.saved}) is in '{folder / checkpoints.FOLDER}'"

@@ -15,7 +15,7 @@ from aurora.normalisation import scales as aurora_scales
 from xaurora.fields.grid.lattice import Grid
 from xaurora.fields.grid.weights import latitude_weights
 from xaurora.model.aurora import AuroraWithHead, Step
-from xaurora.model.heads import RAIN
+from xaurora.model.heads import RAIN, DistributionHead
 from xaurora.model.loader import Truth
 from xaurora.model.tiny import TinyAurora
 
@@ -108,7 +108,7 @@ def step_loss(
     return score, parts
 
 
-def valid_target(head: Any, target: torch.Tensor) -> torch.Tensor:
+def valid_target(head: DistributionHead, target: torch.Tensor) -> torch.Tensor:
     """Return the truth with gaps set to zero and values clipped to the range of the family.
 
     Gaps get zero weight later, in :func:`mean`.

@@ -1,4 +1,4 @@
-"""The optimiser of a run: AdamW, its schedule, loss scaling and the moving average of the weights."""
+"""The optimiser of a run: AdamW, schedule, loss scaling and moving average of the weights."""
 
 from __future__ import annotations
 

@@ -10,13 +10,14 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from xaurora.errors import OptionError
 from xaurora.fields.grid.regions import RegionLike
 from xaurora.model.options import StrategyLike, StrategyOptions, check_precision, resolve_strategy
 from xaurora.utils import checks
 from xaurora.utils.options import documented, from_arguments, option, run_checks
+from xaurora.utils.types import Given, PeriodLike
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from xaurora.model.resolve import ModelLike
 
 LATENT_DTYPES = ("bfloat16", "float32")
-PeriodLike: TypeAlias = "str | int | slice | tuple[str | None, str | None] | None"
-"""A slice, a year, or a pair of dates."""
 
 MEANT = {
     "lr": "learning_rate",
@@ -101,7 +100,7 @@ class LatentOptions:
         run_checks(self)
 
 
-def _latents(name: str, value: Any) -> bool | str | LatentOptions:
+def _latents(name: str, value: Given) -> bool | str | LatentOptions:
     if isinstance(value, LatentOptions | bool) or (isinstance(value, str) and value == "auto"):
         return value
     if isinstance(value, str | os.PathLike):
@@ -112,13 +111,13 @@ def _latents(name: str, value: Any) -> bool | str | LatentOptions:
     )
 
 
-def _replay_buffer(name: str, value: Any) -> ReplayOptions:
+def _replay_buffer(name: str, value: Given) -> ReplayOptions:
     if isinstance(value, ReplayOptions):
         return value
     return ReplayOptions(checks.integer(1, example=200)(name, value))
 
 
-def _logger(name: str, value: Any) -> Any:
+def _logger(name: str, value: Given) -> Given:
     loggers = value if isinstance(value, list | tuple) else [value]
     if not all(callable(getattr(one, "log_metrics", None)) for one in loggers):
         raise OptionError(
@@ -128,14 +127,14 @@ def _logger(name: str, value: Any) -> Any:
     return value
 
 
-def _seed(name: str, value: Any) -> int:
+def _seed(name: str, value: Given) -> int:
     found = checks.integer(0)(name, value)
     if found >= 2**31:
         raise OptionError(f"{name} must be below 2**31, got {found}.", fix=f"{name}=0")
     return found
 
 
-def _out(name: str, value: Any) -> Any:
+def _out(name: str, value: Given) -> Given:
     checks.path("runs/tp")(name, value)
     return value
 
@@ -250,7 +249,7 @@ class TrainingOptions:
     compile: bool = option(
         False,
         "bool",
-        """Compile the backbone's blocks with ``torch.compile``. Where it is not available, a warning
+        """Compile the backbone's blocks with ``torch.compile``. If it is not available, a warning
         is logged and the blocks run uncompiled.""",
         checks.boolean,
     )

@@ -159,17 +159,16 @@ class Plan:
     def groups(self, module: AuroraWithHead) -> list[dict[str, Any]]:
         """Freeze what the strategy does not train, and return the parameter groups of the rest."""
         options = self.options
-        return strategies.apply(
-            module,
-            self.strategy,
+        schedule = strategies.Schedule(
             trains_base_outputs=self.scores_base,
-            learning_rate=options.learning_rate,
-            head_learning_rate=options.head_learning_rate,
             rollout_steps=options.rollout_steps,
             push_forward=options.push_forward,
             replay=options.replay is not None,
-            scratch=self.random_base,
+            learning_rate=options.learning_rate,
+            head_learning_rate=options.head_learning_rate,
+            random_base=self.random_base,
         )
+        return strategies.apply(module, self.strategy, schedule)
 
     def with_changes(self, *, strategy: StrategyOptions | None = None, **options: Any) -> Plan:
         """Return the plan with other training options, such as ``batch_size=1``."""

@@ -16,6 +16,7 @@ from xaurora.fields import periods
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.model import batch as batches
 from xaurora.model.loader import time_positions
+from xaurora.utils.types import PeriodLike
 
 logger = logging.getLogger("xaurora")
 
@@ -138,8 +139,8 @@ class Split:
 
 def split(
     samples: Index,
-    train: Any = None,
-    validation: Any = None,
+    train: PeriodLike = None,
+    validation: PeriodLike = None,
     *,
     steps: int = 1,
     also_input: bool = False,

@@ -117,7 +117,9 @@ def _count_parameters(module: AuroraWithHead, moving: list[torch.nn.Parameter]) 
     }
 
 
-def _step(plan: Plan, fake: Any, counter: LiveBytes, forms: Forms, domains: Domains) -> int:
+def _step(
+    plan: Plan, fake: AuroraWithHead, counter: LiveBytes, forms: Forms, domains: Domains
+) -> int:
     """Run the forward and backward passes of a step.
 
     Returns
@@ -211,7 +213,7 @@ def _truth(plan: Plan) -> Truth:
 
 
 def _step_on_latents(
-    plan: Plan, fake: Any, counter: LiveBytes, forms: Forms, domains: Domains
+    plan: Plan, fake: AuroraWithHead, counter: LiveBytes, forms: Forms, domains: Domains
 ) -> int:
     """Simulate a training step on stored latents.
 

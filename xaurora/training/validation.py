@@ -16,6 +16,7 @@ import torch
 
 from xaurora.model import rollout
 from xaurora.model.aurora import AuroraWithHead, Step
+from xaurora.model.heads import DistributionHead
 from xaurora.model.loader import STEP, Loader, Sample
 from xaurora.training import losses
 from xaurora.training.losses import Domains
@@ -213,7 +214,7 @@ class Validator:
     def _add(
         self,
         sums: dict[str, float],
-        head: Any,
+        head: DistributionHead,
         raw: torch.Tensor,
         target: torch.Tensor,
         counts: float,
@@ -235,7 +236,9 @@ class Validator:
             sums[key] += float(inside.sum(dtype=torch.float64)) * counts
         sums["weight"] += float(share.sum(dtype=torch.float64)) * counts
 
-    def _persistence(self, module: AuroraWithHead, sample: Sample, state: Any) -> torch.Tensor:
+    def _persistence(
+        self, module: AuroraWithHead, sample: Sample, state: dict[str, dict[str, torch.Tensor]]
+    ) -> torch.Tensor:
         batch: Any = sample.batch
         same = type(batch)._fmap(batch, lambda v: v[:, -1:] if v.ndim > 2 else v)
         same.surf_vars = {k: v.to(self.device) for k, v in same.surf_vars.items()}

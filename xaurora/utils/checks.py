@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from xaurora.errors import OptionError
+from xaurora.utils.types import Given
 
 Check: TypeAlias = Callable[[str, Any], Any]
 """Takes the option's name and value; returns the value or raises :class:`OptionError`."""
@@ -36,7 +37,7 @@ def integer(least: int = 1, *, example: int | None = None) -> Check:
         least, f"an integer of at least {least}"
     )
 
-    def check(name: str, value: Any) -> int:
+    def check(name: str, value: Given) -> int:
         if not is_integer(value, least):
             raise OptionError(
                 f"{name} must be {what}, got {value!r}.",
@@ -50,7 +51,7 @@ def integer(least: int = 1, *, example: int | None = None) -> Check:
 def positive(example: float) -> Check:
     """Return a check for positive numbers."""
 
-    def check(name: str, value: Any) -> float:
+    def check(name: str, value: Given) -> float:
         if not (is_number(value) and value > 0):
             raise OptionError(
                 f"{name} must be a positive number, got {value!r}.", fix=f"{name}={example}"
@@ -60,7 +61,7 @@ def positive(example: float) -> Check:
     return check
 
 
-def non_negative(name: str, value: Any) -> float:
+def non_negative(name: str, value: Given) -> float:
     """Check that a number is not negative."""
     if not (is_number(value) and value >= 0):
         raise OptionError(
@@ -80,7 +81,7 @@ def share(example: float, *, ends: str = "[]") -> Check:
         Which of the two ends are allowed, as in interval notation.
     """
 
-    def check(name: str, value: Any) -> float:
+    def check(name: str, value: Given) -> float:
         low = is_number(value) and (value >= 0 if ends[0] == "[" else value > 0)
         if not (low and (value <= 1 if ends[1] == "]" else value < 1)):
             raise OptionError(
@@ -94,7 +95,7 @@ def share(example: float, *, ends: str = "[]") -> Check:
 def one_of(*valid: str) -> Check:
     """Return a check for one of several words."""
 
-    def check(name: str, value: Any) -> str:
+    def check(name: str, value: Given) -> str:
         if not isinstance(value, str) or value not in valid:
             raise OptionError(
                 f"{name} must be one of {', '.join(map(repr, valid))}, got {value!r}.",
@@ -105,7 +106,7 @@ def one_of(*valid: str) -> Check:
     return check
 
 
-def boolean(name: str, value: Any) -> bool:
+def boolean(name: str, value: Given) -> bool:
     """Check for True or False."""
     if value not in (True, False):
         raise OptionError(f"{name} must be True or False, got {value!r}.", fix=f"{name}=True")
@@ -115,7 +116,7 @@ def boolean(name: str, value: Any) -> bool:
 def boolean_or(*words: str) -> Check:
     """Return a check for True, False, or one of several words."""
 
-    def check(name: str, value: Any) -> bool | str:
+    def check(name: str, value: Given) -> bool | str:
         if isinstance(value, str) and value in words:
             return value
         if value not in (True, False):
@@ -136,7 +137,7 @@ def optional(check: Check) -> Check:
 def path(example: str) -> Check:
     """Return a check for a path, as a string."""
 
-    def check(name: str, value: Any) -> str:
+    def check(name: str, value: Given) -> str:
         if not isinstance(value, str | os.PathLike) or not os.fspath(value):
             raise OptionError(f"{name} must be a path, got {value!r}.", fix=f"{name}={example!r}")
         return os.fspath(value)  # type: ignore[return-value]
@@ -144,7 +145,7 @@ def path(example: str) -> Check:
     return check
 
 
-def byte_count(name: str, value: Any) -> float:
+def byte_count(name: str, value: Given) -> float:
     """Check for an amount of memory, and return its bytes.
 
     Raises

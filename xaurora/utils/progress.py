@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
-def progress_bar(*, total: int, label: str, unit: str, shown: bool, after: float = 0.0) -> Any:
+def progress_bar(*, total: int, label: str, unit: str, shown: bool, after: float = 0.0) -> tqdm:
     """Return a bar to be updated by the caller.
 
     It appears only if the work takes longer than ``after`` seconds.

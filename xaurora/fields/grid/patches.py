@@ -1,4 +1,4 @@
-"""The patches of a model on a grid: cropping to whole patches, halos, and windows around a region."""
+"""The patches of a model on a grid: crops to whole patches, halos, and windows of a region."""
 
 from __future__ import annotations
 

@@ -6,23 +6,23 @@ Does not import torch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
 from xaurora.errors import RegionError
+from xaurora.utils.types import Given
 
 _KINDS = ("Polygon", "MultiPolygon", "Feature", "FeatureCollection", "GeometryCollection")
 
 
-def is_polygon(shape: Any) -> bool:
+def is_polygon(shape: Given) -> bool:
     """Return whether an object is a polygon in a supported form."""
     return hasattr(shape, "__geo_interface__") or (
         isinstance(shape, Mapping) and shape.get("type") in _KINDS
     )
 
 
-def _rings(name: str, shape: Any) -> Iterator[list[np.ndarray]]:
+def _rings(name: str, shape: Given) -> Iterator[list[np.ndarray]]:
     """Yield polygons as lists of rings, outer ring first, ``(n, 2)`` in degrees east and north."""
     geometry = shape.__geo_interface__ if hasattr(shape, "__geo_interface__") else shape
     kind = geometry.get("type")
@@ -52,7 +52,7 @@ def _rings(name: str, shape: Any) -> Iterator[list[np.ndarray]]:
         )
 
 
-def inside(name: str, shape: Any, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+def inside(name: str, shape: Given, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
     """Return which grid points lie inside a polygon, ``(h, w)`` bool.
 
     Edges are straight in degrees; a ring may cross Greenwich or the date line.

@@ -128,8 +128,9 @@ def weights(
     elif isinstance(wanted, Sequence) and wanted and all(isinstance(v, str) for v in wanted):
         chosen = dict.fromkeys(wanted)
     else:
+        option = "region" if noun == "data" else "regions"
         raise RegionError(
-            f"{'region' if noun == 'data' else 'regions'}={wanted!r} must be names, a box (south, north, west, east), a mask, a"
+            f"{option}={wanted!r} must be names, a box (south, north, west, east), a mask, a"
             " polygon, or a dict of those.",
             fix="regions=['europe']",
         )
@@ -308,9 +309,10 @@ def _named(
 ) -> np.ndarray:
     base = name.removesuffix("_land")
     if base != "domain" and base not in NAMED:
+        boxes = ", or a dict of boxes" if noun == "forecast" else ""
         raise RegionError(
             f"there is no region {name!r}; valid names are 'domain',"
-            f" {', '.join(map(repr, NAMED))}, each also with '_land'{', or a dict of boxes' if noun == 'forecast' else ''}.",
+            f" {', '.join(map(repr, NAMED))}, each also with '_land'{boxes}.",
             fix="regions=['europe']",
         )
     mask = np.ones((len(latitude), len(longitude)))
@@ -320,8 +322,9 @@ def _named(
         )
     if name.endswith("_land"):
         if land is None:
+            lacks = "data hold" if noun == "data" else "truth holds"
             raise RegionError(
-                f"region {name!r} needs a land-sea mask, and the {'data hold' if noun == 'data' else 'truth holds'} none.",
+                f"region {name!r} needs a land-sea mask, and the {lacks} none.",
                 fix="truth['land_sea_mask'] = ...",
             )
         mask = mask * land  # the fraction is the weight, as in WeatherBench2
@@ -368,7 +371,9 @@ def _aligned(
     return np.where(near, values, 0.0)
 
 
-def _user_mask(name: str, shape: Any, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+def _user_mask(
+    name: str, shape: RegionLike, latitude: np.ndarray, longitude: np.ndarray
+) -> np.ndarray:
     if isinstance(shape, xr.DataArray) and shape.ndim == 2:
         return _aligned(name, shape, latitude, longitude)
     if polygons.is_polygon(shape):

@@ -6,9 +6,10 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from xaurora.errors import OptionError
+from xaurora.utils.types import Given
 
 RAIN = ("censored_normal", "hurdle_lognormal", "hurdle_gamma", "csgd", "quantile", "deterministic")
 """Families for amounts that are never negative and often zero."""
@@ -121,6 +122,11 @@ class HeadOptions:
                         f" family={families[0]!r}"
                     ),
                 )
+        self._check_shape()
+        self._check_range()
+
+    def _check_shape(self) -> None:
+        """Check what the trunk is built from."""
         if not (_whole(self.depth) and self.depth >= 1):
             raise OptionError(
                 f"depth must be a positive integer, got {self.depth!r}.",
@@ -154,6 +160,9 @@ class HeadOptions:
                 f"activation must be 'gelu' or 'relu', got {self.activation!r}.",
                 fix="activation='gelu'",
             )
+
+    def _check_range(self) -> None:
+        """Check the limits of the distribution."""
         if self.largest_sigma is not None and not (
             _number(self.largest_sigma)
             and SMALLEST_SIGMA[self.family] < self.largest_sigma <= MOST_SIGMA
@@ -195,11 +204,11 @@ class HeadOptions:
         return SMALLEST_SIGMA[self.family], self.largest_sigma or _LARGEST_SIGMA[self.family]
 
 
-def _number(value: Any) -> bool:
+def _number(value: Given) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _whole(value: Any) -> bool:
+def _whole(value: Given) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -6,10 +6,10 @@ The page is a single file without external resources. This module does not impor
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -23,6 +23,9 @@ from xaurora.plots.scorecards import rows as rows_
 from xaurora.plots.scorecards.notes import notes_of, period_notes, provenance_rows
 from xaurora.plots.scorecards.rows import Row
 from xaurora.utils import storage
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Scorecard:
     def _repr_html_(self) -> str:
         return self.html
 
-    def plot(self) -> Any:
+    def plot(self) -> Figure:
         """Draw the card as a Matplotlib figure.
 
         Colours show the relative difference to the first baseline: blue is better.
@@ -147,73 +150,18 @@ def build(
     OptionError
         If only one of forecast and truth is given, or a label occurs twice.
     """
-    if not _are_scores(scores):
-        raise KindError(
-            "scores have the dims metric, region and lead_time, but this Dataset has"
-            f" {sorted(map(str, getattr(scores, 'dims', ())))}.",
-            fix="scores = fc.aurora.evaluate(truth); scores.aurora.scorecard('scorecard.html')",
-        )
+    scores, others = _checked(scores, baseline, name)
     if not 0.0 < level < 1.0:
         raise OptionError(f"level must be between 0 and 1, got {level!r}.", fix="level=0.95")
-    scores = _whole(scores)
     if (forecast is None) != (truth is None):
         raise OptionError(
             "maps of cases need both forecast and truth.",
             fix="scorecard(path, forecast=fc, truth=ds)",
         )
-    kept = [d for d in frames.BY if any(d in da.dims for da in scores.data_vars.values())]
-    if kept:
-        raise KindError(
-            f"these scores are grouped by {', '.join(kept)}, but a scorecard has one table.",
-            fix=f"scores.isel({kept[0]}=0, drop=True).aurora.scorecard(path)",
-        )
-    others = (
-        {}
-        if baseline is None
-        else (
-            dict(baseline)
-            if isinstance(baseline, Mapping) and not isinstance(baseline, xr.Dataset)
-            else {"baseline": baseline}
-        )
-    )
-    for label, other in others.items():
-        if not _are_scores(other):
-            raise KindError(
-                f"the baseline {label!r} is not a Dataset of scores.",
-                fix="baseline={'persistence': persistence_forecast.aurora.evaluate(truth)}",
-            )
-    others = {n: _whole(o) for n, o in others.items()}
-    if name in others:
-        raise OptionError(
-            f"{name!r} is the label of both this forecast and a baseline.",
-            fix="scorecard(path, name='mine')",
-        )
     tested, notes = _tests(scores, others, level, seed)
     notes = [*notes_of(scores, others), *notes]
-    rows: list[Row] = []
-    for region in map(str, scores["region"].values):
-        for variable in map(str, scores.data_vars):
-            if "metric" not in scores[variable].dims or set(scores[variable].dims) - {
-                "metric",
-                "region",
-                "lead_time",
-                "level",
-            }:
-                continue
-            for at in (
-                scores[variable]["level"].values if "level" in scores[variable].dims else [None]
-            ):
-                for metric in rows_.table_metrics(scores):
-                    row = rows_.build_row(
-                        scores, others, tested, region, variable, at, metric, name
-                    )
-                    if row is not None and not rows_.repeats_mae(row, rows):
-                        rows.append(row)
-    figures = (
-        ()
-        if not pictures
-        else _figures(scores, {name: scores, **others}, forecast, truth, published, notes)
-    )
+    models = {name: scores, **others}
+    figures = _figures(scores, models, forecast, truth, published, notes) if pictures else ()
     for label, other in (published or {}).items():
         notes += period_notes(scores, other, f"{label} (published)")
         if other.attrs.get("grid") != scores.attrs.get("grid"):
@@ -221,22 +169,18 @@ def build(
                 f"{label} (published) was scored on another grid ({other.attrs.get('grid', '?')})"
                 f" and year and shows only an order of magnitude. {other.attrs.get('source', '')}"
             )
-    binned = scores["lead_time"].dtype.kind in "UO"
-    leads = (
-        np.arange(scores.sizes["lead_time"])
-        if binned
-        else scores["lead_time"].values / np.timedelta64(1, "h")
-    )
-    columns = (
-        tuple(map(str, scores["lead_time"].values)) if binned else tuple(f"{v:g} h" for v in leads)
-    )
     shown = rows_.table_metrics(scores)
-    if "metric" in scores.coords:
-        rest = [m for m in map(str, scores["metric"].values) if m not in shown]
-        if rest:
-            notes.append(f"Scored but not in the table: {', '.join(rest)}.")
+    scored = map(str, scores["metric"].values) if "metric" in scores.coords else ()
+    if rest := [m for m in scored if m not in shown]:
+        notes.append(f"Scored but not in the table: {', '.join(rest)}.")
+    lead_time = scores["lead_time"]
+    if lead_time.dtype.kind in "UO":  # lead bins
+        leads, columns = np.arange(lead_time.size), tuple(map(str, lead_time.values))
+    else:
+        leads = lead_time.values / np.timedelta64(1, "h")
+        columns = tuple(f"{v:g} h" for v in leads)
     card = Scorecard(
-        tuple(rows),
+        tuple(_rows(scores, others, tested, name)),
         leads,
         tuple(others),
         tuple(dict.fromkeys(notes)),
@@ -252,7 +196,61 @@ def build(
     return card
 
 
-def _are_scores(ds: Any) -> bool:
+def _checked(
+    scores: xr.Dataset, baseline: xr.Dataset | Mapping[str, xr.Dataset] | None, name: str
+) -> tuple[xr.Dataset, dict[str, xr.Dataset]]:
+    """Return the scores and those of the baselines by label, after checking them."""
+    if not _are_scores(scores):
+        raise KindError(
+            "scores have the dims metric, region and lead_time, but this Dataset has"
+            f" {sorted(map(str, getattr(scores, 'dims', ())))}.",
+            fix="scores = fc.aurora.evaluate(truth); scores.aurora.scorecard('scorecard.html')",
+        )
+    scores = _whole(scores)
+    kept = [d for d in frames.BY if any(d in da.dims for da in scores.data_vars.values())]
+    if kept:
+        raise KindError(
+            f"these scores are grouped by {', '.join(kept)}, but a scorecard has one table.",
+            fix=f"scores.isel({kept[0]}=0, drop=True).aurora.scorecard(path)",
+        )
+    if isinstance(baseline, xr.Dataset):
+        baseline = {"baseline": baseline}
+    for label, other in (baseline or {}).items():
+        if not _are_scores(other):
+            raise KindError(
+                f"the baseline {label!r} is not a Dataset of scores.",
+                fix="baseline={'persistence': persistence_forecast.aurora.evaluate(truth)}",
+            )
+    if name in (baseline or {}):
+        raise OptionError(
+            f"{name!r} is the label of both this forecast and a baseline.",
+            fix="scorecard(path, name='mine')",
+        )
+    return scores, {label: _whole(other) for label, other in (baseline or {}).items()}
+
+
+def _rows(
+    scores: xr.Dataset, others: Mapping[str, xr.Dataset], tested: Any, name: str
+) -> list[Row]:
+    """Return the rows of the table."""
+    rows: list[Row] = []
+    usual = {"metric", "region", "lead_time", "level"}
+    for region in map(str, scores["region"].values):
+        for variable in map(str, scores.data_vars):
+            dims = set(scores[variable].dims)
+            if "metric" not in dims or dims - usual:
+                continue
+            for at in scores[variable]["level"].values if "level" in dims else [None]:
+                for metric in rows_.table_metrics(scores):
+                    row = rows_.build_row(
+                        scores, others, tested, region, variable, at, metric, name
+                    )
+                    if row is not None and not rows_.repeats_mae(row, rows):
+                        rows.append(row)
+    return rows
+
+
+def _are_scores(ds: object) -> bool:
     return (
         isinstance(ds, xr.Dataset)
         and recognition.is_scores(ds)
@@ -316,7 +314,9 @@ def _tests(
 # --- figures --------------------------------------------------------------------------------------
 
 
-def _pictures(found: Any, notes: list[str]) -> tuple[tuple[str, bytes, str, bool], ...]:
+def _pictures(
+    found: Iterable[tuple[str, Callable[[], Any], str, bool]], notes: list[str]
+) -> tuple[tuple[str, bytes, str, bool], ...]:
     """Draw the figures that can be drawn. One that fails becomes a note."""
     out = []
     for title, draw, caption, wide in found:
@@ -327,7 +327,7 @@ def _pictures(found: Any, notes: list[str]) -> tuple[tuple[str, bytes, str, bool
     return tuple(out)
 
 
-def _png(draw: Any) -> bytes:
+def _png(draw: Callable[[], Any]) -> bytes:
     """Render a figure as PNG bytes."""
     import matplotlib.pyplot as plt
 

@@ -7,9 +7,17 @@ from __future__ import annotations
 
 import base64
 import html
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from xaurora.plots.scorecards.rows import Row
+
+Card: TypeAlias = Any
+"""A :class:`~xaurora.plots.scorecards.card.Scorecard`, whose module imports this one."""
 
 STYLE = """
 :root { color-scheme: light; }
@@ -85,7 +93,7 @@ def number(value: float) -> str:
     return "–" if not np.isfinite(value) else f"{value:.4g}"
 
 
-def render_html(card: Any) -> str:
+def render_html(card: Card) -> str:
     """Render the whole card as HTML."""
     parts = [
         (
@@ -112,7 +120,7 @@ def render_html(card: Any) -> str:
     return "".join(parts)
 
 
-def _legend(card: Any) -> str:
+def _legend(card: Card) -> str:
     if not card.baselines:
         return "<p class='note'>No baseline was given, so nothing is coloured.</p>"
     steps = (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3)
@@ -135,7 +143,7 @@ def _legend(card: Any) -> str:
     return text
 
 
-def _table(card: Any, region: str) -> str:
+def _table(card: Card, region: str) -> str:
     rows = [r for r in card.rows if r.region == region]
     out = ["<div class='wide'><table><thead><tr><th>forecast</th>"]
     out += [f"<th>{html.escape(c)}</th>" for c in card.columns]
@@ -158,7 +166,7 @@ def _table(card: Any, region: str) -> str:
     return "".join(out)
 
 
-def _cell(card: Any, row: Any, model: str, values: np.ndarray, i: int) -> str:
+def _cell(card: Card, row: Row, model: str, values: np.ndarray, i: int) -> str:
     background, small = "#ffffff", ""
     if card.baselines and model != card.baselines[0]:
         background = colour(row.relative(model, card.baselines[0])[i])
@@ -173,7 +181,7 @@ def _cell(card: Any, row: Any, model: str, values: np.ndarray, i: int) -> str:
     )
 
 
-def _figure(figure: Any) -> str:
+def _figure(figure: tuple[str, bytes, str, bool]) -> str:
     title, png, caption, wide = figure
     encoded = base64.b64encode(png).decode()
     full = " class='full'" if wide else ""
@@ -184,7 +192,7 @@ def _figure(figure: Any) -> str:
     )
 
 
-def render_figure(card: Any) -> Any:
+def render_figure(card: Card) -> Figure:
     """Draw the card as a Matplotlib figure.
 
     Colours show the relative difference to the first baseline: blue is better.

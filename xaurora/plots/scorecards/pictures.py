@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from xaurora.errors import XauroraError
+from xaurora.plots.panels import AnyAxes
 
 Picture = tuple[str, Callable[[], Any], str, bool]
 
@@ -72,39 +73,44 @@ def precipitation_figures(
     published: Mapping[str, xr.Dataset] | None,
 ) -> Iterator[Picture]:
     """Yield the figures of precipitation that these scores allow."""
+    yield from _threshold_figures(scores, models, name)
+    yield from _probability_figures(scores, models, name)
+    yield from _structure_figures(scores, name)
+    if published:
+        yield from _published_figures(scores, name, published)
+
+
+_BY_THRESHOLD = {
+    "csi": (
+        "CSI by threshold",
+        "Critical success index: hits / (hits + misses + false alarms). 1 is perfect.",
+    ),
+    "ets": (
+        "ETS by threshold",
+        "Equitable threat score: CSI corrected for random hits. 1 is perfect, 0 is no better than"
+        " chance.",
+    ),
+    "frequencybias": (
+        "Frequency bias",
+        "How often the forecast exceeds the threshold, divided by how often the truth does. Above 1"
+        " is too often.",
+    ),
+}
+
+
+def _threshold_figures(
+    scores: xr.Dataset, models: Mapping[str, xr.Dataset], name: str
+) -> Iterator[Picture]:
+    """Yield the figures of scores by threshold, neighbourhood and category."""
     from xaurora import plots
     from xaurora.plots import diagrams
 
     region = str(scores["region"].values[0])
     with_counts = {n: ds for n, ds in models.items() if _has(ds, f"{name}_exceed", "csi")}
-    for metric, words in (
-        ("csi", "Critical success index: hits / (hits + misses + false alarms). 1 is perfect."),
-        (
-            "ets",
-            (
-                "Equitable threat score: CSI corrected for random hits. 1 is perfect, 0 is no"
-                " better than chance."
-            ),
-        ),
-        (
-            "frequencybias",
-            (
-                "How often the forecast exceeds the threshold, divided by how often the truth"
-                " does. Above 1 is too often."
-            ),
-        ),
-    ):
+    for metric, (title, words) in _BY_THRESHOLD.items():
         if few := {n: ds for n, ds in with_counts.items() if _has(ds, f"{name}_exceed", metric)}:
-            yield (
-                {
-                    "csi": "CSI by threshold",
-                    "ets": "ETS by threshold",
-                    "frequencybias": "Frequency bias",
-                }[metric],
-                partial(diagrams.threshold_curve, few, name, metric),
-                f"{words} Region {region}, the first lead time.",
-                False,
-            )
+            draw = partial(diagrams.threshold_curve, few, name, metric)
+            yield title, draw, f"{words} Region {region}, the first lead time.", False
     if _has(scores, f"{name}_exceed", "brier_score_mm"):
         few = {n: ds for n, ds in models.items() if _has(ds, f"{name}_exceed", "brier_score_mm")}
         yield (
@@ -117,10 +123,8 @@ def precipitation_figures(
         yield (
             "FSS by scale",
             lambda: diagrams.fss_curve(scores, name),
-            (
-                "Fractions skill score: agreement of the fractions of wet neighbours. Above ½, the"
-                " forecast is useful at that scale."
-            ),
+            "Fractions skill score: agreement of the fractions of wet neighbours. Above ½, the"
+            " forecast is useful at that scale.",
             False,
         )
     several = {n: ds for n, ds in models.items() if _has(ds, f"{name}_fss")}
@@ -136,20 +140,24 @@ def precipitation_figures(
         yield (
             "SEEPS",
             partial(plots.lead_curve, with_seeps, name, "seeps"),
-            (
-                "Error in the categories dry, light and heavy, which depend on the climatology."
-                " 0 is perfect, 1 is no skill."
-            ),
+            "Error in the categories dry, light and heavy, which depend on the climatology. 0 is"
+            " perfect, 1 is no skill.",
             False,
         )
+
+
+def _probability_figures(
+    scores: xr.Dataset, models: Mapping[str, xr.Dataset], name: str
+) -> Iterator[Picture]:
+    """Yield the figures of reliability, calibration and the distribution of amounts."""
+    from xaurora.plots import diagrams
+
     if _has(scores, f"{name}_reliability"):
         yield (
             "Reliability",
             lambda: diagrams.reliability(scores, name),
-            (
-                "On the diagonal, events forecast with 30 % occur in 30 % of cases. Larger points"
-                " are more cases."
-            ),
+            "On the diagonal, events forecast with 30 % occur in 30 % of cases. Larger points are"
+            " more cases.",
             False,
         )
     others = {n: ds for n, ds in models.items() if _has(ds, f"{name}_reliability")}
@@ -180,6 +188,17 @@ def precipitation_figures(
             "Below the diagonal, the heavy totals of the forecast are too small.",
             False,
         )
+
+
+def _structure_figures(scores: xr.Dataset, name: str) -> Iterator[Picture]:
+    """Yield the figures of spectra and of the mean error."""
+    from xaurora.plots import diagrams
+
+    spectra = [
+        str(n).removesuffix("_spectrum")
+        for n in scores.data_vars
+        if str(n).endswith("_spectrum") and not str(n).endswith("_truth_spectrum")
+    ]
     if _has(scores, f"{name}_spectrum") and _has(scores, f"{name}_truth_spectrum"):
         yield (
             "Zonal spectrum relative to truth",
@@ -187,19 +206,12 @@ def precipitation_figures(
             "Below 1, the forecast is smoother than the truth at that scale.",
             False,
         )
-    elif spectra := [
-        str(n).removesuffix("_spectrum")
-        for n in scores.data_vars
-        if str(n).endswith("_spectrum") and not str(n).endswith("_truth_spectrum")
-    ]:
-        other = spectra[0]
+    elif spectra:
         yield (
-            f"Zonal spectrum of {other} relative to truth",
-            lambda: diagrams.spectrum(scores, other, ratio=True),
-            (
-                f"{name} is a separate distribution at every point and has no spectrum without"
-                " members. Below 1, the forecast is smoother than the truth."
-            ),
+            f"Zonal spectrum of {spectra[0]} relative to truth",
+            lambda: diagrams.spectrum(scores, spectra[0], ratio=True),
+            f"{name} is a separate distribution at every point and has no spectrum without"
+            " members. Below 1, the forecast is smoother than the truth.",
             False,
         )
     if f"{name}_bias_map" in scores:
@@ -209,27 +221,32 @@ def precipitation_figures(
             "Forecast − truth, mean over init times, at the first lead time.",
             False,
         )
-    if published:
-        common = [
-            m
-            for m in ("crps", "rmse")
-            if _has(scores, name, m) and any(m in ds["metric"].values for ds in published.values())
-        ]
-        if common:
-            metric = common[0]
+
+
+def _published_figures(
+    scores: xr.Dataset, name: str, published: Mapping[str, xr.Dataset]
+) -> Iterator[Picture]:
+    """Yield the figure of published scores beside these."""
+    from xaurora import plots
+
+    for metric in ("crps", "rmse"):
+        if _has(scores, name, metric) and any(
+            metric in ds["metric"].values for ds in published.values()
+        ):
             both = {
                 "this forecast": scores,
                 **{f"{n} (published)": ds for n, ds in published.items()},
             }
             yield (
                 f"Beside published scores, {metric.upper()}",
-                lambda: plots.lead_curve(both, name, metric),
+                partial(plots.lead_curve, both, name, metric),
                 "Other grids and years: an order of magnitude, not a comparison.",
                 False,
             )
+            return
 
 
-def _bias_map(scores: xr.Dataset, name: str) -> Any:
+def _bias_map(scores: xr.Dataset, name: str) -> AnyAxes:
     from xaurora import plots
 
     da = scores[f"{name}_bias_map"].isel(map_lead_time=0)
@@ -271,7 +288,7 @@ def case_figures(
     ):
         init = series["init_time"].values[i]
 
-        def draw(init: Any = init) -> Any:
+        def draw(init: np.datetime64 = init) -> AnyAxes:
             return forecasts.forecast(forecast, name, init_time=init, lead=lead, truth=truth)
 
         yield (

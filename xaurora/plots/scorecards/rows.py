@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from xaurora.evaluation import metrics as _metrics
+from xaurora.evaluation.metrics import Metric
 from xaurora.fields import variables
 from xaurora.fields.unit_conversion import conversion
+from xaurora.fields.variables import Variable
 
 _SHOWN = ("rmse", "mae", "bias", "acc", "crps", "seeps", "spread_skill_ratio", "blur", "coverage")
 """Metrics of the card. mse is redundant with rmse, and the activities are diagnostics."""
@@ -163,7 +164,7 @@ def build_row(
     tested: Mapping[str, xr.Dataset],
     region: str,
     name: str,
-    level: Any,
+    level: float | None,
     metric: str,
     label: str,
 ) -> Row | None:
@@ -214,7 +215,7 @@ def build_row(
     return Row(region, text, metric, units, da.values * factor, beside, marks, label)
 
 
-def _factor(mine: xr.DataArray, other: xr.DataArray, known: Any, spec: Any) -> float:
+def _factor(mine: xr.DataArray, other: xr.DataArray, known: Variable | None, spec: Metric) -> float:
     """Return the factor that converts another model's score to the units of this one."""
     if spec is None or spec.units == "" or known is None:
         return 1.0

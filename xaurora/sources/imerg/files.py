@@ -9,11 +9,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from xaurora.errors import AccumulationError, SourceError
+from xaurora.utils.types import Given
 
 logger = logging.getLogger("xaurora")
 
@@ -23,6 +24,8 @@ _NAME = re.compile(
 )
 _RUNS = {"E": "Early", "L": "Late", "F": "Final", None: "Final"}
 _MINUTES = {"HHR": 30, "DAY": 1440}
+H5: TypeAlias = Any
+"""A file, group or variable of netCDF4 or h5py."""
 MINUTE = np.timedelta64(60_000_000_000, "ns")
 
 
@@ -84,7 +87,7 @@ def opened(path: str) -> Iterator[Any]:
             file.close()
 
 
-def minutes_of(period: Any) -> int:
+def minutes_of(period: Given) -> int:
     """Return a period in minutes.
 
     Raises

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -20,13 +19,14 @@ from xaurora.errors import OptionError
 from xaurora.fields.periods import cell_methods
 from xaurora.sources import opening
 from xaurora.sources.imerg import files, reading
+from xaurora.utils.types import GridLike
 
 
 def open_imerg(
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     period: str = "6h",
-    grid: Any = None,
+    grid: GridLike | None = None,
     min_valid: float = 0.9,
     quality: float | None = None,
     missing: str = "raise",

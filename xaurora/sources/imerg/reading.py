@@ -14,7 +14,8 @@ from xaurora.errors import GridError, SourceError
 from xaurora.fields import recognition
 from xaurora.fields.axes import NAMES
 from xaurora.fields.grid import regridding
-from xaurora.sources.imerg.files import MINUTE, Granule, opened
+from xaurora.sources.imerg.files import H5, MINUTE, Granule, opened
+from xaurora.utils.types import GridLike
 
 _RATES = ("precipitationCal", "precipitation")  # up to V06; from V07 on
 _AXES = (("lat", "latitude", "Grid_lat"), ("lon", "longitude", "Grid_lon"))
@@ -23,12 +24,12 @@ _MM = 1e-3  # m
 _HALF_HOURS = 48  # in a day; a daily file counts the observed ones
 
 
-def _group(file: Any) -> Any:
+def _group(file: H5) -> H5:
     """Return the group ``Grid`` of half-hourly files; daily files and subsets have none."""
     return file["Grid"] if "Grid" in file.groups else file
 
 
-def _variable(group: Any, names: Sequence[str], path: str) -> Any:
+def _variable(group: H5, names: Sequence[str], path: str) -> H5:
     for name in names:
         for candidate in (name, f"Grid_{name}", f"Grid/{name}"):
             if candidate in group.variables:
@@ -53,7 +54,7 @@ def axes(granule: Granule) -> tuple[np.ndarray, np.ndarray]:
     return out[0], out[1]
 
 
-def target_of(grid: Any) -> tuple[np.ndarray, np.ndarray]:
+def target_of(grid: GridLike | None) -> tuple[np.ndarray, np.ndarray]:
     """Return the latitudes and longitudes of the target grid, in their own order."""
     if isinstance(grid, numbers.Real) and not isinstance(grid, bool):
         grid = float(grid)
@@ -199,7 +200,7 @@ class Window:
             fix="use IMERG files as they are distributed",
         )
 
-    def _check_place(self, group: Any, granule: Granule) -> None:
+    def _check_place(self, group: H5, granule: Granule) -> None:
         """Raise if a granule covers another area than the first; sizes alone may agree."""
         axes = [_variable(group, names, granule.path) for names in _AXES]
         found = [float(axis[i]) for axis in axes for i in (0, -1)]
@@ -211,7 +212,7 @@ class Window:
                 fix="open files of one region",
             )
 
-    def _field(self, variable: Any, group: Any, granule: Granule) -> np.ndarray:
+    def _field(self, variable: H5, group: H5, granule: Granule) -> np.ndarray:
         """Return the required part of a variable, ``(lat, lon)`` float64, NaN where masked."""
         names = [str(d).rsplit("_", 1)[-1].lower() for d in variable.dimensions]
         if not {"lat", "lon"} <= {n[:3] for n in names}:
@@ -266,7 +267,7 @@ def _needed(
     return rows, around(longitude, west - 3 * step, east + 3 * step)
 
 
-def _check_time(group: Any, granule: Granule) -> None:
+def _check_time(group: H5, granule: Granule) -> None:
     """Raise if the time in a file differs from its name, as in a renamed file.
 
     Rain would otherwise appear at the wrong time.
