@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from xaurora import accessor as _accessor  # noqa: F401  (registers ds.aurora)
 from xaurora.errors import XauroraError
 
 if TYPE_CHECKING:

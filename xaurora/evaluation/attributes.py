@@ -23,6 +23,7 @@ def _hash(weights: Mapping[str, np.ndarray]) -> str:
 
 
 def described(job: _engine.Job, plan: _engine.Plan) -> frames.VariableInfo:
+    """Return what is known of a scored variable."""
     item = plan.item(job.parts[0])
     units = str(item.attrs.get("units", item.variable.units))
     if len(job.parts) > 1:

@@ -322,7 +322,7 @@ def _sample(
 ) -> Sample:
     """Return a forecast and its truth at one init time and lead.
 
-    ``at`` and ``place`` are the positions in the block and in the forecast, ``truth`` the fields and
+    ``at`` and ``place`` are positions in the block and in the forecast, ``truth`` the fields and
     the position of their time.
     """
     (ys, time), parts = truth, []

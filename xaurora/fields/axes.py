@@ -37,6 +37,7 @@ NAMES = {
 
 
 def find_axes(ds: xr.Dataset, found: Recognition) -> None:
+    """Find the axes of a Dataset, and note problems with them."""
     import cf_xarray  # noqa: F401  (registers ds.cf; imported late because it costs 0.1 s)
 
     by_cf: dict[str, list[Hashable]] = {}
@@ -75,6 +76,7 @@ def _is_pressure(ds: xr.Dataset, name: str) -> bool:
 
 
 def check_members(ds: xr.Dataset, found: Recognition) -> None:
+    """Note a problem if the data hold several ensemble members."""
     axis = found.axes.get("number")
     if axis is not None and ds.sizes.get(axis.dim, 1) > 1:
         raise EnsembleError(
@@ -91,6 +93,7 @@ def check_members(ds: xr.Dataset, found: Recognition) -> None:
 
 
 def read_grid(ds: xr.Dataset, found: Recognition) -> None:
+    """Read the horizontal grid, and note problems with it."""
     for axis in ("latitude", "longitude"):
         if axis not in found.axes:
             raise CoordinateError(
@@ -131,6 +134,7 @@ def read_grid(ds: xr.Dataset, found: Recognition) -> None:
 
 
 def read_levels(ds: xr.Dataset, found: Recognition) -> None:
+    """Read the pressure levels in hPa, and note problems with them."""
     axis = found.axes.get("level")
     if axis is None:
         return
@@ -150,6 +154,7 @@ def read_levels(ds: xr.Dataset, found: Recognition) -> None:
 
 
 def read_times(ds: xr.Dataset, found: Recognition) -> None:
+    """Read the times, and note problems with them."""
     axis = found.axes.get("time")
     if axis is None or axis.dim not in ds.dims:
         raise TimeError(
@@ -215,6 +220,7 @@ def read_times(ds: xr.Dataset, found: Recognition) -> None:
 
 
 def note_expver(ds: xr.Dataset, found: Recognition) -> None:
+    """Note where preliminary data (ERA5T) are mixed with final ones."""
     if "expver" in ds.coords and ds["expver"].ndim == 1 and "expver" not in ds.dims:
         values = {str(v).lstrip("0") for v in np.unique(ds["expver"].values.astype(str))}
         if len(values) > 1 and "5" in values:

@@ -46,6 +46,7 @@ def warn_implausible(fields: Fields) -> None:
 
 
 def check_plausible_field(fields: Fields, kind: str, name: str) -> None:
+    """Raise if the mean of a field cannot be in the units that it has."""
     item = fields.layout.fields[kind, name]
     da = getattr(fields, kind)[name]
     frame = da.isel(time=0).values if "time" in da.dims else da.values

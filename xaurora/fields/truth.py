@@ -22,6 +22,7 @@ logger = logging.getLogger("xaurora")
 
 
 def truth_fields(truth: Given, fields: Fields, names: Sequence[str]) -> Fields:
+    """Return the canonical fields of a truth that hold the targets, or that the data hold too."""
     if not isinstance(truth, xr.Dataset):
         raise KindError(
             f"truth must be a Dataset of fields, got {type(truth).__name__}.",

@@ -40,6 +40,7 @@ _RAIN_COLOURS = (
 
 
 def pyplot() -> Any:
+    """Return matplotlib.pyplot, imported on first use."""
     import matplotlib.pyplot as plt
 
     return plt
@@ -188,5 +189,6 @@ def _to_mm(units: str) -> float:
 
 
 def single_map(da: xr.DataArray) -> xr.DataArray:
+    """Return a field without ensemble members: their mean."""
     members = [d for d in ("number", "realization", "member", "ensemble") if d in da.dims]
     return da.mean(members[0], keep_attrs=True) if members else da

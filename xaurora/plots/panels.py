@@ -115,6 +115,7 @@ def lead_label(da: xr.DataArray) -> str:
 
 
 def thresholds_axis(ax: AnyAxes, values: np.ndarray) -> None:
+    """Set up a logarithmic axis of thresholds, with the thresholds as ticks."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     if (values > 0).all():

@@ -87,6 +87,7 @@ def crop_to_patches(grid: Grid, patch_size: int = 4, merges: int = 2) -> Crop:
 
 
 def whole_patches(first: int, count: int, patch_size: int) -> slice:
+    """Return the part of an axis that whole patches of the global lattice cover."""
     start = (-first) % patch_size
     whole = max(count - start, 0) // patch_size * patch_size
     return slice(start, start + whole)

@@ -9,6 +9,7 @@ import xarray as xr
 
 
 def notes_of(scores: xr.Dataset, others: Mapping[str, xr.Dataset]) -> list[str]:
+    """Return sentences about the data that the scores rest on."""
     notes = []
     if scores.attrs.get("fields_without_truth"):
         notes.append(
@@ -48,6 +49,7 @@ def period_notes(scores: xr.Dataset, other: xr.Dataset, label: str) -> list[str]
 
 
 def provenance_rows(scores: xr.Dataset) -> tuple[tuple[str, str], ...]:
+    """Return what the scores were computed from, as label and value."""
     from importlib.metadata import PackageNotFoundError, version
 
     attrs = scores.attrs
