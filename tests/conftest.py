@@ -16,7 +16,7 @@ from helpers import make_aurora
 import xaurora
 
 matplotlib.use("Agg")
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 def pytest_configure() -> None:

@@ -51,7 +51,7 @@ _LAZY = {
     "learning_curves": ("xaurora.training.curves", "learning_curves"),
     "climatology": ("xaurora.evaluation.climatology", "build"),
     "climatology_forecast": ("xaurora.evaluation.baselines", "climatology_forecast"),
-    "combine_scores": ("xaurora.evaluation.scores", "combine"),
+    "combine_scores": ("xaurora.evaluation.combine", "combine"),
     "compare": ("xaurora.evaluation.compare", "compare"),
     "edge_rings": ("xaurora.fields.grid.regions", "edge_rings"),
     "persistence": ("xaurora.evaluation.baselines", "persistence"),

@@ -21,11 +21,10 @@ if TYPE_CHECKING:
     from xaurora.model.options import StrategyOptions
     from xaurora.model.resolve import ModelLike
     from xaurora.model.tuned import TunedAurora
-    from xaurora.plots.panels import AnyAxes
     from xaurora.plots.scorecards import Scorecard
     from xaurora.training.estimate import Estimate
     from xaurora.training.options import LatentOptions, ReplayOptions
-    from xaurora.utils.types import LeadLike, LeadsLike, PeriodLike, TimeLike, TimesLike
+    from xaurora.utils.types import AnyAxes, LeadLike, LeadsLike, PeriodLike, TimeLike, TimesLike
 
 
 @xr.register_dataset_accessor("aurora")
@@ -1046,12 +1045,12 @@ class AuroraAccessor:
 
             fc.aurora.plot("tp", lead="24h", truth=ds)
         """
+        from xaurora import plots
         from xaurora.fields import recognition
-        from xaurora.plots import forecasts, target
 
         if not recognition.is_forecast(self._ds):
-            return target.target(self._ds, name, truth=truth, ax=ax)
-        return forecasts.forecast(
+            return plots.target(self._ds, name, truth=truth, ax=ax)
+        return plots.forecast(
             self._ds, name, init_time=init_time, lead=lead, truth=truth, level=level, ax=ax
         )
 

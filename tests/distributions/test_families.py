@@ -85,6 +85,8 @@ def _integral(family: Any, params: dict[str, float], y: float) -> float:
     p = _np(params)
     qs = [1e-9, 1e-6, 1e-4, 0.01, 0.05, *LEVELS, 0.3, 0.7, 0.999, 1 - 1e-6, 1 - 1e-9, 1 - 1e-12]
     bends = {float(family.quantile(p, q)) for q in qs} | {y}
+    if family.name == "quantile":
+        bends |= {float(v) for k, v in params.items() if k != "p"}
     if family.name == "normal":
         bends |= {params["mu"] - 9 * params["sigma"], params["mu"] + 9 * params["sigma"]}
     elif family.name == "bounded_normal":

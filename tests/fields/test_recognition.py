@@ -111,7 +111,7 @@ def test_units(fields: xr.Dataset) -> None:
 
 def test_two_claim_to_be_one(fields: xr.Dataset) -> None:
     ds = fields.assign({"2m_temperature": fields["t2m"]})
-    _first(ds, errors.AmbiguousVariableError, "are both 2 metre temperature")
+    _first(ds, errors.AmbiguousVariableError, "are both recognised as 2 metre temperature")
 
 
 def test_times(fields: xr.Dataset) -> None:
@@ -167,7 +167,7 @@ def test_notes_on_what_is_legal_but_unwise(norway: xr.Dataset) -> None:
     coarse = norway.assign_coords(
         latitude=np.linspace(70, 46, 61), longitude=np.linspace(0, 24, 61)
     )
-    assert "made for 0.25°" in " ".join(coarse.aurora.check().notes)
+    assert "trained at 0.25°" in " ".join(coarse.aurora.check().notes)
 
 
 def test_nan(fields: xr.Dataset) -> None:

@@ -11,6 +11,7 @@ import xarray as xr
 
 import xaurora
 from xaurora import errors
+from xaurora.fields.grid.weights import latitude_weights
 
 QUICK = {"model": "tiny", "strategy": "full", "steps": 4, "batch_size": 2, "progress": False}
 H = np.timedelta64(1, "h")
@@ -79,7 +80,7 @@ def test_several_targets_of_several_kinds(rich: xr.Dataset, tmp_path: Path) -> N
     one = forecast.isel(init_time=[0], lead_time=[0]).aurora.evaluate(
         rich, metrics=["crps"], regions="global"
     )
-    area = xaurora.fields.grid.lattice.latitude_weights(rich["latitude"].values)[:, None]
+    area = latitude_weights(rich["latitude"].values)[:, None]
     assert float(one["tcc"].values.ravel()[0]) == pytest.approx(
         100.0 * float((law.crps(params, y) * area).mean()), rel=1e-6
     )

@@ -149,7 +149,7 @@ ds.aurora.prepare({str(tmp_path / "a.zarr")!r}, model="tiny", progress=False)
 def test_a_source_that_changed_in_between(fields: xr.Dataset, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(preparing, "_SHARD", 8 * 16 * 32 * 4 * 3)
     monkeypatch.setattr(preparing, "_BLOCK", 1)
-    real, marked = preparing.stores.mark, []
+    real, marked = preparing.stores.record_written_pieces, []
 
     def killed(path, count):
         real(path, count)
@@ -157,7 +157,7 @@ def test_a_source_that_changed_in_between(fields: xr.Dataset, tmp_path, monkeypa
         if count == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(preparing.stores, "mark", killed)
+    monkeypatch.setattr(preparing.stores, "record_written_pieces", killed)
     with pytest.raises(KeyboardInterrupt):
         fields.aurora.prepare(tmp_path / "a.zarr", model="tiny", progress=False)
     changed = fields.copy(deep=True)

@@ -23,7 +23,7 @@ from xaurora.utils import storage
 
 if TYPE_CHECKING:
     from xaurora.model.tuned import TunedAurora
-    from xaurora.plots.panels import AnyAxes
+    from xaurora.utils.types import AnyAxes
 
 LEADS = ("6h", "12h", "18h", "24h")
 _PAST = 540  # times used for training and model selection

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xaurora import distributions
 from xaurora.errors import AccumulationError, MissingVariableError
 from xaurora.fields import recognition
 from xaurora.fields.periods import HOUR, cell_methods, declared_hours, hours_of, spacing_hours, span
@@ -318,6 +317,10 @@ def accumulate_variable(ds: xr.Dataset, name: str, period: str) -> xr.DataArray:
     return accumulate(da, hours, name=name, dim=dim, clip=True)
 
 
+# attributes that xaurora.distributions.to_attrs writes, which do not hold for a sum
+_OF_DISTRIBUTIONS = ("distribution", "epsilon_m")
+
+
 def over_leads(da: xr.DataArray, name: str, hours: int) -> xr.DataArray:
     """Return sums over lead times that end at each lead time, NaN where a part is missing."""
     lead = "lead_time" if "lead_time" in da.dims else "prediction_timedelta"
@@ -347,7 +350,7 @@ def over_leads(da: xr.DataArray, name: str, hours: int) -> xr.DataArray:
             np.float64
         )
         total = shifted if total is None else total + shifted
-    keep = {k: v for k, v in da.attrs.items() if not distributions.is_attr(k)}
+    keep = {k: v for k, v in da.attrs.items() if not k.startswith(_OF_DISTRIBUTIONS)}
     return xr.DataArray(
         total.astype(da.dtype),
         dims=da.dims,

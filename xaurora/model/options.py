@@ -18,6 +18,17 @@ PEFT_LAYERS = ("qkv", "proj", "fc1", "fc2")
 
 check_precision = checks.one_of(*PRECISIONS)
 
+
+
+def _known_strategy(name: str, value: object) -> str:
+    if not isinstance(value, str) or value not in STRATEGIES:
+        raise OptionError(
+            f"there is no strategy {value!r}; valid are {', '.join(map(repr, STRATEGIES))}.",
+            fix="strategy='frozen'",
+        )
+    return value
+
+
 _BELONGS_TO = {
     "layers": ("decoder", "peft"),
     "rank": ("lora", "peft"),
@@ -37,7 +48,7 @@ class StrategyOptions:
         "frozen",
         '{"frozen", "decoder", "lora", "peft", "full"}',
         "The strategy.",
-        checks.one_of(*STRATEGIES),
+        _known_strategy,
         command_line="hidden",
     )
     layers: int | tuple[str, ...] | None = option(
@@ -148,4 +159,4 @@ def resolve_strategy(strategy: StrategyLike) -> StrategyOptions:
     """
     if isinstance(strategy, StrategyOptions):
         return strategy
-    return StrategyOptions(strategy if isinstance(strategy, str) else repr(strategy))
+    return StrategyOptions(strategy)

@@ -30,7 +30,7 @@ from xaurora.plots.panels import (
 from xaurora.utils.types import LeadLike
 
 if TYPE_CHECKING:
-    from xaurora.plots.panels import AnyAxes
+    from xaurora.utils.types import AnyAxes
 
 
 def threshold_curve(
@@ -79,10 +79,10 @@ def threshold_curve(
                 )
             )
     for (label, da), colour in zip(lines, COLOURS * 9, strict=False):
-        display_scale = (
+        values = (
             da.where(da > 0) if metric == "frequencybias" else da
         )  # a bias of 0 (never exceeded) cannot be shown on a logarithmic axis
-        ax.plot(da["threshold_mm"], display_scale, "o-", label=label, color=colour, markersize=4)
+        ax.plot(da["threshold_mm"], values, "o-", label=label, color=colour, markersize=4)
     if metric == "frequencybias":
         ax.axhline(1.0, color="0.6", linewidth=0.8)
         plain_ticks(ax, "y")

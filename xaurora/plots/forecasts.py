@@ -21,7 +21,7 @@ from xaurora.plots.maps import field, pyplot, single_map
 from xaurora.utils.types import LeadLike, LeadsLike, TimeLike
 
 if TYPE_CHECKING:
-    from xaurora.plots.panels import AnyAxes
+    from xaurora.utils.types import AnyAxes
 
 
 def _pick(

@@ -13,7 +13,7 @@ from xaurora.fields import variables
 from xaurora.fields.unit_conversion import conversion
 
 if TYPE_CHECKING:
-    from xaurora.plots.panels import AnyAxes
+    from xaurora.utils.types import AnyAxes
 
 
 def lead_curve(

@@ -18,7 +18,7 @@ from xaurora.fields import variables
 from xaurora.fields.unit_conversion import conversion
 
 if TYPE_CHECKING:
-    from xaurora.plots.panels import AnyAxes
+    from xaurora.utils.types import AnyAxes
 
 RAIN_STEPS_MM = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 50)
 """Steps of the colour scale in mm per six hours.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
@@ -11,10 +10,7 @@ import xarray as xr
 from xaurora.errors import LeadTimeError, MissingVariableError, OptionError
 from xaurora.fields import variables
 from xaurora.fields.unit_conversion import conversion
-from xaurora.utils.types import LeadLike
-
-AnyAxes: TypeAlias = Any
-"""Matplotlib axes, an array of them, or None to make new ones."""
+from xaurora.utils.types import AnyAxes, LeadLike
 
 COLOURS = ("#1f5aa6", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d", "#444444")
 

@@ -13,7 +13,7 @@ from xaurora.errors import (
 from xaurora.plots.maps import field, pyplot
 
 if TYPE_CHECKING:
-    from xaurora.plots.panels import AnyAxes
+    from xaurora.utils.types import AnyAxes
 
 _MOST_FRAMES = 200  # frames of a target that are read for its overview
 
@@ -44,11 +44,12 @@ def target(
     MissingVariableError
         If the target has no finite value.
     """
-    from xaurora.fields import conventions, targets, truth
+    from xaurora.fields import conventions, targets
     from xaurora.fields.grid.weights import latitude_weights
+    from xaurora.fields.truth import resolve_targets
 
     fields = conventions.standardise(ds, targets.recognise(ds, () if truth is not None else [name]))
-    (learnt,) = truth.resolve_targets(fields, [name], truth)
+    (learnt,) = resolve_targets(fields, [name], truth)
     unit, factor = targets.unit_of(learnt.variable)
     times = learnt.times[
         np.unique(

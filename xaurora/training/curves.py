@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from xaurora.model.tuned import TunedAurora
-    from xaurora.plots.panels import AnyAxes
+    from xaurora.utils.types import AnyAxes
 
 _TRAINING, _VALIDATION = "#1f5aa6", "#a0287d"
 

@@ -27,3 +27,6 @@ Chunks: TypeAlias = "dict[str, int] | int | str | None"
 
 GridLike: TypeAlias = "xr.Dataset | xr.DataArray | float"
 """Data whose latitudes and longitudes are taken, or the spacing of a global grid in degrees."""
+
+AnyAxes: TypeAlias = Any
+"""Matplotlib axes, an array of them, or None to make new ones."""

@@ -230,7 +230,10 @@ def _checked(
 
 
 def _rows(
-    scores: xr.Dataset, others: Mapping[str, xr.Dataset], tested: Mapping[str, xr.Dataset], name: str
+    scores: xr.Dataset,
+    others: Mapping[str, xr.Dataset],
+    tested: Mapping[str, xr.Dataset],
+    name: str,
 ) -> list[Row]:
     """Return the rows of the table."""
     rows: list[Row] = []

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from xaurora.errors import XauroraError
-from xaurora.plots.panels import AnyAxes
+from xaurora.utils.types import AnyAxes
 
 Picture = tuple[str, Callable[[], Any], str, bool]
 

@@ -106,15 +106,15 @@ def repeats_mae(row: Row, rows: list[Row]) -> bool:
         (
             r
             for r in rows
-            if (r.region, r.label, r.metric) == (build_row.region, build_row.label, "mae")
+            if (r.region, r.label, r.metric) == (row.region, row.label, "mae")
         ),
         None,
     )
-    if build_row.metric != "crps" or mae is None:
+    if row.metric != "crps" or mae is None:
         return False
     pairs = [
-        (build_row.values, mae.values),
-        *((v, mae.others[n]) for n, v in build_row.others.items()),
+        (row.values, mae.values),
+        *((v, mae.others[n]) for n, v in row.others.items()),
     ]
     return all(np.allclose(a, b, rtol=1e-12, equal_nan=True) for a, b in pairs)
 
