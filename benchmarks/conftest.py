@@ -109,7 +109,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Return the rows of a saved or a finished run as lines of text."""
     lines = [
-        f"{'case':<58}{'seconds':>10}{'stock':>10}{'ratio':>8}{'samples/s':>11}{'of peak':>9}{'peak MB':>9}{'stock MB':>10}"
+        f"{'case':<58}{'seconds':>10}{'stock':>10}{'ratio':>8}{'samples/s':>11}{'of peak':>9}"
+        f"{'peak MB':>9}{'stock MB':>10}"
     ]
     group = None
     for row in rows:
@@ -124,8 +125,10 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
             return f"{format(value * factor, form) if value is not None else '':>{width}}"
 
         lines.append(
-            f"{row['name'].removeprefix('test_')[:57]:<58}{cell('median', 10, '.4g')}{cell('stock_seconds', 10, '.4g')}{cell('ratio', 8, '.2f')}"
-            f"{cell('samples_a_second', 11, '.4g')}{cell('of_matrix_peak', 9, '.2f')}{cell('peak_bytes', 9, '.0f', 1e-6)}{cell('stock_peak_bytes', 10, '.0f', 1e-6)}"
+            f"{row['name'].removeprefix('test_')[:57]:<58}"
+            f"{cell('median', 10, '.4g')}{cell('stock_seconds', 10, '.4g')}{cell('ratio', 8, '.2f')}"
+            f"{cell('samples_a_second', 11, '.4g')}{cell('of_matrix_peak', 9, '.2f')}"
+            f"{cell('peak_bytes', 9, '.0f', 1e-6)}{cell('stock_peak_bytes', 10, '.0f', 1e-6)}"
             + (f"  {row['note']}" if "note" in row else "")
         )
     return lines

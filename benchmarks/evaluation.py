@@ -86,7 +86,8 @@ if which == "xaurora":
     truth = xaurora.open(folder + "/truth.zarr")
     began = time.monotonic()
     got = fc.aurora.evaluate(truth, metrics=list(METRICS), regions=["global"], progress=True)
-    out = {{n: got[n].sel(region="global").transpose("metric", "lead_time").values.tolist() for n in {names!r}}}
+    world = got.sel(region="global").transpose("metric", "lead_time")
+    out = {{n: world[n].values.tolist() for n in {names!r}}}
 else:
     import dask
     dask.config.set(pool=__import__("concurrent.futures").futures.ThreadPoolExecutor(threads))
@@ -100,9 +101,11 @@ else:
     error = fc.astype("float64") - truth.sel(time=valid)
     area = lambda x: x.weighted(w).mean(("latitude", "longitude"))
     mse, mae, bias = dask.compute(*(area(x).mean("time") for x in (error**2, abs(error), error)))
-    out = {{n: [np.sqrt(mse[n].values).tolist(), mae[n].values.tolist(), bias[n].values.tolist()] for n in {names!r}}}
+    scores = (np.sqrt(mse), mae, bias)
+    out = {{n: [score[n].values.tolist() for score in scores] for n in {names!r}}}
 seconds = time.monotonic() - began
-peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
+status = open("/proc/self/status")
+peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 print(json.dumps({{"seconds": seconds, "peak_mb": peak, "scores": out}}))
 """
 

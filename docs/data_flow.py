@@ -1,6 +1,6 @@
 """Draw docs/data-flow.png: the data flow of the three verbs.
 
-    python docs/data_flow.py
+python docs/data_flow.py
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def _imports(path: Path) -> Iterator[Import]:
 
 def _folder(module: str) -> str:
     """Return the folder or file below the package: ``xaurora.model.heads.base`` → ``model``."""
-    return (module.split(".") + ["__init__"])[1]
+    return [*module.split("."), "__init__"][1]
 
 
 @pytest.mark.parametrize("path", MODULES.values(), ids=lambda p: str(p.relative_to(ROOT)))

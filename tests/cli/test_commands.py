@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-
-import xaurora
 from click.testing import Result
 from typer.testing import CliRunner
+
+import xaurora
 from xaurora.cli.commands import app
 
 

@@ -562,11 +562,14 @@ class Block:
 sys.meta_path.insert(0, Block())
 import matplotlib; matplotlib.use('Agg')
 import xarray as xr, xaurora
-fc = xr.open_dataset({str(tmp_path / "fc.nc")!r}, decode_timedelta=True); truth = xr.open_dataset({str(tmp_path / "truth.nc")!r})
+fc = xr.open_dataset({str(tmp_path / "fc.nc")!r}, decode_timedelta=True)
+truth = xr.open_dataset({str(tmp_path / "truth.nc")!r})
 normals = xaurora.climatology(truth)
-got = xaurora.compare({{'mine': fc, 'climatology': xaurora.climatology_forecast(normals, fc)}}, truth, climatology=normals, metrics='all')
+both = {{'mine': fc, 'climatology': xaurora.climatology_forecast(normals, fc)}}
+got = xaurora.compare(both, truth, climatology=normals, metrics='all')
 xaurora.significance(got['mine'], got['climatology'])
-got['mine'].aurora.scorecard({str(tmp_path / "card.html")!r}, baseline={{'climatology': got['climatology']}}, forecast=fc, truth=truth)
+page, baseline = {str(tmp_path / "card.html")!r}, {{'climatology': got['climatology']}}
+got['mine'].aurora.scorecard(page, baseline=baseline, forecast=fc, truth=truth)
 fc.aurora.to_weatherbench2()
 assert not any(m.partition('.')[0] in ('torch', 'aurora') for m in sys.modules)
 print('scored')
@@ -839,10 +842,16 @@ import dask.array as da
 lat, lon = np.linspace(50, 45, 6), np.arange(8.0)
 attrs = {'units': 'mm', 'cell_methods': 'time: sum (interval: 6 hours)'}
 y = da.random.default_rng(0).gamma(0.6, 3.0, (count + 1, 6, 8), chunks=(50, 6, 8))
-truth = xr.Dataset({'tp': (('time', 'latitude', 'longitude'), y, attrs)}, {'time': time, 'latitude': lat, 'longitude': lon})
-fc = xr.Dataset({'tp': (('init_time', 'lead_time', 'latitude', 'longitude'), y[1:][:, None] * 1.1, attrs)}, {'init_time': time[:-1], 'lead_time': [np.timedelta64(6, 'h').astype('timedelta64[ns]')], 'latitude': lat, 'longitude': lon})
+grid = {'latitude': lat, 'longitude': lon}
+truth = xr.Dataset({'tp': (('time', *grid), y, attrs)}, {'time': time, **grid})
+lead = [np.timedelta64(6, 'h').astype('timedelta64[ns]')]
+fc = xr.Dataset(
+    {'tp': (('init_time', 'lead_time', *grid), y[1:][:, None] * 1.1, attrs)},
+    {'init_time': time[:-1], 'lead_time': lead, **grid},
+)
 fc.aurora.evaluate(truth, progress=False)
-print(next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM')) / 1024)
+status = open('/proc/self/status')
+print(next(int(line.split()[1]) for line in status if line.startswith('VmHWM')) / 1024)
 """
     peaks = [
         float(

@@ -1,4 +1,4 @@
-"""Targets: any surface variable, several, from a truth of their own, and fed back to the encoder."""
+"""Targets: any surface variable, several, from a truth of their own, and used as inputs."""
 
 from __future__ import annotations
 

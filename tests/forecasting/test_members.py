@@ -112,7 +112,7 @@ def test_members_add_up_over_leads_and_score_as_an_ensemble(fields: xr.Dataset, 
     first = forecast.isel(init_time=[0], lead_time=[0]).aurora.evaluate(
         fields, metrics=["crps"], regions="global"
     )
-    area = xaurora.fields.grid.lattice.latitude_weights(fields["latitude"].values)[:, None]
+    area = xaurora.fields.grid.weights.latitude_weights(fields["latitude"].values)[:, None]
     assert float(first["tp"].values.ravel()[0]) == pytest.approx(
         float((by_hand * area).mean()), rel=1e-6
     )

@@ -192,22 +192,3 @@ def test_the_queries_of_the_decoder_are_the_same(fields: xr.Dataset, monkeypatch
     for name, want in found[0][1].items():
         assert (want - found[1][1][name]).abs().max() <= 1e-4 * want.abs().max() + 1e-8, name
     assert not any("forward" in m.__dict__ for m in base.modules())
-
-
-def test_encodings_are_made_once_for_a_grid(fields: xr.Dataset, monkeypatch) -> None:
-    from aurora.model import encoder
-
-    from xaurora.fields.grid import lattice as grids
-    from xaurora.model import placement
-
-    calls, real = [], encoder.pos_scale_enc
-    monkeypatch.setattr(encoder, "pos_scale_enc", lambda *a, **k: calls.append(1) or real(*a, **k))
-    base = make_aurora()
-    globe = grids.from_axes(fields["latitude"].values, fields["longitude"].values)
-    example = fields.aurora.to_batch(model=base)
-    with torch.inference_mode(), placement.on_grid(base, globe):
-        first, again = base(example), base(example)
-    assert len(calls) == 1
-    assert torch.equal(first.surf_vars["2t"], again.surf_vars["2t"])
-    base(example)
-    assert len(calls) == 2  # outside nothing is kept

@@ -127,7 +127,7 @@ def test_damage_is_found(tuned, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_the_old_artefact_whole(tuned, tmp_path: Path) -> None:
-    """A limit on file size stands in for the disk: the write itself fails, deep inside safetensors."""
+    """A limit on file size stands in for a full disk: the write fails inside safetensors."""
     folder = tuned.save(tmp_path / "model")
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     old = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -59,7 +59,7 @@ def test_lines_are_the_scores(scores: dict[str, xr.Dataset]) -> None:
 
 
 def test_the_tail_is_read_off_the_distribution() -> None:
-    """Of an exponential distribution with a mean of 5 mm the 99 % quantile is 5 ln 100 = 23.0 mm."""
+    """The 99 % quantile of an exponential distribution of mean 5 mm is 5 ln 100 = 23.0 mm."""
     edges = INTENSITY_EDGES
     share = -np.diff(np.concatenate([[1.0], np.exp(-edges / 5.0), [0.0]]))
     da = xr.DataArray(

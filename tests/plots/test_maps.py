@@ -119,7 +119,7 @@ def test_learning_curves(tuned, fields: xr.Dataset, tmp_path: Path) -> None:
         == "RMSE in standard deviations"
     )
     for wrong in ("t2m", 3):
-        with pytest.raises(errors.OptionError, match="holds no"):
+        with pytest.raises(errors.OptionError, match="the history has no"):
             xaurora.learning_curves(tuned, name=wrong)
     for nothing in ([], "runs/tp", None):
         with pytest.raises(errors.OptionError):

@@ -95,8 +95,11 @@ import sys, json
 from pathlib import Path
 sys.path.insert(0, {str(script.parent)!r})
 import estimates, xaurora
-xaurora.synthetic(shape=(64, 96), times=16, levels=estimates.LEVELS).chunk(time=1).to_zarr(Path({str(tmp_path)!r}) / "64x96.zarr", mode="w", consolidated=False)
-print(json.dumps(estimates.run([{{"model": "tiny", "strategy": "lora", "shape": (64, 96), "batch_size": 4}}], Path({str(tmp_path)!r}))))
+folder = Path({str(tmp_path)!r})
+ds = xaurora.synthetic(shape=(64, 96), times=16, levels=estimates.LEVELS).chunk(time=1)
+ds.to_zarr(folder / "64x96.zarr", mode="w", consolidated=False)
+case = {{"model": "tiny", "strategy": "lora", "shape": (64, 96), "batch_size": 4}}
+print(json.dumps(estimates.run([case], folder)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -309,7 +309,10 @@ import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 import torch, xaurora
 from helpers import make_aurora
 ds = xaurora.synthetic(shape=(16, 32), times=40)
-ds.aurora.finetune("tp", model=make_aurora(), latents={str(tmp_path / "l.zarr")!r}, out={str(tmp_path / "killed")!r}, strategy="frozen", steps=60, validations=2, progress=False)
+ds.aurora.finetune(
+    "tp", model=make_aurora(), latents={str(tmp_path / "l.zarr")!r}, strategy="frozen", steps=60,
+    out={str(tmp_path / "killed")!r}, validations=2, progress=False,
+)
 """
     process = subprocess.Popen([sys.executable, "-c", code])
     deadline, chunks = time.monotonic() + 120, 0
@@ -343,7 +346,10 @@ import torch, xaurora
 torch.set_num_threads(1)
 from helpers import make_aurora
 ds = xaurora.synthetic(shape=(16, 32), times=40)
-r = ds.aurora.finetune("tp", model=make_aurora(), latents={str(tmp_path / "l.zarr")!r}, out=sys.argv[1], strategy="frozen", steps=60, validations=2, progress=False, seed=int(sys.argv[2]))
+r = ds.aurora.finetune(
+    "tp", model=make_aurora(), latents={str(tmp_path / "l.zarr")!r}, strategy="frozen", steps=60,
+    out=sys.argv[1], validations=2, progress=False, seed=int(sys.argv[2]),
+)
 print([e["loss"] for e in r.history][-3:])
 """
     command = [sys.executable, "-c", code]

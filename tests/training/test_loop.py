@@ -306,16 +306,21 @@ def test_peft_alone_loads_the_adapter(
 import sys, torch, peft, datetime
 from aurora import Aurora, Batch, Metadata
 torch.set_num_threads(2)
-base = Aurora(encoder_depths=(2, 2, 2), decoder_depths=(2, 2, 2), encoder_num_heads=(2, 4, 8), decoder_num_heads=(8, 4, 2), embed_dim=32, num_heads=2, use_lora=False)
+base = Aurora(
+    encoder_depths=(2, 2, 2), decoder_depths=(2, 2, 2), encoder_num_heads=(2, 4, 8),
+    decoder_num_heads=(8, 4, 2), embed_dim=32, num_heads=2, use_lora=False,
+)
 base.load_state_dict(torch.load({str(folder.parent.parent / "base.pt")!r}))
 d = torch.load({str(folder.parent.parent / "batch.pt")!r})
 time = datetime.datetime.fromisoformat({batch.metadata.time[0].isoformat()!r})
-batch = Batch(d["surf"], d["static"], d["atmos"], Metadata(d["lat"], d["lon"], (time,), {batch.metadata.atmos_levels!r}))
+metadata = Metadata(d["lat"], d["lon"], (time,), {batch.metadata.atmos_levels!r})
+batch = Batch(d["surf"], d["static"], d["atmos"], metadata)
 model = peft.PeftModel.from_pretrained(base, {str(folder)!r}).eval()
 with torch.inference_mode():
     out = model(batch)
 assert "xaurora" not in sys.modules
-torch.save({{**out.surf_vars, "t_aloft": out.atmos_vars["t"]}}, {str(folder.parent.parent / "out.pt")!r})
+found = {{**out.surf_vars, "t_aloft": out.atmos_vars["t"]}}
+torch.save(found, {str(folder.parent.parent / "out.pt")!r})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -703,7 +708,10 @@ torch.set_num_threads(1)
 import xaurora
 ds = xaurora.synthetic(shape=(16, 32), times=40)
 options = json.loads(sys.argv[2])
-ds.aurora.finetune("tp", model="tiny", steps=16, batch_size=2, out=sys.argv[1], checkpoint_every=2, resume=True, progress=False, **options)
+ds.aurora.finetune(
+    "tp", model="tiny", steps=16, batch_size=2, out=sys.argv[1], checkpoint_every=2, resume=True,
+    progress=False, **options,
+)
 """
 
 
@@ -811,7 +819,10 @@ def test_what_may_not_be_resumed(
         fields.aurora.finetune("tp", **options)
     with pytest.raises(
         errors.OptionError,
-        match=r"other settings: learning_rate=None in the checkpoint and 0\.01 now; seed=0 in the checkpoint and 3 now",
+        match=(
+            r"other settings: learning_rate=None in the checkpoint and 0\.01 now;"
+            r" seed=0 in the checkpoint and 3 now"
+        ),
     ):
         fields.aurora.finetune("tp", resume=True, **{**options, "learning_rate": 0.01, "seed": 3})
     with pytest.raises(errors.OptionError, match="strategy="):
@@ -868,11 +879,15 @@ real = checkpoints.save
 def save(folder, run, tensors):
     if run["step"] == 4:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))  # writes beyond fail as on a full disk
+        # Writes beyond fail as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
     real(folder, run, tensors)
 checkpoints.save = save
 try:
-    ds.aurora.finetune("tp", model="tiny", strategy="full", steps=8, validations=1, checkpoint_every=2, out={str(tmp_path / "run")!r}, progress=False)
+    ds.aurora.finetune(
+        "tp", model="tiny", strategy="full", steps=8, validations=1, checkpoint_every=2,
+        out={str(tmp_path / "run")!r}, progress=False,
+    )
 except errors.SaveError as error:
     print(str(error))
 """
@@ -906,7 +921,10 @@ def test_a_loss_that_explodes_stops(
     }
     with pytest.raises(
         errors.TrainingError,
-        match=r"became .*, more than 1000 times the recent losses, at step 14, at init time.*step 12",
+        match=(
+            r"became .*, more than 1000 times the recent losses, at step 14,"
+            r" at init time.*step 12"
+        ),
     ) as error:
         fields.aurora.finetune("tp", out=tmp_path / "run", **options)
     assert error.value.fix

@@ -22,7 +22,10 @@ torch.set_num_threads(1)
 import xaurora
 ds = xaurora.synthetic(shape=(16, 32), times=40)
 if __name__ == "__main__":
-    tuned = ds.aurora.finetune("tp", model="tiny", out=sys.argv[1], learning_rate=5e-5, progress=False, **json.loads(sys.argv[2]))
+    options = json.loads(sys.argv[2])
+    tuned = ds.aurora.finetune(
+        "tp", model="tiny", out=sys.argv[1], learning_rate=5e-5, progress=False, **options
+    )
     print(tuned.hash)
 """
 

@@ -165,7 +165,7 @@ def with_options(*classes: type) -> Callable[[Callable[..., None]], Callable[...
             kind, _ = _parsed(item)
             flag = f"--{item.name.replace('_', '-')}"
             repeatable = " Repeatable." if getattr(kind, "__origin__", None) is list else ""
-            default = item.default if isinstance(item.default, str | int | float) else None
+            default: Any = item.default if isinstance(item.default, str | int | float) else None
             if repeatable and isinstance(default, str):
                 default = [default]
             annotation = kind if kind is bool else kind | None

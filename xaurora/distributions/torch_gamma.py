@@ -7,9 +7,10 @@ error of about 1e-10 for a function between 0 and 1.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 _STEP = 2e-5  # relative to the shape; balances truncation (h²) and rounding (1e-16/h)
 
@@ -24,8 +25,11 @@ def _slope(
 
 class _Tail(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, shape: torch.Tensor, x: torch.Tensor, sign: float
+    def forward(  # PyTorch sets the context's attributes as it likes
+        ctx: Any,  # noqa: ANN401
+        shape: torch.Tensor,
+        x: torch.Tensor,
+        sign: float,
     ) -> torch.Tensor:
         a, t = torch.broadcast_tensors(shape, x)
         function = torch.special.gammaincc if sign > 0 else torch.special.gammainc
@@ -36,7 +40,8 @@ class _Tail(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: FunctionCtx, upstream: torch.Tensor
+        ctx: Any,  # noqa: ANN401
+        upstream: torch.Tensor,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         shape, x = ctx.saved_tensors
         a, t = (v.double() for v in torch.broadcast_tensors(shape, x))

@@ -116,7 +116,7 @@ def make_jobs(comparison: Comparison) -> list[Job]:
         If the climatology lacks a variable, time or field that is needed, or no level is shared.
     """
     named, climatology = comparison.named, comparison.climatology
-    wanted = [m for m in ("acc", "prediction_activity", "truth_activity") if m in named]
+    wanted: list[str] = [m for m in ("acc", "prediction_activity", "truth_activity") if m in named]
     if wanted and climatology is None:
         raise OptionError(
             f"{wanted[0]} needs a climatology.",

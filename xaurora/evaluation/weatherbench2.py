@@ -6,7 +6,6 @@ Does not depend on torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -163,7 +162,7 @@ def _pair(
 
 
 def _metric(
-    metrics: Sequence[str] | str | None,
+    metrics: Any,
     name: str,
     forecast: Forecast,
     normals: ClimatologyFields | None,

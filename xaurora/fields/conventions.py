@@ -157,7 +157,7 @@ def standardise(
     for kind, arrays in parts.items():
         built[kind] = xr.Dataset(
             {name: arrays[name] for name in variables.order(kind, tuple(arrays))}
-        )  # type: ignore[arg-type]
+        )
     if not parts["surface"] and not parts["atmos"]:
         built["surface"] = built["surface"].assign_coords(time=found.times)
     return Fields(built["surface"], built["static"], built["atmos"], layout)

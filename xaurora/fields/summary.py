@@ -46,7 +46,7 @@ def describe(ds: xr.Dataset) -> str:
         items = [
             found.fields[kind, n]
             for n in variables.order(kind, tuple(n for k, n in found.fields if k == kind))
-        ]  # type: ignore[arg-type]
+        ]
         for i, item in enumerate(items):
             unit = item.attrs.get("units", "no units")
             change = f" → {item.variable.units}" if item.converted else ""

@@ -370,7 +370,7 @@ BY_KEY: dict[tuple[str, str], Variable] = {(v.kind, v.name): v for v in TABLE}
 _ORDER = {key: i for i, key in enumerate(BY_KEY)}
 
 
-def order(kind: Kind, names: set[str] | tuple[str, ...]) -> tuple[str, ...]:
+def order(kind: str, names: set[str] | tuple[str, ...]) -> tuple[str, ...]:
     """Return names of one kind in the order of the table, which is Aurora's."""
     last = len(_ORDER)  # names that are not in the table come last
     return tuple(sorted(names, key=lambda name: (_ORDER.get((kind, name), last), name)))

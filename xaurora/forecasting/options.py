@@ -90,18 +90,20 @@ class PredictOptions:
         targets.""",
         command_line="names",
     )
-    quantiles: float | Sequence[float] = option(
+    quantiles: Sequence[float] = option(
         (),
         "sequence of float",
         "Quantiles of the targets, as ``tp_quantile``.",
         _numbers(0.0, 1.0, "[0.1, 0.5, 0.9]"),
+        annotation="float | Sequence[float]",
         command_line="numbers",
     )
-    thresholds_mm: float | Sequence[float] = option(
+    thresholds_mm: Sequence[float] = option(
         (),
         "sequence of float",
         "Adds ``tp_probability``, the probability of more than these amounts in mm.",
         _numbers(0.0, 2000.0, "[0.1, 1, 10]", or_zero=True),
+        annotation="float | Sequence[float]",
         command_line="numbers",
     )
     members: int = option(

@@ -43,7 +43,8 @@ def lead_steps(lead: LeadsLike) -> list[int]:
     several = isinstance(lead, list | tuple | np.ndarray | pd.Index) or (
         isinstance(lead, xr.DataArray) and lead.ndim == 1
     )
-    values = list(lead.values if isinstance(lead, xr.DataArray) else lead) if several else [lead]
+    found: Any = lead.values if isinstance(lead, xr.DataArray) else lead
+    values = list(found) if several else [lead]
     steps = []
     for value in values:
         try:

@@ -43,7 +43,8 @@ class Writer:
     ) -> None:
         self.fields, self.cut, self.request, self.attrs = fields, cut, request, attrs
         self.times = np.array(times, dtype="datetime64[ns]")
-        self.heads, self.learnt = heads, learnt
+        self.heads: Any = heads
+        self.learnt = learnt
         layout = cut.layout
         self.grid = layout.grid.take(*part)
         self.rows, self.columns = (

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -142,17 +142,15 @@ def resolve_times(times: np.ndarray, wanted: TimesLike) -> list[np.datetime64]:
                 fix=f"open at least two times {TIMESTEP_HOURS} hours apart",
             )
         return chosen
-    if not np.size(wanted):
+    single = isinstance(wanted, str | datetime | np.datetime64) or np.ndim(np.asarray(wanted)) == 0
+    chosen = [wanted] if single else list(cast("Sequence[Any]", wanted))
+    if not chosen:
         raise InitTimeError(
             "time=[] contains no init time.",
             fix="time=None forecasts from every time that has its history",
         )
     out = []
-    for value in (
-        [wanted]
-        if isinstance(wanted, str | datetime | np.datetime64) or np.ndim(wanted) == 0
-        else list(wanted)
-    ):
+    for value in chosen:
         t = _time(value)
         if t.item() not in there:
             raise InitTimeError(

@@ -84,7 +84,7 @@ forecast = ds.aurora.predict("24h", model=tuned)
 """
 
 
-def describe_strategy(config: dict[str, Any]) -> str:
+def describe_strategy(config: Mapping[str, Any]) -> str:
     """Return the strategy and its options as text."""
     options = {
         k: v for k, v in config.get("strategy_options", {}).items() if k != "name" and v is not None

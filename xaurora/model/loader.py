@@ -111,7 +111,8 @@ class Loader:
         pin: bool = False,
         most: int = MAX_CACHED,
     ) -> None:
-        self.latents, self.pin, self.most = latents, pin, most
+        self.latents: Any = latents
+        self.pin, self.most = pin, most
         self.fields, self.targets, self.scored, self.budget = fields, targets, scored, budget
         self.still = {
             name: torch.from_numpy(np.ascontiguousarray(v))

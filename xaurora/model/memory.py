@@ -53,7 +53,7 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: object = (), kwargs: Any = None
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and _is_fake(args[0]):
             # Numbers: the dropout rate when a model is built on the meta device, later the count of
@@ -74,7 +74,7 @@ class LiveBytes(TorchDispatchMode):
         return out
 
 
-def _is_mask(args: object) -> bool:
+def _is_mask(args: tuple[Any, ...]) -> bool:
     """Return whether an index is a boolean mask of the whole tensor.
 
     How many elements it selects depends on values, so all of them are assumed.
@@ -88,7 +88,7 @@ def _is_mask(args: object) -> bool:
     )
 
 
-def _is_fake(tensor: object) -> bool:
+def _is_fake(tensor: Any) -> bool:
     return type(tensor).__name__ == "FakeTensor" or tensor.is_meta
 
 

@@ -19,7 +19,6 @@ PEFT_LAYERS = ("qkv", "proj", "fc1", "fc2")
 check_precision = checks.one_of(*PRECISIONS)
 
 
-
 def _known_strategy(name: str, value: object) -> str:
     if not isinstance(value, str) or value not in STRATEGIES:
         raise OptionError(
@@ -121,9 +120,9 @@ class StrategyOptions:
 
     def _checked_layers(self) -> int | tuple[str, ...] | None:
         if self.layers is None:
-            return {"decoder": 1, "peft": PEFT_LAYERS}.get(self.name)
+            return 1 if self.name == "decoder" else PEFT_LAYERS if self.name == "peft" else None
         if self.name == "decoder" and checks.is_integer(self.layers, 0):
-            return int(self.layers)  # type: ignore[arg-type]
+            return int(self.layers)
         layers = (self.layers,) if isinstance(self.layers, str) else self.layers
         if (
             not isinstance(layers, list | tuple)

@@ -110,4 +110,4 @@ def resolve(model: object, weights: str | Path | None = None) -> ResolvedModel:
         )
     if isinstance(model, tuned.TunedAurora):
         return ResolvedModel(model.base_name, tuned=model)
-    return ResolvedModel("given", instance=model)  # type: ignore[arg-type]
+    return ResolvedModel("given", instance=model)

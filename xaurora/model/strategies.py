@@ -96,7 +96,7 @@ def apply(
     elif options.name == "decoder":
         for module in _decoder_parts(base, options.layers):
             module.requires_grad_(True)
-    elif options.name in ("lora", "peft"):
+    elif model.adapter is not None and options.name in ("lora", "peft"):
         for name, parameter in base.named_parameters():
             parameter.requires_grad_(model.adapter.adds(name))
     if not schedule.trains_base_outputs and not schedule.is_chained:

@@ -185,9 +185,9 @@ class TunedAurora:
         OptionError
             If there is no adapter, or it depends on the rollout step.
         """
-        if self.model.adapter is None:
-            raise OptionError("this model has no adapter to merge.", fix="use it as it is")
         model = copy.deepcopy(self.model)
+        if model.adapter is None:
+            raise OptionError("this model has no adapter to merge.", fix="use it as it is")
         adapters.merge(model.base, model.adapter)
         model.adapter = None
         base = {

@@ -80,7 +80,7 @@ def _copy_of_base(plan: Plan) -> tuple[Aurora | None, Adapter | None]:
     """Return a copy of the base that was given, so that training does not change it."""
     if plan.tuned is not None:
         copied = copy.deepcopy(plan.tuned.model)
-        if plan.merges_adapter:
+        if copied.adapter is not None and plan.merges_adapter:
             logger.info(
                 "The adapter of the given model is merged into its weights, and strategy=%r"
                 " trains from there.",

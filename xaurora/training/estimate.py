@@ -152,7 +152,7 @@ def estimate(ds: xr.Dataset, options: FinetuneOptions, *, compare: bool = False)
         first = replace(first, advice=advice(made))
     if not compare:
         return first
-    cases = [(m, s) for m in _COMPARED for s in STRATEGIES]
+    cases: list[tuple[Any, str]] = [(m, s) for m in _COMPARED for s in STRATEGIES]
     cases += [(options.model, s) for s in STRATEGIES if made.name not in _COMPARED]
     cases = [(m, s) for m, s in cases if not (m == options.model and s == made.strategy.name)]
     others = [

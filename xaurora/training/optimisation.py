@@ -70,7 +70,7 @@ class Optimisation:
             betas=_BETAS,
             fused=not sharded,
         )
-        self.optimizer = fabric.setup_optimizers(self.adamw)
+        self.optimizer: Any = fabric.setup_optimizers(self.adamw)
         self.scaler = torch.amp.GradScaler(
             fabric.device.type, enabled=execution.uses_fp16(module.base)
         )
@@ -113,7 +113,7 @@ class Optimisation:
         """Clip the gradient, and return its norm before that."""
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.adamw)
-        norm = self.fabric.clip_gradients(
+        norm: Any = self.fabric.clip_gradients(
             self.runner, self.optimizer, max_norm=self.options.clip, error_if_nonfinite=False
         )
         return float(parallel.gather(norm))

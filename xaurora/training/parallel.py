@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from aurora import Batch
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("xaurora")
 
 T = TypeVar("T")
+Options = TypeVar("Options", bound=TrainingOptions)
 
 
-def resolve_devices(options: TrainingOptions) -> TrainingOptions:
+def resolve_devices(options: Options) -> Options:
     """Return the options with the number of devices resolved.
 
     Processes that ``torchrun`` or a cluster has started are counted.
@@ -145,7 +146,7 @@ def run_on_first(fabric: Fabric, make: Callable[[], T]) -> T:
             made = (make(), None)
         except XauroraError as error:
             made = (None, error)
-    value, failed = fabric.broadcast(made)
+    value, failed = cast("tuple[Any, Any]", fabric.broadcast(made))
     if failed is not None:
         raise failed
     return value
@@ -164,7 +165,7 @@ def total(fabric: Fabric, values: torch.Tensor) -> torch.Tensor:
     """Return the sum of a tensor over all processes, on the CPU."""
     if fabric.world_size == 1:
         return values.cpu()
-    return fabric.all_reduce(values.to(fabric.device), reduce_op="sum").cpu()
+    return cast("torch.Tensor", fabric.all_reduce(values.to(fabric.device), reduce_op="sum")).cpu()
 
 
 def any_process(fabric: Fabric, value: bool) -> bool:

@@ -27,6 +27,7 @@ from xaurora.model.options import StrategyOptions
 from xaurora.model.resolve import ResolvedModel, resolve
 from xaurora.training import samples
 from xaurora.training.options import FinetuneOptions, LatentOptions
+from xaurora.training.samples import Index, Split
 
 if TYPE_CHECKING:
     from xaurora.model.tuned import TunedAurora
@@ -75,8 +76,8 @@ class Plan:
     fields: Fields
     left_out: str
     window: patches.Window | None
-    samples: samples.Index
-    split: samples.Split
+    samples: Index
+    split: Split
 
     @property
     def name(self) -> str:

@@ -106,13 +106,12 @@ def simulate(plan: Plan, where: torch.device) -> StepCost:
 
 def _count_parameters(module: AuroraWithHead, moving: list[torch.nn.Parameter]) -> dict[str, int]:
     """Return the numbers of parameters: of the base, its adapter and the heads, and trainable."""
-    base = dict(module.base.named_parameters())
-    adapter = module.adapter
+    base, head, adapter = dict(module.base.named_parameters()), module.head, module.adapter
     added = sum(p.numel() for n, p in base.items() if adapter is not None and adapter.adds(n))
     return {
         "all": sum(p.numel() for p in base.values()) - added,
         "adapter": added,
-        "head": sum(p.numel() for p in module.head.parameters()),  # type: ignore[union-attr]
+        "head": sum(p.numel() for p in head.parameters()) if head is not None else 0,
         "trainable": sum(p.numel() for p in moving),
     }
 

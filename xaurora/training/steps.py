@@ -157,7 +157,8 @@ class ReplayRunner:
         tuple
             Their init times, and the weighted means that are logged.
         """
-        batches, sums, times = self.batches, {}, []
+        batches, times = self.batches, []
+        sums: Sums = {}
         module, optimisation = batches.module, batches.optimisation
         count = batches.options.batch_size * batches.options.gradient_accumulation
         weight = 1.0 / (count * batches.fabric.world_size)

@@ -8,7 +8,7 @@ import numbers
 import os
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from xaurora.errors import OptionError
 from xaurora.utils.types import Given
@@ -26,7 +26,7 @@ def is_number(value: object) -> bool:
     )
 
 
-def is_integer(value: object, least: int) -> bool:
+def is_integer(value: object, least: int) -> TypeGuard[int]:
     """Return whether a value is a whole number of at least ``least``; 2.0 and NumPy's count."""
     return is_number(value) and float(value).is_integer() and value >= least  # type: ignore
 
@@ -140,7 +140,7 @@ def path(example: str) -> Check:
     def check(name: str, value: Given) -> str:
         if not isinstance(value, str | os.PathLike) or not os.fspath(value):
             raise OptionError(f"{name} must be a path, got {value!r}.", fix=f"{name}={example!r}")
-        return os.fspath(value)  # type: ignore[return-value]
+        return os.fspath(value)
 
     return check
 

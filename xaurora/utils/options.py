@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -74,7 +73,6 @@ def run_checks(options: Any) -> None:
             object.__setattr__(options, field.name, value)
 
 
-@functools.cache
 def options_of(cls: type) -> tuple[Option, ...]:
     """Return the options of a dataclass, in their order."""
     return tuple(

@@ -45,7 +45,7 @@ def wrap_write_errors(path: Path) -> Iterator[None]:
         raise save_error(path, error) from error
 
 
-def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
+def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
     """Write a new folder beside ``path``, then move it into place in one step.
 
     A process that is killed or a full disk leaves the old folder intact, either under ``path`` or,

@@ -198,11 +198,21 @@ let clashes = 0;
 for (let i = 0; i < boxes.length; i++) for (let j = i + 1; j < boxes.length; j++) {
   if (figures[i].contains(figures[j]) || figures[j].contains(figures[i])) continue;
   const a = boxes[i], b = boxes[j];
-  if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1) clashes++;
+  const across = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+  const down = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+  if (across > 1 && down > 1) clashes++;
 }
-const out = {width: innerWidth, page: document.documentElement.scrollWidth, over, clashes, images: [...document.images].filter(i => !i.naturalWidth).length,
-  values: [...document.querySelectorAll('td[data-value]')].map(e => [e.dataset.value, e.firstChild.textContent]), small: Math.min(...cells.map(e => parseFloat(getComputedStyle(e).fontSize)))};
-const pre = document.createElement('pre'); pre.id = 'probe'; pre.textContent = JSON.stringify(out); document.body.appendChild(pre);
+const shown = [...document.querySelectorAll('td[data-value]')];
+const out = {
+  width: innerWidth, page: document.documentElement.scrollWidth, over, clashes,
+  images: [...document.images].filter(i => !i.naturalWidth).length,
+  values: shown.map(e => [e.dataset.value, e.firstChild.textContent]),
+  small: Math.min(...cells.map(e => parseFloat(getComputedStyle(e).fontSize))),
+};
+const pre = document.createElement('pre');
+pre.id = 'probe';
+pre.textContent = JSON.stringify(out);
+document.body.appendChild(pre);
 </script>"""
 
 
@@ -217,7 +227,8 @@ def test_in_a_real_browser(compared, fields, tmp_path: Path, width: int) -> None
     frame.write_text(
         "<iframe id='f' src='card.html'"
         f" style='width:{width}px;height:4000px;border:0'></iframe><script>onload = () => {{"
-        " document.body.append(document.getElementById('f').contentDocument.getElementById('probe').cloneNode(true));"
+        " const inner = document.getElementById('f').contentDocument;"
+        " document.body.append(inner.getElementById('probe').cloneNode(true));"
         " }</script>"
     )
     dom = subprocess.run(

@@ -30,7 +30,8 @@ def _name(start: str, *, run: str = "", version: str = "V07B", ending: str = "HD
         int((t - t.astype("datetime64[D]")) / np.timedelta64(1, "m")),
     )
     clock = str(t)[11:].replace(":", "") + "00"
-    return f"3B-HHR{run}.MS.MRG.3IMERG.{day}-S{clock}-E{clock[:2]}{int(clock[2:4]) + 29}59.{minute:04d}.{version}.{ending}"
+    end = f"{clock[:2]}{int(clock[2:4]) + 29}59"
+    return f"3B-HHR{run}.MS.MRG.3IMERG.{day}-S{clock}-E{end}.{minute:04d}.{version}.{ending}"
 
 
 def _granule(
@@ -192,7 +193,14 @@ def test_onto_a_region_in_its_own_order(day: tuple[Path, np.ndarray]) -> None:
     np.testing.assert_array_equal(ours["longitude"].values, lon)
     native = xaurora.open_imerg(folder / "*.HDF5")["tp"].values[1].astype(float)
     # the cell around 42°N 0°E: columns and rows of 0.1° that it covers, the outer ones by half
-    weights = lambda axis, centre: np.clip(np.minimum(axis + 0.05, centre + 0.125) - np.maximum(axis - 0.05, centre - 0.125), 0, None)  # noqa: E731 # fmt: skip
+
+    def weights(axis: np.ndarray, centre: float) -> np.ndarray:
+        upper, lower = (
+            np.minimum(axis + 0.05, centre + 0.125),
+            np.maximum(axis - 0.05, centre - 0.125),
+        )
+        return np.clip(upper - lower, 0, None)
+
     w = (weights(LAT, 42.0) * np.cos(np.deg2rad(LAT)))[:, None] * weights(LON, 0.0)
     expected = (w * native).sum() / w.sum()
     # 1e-3: here, within a row that is cut, area is taken to change linearly

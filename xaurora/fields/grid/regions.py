@@ -17,6 +17,7 @@ from xaurora.fields.grid import polygons
 from xaurora.fields.grid.lattice import Grid
 from xaurora.fields.grid.patches import Window, window_around
 from xaurora.fields.grid.weights import latitude_weights
+from xaurora.utils.types import Given
 
 Box = tuple[float, float, float, float]
 RegionLike: TypeAlias = "str | Box | Sequence[float] | xr.DataArray | Mapping[str, Any] | object"
@@ -68,7 +69,7 @@ def _inside(latitude: np.ndarray, longitude: np.ndarray, box: Box) -> np.ndarray
 def weights(
     latitude: np.ndarray,
     longitude: np.ndarray,
-    wanted: Sequence[str] | Mapping[str, Any] | str | None = None,
+    wanted: Given = None,
     land: np.ndarray | None = None,
     *,
     convention: str = "weatherbench2",

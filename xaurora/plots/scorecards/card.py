@@ -175,7 +175,7 @@ def build(
         notes.append(f"Scored but not in the table: {', '.join(rest)}.")
     lead_time = scores["lead_time"]
     if lead_time.dtype.kind in "UO":  # lead bins
-        leads, columns = np.arange(lead_time.size), tuple(map(str, lead_time.values))
+        leads, columns = np.arange(float(lead_time.size)), tuple(map(str, lead_time.values))
     else:
         leads = lead_time.values / np.timedelta64(1, "h")
         columns = tuple(f"{v:g} h" for v in leads)

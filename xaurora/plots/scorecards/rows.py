@@ -103,11 +103,7 @@ def repeats_mae(row: Row, rows: list[Row]) -> bool:
     That is the case for the CRPS of deterministic forecasts.
     """
     mae = next(
-        (
-            r
-            for r in rows
-            if (r.region, r.label, r.metric) == (row.region, row.label, "mae")
-        ),
+        (r for r in rows if (r.region, r.label, r.metric) == (row.region, row.label, "mae")),
         None,
     )
     if row.metric != "crps" or mae is None:
@@ -215,7 +211,9 @@ def build_row(
     return Row(region, text, metric, units, da.values * factor, beside, marks, label)
 
 
-def _factor(mine: xr.DataArray, other: xr.DataArray, known: Variable | None, spec: Metric) -> float:
+def _factor(
+    mine: xr.DataArray, other: xr.DataArray, known: Variable | None, spec: Metric | None
+) -> float:
     """Return the factor that converts another model's score to the units of this one."""
     if spec is None or spec.units == "" or known is None:
         return 1.0
