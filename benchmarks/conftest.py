@@ -126,7 +126,8 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
         lines.append(
             f"{row['name'].removeprefix('test_')[:57]:<58}"
-            f"{cell('median', 10, '.4g')}{cell('stock_seconds', 10, '.4g')}{cell('ratio', 8, '.2f')}"
+            f"{cell('median', 10, '.4g')}{cell('stock_seconds', 10, '.4g')}"
+            f"{cell('ratio', 8, '.2f')}"
             f"{cell('samples_a_second', 11, '.4g')}{cell('of_matrix_peak', 9, '.2f')}"
             f"{cell('peak_bytes', 9, '.0f', 1e-6)}{cell('stock_peak_bytes', 10, '.0f', 1e-6)}"
             + (f"  {row['note']}" if "note" in row else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import sys
 from pathlib import Path
 
@@ -16,7 +17,23 @@ from helpers import make_aurora
 import xaurora
 
 matplotlib.use("Agg")
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 torch.set_num_threads(1)
+
+_MOST_PROCESSES = 4  # each takes about 2 GB
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run the whole suite on several processes, unless ``-n`` says how many.
+
+    Single tests run in this process, and so do benchmarks, which would disturb each other.
+    """
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    worker = hasattr(config, "workerinput")
+    if whole and not worker and config.option.numprocesses is None and not config.option.usepdb:
+        config.option.numprocesses = min(os.cpu_count() or 1, _MOST_PROCESSES)
+        config.option.dist = "worksteal"
 
 
 def pytest_configure() -> None:

@@ -1,6 +1,13 @@
-"""Small Auroras for tests."""
+"""Small Auroras, and processes of their own, for tests."""
 
 from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
 
 import torch
 from aurora import Aurora
@@ -25,3 +32,65 @@ def make_aurora(*, seed: int = 0, **options: object) -> Aurora:
     model = Aurora(**{**config, **options})
     randomise_modulation(model, std=0.5)
     return model.eval()
+
+
+class Script:
+    """Python code in a process of its own, which starts with the package imported.
+
+    Parameters
+    ----------
+    code : str
+        Runs as ``__main__``.
+    args : object
+        ``sys.argv[1:]``.
+
+    Notes
+    -----
+    A server imports the package once and forks a child for each script. An import takes several
+    seconds.
+    """
+
+    def __init__(self, code: str, *args: object) -> None:
+        _, self._log = tempfile.mkstemp(prefix="xaurora-script-")
+        self.process = _CONTEXT.Process(target=_run_code, args=(code, [*map(str, args)], self._log))
+        self.process.start()
+
+    def kill(self, how: int = signal.SIGKILL) -> None:
+        """Send a signal, if the script still runs."""
+        if self.is_running:
+            os.kill(self.process.pid, how)
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.is_alive()
+
+    def wait(self, timeout: float = 300.0) -> int:
+        """Return the exit status, negative for a signal."""
+        self.process.join(timeout)
+        assert not self.is_running, f"still running after {timeout:g} s"
+        return self.process.exitcode
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far, on both streams."""
+        return Path(self._log).read_text()
+
+
+def run_script(code: str, *args: object, timeout: float = 300.0) -> str:
+    """Run code in a process of its own, which must end well, and return what it printed."""
+    script = Script(code, *args)
+    assert script.wait(timeout) == 0, script.output[-3000:]
+    return script.output
+
+
+def _run_code(code: str, args: list[str], log: str) -> None:
+    with open(log, "w") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    sys.argv = ["script.py", *args]
+    torch.set_num_threads(1)
+    exec(compile(code, "script.py", "exec"), {"__name__": "__main__"})
+
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["xaurora.training.finetune", "xaurora.forecasting.predict"])

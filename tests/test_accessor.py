@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from helpers import make_aurora
+from helpers import make_aurora, run_script
 
 import xaurora
 import xaurora.fields.recognition
@@ -417,12 +415,5 @@ def test_memory_does_not_grow_with_the_samples(long: Path, tmp_path: Path, task:
             ' l.startswith("VmHWM")][0] * 1024)'
         )
         code = f"{SETUP}\n{TASKS[task]}\n{read}"
-        ran = subprocess.run(
-            [sys.executable, "-c", code, str(long), str(count), str(out)],
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
-        assert ran.returncode == 0, ran.stderr[-3000:]
-        peaks.append(int(ran.stdout.split()[-1]))
+        peaks.append(int(run_script(code, long, count, out, timeout=900).split()[-1]))
     assert peaks[1] - peaks[0] < MARGIN, [f"{p / 1e6:.0f} MB" for p in peaks]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
+from helpers import run_script
 
 from xaurora import errors
 from xaurora.fields import statistics as normalisation
@@ -146,8 +147,6 @@ def test_bad_options(fields: xr.Dataset, options: dict, kind: type, match: str) 
 @pytest.mark.parametrize("chunks", [(10, 181, 720), (800, 20, 60)])
 def test_memory_does_not_grow_with_time(tmp_path, chunks: tuple[int, int, int]) -> None:
     """A store of 400 MB in a process of its own, read in blocks: the peak stays far below it."""
-    import subprocess
-    import sys
 
     import dask.array
 
@@ -174,11 +173,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 ds.aurora.statistics("tp", progress=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    grown = int(
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-    )
+    grown = int(run_script(code).split()[-1])
     assert grown < 150 * 1024  # KiB; a few blocks, of a store of 417 MB
 
 

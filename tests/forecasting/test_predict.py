@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +10,7 @@ import pytest
 import torch
 import xarray as xr
 from aurora import rollout
-from helpers import make_aurora
+from helpers import Script, make_aurora
 
 import xaurora
 from xaurora import errors
@@ -382,13 +379,13 @@ import xaurora
 ds = xaurora.synthetic(shape=(16, 32), times=40)
 ds.aurora.predict("24h", model={str(folder)!r}, store={str(store)!r}, progress=False)
 """
-    process = subprocess.Popen([sys.executable, "-c", code])
+    script = Script(code)
     deadline = time.monotonic() + 120
-    while not store.exists() and time.monotonic() < deadline and process.poll() is None:
+    while not store.exists() and time.monotonic() < deadline and script.is_running:
         time.sleep(0.02)
     time.sleep(0.3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    script.kill()
+    script.wait()
     ds = xaurora.synthetic(shape=(16, 32), times=40)
     resumed = ds.aurora.predict("24h", model=folder, store=store, progress=False)
     whole = ds.aurora.predict("24h", model=folder, progress=False)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from helpers import run_script
 
 from xaurora import errors
 from xaurora.model import batch as batches
@@ -59,24 +57,25 @@ def test_latest_by_default(fields: xr.Dataset) -> None:
 
 
 def test_times_are_utc_whatever_the_zone() -> None:
-    code = (
-        "import xaurora; ds = xaurora.synthetic(shape=(16, 32), times=3); t ="
-        " ds.aurora.to_batch('2020-01-01T06').metadata.time[0];print(t.timestamp(),"
-        " ds.aurora.from_batch(ds.aurora.to_batch('2020-01-01T06'))['time'].values[-1])"
-    )
-    seen = set()
-    for zone in ("UTC", "Asia/Tokyo", "America/St_Johns"):
-        run = subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "TZ": zone},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        seen.add(run.stdout.strip())
+    code = """
+import os, sys, time
+os.environ["TZ"] = sys.argv[1]
+time.tzset()
+import xaurora
+ds = xaurora.synthetic(shape=(16, 32), times=3)
+batch = ds.aurora.to_batch("2020-01-01T06")
+print(batch.metadata.time[0].timestamp(), ds.aurora.from_batch(batch)["time"].values[-1])
+"""
+    seen = {run_script(code, zone).strip() for zone in ("UTC", "Asia/Tokyo", "America/St_Johns")}
     assert seen == {
         f"{datetime(2020, 1, 1, 6, tzinfo=UTC).timestamp()} 2020-01-01T06:00:00.000000000"
     }
+
+
+def test_aware_times_become_utc() -> None:
+    zone = timezone(timedelta(hours=2))
+    assert batches.from_utc(datetime(2020, 1, 1, 8, tzinfo=zone)) == np.datetime64("2020-01-01T06")
+    assert batches.from_utc(datetime(2020, 1, 1, 8)) == np.datetime64("2020-01-01T08")
 
 
 def test_init_times_that_are_not_there(fields: xr.Dataset) -> None:

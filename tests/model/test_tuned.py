@@ -10,7 +10,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import pytest
 import torch
 import xarray as xr
 from aurora import AuroraSmallPretrained
-from helpers import make_aurora
+from helpers import Script, make_aurora, run_script
 
 import xaurora
 from xaurora import errors
@@ -59,7 +58,7 @@ ds = xaurora.synthetic(shape=(16, 32), times=40)
 fc = ds.aurora.predict("6h", model={str(folder)!r}, time=ds["time"].values[10], progress=False)
 fc.to_netcdf({str(tmp_path / "fc.nc")!r})
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_script(code)
     here = fields.aurora.predict("6h", model=tuned, time=fields["time"].values[10], progress=False)
     there = xr.open_dataset(tmp_path / "fc.nc", decode_timedelta=True)
     np.testing.assert_allclose(there["tp"].values, here["tp"].values, rtol=1e-4, atol=1e-8)
@@ -181,12 +180,12 @@ while True:
     generator = random.Random(0)
     seen = set()
     for _ in range(6):
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-        assert process.stdout.readline().strip() == b"ready"
+        script = Script(code)
+        while "ready" not in script.output and script.is_running:
+            time.sleep(0.01)
         time.sleep(0.05 + 0.4 * generator.random())
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        script.kill()
+        assert script.wait() == -signal.SIGKILL, script.output
         loaded = xaurora.load(folder)
         assert loaded.hash == tuned.hash
         seen.add(loaded.history[-1]["step"])

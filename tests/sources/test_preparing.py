@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
+from helpers import Script, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -123,20 +121,16 @@ preparing._SHARD = preparing._BLOCK = 4 * 64 * 32 * 3
 ds = xaurora.synthetic(shape=(32, 64), times=120)
 ds.aurora.prepare({str(tmp_path / "a.zarr")!r}, model="tiny", progress=False)
 """
-    process = subprocess.Popen([sys.executable, "-c", code])
+    script = Script(code)
     deadline = time.monotonic() + 120
-    while (
-        not (tmp_path / "a.zarr").exists()
-        and time.monotonic() < deadline
-        and process.poll() is None
-    ):
+    while not (tmp_path / "a.zarr").exists() and time.monotonic() < deadline and script.is_running:
         time.sleep(0.01)
     time.sleep(0.3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    script.kill()
+    script.wait()
     with pytest.raises(errors.SourceError, match="is not complete"):
         xaurora.open(tmp_path / "a.zarr")
-    assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
+    run_script(code)
     ds = xaurora.synthetic(shape=(32, 64), times=120)
     found = xaurora.open(tmp_path / "a.zarr")
     for name in found.data_vars:

@@ -6,17 +6,14 @@ import errno
 import logging
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from helpers import make_aurora
+from helpers import Script, make_aurora, run_script
 
 import xaurora
 from xaurora import errors
@@ -305,8 +302,7 @@ def test_the_size_is_kept(fields: xr.Dataset, base, reference, tmp_path, caplog)
 
 def test_killed_while_it_is_made(fields: xr.Dataset, tmp_path, monkeypatch) -> None:
     code = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-import torch, xaurora
+import sys, torch, xaurora
 from helpers import make_aurora
 ds = xaurora.synthetic(shape=(16, 32), times=40)
 ds.aurora.finetune(
@@ -314,14 +310,14 @@ ds.aurora.finetune(
     out={str(tmp_path / "killed")!r}, validations=2, progress=False,
 )
 """
-    process = subprocess.Popen([sys.executable, "-c", code])
+    script = Script(code)
     deadline, chunks = time.monotonic() + 120, 0
-    while chunks < 4 and time.monotonic() < deadline and process.poll() is None:
+    while chunks < 4 and time.monotonic() < deadline and script.is_running:
         time.sleep(0.002)
         folder = tmp_path / "l.zarr" / "latents"
         chunks = sum(n.startswith("c.") for n in os.listdir(folder)) if folder.is_dir() else 0
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    script.kill()
+    script.wait()
     assert chunks >= 4
     base = make_aurora()
     calls = _count_backbone(monkeypatch)
@@ -341,8 +337,7 @@ ds.aurora.finetune(
 
 def test_two_processes_share_a_store(tmp_path) -> None:
     code = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-import torch, xaurora
+import sys, torch, xaurora
 torch.set_num_threads(1)
 from helpers import make_aurora
 ds = xaurora.synthetic(shape=(16, 32), times=40)
@@ -352,19 +347,10 @@ r = ds.aurora.finetune(
 )
 print([e["loss"] for e in r.history][-3:])
 """
-    command = [sys.executable, "-c", code]
-    both = [
-        subprocess.Popen(
-            [*command, str(tmp_path / f"r{i}"), str(i)], stdout=subprocess.PIPE, text=True
-        )
-        for i in (0, 1)
-    ]
-    found = [p.communicate(timeout=300)[0] for p in both]
-    assert [p.returncode for p in both] == [0, 0]
-    alone = subprocess.run(
-        [*command, str(tmp_path / "r2"), "0"], capture_output=True, text=True, timeout=300
-    )
-    assert alone.stdout == found[0]
+    both = [Script(code, tmp_path / f"r{i}", i) for i in (0, 1)]
+    assert [script.wait() for script in both] == [0, 0], both[0].output + both[1].output
+    alone = run_script(code, tmp_path / "r2", 0)
+    assert alone.splitlines()[-1] == both[0].output.splitlines()[-1]
     files = [p.name for p in (tmp_path / "l.zarr" / "latents").iterdir()]
     assert not [n for n in files if n.endswith(".partial")]
 

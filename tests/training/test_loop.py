@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import resource
 import signal
@@ -19,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from helpers import make_aurora
+from helpers import Script, make_aurora, run_script
 
 import xaurora
 from xaurora import errors
@@ -716,31 +715,27 @@ ds.aurora.finetune(
 
 
 def _run(
-    script: Path,
+    script: str,
     out: Path,
     options: dict[str, Any],
     until: float | None = None,
     how: int = signal.SIGKILL,
 ) -> int:
     """Train in a process of its own, and kill it so many seconds after its first step."""
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(out), json.dumps(options)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    log = out / "log.jsonl"
+    before = log.stat().st_mtime_ns if log.exists() else None
+    running = Script(script, out, json.dumps(options))
     if until is not None:
-        began, log = time.monotonic(), out / "log.jsonl"
-        before = log.stat().st_mtime_ns if log.exists() else None
-        while process.poll() is None and time.monotonic() - began < 120:
+        began = time.monotonic()
+        while running.is_running and time.monotonic() - began < 120:
             if log.exists() and log.stat().st_mtime_ns != before:
                 break
             time.sleep(0.01)
         time.sleep(until)
-        process.send_signal(how)
-    _, stderr = process.communicate(timeout=300)
-    assert process.returncode in (0, -how), stderr.decode()[-3000:]
-    return process.returncode
+        running.kill(how)
+    code = running.wait()
+    assert code in (0, -how), running.output[-3000:]
+    return code
 
 
 @pytest.mark.slow
@@ -758,19 +753,17 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_end(
     """SIGKILL, also while saving: a checkpoint every other step leaves little time in which nothing
     is written.
     """
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    _run(script, tmp_path / "whole", options)
+    _run(SCRIPT, tmp_path / "whole", options)
     expected = xaurora.load(tmp_path / "whole")
     moments = random.Random(0)
     for i in range(5):  # twenty kills in all, with the other case
         out = tmp_path / f"killed-{i}"
         for _ in range(2):
-            _run(script, out, options, until=moments.uniform(0.0, 1.5))
+            _run(SCRIPT, out, options, until=moments.uniform(0.0, 1.5))
         for part in ("best", "last"):
             if (out / part).exists():
                 xaurora.load(out / part)  # whole: every file has the hash that its config says
-        _run(script, out, options)
+        _run(SCRIPT, out, options)
         found = xaurora.load(out)
         assert found.hash == expected.hash
         assert xaurora.load(out / "last").hash == xaurora.load(tmp_path / "whole" / "last").hash
@@ -782,8 +775,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_end(
 
 
 def test_asked_to_stop_it_saves_first(tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT.replace("checkpoint_every=2", "checkpoint_every=500"))
+    script = SCRIPT.replace("checkpoint_every=2", "checkpoint_every=500")
     code = _run(script, tmp_path / "run", {"strategy": "full"}, until=0.3, how=signal.SIGTERM)
     assert code == -signal.SIGTERM
     run = json.loads((tmp_path / "run" / "checkpoint" / "run.json").read_text())
@@ -892,9 +884,9 @@ except errors.SaveError as error:
     print(str(error))
 """
     assert resource.RLIMIT_FSIZE is not None
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "could not be written" in done.stdout
-    assert "Fix: " in done.stdout
+    printed = run_script(code)
+    assert "could not be written" in printed
+    assert "Fix: " in printed
     assert checkpoints.read_run(tmp_path / "run")["step"] == 2
     checkpoints.read_tensors(tmp_path / "run")
     assert not [p for p in (tmp_path / "run").iterdir() if p.name.startswith(".")]

@@ -121,6 +121,8 @@ def test_too_small_and_untileable() -> None:
 def test_halo_leaves_poles_and_the_wrap_alone() -> None:
     globe = grid.from_axes(_axis(90, -1.0, 180), np.arange(360.0))
     assert patches.trim(globe, 8) == (slice(0, 180), slice(0, 360))
+    arctic = grid.from_axes(_axis(90, -1.0, 40), np.arange(360.0))
+    assert patches.trim(arctic, 8) == (slice(0, 32), slice(0, 360))
     region = grid.from_axes(_axis(60, -1.0, 40), _axis(0, 1.0, 40))
     assert patches.trim(region, 8) == (slice(8, 32), slice(8, 32))
     with pytest.raises(errors.RegionError, match="leaves nothing"):
@@ -131,6 +133,8 @@ def test_weights_of_a_globe_reach_the_poles_and_those_of_a_region_do_not() -> No
     lat = _axis(90, -30.0, 7)
     expected = np.diff(np.sin(np.deg2rad([-90, -75, -45, -15, 15, 45, 75, 90])))
     np.testing.assert_allclose(latitude_weights(lat), expected / expected.mean())
+    dropped = np.diff(np.sin(np.deg2rad([-90, -45, -15, 15, 45, 75, 90])))  # as 720 rows of 0.25°
+    np.testing.assert_allclose(latitude_weights(lat[lat > -90]), dropped / dropped.mean())
     region = np.array([60.0, 50.0, 40.0])
     w = np.diff(np.sin(np.deg2rad([35, 45, 55, 65])))[::-1]
     np.testing.assert_allclose(latitude_weights(region), w / w.mean())

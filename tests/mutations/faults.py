@@ -1,0 +1,332 @@
+"""Faults to inject: one wrong line each, and the tests that notice it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """One replacement in one file.
+
+    Parameters
+    ----------
+    name : str
+    file : str
+        Below ``xaurora/``.
+    old, new : str
+        Code that occurs once in the file, and what replaces it.
+    tests : tuple of str
+        Files or tests below ``tests/``, of which at least one fails.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+FAULTS = (
+    # --- place and time ---
+    Fault(
+        "a region wraps round like a globe",
+        "model/placement.py",
+        '"warped": False',
+        '"warped": True',
+        ("model/test_aurora.py::test_a_region_does_not_leak_from_east_to_west",),
+    ),
+    Fault(
+        "longitudes start again at Greenwich",
+        "model/placement.py",
+        "batch.metadata.lon = longitude.to(batch.metadata.lon)",
+        "batch.metadata.lon = batch.metadata.lon",
+        ("model/test_aurora.py::test_encodings_across_greenwich_are_the_global_ones_to_the_bit",),
+    ),
+    Fault(
+        "cells of a globe end before the poles",
+        "fields/grid/weights.py",
+        "else (-90.0, 90.0)",
+        "else (ascending[0], ascending[-1])",
+        (
+            "fields/grid/test_lattice.py"
+            "::test_weights_of_a_globe_reach_the_poles_and_those_of_a_region_do_not",
+        ),
+    ),
+    Fault(
+        "weights are those of the sorted axis",
+        "fields/grid/weights.py",
+        "weights[np.argsort(np.argsort(lat))]",
+        "weights",
+        ("fields/grid/test_lattice.py",),
+    ),
+    Fault(
+        "regridding forgets the convergence of meridians",
+        "fields/grid/regridding.py",
+        "return np.sin(np.deg2rad(low)), np.sin(np.deg2rad(high))",
+        "return np.deg2rad(low), np.deg2rad(high)",
+        (
+            "sources/imerg/test_opening.py::test_conserves_on_random_globes",
+            "fields/test_targets.py::test_a_truth_on_another_grid_is_regridded_conservatively",
+        ),
+    ),
+    Fault(
+        "a halo trims the wrong end of the rows",
+        "fields/grid/patches.py",
+        "rows = slice(top, grid.shape[0] - bottom)",
+        "rows = slice(bottom, grid.shape[0] - top)",
+        ("fields/grid/test_lattice.py::test_halo_leaves_poles_and_the_wrap_alone",),
+    ),
+    Fault(
+        "local time is taken for UTC",
+        "model/batch.py",
+        "tz=UTC)",
+        "tz=None).replace(tzinfo=UTC)",
+        ("model/test_batch.py::test_times_are_utc_whatever_the_zone",),
+    ),
+    Fault(
+        "aware times lose their offset",
+        "model/batch.py",
+        "time = time.astimezone(UTC).replace(tzinfo=None)",
+        "time = time.replace(tzinfo=None)",
+        ("model/test_batch.py::test_aware_times_become_utc",),
+    ),
+    Fault(
+        "the history is in the wrong order",
+        "model/batch.py",
+        "[[frames[t - STEP][kind][name], frames[t][kind][name]] for t in init_times]",
+        "[[frames[t][kind][name], frames[t - STEP][kind][name]] for t in init_times]",
+        ("model/test_batch.py", "fields/test_conventions.py"),
+    ),
+    # --- rain and units ---
+    Fault(
+        "totals cover the hours after the time",
+        "fields/precipitation.py",
+        "shifted = da.reindex({dim: times - span(part * period)})",
+        "shifted = da.reindex({dim: times + span(part * period)})",
+        ("fields/test_precipitation.py::test_europe_equals_a_hand_made_sum",),
+    ),
+    Fault(
+        "a gap within a total is bridged",
+        "fields/precipitation.py",
+        "whole &= np.isin(times - span(part * period), times)",
+        "whole |= np.isin(times - span(part * period), times)",
+        ("fields/test_precipitation.py", "fields/test_targets.py"),
+    ),
+    Fault(
+        "hectopascals are taken for pascals",
+        "fields/unit_conversion.py",
+        '"hPa": (100.0, 0.0),',
+        '"hPa": _SAME,',
+        ("fields/test_variables.py::test_conversions_by_hand",),
+    ),
+    Fault(
+        "millimetres are taken for centimetres",
+        "fields/unit_conversion.py",
+        '"mm": (1e-3, 0.0),',
+        '"mm": (1e-2, 0.0),',
+        ("fields/test_variables.py::test_conversions_by_hand",),
+    ),
+    # --- samples and training ---
+    Fault(
+        "validation follows training without a gap",
+        "training/samples.py",
+        "train = times[times + window.after < validation[0] - window.before]",
+        "train = times[times < validation[0]]",
+        ("training/test_samples.py::test_no_window_crosses_the_default_split",),
+    ),
+    Fault(
+        "a latent's digest leaves out the fields that change",
+        "training/latent_store.py",
+        "for part in (batch.surf_vars, batch.static_vars, batch.atmos_vars):",
+        "for part in (batch.static_vars,):",
+        ("training/test_latents.py::test_one_mended_frame_is_noticed",),
+    ),
+    Fault(
+        "temperature counts no more than other variables",
+        "training/losses.py",
+        '"2t": 3.0',
+        '"2t": 1.0',
+        ("training/test_finetune.py::test_base_loss_is_auroras_own",),
+    ),
+    Fault(
+        "masked cells are learnt",
+        "training/losses.py",
+        "weight = (torch.isfinite(target) * domain.area)[..., rows, columns]",
+        "weight = (torch.ones_like(target) * domain.area)[..., rows, columns]",
+        ("training/test_finetune.py::test_masked_targets_are_left_out",),
+    ),
+    Fault(
+        "validation scores are not weighted by area",
+        "training/validation.py",
+        "share = (torch.isfinite(target) * area)[..., rows, columns]",
+        "share = (torch.isfinite(target) * torch.ones_like(area))[..., rows, columns]",
+        ("training/test_finetune.py::test_validation_score_is_the_evaluated_one",),
+    ),
+    Fault(
+        "the worst model is kept as the best",
+        "training/loop.py",
+        'scores["validation_skill_score"] > progress.best',
+        'scores["validation_skill_score"] < progress.best or progress.waited < 0',
+        ("training/test_finetune.py::test_best_last_and_log_are_kept",),
+    ),
+    Fault(
+        "early stopping never stops",
+        "training/loop.py",
+        "progress.waited >= patience",
+        "progress.waited > 1000 * patience",
+        ("training/test_loop.py::test_early_stopping",),
+    ),
+    Fault(
+        "resuming starts the optimiser afresh",
+        "training/optimisation.py",
+        'if name in state["optimizer"]:',
+        'if name in state["optimizer"] and not self.adamw.state:',
+        ("training/test_latents.py::test_resume_from_latents_is_exact",),
+    ),
+    Fault(
+        "the moving average follows at once",
+        "training/optimisation.py",
+        "lerp_(p.detach(), 1.0 - decay)",
+        "lerp_(p.detach(), decay)",
+        ("training/test_loop.py::test_the_moving_average_is_what_is_kept",),
+    ),
+    Fault(
+        "the learning rate is not warmed up",
+        "training/optimisation.py",
+        "return (step + 1) / (warmup + 1)",
+        "return 1.0",
+        ("training/test_loop.py::test_the_table_and_the_rates",),
+    ),
+    Fault(
+        "accumulated gradients are not averaged",
+        "training/steps.py",
+        "self.optimisation.backward(loss * weight)",
+        "self.optimisation.backward(loss)",
+        ("training/test_loop.py", "training/test_latents.py::test_several_samples_at_once"),
+    ),
+    # --- the model ---
+    Fault(
+        "gradients flow through earlier steps",
+        "model/rollout.py",
+        "following = detach(following)",
+        "following = following",
+        ("training/test_loop.py::test_push_forward_stops_gradients_between_steps",),
+    ),
+    Fault(
+        "inputs are not clipped between steps",
+        "model/rollout.py",
+        "model.base.apply_rollout_input_clipping(prediction)",
+        "prediction",
+        ("forecasting/test_predict.py::test_equals_upstreams_rollout_to_the_bit",),
+    ),
+    Fault(
+        "a merged LoRA is not scaled",
+        "model/adapters.py",
+        "linear.weight += lora.scaling * (lora.lora_B @ lora.lora_A)",
+        "linear.weight += lora.lora_B @ lora.lora_A",
+        ("training/test_loop.py::test_saved_loaded_and_merged",),
+    ),
+    # --- forecasts and members ---
+    Fault(
+        "a store has the rows of the model",
+        "forecasting/writer.py",
+        'np.argsort(self.grid.rows, kind="stable"),',
+        "np.arange(len(self.grid.rows)),",
+        ("forecasting/test_predict.py::test_the_users_own_form",),
+    ),
+    Fault(
+        "members are not ranked like past fields",
+        "forecasting/members.py",
+        "np.take_along_axis(ordered, ranks.astype(np.int64), axis=0)",
+        "ordered",
+        ("forecasting/test_members.py::test_members_have_the_past_fields_rank_correlations",),
+    ),
+    Fault(
+        "quantiles may cross",
+        "model/heads/families.py",
+        "torch.cumsum(steps, dim=1)",
+        "steps",
+        ("model/heads/test_families.py::test_quantiles_never_cross",),
+    ),
+    # --- scores ---
+    Fault(
+        "the fair CRPS is the plain one",
+        "evaluation/statistics.py",
+        "(count * (count - 1 if fair else count))",
+        "(count * count)",
+        ("evaluation/test_metrics.py::test_ensemble_scores_by_hand",),
+    ),
+    Fault(
+        "SEEPS counts totals on the threshold as dry",
+        "evaluation/statistics.py",
+        "is_dry = x < dry if strict else x <= dry",
+        "is_dry = x <= dry",
+        (
+            "evaluation/test_metrics.py::test_seeps_by_hand",
+            "evaluation/test_metrics.py::test_every_figure_of_the_oracle",
+        ),
+    ),
+    Fault(
+        "ACC is a covariance",
+        "evaluation/metrics.py",
+        'm["squared_forecast_anomaly"] * m["squared_truth_anomaly"]',
+        'm["squared_forecast_anomaly"] * m["squared_forecast_anomaly"]',
+        ("evaluation/test_metrics.py::test_every_figure_of_the_oracle",),
+    ),
+    Fault(
+        "FSS is its own complement",
+        "evaluation/metrics.py",
+        'return 1.0 - m["fractions_error"]',
+        'return m["fractions_error"]',
+        ("evaluation/test_metrics.py::test_fss_by_hand",),
+    ),
+    Fault(
+        "the bootstrap draws init times one by one",
+        "evaluation/significance.py",
+        "starts[..., None] + np.arange(length)",
+        "starts[..., None] + 0 * np.arange(length)",
+        ("evaluation/test_significance.py",),
+    ),
+    Fault(
+        "the window of a climatology is not circular",
+        "evaluation/climatology.py",
+        "distance = np.minimum(distance, _DAYS - distance)",
+        "distance = np.minimum(distance, _DAYS)",
+        ("evaluation/test_compare.py::test_climatology_is_a_weighted_mean",),
+    ),
+    # --- files ---
+    Fault(
+        "a file is written in place",
+        "utils/storage.py",
+        "write(staged)\n            sync(staged)\n            os.replace(staged, path)",
+        "write(path)",
+        ("model/test_tuned.py::test_a_file_is_replaced_in_one_step",),
+    ),
+    Fault(
+        "half hours are labelled with their end",
+        "sources/imerg/files.py",
+        "by_start.get(begin + i * each * MINUTE)",
+        "by_start.get(begin + (i + 1) * each * MINUTE)",
+        ("sources/imerg/test_opening.py",),
+    ),
+    Fault(
+        "values are cut instead of rounded",
+        "sources/preparing.py",
+        "half = np.uint32((1 << (shift - 1)) - 1)",
+        "half = np.uint32(0)",
+        ("sources/test_preparing.py",),
+    ),
+)
+
+
+def faulty(text: str, fault: Fault) -> str:
+    """Return a file's text with the fault in it.
+
+    Raises
+    ------
+    ValueError
+        If the code that the fault replaces does not occur exactly once.
+    """
+    if (count := text.count(fault.old)) != 1:
+        raise ValueError(f"'{fault.name}': {fault.old!r} occurs {count} times in {fault.file}")
+    return text.replace(fault.old, fault.new)
