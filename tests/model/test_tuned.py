@@ -268,3 +268,24 @@ def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
         storage.replace_file(path, lambda p: p.write_text("new"))
         assert reader.read() == "old and whole"
     assert path.read_text() == "new"
+
+
+def test_an_artefact_of_an_earlier_version_gives_its_forecast(fields: xr.Dataset) -> None:
+    saved = Path(__file__).resolve().parents[1] / "saved"
+    tuned = xaurora.load(saved / "artefact")
+    with xaurora.open(saved / "forecast.nc") as expected:
+        times = expected["init_time"].values
+        forecast = fields.aurora.predict(
+            "12h", model=tuned, time=times, quantiles=[0.9], progress=False
+        )
+        for name in expected.data_vars:
+            # Other machines add float32 in another order.
+            np.testing.assert_allclose(
+                forecast[name].values, expected[name].values, rtol=1e-4, atol=1e-8, err_msg=name
+            )
+        scores = expected.aurora.evaluate(fields, regions=["global", "tropics"], progress=False)
+    with xr.open_dataset(saved / "scores.nc", decode_timedelta=True) as known:
+        for name in known.data_vars:
+            np.testing.assert_allclose(
+                scores[name].values, known[name].values, rtol=1e-12, atol=1e-15, err_msg=name
+            )
