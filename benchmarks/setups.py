@@ -146,7 +146,10 @@ def bootstrap(start: np.ndarray, tuned: np.ndarray, seed: int = 0) -> tuple[floa
 
 
 def run(name: str, where: str, data: Path, scale: float = 1.0) -> dict[str, Any]:
-    """Train one setup, and score it and its untuned start."""
+    """Train one setup, and score it and its untuned start.
+
+    A ``scale`` below one takes that share of the steps, samples and init times.
+    """
     options = {**RECIPES[name], **TINY[name], "validations": 1, "progress": False}
     options["steps"] = max(int(options["steps"] * scale), 2)
     options.setdefault("batch_size", 4)
@@ -154,6 +157,7 @@ def run(name: str, where: str, data: Path, scale: float = 1.0) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as out:
         if where == "synthetic":
             ds, past, start = synthetic()
+            past = past.isel(time=slice(-max(int(past.sizes["time"] * scale), 20), None))
             target = "tp"
             if name.startswith("6"):
                 options["truth"] = imerg_like(past)
@@ -177,7 +181,7 @@ def run(name: str, where: str, data: Path, scale: float = 1.0) -> dict[str, Any]
                 "all",
                 model="tiny",
                 strategy="full",
-                steps=START,
+                steps=max(int(START * scale), 2),
                 batch_size=4,
                 out=Path(out) / "u",
                 validations=1,
@@ -201,6 +205,7 @@ def run(name: str, where: str, data: Path, scale: float = 1.0) -> dict[str, Any]
             scored, kind = (["t2m"], "crps") if head_alone else (list(STATE[where]), "mse")
             time = next(str(d) for d in ds.dims if "time" in str(d))
             init_times = ds[time].values[18:-1]
+        init_times = init_times[: max(int(len(init_times) * scale), 4)]
         tuned = past.aurora.finetune(target, **start, **options, out=Path(out) / "run")
         leads = LEADS if not (where == "norway" and scored == ["t2m"]) else LEADS[:1]
         shown = (

@@ -245,7 +245,9 @@ def test_bad_input_is_one_readable_line(
 
 
 @pytest.mark.slow
-def test_demo_in_short(tmp_path: Path) -> None:
+def test_demo_in_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_PAST", 80), ("_TIMES", 110), ("_SCORED", 8)):
+        monkeypatch.setattr(f"xaurora.cli.demo.{name}", value)
     run = _run("demo", "--out", tmp_path / "demo", "--steps", 8, "--quiet")
     assert "perfect forecaster" in run.stdout
     names = {p.name for p in (tmp_path / "demo").iterdir()}

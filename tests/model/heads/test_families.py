@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -40,6 +42,13 @@ def _climate(values: np.ndarray, amounts: bool = True) -> heads.Climatology:
     return heads.Climatology(*seen.binned())
 
 
+@functools.cache
+def _initialised(family: str, epsilon: float) -> heads.DistributionHead:
+    head = _head(family, epsilon)
+    head.initialise(_climate(_amounts(2000)))
+    return head
+
+
 @RAIN
 @settings(max_examples=40, deadline=None, phases=(Phase.explicit, Phase.generate))
 @given(
@@ -50,8 +59,7 @@ def _climate(values: np.ndarray, amounts: bool = True) -> heads.Climatology:
 def test_nothing_the_trunk_can_say_breaks_the_score(
     family: str, data: st.DataObject, y: float, epsilon: float
 ) -> None:
-    head = _head(family, epsilon)
-    head.initialise(_climate(_amounts(2000)))
+    head = _initialised(family, epsilon)
     n = head.outputs
     values = data.draw(st.lists(st.floats(-1e4, 1e4), min_size=n, max_size=n))
     raw = torch.tensor(values, dtype=torch.float32).reshape(1, n, 1, 1).requires_grad_()
