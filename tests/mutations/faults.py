@@ -139,7 +139,7 @@ FAULTS = (
         "training/latent_store.py",
         "for part in (batch.surf_vars, batch.static_vars, batch.atmos_vars):",
         "for part in (batch.static_vars,):",
-        ("training/test_latents.py::test_one_mended_frame_is_noticed",),
+        ("training/test_latents.py::test_one_corrected_frame_is_noticed",),
     ),
     Fault(
         "temperature counts no more than other variables",

@@ -154,14 +154,14 @@ def test_the_same_weights_set_to_other_windows(fields: xr.Dataset, tmp_path) -> 
             )
 
 
-def test_one_mended_frame_is_noticed(fields: xr.Dataset, base, tmp_path) -> None:
-    mended = fields.copy(deep=True)
-    mended["t2m"].values[12] += 30.0
+def test_one_corrected_frame_is_noticed(fields: xr.Dataset, base, tmp_path) -> None:
+    corrected = fields.copy(deep=True)
+    corrected["t2m"].values[12] += 30.0
     fields.aurora.finetune(
         "tp", model=base, latents=tmp_path / "l.zarr", out=tmp_path / "a", **FAST
     )
     with pytest.raises(errors.LatentsError, match="computed from other fields"):
-        mended.aurora.finetune(
+        corrected.aurora.finetune(
             "tp", model=base, latents=tmp_path / "l.zarr", out=tmp_path / "b", **FAST
         )
 

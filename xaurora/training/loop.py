@@ -161,9 +161,12 @@ class Trainer:
         if self.replay is not None and not len(self.replay.buffer):
             self.replay.buffer.fill()
         bar = progress_bar(total=self.total, label="finetune", unit="step", shown=self.shown)
+        ahead = _read_ahead(
+            self.run, self.fabric, self.total, progress.step, reads=self.replay is None
+        )
         with Stop() as stop, self.log, bar as meter:
             meter.update(progress.step)
-            for times, batches in parallel.raise_together(self.fabric, self._batches()):
+            for times, batches in parallel.raise_together(self.fabric, ahead):
                 entry = self.take_step(times, batches)
                 smooth = (
                     entry["loss"] if math.isnan(smooth) else 0.95 * smooth + 0.05 * entry["loss"]
@@ -189,29 +192,6 @@ class Trainer:
                 if progress.step % keep == 0:
                     self.save_checkpoint()
 
-    def _batches(self) -> Iterator[tuple[list[np.datetime64], list[tuple[Microbatch, Sample]]]]:
-        """Yield each step's init times and this process's batches, read ahead."""
-        options, source = self.options, self.run.loader
-        drawn = samples.shuffled_batches(
-            self.run.scan.train,
-            options.samples_per_step,
-            self.total,
-            options.seed,
-            self.progress.step,
-        )
-        rank, world = self.fabric.global_rank, self.fabric.world_size
-
-        def read(times: list[np.datetime64]) -> list[tuple[Microbatch, Sample]]:
-            if self.replay is not None:
-                return []
-            parts = samples.split_batch(times, options.gradient_accumulation, rank, world)
-            return [(p, source.read(p.init_times, options.rollout_steps)) for p in parts]
-
-        # As far ahead as half the loader's budget allows.
-        frames = (2 + options.rollout_steps) * options.batch_size * options.gradient_accumulation
-        room = int(min(loader.MAX_PREFETCH, source.budget / 2 // (source.frame_bytes * frames)))
-        return loader.prefetch(drawn, read, options.workers, room)
-
     def take_step(
         self, times: list[np.datetime64], batches: list[tuple[Microbatch, Sample]]
     ) -> dict[str, Any]:
@@ -231,19 +211,7 @@ class Trainer:
         if not self.optimisation.skips_overflows and not math.isfinite(norm):
             raise self._diverged(math.nan, times, "gradient")
         self.optimisation.step(self.progress.step)
-        return self._entry(means, norm)
-
-    def _entry(self, means: dict[str, float], norm: float) -> dict[str, Any]:
-        entry: dict[str, Any] = {"step": self.progress.step + 1}
-        entry |= {k: v for k, v in means.items() if ":" not in k}
-        for i, (name, (unit, factor)) in enumerate(self.task.units.items()):
-            front = f"training_{prefix(i, name)}"
-            entry[f"{front}rmse{unit}"] = math.sqrt(means[f"{name}:squares"]) * factor
-            entry[f"{front}mae{unit}"] = means[f"{name}:absolute"] * factor
-        if "base:squares" in means:
-            entry["training_base_rmse"] = math.sqrt(means["base:squares"])
-            entry["training_base_mae"] = means["base:absolute"]
-        entry["gradient_norm"] = norm
+        entry = step_entry(self.progress.step + 1, means, norm, self.task)
         return entry | self.optimisation.learning_rates()
 
     def _record(self, entry: dict[str, Any]) -> None:
@@ -298,10 +266,7 @@ class Trainer:
         """Save an artefact, unsharded, on the first process."""
         result = self.result
         if self.is_sharded:
-            gathered = {
-                n: parallel.gather(v.detach()).cpu() for n, v in self.module.state_dict().items()
-            }
-            result.model.load_state_dict(gathered)
+            result.model.load_state_dict(parallel.gathered_state(self.module))
         saved = TunedAurora(result.model, result.needs, result.config, history)
         parallel.run_on_first(self.fabric, lambda: saved.save(self.run.folder / name))
 
@@ -359,20 +324,17 @@ class Trainer:
 
         def save() -> None:
             result.save(folder / "best")
-            done = {
-                "settings": self.run.settings,
-                "step": progress.step,
-                "total": self.total,
-            }
-            checkpoints.finish(folder, done)
+            settings, step = self.run.settings, progress.step
+            checkpoints.finish(folder, {"settings": settings, "step": step, "total": self.total})
 
         parallel.run_on_first(self.fabric, save)
         result.path = folder / "best"
-        self._report()
+        line = best_line(result.config["scores"], progress.step, self.total, self.task)
+        log_line(f"{line}; saved in {folder / 'best'}", shown=self.shown)
 
     def _load_best(self, scores: dict[str, Any]) -> dict[str, Any]:
         """Load the best weights on all processes, and return their scores."""
-        result, module = self.result, self.module
+        result = self.result
         if self.is_first:
             changed = {name.removeprefix("base.") for name in self.optimisation.parameters}
             scores = result.load_weights(self.run.folder / "best", changed)
@@ -381,20 +343,65 @@ class Trainer:
             for p in result.model.parameters():
                 p.data.copy_(self.fabric.broadcast(p.detach().cpu()))
         if self.is_sharded:
-            state = result.model.state_dict()
-            with torch.no_grad():
-                for name, tensor in module.state_dict().items():
-                    tensor.copy_(parallel.shard_like(state[name], tensor))
+            parallel.load_shards(self.module, result.model.state_dict())
         return scores
 
-    def _report(self) -> None:
-        scores, step = self.result.config["scores"], self.progress.step
-        early = f" (stopped after {step} of {self.total} steps)" if step < self.total else ""
-        own = bool(self.task.units)
-        log_line(
-            f"Best at step {scores['step']}{early}: {'CRPS' if own else 'loss'}"
-            f" {format_scores(scores, self.task)}, {'climatology' if own else 'persistence'}"
-            f" {format_scores(scores, self.task, 'climatology_crps')}; saved in"
-            f" {self.run.folder / 'best'}",
-            shown=self.shown,
+
+def step_entry(step: int, means: dict[str, float], norm: float, task: Task) -> dict[str, Any]:
+    """Return a step's line of the log, without the learning rates.
+
+    Parameters
+    ----------
+    step : int
+        Counted from 1.
+    means : dict
+        Losses and errors, weighted means over the step's samples.
+    norm : float
+        Norm of the gradient before clipping.
+    task : Task
+    """
+    entry: dict[str, Any] = {"step": step}
+    entry |= {k: v for k, v in means.items() if ":" not in k}
+    for i, (name, (unit, factor)) in enumerate(task.units.items()):
+        front = f"training_{prefix(i, name)}"
+        entry[f"{front}rmse{unit}"] = math.sqrt(means[f"{name}:squares"]) * factor
+        entry[f"{front}mae{unit}"] = means[f"{name}:absolute"] * factor
+    if "base:squares" in means:
+        entry["training_base_rmse"] = math.sqrt(means["base:squares"])
+        entry["training_base_mae"] = means["base:absolute"]
+    entry["gradient_norm"] = norm
+    return entry
+
+
+def best_line(scores: dict[str, Any], step: int, total: int, task: Task) -> str:
+    """Return the best scores and their reference as text."""
+    early = f" (stopped after {step} of {total} steps)" if step < total else ""
+    own = bool(task.units)
+    return (
+        f"Best at step {scores['step']}{early}: {'CRPS' if own else 'loss'}"
+        f" {format_scores(scores, task)}, {'climatology' if own else 'persistence'}"
+        f" {format_scores(scores, task, 'climatology_crps')}"
+    )
+
+
+def _read_ahead(
+    run: Run, fabric: Fabric, total: int, step: int, *, reads: bool
+) -> Iterator[tuple[list[np.datetime64], list[tuple[Microbatch, Sample]]]]:
+    """Yield each step's init times and this process's batches, empty without ``reads``."""
+    options, source = run.plan.options, run.loader
+    drawn = samples.shuffled_batches(
+        run.scan.train, options.samples_per_step, total, options.seed, step
+    )
+
+    def read(times: list[np.datetime64]) -> list[tuple[Microbatch, Sample]]:
+        if not reads:
+            return []
+        parts = samples.split_batch(
+            times, options.gradient_accumulation, fabric.global_rank, fabric.world_size
         )
+        return [(p, source.read(p.init_times, options.rollout_steps)) for p in parts]
+
+    # As far ahead as half the loader's budget allows.
+    frames = (2 + options.rollout_steps) * options.batch_size * options.gradient_accumulation
+    room = int(min(loader.MAX_PREFETCH, source.budget / 2 // (source.frame_bytes * frames)))
+    return loader.prefetch(drawn, read, options.workers, room)

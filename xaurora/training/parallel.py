@@ -233,6 +233,18 @@ def _register_step() -> None:
     _pytree.register_pytree_node(Step, flatten, unflatten)
 
 
+def gathered_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a module's state on the CPU, unsharded. All processes must call this."""
+    return {name: gather(v.detach()).cpu() for name, v in module.state_dict().items()}
+
+
+def load_shards(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Copy an unsharded state into a module whose weights are sharded."""
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            tensor.copy_(shard_like(state[name], tensor))
+
+
 def gather(tensor: torch.Tensor) -> torch.Tensor:
     """Gather a tensor that may be sharded. All processes must call this."""
     full = getattr(tensor, "full_tensor", None)
