@@ -20,7 +20,8 @@ from xaurora import errors
 from xaurora.forecasting.options import PredictOptions
 from xaurora.model.heads import HeadOptions
 from xaurora.model.options import StrategyOptions
-from xaurora.training.options import FinetuneOptions, LatentOptions, ReplayOptions, TrainingOptions
+from xaurora.training.nested_options import LatentOptions, ReplayOptions
+from xaurora.training.options import FinetuneOptions, TrainingOptions
 from xaurora.utils.options import Option, options_of, parameters_section
 
 ROOT = Path(__file__).resolve().parents[1]

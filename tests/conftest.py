@@ -1,4 +1,4 @@
-"""Fixtures: real data where it is, synthetic fields, and small Auroras whose blocks are awake."""
+"""Fixtures: real data if available, synthetic fields, and small Auroras with random modulation."""
 
 from __future__ import annotations
 

@@ -16,8 +16,9 @@ from xaurora.model.tiny import randomise_modulation
 
 
 def make_aurora(*, seed: int = 0, **options: object) -> Aurora:
-    """A small three-stage Aurora with random weights and awake blocks; its latitude and longitude
-    encodings are the real ones.
+    """A small three-stage Aurora with random weights, also in the adaptive layer norms.
+
+    Its latitude and longitude encodings are the real ones.
     """
     torch.manual_seed(seed)
     config: dict = {
@@ -51,14 +52,15 @@ class Script:
     """
 
     def __init__(self, code: str, *args: object) -> None:
-        _, self._log = tempfile.mkstemp(prefix="xaurora-script-")
+        handle, self._log = tempfile.mkstemp(prefix="xaurora-script-")
+        os.close(handle)
         self.process = _CONTEXT.Process(target=_run_code, args=(code, [*map(str, args)], self._log))
         self.process.start()
 
-    def kill(self, how: int = signal.SIGKILL) -> None:
+    def kill(self, signal_number: int = signal.SIGKILL) -> None:
         """Send a signal, if the script still runs."""
         if self.is_running:
-            os.kill(self.process.pid, how)
+            os.kill(self.process.pid, signal_number)
 
     @property
     def is_running(self) -> bool:

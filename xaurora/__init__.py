@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xaurora import accessor as _accessor  # noqa: F401  (registers ds.aurora)
 from xaurora.errors import XauroraError
 
 if TYPE_CHECKING:
@@ -29,11 +28,8 @@ if TYPE_CHECKING:
     from xaurora.sources.opening import open
     from xaurora.sources.synthesis import synthetic
     from xaurora.training.curves import learning_curves
-    from xaurora.training.options import (
-        LatentOptions,
-        ReplayOptions,
-        TrainingOptions,
-    )
+    from xaurora.training.nested_options import LatentOptions, ReplayOptions
+    from xaurora.training.options import TrainingOptions
 
 __version__ = "0.1.0"
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from xaurora.model.tuned import TunedAurora
     from xaurora.plots.scorecards import Scorecard
     from xaurora.training.estimate import Estimate
-    from xaurora.training.options import LatentOptions, ReplayOptions
+    from xaurora.training.nested_options import LatentOptions, ReplayOptions
     from xaurora.utils.types import AnyAxes, LeadLike, LeadsLike, PeriodLike, TimeLike, TimesLike
 
 

@@ -744,7 +744,7 @@ def test_groups_of_time_and_lead() -> None:
         bins.sel(lead_bin="early"), whole.isel(lead_time=[0, 1]).mean("lead_time"), rtol=1e-12
     )
     for options, match in (
-        ({"by": "week"}, r"by=\['week'\] is no way to group"),
+        ({"by": "week"}, r"by=\['week'\] is not known"),
         ({"lead_bins": {"late": ("30h", "48h")}}, "no lead time lies in 'late'"),
         ({"lead_bins": {"a": ("6h", "12h"), "b": ("12h", "18h")}}, "overlaps another"),
         ({"lead_bins": {"a": "6h"}}, "must be a pair of durations"),

@@ -8,9 +8,14 @@ import xarray as xr
 
 import xaurora
 from xaurora import errors
-from xaurora.evaluation.significance import is_significant
 
 INITS = 100
+
+
+def is_significant(result: xr.DataArray) -> xr.DataArray:
+    """Return whether the interval excludes zero."""
+    low, high = result.sel(estimate="low"), result.sel(estimate="high")
+    return (low > 0) | (high < 0)
 
 
 def _scores(values: np.ndarray) -> xr.Dataset:

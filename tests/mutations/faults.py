@@ -149,7 +149,7 @@ FAULTS = (
         ("training/test_finetune.py::test_base_loss_is_auroras_own",),
     ),
     Fault(
-        "masked cells are learnt",
+        "masked cells are trained on",
         "training/losses.py",
         "weight = (torch.isfinite(target) * domain.area)[..., rows, columns]",
         "weight = (torch.ones_like(target) * domain.area)[..., rows, columns]",
@@ -268,14 +268,14 @@ FAULTS = (
     ),
     Fault(
         "ACC is a covariance",
-        "evaluation/metrics.py",
+        "evaluation/formulas.py",
         'm["squared_forecast_anomaly"] * m["squared_truth_anomaly"]',
         'm["squared_forecast_anomaly"] * m["squared_forecast_anomaly"]',
         ("evaluation/test_metrics.py::test_every_figure_of_the_oracle",),
     ),
     Fault(
         "FSS is its own complement",
-        "evaluation/metrics.py",
+        "evaluation/formulas.py",
         'return 1.0 - m["fractions_error"]',
         'return m["fractions_error"]',
         ("evaluation/test_metrics.py::test_fss_by_hand",),

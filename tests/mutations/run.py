@@ -75,6 +75,8 @@ def main() -> int:
     )
     given = parser.parse_args()
     chosen = [f for f in FAULTS if not given.words or any(w in f.name for w in given.words)]
+    if not chosen:
+        parser.error(f"no fault has {' or '.join(given.words)} in its name")
     missed = []
     with tempfile.TemporaryDirectory(prefix="xaurora-faults-") as folder:
         copy = copy_checkout(Path(folder))

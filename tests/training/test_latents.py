@@ -18,7 +18,8 @@ from helpers import Script, make_aurora, run_script
 import xaurora
 from xaurora import errors
 from xaurora.training import latent_store
-from xaurora.training.options import LatentOptions, TrainingOptions
+from xaurora.training.nested_options import LatentOptions
+from xaurora.training.options import TrainingOptions
 from xaurora.utils.checks import byte_count
 
 FAST = {"strategy": "frozen", "steps": 60, "validations": 2, "progress": False}

@@ -31,7 +31,8 @@ from xaurora.model.options import STRATEGIES, StrategyOptions, resolve_strategy
 from xaurora.model.resolve import ResolvedModel
 from xaurora.training import checkpoints, losses, replay, samples
 from xaurora.training.losses import Domain, Domains
-from xaurora.training.options import FinetuneOptions, ReplayOptions
+from xaurora.training.nested_options import ReplayOptions
+from xaurora.training.options import FinetuneOptions
 
 QUICK: dict[str, Any] = {"steps": 4, "progress": False, "validations": 1}
 LORA = StrategyOptions("lora")

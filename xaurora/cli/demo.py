@@ -258,8 +258,8 @@ def _verdict(
         ),
         "",
         (
-            f"See {out / 'scorecard.html'} and the pictures beside it. Continue with: xaurora"
-            f" predict {out / 'fields.nc'} --model {out / 'run'} --out next.nc"
+            f"See {out / 'scorecard.html'} and the figures in the same folder. Continue with:"
+            f" xaurora predict {out / 'fields.nc'} --model {out / 'run'} --out next.nc"
         ),
     ]
     return "\n".join(lines)

@@ -177,7 +177,7 @@ def scorecard(
     ] = 0.95,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
 ) -> None:
-    """Write a scorecard as a page or a picture, beside the scores of baselines."""
+    """Write a scorecard as an HTML page or PNG image, compared with baselines."""
     check_out(out, (".html", ".png"))
     others = {}
     for entry in baseline or []:

@@ -405,6 +405,6 @@ def distribution(forecast: Forecast, item: Field, *, needed: bool) -> Family | N
         raise TruthError(
             f"the parameters {[f'{item.source}_{p}' for p in missing]} of '{item.source}' are not"
             " in the forecast.",
-            fix="keep them beside it, or metrics=['rmse', 'mae']",
+            fix="keep them in the forecast, or metrics=['rmse', 'mae']",
         )
     return family

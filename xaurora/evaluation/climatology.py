@@ -127,7 +127,7 @@ def build(
         shown=progress,
     ) as meter:
         for job in jobs:
-            out |= _run(job, plan, wanted_statistics, q, meter)
+            out |= _run(job, plan, q, meter)
             coords |= {
                 d: job.fields[d] for d in ("level", "latitude", "longitude") if d in job.fields.dims
             }
@@ -244,9 +244,7 @@ def _ordered(da: xr.DataArray, time_dim: str) -> xr.DataArray:
     return da.transpose(time_dim, *[d for d in ("level", "latitude", "longitude") if d in da.dims])
 
 
-def _run(
-    job: _Job, plan: _Plan, statistics: list[str], q: np.ndarray, meter: tqdm
-) -> dict[str, Any]:
+def _run(job: _Job, plan: _Plan, q: np.ndarray, meter: tqdm) -> dict[str, Any]:
     """Compute all statistics of one variable, by bands of latitude."""
     da = job.fields
     shape = da.shape[1:]

@@ -5,7 +5,6 @@ Does not depend on torch.
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,13 +13,22 @@ import numpy as np
 import xarray as xr
 
 from xaurora.distributions import Family
-from xaurora.errors import KindError, OptionError, TruthError
+from xaurora.errors import OptionError, TruthError
 from xaurora.evaluation import alignment, frames, scores, truths
 from xaurora.evaluation import engine as _engine
 from xaurora.evaluation import metrics as _metrics
 from xaurora.evaluation.aggregation import AreaMeans
 from xaurora.evaluation.alignment import Forecast
+from xaurora.evaluation.arguments import (
+    LEVELS,
+    SIZES,
+    THRESHOLDS_MM,
+    check_options,
+    resolve_convention,
+    resolve_groups,
+)
 from xaurora.evaluation.attributes import _hash, attributes, described
+from xaurora.evaluation.climatology_fields import ClimatologyFields
 from xaurora.evaluation.jobs import Comparison, make_jobs
 from xaurora.evaluation.layout import to_weatherbench2
 from xaurora.evaluation.sample import Settings
@@ -32,16 +40,6 @@ from xaurora.utils.types import Given
 logger = logging.getLogger("xaurora")
 
 __all__ = ["compare", "evaluate", "to_weatherbench2"]
-
-THRESHOLDS_MM = (0.1, 1.0, 5.0, 10.0, 20.0)
-SIZES = (1, 3, 5, 9)
-LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
-CONVENTIONS = {
-    "weatherbench2": "weatherbench2",
-    "wb2": "weatherbench2",
-    "weatherbenchx": "weatherbenchx",
-    "wbx": "weatherbenchx",
-}
 
 
 def evaluate(ds: xr.Dataset, truth: xr.Dataset, **options: Any) -> xr.Dataset:
@@ -96,30 +94,21 @@ def compare(
     XauroraError
         As for ``evaluate``, and if the forecasts share no init time, lead time or grid.
     """
-    convention = _convention(convention)
-    _check_options(forecasts, engine, thresholds_mm, neighborhood_sizes, quantile_levels, seed)
+    convention = resolve_convention(convention)
+    check_options(forecasts, engine, thresholds_mm, neighborhood_sizes, quantile_levels, seed)
     labels = _metrics.check(metrics)
     explicit = metrics is not None and metrics != "all"
-    by = (by,) if isinstance(by, str) else tuple(by or ())
-    if unknown := [b for b in by if b not in frames.BY]:
-        raise OptionError(
-            f"by={unknown} is no way to group times; valid are {', '.join(map(repr, frames.BY))}.",
-            fix="by='season'",
-        )
+    by = resolve_groups(by)
     read = {label: alignment.read_forecast(ds, accumulate) for label, ds in forecasts.items()}
     read = _in_common(read)
     first = next(iter(read.values()))
     every = {key: item for f in reversed(read.values()) for key, item in f.fields.items()}
     right = truths.read_truth(truth, first, regrid, every)
     keys = alignment.matched_variables(read.values(), right)
-    normals = truths.ClimatologyFields(climatology, first) if climatology is not None else None
+    normals = ClimatologyFields(climatology, first) if climatology is not None else None
     if engine == "weatherbench2":
-        if (
-            by
-            or lead_bins
-            or convention != "weatherbench2"
-            or tuple(thresholds_mm) != THRESHOLDS_MM
-        ):
+        other = by or lead_bins or convention != "weatherbench2"
+        if other or tuple(thresholds_mm) != THRESHOLDS_MM:
             raise OptionError(
                 "engine='weatherbench2' does not support by, lead_bins, thresholds_mm or another"
                 " convention.",
@@ -136,16 +125,8 @@ def compare(
     weights = region_weights.weights(
         first.latitude, first.longitude, regions, right.land(), convention=convention
     )
-    wraps = region_weights.is_circumglobal(first.longitude)
-    order = np.argsort(first.longitude % 360.0).tolist()
-    settings = Settings(
-        tuple(map(float, thresholds_mm)),
-        tuple(map(int, neighborhood_sizes)),
-        tuple(map(float, quantile_levels)),
-        convention,
-        wraps,
-        seed,
-        tuple(order) if convention == "weatherbenchx" and not wraps else (),
+    settings = _settings(
+        first, thresholds_mm, neighborhood_sizes, quantile_levels, convention, seed
     )
     laws = _laws(read, keys, labels, convention, explicit=explicit)
     everything = metrics == "all"
@@ -168,10 +149,7 @@ def compare(
         "bias_map" in labels.values(),
     )
     tables, counts = _engine.run(plan, progress=progress)
-    _say(counts, len(jobs), masked)
-    found = (normals.quantile_levels(key) for key in keys) if normals is not None else ()
-    quantiles = next((q for q in found if q), ())
-    _, bins = frames.lead_groups(first.leads, lead_bins)
+    _log_counts(counts, len(jobs), masked)
     shared = {
         "convention": convention,
         "masked": int(masked),
@@ -179,6 +157,11 @@ def compare(
         "metrics": " ".join(labels),
         **({"by": " ".join(by)} if by else {}),
     }
+    _, bins = frames.lead_groups(first.leads, lead_bins)
+    found = (normals.quantile_levels(key) for key in keys) if normals is not None else ()
+    extra = scores.extra_coords(
+        thresholds_mm, neighborhood_sizes, next((q for q in found if q), ()), quantile_levels
+    )
     out = {}
     for label, table in tables.items():
         scored = {key for key, _ in table.found}
@@ -191,15 +174,36 @@ def compare(
             by,
             bins,
             convention,
-            scores.extra_coords(thresholds_mm, neighborhood_sizes, quantiles, quantile_levels),
+            extra,
             attributes(read[label], first, counts, len(jobs), shared, bins),
         )
         out[label] = scores.build(table, frame)
         if plan.maps:
             out[label] = out[label].assign(_maps(counts["maps"], label, jobs, plan))
         if masked:
-            _say_coverage(label, out[label])
+            _log_coverage(label, out[label])
     return out
+
+
+def _settings(
+    first: Forecast,
+    thresholds_mm: Sequence[float],
+    sizes: Sequence[int],
+    levels: Sequence[float],
+    convention: str,
+    seed: int,
+) -> Settings:
+    wraps = region_weights.is_circumglobal(first.longitude)
+    order = np.argsort(first.longitude % 360.0).tolist()
+    return Settings(
+        tuple(map(float, thresholds_mm)),
+        tuple(map(int, sizes)),
+        tuple(map(float, levels)),
+        convention,
+        wraps,
+        seed,
+        tuple(order) if convention == "weatherbenchx" and not wraps else (),
+    )
 
 
 _OF_DISTRIBUTIONS = {
@@ -225,73 +229,6 @@ def _laws(
         if key in f.fields
     }
     return {place: law for place, law in found.items() if law is not None}
-
-
-def _convention(name: Given) -> str:
-    known = CONVENTIONS.get(str(name).lower().replace("-", "").replace("_", "").replace(" ", ""))
-    if known is None:
-        raise OptionError(
-            f"convention={name!r} is not known; valid values are 'weatherbench2' and"
-            " 'weatherbenchx'.",
-            fix="convention='weatherbench2'",
-        )
-    return known
-
-
-def _check_options(
-    forecasts: Given, which: str, thresholds_mm: Given, sizes: Given, levels: Given, seed: Given
-) -> None:
-    if (
-        not isinstance(forecasts, Mapping)
-        or not forecasts
-        or not all(isinstance(f, xr.Dataset) for f in forecasts.values())
-    ):
-        found = (
-            {k: type(v).__name__ for k, v in forecasts.items()}
-            if isinstance(forecasts, Mapping)
-            else type(forecasts).__name__
-        )
-        raise KindError(
-            f"forecasts must be a dict of Datasets by label, got {found}.",
-            fix="xaurora.compare({'mine': fc, 'persistence': other}, truth)",
-        )
-    if which not in ("xaurora", "weatherbench2"):
-        raise OptionError(
-            f"engine={which!r} is not known; valid values are 'xaurora' and 'weatherbench2'.",
-            fix="engine='xaurora'",
-        )
-    for name, values, good, what, fix in (
-        (
-            "thresholds_mm",
-            thresholds_mm,
-            lambda v: v >= 0,
-            "increasing amounts in mm",
-            "thresholds_mm=(0.1, 1, 5, 10, 20)",
-        ),
-        (
-            "neighborhood_sizes",
-            sizes,
-            lambda v: v >= 1 and v == int(v) and v % 2 == 1,
-            "odd numbers of grid points",
-            "neighborhood_sizes=(1, 3, 5, 9)",
-        ),
-        (
-            "quantile_levels",
-            levels,
-            lambda v: 0 < v < 1,
-            "increasing levels between 0 and 1",
-            "quantile_levels=(0.05, 0.5, 0.95)",
-        ),
-    ):
-        try:
-            numbers = [float(v) for v in values]
-        except (TypeError, ValueError):
-            numbers = []
-        rising = all(b > a for a, b in itertools.pairwise(numbers))
-        if not numbers or not rising or not all(good(v) for v in numbers):
-            raise OptionError(f"{name} must be {what}, got {values!r}.", fix=fix)
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise OptionError(f"seed must be a non-negative integer, got {seed!r}.", fix="seed=0")
 
 
 def _in_common(read: dict[str, Forecast]) -> dict[str, Forecast]:
@@ -435,7 +372,7 @@ def _maps(
     return out
 
 
-def _say(counts: dict[str, Any], jobs: int, masked: bool) -> None:
+def _log_counts(counts: dict[str, Any], jobs: int, masked: bool) -> None:
     if counts["without_truth"]:
         logger.warning(
             "%d of %d forecast fields have no truth at their valid time and are not scored.",
@@ -451,7 +388,7 @@ def _say(counts: dict[str, Any], jobs: int, masked: bool) -> None:
         )
 
 
-def _say_coverage(label: str, ds: xr.Dataset) -> None:
+def _log_coverage(label: str, ds: xr.Dataset) -> None:
     for name, da in ds.data_vars.items():
         if (
             "metric" in da.dims

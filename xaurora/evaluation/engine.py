@@ -20,10 +20,11 @@ from xaurora.distributions import Deterministic, Family
 from xaurora.evaluation import alignment
 from xaurora.evaluation.aggregation import AreaMeans, Table
 from xaurora.evaluation.alignment import Forecast
+from xaurora.evaluation.climatology_fields import ClimatologyFields
 from xaurora.evaluation.sample import Sample, Settings
 from xaurora.evaluation.sanity import check_rain, check_size, own_units
 from xaurora.evaluation.statistics import STATISTICS
-from xaurora.evaluation.truths import ClimatologyFields, Truth
+from xaurora.evaluation.truths import Truth
 from xaurora.fields.found import Field
 from xaurora.utils.progress import progress_bar
 from xaurora.utils.types import Given

@@ -41,7 +41,7 @@ class Frame:
     Parameters
     ----------
     variables : dict
-        Key of the sums → :class:`Described`.
+        Key of the sums → :class:`VariableInfo`.
     regions : list of str
     init_times, leads : ndarray
     labels : dict

@@ -12,7 +12,7 @@ from typing import Any
 
 from xaurora.distributions import Deterministic, Family
 from xaurora.errors import KindError, OptionError, TruthError
-from xaurora.evaluation import alignment, truths
+from xaurora.evaluation import alignment, climatology_fields, truths
 from xaurora.evaluation import metrics as _metrics
 from xaurora.evaluation.alignment import Forecast
 from xaurora.evaluation.engine import Job, Key
@@ -52,7 +52,7 @@ class Comparison:
 
     forecasts: dict[str, Forecast]
     truth: truths.Truth
-    climatology: truths.ClimatologyFields | None
+    climatology: climatology_fields.ClimatologyFields | None
     keys: list[Key]
     labels: dict[str, str]
     explicit: bool
@@ -284,7 +284,7 @@ def _refuse_without_distribution(comparison: Comparison, label: str, needs: str)
             "probability",
             "probabilities",
             rain,
-            "predict(thresholds_mm=(1, 5)), members, or a head's parameters beside tp",
+            "predict(thresholds_mm=(1, 5)), members, or the head's parameters",
         ),
         ("quantile", "quantiles", keys, "predict(quantiles=(0.05, 0.5, 0.95))"),
     ):
@@ -295,7 +295,10 @@ def _refuse_without_distribution(comparison: Comparison, label: str, needs: str)
     if needs == "law" and not any(law(k) and not members(k) for k in keys):
         raise OptionError(
             f"{label} is a score of a distribution, but the forecast has none.",
-            fix="keep the head's parameters beside tp, or metrics='rank_histogram' for members",
+            fix=(
+                "keep the head's parameters in the forecast, or metrics='rank_histogram' for"
+                " members"
+            ),
         )
 
 

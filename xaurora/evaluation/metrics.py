@@ -11,15 +11,29 @@ doi:10.1002/9781119960003, chapters 3 and 7.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from xaurora.errors import OptionError
-
-Means = Mapping[str, np.ndarray]
+from xaurora.evaluation.formulas import (
+    BINS,
+    CONTINGENCY,
+    Means,
+    acc,
+    blur,
+    brier_skill,
+    fss,
+    one,
+    per_bin,
+    reliability,
+    resolution,
+    roc_area,
+    root,
+    uncertainty,
+)
 
 
 @dataclass(frozen=True)
@@ -56,66 +70,9 @@ class Metric:
     suffix: str = ""
 
 
-def _one(name: str) -> Callable[[Means], np.ndarray]:
-    return lambda m: m[name]
-
-
-def _root(name: str) -> Callable[[Means], np.ndarray]:
-    return lambda m: np.sqrt(m[name])
-
-
-def _acc(m: Means) -> np.ndarray:
-    if "anomaly_correlation" in m:
-        return m["anomaly_correlation"]
-    return m["anomaly_covariance"] / np.sqrt(
-        m["squared_forecast_anomaly"] * m["squared_truth_anomaly"]
-    )
-
-
 # --- contingency table: hits a, false alarms b, misses c, correct negatives d ---------------------
 
 
-def _sedi(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """Return the symmetric extremal dependence index.
-
-    Ferro and Stephenson (2011), doi:10.1175/WAF-D-10-05030.1. Rates are kept away from 0 and 1 as
-    in WeatherBench-X.
-    """
-    h, f = np.clip(a / (a + c), 1e-6, 1 - 1e-6), np.clip(b / (b + d), 1e-6, 1 - 1e-6)
-    top = np.log(f) - np.log(h) + np.log(1 - h) - np.log(1 - f)
-    return top / (np.log(f) + np.log(h) + np.log(1 - h) + np.log(1 - f))
-
-
-def _ets(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.ndarray:
-    by_chance = (a + b) * (a + c) / (a + b + c + d)
-    return (a - by_chance) / (a + b + c - by_chance)
-
-
-_COUNTS: dict[str, tuple[Callable[[Any, Any, Any, Any], Any], str, str]] = {
-    "recall": (lambda a, b, c, d: a / (a + c), "high", "probability of detection, a/(a+c)"),
-    "falsealarmrate": (lambda a, b, c, d: b / (a + b), "low", "false alarm ratio, b/(a+b)"),
-    "precision": (lambda a, b, c, d: a / (a + b), "high", "success ratio, a/(a+b)"),
-    "pofd": (lambda a, b, c, d: b / (b + d), "low", "probability of false detection, b/(b+d)"),
-    "csi": (lambda a, b, c, d: a / (a + b + c), "high", "critical success index, a/(a+b+c)"),
-    "ets": (_ets, "high", "equitable threat score, (a−r)/(a+b+c−r), r = (a+b)(a+c)/n"),
-    "hss": (
-        lambda a, b, c, d: 2 * (a * d - b * c) / ((a + c) * (c + d) + (a + b) * (b + d)),
-        "high",
-        "Heidke skill score, 2(ad−bc)/((a+c)(c+d)+(a+b)(b+d))",
-    ),
-    "sedi": (_sedi, "high", "symmetric extremal dependence index"),
-    "f1score": (lambda a, b, c, d: 2 * a / (2 * a + b + c), "high", "2a/(2a+b+c)"),
-    "accuracy": (lambda a, b, c, d: (a + d) / (a + b + c + d), "high", "(a+d)/n"),
-    "frequencybias": (
-        lambda a, b, c, d: (a + b) / (a + c),
-        "one",
-        "forecast over observed frequency, (a+b)/(a+c)",
-    ),
-    "truepositives": (lambda a, b, c, d: a, "", "share of hits, a/n"),
-    "falsepositives": (lambda a, b, c, d: b, "", "share of false alarms, b/n"),
-    "falsenegatives": (lambda a, b, c, d: c, "", "share of misses, c/n"),
-    "truenegatives": (lambda a, b, c, d: d, "", "share of correct negatives, d/n"),
-}
 _FOUR = ("truepositives", "falsepositives", "falsenegatives", "truenegatives")
 
 
@@ -127,93 +84,30 @@ def _of_counts(prefix: str, needs: str, suffix: str) -> dict[str, Metric]:
 
     return {
         prefix + name: Metric(names, formula(function), words, needs, better, "", suffix)
-        for name, (function, better, words) in _COUNTS.items()
+        for name, (function, better, words) in CONTINGENCY.items()
     }
 
 
 # --- probability bins -----------------------------------------------------------------------------
 
-_BINS = ("bin_share", "bin_probability", "bin_observed")
-
-
-def _per_bin(m: Means) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    share = m["bin_share"]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        p = np.where(share > 0, m["bin_probability"] / share, 0.0)
-        o = np.where(share > 0, m["bin_observed"] / share, 0.0)
-    return share, p, o, m["bin_observed"].sum(axis=-1)
-
-
-def _reliability(m: Means) -> np.ndarray:
-    share, p, o, _ = _per_bin(m)
-    return (share * (p - o) ** 2).sum(axis=-1)
-
-
-def _resolution(m: Means) -> np.ndarray:
-    share, _, o, mean = _per_bin(m)
-    return (share * (o - mean[..., None]) ** 2).sum(axis=-1)
-
-
-def _uncertainty(m: Means) -> np.ndarray:
-    mean = m["bin_observed"].sum(axis=-1)
-    return mean * (1.0 - mean)
-
-
-def _roc_area(m: Means) -> np.ndarray:
-    """Return the area under the curve of hit rate over false alarm rate (Mason 1982).
-
-    The warning threshold is lowered one probability bin at a time.
-    """
-    hits = np.flip(m["bin_observed"], -1).cumsum(axis=-1)
-    alarms = np.flip(m["bin_share"] - m["bin_observed"], -1).cumsum(axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        h, f = hits / hits[..., -1:], alarms / alarms[..., -1:]
-    start = np.zeros((*h.shape[:-1], 1))
-    h, f = np.concatenate([start, h], -1), np.concatenate([start, f], -1)
-    return 0.5 * ((h[..., 1:] + h[..., :-1]) * np.diff(f, axis=-1)).sum(axis=-1)
-
-
-def _brier_skill(m: Means) -> np.ndarray:
-    mean = m["bin_observed"].sum(axis=-1)
-    return 1.0 - m["brier"] / (mean * (1.0 - mean))
-
-
-def _fss(m: Means) -> np.ndarray:
-    return 1.0 - m["fractions_error"] / (m["forecast_fractions"] + m["truth_fractions"])
-
-
-def _blur(m: Means) -> np.ndarray:
-    """Return the power of the shorter half of the waves, forecast over truth."""
-    f, y = m["forecast_spectrum"], m["truth_spectrum"]
-    there = np.isfinite(y)
-    longest = np.argmax(
-        np.where(there, np.arange(f.shape[_WAVE]).reshape(-1, *(1,) * (f.ndim - _WAVE - 1)), -1),
-        axis=_WAVE,
-    )
-    number = np.arange(f.shape[_WAVE]).reshape(-1, *(1,) * (f.ndim - _WAVE - 1))
-    short = there & (number > np.expand_dims(longest, _WAVE) / 2)
-    return np.where(short, f, 0.0).sum(_WAVE) / np.where(short, y, 0.0).sum(_WAVE)
-
-
-_WAVE = 3  # axis of the wavenumber in means (group, lead, region, wavenumber[, level])
 
 METRICS: dict[str, Metric] = {
     "rmse": Metric(
         ("squared_error",),
-        _root("squared_error"),
+        root("squared_error"),
         "√ of the mean over init times of the area mean of (f − y)²",
     ),
-    "mse": Metric(("squared_error",), _one("squared_error"), "mean of (f − y)²", units="square"),
-    "mae": Metric(("absolute_error",), _one("absolute_error"), "mean of |f − y|"),
-    "bias": Metric(("error",), _one("error"), "mean of f − y", better="zero"),
+    "mse": Metric(("squared_error",), one("squared_error"), "mean of (f − y)²", units="square"),
+    "mae": Metric(("absolute_error",), one("absolute_error"), "mean of |f − y|"),
+    "bias": Metric(("error",), one("error"), "mean of f − y", better="zero"),
     "rmse_sqrt_before_time_avg": Metric(
         ("root_of_area_mean",),
-        _one("root_of_area_mean"),
+        one("root_of_area_mean"),
         "mean over init times of √ of the area mean of (f − y)²",
     ),
     "acc": Metric(
         ("anomaly_correlation",),
-        _acc,
+        acc,
         "anomaly correlation, Σf'y' / √(Σf'² Σy'²), uncentred",
         "climatology",
         "high",
@@ -221,29 +115,29 @@ METRICS: dict[str, Metric] = {
     ),
     "prediction_activity": Metric(
         ("squared_forecast_anomaly",),
-        _root("squared_forecast_anomaly"),
+        root("squared_forecast_anomaly"),
         "√ of the mean of f'²",
         "climatology",
         "",
     ),
     "truth_activity": Metric(
         ("squared_truth_anomaly",),
-        _root("squared_truth_anomaly"),
+        root("squared_truth_anomaly"),
         "√ of the mean of y'²",
         "climatology",
         "",
     ),
     "seeps": Metric(
-        ("seeps",), _one("seeps"), "stable equitable error in probability space", "seeps", units=""
+        ("seeps",), one("seeps"), "stable equitable error in probability space", "seeps", units=""
     ),
     "crps": Metric(
         ("crps",),
-        _one("crps"),
+        one("crps"),
         "∫ (F(x) − 1{y ≤ x})² dx; of members the fair estimate; of a single value |f − y|",
         "crps",
     ),
-    "crps_skill": Metric(("crps_skill",), _one("crps_skill"), "E|X − y|", "members"),
-    "crps_spread": Metric(("crps_spread",), _one("crps_spread"), "E|X − X'|, fair", "members", ""),
+    "crps_skill": Metric(("crps_skill",), one("crps_skill"), "E|X − y|", "members"),
+    "crps_spread": Metric(("crps_spread",), one("crps_spread"), "E|X − X'|, fair", "members", ""),
     "crps_ensemble": Metric(
         ("crps_skill", "crps_spread_unfair"),
         lambda m: m["crps_skill"] - 0.5 * m["crps_spread_unfair"],
@@ -252,38 +146,41 @@ METRICS: dict[str, Metric] = {
     ),
     "ensemble_mean_mse": Metric(
         ("squared_error_of_mean",),
-        _one("squared_error_of_mean"),
+        one("squared_error_of_mean"),
         "mean of (mean of the members − y)²",
         "members",
         units="square",
     ),
     "ensemble_mean_rmse": Metric(
-        ("squared_error_of_mean",), _root("squared_error_of_mean"), "its root", "members"
+        ("squared_error_of_mean",),
+        root("squared_error_of_mean"),
+        "root mean squared error of the ensemble mean",
+        "members",
     ),
     "mean_rmse": Metric(
         ("squared_error_of_mean",),
-        _root("squared_error_of_mean"),
-        "the same, as WeatherBench-X calls it",
+        root("squared_error_of_mean"),
+        "root mean squared error of the ensemble mean (WeatherBench-X's name)",
         "members",
     ),
     "debiased_ensemble_mean_mse": Metric(
         ("debiased_squared_error",),
-        _one("debiased_squared_error"),
-        "less the part that finite members add, variance / n",
+        one("debiased_squared_error"),
+        "mean squared error of the ensemble mean minus variance / n",
         "members",
         units="square",
     ),
     "unbiased_mean_rmse": Metric(
         ("debiased_squared_error",),
-        _root("debiased_squared_error"),
-        "its root; NaN where chance makes it negative",
+        root("debiased_squared_error"),
+        "root of the debiased mean squared error; NaN where that is negative",
         "members",
     ),
     "ensemble_variance": Metric(
-        ("variance",), _one("variance"), "mean variance of the members", "members", "", "square"
+        ("variance",), one("variance"), "mean variance of the members", "members", "", "square"
     ),
     "ensemble_stddev": Metric(
-        ("variance",), _root("variance"), "its root: the spread", "members", ""
+        ("variance",), root("variance"), "ensemble spread, root of the mean variance", "members", ""
     ),
     "spread_skill_ratio": Metric(
         ("variance", "squared_error_of_mean"),
@@ -303,23 +200,23 @@ METRICS: dict[str, Metric] = {
     ),
     "energy_score": Metric(
         ("energy_score",),
-        _one("energy_score"),
+        one("energy_score"),
         "E‖X − y‖ − ½ E‖X − X'‖, norms over the area",
         "members",
     ),
     "energy_score_skill": Metric(
-        ("energy_score_skill",), _one("energy_score_skill"), "E‖X − y‖", "members"
+        ("energy_score_skill",), one("energy_score_skill"), "E‖X − y‖", "members"
     ),
     "energy_score_spread": Metric(
         ("energy_score_spread",),
-        _one("energy_score_spread"),
+        one("energy_score_spread"),
         "E‖X − X'‖ of neighbouring members",
         "members",
         "",
     ),
     "blur": Metric(
         ("forecast_spectrum", "truth_spectrum"),
-        _blur,
+        blur,
         "power of the shorter half of the zonal waves, forecast over truth; below 1 is blurred",
         "joint",
         "one",
@@ -328,7 +225,7 @@ METRICS: dict[str, Metric] = {
     **_of_counts("", "rain", "_exceed"),
     "brier_score_mm": Metric(
         ("brier",),
-        _one("brier"),
+        one("brier"),
         "Brier score, mean of (p − 1{y > t})²",
         "probability",
         units="",
@@ -336,15 +233,15 @@ METRICS: dict[str, Metric] = {
     ),
     "debiased_brier_score_mm": Metric(
         ("debiased_brier",),
-        _one("debiased_brier"),
-        "less p(1 − p)/(n − 1) for n members",
+        one("debiased_brier"),
+        "Brier score minus p(1 − p)/(n − 1) for n members",
         "members rain",
         units="",
         suffix="_exceed",
     ),
     "brier_skill": Metric(
-        ("brier", *_BINS),
-        _brier_skill,
+        ("brier", *BINS),
+        brier_skill,
         "1 − Brier / (ō(1 − ō)): against the frequency of the truth itself",
         "probability",
         "high",
@@ -352,20 +249,20 @@ METRICS: dict[str, Metric] = {
         "_exceed",
     ),
     "brier_reliability": Metric(
-        _BINS,
-        _reliability,
+        BINS,
+        reliability,
         "Σ n(p − o)² over bins (Murphy 1973)",
         "probability",
         units="",
         suffix="_exceed",
     ),
     "brier_resolution": Metric(
-        _BINS, _resolution, "Σ n(o − ō)²", "probability", "high", "", "_exceed"
+        BINS, resolution, "Σ n(o − ō)²", "probability", "high", "", "_exceed"
     ),
-    "brier_uncertainty": Metric(_BINS, _uncertainty, "ō(1 − ō)", "probability", "", "", "_exceed"),
+    "brier_uncertainty": Metric(BINS, uncertainty, "ō(1 − ō)", "probability", "", "", "_exceed"),
     "roc_area": Metric(
-        _BINS,
-        _roc_area,
+        BINS,
+        roc_area,
         "area under the ROC curve; ½ is chance",
         "probability",
         "high",
@@ -374,7 +271,7 @@ METRICS: dict[str, Metric] = {
     ),
     "fss": Metric(
         ("fractions_error", "forecast_fractions", "truth_fractions"),
-        _fss,
+        fss,
         "fractions skill score, 1 − Σ(pf − po)² / (Σpf² + Σpo²)",
         "rain joint",
         "high",
@@ -384,7 +281,7 @@ METRICS: dict[str, Metric] = {
     **_of_counts("quantile_", "normal_quantiles", "_exceed_quantile"),
     "quantile_coverage": Metric(
         ("quantile_coverage",),
-        _one("quantile_coverage"),
+        one("quantile_coverage"),
         "share of the truth at or below the forecast's quantile",
         "quantile",
         "",
@@ -393,14 +290,14 @@ METRICS: dict[str, Metric] = {
     ),
     "quantile_score": Metric(
         ("quantile_score",),
-        _one("quantile_score"),
+        one("quantile_score"),
         "mean of (τ − 1{y < q})(y − q)",
         "quantile",
         suffix="_quantile_score",
     ),
     "reliability": Metric(
-        _BINS,
-        lambda m: _per_bin(m)[2],
+        BINS,
+        lambda m: per_bin(m)[2],
         "observed frequency by forecast probability",
         "probability",
         "",
@@ -409,7 +306,7 @@ METRICS: dict[str, Metric] = {
     ),
     "rank_histogram": Metric(
         ("ranks",),
-        _one("ranks"),
+        one("ranks"),
         "share of the truth by rank among the members",
         "members",
         "",
@@ -418,7 +315,7 @@ METRICS: dict[str, Metric] = {
     ),
     "pit": Metric(
         ("pit",),
-        _one("pit"),
+        one("pit"),
         "share of the truth by its probability integral transform",
         "law",
         "",
@@ -427,7 +324,7 @@ METRICS: dict[str, Metric] = {
     ),
     "intensity": Metric(
         ("forecast_intensity", "truth_intensity"),
-        _one("forecast_intensity"),
+        one("forecast_intensity"),
         "share of the area by amount",
         "rain",
         "",
@@ -444,7 +341,7 @@ METRICS: dict[str, Metric] = {
     ),
     "spectrum": Metric(
         ("forecast_spectrum", "truth_spectrum"),
-        _one("forecast_spectrum"),
+        one("forecast_spectrum"),
         "zonal power by wavenumber",
         "joint",
         "",
@@ -467,7 +364,7 @@ STANDARD = (
     "ensemble_stddev",
     "spread_skill_ratio",
     "debiased_ensemble_mean_mse",
-    *_COUNTS,
+    *CONTINGENCY,
     "brier_score_mm",
 )
 """Metrics computed by default: all that need only one pass over the fields."""

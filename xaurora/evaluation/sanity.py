@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _NEGATIVE = -1e-5  # m; what lies above is noise of packing
 
 
-# m in six hours: no rain, but millimetres that are said to be metres (the record of 12 h is 1.1 m)
+# m in six hours: no rain, but millimetres labelled as metres (the record of 12 h is 1.1 m)
 _MOST = 3.0
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from xaurora.evaluation import formulas
 from xaurora.evaluation import metrics as _metrics
 from xaurora.evaluation.aggregation import Table
 from xaurora.evaluation.carried import carried_coords
@@ -44,7 +45,6 @@ def build(table: Table, frame: Frame) -> xr.Dataset:
         None if frame.lead_bins is None else {k: (v[0], v[1]) for k, v in frame.lead_bins.items()},
     )
     whole = table.sums(to, leads)
-    count = (len(values), int(leads.max()) + 1)
     lead_dim = "lead_time" if frame.lead_bins is None else "lead_bin"
     data: dict[str, Any] = {}
     suffixes = list(dict.fromkeys(_metrics.METRICS[m].suffix for m in frame.labels.values()))
@@ -63,27 +63,27 @@ def build(table: Table, frame: Frame) -> xr.Dataset:
                 value = _metrics.compute(name, {n: means[n] for n in needed})
                 extra = _extra_dims(suffix, dims[needed[0]])
                 full = (*_axes(frame, lead_dim), *extra, *(("level",) if variable.levels else ()))
-                value = _arranged(value, count, full, frame, variable, all_levels)
+                value = _arranged(value, frame, variable, all_levels)
                 if suffix in _SHARED:
                     present.setdefault(variable.name + suffix, []).append((label, value, full))
                 else:
                     out = variable.name + suffix if label == name else f"{variable.name}_{label}"
-                    data[out] = (full, value, _attrs(variable, metric, label))
+                    data[out] = (full, value, _attrs(variable, metric))
                     for beside, statistic, words in COMPANIONS.get(suffix, ()):
                         other = (
                             means[statistic]
                             if statistic
-                            else _metrics._per_bin({n: means[n] for n in needed})[1]
+                            else formulas.per_bin({n: means[n] for n in needed})[1]
                         )
-                        share = _arranged(other, count, full, frame, variable, all_levels)
+                        share = _arranged(other, frame, variable, all_levels)
                         data[f"{variable.name}_{beside}"] = (
                             full,
                             share,
-                            {**_attrs(variable, metric, beside), "long_name": words},
+                            {**_attrs(variable, metric), "long_name": words},
                         )
         if frame.attrs.get("masked") and "coverage" in means:
             full = (*_axes(frame, lead_dim), *(("level",) if variable.levels else ()))
-            value = _arranged(means["coverage"], count, full, frame, variable, all_levels)
+            value = _arranged(means["coverage"], frame, variable, all_levels)
             present.setdefault(variable.name, []).append(("coverage", value, full))
     order = [*plain, "coverage"]
     there = {label for rows in present.values() for label, _, _ in rows}
@@ -141,8 +141,6 @@ def _axes(frame: Frame, lead_dim: str) -> tuple[str, ...]:
 
 def _arranged(
     value: np.ndarray,
-    count: tuple[int, int],
-    dims: tuple[str, ...],
     frame: Frame,
     variable: VariableInfo,
     all_levels: tuple[float, ...],
@@ -170,7 +168,7 @@ def _levels(frame: Frame) -> tuple[float, ...]:
     return (*longest, *dict.fromkeys(more))
 
 
-def _attrs(variable: VariableInfo, metric: _metrics.Metric, label: str) -> dict[str, Any]:
+def _attrs(variable: VariableInfo, metric: _metrics.Metric) -> dict[str, Any]:
     units = {
         "own": variable.units,
         "square": f"({variable.units})2" if variable.units else "",
@@ -249,6 +247,3 @@ def extra_coords(
             {"units": "mm", "long_name": "lower end of the amount"},
         ),
     }
-
-
-# --- area means carried by scores -----------------------------------------------------------------

@@ -360,9 +360,3 @@ def _interval(
         axis=0, ddof=1
     )
     return here, here - half, here + half
-
-
-def is_significant(result: xr.DataArray) -> xr.DataArray:
-    """Return whether the interval excludes zero."""
-    low, high = result.sel(estimate="low"), result.sel(estimate="high")
-    return (low > 0) | (high < 0)

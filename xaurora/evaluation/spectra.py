@@ -48,7 +48,7 @@ def power(s: Sample, areas: AreaMeans, *, forecast: bool) -> tuple[np.ndarray, n
     width = fields.shape[-1] // 2 + 1
     out = np.full((len(areas.names), width, *fields.shape[1:-2]), np.nan)
     for r, rows, columns, weight in areas.boxes:
-        order = _in_order(columns, fields.shape[-1], wraps=s.settings.wraps)
+        order = _in_order(columns, wraps=s.settings.wraps)
         circle = s.settings.wraps and len(columns) == fields.shape[-1]
         spectrum = zonal_power(fields[..., rows, :][..., order], circle=circle)
         mean = np.tensordot(
@@ -58,7 +58,7 @@ def power(s: Sample, areas: AreaMeans, *, forecast: bool) -> tuple[np.ndarray, n
     return out, np.ones_like(out)
 
 
-def _in_order(columns: np.ndarray, width: int, *, wraps: bool) -> np.ndarray:
+def _in_order(columns: np.ndarray, *, wraps: bool) -> np.ndarray:
     """Return the columns of a box from west to east, also if it crosses the edge of the array."""
     gaps = np.flatnonzero(np.diff(columns) > 1)
     if len(gaps) == 0 or not wraps:

@@ -13,7 +13,8 @@ import xarray as xr
 
 from xaurora.errors import MissingExtraError, OptionError
 from xaurora.evaluation.alignment import Forecast
-from xaurora.evaluation.truths import ClimatologyFields, Truth
+from xaurora.evaluation.climatology_fields import ClimatologyFields
+from xaurora.evaluation.truths import Truth
 from xaurora.fields.grid import regions as _regions
 from xaurora.fields.grid.regions import RegionLike
 

@@ -35,7 +35,7 @@ def check_plausible(fields: Fields) -> None:
 
 
 def warn_implausible(fields: Fields) -> None:
-    """Log what :func:`refuse_implausible` would raise, as a warning.
+    """Log the error of :func:`check_plausible` as a warning.
 
     Forecasts use it: they are made even if the units look wrong.
     """

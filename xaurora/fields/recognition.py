@@ -85,9 +85,6 @@ def recognise(ds: xr.Dataset) -> Recognition:
     return found
 
 
-# --- axes -----------------------------------------------------------------------------------------
-
-
 # --- variables ------------------------------------------------------------------------------------
 
 
@@ -152,7 +149,8 @@ def _find_fields(ds: xr.Dataset, found: Recognition) -> None:
 
 def _refuse_one_level(name: str, level: str) -> None:
     raise LevelError(
-        f"'{name}' is on a single level, which is no longer a dimension.",
+        f"'{name}' is on a single level, and its level is a scalar coordinate instead of a"
+        " dimension.",
         fix=f"select with a list, which keeps the dimension: ds.sel({level}=[...])",
     )
 

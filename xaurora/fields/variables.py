@@ -57,8 +57,6 @@ class Variable:
         Other long names in ARCO-ERA5, which defines SI units for them.
     accumulated : bool
         Whether values are sums over a period that ends at the time.
-    nonnegative : bool
-        Whether negative values are noise of packing.
     masked : bool
         Whether values are missing over land or sea.
     bounds : tuple of float, optional
@@ -77,7 +75,6 @@ class Variable:
     standard_names: tuple[str, ...] = ()
     long_aliases: tuple[str, ...] = ()
     accumulated: bool = False
-    nonnegative: bool = False
     masked: bool = False
     bounds: tuple[float, float] | None = None
     plausible: tuple[float, float] = (float("-inf"), float("inf"))
@@ -354,7 +351,6 @@ TABLE: tuple[Variable, ...] = (
         ),
         long_aliases=("total_precipitation",),
         accumulated=True,
-        nonnegative=True,
         plausible=(-1e-4, 0.5),
     ),
 )

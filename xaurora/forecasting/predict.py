@@ -209,7 +209,7 @@ def _module(model: ResolvedModel, needs: Needs, fields: Fields, progress: bool) 
         return model.tuned.model
     if model.instance is not None:
         return AuroraWithHead(model.instance)
-    if model.spec is not None and model.spec.uses_what_is_there:
+    if model.spec is not None and model.spec.adapts_to_data:
         logger.warning(
             "model=%r has random weights: it only tests that the data work, and its output is"
             " not a forecast.",

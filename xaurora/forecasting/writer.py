@@ -24,7 +24,7 @@ from xaurora.model.heads import HeadSet
 logger = logging.getLogger("xaurora")
 
 
-_NOT_SIGNED = ("xaurora_versions", "xaurora_base_note")  # say nothing about the values
+_NOT_SIGNED = ("xaurora_versions", "xaurora_base_note")  # do not affect the values
 
 
 class Writer:
@@ -273,6 +273,3 @@ _IN_UNITS = {
 def _clean(attrs: dict[str, Any]) -> dict[str, Any]:
     """Return the attributes that still apply to a forecast, without those of GRIB messages."""
     return {k: v for k, v in attrs.items() if not k.startswith("GRIB_")}
-
-
-# --- a store, one init time after another ---------------------------------------------------------

@@ -40,8 +40,8 @@ def needs_of_instance(base: Aurora, name: str = "given") -> Needs:
     hours = base.timestep.total_seconds() / 3600.0
     if hours != TIMESTEP_HOURS or base.variable_lead_time:
         raise OptionError(
-            f"{type(base).__name__} makes steps of {hours:g} hours"
-            + (" and takes lead times" if base.variable_lead_time else "")
+            f"{type(base).__name__} has a time step of {hours:g} hours"
+            + (" and takes lead times as an argument" if base.variable_lead_time else "")
             + f", but only fixed steps of {TIMESTEP_HOURS} hours are supported.",
             fix="model='small' or 'base'",
         )
@@ -82,8 +82,8 @@ class AuroraWithHead(torch.nn.Module):
     head : torch.nn.Module, optional
         Maps latents ``(b, c, hp, wp, d)`` to ``(b, n, h, w)``, by target.
     inputs : dict, optional
-        Targets that the encoder takes as well (:func:`extend`), with the form they enter in. In a
-        rollout the head's mean is fed back.
+        Targets that the encoder takes as well (:func:`add_inputs`), with the form they enter in.
+        In a rollout the head's mean is fed back.
     adapter : Adapter, optional
         The adapter installed in the base (:mod:`xaurora.model.adapters`).
     window : Window, optional
@@ -171,7 +171,7 @@ class AuroraWithHead(torch.nn.Module):
             found.append(self._windowed(x, patch_res))
             return dataclasses.replace(batch, surf_vars={}, atmos_vars={})
 
-        # For the length of the call the decoder hands out its input and decodes nothing.
+        # During this call, the decoder returns its input without decoding it.
         with replaced_forward(self.base.decoder, take_latents):
             self.base(as_stock_batch(batch))
         return found[0]

@@ -268,7 +268,7 @@ def to_batch(fields: Fields, init_times: Sequence[np.datetime64]) -> Batch:
     ----------
     fields : Fields
         Canonical fields, reduced to the model's variables, levels and patches
-        (:func:`xaurora.fields.requirements.fit`).
+        (:func:`xaurora.fields.requirements.select_and_crop`).
     init_times : sequence of datetime64
         Times that have their history (:func:`resolve_times`).
 
@@ -276,7 +276,7 @@ def to_batch(fields: Fields, init_times: Sequence[np.datetime64]) -> Batch:
     -------
     aurora.Batch
         ``surf_vars`` ``(b, 2, h, w)``, ``static_vars`` ``(h, w)``, ``atmos_vars`` ``(b, 2, c, h,
-        w)``, SI units, float32. It is a :class:`PlacedBatch` if the domain crosses Greenwich.
+        w)``, SI units, float32. It is a :class:`GreenwichBatch` if the domain crosses Greenwich.
     """
     frames = {
         t: frame(fields, t) for t in sorted({t for init in init_times for t in (init - STEP, init)})

@@ -83,7 +83,8 @@ class Loader:
     Parameters
     ----------
     fields : Fields
-        Fields reduced to what the model takes (:func:`xaurora.fields.requirements.fit`).
+        Fields reduced to what the model takes
+        (:func:`xaurora.fields.requirements.select_and_crop`).
     targets : dict of DataArray
         By name, ``(time, h, w)``, canonical units, on the same grid.
     scored : Fields, optional

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 class LiveBytes(TorchDispatchMode):
     """Count the storage of every tensor that an operation creates, until it is freed.
 
-    Scratch memory inside an operation is not counted. With fake tensors (:func:`imagined`) nothing
+    Scratch memory inside an operation is not counted. With fake tensors (:func:`fake_copy`) nothing
     is computed or allocated, and the count is the same. A boolean test on values, such as whether
     all latitudes are in range, then gives True, so that the computation continues.
 

@@ -38,8 +38,8 @@ class ModelSpec:
         What ``check()`` notes about it.
     label : str
         What a scorecard adds to its name.
-    uses_what_is_there : bool
-        Whether it takes whatever variables the data have.
+    adapts_to_data : bool
+        Whether it is built for the variables in the data.
     lead_step_hours : int
         Hours between its forecasts.
     takes_lead_times, has_members : bool
@@ -60,7 +60,7 @@ class ModelSpec:
     first_unseen_year: int | None = None
     caveat: str = ""
     label: str = ""
-    uses_what_is_there: bool = False
+    adapts_to_data: bool = False
     lead_step_hours: int = variables.TIMESTEP_HOURS
     takes_lead_times: bool = False
     has_members: bool = False
@@ -81,6 +81,7 @@ class ModelSpec:
             (self.derived_inputs, f"needs computed inputs ({', '.join(self.derived_inputs)})"),
             (self.static_file, f"needs a static file of its own ({self.static_file})"),
             (self.takes_lead_times, f"has {self.lead_step_hours}-hourly lead times"),
+            (self.log_scaled, f"scales {', '.join(self.log_scaled)} by a logarithm"),
             (self.has_members, "draws its own members"),
             (self.output_only, f"predicts {len(self.output_only)} variables that it does not read"),
         ]
@@ -114,7 +115,7 @@ _SPECS = (
         parameters=4_000_000,
         width=128,
         label="a toy made here",
-        uses_what_is_there=True,
+        adapts_to_data=True,
     ),
     ModelSpec(
         "tiny-pretrained",
@@ -190,8 +191,8 @@ def spec_of(name: object) -> ModelSpec:
         )
     if spec is None:
         raise OptionError(
-            f"there is no model {name!r}; valid are {', '.join(map(repr, NAMES))}, a tuned model or"
-            " its path, or an aurora.Aurora.",
+            f"there is no model {name!r}; valid values are {', '.join(map(repr, NAMES))}, a tuned"
+            " model or its path, or an aurora.Aurora.",
             fix="model='small'",
         )
     return spec
@@ -207,7 +208,7 @@ def needs_of(name: object, fields: Fields | None = None, without: Sequence[str] 
     fields : Fields, optional
         The data; ``tiny``, which is built for them, takes the variables and levels that they have.
     without : sequence of str
-        Variables that are to be learnt, and are therefore no input.
+        Targets, which are therefore not inputs.
 
     Raises
     ------
@@ -217,7 +218,7 @@ def needs_of(name: object, fields: Fields | None = None, without: Sequence[str] 
         The data hold no surface, static or pressure-level variable at all.
     """
     spec = spec_of(name)
-    if not spec.uses_what_is_there or fields is None:
+    if not spec.adapts_to_data or fields is None:
         return spec.needs
     known = tuple(level for level in fields.levels if level in variables.LEVELS)
     needs = replace(

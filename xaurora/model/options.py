@@ -22,7 +22,7 @@ check_precision = checks.one_of(*PRECISIONS)
 def _known_strategy(name: str, value: object) -> str:
     if not isinstance(value, str) or value not in STRATEGIES:
         raise OptionError(
-            f"there is no strategy {value!r}; valid are {', '.join(map(repr, STRATEGIES))}.",
+            f"there is no strategy {value!r}; valid values are {', '.join(map(repr, STRATEGIES))}.",
             fix="strategy='frozen'",
         )
     return value

@@ -60,7 +60,7 @@ class ResolvedModel:
         ----------
         fields : Fields
         without : sequence of str
-            Variables that are to be learnt, and are therefore no input.
+            Targets, which are therefore not inputs.
         """
         if self.tuned is not None:
             return self.tuned.needs
@@ -87,7 +87,7 @@ def resolve(model: object, weights: str | Path | None = None) -> ResolvedModel:
         spec = models.spec_of(model)
         if weights is not None and spec.built_here:
             raise OptionError(
-                f"weights= belongs to a pretrained model, and {model!r} is made here.",
+                f"weights= applies to pretrained models, but model={model!r} needs none.",
                 fix="model='small', weights='file.ckpt'",
             )
         return ResolvedModel(model, weights=weights)
@@ -102,7 +102,7 @@ def resolve(model: object, weights: str | Path | None = None) -> ResolvedModel:
         models.spec_of(model)  # raises
     if weights is not None:
         raise OptionError(
-            "weights= belongs to a named model, and one with weights was given.",
+            "weights= applies to a model given by name, but model= is an object with weights.",
             fix=(
                 "model='small', weights='file.ckpt'; for a tuned model xaurora.load(path,"
                 " weights='file.ckpt')"

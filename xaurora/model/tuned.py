@@ -9,8 +9,6 @@ pickled.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,14 +21,14 @@ from xaurora.errors import CheckpointError, OptionError
 from xaurora.fields.requirements import Needs
 from xaurora.fields.targets import InputForm
 from xaurora.model import adapters, strategies
-from xaurora.model.aurora import AuroraWithHead, add_inputs
+from xaurora.model.artefact import base_of, hash_file, read_json, write_json
+from xaurora.model.aurora import AuroraWithHead
 from xaurora.model.card import describe_strategy, model_card
 from xaurora.model.hashing import state_hash
 from xaurora.model.heads import DistributionHead, HeadSet, from_config
-from xaurora.model.tiny import TinyAurora, build_tiny
-from xaurora.model.weights import compare_keys, load_pretrained, model_class, read_state
+from xaurora.model.tiny import TinyAurora
+from xaurora.model.weights import compare_keys, read_state
 from xaurora.utils import storage
-from xaurora.utils.types import Given
 
 FORMAT = 3
 _READS = (2, 3)  # format 2 has no adapters
@@ -258,7 +256,7 @@ class TunedAurora:
             if isinstance(base, TinyAurora)
             else {}
         )
-        _dump(
+        write_json(
             folder / "normalisation.json",
             {
                 "base": own or "Aurora's own",
@@ -267,9 +265,9 @@ class TunedAurora:
                 },
             },
         )
-        _dump(folder / "history.json", self.history)
+        write_json(folder / "history.json", self.history)
         files = {
-            str(p.relative_to(folder)): _hash_file(p)
+            str(p.relative_to(folder)): hash_file(p)
             for p in sorted(folder.rglob("*"))
             if p.suffix in (".safetensors", ".json")
         }
@@ -281,7 +279,7 @@ class TunedAurora:
             "needs": asdict(self.needs),
             "files": files,
         }
-        _dump(folder / "config.json", config)
+        write_json(folder / "config.json", config)
         (folder / "README.md").write_text(model_card(self.config, self.needs), encoding="utf-8")
 
 
@@ -323,7 +321,7 @@ def load(
             raise CheckpointError(
                 f"'{folder}' lacks the file '{name}'.", fix="copy the whole folder again"
             )
-        if _hash_file(file) != expected:
+        if hash_file(file) != expected:
             raise CheckpointError(
                 f"'{file}' is damaged: its SHA-256 differs from that of the saved file.",
                 fix="copy the whole folder again",
@@ -344,7 +342,7 @@ def load(
         )  # its encoder gets more inputs, and the caller's base must not change
     if config.get("adapter") and base is not None:
         base = copy.deepcopy(base)
-    model_base, adapter = _base(config, folder, needs, weights, base, inputs)
+    model_base, adapter = base_of(config, folder, needs, weights, base, inputs)
     heads = HeadSet({name: from_config(info["head"]) for name, info in config["targets"].items()})
     state = read_state(folder / "head.safetensors")
     embeddings = {k.removeprefix(_INPUT): state.pop(k) for k in list(state) if k.startswith(_INPUT)}
@@ -372,125 +370,9 @@ def _folder(path: Path) -> Path:
     )
 
 
-def _base(
-    config: dict[str, Any],
-    folder: Path,
-    needs: Needs,
-    weights: str | Path | None,
-    given: Aurora | None,
-    inputs: dict[str, InputForm],
-) -> tuple[Any, adapters.Adapter | None]:
-    """Return the base with its adapter installed, and the adapter."""
-    model = _plain_base(config, folder, needs, weights, given, inputs)
-    made = config.get("adapter")
-    return model, adapters.load(model, made, folder) if made else None
-
-
-def _plain_base(
-    config: dict[str, Any],
-    folder: Path,
-    needs: Needs,
-    weights: str | Path | None,
-    given: Aurora | None,
-    inputs: dict[str, InputForm],
-) -> Aurora:
-    info = config["base"]
-    if info["saved"]:
-        stats = read_json(folder / "normalisation.json")["base"]
-        state = read_state(folder / "model.safetensors")
-        if stats != "Aurora's own":
-            surface = {k: (float(v[0]), float(v[1])) for k, v in stats["surface"].items()}
-            atmos = {
-                k: {lv: (float(p[0]), float(p[1])) for lv, p in by.items()}
-                for k, by in stats["atmos"].items()
-            }
-            model = build_tiny(needs, {k: v for k, v in surface.items() if k not in inputs}, atmos)
-        elif given is not None:
-            model = copy.deepcopy(given)  # the caller's model must keep its own weights
-        elif info["name"] == "given":
-            raise CheckpointError(
-                f"'{folder}' was tuned from a model that was given as an object of class"
-                f" {info['class']}, which must be passed again.",
-                fix="xaurora.load(path, base=a model of that class)",
-            )
-        else:
-            model = model_class(info["name"])()
-        add_inputs(model, inputs)
-        if not info.get("lora", True):
-            adapters.remove_lora(model)  # the class has a LoRA, which was merged into the weights
-        compare_keys(model.state_dict(), state, f"weights in '{folder}'", type(model).__name__)
-        model.load_state_dict(state)
-        return model
-    if given is not None:
-        model = given
-    elif info["name"] == "given":
-        raise CheckpointError(
-            f"'{folder}' holds only the head, tuned on a model that was given as an object.",
-            fix="xaurora.load(path, base=that model)",
-        )
-    else:
-        model = load_pretrained(info["name"], weights)
-    found = state_hash(model)
-    if found != info["hash"]:
-        raise CheckpointError(
-            f"the base model has other weights than the one that '{folder}' was tuned on (expected"
-            f" {info['hash'][:19]}…, found {found[:19]}…).",
-            fix="pass the checkpoint it was tuned on: xaurora.load(path, weights='file.ckpt')",
-        )
-    return model
-
-
 def _needs(config: dict[str, Any]) -> Needs:
     lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
     return Needs(**lists)
-
-
-def describe_base(
-    base: Aurora,
-    name: str,
-    *,
-    saved: bool,
-    original_hash: str,
-    adapter: adapters.Adapter | None = None,
-) -> dict[str, Any]:
-    """Return the entry ``base`` of the config."""
-    own = (
-        adapter is None or adapter.own or adapter.peft is not None
-    )  # without an adapter of this package, a LoRA in the base is its own
-    return {
-        "name": name,
-        "class": f"{type(base).__module__}.{type(base).__qualname__}",
-        "hash": original_hash,
-        "saved": saved,
-        "lora": own and adapters.lora_options(base) is not None,
-    }
-
-
-def _dump(path: Path, value: Given) -> None:
-    path.write_text(
-        json.dumps(value, indent=1, allow_nan=True, default=float) + "\n", encoding="utf-8"
-    )
-
-
-def read_json(path: Path) -> Any:
-    """Return what a JSON file of an artefact holds.
-
-    Raises
-    ------
-    CheckpointError
-        If it is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"'{path}' is missing or damaged: {error}", fix="copy the whole folder again"
-        ) from error
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 _last: TunedAurora | None = None

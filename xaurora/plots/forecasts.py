@@ -199,17 +199,17 @@ def _triptych(
         name=name,
         attrs=da.attrs,
     )
-    axes = ax
-    if axes is None:
-        _, axes = pyplot().subplots(1, 3, figsize=(15, 3.8), layout="constrained", sharey=True)
+    panels = ax
+    if panels is None:
+        _, panels = pyplot().subplots(1, 3, figsize=(15, 3.8), layout="constrained", sharey=True)
     low, high = float(np.nanmin([f, y])), float(np.nanmax([f, y]))
     aloft = f" {float(da['level']):g} hPa" if "level" in da.coords else ""
-    field(like, title=f"forecast of {name}{aloft}, {stamp}", limits=(low, high), ax=axes[0])
-    field(like.copy(data=y), title="truth", limits=(low, high), ax=axes[1])
-    field(like.copy(data=f - y), title="forecast − truth", symmetric=True, ax=axes[2])
-    for later in axes[1:]:
+    field(like, title=f"forecast of {name}{aloft}, {stamp}", limits=(low, high), ax=panels[0])
+    field(like.copy(data=y), title="truth", limits=(low, high), ax=panels[1])
+    field(like.copy(data=f - y), title="forecast − truth", symmetric=True, ax=panels[2])
+    for later in panels[1:]:
         later.set_ylabel("")
-    return axes
+    return panels
 
 
 def models(

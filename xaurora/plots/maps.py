@@ -132,7 +132,7 @@ def field(
     ax.set_xlabel("longitude")
     ax.set_ylabel("latitude")
     ax.set_title(title, fontsize=10)
-    coastlines(ax, longitude, da[lat].values)
+    coastlines(ax)
     if bar:
         ax.figure.colorbar(
             mesh, ax=ax, label="" if units == "1" else units, shrink=0.85, extend=extend
@@ -140,7 +140,7 @@ def field(
     return ax
 
 
-def coastlines(ax: AnyAxes, longitude: np.ndarray, latitude: np.ndarray) -> None:
+def coastlines(ax: AnyAxes) -> None:
     """Draw coastlines into a map in degrees, or nothing if they are not available.
 
     Cartopy is an optional dependency. It downloads its 1:110 million coastlines once and then reads

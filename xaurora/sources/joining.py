@@ -44,7 +44,7 @@ def combine(pieces: list[xr.Dataset]) -> xr.Dataset:
             and each.axes.get("time")
         ):
             raise bad[0]  # without times these fields would be treated as static
-    dynamic = [i for i, r in enumerate(found) if _is_dynamic(pieces[i], r)]
+    dynamic = [i for i, r in enumerate(found) if _is_dynamic(r)]
     if not dynamic:
         return (
             pieces[0]
@@ -71,7 +71,7 @@ def combine(pieces: list[xr.Dataset]) -> xr.Dataset:
     )
 
 
-def _is_dynamic(piece: xr.Dataset, found: Recognition) -> bool:
+def _is_dynamic(found: Recognition) -> bool:
     if found.times is None:
         return False
     return any(kind != "static" for kind, _ in found.fields) or (

@@ -5,10 +5,13 @@ default two columns eastward per step, and evolve as AR(1) processes. A determin
 pressure and wind, B the moisture on pressure levels. Rain depends on ``W = 1.2 A + 0.9 B`` at the
 same time, with independent noise at every grid point. Given the state at init time, W six hours
 later is normal with known mean and standard deviation, so that the distribution of rain is known
-exactly: see :class:`Law`.
+exactly: see :class:`~xaurora.sources.laws.Law`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -103,26 +106,7 @@ def synthetic(
         )
     drift = MOTIONS[motion]
     first = _first(start)
-    whole = (
-        times,
-        seed,
-        *(shape if isinstance(shape, tuple | list) and len(shape) == 2 else ("", "")),
-    )
-    if (
-        not all(isinstance(v, int | np.integer) and not isinstance(v, bool) for v in whole)
-        or seed < 0
-    ):
-        raise OptionError(
-            "times and seed must be integers, shape a pair of integers, and seed at least 0, got"
-            f" times={times!r}, seed={seed!r}, shape={shape!r}.",
-            fix="xaurora.synthetic(shape=(32, 64), times=400, seed=0)",
-        )
-    if times < 1 or min(shape) < 4 or not levels:
-        raise OptionError(
-            "at least 1 time, 4 × 4 grid points and 1 level are needed, got"
-            f" times={times}, shape={shape}, levels={levels}.",
-            fix="xaurora.synthetic()",
-        )
+    _check_sizes(shape, times, levels, seed)
     rng = np.random.default_rng(seed)
     rows, columns = shape
     lat = 90.0 - (np.arange(rows) + 0.5) * 180.0 / rows
@@ -144,6 +128,71 @@ def synthetic(
         w = MEMORY * np.roll(before, drift, axis=-1)
     tp = law.sample(w, rng)
 
+    data = _variables(
+        a,
+        b,
+        tp,
+        warmth=np.cos(np.deg2rad(lat)),
+        levels=levels,
+        hills=_smooth_noise(rng, shape, 3.0),
+    )
+    coords = {
+        "time": ("time", time, {"standard_name": "time"}),
+        "level": (
+            "level",
+            np.asarray(levels, dtype=float),
+            {"units": "hPa", "standard_name": "air_pressure", "positive": "down"},
+        ),
+        "latitude": ("latitude", lat, {"units": "degrees_north", "standard_name": "latitude"}),
+        "longitude": ("longitude", lon, {"units": "degrees_east", "standard_name": "longitude"}),
+    }
+    attrs = {
+        "title": "Synthetic fields with a known distribution of rain (xaurora.synthetic)",
+        "rain_law": rain,
+        "motion": motion,
+        "seed": seed,
+        "Conventions": "CF-1.11",
+    }
+    return xr.Dataset(data, coords, attrs)
+
+
+def _check_sizes(shape: Given, times: Given, levels: Given, seed: Given) -> None:
+    whole = (
+        times,
+        seed,
+        *(shape if isinstance(shape, tuple | list) and len(shape) == 2 else ("", "")),
+    )
+    if (
+        not all(isinstance(v, int | np.integer) and not isinstance(v, bool) for v in whole)
+        or seed < 0
+    ):
+        raise OptionError(
+            "times and seed must be integers, shape a pair of integers, and seed at least 0, got"
+            f" times={times!r}, seed={seed!r}, shape={shape!r}.",
+            fix="xaurora.synthetic(shape=(32, 64), times=400, seed=0)",
+        )
+    if times < 1 or min(shape) < 4 or not levels:
+        raise OptionError(
+            "at least 1 time, 4 × 4 grid points and 1 level are needed, got"
+            f" times={times}, shape={shape}, levels={levels}.",
+            fix="xaurora.synthetic()",
+        )
+
+
+def _variables(
+    a: np.ndarray,
+    b: np.ndarray,
+    tp: np.ndarray,
+    *,
+    warmth: np.ndarray,
+    levels: Sequence[float],
+    hills: np.ndarray,
+) -> dict[str, Any]:
+    """Return the variables, computed from two smooth fields ``(time, h, w)`` and precipitation.
+
+    ``warmth`` is by latitude, ``hills`` a smooth field ``(h, w)``.
+    """
+
     def out(
         values: np.ndarray,
         units: str,
@@ -153,15 +202,15 @@ def synthetic(
     ) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
         return dims, values.astype(np.float32), {"units": units, "long_name": long_name, **attrs}
 
-    warm = np.cos(np.deg2rad(lat))[:, None]
+    warm = warmth[:, None]
     height = np.asarray(levels)[:, None, None]
     pressure = height / 1000.0
     aa, bb = a[:, None], b[:, None]
     aloft = ("time", "level", "latitude", "longitude")
     flat = ("latitude", "longitude")
-    hills = np.maximum(_smooth_noise(rng, shape, 3.0), 0.0)
+    hills = np.maximum(hills, 0.0)
     temperature = 220.0 + 60.0 * pressure + 25.0 * warm[None, None] * pressure + 4.0 * aa
-    data = {
+    return {
         "t2m": out(
             255.0 + 40.0 * warm + 6.0 * a,
             "K",
@@ -220,24 +269,6 @@ def synthetic(
             8000.0 * hills, "m2 s-2", "Geopotential at the surface", flat
         ),
     }
-    coords = {
-        "time": ("time", time, {"standard_name": "time"}),
-        "level": (
-            "level",
-            np.asarray(levels, dtype=float),
-            {"units": "hPa", "standard_name": "air_pressure", "positive": "down"},
-        ),
-        "latitude": ("latitude", lat, {"units": "degrees_north", "standard_name": "latitude"}),
-        "longitude": ("longitude", lon, {"units": "degrees_east", "standard_name": "longitude"}),
-    }
-    attrs = {
-        "title": "Synthetic fields with a known distribution of rain (xaurora.synthetic)",
-        "rain_law": rain,
-        "motion": motion,
-        "seed": seed,
-        "Conventions": "CF-1.11",
-    }
-    return xr.Dataset(data, coords, attrs)
 
 
 def _first(start: Given) -> np.datetime64:

@@ -13,7 +13,7 @@ from xaurora.fields import targets
 from xaurora.fields.distribution import Distribution
 from xaurora.fields.grid.lattice import Grid
 from xaurora.fields.targets import Target
-from xaurora.model import batch, hashing, strategies, tuned
+from xaurora.model import artefact, batch, hashing, strategies
 from xaurora.model.batch import STEP
 from xaurora.model.heads import DistributionHead
 from xaurora.training import checkpoints, samples
@@ -38,7 +38,7 @@ def describe_run(plan: Plan, scan: TargetScan, model: BuiltModel) -> dict[str, A
         "all": plan.trains_base_variables,
         "strategy": plan.strategy.name,
         "strategy_options": asdict(plan.strategy),
-        "base": tuned.describe_base(
+        "base": artefact.describe_base(
             module.base,
             plan.name,
             saved=plan.saves_base,

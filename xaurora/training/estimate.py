@@ -114,7 +114,7 @@ class Estimate:
             f"  disk       {_size(self.disk)}",
             f"  trains     {self.trainable:,} of {self.total:,} parameters",
         ]
-        lines += [f"  to change  {line}" for line in self.advice]
+        lines += [f"  try        {line}" for line in self.advice]
         if self.others:
             lines += ["", self.table()]
         return "\n".join(lines)

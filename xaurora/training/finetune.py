@@ -17,14 +17,15 @@ import xarray as xr
 
 from xaurora.errors import MemoryTooSmallError, OptionError, SaveError
 from xaurora.fields import targets
-from xaurora.model import execution, strategies, tuned
+from xaurora.model import artefact, execution, strategies, tuned
 from xaurora.model.loader import Loader
 from xaurora.model.tuned import TunedAurora
 from xaurora.training import checkpoints, curves, estimate, latent_store, latents, loop, parallel
 from xaurora.training.build import BuiltModel, build_model
 from xaurora.training.describe import describe_latents, describe_run, settings_of_run, warn
 from xaurora.training.loop import Run
-from xaurora.training.options import FinetuneOptions, LatentOptions
+from xaurora.training.nested_options import LatentOptions
+from xaurora.training.options import FinetuneOptions
 from xaurora.training.plan import Plan, check_options, plan
 from xaurora.training.scan import TargetScan, check_missing_values, scan_targets
 from xaurora.utils import storage
@@ -192,10 +193,10 @@ def _load_finished(result: TunedAurora, folder: Path) -> None:
     for part in ("best", "last"):
         storage.recover(folder / part)
     best = folder / "best"
-    saved = tuned.read_json(best / "config.json")
+    saved = artefact.read_json(best / "config.json")
     result.config = {k: v for k, v in saved.items() if k in result.config or k == "scores"}
     result.load_weights(best)
-    result.history = tuned.read_json(best / "history.json")
+    result.history = artefact.read_json(best / "history.json")
     result.path = best
     result.model.eval().requires_grad_(True)
     shutil.rmtree(folder / "replay", ignore_errors=True)

@@ -11,7 +11,7 @@ from xaurora.errors import TrainingError
 
 EXPLOSION = 1e3  # times the recent losses; no rainfall, however heavy, reaches it
 _WINDOW = 50  # losses
-_FEWEST = 10  # losses before an explosion can be told
+_FEWEST = 10  # losses before an explosion can be detected
 
 
 class LossGuard:
@@ -36,7 +36,7 @@ class LossGuard:
         return math.isfinite(loss) and loss > EXPLOSION * usual
 
     def accept(self, loss: float) -> bool:
-        """Remember a sound loss; return whether it is one."""
+        """Record a loss and return True, or return False if it is not finite or has exploded."""
         if not math.isfinite(loss) or self.is_exploded(loss):
             return False
         self.recent = [*self.recent[1 - _WINDOW :], loss]

@@ -33,7 +33,7 @@ from xaurora.training.latent_store import (
     key_of,
     time_index,
 )
-from xaurora.training.options import LatentOptions
+from xaurora.training.nested_options import LatentOptions
 
 logger = logging.getLogger("xaurora")
 

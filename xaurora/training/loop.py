@@ -228,10 +228,10 @@ class Trainer:
         return f"loss {smooth:.4f} rate {entry['learning_rate']:.1e}{best}"
 
     def _diverged(self, loss: float, times: list[np.datetime64], what: str) -> TrainingError:
-        """Save what is sound, and return the error."""
+        """Save a checkpoint if the weights are still usable, and return the error."""
         progress, folder = self.progress, self.run.folder
         kept, best = [], None
-        # Only if there is no earlier checkpoint: weights may be finite and yet ruined.
+        # Only if there is no earlier checkpoint: the current weights may be finite but useless.
         worth_saving = not progress.saved and progress.step and not self.guard.is_exploded(loss)
         if worth_saving and self.optimisation.is_finite():
             self.optimisation.zero_grad()

@@ -26,7 +26,8 @@ from xaurora.model.aurora import AuroraWithHead
 from xaurora.model.options import StrategyOptions
 from xaurora.model.resolve import ResolvedModel, resolve
 from xaurora.training import samples
-from xaurora.training.options import FinetuneOptions, LatentOptions
+from xaurora.training.nested_options import LatentOptions
+from xaurora.training.options import FinetuneOptions
 from xaurora.training.samples import Index, Split
 
 if TYPE_CHECKING:
@@ -173,8 +174,9 @@ class Plan:
 
     def with_changes(self, *, strategy: StrategyOptions | None = None, **options: Any) -> Plan:
         """Return the plan with other training options, such as ``batch_size=1``."""
-        how = strategy or self.strategy
-        return replace(self, strategy=how, options=replace(self.options, strategy=how, **options))
+        strategy = strategy or self.strategy
+        changed = replace(self.options, strategy=strategy, **options)
+        return replace(self, strategy=strategy, options=changed)
 
 
 def check_options(options: FinetuneOptions) -> tuple[bool, list[str]]:

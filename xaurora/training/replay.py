@@ -27,7 +27,7 @@ from aurora import Batch
 from xaurora.errors import CheckpointError
 from xaurora.model.batch import STEP, metadata
 from xaurora.model.loader import Loader
-from xaurora.training.options import ReplayOptions
+from xaurora.training.nested_options import ReplayOptions
 from xaurora.utils import storage
 
 

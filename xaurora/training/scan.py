@@ -57,7 +57,7 @@ def check_missing_values(
     chosen = list(frames[np.unique(np.linspace(0, len(frames) - 1, count).astype(int))])
     room = int(min(MAX_PREFETCH, loader.budget / 2 // loader.frame_bytes))
     reading = prefetch(chosen, loader.frame, plan.options.workers, room)
-    for _ in track(reading, "look", unit="time", shown=plan.options.progress, total=len(chosen)):
+    for _ in track(reading, "scan", unit="time", shown=plan.options.progress, total=len(chosen)):
         pass
 
 

@@ -13,8 +13,8 @@ from xaurora.model.aurora import AuroraWithHead, Step
 from xaurora.model.loader import Loader, Sample, Truth
 from xaurora.training import losses
 from xaurora.training.losses import Domains
+from xaurora.training.nested_options import ReplayOptions
 from xaurora.training.optimisation import Optimisation
-from xaurora.training.options import ReplayOptions
 from xaurora.training.plan import Plan
 from xaurora.training.replay import ReplayBuffer
 from xaurora.training.samples import Microbatch
@@ -180,7 +180,7 @@ class ReplayRunner:
         return times, sums
 
     def return_to_buffer(self) -> None:
-        """Store the advanced forecasts, once the loss is known to be sound."""
+        """Store the advanced forecasts, once the loss has been accepted."""
         for place, following in self._advanced:
             if following is None:
                 self.buffer.renew(place)

@@ -140,7 +140,7 @@ def from_arguments(
         meant = meant or {}
         close = difflib.get_close_matches(unknown[0], [*valid, *meant], n=1)
         raise OptionError(
-            f"{verb} has no option {unknown[0]}=; valid are {', '.join(valid)}.",
+            f"{verb} has no option {unknown[0]}=; valid options are {', '.join(valid)}.",
             fix=f"{meant.get(close[0], close[0])}=..." if close else "leave it out",
         )
     return cls(**given)

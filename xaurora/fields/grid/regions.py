@@ -269,11 +269,11 @@ def edge_rings(
         raise RegionError(
             "a global grid has no edge to measure distances from.", fix="regions=['global']"
         )
-    mile = 111.195  # km, one degree of a great circle of the mean Earth radius, 6371 km
-    rows = np.minimum(latitude - latitude.min(), latitude.max() - latitude) * mile
+    km_per_degree = 111.195  # km, one degree of a great circle of the mean Earth radius, 6371 km
+    rows = np.minimum(latitude - latitude.min(), latitude.max() - latitude) * km_per_degree
     east = np.abs((longitude - longitude[0]) % 360.0)
     columns = np.minimum(east, east.max() - east)
-    narrowed = columns[None] * np.cos(np.deg2rad(latitude))[:, None] * mile
+    narrowed = columns[None] * np.cos(np.deg2rad(latitude))[:, None] * km_per_degree
     distance = (
         np.repeat(rows[:, None], len(longitude), 1)
         if round_

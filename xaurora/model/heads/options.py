@@ -245,7 +245,7 @@ this one is."""
 def unknown_head(name: object) -> OptionError:
     """Return the error for an unknown head."""
     return OptionError(
-        f"there is no head {name!r}; valid are 'auto',"
+        f"there is no head {name!r}; valid values are 'auto',"
         f" {', '.join(map(repr, (*FAMILIES, *PRESETS)))}, or a HeadOptions.",
         fix="head='auto'",
     )

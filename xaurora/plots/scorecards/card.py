@@ -66,11 +66,6 @@ class Scorecard:
     columns: tuple[str, ...] = ()
 
     @property
-    def others(self) -> tuple[str, ...]:
-        """Labels of the models beside this forecast."""
-        return self.baselines
-
-    @property
     def marked(self) -> bool:
         """Whether significance was computed."""
         return any(row.marks for row in self.rows)

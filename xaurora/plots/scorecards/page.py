@@ -154,7 +154,7 @@ def _table(card: Card, region: str) -> str:
             f"<tr class='group'><th colspan='{len(card.leads) + 1}'>{html.escape(row.label)},"
             f" {html.escape(row.metric_label)}{units}</th></tr>"
         )
-        for model in (card.name, *card.others):
+        for model in (card.name, *card.baselines):
             values = row.values if model == card.name else row.others.get(model)
             if values is None or not np.isfinite(values).any():
                 continue
@@ -200,7 +200,7 @@ def render_figure(card: Card) -> Figure:
     import matplotlib.pyplot as plt
 
     models = [
-        m for m in (card.name, *card.others) if not card.baselines or m != card.baselines[0]
+        m for m in (card.name, *card.baselines) if not card.baselines or m != card.baselines[0]
     ] or [card.name]
     lines = [
         (row, m)

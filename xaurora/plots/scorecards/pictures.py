@@ -238,7 +238,7 @@ def _published_figures(
                 **{f"{n} (published)": ds for n, ds in published.items()},
             }
             yield (
-                f"Beside published scores, {metric.upper()}",
+                f"Compared with published scores, {metric.upper()}",
                 partial(plots.lead_curve, both, name, metric),
                 "Other grids and years: an order of magnitude, not a comparison.",
                 False,

@@ -105,7 +105,7 @@ class Window:
     target : tuple of ndarray or None
         Latitudes and longitudes of the target grid.
     min_valid, quality
-        As in :func:`open_imerg`.
+        As in :func:`xaurora.open_imerg`.
     """
 
     def __init__(
@@ -172,16 +172,13 @@ class Window:
             units = str(getattr(variable, "units", getattr(variable, "Units", "mm/hr"))).replace(
                 " ", ""
             )
-            values = self._field(variable, group, granule)
+            values = self._field(variable, granule)
             share = np.ones(())
             if self.each == 1440 and f"{variable.name}_cnt" in group.variables:
-                share = (
-                    self._field(group.variables[f"{variable.name}_cnt"], group, granule)
-                    / _HALF_HOURS
-                )
+                share = self._field(group.variables[f"{variable.name}_cnt"], granule) / _HALF_HOURS
             index = None
             if self.quality is not None:
-                index = self._field(_variable(group, _QUALITY, granule.path), group, granule)
+                index = self._field(_variable(group, _QUALITY, granule.path), granule)
         values = np.where(
             values < 0.0, np.nan, values
         )  # the fill value, which not all files declare
@@ -212,7 +209,7 @@ class Window:
                 fix="open files of one region",
             )
 
-    def _field(self, variable: H5, group: H5, granule: Granule) -> np.ndarray:
+    def _field(self, variable: H5, granule: Granule) -> np.ndarray:
         """Return the required part of a variable, ``(lat, lon)`` float64, NaN where masked."""
         names = [str(d).rsplit("_", 1)[-1].lower() for d in variable.dimensions]
         if not {"lat", "lon"} <= {n[:3] for n in names}:

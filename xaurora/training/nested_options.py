@@ -1,0 +1,75 @@
+"""Options of the replay buffer and of cached latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from xaurora.utils import checks
+from xaurora.utils.options import documented, option, run_checks
+
+if TYPE_CHECKING:
+    pass
+
+
+LATENT_DTYPES = ("bfloat16", "float32")
+
+
+@documented
+@dataclass(frozen=True)
+class ReplayOptions:
+    """A replay buffer: forecasts that continue from forecasts, one step at a time.
+
+    Bodnar et al. (2025), doi:10.1038/s41586-025-09005-y, supplement D.
+    """
+
+    size: int = option(
+        200, "int", "Number of forecasts that are kept, on disk.", checks.integer(1, example=200)
+    )
+    refresh: int = option(
+        10,
+        "int",
+        "Steps after which one forecast is replaced by fresh data.",
+        checks.integer(1, example=10),
+    )
+    grow: float = option(
+        0.5,
+        "float",
+        """Share of training after which forecasts may be ``rollout_steps`` long. Until then their
+        length grows evenly.""",
+        checks.share(0.5),
+    )
+
+    def __post_init__(self) -> None:
+        run_checks(self)
+
+
+@documented
+@dataclass(frozen=True)
+class LatentOptions:
+    """How the latents of a frozen backbone are kept (:mod:`xaurora.training.latents`)."""
+
+    path: str | None = option(
+        None,
+        "str, optional",
+        """The store. By default one beside the run's folder, ``latents/<key>.zarr``, which other
+        runs and heads find again.""",
+        checks.optional(checks.path("latents.zarr")),
+    )
+    dtype: str = option(
+        "bfloat16",
+        '{"bfloat16", "float32"}',
+        "Numbers that are stored: half the space, or every bit.",
+        checks.one_of(*LATENT_DTYPES),
+    )
+    size: float | str | None = option(
+        None,
+        "float or str, optional",
+        """Most bytes that the store may hold, also as text: ``"200 GB"``. By default half of what
+        is free on its disk. Samples beyond it are computed each time, and nothing that is stored
+        is deleted.""",
+        checks.optional(checks.byte_count),
+    )
+
+    def __post_init__(self) -> None:
+        run_checks(self)
