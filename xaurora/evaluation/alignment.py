@@ -131,34 +131,8 @@ class Forecast:
         return dict(self.ds.attrs.get("_stored_dims", {}))
 
 
-def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
-    """Recognise a forecast in this package's layout or WeatherBench2's.
-
-    Lazy.
-
-    Parameters
-    ----------
-    ds : Dataset
-    accumulate : str, optional
-        Sum precipitation over this period first. Hourly lead times are always summed over six
-        hours.
-
-    Raises
-    ------
-    KindError
-        If it has no lead times, or holds no time.
-    LeadTimeError
-        If lead times are not durations.
-    AccumulationError
-        If its precipitation does not declare a period, or cannot be summed over ``accumulate``.
-    """
-    if not isinstance(ds, xr.Dataset) or not recognition.is_forecast(ds):
-        raise KindError(
-            "a forecast is expected, with dims (init_time, lead_time, ...) or WeatherBench2's"
-            " (time, prediction_timedelta, ...), but this Dataset has the dims"
-            f" {sorted(map(str, getattr(ds, 'dims', ())))}.",
-            fix="fc = ds.aurora.predict('24h', model=...); fc.aurora.evaluate(truth)",
-        )
+def _with_both_dims(ds: xr.Dataset) -> xr.Dataset:
+    """Return a forecast with the dims ``init_time`` and ``lead_time``."""
     names = (
         {"init_time": "time", "lead_time": "prediction_timedelta"}
         if "prediction_timedelta" in ds.coords
@@ -192,6 +166,38 @@ def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
             f"the forecast holds no {'init time' if not ds.sizes['init_time'] else 'lead time'}.",
             fix="check how it was selected",
         )
+    return ds
+
+
+def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
+    """Recognise a forecast in this package's layout or WeatherBench2's.
+
+    Lazy.
+
+    Parameters
+    ----------
+    ds : Dataset
+    accumulate : str, optional
+        Sum precipitation over this period first. Hourly lead times are always summed over six
+        hours.
+
+    Raises
+    ------
+    KindError
+        If it has no lead times, or holds no time.
+    LeadTimeError
+        If lead times are not durations.
+    AccumulationError
+        If its precipitation does not declare a period, or cannot be summed over ``accumulate``.
+    """
+    if not isinstance(ds, xr.Dataset) or not recognition.is_forecast(ds):
+        raise KindError(
+            "a forecast is expected, with dims (init_time, lead_time, ...) or WeatherBench2's"
+            " (time, prediction_timedelta, ...), but this Dataset has the dims"
+            f" {sorted(map(str, getattr(ds, 'dims', ())))}.",
+            fix="fc = ds.aurora.predict('24h', model=...); fc.aurora.evaluate(truth)",
+        )
+    ds = _with_both_dims(ds)
     leads = decode_lead_times(ds["lead_time"])
     init_times = ds["init_time"].values.astype("datetime64[ns]")
     probe = (

@@ -44,37 +44,7 @@ def combine(parts: Sequence[xr.Dataset]) -> xr.Dataset:
             for p in parts
         ]
     frames = [read(p) for p in parts]
-    names = [sorted(f.variables) for f, _ in frames]
-    for (f, t), part in zip(frames[1:], parts[1:], strict=True):
-        same = (
-            f.regions == frames[0][0].regions
-            and f.labels == frames[0][0].labels
-            and f.by == frames[0][0].by
-            and sorted(f.variables) == names[0]
-            and all(
-                np.array_equal(part[c], first[c]) for c in frames[0][0].coords if c in first.coords
-            )
-            and part.attrs.get("grid") == first.attrs.get("grid")
-            and f.convention == frames[0][0].convention
-            and set(t.found) == set(frames[0][1].found)
-            and all(part.attrs.get(n) == first.attrs.get(n) for n in _SAME)
-            and all(
-                f.variables[n].units == v.units
-                for n, v in frames[0][0].variables.items()
-                if n in f.variables
-            )
-            and all(
-                f.variables[n].levels == v.levels
-                for n, v in frames[0][0].variables.items()
-                if n in f.variables
-            )
-        )
-        if not same:
-            raise TruthError(
-                "these scores differ in variables, units, levels, regions, metrics, thresholds,"
-                " grid, bins or convention, and cannot be combined.",
-                fix="evaluate all of them with the same arguments",
-            )
+    _check_alike(parts, frames)
     init_times = np.unique(np.concatenate([f.init_times for f, _ in frames]))
     leads = np.unique(np.concatenate([f.leads for f, _ in frames]))
     table = Table(len(init_times), len(leads), True)
@@ -185,3 +155,38 @@ def read(scores: xr.Dataset) -> tuple[Frame, Table]:
         attrs,
     )
     return frame, table
+
+
+def _check_alike(parts: list[xr.Dataset], frames: list[tuple[Frame, Table]]) -> None:
+    first = parts[0]
+    names = [sorted(f.variables) for f, _ in frames]
+    for (f, t), part in zip(frames[1:], parts[1:], strict=True):
+        same = (
+            f.regions == frames[0][0].regions
+            and f.labels == frames[0][0].labels
+            and f.by == frames[0][0].by
+            and sorted(f.variables) == names[0]
+            and all(
+                np.array_equal(part[c], first[c]) for c in frames[0][0].coords if c in first.coords
+            )
+            and part.attrs.get("grid") == first.attrs.get("grid")
+            and f.convention == frames[0][0].convention
+            and set(t.found) == set(frames[0][1].found)
+            and all(part.attrs.get(n) == first.attrs.get(n) for n in _SAME)
+            and all(
+                f.variables[n].units == v.units
+                for n, v in frames[0][0].variables.items()
+                if n in f.variables
+            )
+            and all(
+                f.variables[n].levels == v.levels
+                for n, v in frames[0][0].variables.items()
+                if n in f.variables
+            )
+        )
+        if not same:
+            raise TruthError(
+                "these scores differ in variables, units, levels, regions, metrics, thresholds,"
+                " grid, bins or convention, and cannot be combined.",
+                fix="evaluate all of them with the same arguments",
+            )

@@ -137,28 +137,7 @@ def statistics(
             f"quantiles={list(quantiles)!r} must all lie between 0 and 1, exclusive.",
             fix="quantiles=[0.5, 0.99]",
         )
-    found = recognition.recognise(ds)
-    for name in (
-        [names] if isinstance(names, str) else names if isinstance(names, list | tuple) else ()
-    ):
-        if name in found.unrecognised:
-            recognition.add_generic(ds, name, found)
-    found.raise_first()
-    items = {
-        item.source: (kind, item) for (kind, _), item in found.fields.items() if kind != "static"
-    }
-    chosen: list[Any] = (
-        list(items)
-        if names is None
-        else [names]
-        if not isinstance(names, list | tuple)
-        else list(names)
-    )
-    if unknown := [n for n in chosen if n not in items]:
-        raise MissingVariableError(
-            f"{unknown} is not among the recognised variables {sorted(items)}.",
-            fix="ds.aurora lists the recognised variables",
-        )
+    found, items, chosen = _chosen(ds, names)
     where = _selected(found, time)
     total = sum(len(where) * (len(found.levels) if items[n][0] == "atmos" else 1) for n in chosen)
     out: dict[str, Any] = {}
@@ -203,6 +182,35 @@ def statistics(
             "source_hash": _hash(found, items, chosen, times, checksums),
         },
     )
+
+
+def _chosen(
+    ds: xr.Dataset, names: Sequence[str] | str | None
+) -> tuple[Recognition, dict[str, Any], list[Any]]:
+    """Return what is recognised, the fields by their own names, and the names chosen of these."""
+    found = recognition.recognise(ds)
+    for name in (
+        [names] if isinstance(names, str) else names if isinstance(names, list | tuple) else ()
+    ):
+        if name in found.unrecognised:
+            recognition.add_generic(ds, name, found)
+    found.raise_first()
+    items = {
+        item.source: (kind, item) for (kind, _), item in found.fields.items() if kind != "static"
+    }
+    chosen: list[Any] = (
+        list(items)
+        if names is None
+        else [names]
+        if not isinstance(names, list | tuple)
+        else list(names)
+    )
+    if unknown := [n for n in chosen if n not in items]:
+        raise MissingVariableError(
+            f"{unknown} is not among the recognised variables {sorted(items)}.",
+            fix="ds.aurora lists the recognised variables",
+        )
+    return found, items, chosen
 
 
 def _selected(found: Recognition, time: PeriodLike) -> np.ndarray:

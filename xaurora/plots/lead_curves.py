@@ -47,39 +47,15 @@ def lead_curve(
     first = next(iter(several.values()))
     key = first[name].attrs.get("xaurora_variable") if name in first else None
     for (label, ds), colour in zip(several.items(), COLOURS * 9, strict=False):
-        found = (
-            name
-            if name in ds
-            else next(
-                (
-                    str(n)
-                    for n in ds.data_vars
-                    if key and ds[n].attrs.get("xaurora_variable") == key and "metric" in ds[n].dims
-                ),
-                None,
-            )
-        )
+        found = _name_in(ds, name, key)
         if found is None or metric not in ds["metric"].values:
             continue
         da = ds[found].sel(metric=metric)
-        if kept := [str(d) for d in da.dims if d not in ("region", "lead_time", "level")]:
-            raise OptionError(
-                f"the scores {label!r} have the extra dimension(s) {', '.join(kept)}, but a curve"
-                " needs one value per lead time.",
-                fix=f"scores.isel({kept[0]}=0, drop=True)",
-            )
         if region is None:
             region = str(da["region"].values[0])
         if region not in da["region"].values:
             continue  # scores of another region are not comparable
-        da = da.sel(region=region)
-        if "level" in da.dims:
-            if level is not None and level not in da["level"].values:
-                raise OptionError(
-                    f"the scores have no level {level!r}; they have {da['level'].values.tolist()}.",
-                    fix=f"level={da['level'].values[0]:g}",
-                )
-            da = da.isel(level=0) if level is None else da.sel(level=level)
+        da = _curve(da.sel(region=region), label, level)
         if not np.isfinite(da.values).any():
             continue
         own, units = display_scale(ds[found], name, metric)
@@ -91,22 +67,8 @@ def lead_curve(
             if intervals and ds is not first
             else None
         )
-        if (
-            bars is not None
-        ):  # the first forecast's score at either end of the interval of its skill
-            reference = da.sel(lead_time=bars["lead_time"]).values * factor
-            middle = (1.0 - bars.sel(estimate="skill").values) * reference
-            low, high = ((1.0 - bars.sel(estimate=e).values) * reference for e in ("high", "low"))
-            at = bars["lead_time"].values / np.timedelta64(1, "h")
-            ax.errorbar(
-                at,
-                middle,
-                [middle - low, high - middle],
-                fmt="none",
-                ecolor=COLOURS[0],
-                capsize=3,
-                linewidth=1,
-            )
+        if bars is not None:
+            _draw_bars(ax, bars, da.sel(lead_time=bars["lead_time"]).values * factor)
             intervals = False  # one set of bars is enough
     if not ax.lines:
         raise MissingVariableError(
@@ -182,3 +144,54 @@ def _bars(
     if "level" in da.dims:
         da = da.isel(level=0) if level is None else da.sel(level=level)
     return da if bool(np.isfinite(da.sel(estimate="low")).any()) else None
+
+
+def _name_in(ds: xr.Dataset, name: str, key: str | None) -> str | None:
+    """Return the name of a variable in other scores, which may use other names."""
+    if name in ds:
+        return name
+    for other in ds.data_vars:
+        if key and ds[other].attrs.get("xaurora_variable") == key and "metric" in ds[other].dims:
+            return str(other)
+    return None
+
+
+def _curve(da: xr.DataArray, label: str, level: float | None) -> xr.DataArray:
+    """Return one value per lead time.
+
+    Raises
+    ------
+    OptionError
+        If there are other dimensions, or there is no such level.
+    """
+    if kept := [str(d) for d in da.dims if d not in ("lead_time", "level")]:
+        raise OptionError(
+            f"the scores {label!r} have the extra dimension(s) {', '.join(kept)}, but a curve"
+            " needs one value per lead time.",
+            fix=f"scores.isel({kept[0]}=0, drop=True)",
+        )
+    if "level" not in da.dims:
+        return da
+    if level is not None and level not in da["level"].values:
+        raise OptionError(
+            f"the scores have no level {level!r}; they have {da['level'].values.tolist()}.",
+            fix=f"level={da['level'].values[0]:g}",
+        )
+    return da.isel(level=0) if level is None else da.sel(level=level)
+
+
+def _draw_bars(ax: AnyAxes, bars: xr.DataArray, reference: np.ndarray) -> None:
+    """Draw the first forecast's score at both ends of the interval of its skill."""
+    from xaurora.plots.panels import COLOURS
+
+    middle = (1.0 - bars.sel(estimate="skill").values) * reference
+    low, high = ((1.0 - bars.sel(estimate=e).values) * reference for e in ("high", "low"))
+    ax.errorbar(
+        bars["lead_time"].values / np.timedelta64(1, "h"),
+        middle,
+        [middle - low, high - middle],
+        fmt="none",
+        ecolor=COLOURS[0],
+        capsize=3,
+        linewidth=1,
+    )

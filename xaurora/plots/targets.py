@@ -49,37 +49,42 @@ def target(
     from xaurora.fields.truth import resolve_targets
 
     fields = conventions.standardise(ds, targets.recognise(ds, () if truth is not None else [name]))
-    (learnt,) = resolve_targets(fields, [name], truth)
-    unit, factor = targets.unit_of(learnt.variable)
-    times = learnt.times[
+    (resolved,) = resolve_targets(fields, [name], truth)
+    unit, factor = targets.unit_of(resolved.variable)
+    times = resolved.times[
         np.unique(
-            np.linspace(0, len(learnt.times) - 1, min(len(learnt.times), _MOST_FRAMES)).astype(int)
+            np.linspace(0, len(resolved.times) - 1, min(len(resolved.times), _MOST_FRAMES)).astype(
+                int
+            )
         )
     ]
-    values = learnt.values.sel(time=times).values.astype(np.float64)
+    values = resolved.values.sel(time=times).values.astype(np.float64)
     if not np.isfinite(values).any():
         raise MissingVariableError(
-            f"'{learnt.item.source}' contains only missing values.",
+            f"'{resolved.item.source}' contains only missing values.",
             fix="check the target: ds['tp'].notnull().sum()",
         )
-    if learnt.is_rain:
+    if resolved.is_rain:
         values = np.where(values < 0, 0.0, values)
     area = np.broadcast_to(latitude_weights(fields.layout.grid.latitude)[:, None], values.shape[1:])
     if ax is None:
         _, made = pyplot().subplots(2, 2, figsize=(12, 7.5), layout="constrained")
         ax = made.ravel()
         few = (
-            f", {len(times)} of {len(learnt.times)} times" if len(times) < len(learnt.times) else ""
+            f", {len(times)} of {len(resolved.times)} times"
+            if len(times) < len(resolved.times)
+            else ""
         )
         made[0, 0].figure.suptitle(
-            f"{learnt.variable.long_name} ({learnt.item.source}) as trained on{few}", fontsize=12
+            f"{resolved.variable.long_name} ({resolved.item.source}) as trained on{few}",
+            fontsize=12,
         )
-    like = learnt.values.isel(time=0, drop=True)
+    like = resolved.values.isel(time=0, drop=True)
     there = np.isfinite(values)
     count = there.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.where(count > 0, np.where(there, values, 0.0).sum(axis=0) / count, np.nan)
-        if learnt.is_rain:
+        if resolved.is_rain:
             second, label = (
                 np.where(count > 0, (values > 0).sum(axis=0) / count, np.nan),
                 "wet fraction",
@@ -87,17 +92,17 @@ def target(
         else:
             spread = np.where(there, (values - mean) ** 2, 0.0).sum(axis=0) / count
             second, label = np.sqrt(spread), "standard deviation"
-    what = "6 h total" if learnt.is_rain else learnt.variable.long_name.lower()
+    what = "6 h total" if resolved.is_rain else resolved.variable.long_name.lower()
     field(
         like.copy(data=mean * factor).assign_attrs(units=unit),
         title=f"mean {what}",
         rain=False,
         ax=ax[0],
     )
-    limits = (0.0, 1.0) if learnt.is_rain else None
-    scaled = second if learnt.is_rain else second * factor
+    limits = (0.0, 1.0) if resolved.is_rain else None
+    scaled = second if resolved.is_rain else second * factor
     field(
-        like.copy(data=scaled).assign_attrs(units="" if learnt.is_rain else unit),
+        like.copy(data=scaled).assign_attrs(units="" if resolved.is_rain else unit),
         title=label,
         rain=False,
         limits=limits,
@@ -107,23 +112,10 @@ def target(
         values[there] * factor,
         np.broadcast_to(area, values.shape)[there],
         unit,
-        rain=learnt.is_rain,
+        rain=resolved.is_rain,
         ax=ax[2],
     )
-    weights = there * area
-    with np.errstate(invalid="ignore", divide="ignore"):
-        series = np.where(there, values, 0.0).reshape(len(times), -1) * weights.reshape(
-            len(times), -1
-        )
-        series = series.sum(axis=1) / weights.reshape(len(times), -1).sum(axis=1) * factor
-    ax[3].plot(
-        times, series, color="#1f5aa6", linewidth=1.2, marker="." if len(times) < 60 else None
-    )
-    ax[3].set_title("mean over the area", fontsize=10)
-    ax[3].set_ylabel(unit)
-    ax[3].tick_params(axis="x", labelrotation=30)
-    if len(times) > 1:
-        ax[3].set_xlim(times[0], times[-1])
+    _draw_mean(ax[3], times, values * factor, there * area, unit)
     return ax
 
 
@@ -151,3 +143,20 @@ def _histogram(
     ax.hist(values, bins=bins, weights=weights / total, color="#55a3e0")
     ax.set_xlabel(unit + (" in 6 h" if rain else ""))
     ax.set_ylabel("share of points and times")
+
+
+def _draw_mean(
+    ax: AnyAxes, times: np.ndarray, values: np.ndarray, weights: np.ndarray, unit: str
+) -> None:
+    """Draw the mean over the area by time; both arrays are ``(time, h, w)``."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        series = np.where(weights > 0, values, 0.0).reshape(len(times), -1) * weights.reshape(
+            len(times), -1
+        )
+        series = series.sum(axis=1) / weights.reshape(len(times), -1).sum(axis=1)
+    ax.plot(times, series, color="#1f5aa6", linewidth=1.2, marker="." if len(times) < 60 else None)
+    ax.set_title("mean over the area", fontsize=10)
+    ax.set_ylabel(unit)
+    ax.tick_params(axis="x", labelrotation=30)
+    if len(times) > 1:
+        ax.set_xlim(times[0], times[-1])

@@ -179,6 +179,16 @@ def _check_sizes(shape: Given, times: Given, levels: Given, seed: Given) -> None
         )
 
 
+def _variable(
+    values: np.ndarray,
+    units: str,
+    long_name: str,
+    dims: tuple[str, ...] = ("time", "latitude", "longitude"),
+    **attrs: str,
+) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
+    return dims, values.astype(np.float32), {"units": units, "long_name": long_name, **attrs}
+
+
 def _variables(
     a: np.ndarray,
     b: np.ndarray,
@@ -192,16 +202,6 @@ def _variables(
 
     ``warmth`` is by latitude, ``hills`` a smooth field ``(h, w)``.
     """
-
-    def out(
-        values: np.ndarray,
-        units: str,
-        long_name: str,
-        dims: tuple[str, ...] = ("time", "latitude", "longitude"),
-        **attrs: str,
-    ) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
-        return dims, values.astype(np.float32), {"units": units, "long_name": long_name, **attrs}
-
     warm = warmth[:, None]
     height = np.asarray(levels)[:, None, None]
     pressure = height / 1000.0
@@ -211,61 +211,61 @@ def _variables(
     hills = np.maximum(hills, 0.0)
     temperature = 220.0 + 60.0 * pressure + 25.0 * warm[None, None] * pressure + 4.0 * aa
     return {
-        "t2m": out(
+        "t2m": _variable(
             255.0 + 40.0 * warm + 6.0 * a,
             "K",
             "2 metre temperature",
             standard_name="air_temperature",
         ),
-        "u10": out(5.0 + 4.0 * a - 2.0 * b, "m s-1", "10 metre U wind component"),
-        "v10": out(3.0 * b, "m s-1", "10 metre V wind component"),
-        "msl": out(
+        "u10": _variable(5.0 + 4.0 * a - 2.0 * b, "m s-1", "10 metre U wind component"),
+        "v10": _variable(3.0 * b, "m s-1", "10 metre V wind component"),
+        "msl": _variable(
             101_300.0 - 900.0 * a,
             "Pa",
             "Mean sea level pressure",
             standard_name="air_pressure_at_mean_sea_level",
         ),
-        "tp": out(tp, "m", "Total precipitation", cell_methods=cell_methods(TIMESTEP_HOURS)),
-        "z": out(
+        "tp": _variable(tp, "m", "Total precipitation", cell_methods=cell_methods(TIMESTEP_HOURS)),
+        "z": _variable(
             9.80665 * 7400.0 * -np.log(pressure) - 900.0 * aa * (1.2 - pressure),
             "m2 s-2",
             "Geopotential",
             aloft,
             standard_name="geopotential",
         ),
-        "u": out(
+        "u": _variable(
             10.0 + 5.0 * aa - 3.0 * bb * pressure,
             "m s-1",
             "U component of wind",
             aloft,
             standard_name="eastward_wind",
         ),
-        "v": out(
+        "v": _variable(
             (4.0 - pressure) * bb,
             "m s-1",
             "V component of wind",
             aloft,
             standard_name="northward_wind",
         ),
-        "t": out(temperature, "K", "Temperature", aloft, standard_name="air_temperature"),
-        "q": out(
+        "t": _variable(temperature, "K", "Temperature", aloft, standard_name="air_temperature"),
+        "q": _variable(
             0.006 * pressure**2 * (0.3 + warm) * np.exp(0.3 * bb),
             "kg kg-1",
             "Specific humidity",
             aloft,
             standard_name="specific_humidity",
         ),
-        "lsm": out(
+        "lsm": _variable(
             (hills > 0.2).astype(float),
             "1",
             "Land-sea mask",
             flat,
             standard_name="land_binary_mask",
         ),
-        "slt": out(
+        "slt": _variable(
             np.where(hills > 0.2, 1.0 + (hills * 4).astype(int) % 7, 0.0), "1", "Soil type", flat
         ),
-        "geopotential_at_surface": out(
+        "geopotential_at_surface": _variable(
             8000.0 * hills, "m2 s-2", "Geopotential at the surface", flat
         ),
     }

@@ -19,7 +19,7 @@ from xaurora.errors import OptionError
 from xaurora.fields.periods import cell_methods
 from xaurora.sources import opening
 from xaurora.sources.imerg import files, reading
-from xaurora.utils.types import GridLike
+from xaurora.utils.types import Given, GridLike
 
 
 def open_imerg(
@@ -77,14 +77,7 @@ def open_imerg(
     --------
     >>> xaurora.open_imerg("imerg/2020/*.HDF5", grid=ds)  # doctest: +SKIP
     """
-    if not (isinstance(min_valid, int | float) and 0.0 < min_valid <= 1.0):
-        raise OptionError(
-            f"min_valid={min_valid!r} must be greater than 0 and at most 1.", fix="min_valid=0.9"
-        )
-    if quality is not None and not (isinstance(quality, int | float) and 0.0 <= quality <= 1.0):
-        raise OptionError(f"quality={quality!r} must lie between 0 and 1.", fix="quality=0.4")
-    if missing not in ("raise", "keep"):
-        raise OptionError(f"missing={missing!r} must be 'raise' or 'keep'.", fix="missing='keep'")
+    _check_options(min_valid, quality, missing)
     length = files.minutes_of(period)
     granules = sorted(files.describe(path) for path in opening.expand([paths]))
     files.refuse_mixed(granules)
@@ -155,3 +148,14 @@ def open_imerg(
             "Conventions": "CF-1.11",
         },
     )
+
+
+def _check_options(min_valid: Given, quality: Given, missing: Given) -> None:
+    if not (isinstance(min_valid, int | float) and 0.0 < min_valid <= 1.0):
+        raise OptionError(
+            f"min_valid={min_valid!r} must be greater than 0 and at most 1.", fix="min_valid=0.9"
+        )
+    if quality is not None and not (isinstance(quality, int | float) and 0.0 <= quality <= 1.0):
+        raise OptionError(f"quality={quality!r} must lie between 0 and 1.", fix="quality=0.4")
+    if missing not in ("raise", "keep"):
+        raise OptionError(f"missing={missing!r} must be 'raise' or 'keep'.", fix="missing='keep'")
