@@ -5,6 +5,7 @@ Does not depend on torch.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -162,25 +163,35 @@ def compare(
     extra = scores.extra_coords(
         thresholds_mm, neighborhood_sizes, next((q for q in found if q), ()), quantile_levels
     )
+    frame = frames.Frame(
+        {}, list(weights), first.init_times, first.leads, labels, by, bins, convention, extra, {}
+    )
+    return _results(tables, counts, plan, frame, shared)
+
+
+def _results(
+    tables: Mapping[str, Any],
+    counts: dict[str, Any],
+    plan: _engine.Plan,
+    frame: frames.Frame,
+    shared: dict[str, Any],
+) -> dict[str, xr.Dataset]:
+    """Return the scores by label, from the tables of statistics."""
     out = {}
+    first = next(iter(plan.forecasts.values()))
     for label, table in tables.items():
         scored = {key for key, _ in table.found}
-        frame = frames.Frame(
-            {"/".join(j.key): described(j, plan) for j in jobs if "/".join(j.key) in scored},
-            list(weights),
-            first.init_times,
-            first.leads,
-            labels,
-            by,
-            bins,
-            convention,
-            extra,
-            attributes(read[label], first, counts, len(jobs), shared, bins),
+        jobs = {"/".join(job.key): job for job in plan.jobs}
+        own = plan.forecasts[label]
+        frame_of_label = dataclasses.replace(
+            frame,
+            variables={key: described(job, plan) for key, job in jobs.items() if key in scored},
+            attrs=attributes(own, first, counts, len(plan.jobs), shared, frame.lead_bins),
         )
-        out[label] = scores.build(table, frame)
+        out[label] = scores.build(table, frame_of_label)
         if plan.maps:
-            out[label] = out[label].assign(_maps(counts["maps"], label, jobs, plan))
-        if masked:
+            out[label] = out[label].assign(_maps(counts["maps"], label, plan.jobs, plan))
+        if shared["masked"]:
             _log_coverage(label, out[label])
     return out
 
