@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from xaurora import accessor as _accessor  # noqa: F401  (registers ds.aurora)
 from xaurora.errors import XauroraError
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ _LAZY = {
     "HeadOptions": ("xaurora.model.heads", "HeadOptions"),
     "StrategyOptions": ("xaurora.model.options", "StrategyOptions"),
     "TrainingOptions": ("xaurora.training.options", "TrainingOptions"),
-    "LatentOptions": ("xaurora.training.options", "LatentOptions"),
-    "ReplayOptions": ("xaurora.training.options", "ReplayOptions"),
+    "LatentOptions": ("xaurora.training.nested_options", "LatentOptions"),
+    "ReplayOptions": ("xaurora.training.nested_options", "ReplayOptions"),
     "learning_curves": ("xaurora.training.curves", "learning_curves"),
     "climatology": ("xaurora.evaluation.climatology", "build"),
     "climatology_forecast": ("xaurora.evaluation.baselines", "climatology_forecast"),
