@@ -191,7 +191,7 @@ def test_a_model_that_was_given_stays_as_it_was(fields: xr.Dataset, tmp_path: Pa
     fields.aurora.estimate("tp", model=base, strategy="peft")
     assert hashing.state_hash(base) == before
     assert not any(".lora_" in n for n, _ in base.named_parameters())
-    with pytest.raises(errors.OptionError, match="has no argument lr="):
+    with pytest.raises(errors.OptionError, match="has no option lr="):
         fields.aurora.estimate("tp", lr=1e-3)
     with pytest.raises(errors.TargetError):
         fields.aurora.estimate("hail")

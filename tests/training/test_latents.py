@@ -392,7 +392,7 @@ def test_resume_from_latents_is_exact(fields: xr.Dataset, base, tmp_path, monkey
     ("more", "what"),
     [
         ({"strategy": "full"}, "strategy='full'"),
-        ({"rollout_steps": 2}, "rollout_steps=2"),
+        ({"rollout_steps": 2}, "rollout_steps must .*got 2"),
         ({"as_input": True}, "as_input=True"),
         ({"latents": "maybe/there"}, None),
         ({"latents": 3}, "latents=3"),

@@ -776,7 +776,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_end(
 
 
 def test_asked_to_stop_it_saves_first(tmp_path: Path) -> None:
-    script = SCRIPT.replace("checkpoint_every=2", "checkpoint_every=500")
+    script = SCRIPT.replace("checkpoint_every must .*got 2", "checkpoint_every must .*got 500")
     code = _run(script, tmp_path / "run", {"strategy": "full"}, until=0.3, how=signal.SIGTERM)
     assert code == -signal.SIGTERM
     run = json.loads((tmp_path / "run" / "checkpoint" / "run.json").read_text())
@@ -1158,13 +1158,13 @@ def test_float16_scales_the_loss(fields: xr.Dataset, tmp_path: Path) -> None:
     ("options", "kind", "match"),
     [
         ({"strategy": "lora-ish"}, errors.OptionError, "no strategy 'lora-ish'"),
-        ({"strategy": 3}, errors.OptionError, "no strategy '3'"),
+        ({"strategy": 3}, errors.OptionError, "no strategy 3"),
         (
             {"strategy": "decoder", "model": "tiny", "base_loss": 0.0, "rank": 3},
             errors.OptionError,
-            "has no argument rank=",
+            "has no option rank=",
         ),
-        ({"lr": 1e-3}, errors.OptionError, "has no argument lr="),
+        ({"lr": 1e-3}, errors.OptionError, "has no option lr="),
         (
             {"target": "all", "head": {"tp": "csgd"}},
             errors.OptionError,
@@ -1175,13 +1175,17 @@ def test_float16_scales_the_loss(fields: xr.Dataset, tmp_path: Path) -> None:
             errors.OptionError,
             "as_input= applies to targets with a head",
         ),
-        ({"as_input": "no"}, errors.OptionError, "as_input='no'"),
-        ({"logger": "tensorboard"}, errors.OptionError, "must be a Lightning Fabric logger"),
-        ({"seed": 2**70}, errors.OptionError, "must be smaller than"),
+        ({"as_input": "no"}, errors.OptionError, "as_input must .*got 'no'"),
+        (
+            {"logger": "tensorboard"},
+            errors.OptionError,
+            "must be one of Lightning Fabric's loggers",
+        ),
+        ({"seed": 2**70}, errors.OptionError, "seed must be below 2"),
         (
             {"replay_buffer": 2, "rollout_steps": 2, "batch_size": 4},
             errors.OptionError,
-            "at least the number of forecasts used in a step",
+            "fewer forecasts than a step takes",
         ),
         ({"train": "2020"}, errors.SplitError, "leaves no samples for the other part"),
         (
@@ -1192,24 +1196,36 @@ def test_float16_scales_the_loss(fields: xr.Dataset, tmp_path: Path) -> None:
         ({"target": "all", "base_loss": 0.0}, errors.OptionError, "turns their loss off"),
         ({"devices": 4096}, errors.OptionError, "devices=4096, but this machine has"),
         ({"parallel": "fsdp"}, errors.OptionError, "but devices=1"),
-        ({"parallel": "magic"}, errors.OptionError, "parallel='magic'"),
+        ({"parallel": "magic"}, errors.OptionError, "parallel must .*got 'magic'"),
         ({"push_forward": True}, errors.OptionError, "rollout_steps=1 has only one"),
         ({"replay_buffer": 20}, errors.OptionError, "rollout_steps=1 has only one"),
-        ({"replay_buffer": 0, "rollout_steps": 2}, errors.OptionError, "replay_buffer=0"),
+        (
+            {"replay_buffer": 0, "rollout_steps": 2},
+            errors.OptionError,
+            "replay_buffer must .*got 0",
+        ),
         (
             {"replay_buffer": 5, "rollout_steps": 2, "push_forward": True},
             errors.OptionError,
             "has no effect",
         ),
-        ({"rollout_steps": 0}, errors.OptionError, "rollout_steps=0"),
-        ({"gradient_accumulation": 0}, errors.OptionError, "gradient_accumulation=0"),
-        ({"learning_rate": -1.0}, errors.OptionError, "learning_rate=-1.0 must be positive"),
-        ({"head_learning_rate": 0}, errors.OptionError, "head_learning_rate=0 must be positive"),
-        ({"schedule": "step"}, errors.OptionError, "schedule='step'"),
-        ({"ema": 1.0}, errors.OptionError, "ema=1.0"),
-        ({"early_stopping": 0}, errors.OptionError, "early_stopping=0"),
-        ({"resume": "yes"}, errors.OptionError, "resume='yes'"),
-        ({"precision": "fp16", "parallel": "fsdp"}, errors.OptionError, "needs loss scaling"),
+        ({"rollout_steps": 0}, errors.OptionError, "rollout_steps must .*got 0"),
+        ({"gradient_accumulation": 0}, errors.OptionError, "gradient_accumulation must .*got 0"),
+        (
+            {"learning_rate": -1.0},
+            errors.OptionError,
+            "learning_rate must be a positive number, got -1.0",
+        ),
+        (
+            {"head_learning_rate": 0},
+            errors.OptionError,
+            "head_learning_rate must be a positive number, got 0",
+        ),
+        ({"schedule": "step"}, errors.OptionError, "schedule must .*got 'step'"),
+        ({"ema": 1.0}, errors.OptionError, "ema must .*got 1.0"),
+        ({"early_stopping": 0}, errors.OptionError, "early_stopping must .*got 0"),
+        ({"resume": "yes"}, errors.OptionError, "resume must .*got 'yes'"),
+        ({"precision": "fp16", "parallel": "fsdp"}, errors.OptionError, "scales the loss"),
         ({"train": ("1990", "1991")}, errors.SplitError, "train=.* contains no samples"),
         ({"validation": ("1990", "1991")}, errors.SplitError, "validation=.* contains no samples"),
         (
@@ -1265,18 +1281,18 @@ def test_bad_options_write_nothing(
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: StrategyOptions("lora", rank=0), "rank=0"),
-        (lambda: StrategyOptions("peft", rank=2.5), "rank=2.5"),
-        (lambda: StrategyOptions("lora", alpha=0), "alpha=0"),
-        (lambda: StrategyOptions("lora", dropout=1.0), "dropout=1.0"),
-        (lambda: StrategyOptions("lora", mode="second"), "mode='second'"),
-        (lambda: StrategyOptions("peft", method="qlora"), "method='qlora'"),
-        (lambda: StrategyOptions("peft", layers=3), "layers=3"),
+        (lambda: StrategyOptions("lora", rank=0), "rank must be a positive integer, got 0"),
+        (lambda: StrategyOptions("peft", rank=2.5), "rank must be a positive integer, got 2.5"),
+        (lambda: StrategyOptions("lora", alpha=0), "alpha must be a positive number, got 0"),
+        (lambda: StrategyOptions("lora", dropout=1.0), "dropout must be .*, got 1.0"),
+        (lambda: StrategyOptions("lora", mode="second"), "mode must be one of .*, got 'second'"),
+        (lambda: StrategyOptions("peft", method="qlora"), "method must be one of .*, got 'qlora'"),
+        (lambda: StrategyOptions("peft", layers=3), "layers must be names of modules, got 3"),
         (lambda: StrategyOptions("decoder", layers=()), "layers="),
-        (lambda: StrategyOptions("frozen", rank=8), "'frozen' does not take rank"),
-        (lambda: StrategyOptions("lora", method="dora"), "'lora' does not take method"),
-        (lambda: ReplayOptions(size=0), "size=0"),
-        (lambda: ReplayOptions(grow=2.0), "grow=2.0"),
+        (lambda: StrategyOptions("frozen", rank=8), "strategy 'frozen' has no option rank"),
+        (lambda: StrategyOptions("lora", method="dora"), "strategy 'lora' has no option method"),
+        (lambda: ReplayOptions(size=0), "size must be a positive integer, got 0"),
+        (lambda: ReplayOptions(grow=2.0), "grow must be .*, got 2.0"),
     ],
 )
 def test_bad_options_objects(make: Any, match: str) -> None:

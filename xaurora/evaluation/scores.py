@@ -39,7 +39,7 @@ COMPANIONS = {
 
 def build(table: Table, frame: Frame) -> xr.Dataset:
     """Build the Dataset of scores from values by init time, or from sums by ``frame.by``."""
-    to, _ = groups_of(frame.init_times, frame.leads, frame.by)
+    to, values = groups_of(frame.init_times, frame.leads, frame.by)
     leads, _ = lead_groups(
         frame.leads,
         None if frame.lead_bins is None else {k: (v[0], v[1]) for k, v in frame.lead_bins.items()},

@@ -82,10 +82,15 @@ def share(example: float, *, ends: str = "[]") -> Check:
     """
 
     def check(name: str, value: Given) -> float:
+        words = {
+            "[]": "between 0 and 1",
+            "[)": "at least 0 and less than 1",
+            "()": "greater than 0 and less than 1",
+        }
         low = is_number(value) and (value >= 0 if ends[0] == "[" else value > 0)
         if not (low and (value <= 1 if ends[1] == "]" else value < 1)):
             raise OptionError(
-                f"{name} must be between 0 and 1, got {value!r}.", fix=f"{name}={example}"
+                f"{name} must be {words[ends]}, got {value!r}.", fix=f"{name}={example}"
             )
         return float(value)
 
