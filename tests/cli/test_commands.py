@@ -46,7 +46,7 @@ def test_real_europe_from_the_command_line(data: Path, europe: xr.Dataset, tmp_p
         "--strategy",
         "full",
         "--steps",
-        200,
+        120,
         "--out",
         out,
         "--quiet",
@@ -283,7 +283,7 @@ def test_truth_targets_and_members_from_the_command_line(
     states, tp, model = tmp_path / "states.nc", tmp_path / "tp.nc", tmp_path / "run"
     common = ("--model", "tiny", "--strategy", "full", "--steps", 2, "--quiet")
     said = run("finetune", states, "--truth", tp, "--head", "csgd", "--out", model, *common)
-    assert "tp by a csgd head" in said
+    assert "tp with a csgd head" in said
     out = tmp_path / "fc.nc"
     time = str(fields["time"].values[6])
     run(
@@ -317,7 +317,7 @@ def test_truth_targets_and_members_from_the_command_line(
         tmp_path / "both",
         *common,
     )
-    assert "msl by a normal head" in both
+    assert "msl with a normal head" in both
     assert "needs as many past dates" in run(
         "predict",
         states,
@@ -385,7 +385,7 @@ def test_training_options_on_the_command_line(fields: xr.Dataset, tmp_path: Path
     ).stderr
     assert "made with other settings" in wrong
     assert (
-        "rank=0"
+        "rank must be a positive integer, got 0"
         in _run(
             "estimate", tmp_path / "fields.nc", "--strategy", "lora", "--rank", 0, code=2
         ).stderr

@@ -123,7 +123,7 @@ def test_a_slow_store_keeps_nobody_waiting(stored, tmp_path) -> None:
         _Slow(LocalStore(stored, read_only=True)), engine="zarr", consolidated=False, chunks=None
     )
     cut = _cut(ds)
-    init = list(cut.times[1:31])
+    init = list(cut.times[1:13])
     waits = {}
     for name, workers, most, readers in (("one by one", 0, None, 0), ("ahead", 2, 16, 16)):
         loader = loading.Loader(cut, {}, readers=readers, budget=1)

@@ -180,7 +180,7 @@ def test_a_loss_that_is_no_number_stops_with_the_time_named(
         loss, parts = real(*args)
         return (loss * math.nan if len(calls) == 4 else loss), parts
 
-    monkeypatch.setattr(losses, "of_step", broken)
+    monkeypatch.setattr(losses, "step_loss", broken)
     with pytest.raises(
         errors.TrainingError, match=r"became nan at step 3, at init time\(s\) 2020-01-0"
     ):
@@ -393,7 +393,7 @@ def test_learns_most_of_what_can_be_learnt(tmp_path) -> None:
     from xaurora.fields.grid.weights import latitude_weights
     from xaurora.sources import synthesis
 
-    ds = xaurora.synthetic(times=240, seed=3)
+    ds = xaurora.synthetic(shape=(16, 32), times=240, seed=3)
     tuned = ds.aurora.finetune(
         "tp",
         model="tiny",

@@ -491,10 +491,10 @@ def test_another_start_or_other_rain_is_not_gone_on_with(
         "progress": False,
         "out": tmp_path / "run",
     }
-    monkeypatch.setattr(losses, "of_step", stop)
+    monkeypatch.setattr(losses, "step_loss", stop)
     with pytest.raises(KeyboardInterrupt):
         fields.aurora.finetune("tp", model=make_aurora(seed=0), **options)
-    monkeypatch.setattr(losses, "of_step", real)
+    monkeypatch.setattr(losses, "step_loss", real)
     with pytest.raises(errors.OptionError, match="start="):
         fields.aurora.finetune("tp", model=make_aurora(seed=1), resume=True, **options)
     other = fields.assign(tp=(fields["tp"] * 2.0).assign_attrs(fields["tp"].attrs))
@@ -602,7 +602,7 @@ def test_rain_alone_ruins_the_state_and_the_base_loss_keeps_it(
         "all",
         model="tiny",
         strategy="full",
-        steps=150,
+        steps=100,
         batch_size=4,
         out=tmp_path / "start",
         progress=False,
@@ -757,7 +757,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_end(
     _run(SCRIPT, tmp_path / "whole", options)
     expected = xaurora.load(tmp_path / "whole")
     moments = random.Random(0)
-    for i in range(5):  # twenty kills in all, with the other case
+    for i in range(2):  # eight kills in all, with the other case
         out = tmp_path / f"killed-{i}"
         for _ in range(2):
             _run(SCRIPT, out, options, until=moments.uniform(0.0, 1.5))
@@ -804,10 +804,10 @@ def test_what_may_not_be_resumed(
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(losses, "of_step", broken)
+    monkeypatch.setattr(losses, "step_loss", broken)
     with pytest.raises(KeyboardInterrupt):
         fields.aurora.finetune("tp", **options)
-    monkeypatch.setattr(losses, "of_step", real)
+    monkeypatch.setattr(losses, "step_loss", real)
     with pytest.raises(errors.OptionError, match="stopped at step 4 of 6; it would be lost"):
         fields.aurora.finetune("tp", **options)
     with pytest.raises(
@@ -904,7 +904,7 @@ def test_a_loss_that_explodes_stops(
             calls.append(1)
         return (loss * 1e5 if len(calls) == 15 and torch.is_grad_enabled() else loss), parts
 
-    monkeypatch.setattr(losses, "of_step", jump)
+    monkeypatch.setattr(losses, "step_loss", jump)
     options = {
         "model": "tiny",
         "strategy": "full",
@@ -924,7 +924,7 @@ def test_a_loss_that_explodes_stops(
     assert checkpoints.read_run(tmp_path / "run")["step"] == 12, (
         "the state that exploded is not kept"
     )
-    monkeypatch.setattr(losses, "of_step", real)
+    monkeypatch.setattr(losses, "step_loss", real)
     tuned = fields.aurora.finetune("tp", out=tmp_path / "run", resume=True, **options)
     assert len(tuned.history) == 20
 
@@ -948,7 +948,7 @@ def test_a_gradient_that_is_no_number_stops(
         calls.append(torch.is_grad_enabled())
         return (Broken.apply(loss) if sum(calls) == 3 else loss), parts
 
-    monkeypatch.setattr(losses, "of_step", broken)
+    monkeypatch.setattr(losses, "step_loss", broken)
     with pytest.raises(errors.TrainingError, match="the gradient became nan at step 2"):
         fields.aurora.finetune("tp", model="tiny", strategy="full", out=tmp_path / "run", **QUICK)
     assert checkpoints.read_run(tmp_path / "run")["step"] == 2

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import run_script
 
 import xaurora
 from xaurora import errors
@@ -44,6 +45,9 @@ def _train(
     environment = {
         k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK", "WORLD_SIZE")
     }
+    if not launcher and "devices" not in options:
+        printed = run_script(SCRIPT, tmp_path / name, json.dumps(options))
+        return _losses_of(tmp_path / name, printed)
     done = subprocess.run(
         command,
         capture_output=True,
@@ -52,21 +56,20 @@ def _train(
         env={**environment, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    hashes = {line.split()[-1] for line in done.stdout.splitlines() if "sha256:" in line}
-    assert hashes == {xaurora.load(tmp_path / name).hash}, (
-        "every process returns the model that was saved"
-    )
-    return [
-        json.loads(line)["loss"]
-        for line in (tmp_path / name / "log.jsonl").read_text().splitlines()
-    ]
+    return _losses_of(tmp_path / name, done.stdout)
+
+
+def _losses_of(run: Path, printed: str) -> list[float]:
+    hashes = {line.split()[-1] for line in printed.splitlines() if "sha256:" in line}
+    assert hashes == {xaurora.load(run).hash}, "every process returns the model that was saved"
+    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
-    options = {"strategy": "full", "steps": 20}
+    options = {"strategy": "full", "steps": 8}
     one = _train(tmp_path, "one", {**options, "batch_size": 2})
-    assert len(one) == 20
+    assert len(one) == 8
     ddp = _train(tmp_path, "ddp", {**options, "devices": 2})
     assert ddp == pytest.approx(one, rel=1e-5)
     fsdp = _train(tmp_path, "fsdp", {**options, "devices": 2, "parallel": "fsdp"})

@@ -133,7 +133,7 @@ def test_weights_of_a_globe_reach_the_poles_and_those_of_a_region_do_not() -> No
     lat = _axis(90, -30.0, 7)
     expected = np.diff(np.sin(np.deg2rad([-90, -75, -45, -15, 15, 45, 75, 90])))
     np.testing.assert_allclose(latitude_weights(lat), expected / expected.mean())
-    dropped = np.diff(np.sin(np.deg2rad([-90, -45, -15, 15, 45, 75, 90])))  # as 720 rows of 0.25°
+    dropped = np.diff(np.sin(np.deg2rad([-90, -45, -15, 15, 45, 75, 90])))[::-1]  # 720 rows of 721
     np.testing.assert_allclose(latitude_weights(lat[lat > -90]), dropped / dropped.mean())
     region = np.array([60.0, 50.0, 40.0])
     w = np.diff(np.sin(np.deg2rad([35, 45, 55, 65])))[::-1]

@@ -106,8 +106,8 @@ def test_what_the_page_says(compared, fields) -> None:
             np.testing.assert_array_equal(
                 row.marks[""], (told.sel(estimate="low") > 0) | (told.sel(estimate="high") < 0)
             )
-    small = notes.provenance_rows(compared["mine"].assign_attrs(xaurora_base="small"))
-    assert "its authors made for debugging" in dict(small)["Base model"]
+    noted = compared["mine"].assign_attrs(xaurora_base="small", xaurora_base_note="for debugging")
+    assert "small (for debugging)" in dict(notes.provenance_rows(noted))["Base model"]
 
 
 def test_differences() -> None:
