@@ -46,7 +46,7 @@ def test_real_europe_from_the_command_line(data: Path, europe: xr.Dataset, tmp_p
         "--strategy",
         "full",
         "--steps",
-        120,
+        200,
         "--out",
         out,
         "--quiet",

@@ -392,7 +392,7 @@ def test_resume_from_latents_is_exact(fields: xr.Dataset, base, tmp_path, monkey
     ("more", "what"),
     [
         ({"strategy": "full"}, "strategy='full'"),
-        ({"rollout_steps": 2}, "rollout_steps must .*got 2"),
+        ({"rollout_steps": 2}, "rollout_steps=2"),
         ({"as_input": True}, "as_input=True"),
         ({"latents": "maybe/there"}, None),
         ({"latents": 3}, "latents must be .*got 3"),
@@ -427,7 +427,7 @@ def test_options() -> None:
     for bad in ("much", "-1 GB", "1 GW", 0, True):
         with pytest.raises(errors.OptionError, match="size must be an amount of bytes"):
             LatentOptions(size=bad)
-    with pytest.raises(errors.OptionError, match="dtype must be one of .*, got 'float16'"):
+    with pytest.raises(errors.OptionError, match=r"dtype must be one of .*, got 'float16'"):
         LatentOptions(dtype="float16")
     assert TrainingOptions(latents="".join(["au", "to"])).latents == "auto"
     assert TrainingOptions(latents="runs/l.zarr").latents == LatentOptions(path="runs/l.zarr")

@@ -432,7 +432,7 @@ class FinetuneOptions(TrainingOptions):
         super().__post_init__()
         if self.resume and self.out is None:
             raise OptionError(
-                "resume=True resumes a run, and out= does not say which.",
+                "resume=True needs the folder of the run, but out= is not set.",
                 fix="out='runs/tp', resume=True",
             )
 
