@@ -187,7 +187,7 @@ def test_options_that_do_not_fit(fields: xr.Dataset, tuned, aurora_model, tmp_pa
         ({"model": tuned, "thresholds_mm": [-1]}, "must lie between"),
         ({"model": tuned, "halo": -1}, "must be a non-negative integer"),
         ({"model": tuned, "weights": "file.ckpt"}, "weights= applies to a model given by name"),
-        ({"model": "tiny", "weights": "file.ckpt"}, "'tiny' is created with random weights"),
+        ({"model": "tiny", "weights": "file.ckpt"}, "weights= applies to pretrained models"),
         ({"model": aurora_model, "quantiles": [0.5]}, "need a model with a head"),
     ):
         with pytest.raises(errors.OptionError, match=match):
