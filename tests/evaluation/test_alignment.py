@@ -519,15 +519,14 @@ def test_published_scores(tmp_path: Path) -> None:
         daily["tp"].sel(metric="mean_rmse", lead_time="24h").squeeze()
     ) * 1e3 == pytest.approx(3.89, abs=0.01)
     own = tmp_path / "own.csv"
-    own.write_text(
-        "model,metric,variable,lead_hours,resolution,value\nmine,rmse,6h_precipitation,6,64x32,0.001\n"
-    )
+    header = "model,metric,variable,lead_hours,resolution,value"
+    own.write_text(f"{header}\nmine,rmse,6h_precipitation,6,64x32,0.001\n")
     assert float(xaurora.published_scores(own)["mine"]["tp"].squeeze()) == 0.001
     for text, match in (
         ("model,metric\na,b\n", "no columns"),
         ("", "no columns"),
         (
-            "model,metric,variable,lead_hours,resolution,value\nm,rmse,6h_precipitation,six,6x3,1\n",
+            f"{header}\nm,rmse,6h_precipitation,six,6x3,1\n",
             "cannot be read",
         ),
     ):

@@ -93,9 +93,8 @@ def _fingerprint(model: torch.nn.Module) -> str:
     seen = []
     for name, tensor in model.state_dict().items():
         version = 0 if tensor.is_inference() else tensor._version
-        digest.update(
-            f"{name}{tuple(tensor.shape)}{tensor.dtype}{tensor.data_ptr()}{version}{tensor.device}".encode()
-        )
+        place = f"{tensor.data_ptr()}{version}{tensor.device}"
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{place}".encode())
         if tensor.is_contiguous() and tensor.numel() and tensor.is_floating_point():
             step = max(tensor.numel() // _LOOKED_AT, 1)
             seen.append(tensor.detach().view(-1)[::step][:_LOOKED_AT].float())

@@ -258,4 +258,5 @@ def shard_like(values: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
         return values.to(tensor.device, tensor.dtype)
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(values.to(tensor.device, tensor.dtype), mesh, tensor.placements)  # type: ignore[attr-defined]
+    sharded: Any = tensor
+    return distribute_tensor(values.to(tensor.device, tensor.dtype), mesh, sharded.placements)

@@ -150,8 +150,8 @@ class ReplayBuffer:
                     for kind, part in source.items()
                     for n, v in part.items()
                 }
-        names = list(frames[1])  # type: ignore[arg-type]
-        both = {key: torch.stack([f[key] for f in frames])[None] for key in names}  # type: ignore[index]
+        found: Any = frames
+        both = {key: torch.stack([f[key] for f in found])[None] for key in found[1]}
         grid = loader.fields.layout.grid
         return Batch(
             {k.removeprefix("surface/"): v for k, v in both.items() if k.startswith("surface/")},

@@ -281,7 +281,8 @@ class HeadSet(nn.Module):
 
     def items(self) -> list[tuple[str, DistributionHead]]:
         """Return the targets with their heads."""
-        return [(key.removeprefix("of_"), head) for key, head in self.heads.items()]  # type: ignore[misc]
+        heads: Any = self.heads
+        return [(key.removeprefix("of_"), head) for key, head in heads.items()]
 
     def __getitem__(self, name: str) -> DistributionHead:
         return self.heads[f"of_{name}"]  # type: ignore[return-value]

@@ -100,7 +100,8 @@ def render_html(card: Card) -> str:
             "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport'"
             " content='width=device-width, initial-scale=1'>"
         ),
-        f"<title>{html.escape(card.title)}</title><style>{STYLE}</style></head><body><h1>{html.escape(card.title)}</h1>",
+        f"<title>{html.escape(card.title)}</title><style>{STYLE}</style></head>",
+        f"<body><h1>{html.escape(card.title)}</h1>",
     ]
     parts.append(_legend(card))
     regions = dict.fromkeys(row.region for row in card.rows)

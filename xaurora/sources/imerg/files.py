@@ -19,7 +19,8 @@ from xaurora.utils.types import Given
 logger = logging.getLogger("xaurora")
 
 _NAME = re.compile(
-    r"3B-(?P<kind>HHR|DAY|MO)(?:-(?P<run>[ELF]))?\.[A-Z]{2}\.[A-Z]{3}\.3IMERG\.(?P<date>\d{8})-S(?P<start>\d{6})-E\d{6}"
+    r"3B-(?P<kind>HHR|DAY|MO)(?:-(?P<run>[ELF]))?\.[A-Z]{2}\.[A-Z]{3}\.3IMERG"
+    r"\.(?P<date>\d{8})-S(?P<start>\d{6})-E\d{6}"
     r"(?:\.\d{2,4})?\.V(?P<version>\d{2})(?P<letter>[A-Z]?)"
 )
 _RUNS = {"E": "Early", "L": "Late", "F": "Final", None: "Final"}
