@@ -52,6 +52,19 @@ def resolve_groups(by: Sequence[str] | str | None) -> tuple[str, ...]:
     return by
 
 
+def check_weatherbench2(
+    by: Sequence[str], lead_bins: Given, convention: str, thresholds_mm: Sequence[float]
+) -> None:
+    """Raise OptionError for arguments that ``engine="weatherbench2"`` does not take."""
+    other = by or lead_bins or convention != "weatherbench2"
+    if other or tuple(thresholds_mm) != THRESHOLDS_MM:
+        raise OptionError(
+            "engine='weatherbench2' does not support by, lead_bins, thresholds_mm or another"
+            " convention.",
+            fix="engine='xaurora'",
+        )
+
+
 def check_options(
     forecasts: Given, which: str, thresholds_mm: Given, sizes: Given, levels: Given, seed: Given
 ) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from xaurora.distributions import Family
-from xaurora.errors import OptionError, TruthError
+from xaurora.errors import TruthError
 from xaurora.evaluation import alignment, frames, scores, truths
 from xaurora.evaluation import engine as _engine
 from xaurora.evaluation import metrics as _metrics
@@ -25,6 +25,7 @@ from xaurora.evaluation.arguments import (
     SIZES,
     THRESHOLDS_MM,
     check_options,
+    check_weatherbench2,
     resolve_convention,
     resolve_groups,
 )
@@ -108,13 +109,7 @@ def compare(
     keys = alignment.matched_variables(read.values(), right)
     normals = ClimatologyFields(climatology, first) if climatology is not None else None
     if engine == "weatherbench2":
-        other = by or lead_bins or convention != "weatherbench2"
-        if other or tuple(thresholds_mm) != THRESHOLDS_MM:
-            raise OptionError(
-                "engine='weatherbench2' does not support by, lead_bins, thresholds_mm or another"
-                " convention.",
-                fix="engine='xaurora'",
-            )
+        check_weatherbench2(by, lead_bins, convention, thresholds_mm)
         from xaurora.evaluation import weatherbench2
 
         return {
@@ -130,9 +125,8 @@ def compare(
         first, thresholds_mm, neighborhood_sizes, quantile_levels, convention, seed
     )
     laws = _laws(read, keys, labels, convention, explicit=explicit)
-    everything = metrics == "all"
     jobs = make_jobs(
-        Comparison(read, right, normals, keys, labels, explicit, everything, laws, settings)
+        Comparison(read, right, normals, keys, labels, explicit, metrics == "all", laws, settings)
     )
     masked = bool(skipna or right.masked)
     groups, by_init_time = _groups(first, by, lead_bins, jobs, len(weights) * len(read), settings)
@@ -151,13 +145,8 @@ def compare(
     )
     tables, counts = _engine.run(plan, progress=progress)
     _log_counts(counts, len(jobs), masked)
-    shared = {
-        "convention": convention,
-        "masked": int(masked),
-        "regions_hash": _hash(weights),
-        "metrics": " ".join(labels),
-        **({"by": " ".join(by)} if by else {}),
-    }
+    shared = {"convention": convention, "masked": int(masked), "regions_hash": _hash(weights)}
+    shared |= {"metrics": " ".join(labels)} | ({"by": " ".join(by)} if by else {})
     _, bins = frames.lead_groups(first.leads, lead_bins)
     found = (normals.quantile_levels(key) for key in keys) if normals is not None else ()
     extra = scores.extra_coords(

@@ -117,6 +117,7 @@ def blur(m: Means) -> np.ndarray:
 WAVE = 3  # axis of the wavenumber in means (group, lead, region, wavenumber[, level])
 
 
+# Of the contingency table: hits a, false alarms b, misses c, correct negatives d.
 CONTINGENCY: dict[str, tuple[Callable[[Any, Any, Any, Any], Any], str, str]] = {
     "recall": (lambda a, b, c, d: a / (a + c), "high", "probability of detection, a/(a+c)"),
     "falsealarmrate": (lambda a, b, c, d: b / (a + b), "low", "false alarm ratio, b/(a+b)"),

@@ -70,9 +70,6 @@ class Metric:
     suffix: str = ""
 
 
-# --- contingency table: hits a, false alarms b, misses c, correct negatives d ---------------------
-
-
 _FOUR = ("truepositives", "falsepositives", "falsenegatives", "truenegatives")
 
 
@@ -86,9 +83,6 @@ def _of_counts(prefix: str, needs: str, suffix: str) -> dict[str, Metric]:
         prefix + name: Metric(names, formula(function), words, needs, better, "", suffix)
         for name, (function, better, words) in CONTINGENCY.items()
     }
-
-
-# --- probability bins -----------------------------------------------------------------------------
 
 
 METRICS: dict[str, Metric] = {

@@ -91,7 +91,6 @@ def build(table: Table, frame: Frame) -> xr.Dataset:
     shared: dict[str, Any] = {}
     for out, rows in present.items():
         values_of = {label: value for label, value, _ in rows}
-        full = rows[0][2]
         empty = np.full(rows[0][1].shape, np.nan)
         stacked = np.stack([values_of.get(label, empty) for label in shown])
         variable = next(
@@ -100,7 +99,7 @@ def build(table: Table, frame: Frame) -> xr.Dataset:
             if out.startswith(v.name) and out[len(v.name) :] in _SHARED
         )
         shared[out] = (
-            ("metric", *full),
+            ("metric", *rows[0][2]),
             stacked,
             _shared_attrs(variable, [label for label, _, _ in rows], frame.labels),
         )

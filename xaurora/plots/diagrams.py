@@ -437,19 +437,14 @@ def error_by_edge(
         )
     factor, units = display_scale(scores[name], name, metric)
     da = scores[name].sel(metric=metric, region=rings) * factor
-    if "level" in da.dims:
-        da = da.isel(level=0)
-    for i, colour in zip(
-        range(da.sizes["lead_time"]) if lead is None else [lead], COLOURS * 9, strict=False
-    ):
+    da = da.isel(level=0) if "level" in da.dims else da
+    leads = range(da.sizes["lead_time"]) if lead is None else [lead]
+    for i, colour in zip(leads, COLOURS * 9, strict=False):
         one = da.isel(lead_time=i) if isinstance(i, int) else at_lead(da, i)
         ax.plot(range(len(rings)), one.values, "o-", label=lead_label(one), color=colour)
     ax.set_xticks(range(len(rings)), [r.removeprefix("edge ") for r in rings], rotation=20)
     ax.set_xlabel("distance from the edge")
-    known = variables.find(name)
-    ax.set_ylabel(
-        f"{label_of(metric)} of"
-        f" {known.long_name.lower() if known else name}{f' in {units}' if units else ''}"
-    )
+    label = known.long_name.lower() if (known := variables.find(name)) else name
+    ax.set_ylabel(f"{label_of(metric)} of {label}" + (f" in {units}" if units else ""))
     ax.legend(frameon=False, fontsize=8)
     return ax
