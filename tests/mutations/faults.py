@@ -110,7 +110,7 @@ FAULTS = (
         "fields/precipitation.py",
         "whole &= np.isin(times - span(part * period), times)",
         "whole |= np.isin(times - span(part * period), times)",
-        ("fields/test_precipitation.py", "fields/test_targets.py"),
+        ("training/test_samples.py",),
     ),
     Fault(
         "hectopascals are taken for pascals",

@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from faults import FAULTS, Fault, faulty
 
 ROOT = Path(__file__).resolve().parents[2]
-_TIMEOUT = 300.0  # seconds; a fault may also make a test run for ever
+_TIMEOUT = 300.0  # seconds; a fault may make a test run for ever
+_TIMED_OUT = -1
 _FAILED = 1  # pytest's exit status when tests have run and some have failed
 
 
@@ -49,7 +50,8 @@ def run_tests(copy: Path, tests: tuple[str, ...]) -> int:
             command, cwd=copy, env=environment, capture_output=True, text=True, timeout=_TIMEOUT
         )
     except subprocess.TimeoutExpired:
-        return _FAILED
+        print(f"stopped after {_TIMEOUT:g} s: {' '.join(tests)}", file=sys.stderr)
+        return _TIMED_OUT
     if done.returncode not in (0, _FAILED):
         print(done.stdout[-2000:], done.stderr[-2000:], file=sys.stderr)
     return done.returncode
