@@ -201,7 +201,7 @@ def test_models_with_other_steps_are_refused(fields: xr.Dataset) -> None:
     import datetime
 
     model = make_aurora(timestep=datetime.timedelta(hours=12))
-    with pytest.raises(errors.OptionError, match="steps of 12 hours"):
+    with pytest.raises(errors.OptionError, match="time step of 12 hours"):
         fields.aurora.predict("12h", model=model)
 
 
