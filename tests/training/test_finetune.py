@@ -202,6 +202,17 @@ def test_masked_targets_are_left_out(fields: xr.Dataset, tmp_path) -> None:
     )
 
 
+def test_points_without_truth_have_no_weight() -> None:
+    values = torch.arange(24.0).reshape(1, 4, 6)
+    target = torch.zeros(1, 4, 6)
+    target[:, 2:] = math.nan
+    target[:, 0, 0] = math.nan
+    area = torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None]
+    domain = losses.Domain(area, (slice(None), slice(None)))
+    expected = (sum(range(1, 6)) + 2 * sum(range(6, 12))) / (5 + 2 * 6)
+    assert float(losses.mean(values, target, domain)) == pytest.approx(expected)
+
+
 def test_recomputing_gives_the_same_training(fields: xr.Dataset, tmp_path) -> None:
     a, b = (
         fields.aurora.finetune(
