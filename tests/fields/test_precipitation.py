@@ -346,3 +346,11 @@ def test_what_amounts_cannot_be_is_refused_and_what_they_can_is_not(europe: xr.D
         odd = globe.assign(tp=(globe["tp"] * factor).assign_attrs(globe["tp"].attrs))
         said = str(odd.aurora.check("tp", model="tiny").problems)
         assert "its global mean" in said or "probably a rate" in said or "reaches 0.4" in said
+
+
+def test_a_total_needs_all_its_hours() -> None:
+    hourly = np.datetime64("2020-01-01", "ns") + np.arange(24) * np.timedelta64(1, "h")
+    np.testing.assert_array_equal(precipitation.complete_times(hourly, 1), hourly[5:])
+    lacking = np.delete(hourly, 12)
+    expected = np.concatenate([hourly[5:12], hourly[18:]])
+    np.testing.assert_array_equal(precipitation.complete_times(lacking, 1), expected)
