@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+import weakref
 from pathlib import Path
 
 import torch
@@ -54,6 +55,7 @@ class Script:
     def __init__(self, code: str, *args: object) -> None:
         handle, self._log = tempfile.mkstemp(prefix="xaurora-script-")
         os.close(handle)
+        weakref.finalize(self, os.unlink, self._log)
         self.process = _CONTEXT.Process(target=_run_code, args=(code, [*map(str, args)], self._log))
         self.process.start()
 

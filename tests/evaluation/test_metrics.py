@@ -251,6 +251,29 @@ def test_seeps_by_hand() -> None:
     )
 
 
+@pytest.mark.parametrize(("convention", "cost"), [("weatherbench2", 0.0), ("weatherbenchx", 4.0)])
+def test_seeps_of_a_total_on_the_threshold(convention: str, cost: float) -> None:
+    """In WeatherBench2 a total of just the threshold is neither dry nor light, and costs nothing;
+    in WeatherBench-X it is dry. With p1 = 0.5 dry for heavy costs ½ · 4 / (1 - p1) = 4.
+    """
+    fc, truth = _case(np.full((1, 2, 2), 0.1), np.full((1, 2, 2), 9.0))
+    grid = {"latitude": fc["latitude"], "longitude": fc["longitude"]}
+    dims = ("hour", "dayofyear", "latitude", "longitude")
+    normal = xr.Dataset(
+        {
+            "total_precipitation_6hr_seeps_dry_fraction": (dims, np.full((1, 1, 2, 2), 0.5)),
+            "total_precipitation_6hr_seeps_threshold": (
+                dims,
+                np.full((1, 1, 2, 2), 5e-3),
+                {"units": "m"},
+            ),
+        },
+        {"hour": [6], "dayofyear": [1], **grid},
+    )
+    got = fc.aurora.evaluate(truth, metrics="seeps", climatology=normal, convention=convention)
+    assert _one(got, "tp", metric="seeps") == pytest.approx(cost)
+
+
 def test_brier_reliability_and_roc_by_hand() -> None:
     # probabilities 0, ½, 1 of more than 1 mm from two members; four cells
     members = np.array([[[0.0, 0.0, 2.0, 2.0]] * 2, [[0.0, 2.0, 2.0, 2.0]] * 2])[None]

@@ -262,7 +262,7 @@ FAULTS = (
         "is_dry = x < dry if strict else x <= dry",
         "is_dry = x <= dry",
         (
-            "evaluation/test_metrics.py::test_seeps_by_hand",
+            "evaluation/test_metrics.py::test_seeps_of_a_total_on_the_threshold",
             "evaluation/test_metrics.py::test_every_figure_of_the_oracle",
         ),
     ),

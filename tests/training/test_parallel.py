@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import run_script
 
 import xaurora
 from xaurora import errors
@@ -23,115 +22,104 @@ torch.set_num_threads(1)
 import xaurora
 ds = xaurora.synthetic(shape=(16, 32), times=40)
 if __name__ == "__main__":
-    options = json.loads(sys.argv[2])
-    tuned = ds.aurora.finetune(
-        "tp", model="tiny", out=sys.argv[1], learning_rate=5e-5, progress=False, **options
-    )
-    print(tuned.hash)
+    for name, options in json.loads(sys.argv[2]).items():
+        out = f"{sys.argv[1]}/{name}"
+        tuned = ds.aurora.finetune("tp", model="tiny", out=out, progress=False, **options)
+        print(name, tuned.hash)
 """
+SAME = {"learning_rate": 5e-5}
+CASES: dict[str, dict[str, Any]] = {
+    "ddp-full": {"strategy": "full", "steps": 8},
+    "fsdp-full": {"strategy": "full", "steps": 8, "parallel": "fsdp"},
+    "ddp-lora": {"strategy": "lora", "rollout_steps": 3, "push_forward": True, "steps": 3},
+    "ddp-decoder": {
+        "strategy": "decoder",
+        "rollout_steps": 2,
+        "gradient_accumulation": 2,
+        "steps": 3,
+    },
+    "fsdp-peft": {
+        "strategy": "peft",
+        "ema": 0.9,
+        "activation_checkpointing": True,
+        "steps": 3,
+        "parallel": "fsdp",
+    },
+    "fsdp-frozen": {"strategy": "frozen", "steps": 3, "parallel": "fsdp"},
+    "shared/ddp-latents": {"strategy": "frozen", "epochs": 3, "latents": True, "validations": 1},
+}
 
 
-def _train(
-    tmp_path: Path, name: str, options: dict[str, Any], *, launcher: tuple[str, ...] = ()
-) -> list[float]:
-    script = tmp_path / "train.py"
+def _run(folder: Path, cases: dict[str, dict[str, Any]], *launcher: str) -> None:
+    """Train in a program of its own, which may start others."""
+    script = folder / "train.py"
     script.write_text(SCRIPT)
-    command = [
-        *(launcher or (sys.executable,)),
-        str(script),
-        str(tmp_path / name),
-        json.dumps(options),
-    ]
-    environment = {
-        k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK", "WORLD_SIZE")
-    }
-    if not launcher and "devices" not in options:
-        printed = run_script(SCRIPT, tmp_path / name, json.dumps(options))
-        return _losses_of(tmp_path / name, printed)
+    known = ("LOCAL_RANK", "RANK", "WORLD_SIZE")
     done = subprocess.run(
-        command,
+        [*(launcher or (sys.executable,)), str(script), str(folder), json.dumps(cases)],
         capture_output=True,
         text=True,
         timeout=300,
-        env={**environment, "OMP_NUM_THREADS": "1"},
+        env={k: v for k, v in os.environ.items() if k not in known} | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return _losses_of(tmp_path / name, done.stdout)
+    for name in cases:
+        hashes = {s.split()[1] for s in done.stdout.splitlines() if s.split()[:1] == [name]}
+        saved = xaurora.load(folder / name).hash
+        assert hashes == {saved}, "every process returns the model that was saved"
 
 
-def _losses_of(run: Path, printed: str) -> list[float]:
-    hashes = {line.split()[-1] for line in printed.splitlines() if "sha256:" in line}
-    assert hashes == {xaurora.load(run).hash}, "every process returns the model that was saved"
+def _losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
 
 
+def _losses_of_one(folder: Path, options: dict[str, Any]) -> list[float]:
+    """The same in this process, with the samples of both."""
+    options = {k: v for k, v in options.items() if k != "parallel"}
+    ds = xaurora.synthetic(shape=(16, 32), times=40)
+    ds.aurora.finetune(
+        "tp", model="tiny", batch_size=2, out=folder / "one", progress=False, **SAME, **options
+    )
+    return _losses(folder / "one")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All cases on two processes, one after another, so that they are started only once."""
+    folder = tmp_path_factory.mktemp("two")
+    _run(folder, {name: {**SAME, **options, "devices": 2} for name, options in CASES.items()})
+    return folder
+
+
 @pytest.mark.slow
-def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
-    options = {"strategy": "full", "steps": 8}
-    one = _train(tmp_path, "one", {**options, "batch_size": 2})
-    assert len(one) == 8
-    ddp = _train(tmp_path, "ddp", {**options, "devices": 2})
-    assert ddp == pytest.approx(one, rel=1e-5)
-    fsdp = _train(tmp_path, "fsdp", {**options, "devices": 2, "parallel": "fsdp"})
-    assert fsdp == pytest.approx(one, rel=1e-5)
-    # a checkpoint of shards is whole: it was loaded above in a process of its own kind, and has
-    # every tensor of the other
-    a, b = (xaurora.load(tmp_path / n).model.state_dict() for n in ("one", "fsdp"))
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_one_with_twice_the_batch(case: str, two: Path, tmp_path: Path) -> None:
+    one = _losses_of_one(tmp_path, CASES[case])
+    assert len(one) == CASES[case].get("steps", len(one)) > 0
+    # Latents are the same bfloat16 in both, but the sums over processes are not.
+    assert _losses(two / case) == pytest.approx(one, rel=1e-4 if "latents" in case else 1e-5)
+    if "latents" in case:  # over several epochs each process reads what the other has made
+        stores = [
+            sorted(p.name for p in next((folder / "latents").iterdir()).glob("latents/c.*"))
+            for folder in (tmp_path, two / "shared")
+        ]
+        assert stores[0] == stores[1]
+        assert len(stores[0]) > 30
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_shards_is_whole(two: Path) -> None:
+    a, b = (xaurora.load(two / n).model.state_dict() for n in ("ddp-full", "fsdp-full"))
     assert {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
-    assert not list(tmp_path.glob("*/checkpoint/state.pt"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("mode", "options"),
-    [
-        ("ddp", {"strategy": "lora", "rollout_steps": 3, "push_forward": True, "steps": 3}),
-        (
-            "ddp",
-            {"strategy": "decoder", "rollout_steps": 2, "gradient_accumulation": 2, "steps": 3},
-        ),
-        ("fsdp", {"strategy": "peft", "ema": 0.9, "activation_checkpointing": True, "steps": 3}),
-        ("fsdp", {"strategy": "frozen", "steps": 3}),
-    ],
-    ids=lambda v: v if isinstance(v, str) else v["strategy"],
-)
-def test_every_strategy_runs_on_two(tmp_path: Path, mode: str, options: dict[str, Any]) -> None:
-    one = _train(tmp_path, "one", {**options, "batch_size": 2})
-    two = _train(tmp_path, "two", {**options, "devices": 2, "parallel": mode})
-    assert two == pytest.approx(one, rel=1e-5)
-
-
-@pytest.mark.slow
-def test_two_processes_share_latents(tmp_path: Path) -> None:
-    """Several epochs: each process reads what the other has made. 1e-4: bfloat16 is the same in
-    both, sums over processes are not.
-    """
-    options = {"strategy": "frozen", "epochs": 3, "latents": True, "validations": 1}
-    one = _train(tmp_path, "one", {**options, "batch_size": 2})
-    (tmp_path / "latents").rename(tmp_path / "of_one")
-    two = _train(tmp_path, "two", {**options, "devices": 2})
-    assert two == pytest.approx(one, rel=1e-4)
-    stores = [
-        sorted(p.name for p in next((tmp_path / n).iterdir()).glob("latents/c.*"))
-        for n in ("of_one", "latents")
-    ]
-    assert stores[0] == stores[1]
-    assert len(stores[0]) > 30
+    assert not list(two.glob("*/checkpoint/state.pt"))
 
 
 @pytest.mark.slow
 def test_torchrun(tmp_path: Path) -> None:
-    torchrun = (
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--master-port=29517",
-    )
     options = {"strategy": "frozen", "steps": 3}
-    one = _train(tmp_path, "one", {**options, "batch_size": 2})
-    two = _train(tmp_path, "two", options, launcher=torchrun)
-    assert two == pytest.approx(one, rel=1e-5)
+    run = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517")
+    _run(tmp_path, {"two": {**SAME, **options}}, sys.executable, *run)
+    assert _losses(tmp_path / "two") == pytest.approx(_losses_of_one(tmp_path, options), rel=1e-5)
 
 
 def test_processes_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:

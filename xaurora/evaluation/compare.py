@@ -206,9 +206,9 @@ def _settings(
     )
 
 
-_OF_DISTRIBUTIONS = {
-    *("crps", "brier", "bin_share", "pit", "quantile_coverage", "forecast_intensity"),
-}
+_NEED_DISTRIBUTION = frozenset(
+    ("crps", "brier", "bin_share", "pit", "quantile_coverage", "forecast_intensity")
+)
 
 
 def _laws(
@@ -221,7 +221,7 @@ def _laws(
 ) -> dict[tuple[str, tuple[str, str]], Family]:
     """Return the families of the forecasts' distributions, by label and key."""
     statistics = {s for m in labels.values() for s in _metrics.statistics_of(m, convention)}
-    needed = explicit and bool(statistics & _OF_DISTRIBUTIONS)
+    needed = explicit and bool(statistics & _NEED_DISTRIBUTION)
     found = {
         (label, key): alignment.distribution(f, f.fields[key], needed=needed)
         for label, f in read.items()

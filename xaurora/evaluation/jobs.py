@@ -131,7 +131,7 @@ def make_jobs(comparison: Comparison) -> list[Job]:
         if lacking:
             _report_lacking(comparison, lacking, wanted)
         _check_times(comparison, jobs)
-    _refuse_impossible(comparison, jobs)
+    _check_jobs(comparison, jobs)
     return [*jobs, *_wind_jobs(comparison, jobs)]
 
 
@@ -216,7 +216,7 @@ def _wind_jobs(comparison: Comparison, jobs: list[Job]) -> Iterator[Job]:
                 yield Job(key, parts, levels, (*winds, "coverage"))
 
 
-def _refuse_impossible(comparison: Comparison, jobs: list[Job]) -> None:
+def _check_jobs(comparison: Comparison, jobs: list[Job]) -> None:
     """Raise if a named metric cannot be computed for any variable.
 
     Raises
@@ -235,12 +235,12 @@ def _refuse_impossible(comparison: Comparison, jobs: list[Job]) -> None:
                 fix="metrics=['rmse', 'mae', 'bias']",
             )
         if needs == "seeps" and not any(j.seeps for j in jobs):
-            _refuse_seeps(comparison, label)
-        _refuse_without_distribution(comparison, label, needs)
+            _check_seeps(comparison, label)
+        _check_distribution(comparison, label, needs)
         if needs in ("probability", "quantile"):
-            _refuse_other_levels(comparison, label, needs)
+            _check_levels(comparison, label, needs)
         if "joint" in needs:
-            _refuse_marginal(comparison, label, needs)
+            _check_marginal(comparison, label, needs)
         if needs == "normal_quantiles" and not any(j.normal_quantiles for j in jobs):
             raise TruthError(
                 f"{label} needs quantiles of the climatology.",
@@ -251,7 +251,7 @@ def _refuse_impossible(comparison: Comparison, jobs: list[Job]) -> None:
             )
 
 
-def _refuse_seeps(comparison: Comparison, label: str) -> None:
+def _check_seeps(comparison: Comparison, label: str) -> None:
     hours = comparison.first.hours
     if hours not in (6, 24):
         raise OptionError(
@@ -270,7 +270,7 @@ def _refuse_seeps(comparison: Comparison, label: str) -> None:
     )
 
 
-def _refuse_without_distribution(comparison: Comparison, label: str, needs: str) -> None:
+def _check_distribution(comparison: Comparison, label: str, needs: str) -> None:
     """Raise if a metric needs members or a distribution that no forecast has."""
     members, law = comparison.has_members, comparison.has_distribution
     rain, keys = comparison.rain, comparison.keys
@@ -302,7 +302,7 @@ def _refuse_without_distribution(comparison: Comparison, label: str, needs: str)
         )
 
 
-def _refuse_other_levels(comparison: Comparison, label: str, needs: str) -> None:
+def _check_levels(comparison: Comparison, label: str, needs: str) -> None:
     """Raise if probabilities or quantiles stand at other values than those to score."""
     settings, keys = comparison.settings, comparison.keys
     if any(comparison.has_members(k) or comparison.has_distribution(k) for k in keys):
@@ -326,7 +326,7 @@ def _refuse_other_levels(comparison: Comparison, label: str, needs: str) -> None
         )
 
 
-def _refuse_marginal(comparison: Comparison, label: str, needs: str) -> None:
+def _check_marginal(comparison: Comparison, label: str, needs: str) -> None:
     """Raise for a metric of spatial structure if the forecast is independent at every point."""
     among = comparison.rain if "rain" in needs else comparison.keys
     marginal = [

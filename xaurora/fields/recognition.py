@@ -105,13 +105,13 @@ def _find_fields(ds: xr.Dataset, found: Recognition) -> None:
             and not _match(ds[name], name, "flat")[1] | (aloft.name == "z")
         ):
             found.attempt(
-                functools.partial(_refuse_one_level, name, one_level), ("atmos", aloft.name)
+                functools.partial(_raise_one_level, name, one_level), ("atmos", aloft.name)
             )
             continue
         variable, sure = _match(ds[name], name, kind) if kind else (None, False)
         if variable is None:
             if kind is None and "step" in ds[name].dims and _match(ds[name], name, "flat")[1]:
-                found.attempt(functools.partial(_refuse_steps, name), ("surface", name))
+                found.attempt(functools.partial(_raise_steps, name), ("surface", name))
             found.unrecognised.append(name)
         elif sure:
             found.attempt(
@@ -147,7 +147,7 @@ def _find_fields(ds: xr.Dataset, found: Recognition) -> None:
             )
 
 
-def _refuse_one_level(name: str, level: str) -> None:
+def _raise_one_level(name: str, level: str) -> None:
     raise LevelError(
         f"'{name}' is on a single level, and its level is a scalar coordinate instead of a"
         " dimension.",
@@ -155,7 +155,7 @@ def _refuse_one_level(name: str, level: str) -> None:
     )
 
 
-def _refuse_steps(name: str) -> None:
+def _raise_steps(name: str) -> None:
     raise TimeError(
         f"'{name}' has the dimension 'step', the steps of GRIB forecasts, as well as time.",
         fix="open the file with xaurora.open('file.grib'), which combines them into one time axis",
@@ -210,16 +210,16 @@ def _add_field(
     if (
         key in found.fields
         and variable.accumulated
-        and _says_six_hours(name) != _says_six_hours(found.fields[key].source)
+        and _claims_six_hours(name) != _claims_six_hours(found.fields[key].source)
     ):
         # WeatherBench2's stores may hold hourly totals as well as the six-hour ones that are needed
         # here.
         other = found.fields[key].source
         found.notes.append(
-            f"'{name if not _says_six_hours(name) else other}' is ignored; the six-hour totals are"
+            f"'{other if _claims_six_hours(name) else name}' is ignored; the six-hour totals are"
             " used instead."
         )
-        if not _says_six_hours(name):
+        if not _claims_six_hours(name):
             return
         del found.fields[key]
     if key in found.fields and variable.accumulated:
@@ -266,7 +266,7 @@ def _is_rate_name(name: str, attrs: dict[Any, Any]) -> bool:
     return name in _RATE_NAMES or is_rate(str(attrs.get("units", "")))
 
 
-def _says_six_hours(name: str) -> bool:
+def _claims_six_hours(name: str) -> bool:
     return name.endswith(f"_{variables.TIMESTEP_HOURS}hr")
 
 
@@ -294,7 +294,7 @@ def _conversion(
     if variable.accumulated:
         if is_rate(units):
             return rate_to_amount(units, _hours_of_rate(da, name, found)), 0.0
-        _refuse_contradiction(da, name, units)
+        _check_units_agree(da, name, units)
     found_conversion = conversion(units, variable.units)
     if found_conversion is None:
         raise UnitsError(
@@ -335,7 +335,7 @@ def _hours_of_rate(da: xr.DataArray, name: str, found: Recognition) -> float:
     )
 
 
-def _refuse_contradiction(da: xr.DataArray, name: str, units: str) -> None:
+def _check_units_agree(da: xr.DataArray, name: str, units: str) -> None:
     standard, label = str(da.attrs.get("standard_name", "")), str(da.attrs.get("long_name", ""))
     short = str(da.attrs.get("GRIB_shortName", name))
     says = next(

@@ -111,9 +111,9 @@ def key_of(fields: Fields, name: str) -> tuple[str, str] | None:
     return key if key in fields.layout.fields else None
 
 
-def check_duplicates(learnt: Sequence[Target]) -> None:
+def check_duplicates(targets: Sequence[Target]) -> None:
     """Raise if a variable occurs twice among the targets, possibly under two names."""
-    names = [t.name for t in learnt]
+    names = [t.name for t in targets]
     if doubled := sorted({n for n in names if names.count(n) > 1}):
         raise TargetError(
             f"{doubled} is named twice among the targets.",
@@ -141,7 +141,7 @@ def _of_fields(fields: Fields, name: str, *, where: str = "data") -> Target:
             fix="target='tp'",
         )
     da = fields.surface[item.variable.name]
-    _refuse_mixed(fields, item)
+    _check_mixed(fields, item)
     if not item.variable.accumulated:
         return Target(item, da, fields.times)
     period = precipitation.check_period(item.source, da.attrs, fields.times, TIMESTEP_HOURS)
@@ -157,7 +157,7 @@ def _of_fields(fields: Fields, name: str, *, where: str = "data") -> Target:
     return Target(item, totals, whole)
 
 
-def _refuse_mixed(fields: Fields, item: Field) -> None:
+def _check_mixed(fields: Fields, item: Field) -> None:
     """Raise if a target mixes preliminary and final ERA5.
 
     The target would change when the preliminary part is revised.

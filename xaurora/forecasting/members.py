@@ -67,7 +67,7 @@ class PastOrder:
     ) -> None:
         self.steps, self.count = steps, count
         try:
-            learnt = truth.history(past, fields, names)
+            targets = truth.history(past, fields, names)
         except TargetError as error:
             raise TargetError(
                 "members take their structure in space and time from past fields of"
@@ -81,12 +81,12 @@ class PastOrder:
             raise TruthError(
                 f"the past fields do not fit: {error.message}", fix=error.fix
             ) from None
-        self._values = {t.name: t.values.isel(latitude=rows, longitude=columns) for t in learnt}
+        self._values = {t.name: t.values.isel(latitude=rows, longitude=columns) for t in targets}
         self._place = {
             name: {v: i for i, v in enumerate(da["time"].values.astype("datetime64[ns]"))}
             for name, da in self._values.items()
         }
-        whole = set.intersection(*(set(t.times.astype("datetime64[ns]").tolist()) for t in learnt))
+        whole = set.intersection(*(set(t.times.astype("datetime64[ns]").tolist()) for t in targets))
         every = sorted(whole)
         leads = [int((s * _STEP).astype("timedelta64[ns]").astype(np.int64)) for s in steps]
         first = min(leads)

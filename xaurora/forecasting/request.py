@@ -172,7 +172,7 @@ class Request:
     members: int = 0
 
 
-def target_field(fields: Fields, name: str, learnt: dict[str, Any]) -> Field:
+def target_field(fields: Fields, name: str, target_info: dict[str, Any]) -> Field:
     """Return the user's form of a target, or the form it was trained in if the data lack it.
 
     Parameters
@@ -180,15 +180,17 @@ def target_field(fields: Fields, name: str, learnt: dict[str, Any]) -> Field:
     fields : Fields
     name : str
         Canonical name.
-    learnt : dict
+    target_info : dict
         Entry of the target in the tuned model's config.
     """
     known = BY_KEY.get(("surface", name))
-    variable = known or Variable(name, "surface", learnt["units"], learnt["long_name"], name)
+    variable = known or Variable(
+        name, "surface", target_info["units"], target_info["long_name"], name
+    )
     item = fields.layout.fields.get(("surface", name))
     if item is not None and not is_rate(str(item.attrs.get("units", ""))):
         return item
     # A mean rate in the data becomes an amount in the forecast: the total over six hours.
-    source = item.source if item is not None else name if known else str(learnt["source"])
+    source = item.source if item is not None else name if known else str(target_info["source"])
     attrs = {"units": variable.units, "long_name": variable.long_name}
     return Field(variable, source, 1.0, 0.0, np.dtype("float32"), (), attrs)

@@ -37,14 +37,14 @@ class Writer:
         part: tuple[slice | np.ndarray, slice | np.ndarray],
         request: Request,
         heads: HeadSet | None,
-        learnt: dict[str, Any],
+        infos: dict[str, Any],
         times: list[np.datetime64],
         attrs: dict[str, Any],
     ) -> None:
         self.fields, self.cut, self.request, self.attrs = fields, cut, request, attrs
         self.times = np.array(times, dtype="datetime64[ns]")
         self.heads: Any = heads
-        self.learnt = learnt
+        self.infos = infos
         layout = cut.layout
         self.grid = layout.grid.take(*part)
         self.rows, self.columns = (
@@ -163,9 +163,9 @@ class Writer:
     def _target(
         self, target: str, block: dict[str, np.ndarray], turned: Callable[[np.ndarray], np.ndarray]
     ) -> dict[str, Any]:
-        item, head = target_field(self.fields, target, self.learnt[target]), self.heads[target]
+        item, head = target_field(self.fields, target, self.infos[target]), self.heads[target]
         name, here = item.source, ("latitude", "longitude")
-        rain = bool(self.learnt[target]["rain"])
+        rain = bool(self.infos[target]["rain"])
         law = distributions.to_attrs(head.law)
         methods = {"cell_methods": periods.cell_methods(TIMESTEP_HOURS)} if rain else {}
         single = head.options.family == "deterministic"
@@ -200,7 +200,7 @@ class Writer:
                 **law,
             }
             units = (
-                self.learnt[target]["units"]
+                self.infos[target]["units"]
                 if (head.law.name, parameter) in _IN_UNITS
                 or (head.law.name == "quantile" and parameter != "p")
                 else "1"

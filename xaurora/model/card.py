@@ -38,7 +38,7 @@ def model_card(config: Mapping[str, Any], needs: Needs) -> str:
         if training.get("validated_on_training_samples")
         else ""
     )
-    learnt = "; ".join(
+    names = "; ".join(
         [f"{info['long_name'].lower()} ({name})" for name, info in config["targets"].items()]
         or ["none, trained on its own variables"]
     )
@@ -47,7 +47,7 @@ def model_card(config: Mapping[str, Any], needs: Needs) -> str:
     )
     return f"""# Aurora, fine-tuned for {", ".join(config["targets"]) or "its own variables"}
 
-New variables of Aurora {config["base"]["name"]!r}, trained with xaurora: {learnt}.
+New variables of Aurora {config["base"]["name"]!r}, trained with xaurora: {names}.
 Precipitation is the total over six hours.
 
 ```python

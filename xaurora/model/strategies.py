@@ -102,7 +102,7 @@ def apply(
     if not schedule.trains_base_outputs and not schedule.is_chained:
         base.decoder.requires_grad_(False)
     _freeze_unused_lora(base, schedule.rollout_steps)
-    _refuse_uneven_lora(base, options, schedule)
+    _check_uneven_lora(base, options, schedule)
     for parameter in input_embeddings(base, model.inputs):
         parameter.requires_grad_(True)
     for name in model.inputs:  # the head's mean replaces its output, so it gets no gradient
@@ -177,7 +177,7 @@ def _freeze_unused_lora(base: Aurora, rollout_steps: int) -> None:
                     lora.requires_grad_(False)
 
 
-def _refuse_uneven_lora(base: Aurora, options: StrategyOptions, schedule: Schedule) -> None:
+def _check_uneven_lora(base: Aurora, options: StrategyOptions, schedule: Schedule) -> None:
     """Raise if steps are trained separately and the LoRA has different parameters in each.
 
     Every step must then have parameters to train, and the same ones on every device.

@@ -42,7 +42,7 @@ class _OwnStats(Batch):
 
     atmos_stats: Mapping[str, Stats] = dataclasses.field(default_factory=dict)
 
-    def _aloft(self, name: str, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _atmos_pairs(self, name: str, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         pairs = [
             self.atmos_stats[name][f"{float(level):g}"] for level in self.metadata.atmos_levels
         ]
@@ -52,20 +52,20 @@ class _OwnStats(Batch):
     def normalise(self, surf_stats: Stats) -> Batch:
         """Return the Batch normalised, with its own statistics for atmospheric variables."""
         flat = Batch(self.surf_vars, self.static_vars, {}, self.metadata).normalise(surf_stats)
-        aloft = {}
+        atmos = {}
         for name, values in self.atmos_vars.items():
-            location, scale = self._aloft(name, values)
-            aloft[name] = (values - location) / scale
-        return dataclasses.replace(flat, atmos_vars=aloft)
+            location, scale = self._atmos_pairs(name, values)
+            atmos[name] = (values - location) / scale
+        return dataclasses.replace(flat, atmos_vars=atmos)
 
     def unnormalise(self, surf_stats: Stats) -> Batch:
         """Return the Batch in physical units, the inverse of :meth:`normalise`."""
         flat = Batch(self.surf_vars, self.static_vars, {}, self.metadata).unnormalise(surf_stats)
-        aloft = {}
+        atmos = {}
         for name, values in self.atmos_vars.items():
-            location, scale = self._aloft(name, values)
-            aloft[name] = values * scale + location
-        return dataclasses.replace(flat, atmos_vars=aloft)
+            location, scale = self._atmos_pairs(name, values)
+            atmos[name] = values * scale + location
+        return dataclasses.replace(flat, atmos_vars=atmos)
 
     def _fmap(self, f: Callable[[torch.Tensor], torch.Tensor]) -> _OwnStats:
         moved = Batch._fmap(self, f)

@@ -115,18 +115,18 @@ class TunedAurora:
     def summary(self) -> str:
         """Return what was trained, on which data, and the scores, as text."""
         config = self.config
-        learnt = ", ".join(
+        names = ", ".join(
             (["Aurora's own variables"] if config.get("all") else [])
             + [
                 f"{name} with a {info['head']['options']['family']} head"
                 for name, info in config["targets"].items()
             ]
         )
-        fed = f", fed back: {', '.join(config['inputs'])}" if config["inputs"] else ""
+        inputs = f", fed back: {', '.join(config['inputs'])}" if config["inputs"] else ""
         lines = [
             (
-                f"TunedAurora: {learnt} on Aurora {config['base']['name']!r}, strategy"
-                f" {describe_strategy(config)}{fed}"
+                f"TunedAurora: {names} on Aurora {config['base']['name']!r}, strategy"
+                f" {describe_strategy(config)}{inputs}"
             ),
             (
                 f"  trained  {config['training']['samples']} samples, {config['training']['start']}"

@@ -49,10 +49,10 @@ def _pick(
             fix=f"plot({sorted(map(str, fc.data_vars))[0]!r})",
         )
     da = fc[name]
-    aloft = next((str(d) for d in da.dims if d in axes.NAMES["level"]), "level")
+    levels = next((str(d) for d in da.dims if d in axes.NAMES["level"]), "level")
     members = next((str(d) for d in da.dims if d in axes.NAMES["number"]), "number")
     da = da.rename(
-        {k: v for k, v in ((aloft, "level"), (members, "number")) if k != v and k in da.dims}
+        {k: v for k, v in ((levels, "level"), (members, "number")) if k != v and k in da.dims}
     )
     for dim in (init_dim, lead_dim):  # one time of a forecast is a forecast
         if dim in da.coords and dim not in da.dims:
@@ -128,9 +128,9 @@ def forecast(
         if init is not None and lead_value is not None
         else ""
     )
-    aloft = f" {float(da['level']):g} hPa" if "level" in da.coords else ""
+    level_text = f" {float(da['level']):g} hPa" if "level" in da.coords else ""
     if truth is None:
-        return field(da, title=f"{name}{aloft}, {stamp}", ax=ax)
+        return field(da, title=f"{name}{level_text}, {stamp}", ax=ax)
     if ax is not None and np.size(ax) != 3:
         raise OptionError(
             f"forecast, truth and difference need three axes, but {np.size(ax)} were given.",
@@ -203,8 +203,8 @@ def _triptych(
     if panels is None:
         _, panels = pyplot().subplots(1, 3, figsize=(15, 3.8), layout="constrained", sharey=True)
     low, high = float(np.nanmin([f, y])), float(np.nanmax([f, y]))
-    aloft = f" {float(da['level']):g} hPa" if "level" in da.coords else ""
-    field(like, title=f"forecast of {name}{aloft}, {stamp}", limits=(low, high), ax=panels[0])
+    level_text = f" {float(da['level']):g} hPa" if "level" in da.coords else ""
+    field(like, title=f"forecast of {name}{level_text}, {stamp}", limits=(low, high), ax=panels[0])
     field(like.copy(data=y), title="truth", limits=(low, high), ax=panels[1])
     field(like.copy(data=f - y), title="forecast − truth", symmetric=True, ax=panels[2])
     for later in panels[1:]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -203,14 +204,16 @@ def _read_grib(path: str, chunks: Chunks) -> list[xr.Dataset]:
         raise MissingExtraError(
             f"'{path}' is GRIB, which needs cfgrib.", fix="pip install 'xaurora[grib]'"
         ) from None
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # cfgrib relies on xarray's merge defaults, which warn for every file
+    # The index is kept for this call alone, so that it is made once and not once for each kind of
+    # variable. Beside the data it might be stale, and the folder may be read-only.
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="xaurora-") as folder:
+        # cfgrib relies on xarray's merge defaults, which warn for every file
+        warnings.simplefilter("ignore")
         try:
-            # No index file: the data folder may be read-only, and a stale index gives wrong data.
             pieces = cfgrib.open_datasets(
-                path, backend_kwargs={"indexpath": ""}, decode_timedelta=True
+                path,
+                backend_kwargs={"indexpath": f"{folder}/{{short_hash}}.idx"},
+                decode_timedelta=True,
             )
         except Exception as error:
             raise SourceError(

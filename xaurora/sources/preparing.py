@@ -100,7 +100,7 @@ def prepare(
             stores.create(path, template, encoding)
     lazy = xr.Dataset({n: da for n, (da, _) in variables.items() if "time" in da.dims})
     if done:
-        _refuse_other_values(path, lazy, min(done * length, template.sizes["time"]), bits)
+        _check_same_values(path, lazy, min(done * length, template.sizes["time"]), bits)
     size = sum(v.nbytes for v in template.data_vars.values())
     log_line(
         f"Writing {template.sizes['time']} times, {size / 1e9:.3g} GB before compression, to"
@@ -315,7 +315,7 @@ def _signature(
     return found.hexdigest()
 
 
-def _refuse_other_values(path: Path, lazy: xr.Dataset, count: int, bits: int | None) -> None:
+def _check_same_values(path: Path, lazy: xr.Dataset, count: int, bits: int | None) -> None:
     """Raise if stored values differ from the source, at a few times including the last one.
 
     Raises

@@ -206,8 +206,8 @@ def _variables(
     height = np.asarray(levels)[:, None, None]
     pressure = height / 1000.0
     aa, bb = a[:, None], b[:, None]
-    aloft = ("time", "level", "latitude", "longitude")
-    flat = ("latitude", "longitude")
+    on_levels = ("time", "level", "latitude", "longitude")
+    static = ("latitude", "longitude")
     hills = np.maximum(hills, 0.0)
     temperature = 220.0 + 60.0 * pressure + 25.0 * warm[None, None] * pressure + 4.0 * aa
     return {
@@ -230,43 +230,43 @@ def _variables(
             9.80665 * 7400.0 * -np.log(pressure) - 900.0 * aa * (1.2 - pressure),
             "m2 s-2",
             "Geopotential",
-            aloft,
+            on_levels,
             standard_name="geopotential",
         ),
         "u": _variable(
             10.0 + 5.0 * aa - 3.0 * bb * pressure,
             "m s-1",
             "U component of wind",
-            aloft,
+            on_levels,
             standard_name="eastward_wind",
         ),
         "v": _variable(
             (4.0 - pressure) * bb,
             "m s-1",
             "V component of wind",
-            aloft,
+            on_levels,
             standard_name="northward_wind",
         ),
-        "t": _variable(temperature, "K", "Temperature", aloft, standard_name="air_temperature"),
+        "t": _variable(temperature, "K", "Temperature", on_levels, standard_name="air_temperature"),
         "q": _variable(
             0.006 * pressure**2 * (0.3 + warm) * np.exp(0.3 * bb),
             "kg kg-1",
             "Specific humidity",
-            aloft,
+            on_levels,
             standard_name="specific_humidity",
         ),
         "lsm": _variable(
             (hills > 0.2).astype(float),
             "1",
             "Land-sea mask",
-            flat,
+            static,
             standard_name="land_binary_mask",
         ),
         "slt": _variable(
-            np.where(hills > 0.2, 1.0 + (hills * 4).astype(int) % 7, 0.0), "1", "Soil type", flat
+            np.where(hills > 0.2, 1.0 + (hills * 4).astype(int) % 7, 0.0), "1", "Soil type", static
         ),
         "geopotential_at_surface": _variable(
-            8000.0 * hills, "m2 s-2", "Geopotential at the surface", flat
+            8000.0 * hills, "m2 s-2", "Geopotential at the surface", static
         ),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
@@ -59,15 +60,18 @@ def model_size(plan: Plan) -> tuple[int, int]:
 
 
 def measure_rate(plan: Plan, where: torch.device) -> float:
-    """Measure floating-point operations per second, forward and backward.
+    """Return floating-point operations per second, forward and backward, measured once.
 
     Times two layers of the model's width; takes about a second.
     """
-    width = model_size(plan)[1]
     rows = plan.grid.shape[0] * plan.grid.shape[1] // plan.needs.patch_size**2 * 4
-    tokens = int(np.clip(rows, 512, 8192))
-    use = execution.precision_on(plan.options.precision, where)
-    half = torch.float16 if use == "fp16" else torch.bfloat16
+    precision = execution.precision_on(plan.options.precision, where)
+    return _rate_of_layers(model_size(plan)[1], int(np.clip(rows, 512, 8192)), precision, where)
+
+
+@functools.cache
+def _rate_of_layers(width: int, tokens: int, precision: str, where: torch.device) -> float:
+    half = torch.float16 if precision == "fp16" else torch.bfloat16
     layers = torch.nn.Sequential(
         torch.nn.LayerNorm(2 * width),
         torch.nn.Linear(2 * width, 8 * width),
@@ -79,7 +83,7 @@ def measure_rate(plan: Plan, where: torch.device) -> float:
     best = math.inf
     for _ in range(4):
         began = time.perf_counter()
-        with torch.autocast(where.type, dtype=half, enabled=use != "32"):
+        with torch.autocast(where.type, dtype=half, enabled=precision != "32"):
             out = layers(x)
         out.float().sum().backward()
         if where.type == "cuda":

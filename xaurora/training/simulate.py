@@ -44,9 +44,9 @@ class StepCost:
 
 
 def simulate(plan: Plan, where: torch.device) -> StepCost:
-    """Run two training steps with tensors that have no values, and count their cost.
+    """Run a training step with tensors that have no values, and count its cost.
 
-    The second step includes the optimiser state.
+    It includes the optimiser state, as every step after the first does.
     """
     options = plan.options
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -74,15 +74,18 @@ def simulate(plan: Plan, where: torch.device) -> StepCost:
             Domain(torch.empty(plan.grid.shape[0], 1, device=where), plan.trim),
             Domain(torch.empty(plan.target_grid.shape[0], 1, device=where), plan.target_trim),
         )
-        for _ in range(2):
-            counter.flops = 0
-            if plan.latents is not None:
-                forward = _step_on_latents(plan, fake, counter, forms, domains)
-            else:
-                forward = _step(plan, fake, counter, forms, domains)
-            torch.nn.utils.clip_grad_norm_(moving, options.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        for parameter in moving:  # makes the optimiser state
+            parameter.grad = torch.empty_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        counter.flops = 0
+        if plan.latents is not None:
+            forward = _step_on_latents(plan, fake, counter, forms, domains)
+        else:
+            forward = _step(plan, fake, counter, forms, domains)
+        torch.nn.utils.clip_grad_norm_(moving, options.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         del average
     parameters = _count_parameters(module, moving)
     trainable = 4 * parameters["trainable"]

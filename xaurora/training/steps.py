@@ -195,12 +195,24 @@ def _is_dropout(module: torch.nn.Module) -> bool:
 
 
 def _trainable_dropouts(module: torch.nn.Module) -> dict[int, bool]:
-    """Return, by id of each dropout module, whether its parent has trainable parameters."""
+    """Return, by id of each dropout module, whether what it belongs to has trainable parameters.
+
+    It belongs to the innermost module around it that has parameters.
+    """
     out: dict[int, bool] = {}
-    for parent in module.modules():
-        for child in parent.modules():
-            if _is_dropout(child):
-                # the innermost parent with parameters comes last and decides
-                own = [p.requires_grad for p in parent.parameters()]
-                out[id(child)] = any(own) if own else out.get(id(child), True)
-    return out
+
+    def visit(part: torch.nn.Module) -> tuple[list[bool], list[int]]:
+        """Return which parameters are trainable, and the dropouts that belong to none yet."""
+        trainable = [p.requires_grad for p in part.parameters(recurse=False)]
+        dropouts = [id(part)] if _is_dropout(part) else []
+        for child in part.children():
+            below, undecided = visit(child)
+            trainable += [any(below)] if below else []
+            dropouts += undecided
+        if trainable:
+            out.update(dict.fromkeys(dropouts, any(trainable)))
+            dropouts = []
+        return trainable, dropouts
+
+    _, without_parameters = visit(module)
+    return out | dict.fromkeys(without_parameters, True)

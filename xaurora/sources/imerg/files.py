@@ -160,7 +160,7 @@ def _header_name(path: str) -> str:
     return found[1] if found else ""
 
 
-def refuse_mixed(granules: list[Granule]) -> None:
+def check_one_version(granules: list[Granule]) -> None:
     """Raise if files of several runs or versions are mixed.
 
     Raises
@@ -186,7 +186,7 @@ def refuse_mixed(granules: list[Granule]) -> None:
             )
 
 
-def refuse_doubled(granules: list[Granule]) -> None:
+def check_unique_times(granules: list[Granule]) -> None:
     """Raise if two files have the same time.
 
     Raises
