@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import sys
 from pathlib import Path
@@ -39,6 +40,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 def pytest_configure() -> None:
     """A crash prints the thread that crashed, and not a screen of idle ones before it."""
     faulthandler.enable(file=sys.__stderr__, all_threads=False)
+    # What is imported stays: going through it at every collection took a tenth of the time.
+    gc.collect()
+    gc.freeze()
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

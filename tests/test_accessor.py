@@ -357,12 +357,12 @@ ds = xaurora.open(sys.argv[1]).isel(time=slice(0, int(sys.argv[2]) + 2))
 """
 TASKS = {
     "finetune on latents": (
-        'ds.aurora.finetune("tp", model=small, steps=40, batch_size=4, latents=sys.argv[3] +'
+        'ds.aurora.finetune("tp", model=small, steps=16, batch_size=4, latents=sys.argv[3] +'
         ' "/l.zarr", validations=1, checkpoint_every=1000, out=sys.argv[3] + "/run",'
         " progress=False)"
     ),
     "finetune": (
-        'ds.aurora.finetune("tp", model=small, strategy="full", steps=20, validations=1,'
+        'ds.aurora.finetune("tp", model=small, strategy="full", steps=10, validations=1,'
         ' checkpoint_every=1000, out=sys.argv[3] + "/run", progress=False)'
     ),
     "predict": (

@@ -144,9 +144,8 @@ def _resident() -> int:
 
 def test_no_weights_are_needed_and_none_are_made(fields: xr.Dataset) -> None:
     before = _resident()
-    found = fields.aurora.estimate("tp", model="base", strategy="full")
-    assert found.parts["weights"] > 4.5e9
-    assert found.memory > 4 * 4 * 1.2e9
+    found = fields.aurora.estimate("tp", model="base", strategy="frozen")
+    assert found.memory > found.parts["weights"] > 4.5e9
     assert _resident() - before < 1e9, "1.3 billion parameters were imagined, not made"
 
 
