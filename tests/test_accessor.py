@@ -174,6 +174,7 @@ def test_hourly_totals_beside_six_hour_ones(fields: xr.Dataset) -> None:
     assert both.aurora.check("total_precipitation_6hr").ok
 
 
+@pytest.mark.slow
 def test_frozen_on_top_of_full_can_be_loaded(fields: xr.Dataset, tmp_path) -> None:
     import torch
     from aurora import AuroraSmallPretrained

@@ -144,6 +144,7 @@ def test_bad_options(fields: xr.Dataset, options: dict, kind: type, match: str) 
         fields.aurora.statistics(progress=False, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [(10, 181, 720), (800, 20, 60)])
 def test_memory_does_not_grow_with_time(tmp_path, chunks: tuple[int, int, int]) -> None:
     """A store of 400 MB in a process of its own, read in blocks: the peak stays far below it."""

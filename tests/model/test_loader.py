@@ -115,6 +115,7 @@ class _Slow(WrapperStore):
         return await self._store.get(*args, **kwargs)
 
 
+@pytest.mark.slow
 def test_a_slow_store_keeps_nobody_waiting(stored, tmp_path) -> None:
     """50 ms a request. The share of waiting goes with the machine; that it is small beside reading
     one after another does not.

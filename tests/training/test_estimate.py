@@ -114,6 +114,7 @@ print(json.dumps(estimates.run([case], folder)))
     assert row["estimated"] == pytest.approx(row["measured"], rel=0.2)
 
 
+@pytest.mark.slow
 def test_bases_and_strategies_side_by_side(
     fields: xr.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +150,7 @@ def test_no_weights_are_needed_and_none_are_made(fields: xr.Dataset) -> None:
     assert _resident() - before < 1e9, "1.3 billion parameters were imagined, not made"
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_says_what_to_change(
     fields: xr.Dataset,
     tmp_path: Path,

@@ -115,6 +115,7 @@ def test_each_sample_is_computed_once_and_shared(
     assert len(list((tmp_path / "latents").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_a_store_of_something_else_is_never_used(fields: xr.Dataset, base, tmp_path) -> None:
     path = tmp_path / "mine.zarr"
     fields.aurora.finetune("tp", model=base, latents=path, out=tmp_path / "a", **FAST)
