@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     worker = hasattr(config, "workerinput")
     if whole and not worker and config.option.numprocesses is None and not config.option.usepdb:
-        config.option.numprocesses = min((os.cpu_count() or 1) + 1, _MOST_PROCESSES)
+        config.option.numprocesses = min(os.cpu_count() or 1, _MOST_PROCESSES)
         config.option.dist = "worksteal"
 
 
@@ -44,8 +45,31 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run slow tests first, so that no process waits for the last one of another."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Give each process its share of the slow tests, and let it begin with them.
+
+    Each starts with one of as many equal parts of ``items`` and takes over from others in the end.
+    """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if processes == 1:
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    fast = iter([item for item in items if not item.get_closest_marker("slow")])
+    modules: dict[Path, list[pytest.Item]] = {}
+    for item in slow:
+        modules.setdefault(item.path, []).append(item)
+    parts: list[list[pytest.Item]] = [[] for _ in range(processes)]
+    for tests in sorted(modules.values(), key=len, reverse=True):
+        min(parts, key=len).extend(tests)
+    length = len(items) // processes
+    ordered = [i for part in parts for i in (*part, *itertools.islice(fast, length - len(part)))]
+    items[:] = [*ordered, *fast]
+
+
+@pytest.fixture(autouse=True)
+def _no_figures_of_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs do not draw their learning curves, which takes a third of a short one."""
+    if request.node.get_closest_marker("draws") is None:
+        monkeypatch.setattr("xaurora.training.finetune._draw_history", lambda *_: None)
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -281,7 +281,7 @@ def test_a_foreign_folder_is_seen_before_training(fields: xr.Dataset, tmp_path) 
 
 def test_nan_is_found_before_anything_is_written(fields: xr.Dataset, tmp_path) -> None:
     ds = fields.copy(deep=True)
-    ds["u10"][20, 3, 4] = np.nan
+    ds["u10"][:, 3, 4] = np.nan
     with pytest.raises(errors.MissingValuesError, match="u10"):
         ds.aurora.finetune("tp", model=make_aurora(), steps=2, out=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
@@ -302,7 +302,7 @@ def test_accumulating_a_file_reads_nothing(fields: xr.Dataset, tmp_path, monkeyp
     tp.to_netcdf(tmp_path / "tp.nc")
     opened = xr.open_dataset(tmp_path / "tp.nc")
     totals = precipitation.accumulate(opened["tp"], 6)
-    assert totals.chunks is not None
+    assert not totals.variable._in_memory
     assert float(totals[10].max()) == 6.0
 
 

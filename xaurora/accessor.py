@@ -401,6 +401,8 @@ class AuroraAccessor:
         num_nodes: int = 1,
         parallel: str = "auto",
         workers: int = 2,
+        first_look: int = 256,
+        strict: bool = False,
         seed: int = 0,
         progress: bool = True,
         logger: object = None,
@@ -523,6 +525,13 @@ class AuroraAccessor:
             Whether each device holds the whole model (``auto``, ``ddp``) or a part of it.
         workers : int
             Threads that read ahead. 0 reads when data are needed.
+        first_look : int
+            Frames of the training period that are read before training, evenly spread over years,
+            months and hours of the day: they give the heads their starting point, the losses their
+            scale and a tiny model its normalisation. All frames if there are fewer.
+        strict : bool
+            Whether a sample that is missing or broken stops the run. By default it is skipped,
+            counted and named.
         seed : int
             Seed of initial weights, sample order and dropout.
         progress : bool
@@ -605,6 +614,8 @@ class AuroraAccessor:
         num_nodes: int = 1,
         parallel: str = "auto",
         workers: int = 2,
+        first_look: int = 256,
+        strict: bool = False,
         seed: int = 0,
         progress: bool = True,
         logger: object = None,
@@ -728,6 +739,13 @@ class AuroraAccessor:
             Whether each device holds the whole model (``auto``, ``ddp``) or a part of it.
         workers : int
             Threads that read ahead. 0 reads when data are needed.
+        first_look : int
+            Frames of the training period that are read before training, evenly spread over years,
+            months and hours of the day: they give the heads their starting point, the losses their
+            scale and a tiny model its normalisation. All frames if there are fewer.
+        strict : bool
+            Whether a sample that is missing or broken stops the run. By default it is skipped,
+            counted and named.
         seed : int
             Seed of initial weights, sample order and dropout.
         progress : bool

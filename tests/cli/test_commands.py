@@ -246,6 +246,7 @@ def test_bad_input_is_one_readable_line(
 
 
 @pytest.mark.slow
+@pytest.mark.draws
 def test_demo_in_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("_PAST", 80), ("_TIMES", 110), ("_SCORED", 8)):
         monkeypatch.setattr(f"xaurora.cli.demo.{name}", value)

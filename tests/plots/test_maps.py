@@ -105,6 +105,7 @@ def test_a_target_before_it_is_learnt(fields: xr.Dataset) -> None:
     plt.close("all")
 
 
+@pytest.mark.draws
 def test_learning_curves(tuned, fields: xr.Dataset, tmp_path: Path) -> None:
     axes = xaurora.learning_curves(tuned)
     assert axes.shape == (2, 2)

@@ -90,6 +90,7 @@ def test_same_seed_same_weights(fields: xr.Dataset, tmp_path) -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+@pytest.mark.draws
 def test_best_last_and_log_are_kept(fields: xr.Dataset, tmp_path) -> None:
     out = tmp_path / "run"
     tuned = fields.aurora.finetune(
@@ -98,6 +99,7 @@ def test_best_last_and_log_are_kept(fields: xr.Dataset, tmp_path) -> None:
     assert sorted(p.name for p in out.iterdir()) == [
         "best",
         "checkpoint",
+        "first_look.npz",
         "last",
         "learning.png",
         "log.jsonl",

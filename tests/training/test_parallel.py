@@ -122,6 +122,39 @@ def test_torchrun(tmp_path: Path) -> None:
     assert _losses(tmp_path / "two") == pytest.approx(_losses_of_one(tmp_path, options), rel=1e-5)
 
 
+SLOW_LOOK = """
+import datetime, sys, time, torch
+torch.set_num_threads(1)
+import xaurora
+from xaurora.training import finetune, parallel
+launch, real = parallel.launch, finetune.scan_targets
+def launch_impatient(options):
+    fabric = launch(options)
+    torch.distributed.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=4))
+    return fabric
+parallel.launch = launch_impatient
+finetune.scan_targets = lambda *args: (time.sleep(9), real(*args))[1]
+ds = xaurora.synthetic(shape=(16, 32), times=40)
+if __name__ == "__main__":
+    ds.aurora.finetune("tp", model="tiny", out=sys.argv[1], devices=2, steps=2, progress=False)
+"""
+
+
+@pytest.mark.slow
+def test_a_first_look_may_take_longer_than_processes_wait(tmp_path: Path) -> None:
+    """A collective operation would end the run after the process group's timeout."""
+    (tmp_path / "train.py").write_text(SLOW_LOOK)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "train.py"), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(_losses(tmp_path / "run")) == 2
+
+
 def test_processes_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(errors.OptionError, match="devices=99, but this machine has") as error:
         parallel.resolve_devices(TrainingOptions(devices=99))

@@ -18,6 +18,7 @@ from xaurora.fields import axes, periods, precipitation, recognition, variables
 from xaurora.fields.found import Field
 from xaurora.fields.unit_conversion import conversion
 from xaurora.fields.variables import TIMESTEP_HOURS
+from xaurora.utils import lazy
 from xaurora.utils.types import Given
 
 _LEADS = {
@@ -37,13 +38,6 @@ logger = logging.getLogger("xaurora")
 _BLOCK = 64 * 1024**2  # maximum bytes of one variable to read at once
 _SMALL = 4 * 1024**2  # minimum bytes to read at once, if the data have that many
 _MOST_FIELDS = 512  # in a block, because each field produces some hundred numbers
-
-
-def load_values(da: xr.DataArray) -> np.ndarray:
-    """Load values; dask runs single-threaded, because the caller is one of several threads."""
-    if da.chunks is not None:
-        return np.asarray(da.data.compute(scheduler="synchronous"))
-    return np.asarray(da.values)
 
 
 @dataclass
@@ -96,7 +90,8 @@ class Forecast:
             for d in ("number", "level", "latitude", "longitude")
             if self.dims.get(d) in da.dims
         ]
-        return load_values(da.transpose("init_time", "lead_time", ..., *own))
+        # Read first: xarray's lazy transpose would read point by point.
+        return da.variable.load().transpose("init_time", "lead_time", ..., *own).values
 
     def has_members(self, name: str) -> bool:
         """Return whether a variable is an ensemble."""
@@ -114,7 +109,7 @@ class Forecast:
         chunk = []
         for dim, size in zip(("init_time", "lead_time"), count, strict=True):
             stored = da.encoding.get("preferred_chunks", {}).get(self.stored.get(dim, dim), 1)
-            chunk.append(min(max(int(da.chunksizes[dim][0] if da.chunks else stored), 1), size))
+            chunk.append(min(max(int(stored), 1), size))
 
         def whole(limit: int, size: int, stored: int) -> int:
             """Return the largest length that fits: a multiple of a chunk, or part of one."""
@@ -157,7 +152,7 @@ def _with_both_dims(ds: xr.Dataset) -> xr.Dataset:
             ]
             ds = xr.merge(
                 [
-                    ds.drop_vars([*static, "valid_time"], errors="ignore").expand_dims(dim),
+                    _expanded(ds.drop_vars([*static, "valid_time"], errors="ignore"), dim),
                     ds[static].drop_vars([dim, "valid_time"], errors="ignore"),
                 ]
             )
@@ -167,6 +162,12 @@ def _with_both_dims(ds: xr.Dataset) -> xr.Dataset:
             fix="check how it was selected",
         )
     return ds
+
+
+def _expanded(ds: xr.Dataset, dim: str) -> xr.Dataset:
+    """Return a Dataset with a selected time as a dim of length 1."""
+    values = {name: lazy.expand(da.variable, dim) for name, da in ds.data_vars.items()}
+    return ds.drop_vars(list(ds.data_vars)).expand_dims(dim).assign(values)
 
 
 def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
@@ -197,7 +198,7 @@ def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
             f" {sorted(map(str, getattr(ds, 'dims', ())))}.",
             fix="fc = ds.aurora.predict('24h', model=...); fc.aurora.evaluate(truth)",
         )
-    ds = _with_both_dims(ds)
+    ds = _with_both_dims(lazy.dataset_without_dask(ds))
     leads = decode_lead_times(ds["lead_time"])
     init_times = ds["init_time"].values.astype("datetime64[ns]")
     probe = (

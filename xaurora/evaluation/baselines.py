@@ -11,9 +11,10 @@ import numpy as np
 import xarray as xr
 
 from xaurora.errors import KindError, LeadTimeError, MissingVariableError, OptionError, TruthError
-from xaurora.fields import periods, precipitation, recognition
+from xaurora.fields import precipitation, recognition
 from xaurora.fields.found import Recognition
 from xaurora.fields.variables import TIMESTEP_HOURS
+from xaurora.utils import lazy
 from xaurora.utils.types import Given, LeadsLike
 
 
@@ -91,7 +92,7 @@ def persistence(
 ) -> xr.Dataset:
     """Make a persistence forecast: the field of the init time at every lead time.
 
-    Precipitation is that of the last six hours. Lazy over dask.
+    Precipitation is that of the last six hours. Lazy.
 
     Parameters
     ----------
@@ -116,25 +117,30 @@ def persistence(
     keep = np.ones(len(times), bool)
     out = {}
     for name in wanted:
-        da = (
-            _public(_six_hourly(ds, found, name), found)
-            .rename({time_dim: "init_time"})
-            .assign_coords(init_time=times)
-        )
         if found.fields.get(("surface", "tp")) and found.fields["surface", "tp"].source == name:
             period = precipitation.value_period(name, ds[name].attrs, times)
-            for part in range(max(int(TIMESTEP_HOURS / period), 1)):
-                keep &= np.isin(times - periods.span(part * period), times)
-        order = [
-            "init_time",
-            "lead_time",
-            *[d for d in ("level", "latitude", "longitude") if d in da.dims],
-        ]
-        out[name] = da.expand_dims(lead_time=lead).transpose(*order)
-    result = xr.Dataset(out, attrs={"title": "Persistence"}).isel(init_time=np.flatnonzero(keep))
-    return result.assign_coords(
-        valid_time=(("init_time", "lead_time"), result["init_time"].values[:, None] + lead[None])
+            keep &= np.isin(times, precipitation.complete_times(times, period))
+    kept = np.flatnonzero(keep)
+    index = np.repeat(kept[:, None], len(lead), axis=1)
+    for name in wanted:
+        da = _public(_six_hourly(ds, found, name), found)
+        out[name] = _in_order(lazy.gather(da, {time_dim: index}, ("init_time", "lead_time")))
+    return xr.Dataset(
+        out,
+        {
+            "init_time": times[kept],
+            "lead_time": lead,
+            "valid_time": (("init_time", "lead_time"), times[kept][:, None] + lead[None]),
+        },
+        {"title": "Persistence"},
     )
+
+
+def _in_order(da: xr.DataArray) -> xr.DataArray:
+    """Return a forecast with the levels and the grid last."""
+    grid = [d for d in ("level", "latitude", "longitude") if d in da.dims]
+    order = [*(d for d in da.dims if d not in grid), *grid]
+    return lazy.as_array(lazy.transpose(da.variable, order), da)
 
 
 def _times_of(like: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -195,15 +201,17 @@ def climatology_forecast(climatology: xr.Dataset, like: xr.Dataset) -> xr.Datase
         )
     shape = ("init_time", "lead_time")
     at = {
-        "hour": xr.DataArray(valid.hour.values.reshape(len(times), -1), dims=shape),
-        "dayofyear": xr.DataArray(valid.day_of_year.values.reshape(len(times), -1), dims=shape),
+        "hour": pd.Index(hours).get_indexer(valid.hour).reshape(len(times), -1),
+        "dayofyear": pd.Index(days).get_indexer(valid.day_of_year).reshape(len(times), -1),
     }
-    out = climatology.sel(at).drop_vars(["hour", "dayofyear"])
-    order = [*shape, *[d for d in out.dims if d not in shape]]
-    out = out.transpose(*order).assign_coords(
-        init_time=times, lead_time=leads, valid_time=(shape, times[:, None] + leads[None])
-    )
-    return out.assign_attrs(title="Climatology")
+    out = {
+        name: lazy.gather(da, at, shape) if set(at) <= set(da.dims) else da
+        for name, da in climatology.data_vars.items()
+    }
+    coords = {"init_time": times, "lead_time": leads}
+    valid_time = {"valid_time": (shape, times[:, None] + leads[None])}
+    attrs = {**climatology.attrs, "title": "Climatology"}
+    return xr.Dataset(out, {**coords, **valid_time}, attrs)
 
 
 def probabilistic_climatology(
@@ -217,7 +225,7 @@ def probabilistic_climatology(
     """Make an ensemble forecast whose members are the same day and hour of other years.
 
     This is WeatherBench-X's probabilistic climatology, whose members are years. With a window, the
-    days around the same day are members as well. Lazy over dask.
+    days around the same day are members as well. Lazy.
 
     Parameters
     ----------
@@ -272,21 +280,13 @@ def probabilistic_climatology(
             " and a distribution needs at least two.",
             fix="give more years that cover all forecast seasons, or window_days=5",
         )
-    index = xr.DataArray(
-        np.array(members).T.reshape(*valid.shape, -1), dims=("init_time", "lead_time", "number")
-    )
+    index = np.array(members).T.reshape(*valid.shape, -1)
     time_dim = found.axes["time"].dim
     out = {}
     for name in wanted:
-        da = _public(_six_hourly(ds, found, name), found).isel({time_dim: index})
-        da = da.drop_vars(time_dim, errors="ignore")
-        order = [
-            "init_time",
-            "lead_time",
-            "number",
-            *[d for d in ("level", "latitude", "longitude") if d in da.dims],
-        ]
-        out[name] = da.transpose(*order)
+        da = _public(_six_hourly(ds, found, name), found)
+        dims = ("init_time", "lead_time", "number")
+        out[name] = _in_order(lazy.gather(da, {time_dim: index}, dims))
     result = xr.Dataset(out, attrs={"title": "Probabilistic climatology"})
     return result.assign_coords(
         init_time=times,

@@ -8,9 +8,10 @@ import numpy as np
 import xarray as xr
 
 from xaurora.errors import KindError, TruthError
-from xaurora.evaluation.alignment import Forecast, load_values
+from xaurora.evaluation.alignment import Forecast
 from xaurora.evaluation.truths import FieldCache, _match
 from xaurora.fields import periods, recognition, variables
+from xaurora.utils import lazy
 
 
 class ClimatologyFields:
@@ -37,6 +38,7 @@ class ClimatologyFields:
                 fix="xaurora.climatology(ds)",
             )
         # WeatherBench2 also has means with a suffix, such as `2m_temperature_mean`.
+        ds = lazy.dataset_without_dask(ds)
         ds = ds.rename(
             {n: n[:-5] for n in map(str, ds.data_vars) if n.endswith("_mean") and n[:-5] not in ds}
         )
@@ -95,7 +97,8 @@ class ClimatologyFields:
         order = [
             self.dims[d] for d in ("level", "latitude", "longitude") if self.dims.get(d) in da.dims
         ]
-        return da.transpose("hour", "dayofyear", *first, *order)
+        ordered = lazy.transpose(da.variable, ("hour", "dayofyear", *first, *order))
+        return lazy.as_array(ordered, da)
 
     def _at(
         self, name: str, time: int, levels: tuple[float, ...], first: tuple[str, ...] = ()
@@ -110,7 +113,7 @@ class ClimatologyFields:
             if levels:
                 places = [self.found.levels.index(level) for level in levels]
                 da = da.isel({self.dims["level"]: places})
-            return [load_values(da)[..., self.rows, :][..., self.columns]]
+            return [da.values[..., self.rows, :][..., self.columns]]
 
         key = (name, stamp.hour, stamp.day_of_year)
         return self.kept.get([key], fetch)[key]
@@ -149,6 +152,18 @@ class ClimatologyFields:
         """
         name = self.seeps_name(hours)
         if self._p1 is None:
-            mean = self._ordered(f"{name}_dry_fraction").mean(("hour", "dayofyear"))
-            self._p1 = load_values(mean)[self.rows][:, self.columns].astype(np.float64)
+            share = self._ordered(f"{name}_dry_fraction").variable
+            by_hour = [_mean_of_days(share[i]) for i in range(share.shape[0])]
+            self._p1 = np.mean(by_hour, axis=0)[self.rows][:, self.columns]
         return self._p1, self._at(f"{name}_threshold", time, ()).astype(np.float64)
+
+
+_DAYS = 32  # read at once
+
+
+def _mean_of_days(share: xr.Variable) -> np.ndarray:
+    """Return the mean over the first dim, float64, reading a few days at a time."""
+    total = np.zeros(share.shape[1:], np.float64)
+    for start in range(0, len(share), _DAYS):
+        total += share[start : start + _DAYS].values.sum(axis=0, dtype=np.float64)
+    return total / len(share)

@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from xaurora.errors import KindError, OptionError, TruthError
-from xaurora.evaluation.alignment import Forecast, load_values
+from xaurora.evaluation.alignment import Forecast
 from xaurora.fields import conventions, periods, precipitation, recognition, variables
 from xaurora.fields.found import Field
 from xaurora.fields.grid import regridding
@@ -77,8 +77,7 @@ class Truth:
         Fields with canonical names and grid.
     rows, columns : ndarray of int
         Indices of the forecast's grid points.
-    position : dict
-        Time in ns → index.
+    position : TimeIndex
     totals : DataArray, optional
         Precipitation accumulated over the forecast's period.
     masked : bool
@@ -89,7 +88,7 @@ class Truth:
     fields: conventions.Fields
     rows: np.ndarray
     columns: np.ndarray
-    position: dict[Any, int]
+    position: periods.TimeIndex
     totals: xr.DataArray | None
     masked: bool = False
     kept: FieldCache = field(default_factory=FieldCache)
@@ -126,7 +125,7 @@ class Truth:
             da = self.array(kind, name).isel(time=index)
             if kind == "atmos":
                 da = da.isel(level=[self.fields.levels.index(level) for level in levels])
-            values = load_values(da)
+            values = da.values
             if not self._whole:
                 values = values[..., self.rows, :][..., self.columns]
             out: list[Any] = [None] * len(keys)
@@ -233,16 +232,14 @@ def read_truth(
         columns = _match(
             "longitude", fields.layout.grid.true_longitude, forecast.longitude, wrap=True
         )
-    position = {
-        t: i for i, t in enumerate(fields.times.astype("datetime64[ns]").astype(np.int64).tolist())
-    }
+    position = periods.TimeIndex(fields.times)
     truth = Truth(fields, rows, columns, position, totals, masked=_is_masked(ds))
     if not len(fields.times):
         raise TruthError(
             "the truth holds no time.", fix="pass a truth that covers init_time + lead_time"
         )
     valid = (forecast.init_times[:, None] + forecast.leads[None]).ravel()
-    if not any(t in position for t in valid.astype("datetime64[ns]").astype(np.int64).tolist()):
+    if not position.has(valid).any():
         raise TruthError(
             f"no valid time of the forecast ({valid.min().astype('datetime64[m]')} to"
             f" {valid.max().astype('datetime64[m]')}) is in the truth"
@@ -280,19 +277,9 @@ def _onto(
     true = {"longitude": fields.layout.grid.true_longitude}
 
     def turn(da: xr.DataArray) -> xr.DataArray:
-        da = da.assign_coords(true)
-        if "level" in da.dims:
-            parts = [
-                regridding.onto(da.isel(level=i, drop=True), *grid)
-                for i in range(da.sizes["level"])
-            ]
-            return xr.concat(parts, "level").transpose("time", "level", "latitude", "longitude")
-        return regridding.onto(da, *grid)
+        return regridding.onto(da.assign_coords(true), *grid)
 
-    static = {}
-    if "lsm" in fields.static:
-        lsm = fields.static["lsm"].expand_dims(time=[np.datetime64("2000-01-01", "ns")])
-        static["lsm"] = turn(lsm).isel(time=0, drop=True)
+    static = {name: turn(fields.static[name]) for name in ("lsm",) if name in fields.static}
     surface = xr.Dataset(
         {
             str(n): turn(da)

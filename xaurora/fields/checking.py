@@ -166,8 +166,7 @@ def _check_times(found: Recognition, notes: list[str]) -> None:
         )
     steps = np.diff(times) / periods.HOUR
     spacing = periods.spacing_hours(times)
-    there = set(times.tolist())
-    if not any((t + np.timedelta64(6, "h")).item() in there for t in times):
+    if not periods.TimeIndex(times).has(times + np.timedelta64(6, "h")).any():
         raise TimeError(
             f"times are {spacing:g} hours apart, and no two are six hours apart.",
             fix="open 6-hourly or hourly data",

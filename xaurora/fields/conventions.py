@@ -6,6 +6,7 @@ otherwise.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from xaurora.fields.grid import lattice as grids
 from xaurora.fields.grid import patches
 from xaurora.fields.recognition import recognise
 from xaurora.fields.unit_conversion import is_rate, normalise_units
-from xaurora.utils.lazy import as_dask
+from xaurora.utils import lazy
 
 logger = logging.getLogger("xaurora")
 
@@ -150,28 +151,33 @@ def standardise(
     layout = Layout(found.axes, found.fields, found.grid, found.levels, coords_only, found.times)
     for note in found.notes:
         logger.info(note)
-    parts: dict[str, dict[str, xr.DataArray]] = {"surface": {}, "static": {}, "atmos": {}}
+    parts: dict[str, dict[str, xr.Variable]] = {"surface": {}, "static": {}, "atmos": {}}
     for (kind, name), item in found.fields.items():
-        parts[kind][name] = _canonical(ds[item.source], item, layout, found.times, own_values)
+        parts[kind][name] = _canonical(ds[item.source], item, layout, own_values)
+    coords: dict[str, Any] = {
+        "time": found.times,
+        "level": np.asarray(found.levels),
+        "latitude": found.grid.latitude,
+        "longitude": found.grid.longitude,
+    }
     built = {}
     for kind, arrays in parts.items():
+        dims = {dim for variable in arrays.values() for dim in variable.dims}
+        if kind == "surface" and not parts["surface"] and not parts["atmos"]:
+            dims.add("time")
         built[kind] = xr.Dataset(
-            {name: arrays[name] for name in variables.order(kind, tuple(arrays))}
+            {name: arrays[name] for name in variables.order(kind, tuple(arrays))},
+            {name: values for name, values in coords.items() if name in dims},
         )
-    if not parts["surface"] and not parts["atmos"]:
-        built["surface"] = built["surface"].assign_coords(time=found.times)
     return Fields(built["surface"], built["static"], built["atmos"], layout)
 
 
-def _canonical(
-    da: xr.DataArray, item: Field, layout: Layout, times: np.ndarray, own: bool
-) -> xr.DataArray:
+def _canonical(da: xr.DataArray, item: Field, layout: Layout, own: bool) -> xr.Variable:
+    """Return the bare variable: coordinates would cost more than a forecast of a small model."""
     axes, grid = layout.axes, layout.grid
     if item.variable.kind == "static" and axes["time"].dim in da.dims:
         da = _still(da, axes["time"].dim, item)
-    # Work on the bare variable: carrying coordinates through each of these steps costs more than a
-    # forecast of a small model.
-    bare = da.variable
+    bare = lazy.without_dask(da.variable)
     known = {axis.dim for key, axis in axes.items() if key != "number"}
     at: dict[Any, Any] = {
         dim: 0 for dim in bare.dims if dim not in known
@@ -191,31 +197,23 @@ def _canonical(
             f"'{item.source}' has no dimension {missing}.",
             fix=f"ds['{item.source}'] = ds['{item.source}'].expand_dims({missing})",
         )
-    bare = bare.transpose(*(axes[n].dim for n in names))._replace(dims=names)
+    bare = lazy.transpose(bare, [axes[n].dim for n in names])._replace(dims=names)
     own = own and item.variable.kind != "static" and not is_rate(str(item.attrs.get("units", "")))
-    if not own and (item.converted or bare.dtype != np.float32):
-        # Arithmetic on a lazy file-backed array would read all of it; a dask array is read frame by
-        # frame.
-        wide = as_dask(xr.DataArray(bare), "time")
-        bare = (
-            (wide.astype(np.float64) * item.scale + item.offset).astype(np.float32)
-            if item.converted
-            else wide.astype(np.float32)
-        ).variable
-    values = {
-        "time": times,
-        "level": np.asarray(layout.levels),
-        "latitude": grid.latitude,
-        "longitude": grid.longitude,
-    }
+    if not own and item.converted:
+        to_canonical = functools.partial(_to_canonical, item.scale, item.offset)
+        bare = lazy.map_values(bare, to_canonical, np.float32)
+    elif not own and bare.dtype != np.float32:
+        bare = lazy.map_values(bare, np.float32, np.float32)
     attrs = {
         **_statement(item),
         "units": str(item.attrs.get("units", item.variable.units)) if own else item.variable.units,
         "long_name": item.variable.long_name,
     }
-    return xr.DataArray(
-        bare._replace(attrs=attrs), {n: values[n] for n in names}, name=item.variable.name
-    )
+    return bare._replace(attrs=attrs)
+
+
+def _to_canonical(scale: float, offset: float, values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float64) * scale + offset
 
 
 def _statement(item: Field) -> dict[str, Any]:

@@ -22,6 +22,50 @@ _UNITS = {
 _NAME = re.compile(r"(?:_|^tp_?)(\d+)_?(?:h|hr|hour)s?$")
 
 
+class TimeIndex:
+    """Increasing times, of which the positions of others are looked up.
+
+    A dict of a million times would take seconds to make and hundreds of megabytes.
+
+    Examples
+    --------
+    >>> index = TimeIndex(np.array(["2020-01-01T00", "2020-01-01T06"], "datetime64[h]"))
+    >>> index.locate(np.array(["2020-01-01T06", "2020-01-01T12"], "datetime64[h]"))
+    array([ 1, -1])
+    """
+
+    def __init__(self, times: np.ndarray) -> None:
+        self._stamps = _stamps(times)
+
+    def __getitem__(self, stamp: int) -> int:
+        """Return the position of a time in ns since 1970."""
+        place = int(np.searchsorted(self._stamps, stamp))
+        if place == len(self._stamps) or self._stamps[place] != stamp:
+            raise KeyError(stamp)
+        return place
+
+    def __contains__(self, stamp: int) -> bool:
+        place = int(np.searchsorted(self._stamps, stamp))
+        return place < len(self._stamps) and bool(self._stamps[place] == stamp)
+
+    def locate(self, times: np.ndarray | np.datetime64) -> np.ndarray:
+        """Return the positions of times, -1 where they are missing."""
+        wanted = _stamps(times)
+        if not len(self._stamps):
+            return np.full(wanted.shape, -1)
+        places = np.searchsorted(self._stamps, wanted)
+        places = np.minimum(places, len(self._stamps) - 1)
+        return np.where(self._stamps[places] == wanted, places, -1)
+
+    def has(self, times: np.ndarray | np.datetime64) -> np.ndarray:
+        """Return which times are there."""
+        return self.locate(times) >= 0
+
+
+def _stamps(times: np.ndarray | np.datetime64) -> np.ndarray:
+    return np.asarray(times, "datetime64[ns]").astype(np.int64)
+
+
 def span(hours: float) -> np.timedelta64:
     """Return a number of hours, which may be half an hour, as a timedelta."""
     return np.timedelta64(round(hours * 60), "m")

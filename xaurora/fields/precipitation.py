@@ -9,17 +9,27 @@ Anything else raises.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from xaurora.errors import AccumulationError, MissingVariableError
 from xaurora.fields import recognition
-from xaurora.fields.periods import HOUR, cell_methods, declared_hours, hours_of, spacing_hours, span
+from xaurora.fields.periods import (
+    HOUR,
+    TimeIndex,
+    cell_methods,
+    declared_hours,
+    hours_of,
+    spacing_hours,
+    span,
+)
 from xaurora.fields.unit_conversion import conversion, is_rate, rate_to_amount
 from xaurora.fields.variables import TIMESTEP_HOURS
-from xaurora.utils.lazy import as_dask
+from xaurora.utils import lazy
 
 
 def value_period(name: str, attrs: dict[str, Any], times: np.ndarray) -> float:
@@ -79,13 +89,15 @@ def check_period(label: str, attrs: dict[str, Any], times: np.ndarray, hours: in
 
 def complete_times(times: np.ndarray, period: float, hours: int = TIMESTEP_HOURS) -> np.ndarray:
     """Return the times for which all parts of a total over ``hours`` are available."""
+    index = TimeIndex(times)
     whole = np.ones(len(times), bool)
     for part in range(int(hours / period) if period <= hours else 1):
-        whole &= np.isin(times - span(part * period), times)
+        whole &= index.has(times - span(part * period))
     return times[whole]
 
 
 _LOOKED_AT = 48  # frames read at each of several positions in the record
+_LARGE = 100_000  # points of a field, of which a quarter as many frames is enough
 _PLACES = 4
 _RAIN = 1e-4  # m; minimum amount of rain in the search for running totals
 
@@ -93,8 +105,8 @@ _RAIN = 1e-4  # m; minimum amount of rain in the search for running totals
 def check_not_running_totals(da: xr.DataArray, *, name: str, dim: str = "time") -> None:
     """Raise for hourly values that accumulate from a base time, as ERA5-Land's do.
 
-    Reads two days at four positions in the record. Hourly rain rises and falls; a running total
-    stays or grows until it restarts, once or twice a day.
+    Reads up to two days at four positions in the record. Hourly rain rises and falls; a running
+    total stays or grows until it restarts, once or twice a day.
 
     Raises
     ------
@@ -107,10 +119,11 @@ def check_not_running_totals(da: xr.DataArray, *, name: str, dim: str = "time") 
     scale = conversion(str(da.attrs.get("units", "m")), "m")
     if scale is None or is_rate(str(da.attrs.get("units", ""))):
         return
-    starts = np.unique(np.linspace(0, max(len(times) - _LOOKED_AT, 0), _PLACES).astype(int))
+    count = _LOOKED_AT if da.size < _LARGE * len(times) else _LOOKED_AT // 4
+    starts = np.unique(np.linspace(0, max(len(times) - count, 0), _PLACES).astype(int))
     wet_pairs = not_falling = 0
     for start in starts:
-        part = da.isel({dim: slice(start, start + _LOOKED_AT)})
+        part = da.isel({dim: slice(start, start + count)})
         values = np.moveaxis(part.values, part.dims.index(dim), 0).astype(np.float64) * scale[0]
         now, then = values[:-1], values[1:]
         wet = now > _RAIN
@@ -164,24 +177,33 @@ def accumulate(
     attrs = {**da.attrs, "cell_methods": cell_methods(hours)}
     if is_rate(units := str(da.attrs.get("units", ""))):
         # Convert mean rates to amounts in metres before summing them.
-        da = as_dask(da, dim).astype(np.float64) * rate_to_amount(units, period)
-        da, attrs = da.astype(np.float32), {**attrs, "units": "m"}
+        to_amount = functools.partial(_scaled, rate_to_amount(units, period))
+        da = lazy.map_array(da, to_amount, np.float32)
+        attrs["units"] = "m"
     if period == hours:
-        return (da.clip(min=0.0) if clip else da).assign_attrs(attrs)
-    da = as_dask(da, dim)
-    if not np.issubdtype(da.dtype, np.floating):
-        da = da.astype(np.float32)  # reindexing to absent times gives NaN
-    total: Any = None
-    for part in range(int(hours / period)):
-        # Selecting each part by its time preserves gaps; a rolling window would bridge them.
-        shifted = da.reindex({dim: times - span(part * period)}).variable.astype(np.float64)
-        shifted = shifted.clip(min=0.0) if clip else shifted
-        total = shifted if total is None else total + shifted
-    # Integers cannot hold NaN.
-    dtype = da.dtype if np.issubdtype(da.dtype, np.floating) else np.float32
-    return xr.DataArray(
-        total.astype(dtype), dims=da.dims, coords=da.coords, name=da.name, attrs=attrs
+        positive = lazy.map_array(da, _not_negative, da.dtype) if clip else da
+        return positive.assign_attrs(attrs)
+    # Selecting each part by its time preserves gaps; a rolling window would bridge them.
+    parts = [times - span(part * period) for part in range(int(hours / period))]
+    dtype = da.dtype if np.issubdtype(da.dtype, np.floating) else np.float32  # which can be NaN
+    total = lazy.combine_frames(
+        da, dim, _positions(times, parts), clip="parts" if clip else None, dtype=dtype
     )
+    return total.assign_attrs(attrs)
+
+
+def _positions(times: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
+    """Return where each part is among the times, ``(time, part)``."""
+    index = TimeIndex(times)
+    return np.stack([index.locate(part) for part in parts], axis=1)
+
+
+def _scaled(factor: float, values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float64) * factor
+
+
+def _not_negative(values: np.ndarray) -> np.ndarray:
+    return np.clip(values, 0.0, None)
 
 
 # m; running totals fall by less than this due to packing, and by more when they restart
@@ -229,11 +251,12 @@ def deaccumulate(
     fresh = (
         elapsed == step if every > step else np.ones(len(times), bool)
     )  # the first step after a base time
-    da = as_dask(da, dim)
-    before = da.reindex({dim: times - int(step) * HOUR}).variable.astype(np.float64)
-    now = da.variable.astype(np.float64)
-    change = now - before.where(xr.Variable((dim,), ~fresh), 0.0)
-    first = change.isel({dim: slice(0, 48)}).values
+    positions = _positions(times, [times, times - int(step) * HOUR])
+    positions[fresh, 1] = lazy.NOTHING
+    start_of = lazy.combine_frames(
+        da.isel({dim: slice(0, 48)}), dim, positions[:48], weights=(1.0, -1.0), dtype=np.float64
+    )
+    first = start_of.values
     if (first < -_NOISE).any():
         i = int(
             np.argmax(
@@ -247,14 +270,8 @@ def deaccumulate(
             f" totals restart every {every} hours from {start:02d} UTC.",
             fix="deaccumulate(every='12h', start=6) with the hours at which they restart",
         )
-    attrs = {**da.attrs, "cell_methods": cell_methods(int(step))}
-    return xr.DataArray(
-        change.clip(min=0.0).astype(da.dtype),
-        dims=da.dims,
-        coords=da.coords,
-        name=da.name,
-        attrs=attrs,
-    )
+    change = lazy.combine_frames(da, dim, positions, weights=(1.0, -1.0), clip="total")
+    return change.assign_attrs({**da.attrs, "cell_methods": cell_methods(int(step))})
 
 
 def deaccumulate_variable(ds: xr.Dataset, name: str, every: str, start: int) -> xr.DataArray:
@@ -288,9 +305,12 @@ def _between_leads(da: xr.DataArray, name: str) -> xr.DataArray:
             " even steps from the init time on.",
             fix=f"select evenly spaced lead times: fc.sel({lead}=...)",
         )
-    change = da.astype(np.float64) - da.astype(np.float64).shift({lead: 1}, fill_value=0.0)
-    attrs = {**da.attrs, "cell_methods": cell_methods(int(steps[0]))}
-    return change.clip(min=0.0).astype(da.dtype).assign_attrs(attrs)
+    place = np.arange(len(steps))
+    before = np.where(place > 0, place - 1, lazy.NOTHING)
+    change = lazy.combine_frames(
+        da, lead, np.stack([place, before], axis=1), weights=(1.0, -1.0), clip="total"
+    )
+    return change.assign_attrs({**da.attrs, "cell_methods": cell_methods(int(steps[0]))})
 
 
 def accumulate_variable(ds: xr.Dataset, name: str, period: str) -> xr.DataArray:
@@ -344,17 +364,8 @@ def over_leads(da: xr.DataArray, name: str, hours: int) -> xr.DataArray:
                 " fc.aurora.accumulate('tp', '24h')"
             ),
         )
-    total: Any = None
-    for part in range(int(hours / period)):
-        shifted = da.reindex({lead: da[lead].values - span(part * period)}).variable.astype(
-            np.float64
-        )
-        total = shifted if total is None else total + shifted
+    index = pd.Index(da[lead].values)
+    parts = [index.get_indexer(index - span(part * period)) for part in range(int(hours / period))]
+    total = lazy.combine_frames(da, lead, np.stack(parts, axis=1))
     keep = {k: v for k, v in da.attrs.items() if not k.startswith(_OF_DISTRIBUTIONS)}
-    return xr.DataArray(
-        total.astype(da.dtype),
-        dims=da.dims,
-        coords=da.coords,
-        name=da.name,
-        attrs={**keep, "cell_methods": cell_methods(hours)},
-    )
+    return total.assign_attrs({**keep, "cell_methods": cell_methods(hours)})

@@ -16,11 +16,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from xaurora.errors import MissingValuesError, MissingVariableError, OptionError
+from xaurora.errors import (
+    MissingValuesError,
+    MissingVariableError,
+    OptionError,
+    SourceError,
+    XauroraError,
+)
 from xaurora.fields import periods, recognition
 from xaurora.fields.conventions import Fields
 from xaurora.fields.distribution import BIN_WIDTH, Distribution, Moments
 from xaurora.fields.found import Field, Recognition
+from xaurora.utils import lazy
 from xaurora.utils.progress import progress_bar, track
 from xaurora.utils.types import Given, PeriodLike
 
@@ -35,11 +42,15 @@ QUANTILES = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0
 
 
 def normalisation_statistics(
-    fields: Fields, times: Sequence[np.datetime64], *, progress: bool = False
+    fields: Fields,
+    times: Sequence[np.datetime64],
+    *,
+    strict: bool = True,
+    progress: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return mean and standard deviation of all surface variables and of atmospheric ones by level.
 
-    Reads ``times`` once.
+    Reads ``times`` once. Unless ``strict``, times with NaN or that cannot be read are left out.
 
     Returns
     -------
@@ -49,24 +60,36 @@ def normalisation_statistics(
     Raises
     ------
     MissingValuesError
-        A field contains NaN.
+        A field contains NaN, unless ``strict`` is off and others do not.
+    SourceError
+        Likewise, for a field that cannot be read.
     """
     surface = {str(name): Moments() for name in fields.surface}
     atmos = {
         str(name): {f"{level:g}": Moments() for level in fields.levels} for name in fields.atmos
     }
-    index = {t: i for i, t in enumerate(fields.times)}
+    error: XauroraError | None = None
+    read = 0
     for t in track(times, "statistics", shown=progress):
+        try:
+            frames = {
+                (kind, str(name)): _read_finite(fields, kind, str(name), t)
+                for kind, names in (("surface", surface), ("atmos", atmos))
+                for name in names
+            }
+        except (MissingValuesError, SourceError) as broken:
+            if strict:
+                raise
+            error = error or broken
+            continue
+        read += 1
         for name, moments in surface.items():
-            moments.add(
-                _finite(fields.surface[name].isel(time=index[t]).values, fields, "surface", name, t)
-            )
+            moments.add(frames["surface", name])
         for name, by_level in atmos.items():
-            values = _finite(
-                fields.atmos[name].isel(time=index[t]).values, fields, "atmos", name, t
-            )
             for i, level_moments in enumerate(by_level.values()):
-                level_moments.add(values[i])
+                level_moments.add(frames["atmos", name][i])
+    if not read and error is not None:
+        raise error
 
     def pair(moments: Moments) -> tuple[float, float]:
         # A constant field has no spread to divide by.
@@ -79,11 +102,12 @@ def normalisation_statistics(
     }
 
 
-def _finite(
-    values: np.ndarray, fields: Fields, kind: str, name: str, time: np.datetime64
-) -> np.ndarray:
+def _read_finite(fields: Fields, kind: str, name: str, time: np.datetime64) -> np.ndarray:
+    source = fields.layout.fields[kind, name].source
+    place = int(periods.TimeIndex(fields.times).locate(time))
+    variable = getattr(fields, kind).variables[name][place]
+    values = lazy.read(variable, source, f" at {time.astype('datetime64[m]')}")
     if not np.isfinite(values).all():
-        source = fields.layout.fields[kind, name].source
         raise MissingValuesError(
             f"'{source}' has {int((~np.isfinite(values)).sum())} missing value(s) at"
             f" {time.astype('datetime64[m]')}, but Aurora does not accept missing values.",
@@ -137,6 +161,7 @@ def statistics(
             f"quantiles={list(quantiles)!r} must all lie between 0 and 1, exclusive.",
             fix="quantiles=[0.5, 0.99]",
         )
+    ds = lazy.dataset_without_dask(ds)
     found, items, chosen = _chosen(ds, names)
     where = _selected(found, time)
     total = sum(len(where) * (len(found.levels) if items[n][0] == "atmos" else 1) for n in chosen)
@@ -265,7 +290,7 @@ def _of_variable(
     for dim in raw.dims:
         if dim not in dims:
             raw = raw.isel({dim: 0})
-    raw = raw.transpose(*dims)
+    raw = lazy.as_array(lazy.transpose(raw.variable, dims), raw)
     parts = [
         Distribution(amounts=item.variable.accumulated)
         for _ in (found.levels if kind == "atmos" else (0,))
@@ -316,13 +341,12 @@ def _tiles(
     height, width = raw.shape[-2:]
     stored = raw.encoding.get("preferred_chunks", {})
 
-    def chunk(axis: int, name: Given, whole: int, unknown: int) -> int:
-        size = raw.chunks[axis][0] if raw.chunks else int(stored.get(name, unknown))
-        return max(min(size, whole), 1)
+    def chunk(name: Given, whole: int, unknown: int) -> int:
+        return max(min(int(stored.get(name, unknown)), whole), 1)
 
-    depth = chunk(0, dim, len(raw), 1)
-    rows = chunk(raw.ndim - 2, raw.dims[-2], height, height)
-    columns = chunk(raw.ndim - 1, raw.dims[-1], width, width)
+    depth = chunk(dim, len(raw), 1)
+    rows = chunk(raw.dims[-2], height, height)
+    columns = chunk(raw.dims[-1], width, width)
     point = max(
         raw.dtype.itemsize * int(np.prod(raw.shape[1:])) // (height * width), 1
     )  # bytes of one point at one time, all levels

@@ -5,6 +5,7 @@ Everything here is lazy, except where a docstring says that frames are read.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,9 @@ from xaurora.errors import OptionError, TargetError
 from xaurora.fields import precipitation, recognition, variables
 from xaurora.fields.conventions import Fields
 from xaurora.fields.found import Field, Recognition
+from xaurora.fields.periods import TimeIndex
 from xaurora.fields.variables import TIMESTEP_HOURS, Variable, find
+from xaurora.utils import lazy
 from xaurora.utils.types import Given
 
 logger = logging.getLogger("xaurora")
@@ -209,21 +212,22 @@ def with_inputs(cut: Fields, targets: Sequence[Target], forms: dict[str, InputFo
     layout_fields = dict(cut.layout.fields)
     for target in targets:
         form = forms[target.name]
-        da = (
-            target.values.reindex(time=cut.surface["time"].values)
-            if len(target.values["time"]) != len(cut.times)
-            or (target.values["time"].values != cut.times).any()
-            else target.values
+        da = target.values
+        if not np.array_equal(da["time"].values, cut.times):
+            places = TimeIndex(da["time"].values).locate(cut.times)
+            da = lazy.combine_frames(da, "time", places[:, None])
+        values = lazy.map_values(
+            da.variable, functools.partial(_encoder_input, form.epsilon), np.float32
         )
-        if form.epsilon is not None:
-            da = xr.ufuncs.log1p(da.clip(min=0.0) / form.epsilon)
-        extra[target.name] = da.astype(np.float32).assign_coords(
-            latitude=cut.surface["latitude"], longitude=cut.surface["longitude"]
-        )
+        extra[target.name] = values
         layout_fields["surface", target.name] = target.item
     return replace(
         cut, surface=cut.surface.assign(extra), layout=replace(cut.layout, fields=layout_fields)
     )
+
+
+def _encoder_input(epsilon: float | None, values: np.ndarray) -> np.ndarray:
+    return values if epsilon is None else np.log1p(np.clip(values, 0.0, None) / epsilon)
 
 
 def check_not_predicted(names: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from xaurora.fields.conventions import Fields
 from xaurora.fields.grid import regridding
 from xaurora.fields.targets import MIN_VALID_FRACTION, Target, _of_fields, recognise
 from xaurora.fields.variables import TIMESTEP_HOURS, find
+from xaurora.utils import lazy
 from xaurora.utils.types import Given
 
 logger = logging.getLogger("xaurora")
@@ -35,7 +36,7 @@ def truth_fields(truth: Given, fields: Fields, names: Sequence[str]) -> Fields:
     if "valid_fraction" in truth:  # from open_imerg: mask cells with little coverage
         share = truth["valid_fraction"]
         seen = {
-            n: truth[n].where(share >= MIN_VALID_FRACTION)
+            n: lazy.where_at_least(truth[n], share, MIN_VALID_FRACTION)
             for n in truth.data_vars
             if n != "valid_fraction" and truth[n].dims == share.dims
         }
@@ -58,7 +59,7 @@ _SHIFTS = tuple(h for h in range(-6, 7) if h)  # h; likely errors of a wrong tim
 _COMPARED = 8  # frames
 
 
-def refuse_shift(fields: Fields, right: Fields) -> None:
+def check_shift(fields: Fields, right: Fields) -> None:
     """Raise if the times of the truth are shifted. Reads a few frames of the shared variables.
 
     There are two signs. A variable that both hold agrees at another hour but not at its own. Or, if
@@ -66,7 +67,7 @@ def refuse_shift(fields: Fields, right: Fields) -> None:
     of hours.
     """
     ours, theirs = fields.times, right.times
-    if not np.isin(ours, theirs).any():
+    if not periods.TimeIndex(theirs).has(ours).any():
         raise TruthError(
             f"the truth ({_span(theirs)}) has no time in common with the data ({_span(ours)})."
             + _hint_of_offset(ours, theirs),
@@ -124,12 +125,8 @@ def _is_compared(fields: Fields, right: Fields) -> bool:
         mine, theirs = _comparable(fields, name), _comparable(right, name)
         if mine is None or theirs is None:
             continue
-        place = {
-            t: i
-            for i, t in enumerate(theirs.values["time"].values.astype("datetime64[ns]").tolist())
-        }
-        whole = set(theirs.times.astype("datetime64[ns]").tolist())
-        both = [t for t in mine.times.astype("datetime64[ns]") if t.item() in whole]
+        place = periods.TimeIndex(theirs.values["time"].values)
+        both = mine.times[periods.TimeIndex(theirs.times).has(mine.times)]
         looked = (
             [
                 both[i]
@@ -137,7 +134,7 @@ def _is_compared(fields: Fields, right: Fields) -> bool:
                     np.linspace(0, len(both) - 1, min(len(both), _COMPARED)).astype(int)
                 )
             ]
-            if both
+            if len(both)
             else []
         )
         frames = {t: mine.values.sel(time=t).values.astype(np.float64) for t in looked}
@@ -152,12 +149,12 @@ def _is_compared(fields: Fields, right: Fields) -> bool:
             hours: int,
             frames: dict[Any, np.ndarray] = frames,
             theirs: Target = theirs,
-            place: dict[Any, int] = place,
+            place: periods.TimeIndex = place,
         ) -> float:
             parts = []
             for t, values in frames.items():
-                i = place.get((t + hours * periods.HOUR).astype("datetime64[ns]").item())
-                if i is not None:
+                i = int(place.locate(t + hours * periods.HOUR))
+                if i >= 0:
                     apart = np.abs(theirs.values.isel(time=i).values - values)
                     if np.isfinite(apart).any():
                         parts.append(float(np.nanmean(apart)))
@@ -184,7 +181,8 @@ def _span(times: np.ndarray) -> str:
 def _hint_of_offset(ours: np.ndarray, theirs: np.ndarray) -> str:
     if not len(theirs) or not len(ours) or theirs[-1] < ours[0] or theirs[0] > ours[-1]:
         return ""
-    nearest = np.abs(theirs[:, None] - ours[None]).min()
+    after = np.minimum(np.searchsorted(theirs, ours), len(theirs) - 1)
+    nearest = min(np.abs(theirs[at] - ours).min() for at in (after, np.maximum(after - 1, 0)))
     return (
         f" The nearest times differ by {nearest / np.timedelta64(1, 'm'):g} minutes: totals are"
         " labelled with the end of their period."
@@ -232,7 +230,7 @@ def resolve_targets(
     if truth is None:
         return [_of_fields(fields, name) for name in names]
     right = truth_fields(truth, fields, names)
-    refuse_shift(fields, right)
+    check_shift(fields, right)
     return [onto_grid(_of_fields(right, name, where="truth"), fields) for name in names]
 
 

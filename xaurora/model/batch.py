@@ -17,7 +17,9 @@ from xaurora.errors import GridError, InitTimeError, MissingValuesError
 from xaurora.fields import conventions
 from xaurora.fields.conventions import Fields
 from xaurora.fields.grid import lattice as grids
+from xaurora.fields.periods import TimeIndex
 from xaurora.fields.variables import TIMESTEP_HOURS
+from xaurora.utils import lazy
 from xaurora.utils.types import Given, TimesLike
 
 STEP = np.timedelta64(TIMESTEP_HOURS, "h")
@@ -116,19 +118,15 @@ def resolve_times(times: np.ndarray, wanted: TimesLike) -> list[np.datetime64]:
         If a time is not in the data, if the time six hours before it is missing, or if no time has
         its history.
     """
-    there = set(times.tolist())
-
-    def has_history(t: np.datetime64) -> bool:
-        return (t - STEP).astype("datetime64[ns]").item() in there
-
+    index = TimeIndex(times)
     if wanted is None or isinstance(wanted, slice):
-        chosen = [t for t in times if has_history(t)]
+        with_history = times[index.has(times - STEP)]
         if isinstance(wanted, slice):
-            low = _time(wanted.start) if wanted.start is not None else None
-            high = _time(wanted.stop, end=True) if wanted.stop is not None else None
-            chosen = [
-                t for t in chosen if (low is None or t >= low) and (high is None or t <= high)
-            ]
+            if wanted.start is not None:
+                with_history = with_history[with_history >= _time(wanted.start)]
+            if wanted.stop is not None:
+                with_history = with_history[with_history <= _time(wanted.stop, end=True)]
+        chosen = list(with_history)
         if isinstance(wanted, slice) and not chosen:
             raise InitTimeError(
                 f"no init time with its history lies in {wanted!r}; the data run from"
@@ -152,13 +150,13 @@ def resolve_times(times: np.ndarray, wanted: TimesLike) -> list[np.datetime64]:
     out = []
     for value in chosen:
         t = _time(value)
-        if t.item() not in there:
+        if not index.has(t):
             raise InitTimeError(
                 f"init time {_name(t)} is not in the data, which run from {_name(times[0])} to"
                 f" {_name(times[-1])}.",
                 fix="time=None forecasts from every time that has its history",
             )
-        if not has_history(t):
+        if not index.has(t - STEP):
             raise InitTimeError(
                 f"init time {_name(t)} has no frame {TIMESTEP_HOURS} hours before it"
                 f" ({_name(t - STEP)}), which Aurora needs.",
@@ -218,7 +216,9 @@ def frame(
         kind, name = key
         # Index the variable alone: selecting a time of a whole Dataset costs more than reading a
         # small variable.
-        values = np.asarray(getattr(fields, kind).variables[name][place].values)
+        variable = getattr(fields, kind).variables[name][place]
+        source = fields.layout.fields[kind, name].source
+        values = lazy.read(variable, source, f" at {_name(time)}")
         # A sum of squares is faster, and not finite if any value is not. It may also overflow, so
         # the values themselves are checked then.
         with np.errstate(invalid="ignore", over="ignore"):

@@ -18,8 +18,10 @@ import xarray as xr
 from aurora import Batch
 
 from xaurora.fields.conventions import Fields
+from xaurora.fields.periods import TimeIndex
 from xaurora.model import batch as batches
 from xaurora.model.aurora import AuroraWithHead
+from xaurora.utils import lazy
 
 STEP = batches.STEP
 MAX_CACHED = 64
@@ -123,7 +125,7 @@ class Loader:
         self._held = 0
         self._lock = threading.Lock()
         self._reading: dict[tuple[str, int], concurrent.futures.Future[Any]] = {}
-        self._places = {int(t): i for i, t in enumerate(fields.times.astype(np.int64))}
+        self._places = TimeIndex(fields.times)
         # Threads help only with a slow store. A local store is read no faster by many threads, and
         # data in memory need none.
         lazy = any(
@@ -212,7 +214,9 @@ class Loader:
         place = self._index[name][_key(time)]
         return self._remember(
             (name, _key(time)),
-            lambda: self.targets[name].isel(time=place).values.astype(np.float32),
+            lambda: lazy.read(
+                self.targets[name].variable[place], name, f" at {time.astype('datetime64[m]')}"
+            ).astype(np.float32),
             lambda values: values.nbytes,
         )
 
@@ -307,8 +311,6 @@ def prefetch(
                 future.cancel()
 
 
-def time_positions(da: xr.DataArray) -> dict[int, int]:
+def time_positions(da: xr.DataArray) -> TimeIndex:
     """Return the index of each time along a DataArray's axis, by nanoseconds since 1970."""
-    return {
-        int(t): i for i, t in enumerate(da["time"].values.astype("datetime64[ns]").astype(np.int64))
-    }
+    return TimeIndex(da["time"].values)

@@ -13,7 +13,7 @@ from xaurora.fields import periods, precipitation, recognition
 from xaurora.fields.found import LEVEL_UNITS, Recognition
 from xaurora.fields.unit_conversion import normalise_units
 from xaurora.fields.variables import TIMESTEP_HOURS
-from xaurora.utils.lazy import as_dask
+from xaurora.utils import lazy
 
 logger = logging.getLogger("xaurora")
 
@@ -125,21 +125,32 @@ def _stack_levels(pieces: list[xr.Dataset], reference: Recognition) -> list[xr.D
             [v for m in members for v in m[axis.name].values.tolist()] if len(members) > 1 else []
         )
         if len(members) > 1 and len(set(levels)) == len(levels):
-            lazy = [as_dask(m, time.dim) for m in members]
-            out.append(
-                xr.concat(
-                    lazy,
-                    axis.dim,
-                    data_vars="minimal",
-                    coords="minimal",
-                    compat="override",
-                    join="override",
-                    combine_attrs="override",
-                )
-            )
+            out.append(_concat(members, axis.dim))
         else:
             out.extend(members)
     return out
+
+
+def _concat(members: list[xr.Dataset], dim: str) -> xr.Dataset:
+    """Return Datasets with the same variables one after another along ``dim``. Lazy."""
+    lead = members[0]
+    joined = xr.concat(
+        [m.drop_vars(list(m.data_vars)) for m in members],
+        dim,
+        coords="minimal",
+        compat="override",
+        join="override",
+        combine_attrs="override",
+    )
+    values = {}
+    for name, da in lead.data_vars.items():
+        parts = [m[name].variable for m in members]
+        values[name] = (
+            lazy.concat([lazy.transpose(p, da.dims) for p in parts], dim)
+            if dim in da.dims
+            else da.variable
+        )
+    return joined.assign(values)
 
 
 def _same_grid(piece: xr.Dataset, lead: xr.Dataset, reference: Recognition) -> xr.Dataset:
@@ -197,7 +208,6 @@ def _concatenate(pieces: list[xr.Dataset], time_dim: str) -> list[xr.Dataset]:
     groups = []
     for names, members in by_names.items():
         if len(members) > 1:
-            # Without dask, concatenation would load all data.
             for name in names:
                 units = sorted({str(m[name].attrs.get("units", "none")) for m in members})
                 if len(units) > 1:
@@ -205,17 +215,10 @@ def _concatenate(pieces: list[xr.Dataset], time_dim: str) -> list[xr.Dataset]:
                         f"'{name}' has different units in different files: {', '.join(units)}.",
                         fix="convert them to the same units first",
                     )
-            members = [as_dask(m, time_dim) for m in members]
-            joined = xr.concat(
-                members,
-                time_dim,
-                data_vars="minimal",
-                coords="minimal",
-                compat="override",
-                join="override",
-                combine_attrs="override",
-            )
-            joined = joined.sortby(time_dim)
+            members = sorted(members, key=lambda m: m[time_dim].values[:1].tolist())
+            joined = _concat(members, time_dim)
+            if not joined.indexes[time_dim].is_monotonic_increasing:
+                joined = joined.sortby(time_dim)
             if joined.indexes[time_dim].has_duplicates:
                 raise SourceError(
                     f"several files hold {sorted(names)} for the same time.",
@@ -287,20 +290,18 @@ def _rain(group: xr.Dataset) -> list[str]:
 
 def _accumulated(group: xr.Dataset, names: list[str], time_dim: str) -> xr.Dataset:
     """Sum the named variables over six hours, and keep the times with a complete six hours."""
-    lazy = as_dask(group, time_dim)
     for name in names:
-        precipitation.check_not_running_totals(lazy[name], name=name, dim=time_dim)
+        precipitation.check_not_running_totals(group[name], name=name, dim=time_dim)
     totals = {
-        name: precipitation.accumulate(lazy[name], TIMESTEP_HOURS, name=name, dim=time_dim)
+        name: precipitation.accumulate(group[name], TIMESTEP_HOURS, name=name, dim=time_dim)
         for name in names
     }
     times = group[time_dim].values
     parts = {precipitation.value_period(name, group[name].attrs, times) for name in names}
-    whole = np.ones(len(times), bool)
-    for part in range(int(TIMESTEP_HOURS / min(parts))):
-        whole &= np.isin(times - periods.span(part * min(parts)), times)
+    complete = precipitation.complete_times(times, min(parts))
     logger.info("%s: accumulated over %d hours.", ", ".join(names), TIMESTEP_HOURS)
-    return lazy.assign(totals).isel({time_dim: np.flatnonzero(whole)})
+    places = periods.TimeIndex(times).locate(complete)
+    return group.assign(totals).isel({time_dim: places})
 
 
 def _merge_statics(

@@ -17,8 +17,8 @@ import xarray as xr
 from xaurora.errors import MissingExtraError, SourceError
 from xaurora.fields import recognition
 from xaurora.sources import joining
+from xaurora.utils import lazy
 from xaurora.utils import zarr_stores as stores
-from xaurora.utils.lazy import as_dask
 from xaurora.utils.types import Chunks
 
 _GRIB = (".grib", ".grib2", ".grb", ".grb2")
@@ -44,8 +44,8 @@ def open(
         Passed to :func:`xarray.open_dataset`. By default NetCDF 4 is read with h5netcdf, and the
         engine for other formats is chosen from the file name's suffix.
     chunks : optional
-        Passed to xarray: ``{}`` for dask with the file's own chunks. Files that are concatenated
-        along time always use dask.
+        ``{}`` for dask arrays with the files' own chunks, or chunks by dim. By default variables
+        are read when they are indexed, without dask.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def open(
     files = expand(paths)
     pieces: list[xr.Dataset] = []
     for file in files:
-        pieces.extend(_read(file, engine, chunks))
+        pieces.extend(_read(file, engine))
     pieces = [piece for piece in pieces if piece.data_vars]
     if not pieces:
         raise SourceError(
@@ -83,8 +83,19 @@ def open(
                 "one of the files is a forecast, which must be opened on its own.",
                 fix="xaurora.open(forecast), xaurora.open(fields)",
             )
-        return pieces[0]
-    return joining.combine(pieces)
+        return _chunked(pieces[0], chunks)
+    return _chunked(joining.combine(pieces), chunks)
+
+
+def _chunked(ds: xr.Dataset, chunks: Chunks) -> xr.Dataset:
+    """Return the data as dask arrays, by default with the chunks of the files."""
+    if chunks is None or isinstance(chunks, str | int):
+        return ds if chunks is None else ds.chunk(chunks)
+    stored: dict[Any, Any] = {}
+    for da in ds.data_vars.values():
+        for dim, size in da.encoding.get("preferred_chunks", {}).items():
+            stored[dim] = max(size, stored.get(dim, 1))
+    return ds.chunk({dim: size for dim, size in {**stored, **chunks}.items() if dim in ds.dims})
 
 
 def expand(paths: Sequence[Any]) -> list[str]:
@@ -123,10 +134,10 @@ def expand(paths: Sequence[Any]) -> list[str]:
 
 def read_as_stored(path: str) -> xr.Dataset:
     """Open one file as it is, such as a file of scores, without recognising fields in it."""
-    return _read(expand([path])[0], None, None)[0]
+    return _read(expand([path])[0], None)[0]
 
 
-def _read(path: str, engine: str | None, chunks: Chunks) -> list[xr.Dataset]:
+def _read(path: str, engine: str | None) -> list[xr.Dataset]:
     suffix = Path(path.rstrip("/")).suffix.lower()
     if ".3IMERG." in Path(path).name:
         raise SourceError(
@@ -134,7 +145,7 @@ def _read(path: str, engine: str | None, chunks: Chunks) -> list[xr.Dataset]:
             fix=f"xaurora.open_imerg('{path}')",
         )
     if engine == "cfgrib" or (engine is None and suffix in _GRIB):
-        return _read_grib(path, chunks)
+        return _read_grib(path)
     if path.startswith(("gs://", "gcs://")):
         try:
             import gcsfs  # noqa: F401
@@ -148,7 +159,7 @@ def _read(path: str, engine: str | None, chunks: Chunks) -> list[xr.Dataset]:
         suffix == ".zarr" or any((Path(path) / name).exists() for name in ("zarr.json", ".zgroup"))
     ):
         engine = "zarr"
-    options: dict[str, Any] = {"engine": engine, "chunks": chunks, "decode_timedelta": True}
+    options: dict[str, Any] = {"engine": engine, "chunks": None, "decode_timedelta": True}
     if engine == "zarr" and "://" not in path:
         options["consolidated"] = _is_consolidated(Path(path))
     try:
@@ -197,7 +208,7 @@ def _is_consolidated(path: Path) -> bool:
     return (path / ".zmetadata").is_file()
 
 
-def _read_grib(path: str, chunks: Chunks) -> list[xr.Dataset]:
+def _read_grib(path: str) -> list[xr.Dataset]:
     try:
         import cfgrib
     except (ImportError, RuntimeError):
@@ -220,8 +231,7 @@ def _read_grib(path: str, chunks: Chunks) -> list[xr.Dataset]:
                 f"'{path}' could not be read as GRIB: {error}",
                 fix="check that the download is complete",
             ) from error
-    pieces = [_flatten_steps(piece) for piece in pieces]
-    return [piece if chunks is None else piece.chunk(chunks) for piece in pieces]
+    return [_flatten_steps(piece) for piece in pieces]
 
 
 def _flatten_steps(ds: xr.Dataset) -> xr.Dataset:
@@ -234,15 +244,17 @@ def _flatten_steps(ds: xr.Dataset) -> xr.Dataset:
     """
     if not {"time", "step"} <= set(ds.dims) or ds["valid_time"].ndim != 2:
         return ds
-    valid = ds["valid_time"].values.ravel()
-    ds = as_dask(ds, "time")
-    flat = ds.drop_vars("valid_time").stack(_flat=("time", "step")).reset_index("_flat", drop=True)
     attrs = {"standard_name": "time", "long_name": "time"}
-    flat = (
-        flat.drop_vars([c for c in ("time", "step") if c in flat.coords])
-        .rename(_flat="time")
-        .assign_coords(time=("time", valid, attrs))
+    # one step after another
+    valid = ds["valid_time"].transpose("step", "time").values.ravel()
+    moving = {n: da.variable for n, da in ds.data_vars.items() if {"time", "step"} <= set(da.dims)}
+    flat = ds.drop_vars(["valid_time", "time", "step", *moving], errors="ignore")
+    flat = flat.drop_dims(["time", "step"], errors="ignore").assign_coords(
+        time=("time", valid, attrs)
     )
+    for name, variable in moving.items():
+        steps = [variable.isel(step=i) for i in range(ds.sizes["step"])]
+        flat[name] = lazy.concat(steps, "time")
     # cfgrib fills steps that the file lacks with NaN. The sampled points cover the whole field,
     # because some variables have no values over parts of it (ERA5-Land over sea).
     probe = next(iter(flat.data_vars.values()))

@@ -26,7 +26,7 @@ from xaurora.fields.grid import patches, regions
 from xaurora.fields.grid.regions import RegionLike
 from xaurora.fields.requirements import Needs
 from xaurora.fields.variables import TIMESTEP_HOURS
-from xaurora.utils import storage
+from xaurora.utils import lazy, storage
 from xaurora.utils import zarr_stores as stores
 from xaurora.utils.progress import log_line, track
 from xaurora.utils.types import Given, PeriodLike
@@ -98,9 +98,9 @@ def prepare(
     else:
         with storage.wrap_write_errors(path):
             stores.create(path, template, encoding)
-    lazy = xr.Dataset({n: da for n, (da, _) in variables.items() if "time" in da.dims})
+    source = xr.Dataset({n: da for n, (da, _) in variables.items() if "time" in da.dims})
     if done:
-        _check_same_values(path, lazy, min(done * length, template.sizes["time"]), bits)
+        _check_same_values(path, source, min(done * length, template.sizes["time"]), bits)
     size = sum(v.nbytes for v in template.data_vars.values())
     log_line(
         f"Writing {template.sizes['time']} times, {size / 1e9:.3g} GB before compression, to"
@@ -110,7 +110,7 @@ def prepare(
     for i, first in enumerate(track(blocks, "prepare", unit="piece", shown=progress)):
         if i < done:
             continue
-        piece = lazy.isel(time=slice(first, first + length)).compute()
+        piece = source.isel(time=slice(first, first + length)).compute()
         with storage.wrap_write_errors(path):
             plain = {
                 n: (v.dims, _rounded(np.asarray(v.values), bits))
@@ -174,7 +174,8 @@ def _variables(
             out[item.source] = (cut(da), _attrs(item))
     for t in wanted:
         totals = {"cell_methods": periods.cell_methods(TIMESTEP_HOURS)} if t.is_rain else {}
-        da = t.values.reindex(time=times)
+        places = periods.TimeIndex(t.values["time"].values).locate(times)
+        da = lazy.combine_frames(t.values, "time", places[:, None]).assign_coords(time=times)
         out[t.item.source] = (cut(da), {**_attrs(t.item), **totals})
     return out
 
@@ -255,7 +256,8 @@ def _template(
     frame = sum(4 * da.size for da in changing) // count
     largest = max(4 * da.size // count for da in changing)
     shard = max(min(_SHARD // largest, count), 1)
-    source = max((max(da.chunksizes.get("time", (1,))) for da in changing), default=1)
+    stored = (da.encoding.get("preferred_chunks", {}).get("time", 1) for da in changing)
+    source = max(stored, default=1)
     length = shard * max(round(max(min(source, max(_BLOCK // frame, 1)), 1) / shard), 1)
     for name, (da, attrs) in variables.items():
         codec = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=4)
@@ -315,7 +317,7 @@ def _signature(
     return found.hexdigest()
 
 
-def _check_same_values(path: Path, lazy: xr.Dataset, count: int, bits: int | None) -> None:
+def _check_same_values(path: Path, data: xr.Dataset, count: int, bits: int | None) -> None:
     """Raise if stored values differ from the source, at a few times including the last one.
 
     Raises
@@ -327,14 +329,14 @@ def _check_same_values(path: Path, lazy: xr.Dataset, count: int, bits: int | Non
         path, engine="zarr", chunks=None, consolidated=False, decode_timedelta=True
     )
     for i in np.unique(np.linspace(0, count - 1, min(count, _COMPARED)).astype(int)):
-        source = lazy.isel(time=int(i)).compute()
+        source = data.isel(time=int(i)).compute()
         for name, da in source.data_vars.items():
             if not np.array_equal(
                 _rounded(np.asarray(da.values), bits),
                 there[name].isel(time=int(i)).values,
                 equal_nan=True,
             ):
-                when = np.datetime_as_string(lazy["time"].values[int(i)], unit="h")
+                when = np.datetime_as_string(data["time"].values[int(i)], unit="h")
                 raise SaveError(
                     f"the values of {name!r} at {when} in '{path}' differ from the data.",
                     fix="choose another path, or remove it to start again",

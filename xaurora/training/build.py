@@ -10,18 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from aurora import Aurora
-from lightning_fabric import Fabric
 
-from xaurora.fields import statistics, targets
+from xaurora.fields import targets
 from xaurora.fields.conventions import Fields
 from xaurora.fields.distribution import Distribution
 from xaurora.fields.targets import InputForm, Target
 from xaurora.model import adapters, hashing, heads, weights
 from xaurora.model.adapters import Adapter
 from xaurora.model.aurora import AuroraWithHead, add_inputs, latent_size
-from xaurora.model.batch import STEP
 from xaurora.model.tiny import build_tiny
-from xaurora.training import parallel
 from xaurora.training.plan import Plan
 from xaurora.training.scan import TargetScan
 
@@ -57,13 +54,13 @@ class BuiltModel:
         return dict(self.module.head.items())  # type: ignore[union-attr,operator]
 
 
-def build_model(plan: Plan, scan: TargetScan, fabric: Fabric) -> BuiltModel:
+def build_model(plan: Plan, scan: TargetScan) -> BuiltModel:
     """Build the model with its heads and adapter, and freeze what the strategy does not train."""
     forms = _input_forms(plan, scan)
     fields = targets.with_inputs(plan.fields, plan.targets, forms) if forms else plan.fields
     base, adapter = _copy_of_base(plan)
     if base is None:
-        base = _new_base(plan, fields, scan.train, fabric, without=tuple(forms))
+        base = _new_base(plan, scan)
     base_hash = hashing.state_hash(base)
     if plan.tuned is not None and not plan.base_was_tuned:
         # The published base's, without the embeddings of targets among the inputs.
@@ -115,23 +112,11 @@ def _input_form(target: Target, climatology: Distribution) -> InputForm:
     return InputForm(epsilon, 0.0, max(spread, 1e-6))
 
 
-def _new_base(
-    plan: Plan, fields: Fields, train: np.ndarray, fabric: Fabric, without: tuple[str, ...]
-) -> Aurora:
+def _new_base(plan: Plan, scan: TargetScan) -> Aurora:
     """Return a named base with its weights, or a new tiny one with the statistics of the data."""
-    options = plan.options
-    if not plan.random_base:
+    if scan.normalisation is None:
         return weights.load_pretrained(plan.name, plan.model.weights)
-
-    def read_statistics() -> tuple[Any, Any]:
-        frames = np.unique(
-            np.concatenate([train + STEP * k for k in range(-1, options.rollout_steps + 1)])
-        )
-        own = replace(fields, surface=fields.surface.drop_vars(list(without)))
-        return statistics.normalisation_statistics(own, list(frames), progress=options.progress)
-
-    surface, atmos = parallel.run_on_first(fabric, read_statistics)
-    return build_tiny(plan.needs, surface, atmos, options.seed)
+    return build_tiny(plan.needs, *scan.normalisation, plan.options.seed)
 
 
 def _build_head(

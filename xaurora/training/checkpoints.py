@@ -33,7 +33,15 @@ if TYPE_CHECKING:
 
 FOLDER = "checkpoint"
 FORMAT = 1
-_MAY_DIFFER = ("progress", "resume", "workers", "logger", "latents")
+_MAY_DIFFER = (
+    "progress",
+    "resume",
+    "workers",
+    "logger",
+    "latents",
+    "first_look",  # what it found is compared
+    "strict",
+)
 
 
 def settings_of(options: Mapping[str, Any], **more: Any) -> dict[str, Any]:

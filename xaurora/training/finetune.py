@@ -27,7 +27,8 @@ from xaurora.training.loop import Run
 from xaurora.training.nested_options import LatentOptions
 from xaurora.training.options import FinetuneOptions
 from xaurora.training.plan import Plan, check_options, plan
-from xaurora.training.scan import TargetScan, check_missing_values, scan_targets
+from xaurora.training.scan import TargetScan, keep, scan_targets
+from xaurora.training.sound import Skipped, SoundReader
 from xaurora.utils import storage
 from xaurora.utils.progress import log_line
 
@@ -59,8 +60,8 @@ def finetune(ds: xr.Dataset, options: FinetuneOptions) -> TunedAurora:
     if fabric.global_rank == 0 and (warning := estimate.warn_if_too_large(made, ds)):
         logger.warning("%s", warning)
     # Only the first process reads, for all of them.
-    scan = parallel.run_on_first(fabric, lambda: scan_targets(made))
-    model = build_model(made, scan, fabric)
+    scan = parallel.run_on_first(fabric, lambda: scan_targets(made, folder))
+    model = build_model(made, scan)
     description = describe_run(made, scan, model)
     warn(made, scan, description)
     settings = settings_of_run(made, scan, model)
@@ -74,6 +75,7 @@ def finetune(ds: xr.Dataset, options: FinetuneOptions) -> TunedAurora:
     else:
         parallel.run_on_first(fabric, lambda: _clear(folder, checkpoint))
         loader = _open_loader(made, scan, model, fabric, folder)
+        parallel.run_on_first(fabric, lambda: keep(made, scan, folder))
         run = Run(made, scan, model, loader, result, settings, folder)
         try:
             loop.fit(fabric, run, checkpoint)
@@ -118,7 +120,7 @@ def _log_run(made: Plan, scan: TargetScan, model: BuiltModel, folder: Path) -> N
 def _open_loader(
     made: Plan, scan: TargetScan, model: BuiltModel, fabric: Fabric, folder: Path
 ) -> Loader:
-    """Return the loader, after checking the frames that it reads for missing values."""
+    """Return the loader, after checking that some samples can be read."""
     loader = Loader(
         model.fields,
         {t.name: t.values for t in made.targets},
@@ -127,7 +129,17 @@ def _open_loader(
     )
 
     def check(init_times: np.ndarray) -> None:
-        check_missing_values(made, loader, init_times, after=not model.forms)
+        """Read a few samples, before anything is written."""
+        options, count = made.options, len(init_times)
+        reader = SoundReader(
+            loader,
+            init_times,
+            options.rollout_steps,
+            made.target_trim,
+            Skipped(),
+            strict=options.strict,
+        )
+        reader.check(init_times[np.unique([0, count // 2, count - 1])] if count else [])
 
     init_times = np.union1d(scan.train, scan.validation)
     kept = made.latents

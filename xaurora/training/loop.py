@@ -29,6 +29,7 @@ from xaurora.training.optimisation import Optimisation
 from xaurora.training.plan import Plan
 from xaurora.training.samples import Microbatch
 from xaurora.training.scan import TargetScan
+from xaurora.training.sound import Skipped, SoundReader
 from xaurora.training.steps import BatchRunner, ReplayRunner
 from xaurora.training.validation import Processes, Task, Validator, format_scores, prefix
 from xaurora.utils.progress import log_line, progress_bar
@@ -120,8 +121,12 @@ class Trainer:
         self.batches = BatchRunner(
             fabric, self.module, plan, run.loader, self.optimisation, self.domains
         )
+        self.skipped = Skipped()
+        self.reader = self._reader(scan.train)
         replay = plan.options.replay
-        self.replay = ReplayRunner(self.batches, replay, scan.train, run.folder) if replay else None
+        self.replay = (
+            ReplayRunner(self.batches, replay, self.reader, run.folder) if replay else None
+        )
         self.guard = LossGuard()
         self.progress = Progress()
         self.task = Task.of(plan)
@@ -143,11 +148,22 @@ class Trainer:
         """Whether the weights are sharded over devices."""
         return self.result.model is not self.module
 
+    def _reader(self, init_times: np.ndarray) -> SoundReader:
+        return SoundReader(
+            self.run.loader,
+            init_times,
+            self.options.rollout_steps,
+            self.run.plan.target_trim,
+            self.skipped,
+            strict=self.options.strict,
+        )
+
     def _validator(self, init_times: np.ndarray) -> Validator:
         total = partial(parallel.total, self.fabric)
         processes = Processes(self.fabric.global_rank, self.fabric.world_size, total)
         size = self.options.batch_size
-        return Validator(self.task, self.run.loader, init_times, self.domains, size, processes)
+        reader = self._reader(init_times)
+        return Validator(self.task, reader, init_times, self.domains, size, processes)
 
     # --- the loop ---
 
@@ -162,7 +178,7 @@ class Trainer:
             self.replay.buffer.fill()
         bar = progress_bar(total=self.total, label="finetune", unit="step", shown=self.shown)
         ahead = _read_ahead(
-            self.run, self.fabric, self.total, progress.step, reads=self.replay is None
+            self.run, self.reader, self.fabric, progress.step, reads=self.replay is None
         )
         with Stop() as stop, self.log, bar as meter:
             meter.update(progress.step)
@@ -321,6 +337,9 @@ class Trainer:
         # forecasts would differ in the last bit.
         result.model.eval().requires_grad_(True)
         result.config["training"]["steps"] = progress.step
+        result.config["training"]["broken"] = self.skipped.described()
+        if count := len(self.skipped.reasons):
+            log_line(f"{count} sample(s) could not be read and were skipped.", shown=self.shown)
 
         def save() -> None:
             result.save(folder / "best")
@@ -385,13 +404,12 @@ def best_line(scores: dict[str, Any], step: int, total: int, task: Task) -> str:
 
 
 def _read_ahead(
-    run: Run, fabric: Fabric, total: int, step: int, *, reads: bool
+    run: Run, reader: SoundReader, fabric: Fabric, step: int, *, reads: bool
 ) -> Iterator[tuple[list[np.datetime64], list[tuple[Microbatch, Sample]]]]:
     """Yield each step's init times and this process's batches, empty without ``reads``."""
-    options, source = run.plan.options, run.loader
-    drawn = samples.shuffled_batches(
-        run.scan.train, options.samples_per_step, total, options.seed, step
-    )
+    options, source, train = run.plan.options, run.loader, run.scan.train
+    total = options.total_steps(len(train))
+    drawn = samples.shuffled_batches(train, options.samples_per_step, total, options.seed, step)
 
     def read(times: list[np.datetime64]) -> list[tuple[Microbatch, Sample]]:
         if not reads:
@@ -399,7 +417,7 @@ def _read_ahead(
         parts = samples.split_batch(
             times, options.gradient_accumulation, fabric.global_rank, fabric.world_size
         )
-        return [(p, source.read(p.init_times, options.rollout_steps)) for p in parts]
+        return [(p, reader.read(p.init_times)) for p in parts]
 
     # As far ahead as half the loader's budget allows.
     frames = (2 + options.rollout_steps) * options.batch_size * options.gradient_accumulation

@@ -240,6 +240,21 @@ class TrainingOptions:
     workers: int = option(
         2, "int", "Threads that read ahead. 0 reads when data are needed.", checks.integer(0)
     )
+    first_look: int = option(
+        256,
+        "int",
+        """Frames of the training period that are read before training, evenly spread over years,
+        months and hours of the day: they give the heads their starting point, the losses their
+        scale and a tiny model its normalisation. All frames if there are fewer.""",
+        checks.integer(8),
+    )
+    strict: bool = option(
+        False,
+        "bool",
+        """Whether a sample that is missing or broken stops the run. By default it is skipped,
+        counted and named.""",
+        checks.boolean,
+    )
     seed: int = option(0, "int", "Seed of initial weights, sample order and dropout.", _seed)
     progress: bool = option(
         True,

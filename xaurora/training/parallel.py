@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 logger = logging.getLogger("xaurora")
+
+_CALLS = itertools.count()  # all processes make the same calls in the same order
+_LONGEST_WAIT = 0.1  # seconds
 
 T = TypeVar("T")
 Options = TypeVar("Options", bound=TrainingOptions)
@@ -138,18 +143,29 @@ def launch(options: TrainingOptions) -> Fabric:
 def run_on_first(fabric: Fabric, make: Callable[[], T]) -> T:
     """Run ``make`` on the first process and return its result on all of them.
 
-    An error of this package is also raised on all of them.
+    An error of this package is also raised on all of them. The others ask from time to time whether
+    it is done: a collective operation would time out after half an hour.
     """
+    if fabric.world_size == 1:
+        return make()
+    store = torch.distributed.distributed_c10d._get_default_store()
+    key = f"xaurora/{next(_CALLS)}"
     made: tuple[Any, Any] | None = None
     if fabric.global_rank == 0:
         try:
             made = (make(), None)
         except XauroraError as error:
             made = (None, error)
+        store.set(key, "done")
+    else:
+        wait = 0.01
+        while not store.check([key]):
+            time.sleep(wait)
+            wait = min(2 * wait, _LONGEST_WAIT)
     value, failed = cast("tuple[Any, Any]", fabric.broadcast(made))
     if failed is not None:
         raise failed
-    return value
+    return cast("T", value)
 
 
 def all_gather(fabric: Fabric, value: T) -> list[T]:

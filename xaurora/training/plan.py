@@ -29,6 +29,7 @@ from xaurora.training import samples
 from xaurora.training.nested_options import LatentOptions
 from xaurora.training.options import FinetuneOptions
 from xaurora.training.samples import Index, Split
+from xaurora.utils import lazy
 
 if TYPE_CHECKING:
     from xaurora.model.tuned import TunedAurora
@@ -269,7 +270,7 @@ def plan(ds: xr.Dataset, options: FinetuneOptions) -> Plan:
     complete = functools.reduce(np.intersect1d, [t.times for t in wanted]) if wanted else used.times
     steps = options.rollout_steps
     index = samples.index(used.times, complete, also_input=target_is_input, steps=steps)
-    if target_is_input:
+    if target_is_input and len(index.init_times) <= options.first_look:
         index = samples.drop_missing_inputs(index, [t.values for t in wanted])
     return Plan(
         options=options,
@@ -327,7 +328,14 @@ def _crop_to_window(values: xr.DataArray, window: patches.Window) -> xr.DataArra
     part = values.isel(latitude=window.rows, longitude=window.columns)
     if window.mask is None:
         return part
-    return part.where(xr.DataArray(window.mask, dims=("latitude", "longitude")))
+    inside = functools.partial(_inside, window.mask)
+    return part.copy(
+        data=lazy.map_fields(part.variable, inside, window.mask.shape, part.dtype)._data
+    )
+
+
+def _inside(mask: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return np.where(mask, values, np.nan)
 
 
 def _latent_options(plan: Plan) -> LatentOptions | None:

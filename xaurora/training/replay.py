@@ -94,8 +94,7 @@ class ReplayBuffer:
         return len(self.entries)
 
     def _fresh(self) -> Entry:
-        time = self.init_times[self.rng.integers(len(self.init_times))]
-        return Entry(int(time.astype("datetime64[ns]").astype(np.int64)))
+        return _entry_of(self.init_times[self.rng.integers(len(self.init_times))])
 
     def fill(self) -> None:
         """Fill the buffer with new forecasts."""
@@ -173,6 +172,10 @@ class ReplayBuffer:
         self._write(name, {k: v.detach().float().cpu().contiguous() for k, v in state.items()})
         self._put(place, Entry(entry.init_time, entry.done + 1, (entry.frames[1], name)))
 
+    def start(self, place: int, time: np.datetime64) -> None:
+        """Replace a forecast by a new one from an init time."""
+        self._put(place, _entry_of(time))
+
     def renew(self, place: int) -> None:
         """Replace a forecast that has reached its full length."""
         self._put(place, self._fresh())
@@ -238,3 +241,7 @@ class ReplayBuffer:
                 fix="start a new run with another out=",
             )
         self.checkpointed()
+
+
+def _entry_of(time: np.datetime64) -> Entry:
+    return Entry(int(time.astype("datetime64[ns]").astype(np.int64)))

@@ -57,32 +57,22 @@ def index(
     steps : int
         Number of six-hour steps in a training forecast.
     """
-    after = [STEP * k for k in range(1, steps + 1)]
-    states, targets = set(times.tolist()), set(target_times.tolist())
-    kept, skipped = (
-        [],
-        {
-            "without the frame six hours before": 0,
-            "without the state six hours after": 0,
-            "without the states of the whole rollout": 0,
-            "without a whole six-hour total": 0,
-            NO_INPUT: 0,
-        },
-    )
-    for t in times:
-        if (t - STEP).item() not in states:
-            skipped["without the frame six hours before"] += 1
-        elif (t + STEP).item() not in states:
-            skipped["without the state six hours after"] += 1
-        elif any((t + d).item() not in states for d in after):
-            skipped["without the states of the whole rollout"] += 1
-        elif any((t + d).item() not in targets for d in after):
-            skipped["without a whole six-hour total"] += 1
-        elif also_input and not {t.item(), (t - STEP).item()} <= targets:
-            skipped[NO_INPUT] += 1
-        else:
-            kept.append(t)
-    return Index(np.array(kept, dtype="datetime64[ns]"), {k: v for k, v in skipped.items() if v})
+    states, targets = periods.TimeIndex(times), periods.TimeIndex(target_times)
+    after = [times + STEP * k for k in range(1, steps + 1)]
+    conditions = {
+        "without the frame six hours before": [states.has(times - STEP)],
+        "without the state six hours after": [states.has(times + STEP)],
+        "without the states of the whole rollout": [states.has(t) for t in after],
+        "without a whole six-hour total": [targets.has(t) for t in after],
+        NO_INPUT: [targets.has(times), targets.has(times - STEP)] if also_input else [],
+    }
+    kept, skipped = np.ones(len(times), bool), {}
+    for reason, parts in conditions.items():
+        still = kept & np.logical_and.reduce([np.ones(len(times), bool), *parts])
+        if lost := int(kept.sum() - still.sum()):
+            skipped[reason] = lost
+        kept = still
+    return Index(times[kept].astype("datetime64[ns]"), skipped)
 
 
 def drop_missing_inputs(samples: Index, inputs: Sequence[xr.DataArray]) -> Index:

@@ -1,96 +1,134 @@
-"""The one pass over the targets before training."""
+"""The first look at the data: frames that say where heads, inputs and tiny models start.
+
+Of a long period it reads a sample of frames, evenly spread over years, months and hours of the day.
+What it found is kept beside the run, so that a resumed run reads nothing.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from xaurora.errors import SplitError
-from xaurora.fields.distribution import Distribution
+from xaurora.fields import statistics
+from xaurora.fields.distribution import Distribution, Moments
 from xaurora.fields.grid.weights import latitude_weights
-from xaurora.fields.targets import Target
+from xaurora.fields.targets import Target, unit_of
 from xaurora.model.batch import STEP
-from xaurora.model.loader import MAX_PREFETCH, Loader, prefetch, time_positions
+from xaurora.model.loader import MAX_PREFETCH, prefetch, time_positions
 from xaurora.training.plan import Plan
-from xaurora.utils.progress import track
+from xaurora.utils import storage
+from xaurora.utils.progress import log_line, track
+
+logger = logging.getLogger("xaurora")
+
+FILE = "first_look.npz"
 
 
 @dataclass(frozen=True)
 class TargetScan:
-    """Init times with truth, and the climatology of the targets in the training samples."""
+    """Init times with truth, and what was found in the training samples.
+
+    Parameters
+    ----------
+    train, validation : ndarray of datetime64
+    climatology : dict of Distribution
+        Of each target.
+    errors : dict of float
+        Standard error of the mean of each target, if it comes from a sample of the frames.
+    normalisation : tuple of dict, optional
+        Mean and standard deviation of the inputs, for a new tiny model.
+    """
 
     train: np.ndarray
     validation: np.ndarray
     climatology: dict[str, Distribution]
+    errors: dict[str, float] = field(default_factory=dict)
+    normalisation: tuple[dict[str, Any], dict[str, Any]] | None = None
 
 
-def scan_targets(plan: Plan) -> TargetScan:
-    """Read the targets once: find the init times with truth, and the climatology in training."""
-    if not plan.targets:
-        return TargetScan(plan.split.train, plan.split.validation, {})
-    train, climatology = _drop_without_truth(plan, plan.split.train, progress=plan.options.progress)
-    validation, _ = _drop_without_truth(plan, plan.split.validation, progress=False)
-    return TargetScan(train, validation, climatology)
+def scan_targets(plan: Plan, folder: Path | None = None) -> TargetScan:
+    """Look at the targets and the inputs, or return what :func:`keep` has kept in ``folder``.
 
-
-_SCANNED = 4 * 1024**3  # bytes of frames that are checked
-
-
-def check_missing_values(
-    plan: Plan, loader: Loader, init_times: np.ndarray, *, after: bool = True
-) -> None:
-    """Raise if the frames contain NaN, before anything is written.
-
-    All frames are checked if they take up to 4 GiB, else as many evenly spaced ones as fit into
-    that. Frames stay in the loader's cache while they fit.
+    Raises
+    ------
+    SplitError
+        A target has no value, does not vary, or is dry everywhere.
     """
-    if not len(init_times):
-        return
-    steps = plan.options.rollout_steps
-    after = after and (plan.scores_base or steps > 1)  # otherwise later states are never read
-    parts = [init_times - STEP, init_times] + (
-        [init_times + STEP * k for k in range(1, steps + 1)] if after else []
-    )
-    frames = np.unique(np.concatenate(parts))
-    count = min(len(frames), max(_SCANNED // loader.frame_bytes, 20))
-    chosen = list(frames[np.unique(np.linspace(0, len(frames) - 1, count).astype(int))])
-    room = int(min(MAX_PREFETCH, loader.budget / 2 // loader.frame_bytes))
-    reading = prefetch(chosen, loader.frame, plan.options.workers, room)
-    for _ in track(reading, "scan", unit="time", shown=plan.options.progress, total=len(chosen)):
-        pass
+    if folder is not None and (kept := _read(folder / FILE, _name_of(plan))) is not None:
+        return kept
+    train, validation = plan.split.train, plan.split.validation
+    climatology: dict[str, Distribution] = {}
+    errors: dict[str, float] = {}
+    if plan.targets:
+        train, climatology, errors = _look(plan, train, progress=plan.options.progress)
+        validation, *_ = _look(plan, validation, progress=False)
+    normalisation = _normalisation(plan, train) if plan.random_base else None
+    return TargetScan(train, validation, climatology, errors, normalisation)
 
 
-def _drop_without_truth(
+def keep(plan: Plan, found: TargetScan, folder: Path) -> None:
+    """Keep what was found in the run's folder, so that a resumed run reads nothing."""
+    name = _name_of(plan)
+    storage.replace_file(folder / FILE, lambda path: _write(path, name, found))
+
+
+def stratified(times: np.ndarray, count: int) -> np.ndarray:
+    """Return ``count`` times, evenly spread over the period and over the hours of the day.
+
+    All of them if there are not more.
+    """
+    if len(times) <= count:
+        return times
+    times = np.sort(times)
+    hours = (times - times.astype("datetime64[D]")).astype("timedelta64[m]")
+    groups = [times[hours == hour] for hour in np.unique(hours)]
+    chosen = []
+    for i, group in enumerate(groups):
+        size = min(max(round(count * len(group) / len(times)), 1), len(group))
+        # The hours do not share their days.
+        places = (np.arange(size) + (i + 0.5) / len(groups)) / size * len(group)
+        chosen.append(group[places.astype(int)])
+    return np.sort(np.concatenate(chosen))
+
+
+def _valid_times(init_times: np.ndarray, steps: int) -> np.ndarray:
+    return np.unique(np.concatenate([init_times + STEP * k for k in range(1, steps + 1)]))
+
+
+def _look(
     plan: Plan, init_times: np.ndarray, *, progress: bool
-) -> tuple[np.ndarray, dict[str, Distribution]]:
-    """Return the init times with truth inside the halo, and the climatology of their targets.
+) -> tuple[np.ndarray, dict[str, Distribution], dict[str, float]]:
+    """Return the init times with truth, the targets' climatology, weighted by area, and its errors.
 
-    The climatology is weighted by area. Each target is read once.
+    If only a sample of the frames is read, all init times are kept: those without truth are skipped
+    when they are read.
     """
-    grid, trim, steps = plan.target_grid, plan.target_trim, plan.options.rollout_steps
+    steps, most = plan.options.rollout_steps, plan.options.first_look
+    valid = _valid_times(init_times, steps)
+    chosen = stratified(valid, most)
     seen = {t.name: Distribution(amounts=t.is_rain) for t in plan.targets}
-    position = {t.name: time_positions(t.values) for t in plan.targets}
-    area = np.broadcast_to(latitude_weights(grid.latitude)[:, None], grid.shape)[trim]
-    whole: dict[int, bool] = {}  # by valid time: rollouts overlap, and each time counts once
-    valid = {_stamp(time + STEP * k): None for time in init_times for k in range(1, steps + 1)}
-
-    def read(key: int) -> dict[str, np.ndarray]:
-        return {
-            t.name: t.values.isel(time=position[t.name][key]).values[trim] for t in plan.targets
-        }
-
-    reading = prefetch(valid, read, plan.options.workers, MAX_PREFETCH)
-    for key, found in track(reading, "target", shown=progress, total=len(valid)):
-        there = {name: np.isfinite(values) for name, values in found.items()}
-        whole[key] = all(mask.any() for mask in there.values())
-        if whole[key]:
-            for name, values in found.items():
-                seen[name].add(values[there[name]], area[there[name]])
+    means: dict[str, list[float]] = {t.name: [] for t in plan.targets}
+    whole = set()
+    for time, found in _read_targets(plan, chosen, progress=progress):
+        if all(values.size for values, _ in found.values()):
+            whole.add(time)
+            for name, (values, area) in found.items():
+                seen[name].add(values, area)
+                means[name].append(float(np.average(values, weights=area)))
+    sampled = len(chosen) < len(valid)
     kept = [
-        time
-        for time in init_times
-        if all(whole[_stamp(time + STEP * k)] for k in range(1, steps + 1))
+        t
+        for t in init_times
+        if (sampled and whole) or all(_stamp(t + STEP * k) in whole for k in range(1, steps + 1))
     ]
     if not kept:
         raise SplitError(
@@ -101,7 +139,48 @@ def _drop_without_truth(
             ),
         )
     _check_climatology(plan.targets, seen)
-    return np.array(kept, dtype="datetime64[ns]"), seen
+    errors = {n: float(np.std(m, ddof=1) / np.sqrt(len(m))) for n, m in means.items() if sampled}
+    if progress and sampled:
+        for t in plan.targets:
+            unit, factor = unit_of(t.variable)
+            log_line(
+                f"Climatology of {t.item.source} from {len(chosen)} of {len(valid)} times: mean"
+                f" {seen[t.name].moments.mean * factor:.4g} ± {errors[t.name] * factor:.2g} {unit}"
+                " (standard error).",
+                shown=True,
+            )
+    return np.array(kept, dtype="datetime64[ns]"), seen, errors
+
+
+def _read_targets(
+    plan: Plan, times: np.ndarray, *, progress: bool
+) -> Iterable[tuple[int, dict[str, tuple[np.ndarray, np.ndarray]]]]:
+    """Yield times, and the values and areas of each target's points with truth, inside the halo."""
+    grid, trim = plan.target_grid, plan.target_trim
+    position = {t.name: time_positions(t.values) for t in plan.targets}
+    area = np.broadcast_to(latitude_weights(grid.latitude)[:, None], grid.shape)[trim]
+
+    def read(key: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        out = {}
+        for t in plan.targets:
+            values = t.values.isel(time=position[t.name][key]).values[trim]
+            there = np.isfinite(values)
+            out[t.name] = values[there], area[there]
+        return out
+
+    keys = [_stamp(t) for t in times]
+    reading = prefetch(keys, read, plan.options.workers, MAX_PREFETCH)
+    return track(reading, "target", shown=progress, total=len(keys))
+
+
+def _normalisation(plan: Plan, train: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return mean and standard deviation of the inputs, for a new tiny model."""
+    steps = plan.options.rollout_steps
+    frames = np.unique(np.concatenate([train + STEP * k for k in range(-1, steps + 1)]))
+    chosen = stratified(frames, plan.options.first_look)
+    return statistics.normalisation_statistics(
+        plan.fields, list(chosen), strict=plan.options.strict, progress=plan.options.progress
+    )
 
 
 def _check_climatology(wanted: list[Target], climatology: dict[str, Distribution]) -> None:
@@ -119,6 +198,99 @@ def _check_climatology(wanted: list[Target], climatology: dict[str, Distribution
                 f" validation part ({climatology[t.name].moments.high:g}).",
                 fix="use another target, a longer period or a larger region",
             )
+
+
+# --- kept beside the run --------------------------------------------------------------------------
+
+
+def _name_of(plan: Plan) -> str:
+    """Return a hash of everything that the first look depends on; of the values, two frames."""
+    grid = plan.target_grid
+    described = {
+        "targets": [[t.name, t.item.source, str(t.item.attrs.get("units"))] for t in plan.targets],
+        "train": [_stamp(t) for t in plan.split.train],
+        "validation": [_stamp(t) for t in plan.split.validation],
+        "grid": [grid.latitude.round(6).tolist(), grid.true_longitude.round(6).tolist()],
+        "trim": str(plan.target_trim),
+        "steps": plan.options.rollout_steps,
+        "frames": plan.options.first_look,
+        "inputs": [plan.random_base, plan.needs.surface, plan.needs.atmos, plan.fields.levels],
+        "values": _fingerprint(plan),
+    }
+    return hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()
+
+
+def _fingerprint(plan: Plan) -> list[str]:
+    """Return a hash of two frames of each target: other data are looked at again."""
+    valid = _valid_times(plan.split.train, plan.options.rollout_steps)
+    places = sorted({len(valid) // 3, len(valid) // 2})
+    out = []
+    for t in plan.targets:
+        position = time_positions(t.values)
+        for time in valid[places]:
+            values = t.values.isel(time=position[_stamp(time)]).values
+            out.append(hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16])
+    return out
+
+
+def _write(path: Path, name: str, found: TargetScan) -> None:
+    arrays: dict[str, Any] = {"train": found.train, "validation": found.validation}
+    described: dict[str, Any] = {
+        "name": name,
+        "errors": found.errors,
+        "normalisation": found.normalisation,
+        "targets": {},
+    }
+    for target, seen in found.climatology.items():
+        bins = np.flatnonzero(seen.histogram.weights)
+        arrays[f"bins {target}"], arrays[f"weights {target}"] = bins, seen.histogram.weights[bins]
+        described["targets"][target] = {
+            "amounts": seen.amounts,
+            "clipped": seen.clipped,
+            "clipped_amount": seen.clipped_amount,
+            "moments": dataclasses.asdict(seen.moments),
+            "log_wet": dataclasses.asdict(seen.log_wet),
+        }
+    with path.open("wb") as file:
+        np.savez_compressed(file, described=np.array(json.dumps(described)), **arrays)
+
+
+def _read(path: Path, name: str) -> TargetScan | None:
+    """Return what was kept, if it is of the same data and options."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path) as stored:
+            described = json.loads(str(stored["described"]))
+            if described["name"] != name:
+                return None
+            climatology = {}
+            for target, parts in described["targets"].items():
+                seen = Distribution(parts["amounts"])
+                seen.clipped, seen.clipped_amount = parts["clipped"], parts["clipped_amount"]
+                seen.moments = Moments(**parts["moments"])
+                seen.log_wet = Moments(**parts["log_wet"])
+                seen.histogram.weights[stored[f"bins {target}"]] = stored[f"weights {target}"]
+                climatology[target] = seen
+            normalisation = described["normalisation"]
+            return TargetScan(
+                stored["train"],
+                stored["validation"],
+                climatology,
+                described["errors"],
+                _as_pairs(normalisation) if normalisation is not None else None,
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("'%s' cannot be read (%s); the data are looked at again.", path, error)
+        return None
+
+
+def _as_pairs(normalisation: list[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    surface, atmos = normalisation
+    return (
+        {name: tuple(pair) for name, pair in surface.items()},
+        {n: {level: tuple(pair) for level, pair in by.items()} for n, by in atmos.items()},
+    )
 
 
 def _stamp(time: np.datetime64) -> int:

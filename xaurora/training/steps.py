@@ -16,8 +16,9 @@ from xaurora.training.losses import Domains
 from xaurora.training.nested_options import ReplayOptions
 from xaurora.training.optimisation import Optimisation
 from xaurora.training.plan import Plan
-from xaurora.training.replay import ReplayBuffer
+from xaurora.training.replay import Entry, ReplayBuffer
 from xaurora.training.samples import Microbatch
+from xaurora.training.sound import SoundReader
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -126,16 +127,17 @@ class ReplayRunner:
     ----------
     batches : BatchRunner
     options : ReplayOptions
-    init_times : ndarray of datetime64
+    reader : SoundReader
         Of the training samples of all processes.
     folder : path
         Of the run.
     """
 
     def __init__(
-        self, batches: BatchRunner, options: ReplayOptions, init_times: np.ndarray, folder: Path
+        self, batches: BatchRunner, options: ReplayOptions, reader: SoundReader, folder: Path
     ) -> None:
-        self.batches = batches
+        self.batches, self.reader = batches, reader
+        init_times = reader.init_times
         rank, world = batches.fabric.global_rank, batches.fabric.world_size
         own = init_times[rank::world]
         self.buffer = ReplayBuffer(
@@ -164,7 +166,7 @@ class ReplayRunner:
         weight = 1.0 / (count * batches.fabric.world_size)
         for i in range(count):
             place = self.buffer.draw(progress, [p for p, _ in self._advanced], fresh=i == 0)
-            entry = self.buffer.entries[place]
+            entry = self._sound_entry(place)
             times.append(entry.time)
             batch = rollout.prepare(module, self.buffer.batch(entry, batches.loader))
             with optimisation.unsynced(i + 1 < count):
@@ -178,6 +180,13 @@ class ReplayRunner:
             self._advanced.append((place, following))
             del step
         return times, sums
+
+    def _sound_entry(self, place: int) -> Entry:
+        """Return an entry of the buffer; a new one starts from a sample that can be read."""
+        entry = self.buffer.entries[place]
+        if not entry.done and (time := self.reader.sound(entry.time)) != entry.time:
+            self.buffer.start(place, time)
+        return self.buffer.entries[place]
 
     def return_to_buffer(self) -> None:
         """Store the advanced forecasts, once the loss has been accepted."""

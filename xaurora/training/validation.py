@@ -17,10 +17,11 @@ import torch
 from xaurora.model import rollout
 from xaurora.model.aurora import AuroraWithHead, Step
 from xaurora.model.heads import DistributionHead
-from xaurora.model.loader import STEP, Loader, Sample
+from xaurora.model.loader import STEP, Sample
 from xaurora.training import losses
 from xaurora.training.losses import Domains
 from xaurora.training.plan import Plan
+from xaurora.training.sound import SoundReader
 
 MOST_KEPT = 100  # truth fields kept in memory to compute the score of the climatology
 
@@ -99,7 +100,7 @@ class Validator:
     Parameters
     ----------
     task : Task
-    loader : Loader
+    reader : SoundReader
     init_times : ndarray of datetime64
     domains : Domains
         Where scores are computed, on the device.
@@ -110,13 +111,14 @@ class Validator:
     def __init__(
         self,
         task: Task,
-        loader: Loader,
+        reader: SoundReader,
         init_times: np.ndarray,
         domains: Domains,
         batch_size: int,
         processes: Processes,
     ) -> None:
-        self.task, self.loader, self.domains, self.total = task, loader, domains, processes.total
+        self.task, self.reader, self.domains, self.total = task, reader, domains, processes.total
+        self.loader = reader.loader
         self.device = domains.base.area.device
         self.init_times = init_times
         batches = [
@@ -138,9 +140,8 @@ class Validator:
         """
         if self._reference is None:
             count = min(len(self.init_times), MOST_KEPT)
-            chosen = self.init_times[
-                np.unique(np.linspace(0, len(self.init_times) - 1, count).astype(int))
-            ]
+            places = np.unique(np.linspace(0, len(self.init_times) - 1, count).astype(int))
+            chosen = [t for t in self.init_times[places] if t not in self.reader.skipped]
             targets = self.domains.targets
             weight = targets.area.cpu().numpy()[targets.trim[0]]
             heads: Any = module.head
@@ -184,7 +185,7 @@ class Validator:
         sums = {name: dict.fromkeys(keys, 0.0) for name in self.task.units}
         base = dict.fromkeys(("loss", "squares", "absolute", "persistence", "weight"), 0.0)
         for times, counts in self.batches:
-            sample = self.loader.read(times, self.task.steps)
+            sample = self.reader.read(times)
             for k, step in enumerate(self._steps(module, sample)):
                 truth = sample.truths[k]
                 for name, head in heads.items():

@@ -7,13 +7,14 @@ by degrees instead of by area. The two axes are separable, so the weights are tw
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from xaurora.errors import GridError, TruthError
-from xaurora.utils.lazy import as_dask
+from xaurora.utils import lazy
 
 _TOUCH = 1e-3  # of a cell; tolerance for coordinates that are rounded to float32
 _LEAST_COVER = 0.5  # of a target row or column that the source must cover
@@ -171,11 +172,11 @@ def onto(
     method: str = "conservative",
     least: float = 0.5,
 ) -> xr.DataArray:
-    """Regrid fields to another grid. Lazy: computed frame by frame.
+    """Regrid fields to another grid. Lazy: computed when they are read.
 
     Parameters
     ----------
-    da : DataArray, ``(time, latitude, longitude)``
+    da : DataArray, ``(..., latitude, longitude)``
     latitude, longitude : ndarray
         Target axes.
     method : {"conservative", "nearest"}
@@ -189,8 +190,9 @@ def onto(
         Same dims and attributes, float32.
     """
     have = (da["latitude"].values, da["longitude"].values)
-    coords: dict[str, Any] = {
-        "time": da["time"].values,
+    lead = [dim for dim in da.dims if dim not in ("latitude", "longitude")]
+    coords: dict[Any, Any] = {
+        **{dim: da[dim].values for dim in lead},
         "latitude": latitude,
         "longitude": longitude,
     }
@@ -199,21 +201,19 @@ def onto(
         return da.isel(latitude=rows, longitude=columns).assign_coords(coords)
     regrid = Conservative(*have, latitude, longitude)
 
-    def block(values: np.ndarray) -> np.ndarray:
-        out = np.empty((len(values), len(latitude), len(longitude)), np.float32)
-        for i, frame in enumerate(values):
-            mean, share = regrid(frame)
-            out[i] = np.where(share >= least, mean, np.nan)
-        return out
+    result = lazy.map_fields(
+        lazy.transpose(da.variable, (*lead, "latitude", "longitude")),
+        functools.partial(_regridded, regrid, least),
+        (len(latitude), len(longitude)),
+        np.float32,
+    )
+    return lazy.as_array(result, da, coords)
 
-    lazy = as_dask(da, "time").chunk().data  # arrays in memory become dask as well: one code path
-    lazy = lazy.rechunk({0: 1, 1: -1, 2: -1})
-    result = lazy.map_blocks(
-        block,
-        dtype=np.float32,
-        chunks=(lazy.chunks[0], (len(latitude),), (len(longitude),)),
-        meta=np.empty((0, 0, 0), np.float32),
-    )
-    return xr.DataArray(
-        result, dims=("time", "latitude", "longitude"), coords=coords, name=da.name, attrs=da.attrs
-    )
+
+def _regridded(regrid: Conservative, least: float, values: np.ndarray) -> np.ndarray:
+    """Return ``(..., h, w)`` on the other grid, NaN where too little of a cell has values."""
+    fields = values.reshape(-1, *values.shape[-2:])
+    out = []
+    for mean, share in map(regrid, fields):
+        out.append(np.where(share >= least, mean, np.nan).astype(np.float32))
+    return np.stack(out).reshape(*values.shape[:-2], *out[0].shape)

@@ -8,7 +8,6 @@ Documentation, and the files themselves.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Sequence
 
@@ -19,6 +18,7 @@ from xaurora.errors import OptionError
 from xaurora.fields.periods import cell_methods
 from xaurora.sources import opening
 from xaurora.sources.imerg import files, reading
+from xaurora.utils import lazy
 from xaurora.utils.types import Given, GridLike
 
 
@@ -90,20 +90,15 @@ def open_imerg(
     read = reading.Window(
         granules[0].minutes, length, latitude, longitude, target, min_valid, quality
     )
-    import dask.array
-
     ends = np.array([end for end, _ in windows], dtype="datetime64[ns]")
     paths_of = [parts for _, parts in windows]
-    index = dask.array.arange(len(paths_of), chunks=1)
-    rows, columns = read.shape
-    both = index.map_blocks(
-        functools.partial(reading.read_block, read, paths_of),
-        dtype=np.float32,
-        new_axis=[1, 2, 3],
-        chunks=((1,) * len(paths_of), (2,), (rows,), (columns,)),
-        meta=np.empty((0, 0, 0, 0), np.float32),
-    )
     dims = ("time", "latitude", "longitude")
+    both = lazy.from_frames(
+        reading.Windows(read, paths_of),
+        ("time", "part", "latitude", "longitude"),
+        (len(paths_of), 2, *read.shape),
+        np.float32,
+    )
     hours = length / 60
     methods = (
         cell_methods(int(hours))
@@ -112,11 +107,11 @@ def open_imerg(
     )
     first = granules[0]
     lat, lon = read.coordinates
-    return xr.Dataset(
+    ds = xr.Dataset(
         {
             "tp": (
                 dims,
-                both[:, 0],
+                both[:, 0]._data,
                 {
                     "units": "m",
                     "long_name": "Total precipitation",
@@ -126,7 +121,7 @@ def open_imerg(
             ),
             "valid_fraction": (
                 dims,
-                both[:, 1],
+                both[:, 1]._data,
                 {"units": "1", "long_name": "share of the grid cell with values"},
             ),
         },
@@ -148,6 +143,7 @@ def open_imerg(
             "Conventions": "CF-1.11",
         },
     )
+    return ds.chunk(time=1)
 
 
 def _check_options(min_valid: Given, quality: Given, missing: Given) -> None:

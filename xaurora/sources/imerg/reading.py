@@ -291,11 +291,20 @@ def _check_time(group: H5, granule: Granule) -> None:
         )
 
 
-def read_block(
-    read: Window, files: list[tuple[Granule | None, ...]], index: np.ndarray
-) -> np.ndarray:
-    """Read the windows of one dask block."""
-    return np.stack([read(files[int(i)]) for i in np.atleast_1d(index)])
+class Windows:
+    """Reads windows by their number, and keeps the last two: totals and shares come together."""
+
+    def __init__(self, read: Window, files: list[tuple[Granule | None, ...]]) -> None:
+        self.read, self.files = read, files
+        self._kept: dict[int, np.ndarray] = {}
+
+    def __call__(self, number: int) -> np.ndarray:
+        """Return totals and shares, ``(2, h, w)``."""
+        if (kept := self._kept.get(number)) is not None:
+            return kept
+        values = self.read(self.files[number])
+        self._kept = {**dict(list(self._kept.items())[-1:]), number: values}
+        return values
 
 
 def check_quality(granule: Granule) -> None:
