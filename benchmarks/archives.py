@@ -290,6 +290,16 @@ def cds(folder: Path, months: int = 120, shape: tuple[int, int] = (721, 1440)) -
             times = np.arange(first, last, step)
             with h5netcdf.File(path, "w") as file:
                 _write_cds(file, times, shape, rain=kind == "rain")
+    paths.append(folder / "static.nc")
+    with h5netcdf.File(paths[-1], "w") as file:
+        grid = _grid(shape)
+        file.dimensions = {name: len(values) for name, values in grid.items()}
+        for name, values in grid.items():
+            variable = file.create_variable(name, (name,), values.dtype, data=values)
+            variable.attrs["units"] = f"degrees_{'north' if name == 'latitude' else 'east'}"
+        land = np.random.default_rng(0).random(shape, np.float32)
+        variable = file.create_variable("lsm", ("latitude", "longitude"), "f4", data=land)
+        variable.attrs["units"] = "1"
     return paths
 
 

@@ -182,7 +182,7 @@ def test_nan(fields: xr.Dataset) -> None:
     assert "interpolate_na" in error.value.fix
     for verb in (
         lambda: ds.aurora.predict(model="tiny", progress=False),
-        lambda: ds.aurora.finetune(model="tiny", progress=False),
+        lambda: ds.aurora.finetune(model="tiny", strict=True, progress=False),
     ):
         with pytest.raises(errors.MissingValuesError, match="msl"):
             verb()

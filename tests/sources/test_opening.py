@@ -77,8 +77,26 @@ def test_files_that_continue_one_another(fields: xr.Dataset, tmp_path) -> None:
     ds = xaurora.open(str(tmp_path / "*.nc"))
     xr.testing.assert_equal(ds["tp"].load(), fields["tp"])
     fields.isel(time=slice(19, 25)).to_netcdf(tmp_path / "c.nc")
-    with pytest.raises(errors.SourceError, match="for the same time"):
+    again = xaurora.open(str(tmp_path / "*.nc"))
+    xr.testing.assert_equal(again["tp"].load(), fields["tp"])
+    other = fields.isel(time=slice(21, 25))
+    other = other.assign(tp=(other["tp"] + 1e-3).assign_attrs(other["tp"].attrs))
+    other.to_netcdf(tmp_path / "d.nc")
+    with pytest.raises(
+        errors.SourceError, match=r"'tp' at .* differ by up to 0\.001: .*b\.nc"
+    ) as e:
         xaurora.open(str(tmp_path / "*.nc"))
+    assert "d.nc" in e.value.message
+
+
+def test_expver_in_some_files_only(fields: xr.Dataset, tmp_path) -> None:
+    fields.isel(time=slice(0, 20)).to_netcdf(tmp_path / "a.nc")
+    new = fields.isel(time=slice(20, None)).assign_coords(expver=("time", ["0005"] * 20), number=0)
+    new.to_netcdf(tmp_path / "b.nc")
+    ds = xaurora.open(str(tmp_path / "*.nc"))
+    assert ds["expver"].values.tolist() == [""] * 20 + ["0005"] * 20
+    xr.testing.assert_equal(ds["tp"].load().drop_vars("expver"), fields["tp"])
+    assert any("expver 5" in note for note in ds.aurora.check().notes)
 
 
 def test_zarr_and_chunks(fields: xr.Dataset, tmp_path) -> None:

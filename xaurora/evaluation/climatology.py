@@ -8,20 +8,25 @@ weights of the days decrease linearly to zero at both ends. Does not depend on t
 
 from __future__ import annotations
 
+import contextlib
 import numbers
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from xaurora.errors import OptionError
+from xaurora.errors import OptionError, SaveError
 from xaurora.evaluation import baselines
 from xaurora.fields import periods, precipitation
 from xaurora.fields.found import Recognition
 from xaurora.fields.unit_conversion import conversion
 from xaurora.fields.variables import TIMESTEP_HOURS
+from xaurora.utils import lazy
 from xaurora.utils.progress import progress_bar
 from xaurora.utils.types import Given
 
@@ -53,8 +58,8 @@ def build(
 
     Statistics are taken over all years and a window around each day. The data are computed, not
     lazy. The result is float32 with 366 × 4 fields per statistic, 6 GB for a global 0.25° variable.
-    In addition about 1 GiB is held in memory: large grids are processed in bands of latitude, each
-    of which reads the data once.
+    In addition about 1 GiB is held in memory. The data are read once: large grids are processed in
+    bands of latitude, for which they are copied to temporary files.
 
     Parameters
     ----------
@@ -89,6 +94,8 @@ def build(
     OptionError
         If the window is not odd and positive, a statistic is unknown, a quantile is out of range,
         or a SEEPS period is neither 6 nor 24 hours.
+    SaveError
+        If there is no space for temporary files.
     """
     if (
         isinstance(window_days, bool)
@@ -241,11 +248,12 @@ def _jobs(
 
 
 def _ordered(da: xr.DataArray, time_dim: str) -> xr.DataArray:
-    return da.transpose(time_dim, *[d for d in ("level", "latitude", "longitude") if d in da.dims])
+    dims = [time_dim, *[d for d in ("level", "latitude", "longitude") if d in da.dims]]
+    return lazy.as_array(lazy.transpose(lazy.without_dask(da.variable), dims), da)
 
 
 def _run(job: _Job, plan: _Plan, q: np.ndarray, meter: tqdm) -> dict[str, Any]:
-    """Compute all statistics of one variable, by bands of latitude."""
+    """Compute all statistics of one variable, by bands of latitude that fit into memory."""
     da = job.fields
     shape = da.shape[1:]
     whole_series = job.dry is not None or "quantile" in job.statistics
@@ -258,14 +266,13 @@ def _run(job: _Job, plan: _Plan, q: np.ndarray, meter: tqdm) -> dict[str, Any]:
         else 1.0
     )
     joined: dict[str, np.ndarray] = {}
-    for start in range(0, shape[-2], rows):
-        stop = min(start + rows, shape[-2])
-        band = da.isel({da.dims[-2]: slice(start, stop)})
-        for key, values in _band(band, job, plan, q, whole_series, to_metres).items():
-            if key not in joined:
-                joined[key] = np.empty((*values.shape[:-2], *shape[-2:]), np.float32)
-            joined[key][..., start:stop, :] = values
-        meter.update(round(len(da) * stop / shape[-2]) - round(len(da) * start / shape[-2]))
+    with _bands(da, rows, meter) as bands:
+        for start, band in zip(range(0, shape[-2], rows), bands, strict=True):
+            stop = start + band.shape[-2]
+            for key, values in _band(band, job, plan, q, whole_series, to_metres).items():
+                if key not in joined:
+                    joined[key] = np.empty((*values.shape[:-2], *shape[-2:]), np.float32)
+                joined[key][..., start:stop, :] = values
     attrs = dict(da.attrs)
     dims = ("hour", "dayofyear", *da.dims[1:])
     out: dict[str, Any] = {}
@@ -298,6 +305,62 @@ def _run(job: _Job, plan: _Plan, q: np.ndarray, meter: tqdm) -> dict[str, Any]:
                 {"units": "m", "long_name": long_name},
             )
     return out
+
+
+@contextlib.contextmanager
+def _bands(da: xr.DataArray, rows: int, meter: tqdm) -> Iterator[list[xr.DataArray]]:
+    """Yield bands of latitude of at most ``rows`` rows; the data are read once.
+
+    If there are several bands, the data are first copied to temporary files, one for each.
+    """
+    count = -(-da.shape[-2] // rows)
+    if count == 1:
+        yield [da]
+        meter.update(len(da))
+        return
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if da.nbytes > free:
+        raise SaveError(
+            f"the climatology of '{da.name}' needs {da.nbytes / 1e9:.3g} GB for temporary files,"
+            f" but '{tempfile.gettempdir()}' has {free / 1e9:.3g} GB.",
+            fix="set the environment variable TMPDIR to a folder with more space",
+        )
+    with tempfile.TemporaryDirectory(prefix="xaurora-") as folder:
+        yield list(_copied(da, rows, Path(folder), meter))
+
+
+def _copied(da: xr.DataArray, rows: int, folder: Path, meter: tqdm) -> Iterator[xr.DataArray]:
+    """Copy the data, in one pass, to a file for each band, and yield the bands."""
+    starts = range(0, da.shape[-2], rows)
+    paths = [folder / f"{start}.raw" for start in starts]
+    frame = max(da.dtype.itemsize * int(np.prod(da.shape[1:])), 1)
+    stored = int(da.encoding.get("preferred_chunks", {}).get(da.dims[0], 1))
+    length = max(_BLOCK // 4 // frame // stored, 1) * stored
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(path.open("wb")) for path in paths]
+        for first in range(0, len(da), length):
+            values = da.variable[first : first + length].values
+            for start, file in zip(starts, files, strict=True):
+                np.ascontiguousarray(values[..., start : start + rows, :]).tofile(file)
+            meter.update(len(values))
+    for start, path in zip(starts, paths, strict=True):
+        shape = (*da.shape[:-2], min(rows, da.shape[-2] - start), da.shape[-1])
+        made = lazy.from_frames(_FrameOfFile(path, shape[1:], da.dtype), da.dims, shape, da.dtype)
+        yield xr.DataArray(made, name=da.name, attrs=da.attrs)
+
+
+@dataclass(frozen=True)
+class _FrameOfFile:
+    """Reads frames of a file by their number."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def __call__(self, number: int) -> np.ndarray:
+        count = int(np.prod(self.shape))
+        offset = number * count * self.dtype.itemsize
+        return np.fromfile(self.path, self.dtype, count, offset=offset).reshape(self.shape)
 
 
 def _band(

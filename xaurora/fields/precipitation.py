@@ -89,9 +89,11 @@ def check_period(label: str, attrs: dict[str, Any], times: np.ndarray, hours: in
 
 def complete_times(times: np.ndarray, period: float, hours: int = TIMESTEP_HOURS) -> np.ndarray:
     """Return the times for which all parts of a total over ``hours`` are available."""
-    index = TimeIndex(times)
+    index, parts = TimeIndex(times), int(hours / period) if period <= hours else 1
+    if index.step == span(period):  # no gaps
+        return times[parts - 1 :]
     whole = np.ones(len(times), bool)
-    for part in range(int(hours / period) if period <= hours else 1):
+    for part in range(parts):
         whole &= index.has(times - span(part * period))
     return times[whole]
 
@@ -184,18 +186,34 @@ def accumulate(
         positive = lazy.map_array(da, _not_negative, da.dtype) if clip else da
         return positive.assign_attrs(attrs)
     # Selecting each part by its time preserves gaps; a rolling window would bridge them.
-    parts = [times - span(part * period) for part in range(int(hours / period))]
+    parts = [span(part * period) for part in range(int(hours / period))]
     dtype = da.dtype if np.issubdtype(da.dtype, np.floating) else np.float32  # which can be NaN
     total = lazy.combine_frames(
-        da, dim, _positions(times, parts), clip="parts" if clip else None, dtype=dtype
+        da, dim, _Parts(times, parts), clip="parts" if clip else None, dtype=dtype
     )
     return total.assign_attrs(attrs)
 
 
-def _positions(times: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
-    """Return where each part is among the times, ``(time, part)``."""
-    index = TimeIndex(times)
-    return np.stack([index.locate(part) for part in parts], axis=1)
+class _Parts:
+    """Positions of the parts of totals among the times, ``(time, part)``, found when asked for.
+
+    Parameters
+    ----------
+    times : ndarray of datetime64
+    before : list of timedelta64
+        How long before a total's time each part ends.
+    """
+
+    def __init__(self, times: np.ndarray, before: list[np.timedelta64]) -> None:
+        self.times, self.before, self.index = times, before, TimeIndex(times)
+        self.shape = (len(times), len(before))
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        times = self.times[rows]
+        return np.stack([self.index.locate(times - part) for part in self.before], axis=-1)
 
 
 def _scaled(factor: float, values: np.ndarray) -> np.ndarray:
@@ -251,7 +269,7 @@ def deaccumulate(
     fresh = (
         elapsed == step if every > step else np.ones(len(times), bool)
     )  # the first step after a base time
-    positions = _positions(times, [times, times - int(step) * HOUR])
+    positions = _Parts(times, [0 * HOUR, int(step) * HOUR])[np.arange(len(times))]
     positions[fresh, 1] = lazy.NOTHING
     start_of = lazy.combine_frames(
         da.isel({dim: slice(0, 48)}), dim, positions[:48], weights=(1.0, -1.0), dtype=np.float64

@@ -135,7 +135,7 @@ def _concat(members: list[xr.Dataset], dim: str) -> xr.Dataset:
     """Return Datasets with the same variables one after another along ``dim``. Lazy."""
     lead = members[0]
     joined = xr.concat(
-        [m.drop_vars(list(m.data_vars)) for m in members],
+        _same_coordinates([m.drop_vars(list(m.data_vars)) for m in members], dim),
         dim,
         coords="minimal",
         compat="override",
@@ -151,6 +151,58 @@ def _concat(members: list[xr.Dataset], dim: str) -> xr.Dataset:
             else da.variable
         )
     return joined.assign(values)
+
+
+def _same_coordinates(members: list[xr.Dataset], dim: str) -> list[xr.Dataset]:
+    """Return Datasets with the coordinates along ``dim`` that any of them has.
+
+    CDS files have ``expver`` only since 2024. Where it is missing it is unknown: an empty string.
+    """
+    extra = {name: m[name] for m in members for name in m.coords if m[name].dims == (dim,)}
+    out = []
+    for member in members:
+        missing = {
+            name: (dim, np.full(member.sizes[dim], "" if da.dtype.kind in "OSU" else np.nan))
+            for name, da in extra.items()
+            if name not in member.coords
+        }
+        others = [n for n in member.coords if n not in extra and any(n not in m for m in members)]
+        out.append(member.drop_vars(others).assign_coords(missing))
+    return out
+
+
+def _drop_repeated(joined: xr.Dataset, members: list[xr.Dataset], dim: str) -> xr.Dataset:
+    """Return one of each time that several files hold, if they hold the same values.
+
+    Compares up to three such times.
+
+    Raises
+    ------
+    SourceError
+        They differ.
+    """
+    times = joined[dim].values
+    repeated = np.unique(times[1:][times[1:] == times[:-1]])
+    for time in repeated[np.unique(np.linspace(0, len(repeated) - 1, 3).astype(int))]:
+        places = np.flatnonzero(times == time)
+        for name, da in joined.data_vars.items():
+            if dim not in da.dims:
+                continue
+            first, *others = (da.isel({dim: int(i)}).values for i in places)
+            if any(not np.array_equal(first, other, equal_nan=True) for other in others):
+                apart = max(float(np.nanmax(np.abs(first - other))) for other in others)
+                files = [
+                    str(m.encoding.get("source", "one of the files"))
+                    for m in members
+                    if (m[dim].values == time).any()
+                ]
+                raise SourceError(
+                    f"several files hold '{name}' at {str(time)[:16]}, and they differ by up to"
+                    f" {apart:.4g}: {', '.join(files)}.",
+                    fix="open only one of them",
+                )
+    logger.info("%d time(s) are in several files, with the same values.", len(repeated))
+    return joined.isel({dim: np.unique(times, return_index=True)[1]})
 
 
 def _same_grid(piece: xr.Dataset, lead: xr.Dataset, reference: Recognition) -> xr.Dataset:
@@ -220,10 +272,7 @@ def _concatenate(pieces: list[xr.Dataset], time_dim: str) -> list[xr.Dataset]:
             if not joined.indexes[time_dim].is_monotonic_increasing:
                 joined = joined.sortby(time_dim)
             if joined.indexes[time_dim].has_duplicates:
-                raise SourceError(
-                    f"several files hold {sorted(names)} for the same time.",
-                    fix="open only one of them",
-                )
+                joined = _drop_repeated(joined, members, time_dim)
             groups.append(joined)
         else:
             groups.append(members[0])

@@ -200,6 +200,10 @@ def _positions_of(key: tuple[Any, ...], shape: tuple[int, ...]) -> list[np.ndarr
     return [_positions(index, size) for index, size in zip(key, shape, strict=True)]
 
 
+def _has_arrays(key: tuple[Any, ...]) -> bool:
+    return any(isinstance(index, np.ndarray) and index.ndim for index in key)
+
+
 def _is_integer(index: Given) -> bool:
     return np.ndim(index) == 0 and not isinstance(index, slice)
 
@@ -341,7 +345,7 @@ class _Combined(_Indexed):
         self,
         source: xr.Variable,
         axis: int,
-        positions: np.ndarray,
+        positions: Given,
         weights: tuple[float, ...],
         clip: str | None,
         dtype: Given,
@@ -350,6 +354,10 @@ class _Combined(_Indexed):
         super().__init__(shape, dtype)
         self.source, self.axis, self.positions = source, axis, positions
         self.weights, self.clip = weights, clip
+        self._last: tuple[Any, np.ndarray, np.ndarray] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}
 
     def read(self, key: tuple[Any, ...]) -> np.ndarray:
         wanted, place, single = _split(key, self.axis, self.shape[self.axis])
@@ -384,22 +392,41 @@ class _Combined(_Indexed):
         return np.asarray(np.clip(total, 0.0, None) if self.clip == "total" else total)
 
     def _frames(self, key: tuple[Any, ...], needed: np.ndarray, place: int) -> np.ndarray | None:
-        """Read frames at increasing positions, those that follow each other at once."""
+        """Read frames at increasing positions, those that follow each other at once.
+
+        The last ones are kept: the sums of the next block begin with them.
+        """
         if not len(needed):
             return None
-        runs = np.split(needed, np.flatnonzero(np.diff(needed) > 1) + 1)
         before, after = key[: self.axis], key[self.axis + 1 :]
+        rest = None if _has_arrays((*before, *after)) else (before, after)
+        known, values = np.array([], int), None
+        if rest is not None and (last := self._last) is not None and last[0] == rest:
+            known, values = last[1], last[2]
+        kept = np.isin(needed, known)
+        runs = np.split(needed[~kept], np.flatnonzero(np.diff(needed[~kept]) > 1) + 1)
         parts = [
             self.source[(*before, slice(int(run[0]), int(run[-1]) + 1), *after)].values
             for run in runs
+            if len(run)
         ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, place)
+        if kept.any() and values is not None:
+            parts.append(values.take(np.searchsorted(known, needed[kept]), place))
+        out = parts[0] if len(parts) == 1 else np.concatenate(parts, place)
+        if kept.any():
+            out = out.take(np.argsort(np.concatenate([needed[~kept], needed[kept]])), place)
+        if rest is not None:
+            first = max(len(needed) - len(self.weights) + 1, 0)
+            tail = out[(slice(None),) * place + (slice(first, None),)]
+            few = len(needed) < 2 * len(self.weights)
+            self._last = (rest, needed[first:], tail if few else tail.copy())
+        return out
 
 
 def combine_frames(
     da: xr.DataArray,
     dim: str,
-    positions: np.ndarray,
+    positions: Given,
     *,
     weights: Sequence[float] | None = None,
     clip: str | None = None,
@@ -412,7 +439,7 @@ def combine_frames(
     da : DataArray
     dim : str
         Coordinates along it are kept if the result has as many frames.
-    positions : ndarray of int, ``(n, parts)``
+    positions : ndarray of int, ``(n, parts)``, or what is indexed as one
         Frames that each value is summed from; :data:`MISSING` makes it NaN, and :data:`NOTHING` is
         a frame of zeros.
     weights : sequence of float, optional

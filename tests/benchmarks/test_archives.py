@@ -1,0 +1,122 @@
+"""Archives of real length: what is read of them, counted, on small grids."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import xaurora
+from xaurora import errors
+from xaurora.evaluation import climatology
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import archives
+
+SHAPE = (16, 32)
+LEVELS = (500, 700, 850, 1000)
+QUICK: dict[str, Any] = {"model": "tiny", "steps": 1, "validations": 1, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def arco() -> archives.GeneratedStore:
+    """A million hours."""
+    return archives.arco(shape=SHAPE, levels=LEVELS)
+
+
+@pytest.mark.parametrize("chunks", [None, {}], ids=["without dask", "with dask"])
+def test_a_batch_reads_its_two_frames(arco: archives.GeneratedStore, chunks: Any) -> None:
+    ds = archives.open_generated(arco, chunks=chunks)
+    arco.forget()
+    batch = ds.aurora.to_batch("2020-01-01T12", model="tiny")
+    assert sum(arco.requests.values()) == 2 * (4 + 5)
+    assert not arco.repeated
+    index = int((np.datetime64("2020-01-01T12") - ds["time"].values[0]) / np.timedelta64(1, "h"))
+    assert {key.split("/")[2] for key in arco.requests} == {str(index - 6), str(index)}
+    np.testing.assert_allclose(
+        batch.surf_vars["2t"][0, 1].numpy(),
+        ds["2m_temperature"].isel(time=index).values,
+        rtol=1e-6,
+    )
+
+
+def test_a_check_reads_a_few_frames(arco: archives.GeneratedStore) -> None:
+    ds = archives.open_generated(arco, chunks={})
+    arco.forget()
+    assert ds.aurora.check("tp").ok
+    assert sum(arco.requests.values()) < 400
+    assert arco.bytes_read < 1e-5 * ds.nbytes
+
+
+def test_six_hour_sums_of_a_part_read_each_hour_once() -> None:
+    store = archives.arco(24 * 30, shape=SHAPE, levels=LEVELS)
+    hourly = archives.open_generated(store)["total_precipitation"].values
+    ds = archives.open_generated(store)  # values of the other one are in memory now
+    totals = ds.aurora.accumulate("total_precipitation")
+    store.forget()
+    for start in range(100, 200, 20):  # the hours before each block are kept from the last one
+        found = totals[start : start + 20].values
+        expected = [hourly[i - 5 : i + 1].sum(axis=0) for i in range(start, start + 20)]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert sum(store.requests.values()) == 105
+    assert not store.repeated
+
+
+def test_a_run_reads_a_sample_of_ten_years(tmp_path: Path) -> None:
+    store = archives.arco(24 * 3653, shape=SHAPE, levels=LEVELS)
+    ds = archives.open_generated(store, chunks={})
+    store.forget()
+    options = {**QUICK, "validation": ("1909-12-01", "1909-12-02"), "out": tmp_path / "run"}
+    ds.aurora.finetune("total_precipitation", **options)
+    first = store.bytes_read
+    assert first < 0.05 * ds.nbytes
+    store.forget()
+    ds.aurora.finetune("total_precipitation", resume=True, **options)
+    assert store.bytes_read < 0.2 * first
+
+
+def _normals(store: archives.GeneratedStore, **options: Any) -> xr.Dataset:
+    ds = archives.open_generated(store)
+    names = ["total_precipitation_6hr", "2m_temperature", "temperature"]
+    return xaurora.climatology(ds, names, window_days=5, **options)
+
+
+def test_a_climatology_reads_the_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = archives.weatherbench2(
+        0.5, shape=SHAPE, levels=LEVELS, surface=("2m_temperature",), atmos=("temperature",)
+    )
+    expected = _normals(store, statistics=("mean", "std", "quantile"))
+    monkeypatch.setattr(climatology, "_BLOCK", 500_000)
+    store.forget()
+    found = _normals(store, statistics=("mean", "std", "quantile"))
+    # Sums of other shapes are added in another order; the results are float32.
+    xr.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert not store.repeated
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_climatology_without_space_for_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = archives.weatherbench2(0.2, shape=SHAPE, levels=LEVELS)
+    monkeypatch.setattr(climatology, "_BLOCK", 500_000)
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(errors.SaveError, match=r"GB for temporary files") as error:
+        _normals(store)
+    assert "TMPDIR" in error.value.fix
+
+
+def test_faults_of_a_store_are_named() -> None:
+    def fault(key: str, count: int) -> int | None:
+        return 10 if key.startswith("2m_temperature/c/7/") else None
+
+    store = archives.weatherbench2(0.1, shape=SHAPE, levels=LEVELS, fault=fault)
+    ds = archives.open_generated(store)
+    with pytest.raises(errors.SourceError, match=r"'2m_temperature' at .* could not be read"):
+        ds.aurora.to_batch(ds["time"].values[7], model="tiny")
