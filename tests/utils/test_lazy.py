@@ -84,6 +84,11 @@ def _block_mean(values: np.ndarray) -> np.ndarray:
     return values.reshape(*values.shape[:-2], 2, 2, 3, 2).mean(axis=(-3, -1))
 
 
+def _in_chunks(variable: xr.Variable) -> xr.Variable:
+    variable.encoding["preferred_chunks"] = {"y": 4}
+    return variable
+
+
 OPERATIONS: dict[str, tuple[Callable[[xr.DataArray], Any], Callable[[xr.DataArray], Any]]] = {
     "map_values": (
         lambda da: lazy.map_values(da.variable, lambda v: 2 * v + 1, np.float64),
@@ -113,6 +118,10 @@ OPERATIONS: dict[str, tuple[Callable[[xr.DataArray], Any], Callable[[xr.DataArra
     "gather of two dims": (
         lambda da: lazy.gather(da, {"time": CHOICE, "y": CHOICE % 4}, ("a", "b")).variable,
         lambda da: da.values[CHOICE, CHOICE % 4],
+    ),
+    "take": (
+        lambda da: lazy.take(_in_chunks(da.variable), "y", [3, 0, 2]),
+        lambda da: da.values[:, [3, 0, 2]],
     ),
     "expand": (lambda da: lazy.expand(da.variable, "lead"), lambda da: da.values[None]),
     "where_at_least": (

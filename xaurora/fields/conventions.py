@@ -105,7 +105,9 @@ class Fields:
         wanted = [self.levels.index(level) for level in levels]
         out = self.atmos[list(atmos)]
         if wanted != list(range(len(self.levels))):
-            out = out.isel(level=wanted)
+            taken = {n: lazy.take(da.variable, "level", wanted) for n, da in out.items()}
+            levels_taken = {"level": self.atmos["level"].values[wanted]}
+            out = xr.Dataset(taken, {**out.drop_vars("level").coords, **levels_taken})
         layout = replace(self.layout, levels=tuple(self.levels[i] for i in wanted))
         return Fields(self.surface[list(surface)], self.static[list(static)], out, layout)
 
@@ -184,7 +186,7 @@ def _canonical(da: xr.DataArray, item: Field, layout: Layout, own: bool) -> xr.V
     }  # length 1: recognition rejects longer ones
     for axis, index in (("latitude", grid.rows), ("longitude", grid.columns)):
         if axes[axis].dim in bare.dims and not np.array_equal(index, np.arange(len(index))):
-            at[axes[axis].dim] = index
+            at[axes[axis].dim] = lazy.as_slice(index)
     if at:
         bare = bare.isel(at)
     names = {

@@ -31,6 +31,8 @@ from xaurora.utils.progress import log_line, track
 logger = logging.getLogger("xaurora")
 
 FILE = "first_look.npz"
+_NORMALISED = 4 * 1024**3  # bytes of frames that a tiny model's normalisation is computed from
+_FEWEST = 32  # frames, however large
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,9 @@ def _normalisation(plan: Plan, train: np.ndarray) -> tuple[dict[str, Any], dict[
     """Return mean and standard deviation of the inputs, for a new tiny model."""
     steps = plan.options.rollout_steps
     frames = np.unique(np.concatenate([train + STEP * k for k in range(-1, steps + 1)]))
-    chosen = stratified(frames, plan.options.first_look)
+    size = 4 * sum(v.size for v in (*plan.fields.surface.values(), *plan.fields.atmos.values()))
+    most = max(_NORMALISED * len(plan.fields.times) // max(size, 1), _FEWEST)
+    chosen = stratified(frames, min(plan.options.first_look, most))
     return statistics.normalisation_statistics(
         plan.fields, list(chosen), strict=plan.options.strict, progress=plan.options.progress
     )
