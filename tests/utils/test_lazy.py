@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from xaurora.utils import lazy
+from xaurora.utils import dask_arrays, lazy
 
 SHAPE = (40, 4, 6)
 DIMS = ("time", "y", "x")
@@ -256,9 +256,9 @@ def _innermost(variable: xr.Variable) -> Any:
 @pytest.mark.parametrize("how", [*SELECTIONS, *COMPUTED])
 def test_dask_is_taken_away(how: str, of: Callable[[Path], xr.DataArray], store: Path) -> None:
     da = {**SELECTIONS, **COMPUTED}[how](of(store))
-    found = lazy.without_dask(da.variable)
+    found = dask_arrays.without_dask(da.variable)
     assert found.chunks is None
-    assert isinstance(_innermost(found), lazy._Computed) == (how in COMPUTED)
+    assert isinstance(_innermost(found), dask_arrays._Computed) == (how in COMPUTED)
     np.testing.assert_array_equal(found.values, da.values)
     part = tuple(slice(1, None, 2) if i % 2 else size // 2 for i, size in enumerate(da.shape))
     np.testing.assert_array_equal(found[part].values, da.variable[part].values)
@@ -274,8 +274,8 @@ def test_what_dask_computes_is_computed_in_blocks(monkeypatch: pytest.MonkeyPatc
 
     da = _da(_values()).chunk(time=1)
     mapped = da.copy(data=da.data.map_blocks(note, dtype=np.float32, meta=np.empty((0, 0, 0))))
-    monkeypatch.setattr(lazy, "_MOST_FRAMES", 10)
-    found = lazy.without_dask(mapped.variable)
+    monkeypatch.setattr(dask_arrays, "_MOST_FRAMES", 10)
+    found = dask_arrays.without_dask(mapped.variable)
     computed.clear()
     for i in range(40):
         np.testing.assert_array_equal(found[i].values, _values()[i] + 1)

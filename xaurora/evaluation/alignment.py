@@ -18,7 +18,7 @@ from xaurora.fields import axes, periods, precipitation, recognition, variables
 from xaurora.fields.found import Field
 from xaurora.fields.unit_conversion import conversion
 from xaurora.fields.variables import TIMESTEP_HOURS
-from xaurora.utils import lazy
+from xaurora.utils import dask_arrays, lazy
 from xaurora.utils.types import Given
 
 _LEADS = {
@@ -198,7 +198,7 @@ def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
             f" {sorted(map(str, getattr(ds, 'dims', ())))}.",
             fix="fc = ds.aurora.predict('24h', model=...); fc.aurora.evaluate(truth)",
         )
-    ds = _with_both_dims(lazy.dataset_without_dask(ds))
+    ds = _with_both_dims(dask_arrays.dataset_without_dask(ds))
     leads = decode_lead_times(ds["lead_time"])
     init_times = ds["init_time"].values.astype("datetime64[ns]")
     probe = (

@@ -14,7 +14,7 @@ from xaurora.errors import KindError, LeadTimeError, MissingVariableError, Optio
 from xaurora.fields import precipitation, recognition
 from xaurora.fields.found import Recognition
 from xaurora.fields.variables import TIMESTEP_HOURS
-from xaurora.utils import lazy
+from xaurora.utils import indexed, lazy
 from xaurora.utils.types import Given, LeadsLike
 
 
@@ -140,7 +140,7 @@ def _in_order(da: xr.DataArray) -> xr.DataArray:
     """Return a forecast with the levels and the grid last."""
     grid = [d for d in ("level", "latitude", "longitude") if d in da.dims]
     order = [*(d for d in da.dims if d not in grid), *grid]
-    return lazy.as_array(lazy.transpose(da.variable, order), da)
+    return indexed.as_array(lazy.transpose(da.variable, order), da)
 
 
 def _times_of(like: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:

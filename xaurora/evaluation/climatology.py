@@ -26,7 +26,7 @@ from xaurora.fields import periods, precipitation
 from xaurora.fields.found import Recognition
 from xaurora.fields.unit_conversion import conversion
 from xaurora.fields.variables import TIMESTEP_HOURS
-from xaurora.utils import lazy
+from xaurora.utils import dask_arrays, indexed, lazy
 from xaurora.utils.progress import progress_bar
 from xaurora.utils.types import Given
 
@@ -249,7 +249,7 @@ def _jobs(
 
 def _ordered(da: xr.DataArray, time_dim: str) -> xr.DataArray:
     dims = [time_dim, *[d for d in ("level", "latitude", "longitude") if d in da.dims]]
-    return lazy.as_array(lazy.transpose(lazy.without_dask(da.variable), dims), da)
+    return indexed.as_array(lazy.transpose(dask_arrays.without_dask(da.variable), dims), da)
 
 
 def _run(job: _Job, plan: _Plan, q: np.ndarray, meter: tqdm) -> dict[str, Any]:

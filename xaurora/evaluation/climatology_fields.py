@@ -11,7 +11,7 @@ from xaurora.errors import KindError, TruthError
 from xaurora.evaluation.alignment import Forecast
 from xaurora.evaluation.truths import FieldCache, _match
 from xaurora.fields import periods, recognition, variables
-from xaurora.utils import lazy
+from xaurora.utils import dask_arrays, indexed, lazy
 
 
 class ClimatologyFields:
@@ -38,7 +38,7 @@ class ClimatologyFields:
                 fix="xaurora.climatology(ds)",
             )
         # WeatherBench2 also has means with a suffix, such as `2m_temperature_mean`.
-        ds = lazy.dataset_without_dask(ds)
+        ds = dask_arrays.dataset_without_dask(ds)
         ds = ds.rename(
             {n: n[:-5] for n in map(str, ds.data_vars) if n.endswith("_mean") and n[:-5] not in ds}
         )
@@ -98,7 +98,7 @@ class ClimatologyFields:
             self.dims[d] for d in ("level", "latitude", "longitude") if self.dims.get(d) in da.dims
         ]
         ordered = lazy.transpose(da.variable, ("hour", "dayofyear", *first, *order))
-        return lazy.as_array(ordered, da)
+        return indexed.as_array(ordered, da)
 
     def _at(
         self, name: str, time: int, levels: tuple[float, ...], first: tuple[str, ...] = ()

@@ -22,7 +22,7 @@ from xaurora.fields.grid import lattice as grids
 from xaurora.fields.grid import patches
 from xaurora.fields.recognition import recognise
 from xaurora.fields.unit_conversion import is_rate, normalise_units
-from xaurora.utils import lazy
+from xaurora.utils import dask_arrays, indexed, lazy
 
 logger = logging.getLogger("xaurora")
 
@@ -179,14 +179,14 @@ def _canonical(da: xr.DataArray, item: Field, layout: Layout, own: bool) -> xr.V
     axes, grid = layout.axes, layout.grid
     if item.variable.kind == "static" and axes["time"].dim in da.dims:
         da = _still(da, axes["time"].dim, item)
-    bare = lazy.without_dask(da.variable)
+    bare = dask_arrays.without_dask(da.variable)
     known = {axis.dim for key, axis in axes.items() if key != "number"}
     at: dict[Any, Any] = {
         dim: 0 for dim in bare.dims if dim not in known
     }  # length 1: recognition rejects longer ones
     for axis, index in (("latitude", grid.rows), ("longitude", grid.columns)):
         if axes[axis].dim in bare.dims and not np.array_equal(index, np.arange(len(index))):
-            at[axes[axis].dim] = lazy.as_slice(index)
+            at[axes[axis].dim] = indexed.as_slice(index)
     if at:
         bare = bare.isel(at)
     names = {

@@ -27,7 +27,7 @@ from xaurora.fields import periods, recognition
 from xaurora.fields.conventions import Fields
 from xaurora.fields.distribution import BIN_WIDTH, Distribution, Moments
 from xaurora.fields.found import Field, Recognition
-from xaurora.utils import lazy
+from xaurora.utils import dask_arrays, indexed, lazy
 from xaurora.utils.progress import progress_bar, track
 from xaurora.utils.types import Given, PeriodLike
 
@@ -106,7 +106,7 @@ def _read_finite(fields: Fields, kind: str, name: str, time: np.datetime64) -> n
     source = fields.layout.fields[kind, name].source
     place = int(periods.TimeIndex(fields.times).locate(time))
     variable = getattr(fields, kind).variables[name][place]
-    values = lazy.read(variable, source, f" at {time.astype('datetime64[m]')}")
+    values = indexed.read(variable, source, f" at {time.astype('datetime64[m]')}")
     if not np.isfinite(values).all():
         raise MissingValuesError(
             f"'{source}' has {int((~np.isfinite(values)).sum())} missing value(s) at"
@@ -161,7 +161,7 @@ def statistics(
             f"quantiles={list(quantiles)!r} must all lie between 0 and 1, exclusive.",
             fix="quantiles=[0.5, 0.99]",
         )
-    ds = lazy.dataset_without_dask(ds)
+    ds = dask_arrays.dataset_without_dask(ds)
     found, items, chosen = _chosen(ds, names)
     where = _selected(found, time)
     total = sum(len(where) * (len(found.levels) if items[n][0] == "atmos" else 1) for n in chosen)
@@ -290,7 +290,7 @@ def _of_variable(
     for dim in raw.dims:
         if dim not in dims:
             raw = raw.isel({dim: 0})
-    raw = lazy.as_array(lazy.transpose(raw.variable, dims), raw)
+    raw = indexed.as_array(lazy.transpose(raw.variable, dims), raw)
     parts = [
         Distribution(amounts=item.variable.accumulated)
         for _ in (found.levels if kind == "atmos" else (0,))

@@ -19,7 +19,7 @@ from xaurora.fields.conventions import Fields
 from xaurora.fields.grid import lattice as grids
 from xaurora.fields.periods import TimeIndex
 from xaurora.fields.variables import TIMESTEP_HOURS
-from xaurora.utils import lazy
+from xaurora.utils import indexed
 from xaurora.utils.types import Given, TimesLike
 
 STEP = np.timedelta64(TIMESTEP_HOURS, "h")
@@ -218,7 +218,7 @@ def frame(
         # small variable.
         variable = getattr(fields, kind).variables[name][place]
         source = fields.layout.fields[kind, name].source
-        values = lazy.read(variable, source, f" at {_name(time)}")
+        values = indexed.read(variable, source, f" at {_name(time)}")
         # A sum of squares is faster, and not finite if any value is not. It may also overflow, so
         # the values themselves are checked then.
         with np.errstate(invalid="ignore", over="ignore"):

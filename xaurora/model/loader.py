@@ -21,7 +21,7 @@ from xaurora.fields.conventions import Fields
 from xaurora.fields.periods import TimeIndex
 from xaurora.model import batch as batches
 from xaurora.model.aurora import AuroraWithHead
-from xaurora.utils import lazy
+from xaurora.utils import indexed
 
 STEP = batches.STEP
 MAX_CACHED = 64
@@ -214,7 +214,7 @@ class Loader:
         place = self._index[name][_key(time)]
         return self._remember(
             (name, _key(time)),
-            lambda: lazy.read(
+            lambda: indexed.read(
                 self.targets[name].variable[place], name, f" at {time.astype('datetime64[m]')}"
             ).astype(np.float32),
             lambda values: values.nbytes,

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from xaurora.errors import GridError, TruthError
-from xaurora.utils import lazy
+from xaurora.utils import indexed, lazy
 
 _TOUCH = 1e-3  # of a cell; tolerance for coordinates that are rounded to float32
 _LEAST_COVER = 0.5  # of a target row or column that the source must cover
@@ -207,7 +207,7 @@ def onto(
         (len(latitude), len(longitude)),
         np.float32,
     )
-    return lazy.as_array(result, da, coords)
+    return indexed.as_array(result, da, coords)
 
 
 def _regridded(regrid: Conservative, least: float, values: np.ndarray) -> np.ndarray:
