@@ -29,7 +29,7 @@ from xaurora.model.aurora import AuroraWithHead
 from xaurora.model.models import needs_of
 from xaurora.model.options import STRATEGIES, StrategyOptions, resolve_strategy
 from xaurora.model.resolve import ResolvedModel
-from xaurora.training import checkpoints, losses, replay, samples
+from xaurora.training import checkpoints, losses, optimisation, replay, samples
 from xaurora.training.losses import Domain, Domains
 from xaurora.training.nested_options import ReplayOptions
 from xaurora.training.options import FinetuneOptions
@@ -980,12 +980,30 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
         assert b["training_rmse_mm"] == pytest.approx(a["training_rmse_mm"], rel=1e-5)
 
 
-def test_the_moving_average_is_what_is_kept(fields: xr.Dataset, tmp_path: Path) -> None:
+def test_the_moving_average_is_what_is_kept(
+    fields: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: of each step's weights, 1 - decay, where decay grows to what was asked for."""
+    key = "backbone.decoder_layers.0.blocks.0.attn.qkv.weight"
+    weights: list[tuple[int, torch.Tensor]] = []
+    step = optimisation.Optimisation.step
+
+    def noted(self: Any, number: int) -> None:
+        step(self, number)
+        name = next(n for n in self.parameters if n.endswith(key))
+        weights.append((number, self.parameters[name].detach().clone()))
+
+    monkeypatch.setattr(optimisation.Optimisation, "step", noted)
     options = {"model": "tiny", "strategy": "full", "steps": 5, "validations": 1, "progress": False}
     plain = fields.aurora.finetune("tp", out=tmp_path / "plain", **options)
+    weights.clear()
     slow = fields.aurora.finetune("tp", ema=0.999, out=tmp_path / "slow", **options)
+    of_steps = list(weights)
     start = fields.aurora.finetune("tp", learning_rate=1e-12, out=tmp_path / "start", **options)
-    key = "backbone.decoder_layers.0.blocks.0.attn.qkv.weight"
+    expected = start.model.base.state_dict()[key]
+    for number, value in of_steps:
+        expected = torch.lerp(value, expected, (1.0 + number) / (10.0 + number))
+    torch.testing.assert_close(slow.model.base.state_dict()[key], expected, rtol=1e-5, atol=1e-7)
     moved, averaged = (
         m.model.base.state_dict()[key] - start.model.base.state_dict()[key] for m in (plain, slow)
     )
