@@ -13,6 +13,7 @@ import xarray as xr
 from helpers import make_aurora
 
 from xaurora import errors
+from xaurora.training.sound import Skipped, SoundReader
 
 QUICK = {"steps": 12, "batch_size": 2, "validations": 1, "progress": False, "model": "tiny"}
 
@@ -80,6 +81,21 @@ def test_many_broken_in_a_row_stop_the_run(fields: xr.Dataset, tmp_path: Path) -
         ds.aurora.finetune(
             "tp", out=tmp_path / "run", train=("2020-01-02", "2020-01-07"), **options
         )
+
+
+def test_no_sample_is_left(fields: xr.Dataset) -> None:
+    class Broken:
+        def read(self, times: Any, steps: int) -> None:
+            raise errors.MissingValuesError("nothing there", fix="")
+
+    times = fields["time"].values[1:4]
+    whole = (slice(None), slice(None))
+    reader = SoundReader(Broken(), times, 1, whole, Skipped(), strict=False)
+    with pytest.raises(errors.MissingValuesError, match="nothing there"):
+        reader.read(times[:1])
+    for _ in range(2):  # all are known to be broken by now
+        with pytest.raises(errors.MissingValuesError, match="none of the 3 samples|nothing there"):
+            reader.read(times[1:2])
 
 
 def test_a_file_that_cannot_be_read_is_named(fields: xr.Dataset, tmp_path: Path) -> None:

@@ -105,7 +105,10 @@ class SoundReader:
 
     def sound(self, time: np.datetime64) -> np.datetime64:
         """Return the init time, or the first one after it whose sample can be read."""
-        error: XauroraError | None = None
+        error: XauroraError = MissingValuesError(
+            f"none of the {len(self.init_times)} samples can be read.",
+            fix="strict=True stops at the first one and names it",
+        )
         for candidate in self._from(time)[:_IN_A_ROW]:
             try:
                 if not self._without_truth(self.loader.read([candidate], self.steps)):
@@ -116,7 +119,6 @@ class SoundReader:
             if self.strict:
                 raise error
             self.skipped.add(candidate, error.message)
-        assert error is not None
         raise error
 
     def check(self, times: Sequence[np.datetime64]) -> None:
@@ -140,7 +142,9 @@ class SoundReader:
         ]
 
     def _next(self, time: np.datetime64) -> np.datetime64:
-        return time if time not in self.skipped else self._from(time)[0]
+        if time not in self.skipped:
+            return time
+        return next(iter(self._from(time)), time)
 
     def _without_truth(self, sample: Sample) -> list[int]:
         """Return the samples of a batch in which a target has no value at any point."""
