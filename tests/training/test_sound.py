@@ -94,7 +94,7 @@ def test_no_sample_is_left(fields: xr.Dataset) -> None:
     with pytest.raises(errors.MissingValuesError, match="nothing there"):
         reader.read(times[:1])
     for _ in range(2):  # all are known to be broken by now
-        with pytest.raises(errors.MissingValuesError, match="none of the 3 samples|nothing there"):
+        with pytest.raises(errors.MissingValuesError, match=r"none of the 3 samples|nothing there"):
             reader.read(times[1:2])
 
 
