@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import zarr
-from zarr.abc.store import ByteRequest
+from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import MemoryStore
+from zarr.storage import MemoryStore, WrapperStore
 
 LEVELS_13 = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)
 LEVELS_37 = (
@@ -124,6 +124,46 @@ class GeneratedStore(MemoryStore):
         scale = 1.0 + wave * np.sin(times * 0.7).astype(np.float32)
         part = np.broadcast_to(pattern, chunks[1:])
         return (part[None] * scale.reshape(-1, *(1,) * part.ndim)).astype("<f4").tobytes()
+
+
+class CountingStore(WrapperStore[Store]):
+    """A Zarr store that counts what is read from another one.
+
+    Examples
+    --------
+    >>> store = CountingStore(LocalStore("forecast.zarr"))
+    >>> fc = xr.open_zarr(store, chunks=None, consolidated=False, decode_timedelta=True)
+    """
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.requests: collections.Counter[str] = collections.Counter()
+        self._bytes = [0]
+
+    def _with_store(self, store: Store) -> CountingStore:
+        view = copy.copy(self)
+        view._store = store
+        return view
+
+    @property
+    def repeated(self) -> int:
+        """Number of requests for a chunk that had been requested before."""
+        return sum(count - 1 for count in self.requests.values())
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of chunks that were handed out, compressed as they are."""
+        return self._bytes[0]
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return a chunk of the other store."""
+        found = await self._store.get(key, prototype, byte_range)
+        if "/c/" in key and found is not None:
+            self.requests[key] += 1
+            self._bytes[0] += len(found)
+        return found
 
 
 def _grid(shape: tuple[int, int]) -> dict[str, Any]:

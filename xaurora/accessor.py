@@ -14,6 +14,7 @@ import xarray as xr
 
 if TYPE_CHECKING:
     from aurora import Batch
+    from distributed import Client
 
     from xaurora.fields.checking import Report
     from xaurora.fields.grid.regions import RegionLike
@@ -298,12 +299,14 @@ class AuroraAccessor:
         region: RegionLike | None = None,
         time: PeriodLike = None,
         bits: int | None = None,
+        client: Client | None = None,
         progress: bool = True,
     ) -> xr.Dataset:
         """Write a local Zarr store that training can read quickly.
 
         Use it for sources that are remote, or whose chunks hold whole globes and many times.
-        Computes eagerly. Calling it again after an interruption resumes where it stopped.
+        Computes eagerly. Calling it again after an interruption resumes where it stopped, and
+        several processes or machines that make the same call share the work.
 
         Parameters
         ----------
@@ -323,6 +326,9 @@ class AuroraAccessor:
         bits : int, optional
             Keep this many of float32's 23 mantissa bits, rounded to nearest, to save space. The
             relative error is at most 2^−(bits+1). By default all bits are kept.
+        client : distributed.Client, optional
+            Write on the workers of this dask cluster, which must reach both source and path. By
+            default the active client is used, or else threads of this process.
         progress : bool
             Whether to show a progress bar.
 
@@ -356,6 +362,7 @@ class AuroraAccessor:
             region=region,
             time=time,
             bits=bits,
+            client=client,
             progress=progress,
         )
 

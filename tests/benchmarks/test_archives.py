@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import archives
 import numpy as np
 import pytest
 import xarray as xr
@@ -14,10 +14,6 @@ import xarray as xr
 import xaurora
 from xaurora import errors
 from xaurora.evaluation import climatology
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import archives
 
 SHAPE = (16, 32)
 LEVELS = (500, 700, 850, 1000)

@@ -809,23 +809,6 @@ def test_leads_as_numbers_and_single_times() -> None:
         fc.isel(init_time=slice(0, 0)).aurora.evaluate(truth)
 
 
-def test_large_chunks_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunk of many leads that is larger than a block is read a few times, not once a lead."""
-    from xaurora.evaluation import alignment
-
-    truth = _fields(times=60, shape=(12, 16))
-    fc = _forecast(truth, leads=tuple(range(6, 246, 6)), inits=4)
-    fc.chunk(init_time=1, lead_time=40).to_zarr(tmp_path / "fc.zarr", consolidated=False)
-    lazy = xr.open_zarr(
-        tmp_path / "fc.zarr", chunks=None, decode_timedelta=True, consolidated=False
-    )
-    monkeypatch.setattr(alignment, "_BLOCK", 10 * 12 * 16 * 8)  # ten fields
-    monkeypatch.setattr(alignment, "_SMALL", 0)
-    assert alignment.read_forecast(lazy).lengths("tp") == (1, 10)
-    monkeypatch.setattr(alignment, "_BLOCK", 90 * 12 * 16 * 8)
-    assert alignment.read_forecast(lazy).lengths("tp") == (1, 40)
-
-
 @pytest.mark.slow
 def test_memory_does_not_grow_with_init_times(tmp_path: Path) -> None:
     """Peak of a fresh process at 100 and at 10,000 init times of tiny fields; what is carried of

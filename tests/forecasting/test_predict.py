@@ -211,15 +211,15 @@ def test_a_store_equals_memory_and_goes_on(
 ) -> None:
     times = fields["time"].values[[3, 4, 5, 6]]
     whole = fields.aurora.predict("12h", model=tuned, time=times, progress=False)
-    real, calls = job.Job.forecast, []
+    real, calls = job.Job._forecast, []
 
-    def fail_at_third(self, module, inits, batch):
-        calls.append(inits)
+    def fail_at_third(self, module, place, *others):
+        calls.append(place)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(self, module, inits, batch)
+        real(self, module, place, *others)
 
-    monkeypatch.setattr(job.Job, "forecast", fail_at_third)
+    monkeypatch.setattr(job.Job, "_forecast", fail_at_third)
     with pytest.raises(KeyboardInterrupt):
         fields.aurora.predict(
             "12h", model=tuned, time=times, store=tmp_path / "fc.zarr", progress=False
@@ -451,3 +451,43 @@ def test_rain_alone_is_not_decoded_with_the_rest(fields: xr.Dataset, tuned) -> N
     for name in alone.data_vars:
         np.testing.assert_array_equal(alone[name], whole[name])
     np.testing.assert_array_equal(first["tp"].isel(lead_time=0), whole["tp"].isel(lead_time=0))
+
+
+def test_a_forecast_larger_than_memory_is_refused_before_it_starts(
+    fields: xr.Dataset, tuned, tmp_path, monkeypatch
+) -> None:
+    from xaurora.forecasting import store
+
+    times = fields["time"].values[[3, 4]]
+    made = fields.aurora.predict("12h", model=tuned, time=times, progress=False)
+    size = sum(da.nbytes for da in made.data_vars.values())
+    monkeypatch.setattr(store, "free_host_memory", lambda: size)
+    fields.aurora.predict("12h", model=tuned, time=times, progress=False)
+    monkeypatch.setattr(store, "free_host_memory", lambda: size - 1)
+    monkeypatch.setattr(job.Job, "run", lambda *_: pytest.fail("it was computed"))
+    with pytest.raises(
+        errors.MemoryTooSmallError, match=r"2 init time\(s\) × 2 lead time"
+    ) as error:
+        fields.aurora.predict("12h", model=tuned, time=times, progress=False)
+    assert "store=" in error.value.fix
+    monkeypatch.undo()
+    monkeypatch.setattr(store, "free_host_memory", lambda: 0)
+    stored = fields.aurora.predict(
+        "12h", model=tuned, time=times, store=tmp_path / "fc.zarr", progress=False
+    )
+    np.testing.assert_array_equal(stored["tp"], made["tp"])
+
+
+def test_chunks_of_a_store_are_some_leads(fields: xr.Dataset, tuned, tmp_path, monkeypatch) -> None:
+    """Chunks that the leads do not fill, several init times at once, leads with gaps."""
+    from xaurora.forecasting import store
+
+    monkeypatch.setattr(store, "_CHUNK", 2 * 16 * 32 * 4)
+    times, leads = fields["time"].values[[3, 4, 5]], ["6h", "12h", "24h"]
+    options = {"model": tuned, "time": times, "members": 3, "past": fields, "progress": False}
+    made = fields.aurora.predict(leads, batch_size=2, **options)
+    stored = fields.aurora.predict(leads, batch_size=2, store=tmp_path / "fc.zarr", **options)
+    assert stored["tp_mean"].encoding["chunks"] == (1, 2, 16, 32)
+    assert stored["tp"].encoding["chunks"][:3] == (1, 1, 2)
+    for name in made.data_vars:
+        np.testing.assert_array_equal(stored[name], made[name])

@@ -113,53 +113,101 @@ def test_bits_are_kept(fields: xr.Dataset, tmp_path) -> None:
             fields.aurora.prepare(tmp_path / "b.zarr", model="tiny", bits=bad, progress=False)
 
 
-def test_a_killed_preparation_goes_on(tmp_path) -> None:
-    code = f"""
+_WRITER = """
+import sys
 import xaurora
 from xaurora.sources import preparing
 preparing._SHARD = preparing._BLOCK = 4 * 64 * 32 * 3
-ds = xaurora.synthetic(shape=(32, 64), times=120)
-ds.aurora.prepare({str(tmp_path / "a.zarr")!r}, model="tiny", progress=False)
+ds = xaurora.synthetic(shape=(32, 64), times=90)
+ds.aurora.prepare(sys.argv[1], model="tiny", progress=False)
 """
-    script = Script(code)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "a.zarr").exists() and time.monotonic() < deadline and script.is_running:
-        time.sleep(0.01)
-    time.sleep(0.3)
-    script.kill()
-    script.wait()
-    with pytest.raises(errors.SourceError, match="is not complete"):
-        xaurora.open(tmp_path / "a.zarr")
-    run_script(code)
-    ds = xaurora.synthetic(shape=(32, 64), times=120)
-    found = xaurora.open(tmp_path / "a.zarr")
-    for name in found.data_vars:
-        np.testing.assert_array_equal(
-            found[name].values, ds[name].transpose(*found[name].dims).values
-        )
-    assert os.listdir(tmp_path) == ["a.zarr"]
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+@pytest.mark.slow  # starts a dozen processes
+def test_two_writers_that_are_killed_again_and_again(tmp_path) -> None:
+    """The store is the same to the bit as one written in one go, and nothing else is left."""
+    run_script(_WRITER, tmp_path / "whole.zarr")
+    made = tmp_path / "made.zarr"
+    rng = np.random.default_rng(0)
+    killed = 0
+    writers = [Script(_WRITER, made) for _ in range(2)]
+    while killed < 10:
+        time.sleep(rng.uniform(0.1, 1.0))
+        if killed < 1 and not made.exists():
+            continue
+        chosen = int(rng.integers(2))
+        writers[chosen].kill()
+        writers[chosen].wait()
+        killed += 1
+        if killed == 5:
+            with pytest.raises(errors.SourceError, match="is not complete"):
+                xaurora.open(made)
+        writers[chosen] = Script(_WRITER, made)
+    assert [w.wait() for w in writers] == [0, 0]
+    assert _files(made) == _files(tmp_path / "whole.zarr")
+    assert sorted(os.listdir(tmp_path)) == ["made.zarr", "whole.zarr"]
 
 
 def test_a_source_that_changed_in_between(fields: xr.Dataset, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(preparing, "_SHARD", 8 * 16 * 32 * 4 * 3)
+    monkeypatch.setattr(preparing, "_SHARD", 8 * 16 * 32 * 4)
     monkeypatch.setattr(preparing, "_BLOCK", 1)
-    real, marked = preparing.stores.record_written_pieces, []
+    real, written = preparing._Work.write, []
 
-    def killed(path, count):
-        real(path, count)
-        marked.append(count)
-        if count == 3:
+    def killed(work, number):
+        if len(written) == 9:
             raise KeyboardInterrupt
+        written.append(number)
+        real(work, number)
 
-    monkeypatch.setattr(preparing.stores, "record_written_pieces", killed)
+    monkeypatch.setattr(preparing._Work, "write", killed)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
         fields.aurora.prepare(tmp_path / "a.zarr", model="tiny", progress=False)
     changed = fields.copy(deep=True)
-    changed["t2m"].values[23] += 50.0
-    with pytest.raises(errors.SaveError, match="the values of 't2m' at"):
+    for da in changed.data_vars.values():
+        if "time" in da.dims:
+            da.values[7::8] *= 1.01
+    with pytest.raises(errors.SaveError, match=r"the values of '.*' at 2020"):
         changed.aurora.prepare(tmp_path / "a.zarr", model="tiny", progress=False)
+    first = list(written)
+    written.clear()
+    monkeypatch.setattr(preparing._Work, "write", lambda w, n: (written.append(n), real(w, n)))
     fields.aurora.prepare(tmp_path / "a.zarr", model="tiny", progress=False)
-    assert marked == [1, 2, 3, 4, 5]
+    assert not set(first) & set(written)
+    written.clear()
+    fields.aurora.prepare(tmp_path / "a.zarr", model="tiny", progress=False)
+    assert not written
+    assert os.listdir(tmp_path) == ["a.zarr"]
+
+
+def test_half_a_store_that_was_moved_is_written_again(
+    fields: xr.Dataset, tmp_path, monkeypatch
+) -> None:
+    """What is known of its pieces stays behind, so that none is taken for finished."""
+    monkeypatch.setattr(preparing, "_SHARD", 8 * 16 * 32 * 4)
+    real = preparing._Work.write
+
+    def killed(work, number):
+        if number == 3:
+            raise KeyboardInterrupt
+        real(work, number)
+
+    monkeypatch.setattr(preparing._Work, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fields.aurora.prepare(tmp_path / "a.zarr", model="tiny", progress=False)
+    (tmp_path / "a.zarr").rename(tmp_path / "b.zarr")
+    monkeypatch.setattr(preparing._Work, "write", real)
+    for name in ("b.zarr", "a.zarr"):
+        made = fields.aurora.prepare(tmp_path / name, model="tiny", progress=False)
+        for var in made.data_vars:
+            np.testing.assert_array_equal(
+                made[var].values, fields[var].transpose(*made[var].dims).values
+            )
+    assert sorted(os.listdir(tmp_path)) == ["a.zarr", "b.zarr"]
 
 
 def test_another_store_is_left_alone(fields: xr.Dataset, tmp_path) -> None:

@@ -35,10 +35,6 @@ _LEADS = {
 
 logger = logging.getLogger("xaurora")
 
-_BLOCK = 64 * 1024**2  # maximum bytes of one variable to read at once
-_SMALL = 4 * 1024**2  # minimum bytes to read at once, if the data have that many
-_MOST_FIELDS = 512  # in a block, because each field produces some hundred numbers
-
 
 @dataclass
 class Forecast:
@@ -97,28 +93,20 @@ class Forecast:
         """Return whether a variable is an ensemble."""
         return self.dims.get("number") in self.ds[name].dims
 
-    def lengths(self, name: str) -> tuple[int, int]:
-        """Return the number of init times and lead times to read at once.
-
-        They are whole chunks of the store, as far as the block stays small.
-        """
+    def field_size(self, name: str) -> int:
+        """Return the bytes of one variable at one init time and lead."""
         da = self.ds[name]
-        count = da.sizes["init_time"], da.sizes["lead_time"]
-        frame = max(da.dtype.itemsize * da.size // max(count[0] * count[1], 1), 1)
-        most = min(max(_BLOCK // frame, 1), _MOST_FIELDS)
-        chunk = []
-        for dim, size in zip(("init_time", "lead_time"), count, strict=True):
-            stored = da.encoding.get("preferred_chunks", {}).get(self.stored.get(dim, dim), 1)
-            chunk.append(min(max(int(stored), 1), size))
+        return max(da.nbytes // max(da.sizes["init_time"] * da.sizes["lead_time"], 1), 1)
 
-        def whole(limit: int, size: int, stored: int) -> int:
-            """Return the largest length that fits: a multiple of a chunk, or part of one."""
-            limit = max(min(limit, size), 1)
-            return limit if limit == size or limit < stored else limit // stored * stored
-
-        leads = whole(most, count[1], chunk[1])
-        few = max(min(_SMALL // frame, _MOST_FIELDS) // leads, chunk[0])
-        return whole(min(most // leads, few), count[0], chunk[0]), leads
+    def chunk(self, name: str) -> tuple[int, int]:
+        """Return the number of init times and lead times in a chunk of the store."""
+        da = self.ds[name]
+        stored = da.encoding.get("preferred_chunks", {})
+        inits, leads = (
+            min(max(int(stored.get(self.stored.get(dim, dim), 1)), 1), max(da.sizes[dim], 1))
+            for dim in ("init_time", "lead_time")
+        )
+        return inits, leads
 
     @property
     def stored(self) -> dict[str, str]:

@@ -108,14 +108,14 @@ class ClimatologyFields:
 
         stamp = pd.Timestamp(time)
 
-        def fetch(keys: list[Any]) -> list[np.ndarray]:
+        def fetch(keys: list[Any]) -> dict[Any, np.ndarray]:
             da = self._ordered(name, first).sel(hour=stamp.hour, dayofyear=stamp.day_of_year)
             if levels:
                 places = [self.found.levels.index(level) for level in levels]
                 da = da.isel({self.dims["level"]: places})
-            return [da.values[..., self.rows, :][..., self.columns]]
+            return {keys[0]: da.values[..., self.rows, :][..., self.columns]}
 
-        key = (name, stamp.hour, stamp.day_of_year)
+        key = (name, levels, stamp.hour, stamp.day_of_year)
         return self.kept.get([key], fetch)[key]
 
     def normal(self, key: tuple[str, str], time: int, levels: tuple[float, ...]) -> np.ndarray:

@@ -1,16 +1,16 @@
 """Evaluation loop: read blocks, compute statistics, accumulate area means.
 
 Blocks of init times and lead times are independent. They run on threads, or on the workers of a
-``dask.distributed`` client if there is one. Only area means are returned, a few numbers per field,
-so that memory does not grow with the number of init times. Does not depend on torch.
+``dask.distributed`` client if there is one. A block is made of whole chunks of the forecast, and
+serves all jobs that need its variables, so that each chunk is read once. Blocks follow each other
+in the order of their valid times, so that few truths have to be kept until others need them. Only
+area means are returned, a few numbers per field, so that memory does not grow with the number of
+init times. Does not depend on torch.
 """
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,8 +28,14 @@ from xaurora.evaluation.truths import Truth
 from xaurora.fields.found import Field
 from xaurora.utils.progress import progress_bar
 from xaurora.utils.types import Given
+from xaurora.utils.workers import in_order
 
 Key = tuple[str, str]
+
+_BLOCK = 64 * 1024**2  # bytes of one variable to read at once, if chunks allow it
+_LARGEST = 512 * 1024**2  # larger blocks are cut, although their chunks are then read again
+_SMALL = 4 * 1024**2  # bytes to read at once at least, if the data have that many
+_MOST_FIELDS = 512  # in a block, because each field produces some hundred numbers
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,21 @@ class Plan:
         return next(f.fields[key] for f in self.forecasts.values() if key in f.fields)
 
 
+@dataclass(frozen=True)
+class Block:
+    """Init times and leads that are read at once, and the jobs that need their variables."""
+
+    jobs: tuple[int, ...]
+    init: slice
+    lead: slice
+
+    @property
+    def fields(self) -> int:
+        """Number of fields to score."""
+        shape = self.init.stop - self.init.start, self.lead.stop - self.lead.start
+        return len(self.jobs) * shape[0] * shape[1]
+
+
 @dataclass
 class BlockResult:
     """Results of one block: area means by label, key, statistic and position, and counts."""
@@ -139,14 +160,16 @@ def run(plan: Plan, *, progress: bool) -> tuple[dict[str, Table], dict[str, Any]
         for label in plan.forecasts
     }
     counts: dict[str, Any] = {"scored": 0, "without_truth": 0, "missing_truth": set(), "maps": {}}
-    blocks = [
-        (j, init, lead) for j, job in enumerate(plan.jobs) for init, lead in _blocks(plan, job)
-    ]
-    total = sum((i.stop - i.start) * (k.stop - k.start) for _, i, k in blocks)
+    blocks = list(_blocks(plan))
     with progress_bar(
-        total=total, label="evaluate", unit="field", shown=progress, after=2.0
+        total=sum(b.fields for b in blocks),
+        label="evaluate",
+        unit="field",
+        shown=progress,
+        after=2.0,
     ) as meter:
-        for (_, init, lead), found in zip(blocks, _results(plan, blocks), strict=True):
+        results = in_order(_score, plan, blocks, name="xaurora-evaluate")
+        for block, found in zip(blocks, results, strict=True):
             for label, key, name, i, k, means, share in found.means:
                 tables[label].add(
                     ("/".join(key), name),
@@ -161,79 +184,106 @@ def run(plan: Plan, *, progress: bool) -> tuple[dict[str, Table], dict[str, Any]
             counts["scored"] += found.scored
             counts["without_truth"] += found.without_truth
             counts["missing_truth"] |= found.missing_truth
-            meter.update((init.stop - init.start) * (lead.stop - lead.start))
+            meter.update(block.fields)
     return tables, counts
 
 
-def _blocks(plan: Plan, job: Job) -> Iterator[tuple[slice, slice]]:
-    sizes = [
-        f.lengths(f.fields[part].source)
+def _blocks(plan: Plan) -> Iterator[Block]:
+    """Yield the blocks, for variable after variable, in the order of their last valid time."""
+    count = len(plan.first.init_times), len(plan.first.leads)
+    for numbers in _sharing(plan.jobs):
+        inits, leads = _lengths(plan, numbers)
+        blocks = [
+            Block(numbers, slice(i, min(i + inits, count[0])), slice(k, min(k + leads, count[1])))
+            for i in range(0, count[0], inits)
+            for k in range(0, count[1], leads)
+        ]
+        yield from sorted(
+            blocks,
+            key=lambda b: (
+                plan.first.init_times[b.init.stop - 1] + plan.first.leads[b.lead.stop - 1]
+            ),
+        )
+
+
+def _sharing(jobs: list[Job]) -> list[tuple[int, ...]]:
+    """Return groups of jobs that share a variable, such as a wind and its components."""
+    groups: list[tuple[set[Key], list[int]]] = []
+    for number, job in enumerate(jobs):
+        parts, numbers = set(job.parts), [number]
+        for group in [g for g in groups if g[0] & parts]:
+            groups.remove(group)
+            parts, numbers = parts | group[0], group[1] + numbers
+        groups.append((parts, numbers))
+    return sorted(tuple(sorted(numbers)) for _, numbers in groups)
+
+
+def _lengths(plan: Plan, numbers: tuple[int, ...]) -> tuple[int, int]:
+    """Return the number of init times and lead times to read at once.
+
+    They are whole chunks of all forecasts, unless these are chunks of small areas and many times.
+    """
+    parts = {part for number in numbers for part in plan.jobs[number].parts}
+    read = [
+        (f, f.fields[part].source)
         for f in plan.forecasts.values()
-        for part in job.parts
+        for part in parts
         if part in f.fields
     ]
-    inits, leads = min(s[0] for s in sizes), min(s[1] for s in sizes)
     count = len(plan.first.init_times), len(plan.first.leads)
-    for i in range(0, count[0], inits):
-        for k in range(0, count[1], leads):
-            yield slice(i, min(i + inits, count[0])), slice(k, min(k + leads, count[1]))
+    field_size = max(f.field_size(name) for f, name in read)
+    most = min(max(_BLOCK // field_size, 1), _MOST_FIELDS)
+    chunks = np.lcm.reduce([f.chunk(name) for f, name in read])
+    leads = min(max(most // chunks[1], 1) * chunks[1], count[1])
+    few = min(max(_SMALL // field_size, 1), _MOST_FIELDS) // leads
+    inits = min(max(min(most // leads, few) // chunks[0], 1) * chunks[0], count[0])
+    largest = max(_LARGEST // field_size, max(np.prod(f.chunk(name)) for f, name in read))
+    if inits * leads > largest:
+        leads = min(leads, largest)
+        inits = max(largest // leads, 1)
+    return int(inits), int(leads)
 
 
-def _results(plan: Plan, blocks: list[tuple[int, slice, slice]]) -> Iterator[BlockResult]:
-    """Yield the results of all blocks in order, computed in parallel."""
-    client = _client()
-    if client is not None:
-        sent = client.scatter(plan, broadcast=True, hash=False)
-        ahead = 4 * max(len(client.scheduler_info()["workers"]), 1)
-        yield from _in_order(lambda b: client.submit(_block, sent, *b, pure=False), blocks, ahead)
-        return
-    workers = max(min(os.cpu_count() or 1, len(blocks), 8), 1)
-    if workers == 1:
-        yield from (_block(plan, *b) for b in blocks)
-        return
-    with ThreadPoolExecutor(workers, thread_name_prefix="xaurora-evaluate") as pool:
-        yield from _in_order(lambda b: pool.submit(_block, plan, *b), blocks, 2 * workers)
-
-
-def _in_order(submit: Callable[[Any], Any], items: list[Any], ahead: int) -> Iterator[BlockResult]:
-    waiting: deque[Any] = deque()
-    try:
-        for item in items:
-            waiting.append(submit(item))
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-def _client() -> Any:
-    """Return the active dask.distributed client of the user, or None."""
-    import sys
-
-    if "distributed" not in sys.modules:
-        return None
-    from distributed import get_client
-
-    try:
-        return get_client()
-    except ValueError:
-        return None
-
-
-def _block(plan: Plan, number: int, init: slice, lead: slice) -> BlockResult:
-    """Compute the area means of one block of one job."""
-    job = plan.jobs[number]
-    first = plan.first
-    valid = first.init_times[init][:, None] + first.leads[lead][None]
-    times = valid.astype("datetime64[ns]").astype(np.int64)
-    truths = [plan.truth.read(part[0], part[1], valid.ravel(), job.levels) for part in job.parts]
-    blocks = {
-        label: _ForecastBlock(f, job, init, lead, plan) for label, f in plan.forecasts.items()
-    }
+def _score(plan: Plan, block: Block) -> BlockResult:
+    """Compute the area means of one block, for all jobs that need its variables."""
     found = BlockResult([])
+    read = _Reader(plan, block)
+    for number in block.jobs:
+        _score_job(plan, plan.jobs[number], read, found)
+    return found
+
+
+class _Reader:
+    """Reads the variables of a block, each of them once."""
+
+    def __init__(self, plan: Plan, block: Block) -> None:
+        self.plan, self.init, self.lead = plan, block.init, block.lead
+        first = plan.first
+        self.valid = first.init_times[self.init][:, None] + first.leads[self.lead][None]
+        self._forecasts: dict[Given, np.ndarray] = {}
+        self._truths: dict[Given, dict[int, np.ndarray]] = {}
+
+    def forecast(self, label: str, name: str, levels: tuple[float, ...]) -> np.ndarray:
+        """Return a variable of a forecast, as stored."""
+        key = label, name, levels
+        if key not in self._forecasts:
+            forecast = self.plan.forecasts[label]
+            self._forecasts[key] = forecast.block(name, self.init, self.lead, levels)
+        return self._forecasts[key]
+
+    def truth(self, part: Key, levels: tuple[float, ...]) -> dict[int, np.ndarray]:
+        """Return the fields of a truth by valid time in ns."""
+        key = part, levels
+        if key not in self._truths:
+            self._truths[key] = self.plan.truth.read(*part, self.valid.ravel(), levels)
+        return self._truths[key]
+
+
+def _score_job(plan: Plan, job: Job, read: _Reader, found: BlockResult) -> None:
+    init, lead = read.init, read.lead
+    times = read.valid.astype("datetime64[ns]").astype(np.int64)
+    truths = [read.truth(part, job.levels) for part in job.parts]
+    blocks = {label: _ForecastBlock(label, job, read) for label in plan.forecasts}
     for i, k in np.ndindex(*times.shape):
         time = int(times[i, k])
         if job.whole is not None and lead.start + k not in job.whole:
@@ -272,7 +322,6 @@ def _block(plan: Plan, number: int, init: slice, lead: slice) -> BlockResult:
                     continue
                 means, share = STATISTICS[name].means(sample, plan.areas)
                 found.means.append((label, job.key, name, row, column, means, share))
-    return found
 
 
 def _add(maps: dict[Any, Any], key: Given, parts: tuple[np.ndarray, np.ndarray]) -> None:
@@ -286,16 +335,20 @@ def _add(maps: dict[Any, Any], key: Given, parts: tuple[np.ndarray, np.ndarray])
 class _ForecastBlock:
     """Fields of one forecast for one job, with their parameters, quantiles and probabilities."""
 
-    def __init__(self, forecast: Forecast, job: Job, init: slice, lead: slice, plan: Plan) -> None:
+    def __init__(self, label: str, job: Job, read: _Reader) -> None:
+        forecast = read.plan.forecasts[label]
         self.there = all(part in forecast.fields for part in job.parts)
         if not self.there:
             return
+
+        def values(name: str) -> np.ndarray:
+            return read.forecast(label, name, job.levels)
+
         self.items = [forecast.fields[part] for part in job.parts]
-        self.raw = [forecast.block(item.source, init, lead, job.levels) for item in self.items]
+        self.raw = [values(item.source) for item in self.items]
         self.params: dict[str, np.ndarray] = {}
         self.beside: dict[str, np.ndarray] = {}
-        label = next(n for n, f in plan.forecasts.items() if f is forecast)
-        law = plan.laws.get((label, job.key))
+        law = read.plan.laws.get((label, job.key))
         source = self.items[0].source
         if (
             law is not None
@@ -303,12 +356,10 @@ class _ForecastBlock:
             and not forecast.has_members(source)
             and len(job.parts) == 1
         ):
-            self.params = {
-                p: forecast.block(f"{source}_{p}", init, lead, job.levels) for p in law.parameters
-            }
+            self.params = {p: values(f"{source}_{p}") for p in law.parameters}
         for suffix in ("quantile", "probability") if len(job.parts) == 1 else ():
             if f"{source}_{suffix}" in forecast.ds:
-                self.beside[suffix] = forecast.block(f"{source}_{suffix}", init, lead, job.levels)
+                self.beside[suffix] = values(f"{source}_{suffix}")
 
 
 def _sample(

@@ -21,44 +21,56 @@ from xaurora.fields import conventions, periods, precipitation, recognition, var
 from xaurora.fields.found import Field
 from xaurora.fields.grid import regridding
 from xaurora.fields.unit_conversion import is_rate
+from xaurora.utils import indexed
 
 logger = logging.getLogger("xaurora")
 
-_KEPT = 160 * 1024**2  # bytes of truth fields kept for later lead times
+_KEPT = 1024**3  # bytes of truth fields kept for later lead times
 
 
 @dataclass
 class FieldCache:
     """Least-recently-used cache of fields, limited to a number of bytes.
 
-    It is shared by threads. Fields are read once and used by several lead times.
+    It is shared by threads, and one of them reads at a time, so that no field is read twice.
     """
 
-    limit: int = _KEPT
+    limit: int = field(default_factory=lambda: _KEPT)
     fields: OrderedDict[Any, np.ndarray] = field(default_factory=OrderedDict)
     lock: Any = field(default_factory=threading.Lock)
+    reading: Any = field(default_factory=threading.Lock)
     held: int = 0
 
     def get(
-        self, keys: Sequence[Any], read: Callable[[list[Any]], Sequence[np.ndarray]]
+        self, keys: Sequence[Any], read: Callable[[list[Any]], dict[Any, np.ndarray]]
     ) -> dict[Any, np.ndarray]:
-        """Return fields by key; ``read`` loads those that are not in the cache."""
+        """Return fields by key; ``read`` loads those not in the cache, and perhaps others."""
+        out = self._kept(keys)
+        if len(out) < len(set(keys)):
+            with self.reading:
+                out |= self._kept([key for key in keys if key not in out])
+                missing = [key for key in dict.fromkeys(keys) if key not in out]
+                if missing:
+                    new = read(missing)
+                    out |= {key: new[key] for key in missing}
+                    self._keep(new)
+        return out
+
+    def _kept(self, keys: Sequence[Any]) -> dict[Any, np.ndarray]:
         with self.lock:
             out = {key: self.fields[key] for key in keys if key in self.fields}
             for key in out:
                 self.fields.move_to_end(key)
-        missing = [key for key in dict.fromkeys(keys) if key not in out]
-        if missing:
-            new = dict(zip(missing, read(missing), strict=True))
-            out |= new
-            with self.lock:
-                for key, values in new.items():
-                    if key not in self.fields:
-                        self.fields[key] = values
-                        self.held += values.nbytes
-                while self.held > self.limit and len(self.fields) > 1:
-                    self.held -= self.fields.popitem(last=False)[1].nbytes
         return out
+
+    def _keep(self, new: dict[Any, np.ndarray]) -> None:
+        with self.lock:
+            for key, values in new.items():
+                if key not in self.fields:
+                    self.fields[key] = values
+                    self.held += values.nbytes
+            while self.held > self.limit and len(self.fields) > 1:
+                self.held -= self.fields.popitem(last=False)[1].nbytes
 
     def __getstate__(self) -> dict[str, Any]:
         return {"limit": self.limit}  # the cache starts empty in another process
@@ -83,6 +95,8 @@ class Truth:
     masked : bool
         Whether values are missing by nature, as in satellite data, so that only points with values
         are scored.
+    needed : ndarray of int
+        Positions of the valid times of the forecast, in increasing order.
     """
 
     fields: conventions.Fields
@@ -91,6 +105,7 @@ class Truth:
     position: periods.TimeIndex
     totals: xr.DataArray | None
     masked: bool = False
+    needed: np.ndarray = field(default_factory=lambda: np.array([], int))
     kept: FieldCache = field(default_factory=FieldCache)
 
     def array(self, kind: str, name: str) -> xr.DataArray:
@@ -112,30 +127,33 @@ class Truth:
         wanted = [int(t.astype("datetime64[ns]").astype(np.int64)) for t in times]
         there = [t for t in wanted if t in self.position]
 
-        def fetch(keys: list[Any]) -> list[np.ndarray]:
-            places = np.array([self.position[key[2]] for key in keys])
-            order = np.argsort(places)
-            # Consecutive times are read as a slice, which is faster than a list of indices.
-            ranked = places[order]
-            index: Any = (
-                slice(int(ranked[0]), int(ranked[-1]) + 1)
-                if len(ranked) == ranked[-1] - ranked[0] + 1
-                else ranked
-            )
-            da = self.array(kind, name).isel(time=index)
+        def fetch(keys: list[Any]) -> dict[Any, np.ndarray]:
+            places = self._with_same_chunks(kind, name, [self.position[key[3]] for key in keys])
+            da = self.array(kind, name).isel(time=indexed.as_slice(places))
             if kind == "atmos":
                 da = da.isel(level=[self.fields.levels.index(level) for level in levels])
             values = da.values
             if not self._whole:
                 values = values[..., self.rows, :][..., self.columns]
-            out: list[Any] = [None] * len(keys)
-            for i, place in enumerate(order):
-                out[place] = values[i].copy() if len(keys) > 1 else values[i]
-            return out
+            stamps = self.fields.times[places].astype("datetime64[ns]").astype(np.int64)
+            return {
+                (kind, name, levels, int(stamp)): one.copy() if len(values) > 1 else one
+                for stamp, one in zip(stamps, values, strict=True)
+            }
 
-        return {
-            key[2]: v for key, v in self.kept.get([(kind, name, t) for t in there], fetch).items()
-        }
+        found = self.kept.get([(kind, name, levels, t) for t in there], fetch)
+        return {key[3]: values for key, values in found.items()}
+
+    def _with_same_chunks(self, kind: str, name: str, places: list[int]) -> np.ndarray:
+        """Add the positions that are stored in the same chunks and needed later."""
+        da = self.array(kind, name)
+        dims = "time", self.fields.layout.axes["time"].dim
+        stored = da.encoding.get("preferred_chunks", {})
+        length = max(int(stored.get(dim, 1)) for dim in dims)
+        if length == 1 or length * da.nbytes // max(len(da), 1) > self.kept.limit // 2:
+            return np.unique(places)
+        same = self.needed[np.isin(self.needed // length, np.unique(places) // length)]
+        return np.union1d(same, places)
 
     def like(self, kind: str, name: str, values: np.ndarray, item: Field) -> np.ndarray:
         """Convert values of the truth to the units of a forecast's field, as float64."""
@@ -239,7 +257,8 @@ def read_truth(
             "the truth holds no time.", fix="pass a truth that covers init_time + lead_time"
         )
     valid = (forecast.init_times[:, None] + forecast.leads[None]).ravel()
-    if not position.has(valid).any():
+    truth.needed = np.unique(position.locate(valid[position.has(valid)]))
+    if not len(truth.needed):
         raise TruthError(
             f"no valid time of the forecast ({valid.min().astype('datetime64[m]')} to"
             f" {valid.max().astype('datetime64[m]')}) is in the truth"

@@ -22,8 +22,9 @@ from xaurora.forecasting import members as ensembles
 from xaurora.forecasting.members import PastOrder
 from xaurora.forecasting.options import PredictOptions
 from xaurora.forecasting.request import Request
+from xaurora.forecasting.store import Sink
 from xaurora.model import execution, placement, rollout
-from xaurora.model.aurora import AuroraWithHead
+from xaurora.model.aurora import AuroraWithHead, Step
 from xaurora.model.heads import RAIN, DistributionHead
 from xaurora.model.loader import Loader, prefetch
 
@@ -122,69 +123,57 @@ class Job:
     options: PredictOptions
 
     def run(
-        self, times: list[np.datetime64], replicas: list[AuroraWithHead]
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Yield the forecasts of init times in order.
+        self, times: list[np.datetime64], first: int, replicas: list[AuroraWithHead], sink: Sink
+    ) -> None:
+        """Forecast from all init times, and give each lead to the sink when it is computed.
 
         Inputs are read while earlier forecasts are computed.
+
+        Parameters
+        ----------
+        times : list of datetime64
+        first : int
+            Number of the first of them in the output.
+        replicas : list of AuroraWithHead
+            The model on each device.
+        sink : Sink
         """
         loader = Loader(self.fields, {}, budget=_FRAMES)
-        groups = [
-            times[i : i + self.options.batch_size]
-            for i in range(0, len(times), self.options.batch_size)
-        ]
-        several = prefetch(groups, loader.batch, 1 if len(groups) > 1 else 0)
-        if len(replicas) == 1:
-            try:
-                for inits, batch in several:
-                    yield from self.forecast(replicas[0], inits, batch)
-            finally:
-                loader.close()
-            return
+        size = self.options.batch_size
+        groups = [times[i : i + size] for i in range(0, len(times), size)]
+        read = prefetch(groups, loader.batch, 1 if len(groups) > 1 else 0)
+        numbered = (
+            (slice(first + i * size, first + i * size + len(inits)), inits, batch)
+            for i, (inits, batch) in enumerate(read)
+        )
         free: queue.SimpleQueue[AuroraWithHead] = queue.SimpleQueue()
         for replica in replicas:
             free.put(replica)
 
-        def one(item: tuple[list[np.datetime64], Batch]) -> list[dict[str, np.ndarray]]:
+        def one(item: tuple[slice, list[np.datetime64], Batch]) -> None:
             replica = free.get()
             try:
-                return self.forecast(replica, *item)
+                with torch.inference_mode():
+                    self._forecast(replica, *item, sink)
             finally:
                 free.put(replica)
 
         try:
-            for _, blocks in prefetch(several, one, len(replicas)):
-                yield from blocks
+            for _ in prefetch(numbered, one, len(replicas) if len(replicas) > 1 else 0):
+                pass
         finally:
             loader.close()
 
-    def forecast(
-        self, module: AuroraWithHead, inits: list[np.datetime64], batch: Batch
-    ) -> list[dict[str, np.ndarray]]:
-        """Return the forecasts from some init times.
-
-        Each is a dict of canonical arrays ``(lead, [level,] h, w)`` by name, cropped to the output.
-        """
-        with torch.inference_mode():
-            return self._forecast(module, inits, batch)
-
     def _forecast(
-        self, module: AuroraWithHead, inits: list[np.datetime64], batch: Batch
-    ) -> list[dict[str, np.ndarray]]:
-        heads: Any = module.head
-        request, (rows, columns) = self.request, self.part
+        self,
+        module: AuroraWithHead,
+        place: slice,
+        inits: list[np.datetime64],
+        batch: Batch,
+        sink: Sink,
+    ) -> None:
+        request = self.request
         ranks = [self.order.ranks(init) if self.order is not None else {} for init in inits]
-        out: list[dict[str, list[np.ndarray]]] = [{} for _ in inits]
-
-        def keep(key: str, values: torch.Tensor, *, cut: bool = True) -> None:
-            """Append values ``(b, ..., h, w)`` to the output."""
-            found = values.float().cpu().numpy()
-            if cut:
-                found = found[..., rows, :][..., columns]
-            for own, one in zip(out, found, strict=True):
-                own.setdefault(key, []).append(one)
-
-        whole = self.window is None  # otherwise the heads return only the region
         # Steps that are followed by another are always decoded, the last one only for the
         # requested variables.
         alone = not request.surface and not request.atmos
@@ -192,26 +181,43 @@ class Job:
             module, batch, request.steps[-1], head_only=alone, atmos=tuple(request.atmos)
         )
         for i, step in enumerate(stepping):
-            if i + 1 not in request.steps:
-                continue
-            for name in request.surface:
-                keep(f"surface/{name}", step.prediction.surf_vars[name][:, 0])
-            for name in request.atmos:
-                keep(f"atmos/{name}", step.prediction.atmos_vars[name][:, 0])
-            for target in request.targets:
-                params = heads[target].parameters_of(step.raw[target])
-                for key, values in self._of_target(heads[target], params).items():
-                    keep(f"{target}/{key}", values, cut=whole)
-                for b, own in enumerate(ranks):
-                    if target in own:
-                        inner = {
-                            k: v[b][rows, :][:, columns] if whole else v[b]
-                            for k, v in params.items()
-                        }
-                        wanted = own[target][request.steps.index(i + 1)]
-                        drawn = ensembles.draw(heads[target], inner, wanted)
-                        out[b].setdefault(f"{target}/members", []).append(drawn)
-        return [{key: np.stack(values) for key, values in own.items()} for own in out]
+            if i + 1 in request.steps:
+                lead = request.steps.index(i + 1)
+                sink.put(place, lead, self._of_step(module, step, lead, ranks))
+
+    def _of_step(
+        self, module: AuroraWithHead, step: Step, lead: int, ranks: list[dict[str, Any]]
+    ) -> dict[str, np.ndarray]:
+        """Return canonical arrays ``(b, ..., h, w)`` by key, cropped to the output."""
+        heads: Any = module.head
+        rows, columns = self.part
+        whole = self.window is None  # otherwise the heads return only the region
+
+        def cut(values: np.ndarray) -> np.ndarray:
+            return values[..., rows, :][..., columns]
+
+        def array(values: torch.Tensor) -> np.ndarray:
+            return values.float().cpu().numpy()
+
+        out: dict[str, np.ndarray] = {}
+        for name in self.request.surface:
+            out[f"surface/{name}"] = cut(array(step.prediction.surf_vars[name][:, 0]))
+        for name in self.request.atmos:
+            out[f"atmos/{name}"] = cut(array(step.prediction.atmos_vars[name][:, 0]))
+        for target in self.request.targets:
+            params = heads[target].parameters_of(step.raw[target])
+            for key, values in self._of_target(heads[target], params).items():
+                out[f"{target}/{key}"] = cut(array(values)) if whole else array(values)
+            members = []
+            for b, own in enumerate(ranks):
+                if target in own:
+                    inner = {
+                        k: v[b][rows, :][:, columns] if whole else v[b] for k, v in params.items()
+                    }
+                    members.append(ensembles.draw(heads[target], inner, own[target][lead]))
+            if members:
+                out[f"{target}/members"] = np.stack(members)
+        return out
 
     def _of_target(
         self, head: DistributionHead, params: dict[str, torch.Tensor]

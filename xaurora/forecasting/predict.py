@@ -25,14 +25,13 @@ from xaurora.forecasting.members import PastOrder
 from xaurora.forecasting.options import PredictOptions
 from xaurora.forecasting.provenance import global_attributes
 from xaurora.forecasting.request import Request, lead_steps, resolve_request
-from xaurora.forecasting.store import to_store
+from xaurora.forecasting.store import Sink, to_memory, to_store
 from xaurora.forecasting.writer import Writer
 from xaurora.model import batch, hashing, heads, tuned, weights
 from xaurora.model.aurora import AuroraWithHead
 from xaurora.model.resolve import ResolvedModel, resolve
 from xaurora.model.tiny import build_tiny
 from xaurora.model.tuned import TunedAurora
-from xaurora.utils.progress import track
 
 logger = logging.getLogger("xaurora")
 
@@ -83,18 +82,13 @@ def predict(ds: xr.Dataset, options: PredictOptions) -> xr.Dataset:
             stack.enter_context(inference(m, job, device))
             for m, device in zip(modules, devices, strict=True)
         ]
+
+        def run(times: list[np.datetime64], first: int, sink: Sink) -> None:
+            job.run(times, first, replicas, sink)
+
         if options.store is not None:
-            return to_store(
-                Path(options.store),
-                writer,
-                lambda left: job.run(list(left), replicas),
-                options.progress,
-                options.batch_size,
-            )
-        forecasts = job.run(times, replicas)
-        return writer.dataset(
-            list(track(forecasts, "predict", shown=options.progress, total=len(times)))
-        )
+            return to_store(Path(options.store), writer, run, options.progress)
+        return to_memory(writer, run, options.progress)
 
 
 Part = tuple[slice | np.ndarray, slice | np.ndarray]

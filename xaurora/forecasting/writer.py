@@ -1,14 +1,12 @@
-"""Output of a forecast in the user's own form, as a Dataset or as a Zarr store.
-
-A store is written one init time after another.
-"""
+"""Output of a forecast in the user's own form: names, units, order of the grid, coordinates."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,12 +17,22 @@ from xaurora.fields import conventions, periods
 from xaurora.fields.conventions import Fields
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.forecasting.request import Request, target_field
-from xaurora.model.heads import HeadSet
+from xaurora.model.heads import DistributionHead, HeadSet
 
 logger = logging.getLogger("xaurora")
 
 
 _NOT_SIGNED = ("xaurora_versions", "xaurora_base_note")  # do not affect the values
+
+
+@dataclass(frozen=True)
+class Output:
+    """One variable of a forecast at one lead: values ``(init_time, *dims)``, and attributes."""
+
+    name: str
+    dims: tuple[str, ...]
+    values: np.ndarray
+    attrs: dict[str, Any]
 
 
 class Writer:
@@ -129,46 +137,54 @@ class Writer:
             out["threshold"] = ("threshold", np.array(self.request.thresholds), {"units": "mm"})
         return out
 
-    def variables(
-        self, block: dict[str, np.ndarray]
-    ) -> dict[str, tuple[tuple[str, ...], np.ndarray, dict[str, Any]]]:
-        """Return one init time's arrays by the user's names.
+    def size(self) -> int:
+        """Return the bytes of the whole forecast in memory."""
+        request, form = self.request, self.fields.layout.fields
+        single = sum(form["surface", n].dtype.itemsize for n in request.surface)
+        column = sum(form["atmos", n].dtype.itemsize for n in request.atmos)
+        fields = single + column * len(self.cut.levels)
+        for name in request.targets:
+            item, head = target_field(self.fields, name, self.infos[name]), self.heads[name]
+            rain, is_single = bool(self.infos[name]["rain"]), _is_single(head)
+            of_user = 1 + request.members + len(request.quantiles)
+            others = (0 if is_single else len(head.law.parameters)) + rain * len(request.thresholds)
+            fields += of_user * item.dtype.itemsize + 4 * others
+        points = int(np.prod(self.grid.shape))
+        return fields * points * len(self.times) * len(self.leads)
 
-        Their dims are ``(lead_time, ..., latitude, longitude)``.
+    def outputs(self, block: dict[str, np.ndarray]) -> Iterator[Output]:
+        """Yield the variables at one lead of some init times, in the user's form.
+
+        Parameters
+        ----------
+        block : dict of ndarray, ``(init_time, ..., latitude, longitude)``
+            Canonical arrays by key.
         """
-        out: dict[str, Any] = {}
         here = ("latitude", "longitude")
 
         def turned(values: np.ndarray) -> np.ndarray:
             return values[..., self.rows, :][..., self.columns]
 
-        for name in self.request.surface:
-            item = self.fields.layout.fields["surface", name]
-            out[item.source] = (
-                ("lead_time", *here),
-                conventions.to_user_values(turned(block[f"surface/{name}"]), item),
-                _clean(item.attrs),
-            )
-        for name in self.request.atmos:
-            item = self.fields.layout.fields["atmos", name]
-            out[item.source] = (
-                ("lead_time", "level", *here),
-                conventions.to_user_values(turned(block[f"atmos/{name}"]), item),
-                _clean(item.attrs),
-            )
+        for kind, names, dims in (
+            ("surface", self.request.surface, here),
+            ("atmos", self.request.atmos, ("level", *here)),
+        ):
+            for name in names:
+                item = self.fields.layout.fields[kind, name]
+                values = conventions.to_user_values(turned(block[f"{kind}/{name}"]), item)
+                yield Output(item.source, dims, values, _clean(item.attrs))
         for name in self.request.targets:
-            out |= self._target(name, block, turned)
-        return out
+            yield from self._target(name, block, turned)
 
     def _target(
         self, target: str, block: dict[str, np.ndarray], turned: Callable[[np.ndarray], np.ndarray]
-    ) -> dict[str, Any]:
+    ) -> Iterator[Output]:
         item, head = target_field(self.fields, target, self.infos[target]), self.heads[target]
         name, here = item.source, ("latitude", "longitude")
         rain = bool(self.infos[target]["rain"])
         law = distributions.to_attrs(head.law)
         methods = {"cell_methods": periods.cell_methods(TIMESTEP_HOURS)} if rain else {}
-        single = head.options.family == "deterministic"
+        single = _is_single(head)
         when = "total over the 6 hours ending at valid_time; " if rain else ""
         is_mean = (
             "single value of a deterministic head, close to the median"
@@ -176,7 +192,6 @@ class Writer:
             else "mean of the distribution"
         )
         own = {**_clean(item.attrs), **methods}
-        out: dict[str, Any] = {}
         mean = conventions.to_user_values(turned(block[f"{target}/mean"]), item)
         if self.request.members:
             members = conventions.to_user_values(turned(block[f"{target}/members"]), item)
@@ -185,14 +200,10 @@ class Writer:
                 **law,
                 "comment": f"{when}members with the dependence of past fields (Schaake shuffle)",
             }
-            out[name] = (("lead_time", "number", *here), members, kept)
-            out[f"{name}_mean"] = (
-                ("lead_time", *here),
-                mean,
-                {**own, "comment": f"{when}{is_mean}"},
-            )
+            yield Output(name, ("number", *here), members, kept)
+            yield Output(f"{name}_mean", here, mean, {**own, "comment": f"{when}{is_mean}"})
         else:
-            out[name] = (("lead_time", *here), mean, {**own, **law, "comment": f"{when}{is_mean}"})
+            yield Output(name, here, mean, {**own, **law, "comment": f"{when}{is_mean}"})
         for parameter in () if single else head.law.parameters:
             described = {
                 "long_name": _PARAMETERS.get((head.law.name, parameter), parameter),
@@ -205,8 +216,9 @@ class Writer:
                 or (head.law.name == "quantile" and parameter != "p")
                 else "1"
             )
-            out[f"{name}_{parameter}"] = (
-                ("lead_time", *here),
+            yield Output(
+                f"{name}_{parameter}",
+                here,
                 turned(block[f"{target}/{parameter}"]),
                 {"units": units, **described},
             )
@@ -214,8 +226,9 @@ class Writer:
             stacked = np.stack(
                 [turned(block[f"{target}/quantile/{q}"]) for q in self.request.quantiles], axis=1
             )
-            out[f"{name}_quantile"] = (
-                ("lead_time", "quantile", *here),
+            yield Output(
+                f"{name}_quantile",
+                ("quantile", *here),
                 conventions.to_user_values(stacked, item),
                 {**_clean(item.attrs), **methods},
             )
@@ -224,21 +237,17 @@ class Writer:
                 [turned(block[f"{target}/probability/{t}"]) for t in self.request.thresholds],
                 axis=1,
             )
-            out[f"{name}_probability"] = (
-                ("lead_time", "threshold", *here),
+            yield Output(
+                f"{name}_probability",
+                ("threshold", *here),
                 stacked,
                 {"units": "1", "long_name": "probability of exceeding the threshold in 6 hours"},
             )
-        return out
 
-    def dataset(self, blocks: list[dict[str, np.ndarray]]) -> xr.Dataset:
-        """Return the forecast of all init times as a Dataset."""
-        parts = [self.variables(block) for block in blocks]
-        data = {
-            name: (("init_time", *dims), np.stack([p[name][1] for p in parts]), attrs)
-            for name, (dims, _, attrs) in parts[0].items()
-        }
-        return xr.Dataset(data, self.coords(), self.attrs)
+
+def _is_single(head: DistributionHead) -> bool:
+    """Return whether a head predicts a single value and no distribution."""
+    return bool(head.options.family == "deterministic")
 
 
 _PARAMETERS = {

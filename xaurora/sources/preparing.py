@@ -3,7 +3,8 @@
 The store holds only what training needs: the model's variables and levels, the target as six-hour
 totals, a region and a range of times. Values are float32 in canonical units, north first. Each time
 of a variable is one chunk, and many chunks share a file (a shard). A sample is then read with one
-request per variable, and the store has few files.
+request per variable, and the store has few files. It is written in pieces, by threads, by several
+processes that are given the same path, or by the workers of a dask cluster.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,17 +28,18 @@ from xaurora.fields.grid import patches, regions
 from xaurora.fields.grid.regions import RegionLike
 from xaurora.fields.requirements import Needs
 from xaurora.fields.variables import TIMESTEP_HOURS
-from xaurora.utils import lazy, storage
+from xaurora.utils import indexed, lazy, pieces, storage
 from xaurora.utils import zarr_stores as stores
-from xaurora.utils.progress import log_line, track
+from xaurora.utils.progress import log_line, progress_bar
 from xaurora.utils.types import Given, PeriodLike
+from xaurora.utils.workers import in_order
 
 logger = logging.getLogger("xaurora")
 
 NeedsOf: TypeAlias = Callable[[Fields, Sequence[str]], Needs]
 
-_SHARD = 64 * 1024**2  # approximate bytes of a file before compression
-_BLOCK = 512 * 1024**2  # approximate bytes in memory at once
+_SHARD = 128 * 1024**2  # approximate bytes of a file before compression
+_BLOCK = 512 * 1024**2  # approximate bytes that each thread reads at once
 _ATTRIBUTE = "xaurora_prepared"
 _COMPARED = 6  # stored times that are compared with the source before resuming
 _MANTISSA = 23  # bits of float32
@@ -51,6 +54,7 @@ def prepare(
     region: RegionLike | None = None,
     time: PeriodLike = None,
     bits: int | None = None,
+    client: Given = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Write a training store. See :meth:`xaurora.accessor.AuroraAccessor.prepare`.
@@ -71,19 +75,92 @@ def prepare(
         )
     path = Path(path)
     variables = _variables(ds, target, needs, region, time)
-    template, encoding, length = _template(variables)
+    template, encoding, lengths = _template(variables)
     template.attrs |= {
         "title": "Prepared for training with xaurora",
         "Conventions": "CF-1.11",
         "xaurora_bits": "all" if bits is None else int(bits),
     }
-    signature = _signature(template, variables, bits)
-    template.attrs[_ATTRIBUTE] = signature
-    blocks = range(0, template.sizes["time"], length)
-    template.attrs[stores.PIECES] = len(blocks)
-    done = 0
-    if path.exists():
-        done = stores.count_written_pieces(
+    count = template.sizes["time"]
+    numbered = tuple(
+        _Piece(name, first, min(first + length, count))
+        for name, length in lengths.items()
+        for first in range(0, count, length)
+    )
+    signature = _signature(template, variables, bits, numbered)
+    template.attrs |= {_ATTRIBUTE: signature, stores.PIECES: len(numbered)}
+    shared = pieces.Pieces(path.with_name(f".{path.name}.pieces"), len(numbered))
+    work = _Work(path, {n: da for n, (da, _) in variables.items()}, bits, numbered, shared)
+    complete = _begin(work, template, encoding, signature)
+    size = sum(v.nbytes for v in template.data_vars.values())
+    files = sum(-(-count // encoding[n]["shards"][0]) for n in lengths)
+    log_line(
+        f"Writing {count} times, {size / 1e9:.3g} GB before compression in {files} files, to"
+        f" {path}",
+        shown=progress and not complete,
+    )
+    if not complete:
+        with progress_bar(
+            total=len(numbered), label="prepare", unit="piece", shown=progress
+        ) as meter:
+            shared.run(
+                lambda left: in_order(_attempt, work, left, client=client, name="xaurora-prepare"),
+                meter.update,
+            )
+        _finish(work)
+    return xr.open_dataset(
+        path, engine="zarr", chunks=None, consolidated=False, decode_timedelta=True
+    )
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some times of one variable: whole files of the store, written by one process."""
+
+    name: str
+    first: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is written where; it is sent to other processes."""
+
+    path: Path
+    arrays: dict[str, xr.DataArray]
+    bits: int | None
+    numbered: tuple[_Piece, ...]
+    shared: pieces.Pieces
+
+    def write(self, number: int) -> None:
+        """Read one piece of the source and write it."""
+        import zarr
+
+        piece = self.numbered[number]
+        variable = self.arrays[piece.name].variable[piece.first : piece.stop]
+        values = _rounded(indexed.read(variable, piece.name), self.bits)
+        with storage.wrap_write_errors(self.path):
+            group = zarr.open_group(self.path, mode="r+", use_consolidated=False)
+            array: Any = group[piece.name]
+            array[piece.first : piece.stop] = values
+
+
+def _attempt(work: _Work, number: int) -> tuple[int, bool]:
+    return number, work.shared.attempt(number, work.write)
+
+
+def _begin(work: _Work, template: xr.Dataset, encoding: dict[str, Any], signature: str) -> bool:
+    """Create the store, or check that an existing one is the same; return whether it is complete.
+
+    Raises
+    ------
+    SaveError
+        If the path holds something else, or the store cannot be created.
+    """
+    path, shared = work.path, work.shared
+
+    def is_complete() -> bool:
+        return shared.count == stores.count_written_pieces(
             path,
             _ATTRIBUTE,
             signature,
@@ -91,38 +168,37 @@ def prepare(
             argument="path",
             differs="other variables, times, region, bits or values",
         )
-        if done:
-            logger.info(
-                "%s: resuming, %d of %d pieces are already written.", path, done, len(blocks)
-            )
-    else:
-        with storage.wrap_write_errors(path):
-            stores.create(path, template, encoding)
-    source = xr.Dataset({n: da for n, (da, _) in variables.items() if "time" in da.dims})
-    if done:
-        _check_same_values(path, source, min(done * length, template.sizes["time"]), bits)
-    size = sum(v.nbytes for v in template.data_vars.values())
-    log_line(
-        f"Writing {template.sizes['time']} times, {size / 1e9:.3g} GB before compression, to"
-        f" {path}",
-        shown=progress,
-    )
-    for i, first in enumerate(track(blocks, "prepare", unit="piece", shown=progress)):
-        if i < done:
-            continue
-        piece = source.isel(time=slice(first, first + length)).compute()
-        with storage.wrap_write_errors(path):
-            plain = {
-                n: (v.dims, _rounded(np.asarray(v.values), bits))
-                for n, v in piece.data_vars.items()
-            }
-            xr.Dataset(plain).to_zarr(
-                path, region={"time": slice(first, first + length)}, consolidated=False
-            )
-            stores.record_written_pieces(path, i + 1)
-    return xr.open_dataset(
-        path, engine="zarr", chunks=None, consolidated=False, decode_timedelta=True
-    )
+
+    if path.exists() and is_complete():
+        _check_same_values(work, range(shared.count))
+        return True
+    try:
+        with storage.wrap_write_errors(path), shared.alone():
+            if not path.exists():
+                shared.open()
+                stores.create(path, template, encoding)
+            elif is_complete():  # since a moment ago
+                shared.clear()
+                return True
+            elif not shared.is_open:  # moved here without what was known of its pieces
+                shared.open()
+    except BaseException:
+        if not path.exists():
+            shared.clear()
+        raise
+    if finished := shared.finished():
+        logger.info("%s: %d of %d pieces are already written.", path, len(finished), shared.count)
+        _check_same_values(work, finished)
+    return False
+
+
+def _finish(work: _Work) -> None:
+    """Mark the store as complete, and remove what killed writers have left."""
+    with storage.wrap_write_errors(work.path):
+        for left in work.path.rglob("*.partial"):
+            left.unlink(missing_ok=True)
+        stores.record_written_pieces(work.path, work.shared.count)
+    work.shared.clear()
 
 
 def _variables(
@@ -241,7 +317,7 @@ def _part(
 
 def _template(
     variables: dict[str, tuple[xr.DataArray, dict[str, Any]]],
-) -> tuple[xr.Dataset, dict[str, Any], int]:
+) -> tuple[xr.Dataset, dict[str, Any], dict[str, int]]:
     """Return an empty Dataset of the store, its encoding, and the number of times per piece.
 
     A piece is made of whole shards, and of whole chunks of the source unless these are very large.
@@ -251,14 +327,9 @@ def _template(
 
     data: dict[str, Any] = {}
     encoding: dict[str, Any] = {}
+    lengths: dict[str, int] = {}
     changing = [da for da, _ in variables.values() if "time" in da.dims]
     count = changing[0].sizes["time"]
-    frame = sum(4 * da.size for da in changing) // count
-    largest = max(4 * da.size // count for da in changing)
-    shard = max(min(_SHARD // largest, count), 1)
-    stored = (da.encoding.get("preferred_chunks", {}).get("time", 1) for da in changing)
-    source = max(stored, default=1)
-    length = shard * max(round(max(min(source, max(_BLOCK // frame, 1)), 1) / shard), 1)
     for name, (da, attrs) in variables.items():
         codec = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=4)
         if "time" not in da.dims:
@@ -266,6 +337,12 @@ def _template(
             encoding[name] = {"compressors": (codec,)}
             continue
         one = da.shape[1:]
+        frame = 4 * int(np.prod(one))
+        source = min(int(da.encoding.get("preferred_chunks", {}).get("time", 1)), count)
+        shard = max(min(_SHARD // frame, count), 1)
+        if source < shard:
+            shard -= shard % source  # whole chunks of the source, so that each is read once
+        lengths[name] = shard * max(round(min(source, max(_BLOCK // frame, 1)) / shard), 1)
         empty = dask.array.zeros(da.shape, dtype=np.float32, chunks=(shard, *one))
         data[name] = (da.dims, empty, attrs)
         encoding[name] = {
@@ -292,13 +369,14 @@ def _template(
     if levels is not None:
         attrs = {"units": "hPa", "standard_name": "air_pressure", "positive": "down"}
         coords["level"] = ("level", np.asarray(levels), attrs)
-    return xr.Dataset(data, coords), encoding, length
+    return xr.Dataset(data, coords), encoding, lengths
 
 
 def _signature(
     template: xr.Dataset,
     variables: dict[str, tuple[xr.DataArray, dict[str, Any]]],
     bits: int | None,
+    numbered: tuple[_Piece, ...],
 ) -> str:
     """Return a hash of everything that the store depends on.
 
@@ -308,7 +386,11 @@ def _signature(
     shape = {
         n: [list(map(str, v.dims)), list(v.shape), v.attrs] for n, v in template.variables.items()
     }
-    found.update(json.dumps([shape, bits], default=str, sort_keys=True).encode())
+    found.update(
+        json.dumps(
+            [shape, bits, [p.__dict__ for p in numbered]], default=str, sort_keys=True
+        ).encode()
+    )
     for name in sorted(map(str, template.coords)):
         found.update(np.ascontiguousarray(template[name].values).tobytes())
     for name, (da, _) in sorted(variables.items()):
@@ -317,8 +399,8 @@ def _signature(
     return found.hexdigest()
 
 
-def _check_same_values(path: Path, data: xr.Dataset, count: int, bits: int | None) -> None:
-    """Raise if stored values differ from the source, at a few times including the last one.
+def _check_same_values(work: _Work, finished: Sequence[int]) -> None:
+    """Raise if stored values differ from the source, at the end of a few finished pieces.
 
     Raises
     ------
@@ -326,21 +408,18 @@ def _check_same_values(path: Path, data: xr.Dataset, count: int, bits: int | Non
         If the values of a variable differ.
     """
     there = xr.open_dataset(
-        path, engine="zarr", chunks=None, consolidated=False, decode_timedelta=True
+        work.path, engine="zarr", chunks=None, consolidated=False, decode_timedelta=True
     )
-    for i in np.unique(np.linspace(0, count - 1, min(count, _COMPARED)).astype(int)):
-        source = data.isel(time=int(i)).compute()
-        for name, da in source.data_vars.items():
-            if not np.array_equal(
-                _rounded(np.asarray(da.values), bits),
-                there[name].isel(time=int(i)).values,
-                equal_nan=True,
-            ):
-                when = np.datetime_as_string(data["time"].values[int(i)], unit="h")
-                raise SaveError(
-                    f"the values of {name!r} at {when} in '{path}' differ from the data.",
-                    fix="choose another path, or remove it to start again",
-                )
+    for i in np.unique(np.linspace(0, len(finished) - 1, _COMPARED).astype(int)):
+        piece = work.numbered[finished[i]]
+        da, last = work.arrays[piece.name], piece.stop - 1
+        values = _rounded(indexed.read(da.variable[last], piece.name), work.bits)
+        if not np.array_equal(values, there[piece.name].variable[last].values, equal_nan=True):
+            when = np.datetime_as_string(da["time"].values[last], unit="h")
+            raise SaveError(
+                f"the values of {piece.name!r} at {when} in '{work.path}' differ from the data.",
+                fix="choose another path, or remove it to start again",
+            )
 
 
 def _rounded(values: np.ndarray, bits: int | None) -> np.ndarray:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from xaurora.model import execution, models
 from xaurora.training.plan import Plan
+from xaurora.utils.memory import free_host_memory
 
 
 def device() -> torch.device:
@@ -28,26 +27,7 @@ def free_memory(where: torch.device) -> int:
             + torch.cuda.memory_reserved()
             - torch.cuda.memory_allocated()
         )
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file}
-        return int(min(found["MemAvailable"], _group_memory()))
-    except (OSError, KeyError, ValueError):  # not Linux
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _group_memory() -> float:
-    """Return the bytes that a container or cluster job may still allocate (cgroup version 2)."""
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit = (folder / "memory.max").read_text().strip()
-        return (
-            math.inf
-            if limit == "max"
-            else int(limit) - int((folder / "memory.current").read_text())
-        )
-    except (OSError, ValueError):
-        return math.inf
+    return free_host_memory()
 
 
 def model_size(plan: Plan) -> tuple[int, int]:

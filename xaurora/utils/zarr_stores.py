@@ -103,8 +103,8 @@ def require_complete(attrs: Mapping[str, Any], path: str) -> None:
     SourceError
         If the store is not complete.
     """
-    if PIECES in attrs and (there := int(str(attrs.get(_DONE, 0)))) < int(str(attrs[PIECES])):
+    if PIECES in attrs and int(str(attrs.get(_DONE, 0))) < int(str(attrs[PIECES])):
         raise SourceError(
-            f"'{path}' is not complete: {there} of {attrs[PIECES]} pieces are written.",
+            f"'{path}' is not complete: it is being written, or writing it was interrupted.",
             fix="call ds.aurora.prepare(path, ...) again with the same arguments to resume",
         )
