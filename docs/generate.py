@@ -20,6 +20,7 @@ from xaurora import errors
 from xaurora.forecasting.options import PredictOptions
 from xaurora.model.heads import HeadOptions
 from xaurora.model.options import StrategyOptions
+from xaurora.sources.remote import PUBLIC
 from xaurora.training.nested_options import LatentOptions, ReplayOptions
 from xaurora.training.options import FinetuneOptions, TrainingOptions
 from xaurora.utils.options import Option, options_of, parameters_section
@@ -154,6 +155,44 @@ def options_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def stores_page() -> str:
+    """Return ``docs/public-stores.md``."""
+    lines = [
+        "# Public stores",
+        "",
+        "<!-- Written by docs/generate.py. -->",
+        "",
+        "`xaurora.open` takes the names of public copies of ERA5, which need no account:",
+        "",
+        "| name | grid | times | years | levels | precipitation |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, store in PUBLIC.items():
+        row = store.grid, store.times, store.years, str(store.levels), store.rain
+        lines.append(f"| `{name}` | {' | '.join(row)} |")
+    lines += [
+        "",
+        "```python",
+        'ds = xaurora.open("weatherbench2:1.5deg", variables=["2t", "msl", "tp"])',
+        "```",
+        "",
+        "Nothing but coordinates is read before it is needed. `variables=` and `levels=` leave out"
+        " what is not. ARCO-ERA5 has times from 1900 to 2050; those for which it says that it has"
+        " values are kept.",
+        "",
+        "Any other Zarr store is opened by its URL (`gs://`, `s3://`, `az://`, `https://`), with"
+        " `storage_options=` as `obstore.store.from_url` takes them. A request that fails is"
+        " repeated with growing pauses, and so is a chunk that arrives damaged. If it fails for"
+        " good, the error names variable and store; in training, the sample is left out and"
+        " counted. `ds.aurora.prepare` makes a local copy ([training stores](latents.md)).",
+        "",
+        "Addresses and licences:",
+        "",
+    ]
+    lines += [f"- `{name}`: `{store.url}`. {store.licence}." for name, store in PUBLIC.items()]
+    return "\n".join(lines) + "\n"
+
+
 def _classes() -> dict[str, type[errors.XauroraError]]:
     return {
         name: cls
@@ -234,6 +273,7 @@ FILES = {
     PACKAGE / "accessor.py": accessor,
     ROOT / "docs" / "options.md": options_page,
     ROOT / "docs" / "errors.md": errors_page,
+    ROOT / "docs" / "public-stores.md": stores_page,
 }
 
 

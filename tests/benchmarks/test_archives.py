@@ -89,7 +89,7 @@ def test_a_climatology_reads_the_data_once(tmp_path: Path, monkeypatch: pytest.M
         0.5, shape=SHAPE, levels=LEVELS, surface=("2m_temperature",), atmos=("temperature",)
     )
     expected = _normals(store, statistics=("mean", "std", "quantile"))
-    monkeypatch.setattr(climatology, "_BLOCK", 500_000)
+    monkeypatch.setattr(climatology, "_MEMORY", 50_000_000)
     store.forget()
     found = _normals(store, statistics=("mean", "std", "quantile"))
     # Sums of other shapes are added in another order; the results are float32.
@@ -100,7 +100,7 @@ def test_a_climatology_reads_the_data_once(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_climatology_without_space_for_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
     store = archives.weatherbench2(0.2, shape=SHAPE, levels=LEVELS)
-    monkeypatch.setattr(climatology, "_BLOCK", 500_000)
+    monkeypatch.setattr(climatology, "_MEMORY", 50_000_000)
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(errors.SaveError, match=r"GB for temporary files") as error:
@@ -116,3 +116,23 @@ def test_faults_of_a_store_are_named() -> None:
     ds = archives.open_generated(store)
     with pytest.raises(errors.SourceError, match=r"'2m_temperature' at .* could not be read"):
         ds.aurora.to_batch(ds["time"].values[7], model="tiny")
+
+
+@pytest.mark.parametrize("hourly", [False, True], ids=["six-hourly", "hourly"])
+def test_an_estimate_counts_what_a_run_reads(tmp_path: Path, hourly: bool) -> None:
+    """Ten steps on three years, with batches of two: first look, training and validation."""
+    store = (
+        archives.arco(24 * 365 * 3, shape=SHAPE, levels=LEVELS)
+        if hourly
+        else archives.weatherbench2(3.0, shape=SHAPE, levels=LEVELS)
+    )
+    name = "total_precipitation" if hourly else "total_precipitation_6hr"
+    ds = archives.open_generated(store)
+    last = ds["time"].values[[-40, -1]]
+    options = {**QUICK, "steps": 10, "batch_size": 2, "validation": tuple(map(str, last))}
+    found = ds.aurora.estimate(name, **options)
+    store.forget()
+    ds.aurora.finetune(name, out=tmp_path / "run", **options)
+    # What is read twice or kept by chance, and the frames that are looked at for plausibility.
+    assert 0.7 * store.bytes_read < found.bytes_read < 1.4 * store.bytes_read
+    assert found.first_look < found.bytes_read

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -577,32 +575,6 @@ print('scored')
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "scored", done.stderr[-2000:]
-
-
-@pytest.mark.slow
-def test_on_a_cluster() -> None:
-    """On dask.distributed, with data in memory and as dask arrays: the same figures."""
-    distributed = pytest.importorskip("distributed")
-    truth = _fields(times=20)
-    fc = _forecast(truth, inits=12)
-    here = fc.aurora.evaluate(truth, metrics="all")
-    options = {
-        "n_workers": 2,
-        "threads_per_worker": 1,
-        "dashboard_address": None,
-        "silence_logs": 50,
-    }
-    # Its nannies leave MALLOC_TRIM_THRESHOLD_ in this process's environment, and later tests
-    # measure the memory of processes.
-    with (
-        mock.patch.dict(os.environ),
-        distributed.LocalCluster(**options) as cluster,
-        distributed.Client(cluster),
-    ):
-        for one, other in ((fc, truth), (fc.chunk(init_time=3), truth.chunk(time=4))):
-            there = one.aurora.evaluate(other, metrics="all")
-            for name in here.data_vars:
-                np.testing.assert_allclose(there[name], here[name], rtol=1e-12)
 
 
 def test_stays_lazy_until_it_is_scored() -> None:

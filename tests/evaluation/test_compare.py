@@ -293,7 +293,7 @@ def test_seeps_of_days_and_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     share = (chosen < 2.5e-4).sum("time") / chosen.notnull().sum("time")
     got = both["total_precipitation_24hr_seeps_dry_fraction"].sel(hour=12, dayofyear=40)
     np.testing.assert_allclose(got.values, share.values, rtol=1e-5)
-    monkeypatch.setattr(climatology, "_BLOCK", 1)  # one row at a time
+    monkeypatch.setattr(climatology, "_MEMORY", 1)  # one row at a time
     # Sums of other shapes are added in another order; the results are float32.
     xr.testing.assert_allclose(
         xaurora.climatology(ds, "tp", seeps=[6, 24], window_days=31), both, rtol=1e-6

@@ -136,7 +136,7 @@ def test_two_writers_that_are_killed_again_and_again(tmp_path) -> None:
     killed = 0
     writers = [Script(_WRITER, made) for _ in range(2)]
     while killed < 10:
-        time.sleep(rng.uniform(0.1, 1.0))
+        time.sleep(rng.uniform(0.1, 0.6))
         if killed < 1 and not made.exists():
             continue
         chosen = int(rng.integers(2))

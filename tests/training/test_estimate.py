@@ -120,7 +120,9 @@ def test_bases_and_strategies_side_by_side(
 ) -> None:
     monkeypatch.setattr(estimation, "STRATEGIES", ("frozen", "lora", "full"))
     monkeypatch.setattr(estimation, "_COMPARED", ("small",))
-    found = fields.aurora.estimate("tp", model="tiny", batch_size=2, compare=True, progress=False)
+    found = fields.aurora.estimate(
+        "tp", head="hurdle_lognormal", model="tiny", batch_size=2, compare=True, progress=False
+    )
     rows = {(e.model, e.strategy): e for e in [found, *found.others]}
     assert {m for m, _ in rows} == {"tiny", "small"}
     assert len(rows) == 6
@@ -158,9 +160,9 @@ def test_what_does_not_fit_says_what_to_change(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(estimation, "free_memory", lambda where: 50 * 1024**2)
-    model = _shallow_aurora()
+    model = "tiny"
     found = fields.aurora.estimate(
-        "tp", model=model, strategy="full", batch_size=8, rollout_steps=2
+        "tp", model=model, strategy="full", batch_size=8, rollout_steps=2, head="hurdle_lognormal"
     )
     assert not found.fits
     advice = "\n".join(found.advice)
@@ -178,6 +180,7 @@ def test_what_does_not_fit_says_what_to_change(
             model=model,
             strategy="full",
             batch_size=8,
+            head="hurdle_lognormal",
             steps=1,
             progress=False,
             out=tmp_path / "run",

@@ -411,8 +411,9 @@ def test_learns_most_of_what_can_be_learnt(tmp_path) -> None:
         "tp",
         model="tiny",
         strategy="full",
-        steps=120,
+        steps=100,
         batch_size=4,
+        validations=1,
         out=tmp_path / "run",
         progress=False,
     )

@@ -3,38 +3,92 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 from xaurora.errors import SaveError
-from xaurora.utils import lazy
+from xaurora.utils.workers import in_order
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+_READ = 128 * 1024**2  # bytes of the data to read at once
+
+
+@dataclass(frozen=True)
+class Band:
+    """Some rows of all levels, ``(time, row, longitude)``, in the data or in a file.
+
+    Rows are counted through all levels: the first row of the second level follows the last one of
+    the first level.
+
+    Parameters
+    ----------
+    da : DataArray, ``(time, [level,] latitude, longitude)``
+    start, stop : int
+        Rows.
+    path : path, optional
+        File that holds the values of this band.
+    """
+
+    da: xr.DataArray
+    start: int
+    stop: int
+    path: Path | None = None
+
+    @property
+    def times(self) -> int:
+        """Number of times."""
+        return len(self.da)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows and columns."""
+        return self.stop - self.start, self.da.shape[-1]
+
+    @property
+    def frame_size(self) -> int:
+        """Bytes of one time."""
+        return self.da.dtype.itemsize * self.shape[0] * self.shape[1]
+
+    def read(self, first: int, stop: int) -> np.ndarray:
+        """Return the values of some times."""
+        if self.path is None:
+            return read_rows(self.da, first, stop)[:, self.start : self.stop]
+        count = (stop - first) * self.frame_size // self.da.dtype.itemsize
+        values = np.fromfile(self.path, self.da.dtype, count, offset=first * self.frame_size)
+        return values.reshape(-1, *self.shape)
+
+
+def read_rows(da: xr.DataArray, first: int, stop: int) -> np.ndarray:
+    """Return the values of some times, ``(time, row, longitude)``, with the rows of all levels."""
+    values = da.variable[first:stop].values
+    return values.reshape(len(values), -1, da.shape[-1])
+
 
 @contextlib.contextmanager
-def bands_of(da: xr.DataArray, rows: int, block: int, meter: tqdm) -> Iterator[list[xr.DataArray]]:
-    """Yield bands of latitude of at most ``rows`` rows; the data are read once.
+def bands_of(da: xr.DataArray, starts: Sequence[int], meter: tqdm) -> Iterator[list[Band]]:
+    """Yield the bands of rows that begin at ``starts``; the data are read once.
 
-    If there are several bands, the data are first copied to temporary files, one for each, reading
-    about ``block`` bytes at once.
+    If there are several bands, the data are first copied to temporary files, one for each.
 
     Raises
     ------
     SaveError
         There is no space for the temporary files.
     """
-    count = -(-da.shape[-2] // rows)
-    if count == 1:
-        yield [da]
+    rows = int(np.prod(da.shape[1:-1]))
+    stops = [*starts[1:], rows]
+    if len(starts) == 1:
+        yield [Band(da, 0, rows)]
         meter.update(len(da))
         return
     free = shutil.disk_usage(tempfile.gettempdir()).free
@@ -45,40 +99,36 @@ def bands_of(da: xr.DataArray, rows: int, block: int, meter: tqdm) -> Iterator[l
             fix="set the environment variable TMPDIR to a folder with more space",
         )
     with tempfile.TemporaryDirectory(prefix="xaurora-") as folder:
-        yield list(_copied(da, rows, block, Path(folder), meter))
+        bands = [
+            Band(da, start, stop, Path(folder) / f"{start}.raw")
+            for start, stop in zip(starts, stops, strict=True)
+        ]
+        frame = max(da.nbytes // max(len(da), 1), 1)
+        stored = int(da.encoding.get("preferred_chunks", {}).get(da.dims[0], 1))
+        length = max(_READ // frame // stored, 1) * stored
+        blocks = [(i, min(i + length, len(da))) for i in range(0, len(da), length)]
+        for count in in_order(_copy, bands, blocks, name="xaurora-climatology"):
+            meter.update(count)
+        yield bands
 
 
-def _copied(
-    da: xr.DataArray, rows: int, block: int, folder: Path, meter: tqdm
-) -> Iterator[xr.DataArray]:
-    """Copy the data, in one pass, to a file for each band, and yield the bands."""
-    starts = range(0, da.shape[-2], rows)
-    paths = [folder / f"{start}.raw" for start in starts]
-    frame = max(da.dtype.itemsize * int(np.prod(da.shape[1:])), 1)
-    stored = int(da.encoding.get("preferred_chunks", {}).get(da.dims[0], 1))
-    length = max(block // frame // stored, 1) * stored
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(path.open("wb")) for path in paths]
-        for first in range(0, len(da), length):
-            values = da.variable[first : first + length].values
-            for start, file in zip(starts, files, strict=True):
-                np.ascontiguousarray(values[..., start : start + rows, :]).tofile(file)
-            meter.update(len(values))
-    for start, path in zip(starts, paths, strict=True):
-        shape = (*da.shape[:-2], min(rows, da.shape[-2] - start), da.shape[-1])
-        made = lazy.from_frames(_FrameOfFile(path, shape[1:], da.dtype), da.dims, shape, da.dtype)
-        yield xr.DataArray(made, name=da.name, attrs=da.attrs)
+def _copy(bands: list[Band], block: tuple[int, int]) -> int:
+    """Copy some times to the file of each band."""
+    first, stop = block
+    values = read_rows(bands[0].da, first, stop)
+    for band in bands:
+        if band.path is None:
+            continue
+        handle = os.open(band.path, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            part = np.ascontiguousarray(values[:, band.start : band.stop])
+            _write_all(handle, memoryview(part.view(np.uint8).reshape(-1)), first * band.frame_size)
+        finally:
+            os.close(handle)
+    return stop - first
 
 
-@dataclass(frozen=True)
-class _FrameOfFile:
-    """Reads frames of a file by their number."""
-
-    path: Path
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    def __call__(self, number: int) -> np.ndarray:
-        count = int(np.prod(self.shape))
-        offset = number * count * self.dtype.itemsize
-        return np.fromfile(self.path, self.dtype, count, offset=offset).reshape(self.shape)
+def _write_all(handle: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(handle, data, offset)
+        data, offset = data[written:], offset + written

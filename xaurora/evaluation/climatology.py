@@ -9,23 +9,27 @@ weights of the days decrease linearly to zero at both ends. Does not depend on t
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from xaurora.errors import OptionError
+from xaurora.errors import MemoryTooSmallError, OptionError, SaveError
 from xaurora.evaluation import baselines
-from xaurora.evaluation.bands import bands_of
+from xaurora.evaluation.bands import Band, bands_of
+from xaurora.evaluation.windows import Days, Wanted, bytes_per_point, of_band
 from xaurora.fields import periods, precipitation
 from xaurora.fields.found import Recognition
 from xaurora.fields.unit_conversion import conversion
 from xaurora.fields.variables import TIMESTEP_HOURS
-from xaurora.utils import dask_arrays, indexed, lazy
+from xaurora.utils import dask_arrays, indexed, lazy, storage
+from xaurora.utils.memory import free_host_memory
 from xaurora.utils.progress import progress_bar
 from xaurora.utils.types import Given
+from xaurora.utils.workers import count, in_order
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -35,10 +39,8 @@ DRY_MM = {6: 0.1, 24: 0.25}
 
 Sources: Rodwell et al. (2010), doi:10.1002/qj.656, and WeatherBench2.
 """
-HEAVY = 2.0 / 3.0  # quantile of wet amounts above which they are heavy (Rodwell et al. 2010)
 STATISTICS = ("mean", "std", "quantile")
-_DAYS = 366
-_BLOCK = 512 * 1024**2  # bytes of values in memory at once
+_MEMORY = 1024**3  # bytes for bands in memory at once; as much again for reading and for Python
 
 
 def build(
@@ -49,14 +51,17 @@ def build(
     statistics: Sequence[str] | str = ("mean",),
     quantiles: Sequence[float] = (0.01, 0.1, 0.5, 0.9, 0.99),
     seeps: bool | Sequence[int] | int = True,
+    store: str | Path | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Compute a climatology by hour of the day and day of the year.
 
-    Statistics are taken over all years and a window around each day. The data are computed, not
-    lazy. The result is float32 with 366 × 4 fields per statistic, 6 GB for a global 0.25° variable.
-    In addition about 1 GiB is held in memory. The data are read once: large grids are processed in
-    bands of latitude, for which they are copied to temporary files.
+    Statistics are taken over all years and a window around each day. The result is float32 with
+    366 × 4 fields per statistic, 6 GB for a level of a global 0.25° variable, in memory or in a
+    store. In addition at most 2 GiB are held in memory. The data are read once: large grids are
+    processed in bands of latitude, for which they are copied to temporary files. Runs on threads,
+    or on the workers of the active dask.distributed client, which must reach the folder for
+    temporary files.
 
     Parameters
     ----------
@@ -76,6 +81,8 @@ def build(
         Whether to add ``total_precipitation_6hr_seeps_dry_fraction`` and ``…_seeps_threshold`` (in
         metres) for precipitation, which SEEPS needs; or the periods in hours for which to add them,
         6 or 24. By default six hours, or a day if the data hold daily totals.
+    store : path, optional
+        Write the result to this Zarr store, band by band, instead of into memory.
     progress : bool
         Whether to show a progress bar.
 
@@ -92,7 +99,9 @@ def build(
         If the window is not odd and positive, a statistic is unknown, a quantile is out of range,
         or a SEEPS period is neither 6 nor 24 hours.
     SaveError
-        If there is no space for temporary files.
+        If there is no space for temporary files, or the store exists.
+    MemoryTooSmallError
+        If the result is larger than the free memory, without ``store``.
     """
     if (
         isinstance(window_days, bool)
@@ -118,27 +127,32 @@ def build(
         )
     hours_of_seeps = _seeps_hours(seeps)
     found, wanted = baselines._chosen(ds, names)
-    plan = _Plan.of(
-        found.times if found.times is not None else np.array([], "datetime64[ns]"), int(window_days)
-    )
-    out: dict[str, Any] = {}
-    coords: dict[str, Any] = {}
+    times = found.times if found.times is not None else np.array([], "datetime64[ns]")
+    days = Days.of(times, int(window_days))
     jobs = _jobs(ds, found, wanted, wanted_statistics, hours_of_seeps)
-    with progress_bar(
-        total=sum(job.fields.sizes[job.time_dim] for job in jobs),
-        label="climatology",
-        unit="time",
-        shown=progress,
-    ) as meter:
-        for job in jobs:
-            out |= _run(job, plan, q, meter)
-            coords |= {
-                d: job.fields[d] for d in ("level", "latitude", "longitude") if d in job.fields.dims
-            }
+    coords: dict[str, Any] = {"hour": days.hours, "dayofyear": days.days}
+    for job in jobs:
+        dims = [d for d in ("level", "latitude", "longitude") if d in job.fields.dims]
+        coords |= {d: job.fields[d] for d in dims}
     if "quantile" in wanted_statistics:
         coords["quantile"] = q
-    attrs = {"title": "Climatology", "window_days": window_days}
-    return xr.Dataset(out, {"hour": plan.hours, "dayofyear": plan.days, **coords}, attrs)
+    attrs = {"title": "Climatology", "window_days": int(window_days)}
+    empty = {key: variable for job in jobs for key, variable in _empty(job, days, q).items()}
+    template = xr.Dataset(empty, coords, attrs)
+
+    def fill(put: Callable[[str, Band, np.ndarray], None]) -> None:
+        with progress_bar(
+            total=sum(len(job.fields) for job in jobs),
+            label="climatology",
+            unit="time",
+            shown=progress,
+        ) as meter:
+            for job in jobs:
+                _run(job, days, q, put, meter)
+
+    if store is not None:
+        return _to_store(Path(store), template, jobs, days, q, fill)
+    return _to_memory(template, fill)
 
 
 def _seeps_hours(seeps: Given) -> list[int]:
@@ -152,47 +166,7 @@ def _seeps_hours(seeps: Given) -> list[int]:
     return hours
 
 
-# --- samples of each day --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Position of each time on the circle of days, and weights of the days around each day.
-
-    ``place`` holds arrays of time, hour and day indices. A last day of December may occur twice,
-    for itself and for the 366th day that its year lacks. ``weights`` is ``(day, day)``.
-    """
-
-    hours: np.ndarray
-    days: np.ndarray
-    place: tuple[np.ndarray, np.ndarray, np.ndarray]
-    weights: np.ndarray
-    inside: np.ndarray
-
-    @staticmethod
-    def of(times: np.ndarray, window_days: int) -> _Plan:
-        import pandas as pd
-
-        index = pd.DatetimeIndex(times)
-        hours = np.unique(index.hour)
-        hour, day = np.searchsorted(hours, index.hour), index.day_of_year.to_numpy() - 1
-        at = np.arange(len(times))
-        last = (day == 364) & ~index.is_leap_year
-        place = (
-            np.concatenate([at, at[last]]),
-            np.concatenate([hour, hour[last]]),
-            np.concatenate([day, np.full(int(last.sum()), 365)]),
-        )
-        half = window_days // 2
-        circle = np.arange(_DAYS)
-        distance = np.abs(circle[:, None] - circle[None])
-        distance = np.minimum(distance, _DAYS - distance)
-        weights = (
-            np.clip(1.0 - distance / half, 0.0, None) if half else (distance == 0).astype(float)
-        )
-        inside = distance <= half
-        near = (weights[:, np.unique(place[2])] > 0).any(axis=1)
-        return _Plan(hours, circle[near] + 1, place, weights[near], inside[near])
+# --- variables to read and to write ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -249,197 +223,144 @@ def _ordered(da: xr.DataArray, time_dim: str) -> xr.DataArray:
     return indexed.as_array(lazy.transpose(dask_arrays.without_dask(da.variable), dims), da)
 
 
-def _run(job: _Job, plan: _Plan, q: np.ndarray, meter: tqdm) -> dict[str, Any]:
-    """Compute all statistics of one variable, by bands of latitude that fit into memory."""
-    da = job.fields
-    shape = da.shape[1:]
-    whole_series = job.dry is not None or "quantile" in job.statistics
-    per_row = int(np.prod(shape)) // shape[-2] * 8
-    copies = len(da) if whole_series else 2 * len(plan.hours) * _DAYS
-    rows = max(min(shape[-2], _BLOCK // max(per_row * copies, 1)), 1)
-    to_metres = (
-        (conversion(str(da.attrs.get("units", "m")), "m") or (1.0, 0.0))[0]
-        if job.dry is not None
-        else 1.0
-    )
-    joined: dict[str, np.ndarray] = {}
-    with bands_of(da, rows, _BLOCK // 4, meter) as bands:
-        for start, band in zip(range(0, shape[-2], rows), bands, strict=True):
-            stop = start + band.shape[-2]
-            for key, values in _band(band, job, plan, q, whole_series, to_metres).items():
-                if key not in joined:
-                    joined[key] = np.empty((*values.shape[:-2], *shape[-2:]), np.float32)
-                joined[key][..., start:stop, :] = values
-    attrs = dict(da.attrs)
-    dims = ("hour", "dayofyear", *da.dims[1:])
-    out: dict[str, Any] = {}
-    for key, values in joined.items():
-        if key == "mean":
-            out[job.name] = (dims, values, attrs)
-        elif key == "std":
-            out[f"{job.name}_std"] = (dims, values, attrs)
-        elif key == "quantile":
-            out[f"{job.name}_quantile"] = (
-                ("hour", "dayofyear", "quantile", *da.dims[1:]),
-                values,
-                attrs,
-            )
-        elif key == "dry":
-            long_name = (
-                f"fraction of totals below {job.dry * 1e3:g} mm" if job.dry is not None else ""
-            )
-            out[f"{job.seeps_name}_dry_fraction"] = (
-                dims,
-                values,
-                {"units": "1", "long_name": long_name},
-            )
-        else:
-            values *= np.float32(to_metres)
-            long_name = "amount exceeded by one third of wet totals"
-            out[f"{job.seeps_name}_threshold"] = (
-                dims,
-                values,
-                {"units": "m", "long_name": long_name},
-            )
+def _wanted(job: _Job, q: np.ndarray) -> tuple[Wanted, float]:
+    """Return the statistics of a variable, and the metres per unit of its amounts."""
+    if job.dry is None:
+        return Wanted(job.statistics, q), 1.0
+    to_metres = (conversion(str(job.fields.attrs.get("units", "m")), "m") or (1.0, 0.0))[0]
+    return Wanted(job.statistics, q, job.dry / to_metres), to_metres
+
+
+def _outputs(job: _Job) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return the names and attributes of the result by statistic."""
+    attrs = dict(job.fields.attrs)
+    suffixes = {"mean": "", "std": "_std", "quantile": "_quantile"}
+    out = {
+        key: (f"{job.name}{suffixes[key]}", attrs) for key in STATISTICS if key in job.statistics
+    }
+    if job.dry is not None:
+        words = f"fraction of totals below {job.dry * 1e3:g} mm"
+        out["dry"] = f"{job.seeps_name}_dry_fraction", {"units": "1", "long_name": words}
+        words = "amount exceeded by one third of wet totals"
+        out["heavy"] = f"{job.seeps_name}_threshold", {"units": "m", "long_name": words}
     return out
 
 
-def _band(
-    band: xr.DataArray, job: _Job, plan: _Plan, q: np.ndarray, whole_series: bool, to_metres: float
-) -> dict[str, np.ndarray]:
-    out: dict[str, np.ndarray] = {}
-    if set(job.statistics) & {"mean", "std"}:
-        out |= _moments(band, job, plan)
-    if whole_series:
-        series = band.values.astype(np.float32)
-        at = [[(h, d) for d in range(len(plan.days))] for h in range(len(plan.hours))]
-        if "quantile" in job.statistics:
-            out["quantile"] = np.stack(
-                [[_quantiles(series, plan, h, d, q) for h, d in row] for row in at]
-            )
-        if job.dry is not None:
-            threshold = np.float32(job.dry / to_metres)
-            pairs = [[_seeps(series, plan, h, d, threshold) for h, d in row] for row in at]
-            out["dry"] = np.stack([[p[0] for p in row] for row in pairs])
-            out["heavy"] = np.stack([[p[1] for p in row] for row in pairs])
-    return out
+def _empty(job: _Job, days: Days, q: np.ndarray) -> dict[str, xr.Variable]:
+    """Return placeholders of the right dims and shape by the names of the result."""
+    import dask.array
 
-
-def _frames(band: xr.DataArray, time_dim: str) -> Iterator[tuple[int, np.ndarray]]:
-    """Iterate over times and fields, read in blocks."""
-    frame = max(band.dtype.itemsize * int(np.prod(band.shape[1:])), 1)
-    length = max(min(_BLOCK // 8 // frame, 1000), 1)
-    for start in range(0, band.sizes[time_dim], length):
-        values = band.isel({time_dim: slice(start, start + length)}).values
-        for i, one in enumerate(values):
-            yield start + i, one.astype(np.float64)
-
-
-def _moments(band: xr.DataArray, job: _Job, plan: _Plan) -> dict[str, np.ndarray]:
-    """Compute the weighted mean and standard deviation.
-
-    Sums by hour and day are accumulated first and smoothed afterwards.
-    """
-    size = (len(plan.hours), _DAYS, *band.shape[1:])
-    sums, counts = np.zeros(size), np.zeros(size)
-    with_std = "std" in job.statistics
-    squares = np.zeros(size if with_std else (0,))
-    # Subtracting a shift avoids cancellation in the variance of large values such as pressure.
-    shift = np.nan_to_num(band.isel({job.time_dim: 0}).values.astype(np.float64))
-    stands: dict[int, list[tuple[int, int]]] = {}
-    for t, hour, day in zip(*plan.place, strict=True):
-        stands.setdefault(int(t), []).append((int(hour), int(day)))
-    for t, frame in _frames(band, job.time_dim):
-        values = frame - shift
-        there = np.isfinite(values)
-        filled = np.where(there, values, 0.0)
-        for at in stands[t]:
-            sums[at] += filled
-            counts[at] += there
-            if with_std:
-                squares[at] += filled**2
-
-    def smooth(x: np.ndarray) -> np.ndarray:
-        return np.moveaxis(np.tensordot(plan.weights, x, axes=(1, 1)), 0, 1)
-
-    total = smooth(counts)
     out = {}
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(total > 0, smooth(sums) / total, np.nan)
-        if "mean" in job.statistics:
-            out["mean"] = mean + shift
-        if with_std:
-            out["std"] = np.sqrt(
-                np.clip(np.where(total > 0, smooth(squares) / total, np.nan) - mean**2, 0.0, None)
-            )
+    for key, (name, attrs) in _outputs(job).items():
+        dims = "hour", "dayofyear", *(("quantile",) if key == "quantile" else ())
+        sizes = len(days.hours), len(days.days), *((len(q),) if key == "quantile" else ())
+        shape = *sizes, *job.fields.shape[1:]
+        made = dask.array.zeros(shape, dtype=np.float32, chunks=-1)
+        out[name] = xr.Variable((*dims, *job.fields.dims[1:]), made, attrs)
     return out
 
 
-def _samples(
-    series: np.ndarray, plan: _Plan, hour: int, day: int, *, edges: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values of one hour in the window around a day, and their weights.
-
-    With ``edges``, days with weight zero are included.
-    """
-    at, hours, days = plan.place
-    chosen = (hours == hour) & (plan.inside[day][days] if edges else plan.weights[day][days] > 0)
-    return series[at[chosen]], plan.weights[day][days[chosen]]
+# --- computing ------------------------------------------------------------------------------------
 
 
-def _seeps(
-    series: np.ndarray, plan: _Plan, hour: int, day: int, dry: np.float32
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the unweighted fraction of dry totals in the window, and the threshold of heavy ones.
-
-    The threshold is the weighted two-thirds quantile of wet totals.
-    """
-    values, _ = _samples(series, plan, hour, day, edges=True)
-    seen = np.isfinite(values).sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share = np.where(seen > 0, (values < dry).sum(axis=0) / seen, np.nan)
-    values, weights = _samples(series, plan, hour, day, edges=False)
-    wet = np.where(values >= dry, values, np.nan)
-    return share, weighted_quantile(wet, weights, np.array([HEAVY]))[0]
+def _starts(job: _Job, days: Days, q: np.ndarray) -> list[int]:
+    """Return the first rows of the bands, which have whole levels, or are parts of one."""
+    rows, columns = job.fields.shape[-2:]
+    point = bytes_per_point(days, _wanted(job, q)[0], len(job.fields))
+    length = max(_MEMORY // (count() * columns * max(point, 1)), 1)
+    total = int(np.prod(job.fields.shape[1:-1]))
+    if length >= rows:
+        return list(range(0, total, length // rows * rows))
+    return [top + row for top in range(0, total, rows) for row in range(0, rows, length)]
 
 
-def _quantiles(series: np.ndarray, plan: _Plan, hour: int, day: int, q: np.ndarray) -> np.ndarray:
-    return weighted_quantile(*_samples(series, plan, hour, day, edges=False), q)
+def _run(
+    job: _Job, days: Days, q: np.ndarray, put: Callable[[str, Band, np.ndarray], None], meter: tqdm
+) -> None:
+    """Compute all statistics of one variable, by bands that fit into memory."""
+    wanted, to_metres = _wanted(job, q)
+    names = _outputs(job)
+    with bands_of(job.fields, _starts(job, days, q), meter) as bands:
+        computed = in_order(_of_band, (days, wanted), bands, name="xaurora-climatology")
+        for band, found in zip(bands, computed, strict=True):
+            for key, values in found.items():
+                put(names[key][0], band, values * to_metres if key == "heavy" else values)
 
 
-def weighted_quantile(values: np.ndarray, weights: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Compute weighted quantiles along the first axis, for all points at once.
+def _of_band(state: tuple[Days, Wanted], band: Band) -> dict[str, np.ndarray]:
+    found = of_band(band, *state)
+    return {key: values.astype(np.float32) for key, values in found.items()}
 
-    The definition is that of xarray's ``DataArray.weighted(...).quantile``: Akinshin (2023),
-    Weighted quantile estimators, arXiv:2304.07265, type 7 with Kish's effective sample size. NaN is
-    skipped.
 
-    Parameters
-    ----------
-    values : ndarray, ``(n, ...)``
-    weights : ndarray, ``(n,)``
-        Positive.
-    q : ndarray, ``(k,)``
-        Quantile levels.
+# --- writing --------------------------------------------------------------------------------------
 
-    Returns
-    -------
-    ndarray, ``(k, ...)``
-        NaN where there is no value.
-    """
-    if not len(values):
-        return np.full((len(q), *values.shape[1:]), np.nan)
-    order = np.argsort(values, axis=0)  # NaN is sorted last
-    ranked = np.take_along_axis(values, order, axis=0).astype(np.float64)
-    w = np.where(np.isfinite(ranked), weights[order], 0.0)
-    total = w.sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        effective = total**2 / (w**2).sum(axis=0)
-        share = np.concatenate([np.zeros((1, *w.shape[1:])), np.cumsum(w / total, axis=0)])
-        ranked = np.nan_to_num(ranked)
-        out = []
-        for one in q:
-            h = (effective - 1.0) * one + 1.0
-            u = np.maximum((h - 1.0) / effective, np.minimum(h / effective, share))
-            out.append((ranked * np.diff(u * effective - h + 1.0, axis=0)).sum(axis=0))
-    return np.where(total > 0, np.stack(out), np.nan)
+
+def _to_memory(
+    template: xr.Dataset, fill: Callable[[Callable[[str, Band, np.ndarray], None]], None]
+) -> xr.Dataset:
+    free = free_host_memory()
+    if template.nbytes > free:
+        raise MemoryTooSmallError(
+            f"the climatology takes {template.nbytes / 1e9:.3g} GB, and {free / 1e9:.3g} GB of"
+            " memory are free.",
+            fix="xaurora.climatology(ds, ..., store='climatology.zarr'), or fewer variables",
+        )
+    arrays = {name: np.empty(da.shape, np.float32) for name, da in template.data_vars.items()}
+
+    def put(name: str, band: Band, values: np.ndarray) -> None:
+        out = arrays[name]
+        flat = out.reshape(*values.shape[:-2], -1, values.shape[-1])
+        flat[..., band.start : band.stop, :] = values
+
+    fill(put)
+    return template.assign({n: v.variable.copy(data=arrays[n]) for n, v in template.items()})
+
+
+def _to_store(
+    path: Path,
+    template: xr.Dataset,
+    jobs: list[_Job],
+    days: Days,
+    q: np.ndarray,
+    fill: Callable[[Callable[[str, Band, np.ndarray], None]], None],
+) -> xr.Dataset:
+    """Write the bands to a store: a chunk is a band at one hour and day, a file a band at all."""
+    import zarr
+
+    if path.exists():
+        raise SaveError(
+            f"'{path}' exists and is not overwritten.",
+            fix="choose another store=, or remove it",
+        )
+    encoding: dict[str, Any] = {}
+    for job in jobs:
+        rows = job.fields.shape[-2]
+        starts = _starts(job, days, q)
+        length = starts[1] if len(starts) > 1 else rows
+        for key, (name, _) in _outputs(job).items():
+            own = template[name].shape
+            levels = own[3 if key == "quantile" else 2 : -2]
+            part = min(length, rows), own[-1]
+            many = [min(max(length // rows, 1), n) for n in levels]
+            first = own[: len(own) - len(levels) - 2]
+            chunk = *[1] * 2, *first[2:], *[1] * len(levels), *part
+            encoding[name] = {"chunks": chunk, "shards": (*first, *many, *part)}
+
+    def write(folder: Path) -> None:
+        template.to_zarr(folder, mode="w", compute=False, consolidated=False, encoding=encoding)
+        group: Any = zarr.open_group(folder, mode="r+", use_consolidated=False)
+
+        def put(name: str, band: Band, values: np.ndarray) -> None:
+            rows = template[name].shape[-2]
+            first, stop = band.start // rows, -(-band.stop // rows)
+            inner = slice(band.start - first * rows, band.stop - (stop - 1) * rows)
+            has_level = "level" in template[name].dims
+            before = values.shape[:-2]
+            shape = *before, *((stop - first,) if has_level else ()), -1, values.shape[-1]
+            places = *[slice(None)] * len(before), *((slice(first, stop),) if has_level else ())
+            group[name][(*places, inner, slice(None))] = values.reshape(shape)
+
+        fill(put)
+
+    storage.replace_folder(path, write)
+    return xr.open_dataset(path, engine="zarr", chunks=None, consolidated=False)

@@ -64,6 +64,14 @@ BIN_WIDTH = 2.0 ** -(23 - _SHIFT)
 """Relative width of the histogram's bins: 1/4096."""
 
 
+@dataclass(frozen=True)
+class Bins:
+    """The bins of a histogram that are not empty, to be merged into another one."""
+
+    keys: np.ndarray
+    weights: np.ndarray
+
+
 class Histogram:
     """A mergeable histogram over all float32 numbers, in bins of :data:`BIN_WIDTH` relative width.
 
@@ -82,13 +90,23 @@ class Histogram:
         keys = (
             np.where(bits >= 0, bits >> _SHIFT, -((bits & 0x7FFFFFFF) >> _SHIFT) - 1) + self._HALF
         )
-        self.weights += np.bincount(
-            keys, None if weights is None else weights.ravel(), minlength=len(self.weights)
-        )
+        if not len(keys):
+            return
+        first = int(keys.min())
+        found = np.bincount(keys - first, None if weights is None else weights.ravel())
+        self.weights[first : first + len(found)] += found
 
-    def merge(self, other: Histogram) -> None:
+    def merge(self, other: Histogram | Bins) -> None:
         """Merge in the histogram of another pass."""
-        self.weights += other.weights
+        if isinstance(other, Bins):
+            self.weights[other.keys] += other.weights
+        else:
+            self.weights += other.weights
+
+    def packed(self) -> Bins:
+        """Return the bins that are not empty, which take less memory."""
+        keys = np.flatnonzero(self.weights)
+        return Bins(keys, self.weights[keys])
 
     def filled(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the centres of the non-empty bins, increasing, and their weights.
@@ -114,6 +132,17 @@ class Histogram:
             return np.full(np.shape(q), np.nan)
         share = np.cumsum(weights) / weights.sum()
         return centres[np.minimum(np.searchsorted(share, np.asarray(q)), len(centres) - 1)]
+
+
+@dataclass(frozen=True)
+class PackedDistribution:
+    """A part of a :class:`Distribution`, small enough to be sent to another process."""
+
+    moments: Moments
+    log_wet: Moments
+    histogram: Bins
+    clipped: int
+    clipped_amount: float
 
 
 @dataclass
@@ -148,13 +177,23 @@ class Distribution:
         self.moments.add(v, weights)
         self.histogram.add(v, weights)
 
-    def merge(self, other: Distribution) -> None:
+    def merge(self, other: Distribution | PackedDistribution) -> None:
         """Merge in the distribution of another pass."""
         self.moments.merge(other.moments)
         self.log_wet.merge(other.log_wet)
         self.histogram.merge(other.histogram)
         self.clipped += other.clipped
         self.clipped_amount += other.clipped_amount
+
+    def packed(self) -> PackedDistribution:
+        """Return what :meth:`merge` needs, in little memory."""
+        return PackedDistribution(
+            self.moments,
+            self.log_wet,
+            self.histogram.packed(),
+            self.clipped,
+            self.clipped_amount,
+        )
 
     @property
     def wet_fraction(self) -> float:

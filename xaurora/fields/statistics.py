@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,11 +26,12 @@ from xaurora.errors import (
 )
 from xaurora.fields import periods, recognition
 from xaurora.fields.conventions import Fields
-from xaurora.fields.distribution import BIN_WIDTH, Distribution, Moments
+from xaurora.fields.distribution import BIN_WIDTH, Distribution, Moments, PackedDistribution
 from xaurora.fields.found import Field, Recognition
 from xaurora.utils import dask_arrays, indexed, lazy
 from xaurora.utils.progress import progress_bar, track
 from xaurora.utils.types import Given, PeriodLike
+from xaurora.utils.workers import in_order
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -277,7 +279,7 @@ def _of_variable(
 ) -> tuple[list[Distribution], int]:
     """Return the distributions of one variable by level, and a checksum of its values.
 
-    Values are read block by block in their own dtype and converted frame by frame.
+    Values are read block by block in their own dtype, in parallel, and converted frame by frame.
     """
     axes = found.axes
     names = (
@@ -297,43 +299,73 @@ def _of_variable(
     ]
     lat = np.asarray(ds[axes["latitude"].name].values, np.float64)
     area = np.broadcast_to(np.cos(np.deg2rad(lat))[:, None], raw.shape[-2:])
-    # A checksum that does not depend on the chunks: the sum of every value's bits times a number
-    # for its position, modulo 2⁶⁴.
-    rng = np.random.default_rng(20_240_229)
-    places = rng.integers(0, 2**63, raw.shape[-2:], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     stamps = found.times if found.times is not None else np.zeros(raw.shape[0], "datetime64[ns]")
     minutes = stamps.astype("datetime64[m]").astype(np.int64)
+    source = _Source(raw, item, area, weighted=weights is not None, minutes=minutes)
     total = 0
     done = 0.0
-    for block, rows, columns in _tiles(raw, dims[0], where):
-        values = raw.isel({dims[0]: block, dims[-2]: rows, dims[-1]: columns}).values
-        w_here, places_here = area[rows, columns], places[rows, columns]
-        for i, t in enumerate(block):
-            for k, part in enumerate(parts):
-                frame = np.asarray(values[i, k] if kind == "atmos" else values[i], np.float64)
-                frame = frame * item.scale + item.offset if item.converted else frame
-                finite = np.isfinite(frame)
-                w = w_here if weights else None
-                if finite.all():
-                    part.add(frame, w)
-                else:
-                    part.add(frame[finite], None if w is None else w[finite])
-                    frame = np.where(finite, frame, np.nan)
-                with np.errstate(over="ignore"):
-                    bits = int(
-                        (np.ascontiguousarray(frame).view(np.uint64) * places_here).sum(
-                            dtype=np.uint64
-                        )
-                    )
-                total = (total + (2 * (int(minutes[t]) * len(parts) + k) + 1) * bits) % 2**64
-        before, done = int(done), done + len(block) * len(parts) * w_here.size / area.size
+    tiles = list(_tiles(raw, dims[0], where))
+    computed = in_order(_of_tile, source, tiles, name="xaurora-statistics")
+    for (block, rows, columns), (found_parts, checksum) in zip(tiles, computed, strict=True):
+        for part, other in zip(parts, found_parts, strict=True):
+            part.merge(other)
+        total = (total + checksum) % 2**64
+        share = area[rows, columns].size / area.size
+        before, done = int(done), done + len(block) * len(parts) * share
         meter.update(int(done + 1e-6) - before)
     return parts, total
 
 
-def _tiles(
-    raw: xr.DataArray, dim: str, where: np.ndarray
-) -> Iterator[tuple[np.ndarray, slice, slice]]:
+@dataclass(frozen=True)
+class _Source:
+    """One variable, ``(time, [level,] latitude, longitude)``, as it is stored."""
+
+    raw: xr.DataArray
+    item: Field
+    area: np.ndarray
+    weighted: bool
+    minutes: np.ndarray
+
+
+_Tile = tuple[np.ndarray, slice, slice]
+
+
+def _of_tile(source: _Source, tile: _Tile) -> tuple[list[PackedDistribution], int]:
+    """Return the distributions of a tile by level, and a checksum of its values."""
+    raw, item = source.raw, source.item
+    block, rows, columns = tile
+    values = raw.isel({raw.dims[0]: block, raw.dims[-2]: rows, raw.dims[-1]: columns}).values
+    values = values.reshape(len(block), -1, *values.shape[-2:])
+    # A checksum that does not depend on the chunks: the sum of every value's bits times a number
+    # for its position, modulo 2⁶⁴.
+    rng = np.random.default_rng(20_240_229)
+    places = rng.integers(0, 2**63, raw.shape[-2:], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    places = places[rows, columns]
+    area = source.area[rows, columns] if source.weighted else None
+    count = values.shape[1]
+    checksum = 0
+    out = []
+    for k in range(count):
+        part = Distribution(amounts=item.variable.accumulated)
+        for i, t in enumerate(block):
+            frame = np.asarray(values[i, k], np.float64)
+            frame = frame * item.scale + item.offset if item.converted else frame
+            finite = np.isfinite(frame)
+            if finite.all():
+                part.add(frame, area)
+            else:
+                part.add(frame[finite], None if area is None else area[finite])
+                frame = np.where(finite, frame, np.nan)
+            with np.errstate(over="ignore"):
+                bits = int(
+                    (np.ascontiguousarray(frame).view(np.uint64) * places).sum(dtype=np.uint64)
+                )
+            checksum += (2 * (int(source.minutes[t]) * count + k) + 1) * bits
+        out.append(part.packed())
+    return out, checksum % 2**64
+
+
+def _tiles(raw: xr.DataArray, dim: str, where: np.ndarray) -> Iterator[_Tile]:
     """Yield times, rows and columns to read together: as many whole chunks as fit into a block.
 
     Smaller tiles would decode each chunk several times. A chunk larger than a block is read whole.

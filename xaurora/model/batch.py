@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from xaurora.utils import indexed
 from xaurora.utils.types import Given, TimesLike
 
 STEP = np.timedelta64(TIMESTEP_HOURS, "h")
+_REQUESTS = 4  # variables of one Batch that are read at the same time
 
 
 @dataclasses.dataclass
@@ -236,9 +237,15 @@ def frame(
     return out
 
 
-def statics(fields: Fields) -> dict[str, np.ndarray]:
+def statics(fields: Fields, *, pool: Executor | None = None) -> dict[str, np.ndarray]:
     """Read the static fields, ``(h, w)``, float32, and check them for missing values."""
-    out = {str(name): fields.static[name].values for name in fields.static}
+
+    def read(name: str) -> np.ndarray:
+        source = fields.layout.fields["static", name].source
+        return indexed.read(fields.static.variables[name], source)
+
+    names = list(map(str, fields.static))
+    out = dict(zip(names, map(read, names) if pool is None else pool.map(read, names), strict=True))
     for name, values in out.items():
         if not np.isfinite(values).all():
             raise _missing(fields, "static", name, values, "")
@@ -278,10 +285,13 @@ def to_batch(fields: Fields, init_times: Sequence[np.datetime64]) -> Batch:
         ``surf_vars`` ``(b, 2, h, w)``, ``static_vars`` ``(h, w)``, ``atmos_vars`` ``(b, 2, c, h,
         w)``, SI units, float32. It is a :class:`GreenwichBatch` if the domain crosses Greenwich.
     """
-    frames = {
-        t: frame(fields, t) for t in sorted({t for init in init_times for t in (init - STEP, init)})
-    }
-    still = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in statics(fields).items()}
+    times = sorted({t for init in init_times for t in (init - STEP, init)})
+    with ThreadPoolExecutor(_REQUESTS, thread_name_prefix="xaurora-request") as pool:
+        frames = {t: frame(fields, t, pool=pool) for t in times}
+        still = {
+            name: torch.from_numpy(np.ascontiguousarray(v))
+            for name, v in statics(fields, pool=pool).items()
+        }
     return assemble(frames, still, init_times, fields.layout.grid, fields.levels)
 
 

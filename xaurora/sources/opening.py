@@ -7,16 +7,16 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from xaurora.errors import MissingExtraError, SourceError
+from xaurora.errors import LevelError, MissingExtraError, MissingVariableError, SourceError
 from xaurora.fields import recognition
-from xaurora.sources import joining
+from xaurora.sources import joining, remote
 from xaurora.utils import lazy
 from xaurora.utils import zarr_stores as stores
 from xaurora.utils.types import Chunks
@@ -29,6 +29,9 @@ def open(
     *paths: _PathLike | Sequence[_PathLike],
     engine: str | None = None,
     chunks: Chunks = None,
+    variables: Sequence[str] | None = None,
+    levels: Sequence[float] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
     """Open files of ERA5, or of a forecast, as one Dataset.
 
@@ -38,14 +41,23 @@ def open(
     Parameters
     ----------
     *paths : str or path
-        NetCDF, GRIB or Zarr files, globs or URLs. Surface, pressure-level and static files can be
-        mixed.
+        NetCDF, GRIB or Zarr files, globs, URLs, or the names of public stores: ``"arco-era5"``,
+        ``"weatherbench2:0.25deg"``, ``"weatherbench2:1.5deg"`` or ``"weatherbench2:5.625deg"``.
+        Surface, pressure-level and static files can be mixed.
     engine : str, optional
         Passed to :func:`xarray.open_dataset`. By default NetCDF 4 is read with h5netcdf, and the
         engine for other formats is chosen from the file name's suffix.
     chunks : optional
         ``{}`` for dask arrays with the files' own chunks, or chunks by dim. By default variables
         are read when they are indexed, without dask.
+    variables : sequence of str, optional
+        Keep only these variables, by the files' names or by Aurora's (``"2t"``), and those that are
+        not recognised only if they are named.
+    levels : sequence of float, optional
+        Keep only these pressure levels in hPa.
+    storage_options : mapping, optional
+        For Zarr stores at a URL, passed to ``obstore.store.from_url``. Requests are anonymous by
+        default.
 
     Returns
     -------
@@ -59,6 +71,10 @@ def open(
     ------
     SourceError
         If a file is missing, cannot be read, or cannot be merged with the others.
+    MissingVariableError
+        If one of ``variables`` is not there.
+    LevelError
+        If one of ``levels`` is not there.
     MissingExtraError
         If a GRIB file is opened without ``xaurora[grib]``, or a cloud URL without
         ``xaurora[cloud]``.
@@ -71,7 +87,7 @@ def open(
     files = expand(paths)
     pieces: list[xr.Dataset] = []
     for file in files:
-        pieces.extend(_read(file, engine))
+        pieces.extend(_read(file, engine, storage_options))
     pieces = [piece for piece in pieces if piece.data_vars]
     if not pieces:
         raise SourceError(
@@ -83,8 +99,38 @@ def open(
                 "one of the files is a forecast, which must be opened on its own.",
                 fix="xaurora.open(forecast), xaurora.open(fields)",
             )
-        return _chunked(pieces[0], chunks)
-    return _chunked(joining.combine(pieces), chunks)
+        return _chunked(_selected(pieces[0], variables, levels), chunks)
+    return _chunked(_selected(joining.combine(pieces), variables, levels), chunks)
+
+
+def _selected(
+    ds: xr.Dataset, variables: Sequence[str] | None, levels: Sequence[float] | None
+) -> xr.Dataset:
+    if variables is None and levels is None:
+        return ds
+    found = recognition.recognise(ds)
+    if variables is not None:
+        wanted = [variables] if isinstance(variables, str) else list(variables)
+        sources = {key[1]: item.source for key, item in found.fields.items()}
+        names = [n if n in ds else sources.get(n, n) for n in wanted]
+        if missing := [n for n in names if n not in ds]:
+            raise MissingVariableError(
+                f"{missing} is not in the data, which hold {sorted(map(str, ds.data_vars))}.",
+                fix=f"variables={sorted(sources.values())[:3]}",
+            )
+        ds = ds[names]
+    if levels is not None and "level" in found.axes:
+        dim = found.axes["level"].dim
+        have = list(found.levels)
+        wanted_levels = np.atleast_1d(np.asarray(levels, float)).tolist()
+        if missing_levels := [v for v in wanted_levels if v not in have]:
+            raise LevelError(
+                f"the levels {missing_levels} hPa are not in the data, which have {have}.",
+                fix=f"levels={have[:3]}",
+            )
+        if dim in ds.dims:
+            ds = ds.isel({dim: [have.index(v) for v in wanted_levels]})
+    return ds
 
 
 def _chunked(ds: xr.Dataset, chunks: Chunks) -> xr.Dataset:
@@ -122,6 +168,8 @@ def expand(paths: Sequence[Any]) -> list[str]:
     for path in flat:
         if "://" in path or Path(path).exists():
             files.append(path)
+        elif (url := remote.url_of(path)) != path:
+            files.append(url)
         elif found := sorted(glob.glob(os.path.expanduser(path))):
             files.extend(found)
         else:
@@ -137,7 +185,9 @@ def read_as_stored(path: str) -> xr.Dataset:
     return _read(expand([path])[0], None)[0]
 
 
-def _read(path: str, engine: str | None) -> list[xr.Dataset]:
+def _read(
+    path: str, engine: str | None, storage_options: Mapping[str, Any] | None = None
+) -> list[xr.Dataset]:
     suffix = Path(path.rstrip("/")).suffix.lower()
     if ".3IMERG." in Path(path).name:
         raise SourceError(
@@ -146,13 +196,10 @@ def _read(path: str, engine: str | None) -> list[xr.Dataset]:
         )
     if engine == "cfgrib" or (engine is None and suffix in _GRIB):
         return _read_grib(path)
-    if path.startswith(("gs://", "gcs://")):
-        try:
-            import gcsfs  # noqa: F401
-        except ImportError:
-            raise MissingExtraError(
-                f"'{path}' is on Google Cloud Storage.", fix="pip install 'xaurora[cloud]'"
-            ) from None
+    if engine in (None, "zarr") and remote.is_remote_zarr(path):
+        opened = remote.open_zarr(path, storage_options)
+        stores.require_complete(opened.attrs, path)
+        return [opened]
     if engine is None and _is_hdf5(path):
         engine = "h5netcdf"
     if engine is None and (

@@ -14,16 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 
 from xaurora.errors import CheckpointError, XauroraError
 from xaurora.model import execution
-from xaurora.model.batch import STEP
 from xaurora.model.loader import MAX_CACHED
 from xaurora.model.options import STRATEGIES, StrategyOptions
-from xaurora.training import parallel
+from xaurora.training import parallel, reads
 from xaurora.training import plan as planning
 from xaurora.training.hardware import device, free_memory, measure_rate, model_size
 from xaurora.training.options import FinetuneOptions
@@ -60,7 +58,9 @@ class Estimate:
         Rough time of one step, and of all steps including validation.
     steps : int
     bytes_read : int
-        Total bytes read from the source of the data.
+        Total bytes read from the source of the data, before compression.
+    first_look : int
+        Those of them that are read before the first step.
     disk : int
         Largest number of bytes that the run keeps on disk.
     trainable, total : int
@@ -83,6 +83,7 @@ class Estimate:
     seconds: float = math.nan
     steps: int = 0
     bytes_read: int = 0
+    first_look: int = 0
     disk: int = 0
     trainable: int = 0
     total: int = 0
@@ -110,7 +111,7 @@ class Estimate:
                 f"  time       about {_span(self.step_seconds)} a step, {_span(self.seconds)} for"
                 f" {self.steps} steps with validation"
             ),
-            f"  reads      {_size(self.bytes_read)}",
+            f"  reads      {_size(self.bytes_read)}, {_size(self.first_look)} of it at the start",
             f"  disk       {_size(self.disk)}",
             f"  trains     {self.trainable:,} of {self.total:,} parameters",
         ]
@@ -182,7 +183,7 @@ def estimate_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
     # The truth is not read here, so samples that will turn out to have none are still counted.
     split = plan.split
     steps = options.total_steps(len(split.train))
-    frames = len(_frames(plan, split.train)) + len(_frames(plan, split.validation))
+    frames = reads.states_needed(plan)
     parts, lasting = dict(cost.parts), 0
     parts["frames"] = (
         min(min(frames, MAX_CACHED) * _frame_bytes(plan), _FRAMES_KEPT) if _is_lazy(plan) else 0
@@ -209,8 +210,7 @@ def estimate_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
     artefact = 4 * (module["head"] + (module["all"] if plan.saves_base else module["adapter"]))
     checkpoint = 4 * module["trainable"] * (3 + (options.ema is not None))
     replay = 2 * options.replay.size * _frame_bytes(plan) if options.replay is not None else 0
-    once = latents is not None or frames <= MAX_CACHED
-    epochs = 1 if once else -(-steps * options.samples_per_step // len(split.train))
+    read = reads.of_run(plan, ds, steps) if _is_lazy(plan) else reads.NOTHING
     return Estimate(
         model=plan.name,
         strategy=plan.strategy.name,
@@ -221,7 +221,8 @@ def estimate_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
         step_seconds=cost.flops / rate,
         seconds=_seconds(plan, cost, rate, steps),
         steps=steps,
-        bytes_read=int(_stored_bytes(plan, ds) * frames * epochs),
+        bytes_read=read.total,
+        first_look=read.first_look,
         disk=int(3 * artefact + 2 * checkpoint + replay + stored_latents),
         trainable=module["trainable"],
         total=module["all"] + module["adapter"] + module["head"],
@@ -245,8 +246,7 @@ def _seconds(plan: Plan, cost: StepCost, rate: float, steps: int) -> float:
     """Return the time of all steps and validations."""
     options, validation = plan.options, len(plan.split.validation)
     step = cost.flops / rate
-    scored = min(validation, 100) * min(options.validations, steps)
-    scored += validation if validation > 100 else 0
+    scored = reads.samples_scored(plan, steps)
     together = 1 if options.replay is not None or plan.latents is not None else options.batch_size
     forward = cost.forward_flops / together / rate
     if plan.latents is None:
@@ -255,12 +255,6 @@ def _seconds(plan: Plan, cost: StepCost, rate: float, steps: int) -> float:
     # heads.
     latents = (len(plan.split.train) + validation) * forward
     return (steps * step + scored * step / 3 / options.batch_size + latents) / options.world_size
-
-
-def _frames(plan: Plan, init_times: np.ndarray) -> np.ndarray:
-    """Return the times of all states that the samples need."""
-    last = plan.options.rollout_steps
-    return np.unique(np.concatenate([init_times + STEP * k for k in range(-1, last + 1)]))
 
 
 def _frame_bytes(plan: Plan) -> int:
@@ -274,32 +268,6 @@ def _is_lazy(plan: Plan) -> bool:
     """Return whether states have to be read from disk rather than being in memory."""
     parts = [*plan.fields.surface.variables.values(), *plan.fields.atmos.variables.values()]
     return any(not v._in_memory for v in parts)
-
-
-def _stored_bytes(plan: Plan, ds: xr.Dataset | None) -> float:
-    """Return the bytes read from storage for one state.
-
-    Whole chunks are read, even if only a part is needed.
-    """
-    if ds is None:
-        return float(_frame_bytes(plan))
-    layout, total = plan.fields.layout, 0.0
-    items = [layout.fields["surface", n] for n in plan.needs.surface]
-    items += [layout.fields["atmos", n] for n in plan.needs.atmos]
-    for item in [*items, *(t.item for t in plan.targets)]:
-        if str(item.source) not in ds or ds[item.source].variable._in_memory:
-            continue
-        da = ds[item.source]
-        stored = da.encoding.get("preferred_chunks", {})
-        chunks = {str(d): int(stored.get(d, 0)) or max(da.chunksizes.get(d, (1,))) for d in da.dims}
-        size = da.dtype.itemsize
-        for dim in da.dims:
-            if str(dim) == layout.axes["time"].dim:
-                size *= max(chunks[str(dim)], 1)
-            else:
-                size *= int(da.sizes[dim])  # upper bound: a region may need fewer chunks
-        total += size
-    return total
 
 
 def advice(plan: Plan) -> list[str]:

@@ -31,13 +31,18 @@ from xaurora.training.samples import Microbatch
 from xaurora.training.scan import TargetScan
 from xaurora.training.sound import Skipped, SoundReader
 from xaurora.training.steps import BatchRunner, ReplayRunner
-from xaurora.training.validation import Processes, Task, Validator, format_scores, prefix
+from xaurora.training.validation import (
+    MOST_VALIDATED,
+    Processes,
+    Task,
+    Validator,
+    format_scores,
+    prefix,
+)
 from xaurora.utils.progress import log_line, progress_bar
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-_MOST_VALIDATED = 100  # samples of a validation during training; the last one scores all
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ class Trainer:
         self.guard = LossGuard()
         self.progress = Progress()
         self.task = Task.of(plan)
-        count = min(len(scan.validation), _MOST_VALIDATED)
+        count = min(len(scan.validation), MOST_VALIDATED)
         self.interim = scan.validation[
             np.unique(np.linspace(0, len(scan.validation) - 1, count).astype(int))
         ]

@@ -179,12 +179,17 @@ def _normalisation(plan: Plan, train: np.ndarray) -> tuple[dict[str, Any], dict[
     """Return mean and standard deviation of the inputs, for a new tiny model."""
     steps = plan.options.rollout_steps
     frames = np.unique(np.concatenate([train + STEP * k for k in range(-1, steps + 1)]))
-    size = 4 * sum(v.size for v in (*plan.fields.surface.values(), *plan.fields.atmos.values()))
-    most = max(_NORMALISED * len(plan.fields.times) // max(size, 1), _FEWEST)
-    chosen = stratified(frames, min(plan.options.first_look, most))
+    chosen = stratified(frames, normalised_frames(plan))
     return statistics.normalisation_statistics(
         plan.fields, list(chosen), strict=plan.options.strict, progress=plan.options.progress
     )
+
+
+def normalised_frames(plan: Plan) -> int:
+    """Return the largest number of frames that a tiny model's normalisation is computed from."""
+    size = 4 * sum(v.size for v in (*plan.fields.surface.values(), *plan.fields.atmos.values()))
+    most = max(_NORMALISED * len(plan.fields.times) // max(size, 1), _FEWEST)
+    return min(plan.options.first_look, most)
 
 
 def _check_climatology(wanted: list[Target], climatology: dict[str, Distribution]) -> None:

@@ -23,6 +23,7 @@ from xaurora.training.losses import Domains
 from xaurora.training.plan import Plan
 from xaurora.training.sound import SoundReader
 
+MOST_VALIDATED = 100  # samples of a validation during training; the last one scores all
 MOST_KEPT = 100  # truth fields kept in memory to compute the score of the climatology
 
 

@@ -49,7 +49,7 @@ def in_order(
         ahead = 4 * max(sum(client.nthreads().values()), 1)
         yield from _queued(lambda i: client.submit(function, sent, i, pure=False), items, ahead)
         return
-    threads = max(min(os.cpu_count() or 1, len(items), _MOST_THREADS), 1)
+    threads = min(count(), max(len(items), 1))
     if threads == 1:
         yield from (function(state, item) for item in items)
         return
@@ -69,6 +69,11 @@ def _queued(submit: Callable[[Item], Given], items: Sequence[Item], ahead: int) 
     finally:
         for future in waiting:
             future.cancel()
+
+
+def count() -> int:
+    """Return the number of threads that :func:`in_order` uses in this process."""
+    return max(min(os.cpu_count() or 1, _MOST_THREADS), 1)
 
 
 def active_client() -> Given:
