@@ -90,6 +90,12 @@ class UnitsError(XauroraError, ValueError):
     code = "units"
 
 
+class ImplausibleValuesError(UnitsError):
+    """Values that do not occur on Earth, or fields that repeat or do not vary."""
+
+    code = "implausible_values"
+
+
 class MissingValuesError(XauroraError, ValueError):
     """An input field contains NaN."""
 

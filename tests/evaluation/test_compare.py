@@ -364,7 +364,7 @@ def test_what_cannot_be_scored(fields: xr.Dataset, tuned) -> None:
         ),
         (
             lambda: forecast.aurora.evaluate(
-                fields[["lsm", "tp"]].rename(tp="rain").drop_attrs(deep=True)
+                fields[["lsm", "tp"]].rename(tp="colour").drop_attrs(deep=True)
             ),
             errors.TruthError,
             "share no variable",

@@ -337,7 +337,7 @@ def test_what_amounts_cannot_be_is_refused_and_what_they_can_is_not(europe: xr.D
     assert "probably in mm" in problems(1e3, "m")  # mm called metres
     assert "probably a rate" in problems(1e3 / 3600, "kg m-2")
     assert "probably a rate" in problems(1.0, "mm")  # metres called mm
-    assert problems(1.0, "mm", xaurora_amounts_checked=1) == "[]"
+    assert problems(1.0, "mm", xaurora_values_checked=1) == "[]"
     noise = np.where(np.random.default_rng(0).random((24, 41, 41)) < 0.5, 4.3e-19, 8.6e-19)
     dry = europe.assign(tp=europe["tp"].copy(data=noise.astype("float32")))
     assert dry.aurora.check("tp", model="tiny").ok, "a desert's noise of packing is no rate"

@@ -32,7 +32,9 @@ FAULTS = (
         "training/parallel.py",
         "while not store.check([key]):",
         "while False:",
-        ("training/test_parallel.py::test_a_first_look_may_take_longer_than_processes_wait",),
+        (
+            "training/test_parallel.py::test_torchrun_and_a_first_look_that_takes_longer_than_processes_wait",
+        ),
     ),
     Fault(
         "a broken sample is used",
@@ -317,7 +319,7 @@ FAULTS = (
     ),
     Fault(
         "the window of a climatology is not circular",
-        "evaluation/climatology.py",
+        "evaluation/windows.py",
         "distance = np.minimum(distance, _DAYS - distance)",
         "distance = np.minimum(distance, _DAYS)",
         ("evaluation/test_compare.py::test_climatology_is_a_weighted_mean",),

@@ -20,11 +20,6 @@ import xaurora
 from xaurora.utils import workers
 
 
-def _scaled(factor: int, item: int) -> int:
-    time.sleep(0.02)
-    return factor * item
-
-
 def _broken(factor: int, item: int) -> int:
     return factor // item
 
@@ -90,16 +85,11 @@ def _same(one: xr.Dataset, other: xr.Dataset) -> None:
         np.testing.assert_allclose(one[name].values, other[name].values, rtol=1e-12)
 
 
-def test_a_dead_worker_is_replaced(client: distributed.Client) -> None:
-    found = _while_a_worker_dies(client, lambda: list(workers.in_order(_scaled, 3, range(100))))
-    assert found == [3 * i for i in range(100)]
-
-
-@pytest.mark.slow  # four workers are started anew
+@pytest.mark.slow  # workers are started anew
 def test_every_verb_on_a_cluster(
     client: distributed.Client, fields: xr.Dataset, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """The same results as without, with a worker that is killed on the way."""
+    """The same results as without; in two of them a worker is killed on the way."""
     fc = xaurora.persistence(fields, ["tp", "t2m", "u10", "v10", "t"], ["6h", "12h", "24h"]).load()
     verbs: dict[str, Callable[[], xr.Dataset]] = {
         "evaluate": lambda: fc.aurora.evaluate(fields, metrics="all"),
@@ -111,7 +101,8 @@ def test_every_verb_on_a_cluster(
     }
     monkeypatch.setattr("xaurora.evaluation.climatology._MEMORY", 300_000_000)
     monkeypatch.setattr("xaurora.fields.statistics._CHUNKS", 1)
-    there = {name: _while_a_worker_dies(client, verb) for name, verb in verbs.items()}
+    there = {name: verb() for name, verb in verbs.items() if name != "evaluate"}
+    there["evaluate"] = _while_a_worker_dies(client, verbs["evaluate"])
     store = _while_a_worker_dies(
         client,
         lambda: fields.aurora.prepare(tmp_path / "there.zarr", model="tiny", progress=False),

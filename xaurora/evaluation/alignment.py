@@ -13,25 +13,23 @@ import numpy as np
 import xarray as xr
 
 from xaurora.distributions import FAMILIES, Deterministic, Family, from_attrs
-from xaurora.errors import AccumulationError, KindError, LeadTimeError, TruthError
+from xaurora.errors import (
+    AccumulationError,
+    KindError,
+    TruthError,
+)
+from xaurora.evaluation.forecast_axes import (
+    decode_lead_times,
+    in_order,
+    with_both_dims,
+    with_known_names,
+)
 from xaurora.fields import axes, periods, precipitation, recognition, variables
 from xaurora.fields.found import Field
 from xaurora.fields.unit_conversion import conversion
 from xaurora.fields.variables import TIMESTEP_HOURS
-from xaurora.utils import dask_arrays, lazy
+from xaurora.utils import dask_arrays
 from xaurora.utils.types import Given
-
-_LEADS = {
-    "h": 3_600_000_000_000,
-    "hour": 3_600_000_000_000,
-    "hours": 3_600_000_000_000,
-    "days": 86_400_000_000_000,
-    "nanoseconds": 1,
-    "ns": 1,
-    "seconds": 1_000_000_000,
-    "minutes": 60_000_000_000,
-}
-
 
 logger = logging.getLogger("xaurora")
 
@@ -114,50 +112,6 @@ class Forecast:
         return dict(self.ds.attrs.get("_stored_dims", {}))
 
 
-def _with_both_dims(ds: xr.Dataset) -> xr.Dataset:
-    """Return a forecast with the dims ``init_time`` and ``lead_time``."""
-    names = (
-        {"init_time": "time", "lead_time": "prediction_timedelta"}
-        if "prediction_timedelta" in ds.coords
-        else {}
-    )
-    if names:
-        if "time" not in ds.variables:
-            raise KindError(
-                "the forecast has prediction_timedelta but no time.",
-                fix="ds.rename(init_time='time')",
-            )
-        ds = ds.rename(time="init_time", prediction_timedelta="lead_time")
-    elif "time" in ds.coords and "time" not in ds.dims:
-        ds = ds.drop_vars("time")  # not a dim, so it is the valid time under another name
-    ds = ds.assign_attrs(_stored_dims=names)
-    for dim in ("lead_time", "init_time"):
-        if dim not in ds.dims:  # a single time was selected
-            static = [
-                n
-                for n in ds.data_vars
-                if n in ("lsm", "slt", "geopotential_at_surface", "land_sea_mask", "soil_type")
-            ]
-            ds = xr.merge(
-                [
-                    _expanded(ds.drop_vars([*static, "valid_time"], errors="ignore"), dim),
-                    ds[static].drop_vars([dim, "valid_time"], errors="ignore"),
-                ]
-            )
-    if not ds.sizes["init_time"] or not ds.sizes["lead_time"]:
-        raise KindError(
-            f"the forecast holds no {'init time' if not ds.sizes['init_time'] else 'lead time'}.",
-            fix="check how it was selected",
-        )
-    return ds
-
-
-def _expanded(ds: xr.Dataset, dim: str) -> xr.Dataset:
-    """Return a Dataset with a selected time as a dim of length 1."""
-    values = {name: lazy.expand(da.variable, dim) for name, da in ds.data_vars.items()}
-    return ds.drop_vars(list(ds.data_vars)).expand_dims(dim).assign(values)
-
-
 def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
     """Recognise a forecast in this package's layout or WeatherBench2's.
 
@@ -179,6 +133,8 @@ def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
     AccumulationError
         If its precipitation does not declare a period, or cannot be summed over ``accumulate``.
     """
+    if isinstance(ds, xr.Dataset):
+        ds = with_known_names(ds)
     if not isinstance(ds, xr.Dataset) or not recognition.is_forecast(ds):
         raise KindError(
             "a forecast is expected, with dims (init_time, lead_time, ...) or WeatherBench2's"
@@ -186,7 +142,7 @@ def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
             f" {sorted(map(str, getattr(ds, 'dims', ())))}.",
             fix="fc = ds.aurora.predict('24h', model=...); fc.aurora.evaluate(truth)",
         )
-    ds = _with_both_dims(dask_arrays.dataset_without_dask(ds))
+    ds = in_order(with_both_dims(dask_arrays.dataset_without_dask(ds)))
     leads = decode_lead_times(ds["lead_time"])
     init_times = ds["init_time"].values.astype("datetime64[ns]")
     probe = (
@@ -203,11 +159,10 @@ def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
         if "distribution" in probe[name].attrs and "parameter_of" not in probe[name].attrs:
             recognition.add_generic(single, name, found)
     found.raise_first()
-    rain = found.fields.get(("surface", "tp"))
-    hours = TIMESTEP_HOURS
-    whole = None
-    if rain is not None:
-        ds, hours, whole = _totals(ds, rain.source, accumulate)
+    hours, whole = TIMESTEP_HOURS, None
+    amounts = [item.source for item in found.fields.values() if item.variable.accumulated]
+    if amounts:
+        ds, hours, whole = _all_totals(ds, amounts, accumulate)
     elif accumulate is not None:
         raise AccumulationError(
             f"accumulate={accumulate!r}: the forecast holds no precipitation, only"
@@ -237,6 +192,30 @@ def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
         hours,
         whole,
     )
+
+
+def _all_totals(
+    ds: xr.Dataset, names: list[str], accumulate: str | None
+) -> tuple[xr.Dataset, int, frozenset[int] | None]:
+    """Accumulate precipitation and other amounts over the period that is scored.
+
+    Raises
+    ------
+    AccumulationError
+        If their periods differ, or as :func:`_totals`.
+    """
+    periods_of: dict[str, int] = {}
+    whole: frozenset[int] | None = None
+    for name in names:
+        ds, periods_of[name], own = _totals(ds, name, accumulate)
+        if own is not None:
+            whole = own if whole is None else whole & own
+    if len(set(periods_of.values())) > 1:
+        raise AccumulationError(
+            f"the amounts of the forecast are over different periods: {periods_of} h.",
+            fix=f"accumulate='{max(periods_of.values())}h'",
+        )
+    return ds, periods_of[names[0]], whole
 
 
 def _totals(
@@ -310,25 +289,6 @@ def _totals(
 
 def _is_ensemble(da: xr.DataArray) -> bool:
     return any(d in axes.NAMES["number"] for d in da.dims)
-
-
-def decode_lead_times(lead: xr.DataArray) -> np.ndarray:
-    """Return lead times as timedelta64[ns]; numbers are converted by their units.
-
-    Raises
-    ------
-    LeadTimeError
-        If they are numbers without units.
-    """
-    if np.issubdtype(lead.dtype, np.timedelta64):
-        return lead.values.astype("timedelta64[ns]")
-    unit = str(lead.attrs.get("units", ""))
-    if unit in _LEADS:  # xarray since 2026 does not decode durations that have only `units`
-        return (lead.values * _LEADS[unit]).astype("timedelta64[ns]")
-    raise LeadTimeError(
-        f"lead times must be durations, and these are {lead.dtype} without units.",
-        fix="xr.open_dataset(path, decode_timedelta=True)",
-    )
 
 
 def to_mm(threshold: xr.DataArray) -> float:

@@ -10,9 +10,16 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from xaurora.errors import KindError, LeadTimeError, MissingVariableError, OptionError, TruthError
-from xaurora.fields import precipitation, recognition
-from xaurora.fields.found import Recognition
+from xaurora.errors import (
+    AccumulationError,
+    KindError,
+    LeadTimeError,
+    MissingVariableError,
+    OptionError,
+    TruthError,
+)
+from xaurora.fields import labels, precipitation, recognition
+from xaurora.fields.found import Field, Recognition
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.utils import indexed, lazy
 from xaurora.utils.types import Given, LeadsLike
@@ -53,7 +60,11 @@ def _chosen(ds: xr.Dataset, names: Sequence[str] | str | None) -> tuple[Recognit
         if name in found.unrecognised:
             recognition.add_generic(ds, name, found)
     found.raise_first()
-    there = [item.source for key, item in found.fields.items() if key[0] != "static"]
+    there = [
+        item.source
+        for key, item in found.fields.items()
+        if key[0] != "static" and (names is not None or _has_totals(ds, found, item))
+    ]
     wanted = there if names is None else [names] if isinstance(names, str) else list(names)
     if unknown := [n for n in wanted if n not in there]:
         raise MissingVariableError(
@@ -61,6 +72,19 @@ def _chosen(ds: xr.Dataset, names: Sequence[str] | str | None) -> tuple[Recognit
             fix="ds.aurora lists the recognised variables",
         )
     return found, wanted
+
+
+def _has_totals(ds: xr.Dataset, found: Recognition, item: Field) -> bool:
+    """Return whether a variable has six-hour totals; of amounts other than rain, some do not."""
+    if not item.variable.accumulated or item.variable.name == "tp" or found.times is None:
+        return True
+    try:
+        precipitation.check_period(
+            item.source, dict(ds[item.source].attrs), found.times, TIMESTEP_HOURS
+        )
+    except AccumulationError:
+        return False
+    return True
 
 
 def _six_hourly(ds: xr.Dataset, found: Recognition, name: str) -> xr.DataArray:
@@ -111,13 +135,15 @@ def persistence(
         names.
     """
     found, wanted = _chosen(ds, names)
+    ds = labels.by_end(ds, found)
     lead = durations(leads)
     time_dim = found.axes["time"].dim
     times = found.times if found.times is not None else np.array([], "datetime64[ns]")
     keep = np.ones(len(times), bool)
     out = {}
+    amounts = {i.source for i in found.fields.values() if i.variable.accumulated}
     for name in wanted:
-        if found.fields.get(("surface", "tp")) and found.fields["surface", "tp"].source == name:
+        if name in amounts:
             period = precipitation.value_period(name, ds[name].attrs, times)
             keep &= np.isin(times, precipitation.complete_times(times, period))
     kept = np.flatnonzero(keep)
@@ -151,7 +177,7 @@ def _times_of(like: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     KindError
         If it is not a forecast.
     """
-    from xaurora.evaluation.alignment import decode_lead_times
+    from xaurora.evaluation.forecast_axes import decode_lead_times
 
     init = "time" if "prediction_timedelta" in like.coords else "init_time"
     lead = "prediction_timedelta" if "prediction_timedelta" in like.coords else "lead_time"

@@ -21,7 +21,7 @@ from xaurora.errors import MemoryTooSmallError, OptionError, SaveError
 from xaurora.evaluation import baselines
 from xaurora.evaluation.bands import Band, bands_of
 from xaurora.evaluation.windows import Days, Wanted, bytes_per_point, of_band
-from xaurora.fields import periods, precipitation
+from xaurora.fields import labels, periods, precipitation
 from xaurora.fields.found import Recognition
 from xaurora.fields.unit_conversion import conversion
 from xaurora.fields.variables import TIMESTEP_HOURS
@@ -127,6 +127,7 @@ def build(
         )
     hours_of_seeps = _seeps_hours(seeps)
     found, wanted = baselines._chosen(ds, names)
+    ds = labels.by_end(ds, found)
     times = found.times if found.times is not None else np.array([], "datetime64[ns]")
     days = Days.of(times, int(window_days))
     jobs = _jobs(ds, found, wanted, wanted_statistics, hours_of_seeps)

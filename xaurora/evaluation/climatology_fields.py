@@ -70,9 +70,11 @@ class ClimatologyFields:
 
     def has(self, key: tuple[str, str]) -> bool:
         """Return whether it holds a variable; precipitation must have the forecast's period."""
-        return key in self.found.fields and (
-            key != ("surface", "tp") or self.rain_hours == self.hours
-        )
+        item = self.found.fields.get(key)
+        if item is None or not item.variable.accumulated:
+            return item is not None
+        hours = periods.declared_hours(item.source, item.attrs) or variables.TIMESTEP_HOURS
+        return hours == self.hours
 
     @property
     def rain_hours(self) -> float:

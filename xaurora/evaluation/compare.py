@@ -253,11 +253,8 @@ def _in_common(read: dict[str, Forecast]) -> dict[str, Forecast]:
                 f" {label!r} at {f.init_times[0].astype('datetime64[h]')}.",
                 fix="forecast the same init times: predict(time=other['init_time'].values)",
             )
-        if (
-            f.hours != first.hours
-            and ("surface", "tp") in f.fields
-            and ("surface", "tp") in first.fields
-        ):
+        amounts = (any(i.variable.accumulated for i in g.fields.values()) for g in (f, first))
+        if f.hours != first.hours and all(amounts):
             raise TruthError(
                 f"precipitation of {label!r} is accumulated over {f.hours} h, that of"
                 f" {first_label!r} over {first.hours} h.",

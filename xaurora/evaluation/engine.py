@@ -10,6 +10,7 @@ init times. Does not depend on torch.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,13 +23,15 @@ from xaurora.evaluation.aggregation import AreaMeans, Table
 from xaurora.evaluation.alignment import Forecast
 from xaurora.evaluation.climatology_fields import ClimatologyFields
 from xaurora.evaluation.sample import Sample, Settings
-from xaurora.evaluation.sanity import check_rain, check_size, own_units
+from xaurora.evaluation.sanity import beyond_extremes, check_rain, check_size, own_units
 from xaurora.evaluation.statistics import STATISTICS
 from xaurora.evaluation.truths import Truth
 from xaurora.fields.found import Field
 from xaurora.utils.progress import progress_bar
 from xaurora.utils.types import Given
 from xaurora.utils.workers import in_order
+
+logger = logging.getLogger("xaurora")
 
 Key = tuple[str, str]
 
@@ -143,6 +146,7 @@ class BlockResult:
     scored: int = 0
     without_truth: int = 0
     missing_truth: set[str] = field(default_factory=set)
+    warnings: dict[tuple[str, Key], str] = field(default_factory=dict)
     maps: dict[tuple[str, Key, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
@@ -160,6 +164,7 @@ def run(plan: Plan, *, progress: bool) -> tuple[dict[str, Table], dict[str, Any]
         for label in plan.forecasts
     }
     counts: dict[str, Any] = {"scored": 0, "without_truth": 0, "missing_truth": set(), "maps": {}}
+    warned: set[tuple[str, Key]] = set()
     blocks = list(_blocks(plan))
     with progress_bar(
         total=sum(b.fields for b in blocks),
@@ -184,6 +189,10 @@ def run(plan: Plan, *, progress: bool) -> tuple[dict[str, Table], dict[str, Any]
             counts["scored"] += found.scored
             counts["without_truth"] += found.without_truth
             counts["missing_truth"] |= found.missing_truth
+            for key, text in found.warnings.items():
+                if key not in warned:
+                    warned.add(key)
+                    logger.warning("%s", text)
             meter.update(block.fields)
     return tables, counts
 
@@ -298,7 +307,14 @@ def _score_job(plan: Plan, job: Job, read: _Reader, found: BlockResult) -> None:
             found.missing_truth.add(job.key[1])
         samples = {
             label: _sample(
-                plan, job, plan.forecasts[label], label, block, (i, k), (row, column), (ys, time)
+                plan,
+                job,
+                label,
+                block,
+                (i, k),
+                (row, column),
+                (ys, time),
+                found.warnings,
             )
             for label, block in blocks.items()
             if block.there
@@ -365,19 +381,19 @@ class _ForecastBlock:
 def _sample(
     plan: Plan,
     job: Job,
-    forecast: Forecast,
     label: str,
     block: _ForecastBlock,
     at: tuple[int, int],
     place: tuple[int, int],
     truth: tuple[list[np.ndarray], int],
+    warnings: dict[tuple[str, Key], str],
 ) -> Sample:
     """Return a forecast and its truth at one init time and lead.
 
     ``at`` and ``place`` are positions in the block and in the forecast, ``truth`` the fields and
-    the position of their time.
+    the position of their time. What is implausible is added to ``warnings``.
     """
-    (ys, time), parts = truth, []
+    (ys, time), parts, forecast = truth, [], plan.forecasts[label]
     stamp = (
         forecast.init_times[place[0]].astype("datetime64[s]").astype(int),
         forecast.leads[place[1]] // np.timedelta64(1, "s"),
@@ -387,9 +403,14 @@ def _sample(
         rain = item.variable.accumulated
         y = plan.truth.like(*part, own, item)
         values = _like(raw[at], mine, item)
+        when = np.datetime_as_string(np.datetime64(time, "ns"), unit="m")
         if rain:
-            check_rain(values, item, "forecast", forecast)
-            check_rain(y, item, "truth", forecast)
+            check_rain(values, item, "forecast", forecast, when)
+            check_rain(y, item, "truth", forecast, when)
+        for whose, found in (("truth", y), ("forecast" if label == "forecast" else label, values)):
+            if not rain and (whose, part) not in warnings:
+                text = beyond_extremes(found, item, job.levels, whose, when)
+                warnings.update({(whose, part): text} if text else {})
         if place[0] == 0:
             check_size(values, y, item, label)
         parts.append(

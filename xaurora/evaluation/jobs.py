@@ -147,7 +147,7 @@ def _job(comparison: Comparison, key: Key) -> Job:
         and set(levels) <= set(climatology.found.levels)
     )
     rain = key in comparison.rain
-    seeps = "seeps" in statistics and rain and climatology is not None
+    seeps = "seeps" in statistics and key == ("surface", "tp") and climatology is not None
     drop = set() if has_normal else set(anomalies)
     probabilistic = comparison.has_distribution(key) or comparison.has_members(key)
     if not comparison.named and not comparison.everything and not probabilistic:

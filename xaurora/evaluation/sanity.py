@@ -10,13 +10,11 @@ import numpy as np
 from xaurora.errors import UnitsError
 from xaurora.evaluation.alignment import Forecast
 from xaurora.fields.found import Field
+from xaurora.fields.plausibility import NEGATIVE, extremes_of
 from xaurora.fields.unit_conversion import CANONICAL, GRAVITY, conversion
 
 if TYPE_CHECKING:
     import xarray as xr
-
-_NEGATIVE = -1e-5  # m; what lies above is noise of packing
-
 
 # m in six hours: no rain, but millimetres labelled as metres (the record of 12 h is 1.1 m)
 _MOST = 3.0
@@ -82,7 +80,33 @@ def check_size(values: np.ndarray, y: np.ndarray, item: Field, label: str) -> No
         )
 
 
-def check_rain(values: np.ndarray, item: Field, whose: str, forecast: Forecast) -> None:
+def beyond_extremes(
+    values: np.ndarray, item: Field, levels: tuple[float, ...], whose: str, when: str
+) -> str:
+    """Return a warning about values that do not occur on Earth, or an empty string.
+
+    Models that fail, and experiments with invented data, may be scored; so it is no error.
+    """
+    limits = extremes_of(item.variable, levels)
+    if limits is None:
+        return ""
+    axes = (-2, -1)
+    ends = [f.reduce(values, axis=axes) * item.scale + item.offset for f in (np.fmin, np.fmax)]
+    with np.errstate(invalid="ignore"):
+        wrong = (ends[0] < limits[0]) | (ends[1] > limits[1])
+    if not wrong.any():
+        return ""
+    low, high = (float(f(end)) for f, end in zip((np.nanmin, np.nanmax), ends, strict=True))
+    units = item.variable.units
+    return (
+        f"'{item.source}' of the {whose} lies between {low:.4g} and {high:.4g} {units} at {when};"
+        f" on Earth, {item.variable.long_name.lower()} lies between {np.min(limits[0]):.4g} and"
+        f" {np.max(limits[1]):.4g} {units}. Check its units, and whether missing values were"
+        " decoded."
+    )
+
+
+def check_rain(values: np.ndarray, item: Field, whose: str, forecast: Forecast, when: str) -> None:
     """Raise if precipitation is negative beyond packing noise, or looks like millimetres.
 
     Raises
@@ -96,13 +120,19 @@ def check_rain(values: np.ndarray, item: Field, whose: str, forecast: Forecast) 
     )
     name = item.source
     units = item.attrs.get("units", item.variable.units)
-    if low < _NEGATIVE and whose == "forecast":
+    if low < NEGATIVE:
+        count = int((values * item.scale < NEGATIVE).sum())
+        owner = "fc" if whose == "forecast" else "truth"
         raise UnitsError(
-            f"the minimum of '{name}' of the forecast is {low * 1e3:.3g} mm in {forecast.hours} h;"
-            " precipitation cannot be negative.",
+            f"the minimum of '{name}' of the {whose} is {low * 1e3:.3g} mm in {forecast.hours} h"
+            f" at {when}, and {count} of {values.size} values are below zero; precipitation cannot"
+            " be negative.",
             fix=(
                 f"fc['{name}'] = fc['{name}'].clip(min=0) if the model produces such values, else"
                 " check its units"
+                if owner == "fc"
+                else f"truth['{name}'] = truth['{name}'].where(truth['{name}'] >= 0), which masks"
+                " missing values that were not decoded"
             ),
         )
     if high > _MOST * max(forecast.hours / 6.0, 1.0):

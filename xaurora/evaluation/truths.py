@@ -90,8 +90,8 @@ class Truth:
     rows, columns : ndarray of int
         Indices of the forecast's grid points.
     position : TimeIndex
-    totals : DataArray, optional
-        Precipitation accumulated over the forecast's period.
+    totals : dict of DataArray
+        Precipitation and other amounts by name, accumulated over the forecast's period.
     masked : bool
         Whether values are missing by nature, as in satellite data, so that only points with values
         are scored.
@@ -103,7 +103,7 @@ class Truth:
     rows: np.ndarray
     columns: np.ndarray
     position: periods.TimeIndex
-    totals: xr.DataArray | None
+    totals: dict[str, xr.DataArray]
     masked: bool = False
     needed: np.ndarray = field(default_factory=lambda: np.array([], int))
     kept: FieldCache = field(default_factory=FieldCache)
@@ -113,8 +113,8 @@ class Truth:
 
         Its dims are ``(time, [level,] latitude, longitude)``.
         """
-        if (kind, name) == ("surface", "tp") and self.totals is not None:
-            return self.totals
+        if kind == "surface" and name in self.totals:
+            return self.totals[name]
         return getattr(self.fields, kind)[name]
 
     def read(
@@ -238,10 +238,15 @@ def read_truth(
     found.problems = [p for p in found.problems if p.about is None or p.about in wanted]
     found.raise_first()
     fields = conventions.standardise(ds, found, own_values=True)
-    totals = None
-    if ("surface", "tp") in wanted and "tp" in fields.surface:
-        source = fields.layout.fields["surface", "tp"].source
-        totals = precipitation.accumulate(fields.surface["tp"], forecast.hours, name=source)
+    amounts = {
+        name: item.source
+        for (kind, name), item in fields.layout.fields.items()
+        if (kind, name) in wanted and item.variable.accumulated
+    }
+    totals = {
+        name: precipitation.accumulate(fields.surface[name], forecast.hours, name=source)
+        for name, source in amounts.items()
+    }
     if regrid is not None:
         fields, totals = _onto(fields, totals, forecast)
         rows, columns = np.arange(len(forecast.latitude)), np.arange(len(forecast.longitude))
@@ -276,8 +281,8 @@ def _is_masked(ds: xr.Dataset) -> bool:
 
 
 def _onto(
-    fields: conventions.Fields, totals: xr.DataArray | None, forecast: Forecast
-) -> tuple[conventions.Fields, xr.DataArray | None]:
+    fields: conventions.Fields, totals: dict[str, xr.DataArray], forecast: Forecast
+) -> tuple[conventions.Fields, dict[str, xr.DataArray]]:
     """Regrid surface and atmospheric variables and the land-sea mask conservatively.
 
     The result is on the forecast's grid. Lazy.
@@ -299,16 +304,10 @@ def _onto(
         return regridding.onto(da.assign_coords(true), *grid)
 
     static = {name: turn(fields.static[name]) for name in ("lsm",) if name in fields.static}
+    totals = {name: turn(da) for name, da in totals.items()}
     surface = xr.Dataset(
-        {
-            str(n): turn(da)
-            for n, da in fields.surface.items()
-            if not (n == "tp" and totals is not None)
-        }
+        {str(n): totals[str(n)] if n in totals else turn(da) for n, da in fields.surface.items()}
     )
-    if totals is not None:
-        totals = turn(totals)
-        surface["tp"] = totals
     atmos = xr.Dataset({str(n): turn(da) for n, da in fields.atmos.items()})
     new = replace(fields, surface=surface, static=xr.Dataset(static), atmos=atmos)
     return new, totals

@@ -11,10 +11,11 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import xarray as xr
 
-from xaurora.errors import MissingValuesError, TimeError, UnitsError, XauroraError
+from xaurora.errors import MissingValuesError, TimeError, XauroraError
 from xaurora.fields import (
     conventions,
     periods,
+    plausibility,
     precipitation,
     recognition,
     requirements,
@@ -25,7 +26,7 @@ from xaurora.fields import (
 from xaurora.fields.conventions import Fields
 from xaurora.fields.found import Field, Recognition
 from xaurora.fields.grid import patches
-from xaurora.fields.plausibility import FRAMES_SAMPLED, check_plausible_field
+from xaurora.fields.plausibility import FRAMES_SAMPLED
 from xaurora.fields.requirements import Needs
 from xaurora.fields.variables import TIMESTEP_HOURS
 
@@ -137,7 +138,8 @@ def check(
             notes += notes_for(fields, wanted) if notes_for is not None else []
         if not any(error.code == "coordinate" for error in errors):
             errors += _check_values(ds, fields, wanted, notes)
-        rain = [item for key, item in found.fields.items() if item.variable.accumulated]
+        # Other amounts are checked if they are targets.
+        rain = [item for key, item in found.fields.items() if key == ("surface", "tp")]
         if target is not None:
             for name in attempt(lambda: targets.names_of(target)) or []:
                 known = variables.find(name)
@@ -213,56 +215,96 @@ def _check_values(
     count = len(fields.times)
     in_memory = all(v._in_memory for v in ds.variables.values())
     whole = in_memory and ds.nbytes <= _SMALL
-    looked = (
-        np.arange(count)
-        if whole
-        else np.unique(np.linspace(0, count - 1, min(count, FRAMES_SAMPLED)).astype(int))
-    )
+    looked = np.arange(count) if whole else _sampled(count)
     if not whole and count > FRAMES_SAMPLED:
         notes.append(
             f"{len(looked)} of {count} times were read to find missing values and wrong units."
         )
     for (kind, name), item in fields.layout.fields.items():
-        part = getattr(fields, kind)
         if (
             wanted is not None
             and name not in getattr(wanted, kind)
             and not item.variable.accumulated
         ):
             continue
-        da = part[name].isel(time=looked) if "time" in part[name].dims else part[name]
-        missing, first, total = 0, None, 0.0
-        for i in range(da.sizes.get("time", 1)):
-            values = da.isel(time=i).values if "time" in da.dims else da.values
-            bad = int((~np.isfinite(values)).sum())
-            if bad and first is None and "time" in da.dims:
-                first = da["time"].values[i]
-            missing += bad
-            total += bad == 0
-        if missing and not item.variable.accumulated:
-            dim = fields.layout.axes["longitude"].dim
-            errors.append(
-                MissingValuesError(
-                    f"'{item.source}' has {missing} missing value(s)"
-                    + (
-                        f", the first at {first.astype('datetime64[m]')}"
-                        if first is not None
-                        else ""
-                    )
-                    + ", but Aurora does not accept missing values.",
-                    fix=(
-                        f"ds['{item.source}'] = ds['{item.source}'].interpolate_na('{dim}',"
-                        f" fill_value='extrapolate').fillna(ds['{item.source}'].mean())"
-                    ),
-                )
-            )
-        elif missing:
-            notes.append(
-                f"'{item.source}' has {missing} missing value(s), which are excluded from training"
-                " and scores."
-            )
-        try:
-            check_plausible_field(fields, kind, name)
-        except UnitsError as error:
-            errors.append(error)
+        errors += _problems_of(fields, kind, name, looked, notes)
     return errors
+
+
+def _sampled(count: int) -> np.ndarray:
+    """Return positions of frames over the whole period, in pairs that follow each other."""
+    if count <= FRAMES_SAMPLED:
+        return np.arange(count)
+    first = np.linspace(0, count - 2, FRAMES_SAMPLED // 2).astype(int)
+    return np.unique(np.concatenate([first, first + 1]))
+
+
+def _problems_of(
+    fields: Fields, kind: str, name: str, looked: np.ndarray, notes: list[str]
+) -> list[XauroraError]:
+    """Return what is wrong with the values of a variable; reads frames one by one."""
+    item, da = fields.layout.fields[kind, name], getattr(fields, kind)[name]
+    moving = "time" in da.dims
+    repeats = plausibility.Repeats(item)
+    missing, first = 0, None
+    problem: XauroraError | None = None
+    for place in looked if moving else [0]:
+        values = da.isel(time=int(place)).values if moving else da.values
+        time = fields.times[place]
+        bad = int((~np.isfinite(values)).sum())
+        if bad and first is None and moving:
+            first = time
+        missing += bad
+        if problem is None:
+            problem = _problem_of_frame(values, fields, kind, name, time, repeats)
+    problem = problem or _raised(lambda: plausibility.check_amounts(fields, kind, name))
+    errors = [] if problem is None else [problem]
+    if missing and item.variable.accumulated:
+        notes.append(
+            f"'{item.source}' has {missing} missing value(s), which are excluded from training"
+            " and scores."
+        )
+    elif missing:
+        errors.append(_missing(fields, item, missing, first))
+    return errors
+
+
+def _missing(
+    fields: Fields, item: Field, missing: int, first: np.datetime64 | None
+) -> MissingValuesError:
+    dim = fields.layout.axes["longitude"].dim
+    when = f", the first at {first.astype('datetime64[m]')}" if first is not None else ""
+    return MissingValuesError(
+        f"'{item.source}' has {missing} missing value(s){when}, but Aurora does not accept missing"
+        " values.",
+        fix=(
+            f"ds['{item.source}'] = ds['{item.source}'].interpolate_na('{dim}',"
+            f" fill_value='extrapolate').fillna(ds['{item.source}'].mean())"
+        ),
+    )
+
+
+def _problem_of_frame(
+    values: np.ndarray,
+    fields: Fields,
+    kind: str,
+    name: str,
+    time: np.datetime64,
+    repeats: plausibility.Repeats,
+) -> XauroraError | None:
+    """Return what is wrong with the values of a frame, or None."""
+    found = _raised(lambda: plausibility.check_mean(fields, kind, name, values))
+    if found is not None or kind == "static" or not np.isfinite(values).all():
+        return found
+    item = fields.layout.fields[kind, name]
+    return _raised(
+        lambda: plausibility.check_frame(values, item, fields, time, whole=True)
+    ) or _raised(lambda: repeats.check(values, time))
+
+
+def _raised(check: Callable[[], None]) -> XauroraError | None:
+    try:
+        check()
+    except XauroraError as error:
+        return error
+    return None

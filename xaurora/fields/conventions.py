@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from xaurora.errors import AmbiguousVariableError, CoordinateError, TimeError
-from xaurora.fields import periods, variables
+from xaurora.fields import labels, periods, variables
 from xaurora.fields.found import LEVEL_UNITS, Axis, Field, Recognition
 from xaurora.fields.grid import lattice as grids
 from xaurora.fields.grid import patches
@@ -149,6 +149,7 @@ def standardise(
             "the data have no horizontal grid or no times.",
             fix="ds.aurora.check() lists what is missing",
         )
+    ds = labels.by_end(ds, found)
     coords_only = ds.drop_vars(list(ds.data_vars))
     layout = Layout(found.axes, found.fields, found.grid, found.levels, coords_only, found.times)
     for note in found.notes:

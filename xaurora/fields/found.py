@@ -43,6 +43,20 @@ class Field:
         return (self.scale, self.offset) != (1.0, 0.0)
 
 
+@dataclass(frozen=True)
+class PeriodBounds:
+    """Bounds of the time coordinate: hours from each time to the start and end of its period."""
+
+    name: str
+    start: float
+    end: float
+
+    @property
+    def hours(self) -> float:
+        """Length of the period."""
+        return self.end - self.start
+
+
 @dataclass
 class Recognition:
     """Recognised axes and variables of a Dataset, its problems, and notes on it."""
@@ -52,9 +66,12 @@ class Recognition:
     grid: grids.Grid | None = None
     levels: tuple[float, ...] = ()
     times: np.ndarray | None = None
+    bounds: PeriodBounds | None = None
     problems: list[XauroraError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unrecognised: list[str] = field(default_factory=list)
+    unusable: dict[str, XauroraError] = field(default_factory=dict)
+    """Amounts that only some targets need, and why they cannot be used."""
 
     def attempt(self, step: Callable[[], None], about: tuple[str, str] | None = None) -> None:
         """Run one step and store its error instead of raising it, so that all are collected."""

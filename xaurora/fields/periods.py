@@ -19,6 +19,8 @@ _UNITS = {
     **dict.fromkeys(("min", "mins", "minute", "minutes"), 1),
     **dict.fromkeys(("d", "day", "days"), 1440),
 }  # minutes
+_STEP_RANGE = re.compile(r"(\d+)-(\d+)")  # hours of a GRIB total
+_FREQUENCY = re.compile(r"(hour|day)_(\d+)")  # of CESM
 _NAME = re.compile(r"(?:_|^tp_?)(\d+)_?(?:h|hr|hour)s?$")
 
 
@@ -107,6 +109,10 @@ def declared_hours(name: str, attrs: dict[str, Any]) -> float | None:
     if match and match.group(2) in _UNITS:
         hours = float(match.group(1)) * _UNITS[match.group(2)] / 60.0
         return int(hours) if hours == int(hours) else hours
+    if match := _STEP_RANGE.fullmatch(str(attrs.get("GRIB_stepRange", ""))):
+        return int(match.group(2)) - int(match.group(1)) or None
+    if match := _FREQUENCY.fullmatch(str(attrs.get("time_period_freq", ""))):
+        return int(match.group(2)) * (24 if match.group(1) == "day" else 1)
     if match := _NAME.search(name):
         return int(match.group(1))
     return None

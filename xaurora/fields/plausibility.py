@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
 
-from xaurora.errors import UnitsError
+from xaurora.errors import ImplausibleValuesError, UnitsError
 from xaurora.fields import (
     periods,
     targets,
@@ -17,13 +19,18 @@ from xaurora.fields.found import Field
 from xaurora.fields.grid import lattice as grids
 from xaurora.fields.grid.weights import latitude_weights
 from xaurora.fields.unit_conversion import GRAVITY, accepted_units
-from xaurora.fields.variables import TIMESTEP_HOURS
+from xaurora.fields.variables import TIMESTEP_HOURS, Variable
 
 logger = logging.getLogger("xaurora")
+
+_CHECKED = "xaurora_values_checked"
+"""Attribute that users set to confirm values that look implausible."""
 
 
 def check_plausible(fields: Fields) -> None:
     """Raise for a field whose values contradict its units. Reads one frame of each variable.
+
+    Frames that are read later are guarded by :func:`check_frame`.
 
     Raises
     ------
@@ -31,7 +38,9 @@ def check_plausible(fields: Fields) -> None:
         The mean of a field is outside its plausible range.
     """
     for kind, name in fields.layout.fields:
-        check_plausible_field(fields, kind, name)
+        da = getattr(fields, kind)[name]
+        check_mean(fields, kind, name, da.isel(time=0).values if "time" in da.dims else da.values)
+        check_amounts(fields, kind, name)
 
 
 def warn_implausible(fields: Fields) -> None:
@@ -45,11 +54,9 @@ def warn_implausible(fields: Fields) -> None:
         logger.warning("%s", error)
 
 
-def check_plausible_field(fields: Fields, kind: str, name: str) -> None:
-    """Raise if the mean of a field cannot be in the units that it has."""
+def check_mean(fields: Fields, kind: str, name: str, frame: np.ndarray) -> None:
+    """Raise if the mean of a frame cannot be in the units that the field has."""
     item = fields.layout.fields[kind, name]
-    da = getattr(fields, kind)[name]
-    frame = da.isel(time=0).values if "time" in da.dims else da.values
     finite = frame[np.isfinite(frame)]
     if not finite.size:
         return
@@ -68,11 +75,163 @@ def check_plausible_field(fields: Fields, kind: str, name: str) -> None:
                 f" one of {', '.join(accepted_units(item.variable.units))}"
             ),
         )
+
+
+def check_amounts(fields: Fields, kind: str, name: str) -> None:
+    """Raise for implausible amounts of precipitation. Reads a few frames."""
+    item = fields.layout.fields[kind, name]
     if item.variable.accumulated:
+        da = getattr(fields, kind)[name]
         hours = periods.declared_hours(item.source, item.attrs)
         if hours is None and len(fields.times) > 1 and periods.spacing_hours(fields.times) == 1:
             hours = 1
         check_plausible_rain(da, item, hours, fields.layout.grid)
+
+
+# --- every frame ----------------------------------------------------------------------------------
+
+_STRIDE = 16  # of a large field, one row of so many is looked at in a frame, in turn
+_LARGE = 64  # rows
+_CONSTANT_POINTS = 16  # in fewer points, a field may be constant by chance
+
+
+def extremes_of(
+    variable: Variable, levels: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the smallest and largest value that occurs, one or one for each level, or None."""
+    if (variable.kind, variable.name) == ("atmos", "z"):
+        expected = _standard_geopotential(np.asarray(levels, np.float64))
+        margin = 0.1 * expected + 12_000.0  # m2 s-2
+        return expected - margin, expected + margin
+    if variable.extremes is None:
+        return None
+    low, high = variable.extremes
+    return np.array(low), np.array(high)
+
+
+def check_frame(
+    values: np.ndarray,
+    item: Field,
+    fields: Fields,
+    time: np.datetime64,
+    *,
+    whole: bool = False,
+) -> None:
+    """Raise for values that do not occur on Earth, and for a field that does not vary.
+
+    Cheap: of a large field, a sixteenth of the rows is looked at, others at other times.
+
+    Parameters
+    ----------
+    values : ndarray, ``([level,] h, w)``
+        A frame in canonical units.
+    item : Field
+    fields : Fields
+        Those that the frame belongs to, for its levels and grid.
+    time : datetime64
+    whole : bool
+        Whether to look at all rows.
+
+    Raises
+    ------
+    ImplausibleValuesError
+        Where, how many, which value, and what occurs.
+    """
+    limits = extremes_of(item.variable, fields.levels)
+    if limits is None or item.attrs.get(_CHECKED):
+        return
+    hours = int(time.astype("datetime64[h]").astype(np.int64))
+    stride = 1 if whole or values.shape[-2] < _LARGE else _STRIDE
+    part = values[..., hours // TIMESTEP_HOURS % stride :: stride, :]
+    low, high = part.min(axis=(-2, -1)), part.max(axis=(-2, -1))
+    if (low < limits[0]).any() or (high > limits[1]).any():
+        raise _implausible(values, item, fields, time, limits)
+    if (low == high).any() and part[0].size >= _CONSTANT_POINTS and not item.variable.bounds:
+        same = np.atleast_1d(low == high)
+        level = f" at {fields.levels[int(np.argmax(same))]:g} hPa" if values.ndim == 3 else ""
+        raise ImplausibleValuesError(
+            f"'{item.source}'{level} is {float(np.atleast_1d(low)[np.argmax(same)]):g}"
+            f" {item.variable.units} at every point at {_name(time)}.",
+            fix=_fix(item, time),
+        )
+
+
+def _implausible(
+    values: np.ndarray,
+    item: Field,
+    fields: Fields,
+    time: np.datetime64,
+    limits: tuple[np.ndarray, np.ndarray],
+) -> ImplausibleValuesError:
+    """Return the error for a frame with values outside the limits."""
+    layered = values.reshape(-1, *values.shape[-2:])
+    low, high = (np.broadcast_to(edge, len(layered)) for edge in limits)
+    outside = (layered < low[:, None, None]) | (layered > high[:, None, None])
+    level, row, column = (int(i[0]) for i in np.nonzero(outside))
+    grid = fields.layout.grid
+    where = f"{grid.latitude[row]:.2f}°N {grid.true_longitude[column]:.2f}°E"
+    if values.ndim == 3:
+        where += f" and {fields.levels[level]:g} hPa"
+    found = np.unique(layered[outside])
+    several = f"{found[0]:.4g} to {found[-1]:.4g}" if len(found) > 1 else f"{found[0]:.4g}"
+    units = item.variable.units
+    return ImplausibleValuesError(
+        f"'{item.source}' is {layered[level, row, column]:.4g} {units} at {where} at"
+        f" {_name(time)}; {item.variable.long_name.lower()} lies between {low[level]:.4g} and"
+        f" {high[level]:.4g} {units}. Outside are {outside.sum()} of {outside.size} values"
+        f" ({several}).",
+        fix=_fix(item, time),
+    )
+
+
+def _fix(item: Field, time: np.datetime64) -> str:
+    name = item.source
+    return (
+        f"check the source at this time. If its units change, or these are undecoded missing"
+        f" values: ds['{name}'] = ds['{name}'].where(ds['{name}'] != -9999), then fill them. If"
+        f" the values are right: ds['{name}'].attrs['{_CHECKED}'] = 1"
+    )
+
+
+def _name(time: np.datetime64) -> str:
+    return str(time.astype("datetime64[m]"))
+
+
+class Repeats:
+    """Finds fields that are the same at two times.
+
+    Parameters
+    ----------
+    item : Field
+    """
+
+    def __init__(self, item: Field) -> None:
+        self.item = item
+        self._seen: dict[bytes, np.datetime64] = {}
+
+    def check(self, values: np.ndarray, time: np.datetime64) -> None:
+        """Raise if the values of a frame are those of an earlier one.
+
+        Raises
+        ------
+        ImplausibleValuesError
+            If they are. Fields that often are zero or one everywhere are left out.
+        """
+        item = self.item
+        varies = not (item.variable.bounds or item.variable.accumulated or item.variable.masked)
+        if not varies or values.size < _CONSTANT_POINTS or item.attrs.get(_CHECKED):
+            return
+        digest = hashlib.blake2b(np.ascontiguousarray(values).tobytes(), digest_size=16).digest()
+        before = self._seen.setdefault(digest, time)
+        if before != time:
+            raise ImplausibleValuesError(
+                f"'{item.source}' is the same at {_name(before)} and at {_name(time)}, to the last"
+                " digit.",
+                fix=_fix(item, time),
+            )
+
+
+# --- precipitation --------------------------------------------------------------------------------
 
 
 # m in one hour, and √h times as much in h hours: above the world records (0.4 m, 0.84 m in 6 h,
@@ -97,8 +256,83 @@ _GLOBAL_HOUR = (
 )
 
 
-_CHECKED = "xaurora_amounts_checked"
-"""Attribute that users set to confirm amounts that look implausible."""
+NEGATIVE = -1e-5
+"""Metres: totals above it and below zero are noise of packing."""
+
+
+def check_total(
+    values: np.ndarray, item: Field, latitude: np.ndarray, longitude: np.ndarray, when: str
+) -> None:
+    """Raise for a total that is negative beyond packing noise, or larger than any on record.
+
+    Parameters
+    ----------
+    values : ndarray, ``(..., h, w)``
+        Totals over six hours in metres; NaN is left out.
+    item : Field
+    latitude, longitude : ndarray
+        Of the rows and columns.
+    when : str
+        For the message.
+
+    Raises
+    ------
+    ImplausibleValuesError
+        Where, how many, and which value.
+    """
+    low, high = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
+    top = _WETTEST * float(np.sqrt(TIMESTEP_HOURS))
+    if not (low < NEGATIVE or high > top) or item.attrs.get(_CHECKED):
+        return
+    wrong = (values < NEGATIVE) | (values > top)
+    place = tuple(int(i[0]) for i in np.nonzero(wrong))
+    found = np.unique(values[wrong]) * 1e3
+    several = f"{found[0]:.4g} to {found[-1]:.4g} mm" if len(found) > 1 else f"{found[0]:.4g} mm"
+    raise ImplausibleValuesError(
+        f"'{item.source}' is {values[place] * 1e3:.4g} mm in {TIMESTEP_HOURS} h at"
+        f" {latitude[place[-2]]:.2f}°N {longitude[place[-1]]:.2f}°E {when}; totals lie between 0"
+        f" and {top * 1e3:.0f} mm. Outside are {wrong.sum()} of {wrong.size} values ({several}).",
+        fix=(
+            f"mask values that mean missing: ds['{item.source}'] ="
+            f" ds['{item.source}'].where(ds['{item.source}'] >= 0), or check the units"
+        ),
+    )
+
+
+def check_target_frame(target: targets.Target, values: np.ndarray, time: np.datetime64) -> None:
+    """Raise for values of a target that do not occur on Earth. NaN is left out.
+
+    Parameters
+    ----------
+    target : Target
+    values : ndarray, ``(h, w)``
+        Canonical units.
+    time : datetime64
+        Valid time.
+
+    Raises
+    ------
+    ImplausibleValuesError
+        Where, how many, and which value.
+    """
+    latitude, longitude = (target.values[axis].values for axis in ("latitude", "longitude"))
+    if target.is_rain:
+        check_total(values, target.item, latitude, longitude, f"at {_name(time)}")
+        return
+    limits = extremes_of(target.variable, ())
+    if limits is None or target.item.attrs.get(_CHECKED):
+        return
+    wrong = (values < limits[0]) | (values > limits[1])
+    if wrong.any():
+        row, column = (int(i[0]) for i in np.nonzero(wrong))
+        raise ImplausibleValuesError(
+            f"'{target.item.source}' is {values[row, column]:.4g} {target.variable.units} at"
+            f" {latitude[row]:.2f}°N {longitude[column]:.2f}°E at {_name(time)};"
+            f" {target.variable.long_name.lower()} lies between {limits[0]:.4g} and"
+            f" {limits[1]:.4g} {target.variable.units}. Outside are {wrong.sum()} of {wrong.size}"
+            " values.",
+            fix=_fix(target.item, time),
+        )
 
 
 def check_plausible_target(target: targets.Target) -> None:
@@ -150,7 +384,8 @@ def check_plausible_rain(
             " other units.",
             fix=f"ds['{item.source}'].attrs['units'] = 'kg m-2 s-1' if they are a rate" + aside,
         )
-    if not grid.is_global or hours is None or len(looked) < 2 or not wet.size:
+    whole = grid.is_global and item.variable.name == "tp"
+    if not whole or hours is None or len(looked) < 2 or not wet.size:
         return
     weights = np.broadcast_to(latitude_weights(grid.latitude)[:, None], values.shape)
     there = np.isfinite(values)
@@ -179,10 +414,12 @@ def check_plausible_rain(
 def _standard_geopotential(levels: np.ndarray) -> np.ndarray:
     """Return the geopotential in m2 s-2 at pressure levels in hPa.
 
-    This is the tropospheric formula of the ICAO standard atmosphere, accurate to 10 % above the
-    troposphere.
+    These are the troposphere and the isothermal layer above it of the ICAO standard atmosphere,
+    whose height at 1 hPa is too small by 6 %.
     """
-    return GRAVITY * 44_330.8 * (1.0 - (levels / 1013.25) ** 0.190263)
+    below = 44_330.8 * (1.0 - (levels / 1013.25) ** 0.190263)
+    above = 11_000.0 + 6_341.6 * np.log(226.32 / np.minimum(levels, 226.32))
+    return GRAVITY * np.where(levels >= 226.32, below, above)
 
 
 FRAMES_SAMPLED = (

@@ -17,7 +17,7 @@ import pandas as pd
 import xarray as xr
 
 from xaurora.errors import AccumulationError, MissingVariableError
-from xaurora.fields import recognition
+from xaurora.fields import labels, recognition
 from xaurora.fields.periods import (
     HOUR,
     TimeIndex,
@@ -343,6 +343,7 @@ def accumulate_variable(ds: xr.Dataset, name: str, period: str) -> xr.DataArray:
     if recognition.is_forecast(ds):
         return over_leads(ds[name], name, hours)
     found.raise_first()
+    ds = labels.by_end(ds, found)
     items = {item.source: item for item in found.fields.values()}
     if name not in items or not items[name].variable.accumulated:
         raise MissingVariableError(

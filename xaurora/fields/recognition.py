@@ -19,8 +19,9 @@ from xaurora.errors import (
     LevelError,
     TimeError,
     UnitsError,
+    XauroraError,
 )
-from xaurora.fields import periods, variables
+from xaurora.fields import labels, periods, variables
 from xaurora.fields.axes import (
     check_members,
     find_axes,
@@ -80,6 +81,7 @@ def recognise(ds: xr.Dataset) -> Recognition:
     found.attempt(lambda: read_grid(ds, found))
     found.attempt(lambda: read_levels(ds, found))
     found.attempt(lambda: read_times(ds, found))
+    found.attempt(lambda: labels.read_bounds(ds, found))
     _find_fields(ds, found)
     note_expver(ds, found)
     return found
@@ -97,6 +99,8 @@ def _find_fields(ds: xr.Dataset, found: Recognition) -> None:
         else None
     )
     for name in map(str, ds.data_vars):
+        if found.bounds is not None and name == found.bounds.name:
+            continue
         kind = _kind(ds[name], found)
         if (
             one_level
@@ -113,6 +117,8 @@ def _find_fields(ds: xr.Dataset, found: Recognition) -> None:
             if kind is None and "step" in ds[name].dims and _match(ds[name], name, "flat")[1]:
                 found.attempt(functools.partial(_raise_steps, name), ("surface", name))
             found.unrecognised.append(name)
+        elif variable.accumulated and variable.name != "tp":
+            _add_if_usable(ds[name], name, variable, found)
         elif sure:
             found.attempt(
                 functools.partial(_add_field, ds[name], name, variable, found),
@@ -145,6 +151,17 @@ def _find_fields(ds: xr.Dataset, found: Recognition) -> None:
                 functools.partial(_add_field, ds[name], name, variable, found),
                 (variable.kind, variable.name),
             )
+
+
+def _add_if_usable(
+    da: xr.DataArray, name: str, variable: variables.Variable, found: Recognition
+) -> None:
+    """Add an amount that only some targets need; a problem with it matters to these alone."""
+    try:
+        _add_field(da, name, variable, found)
+    except XauroraError as error:
+        found.unusable[name] = error
+        found.unrecognised.append(name)
 
 
 def _raise_one_level(name: str, level: str) -> None:
@@ -254,6 +271,8 @@ def _add_field(
             f"'{name}' has dtype {da.dtype}, which is not numeric.",
             fix=f"ds['{name}'] = ds['{name}'].astype('float32')",
         )
+    if variable.accumulated:
+        da = labels.with_period(da, name, found)
     scale, offset = _conversion(da, name, variable, found)
     if (scale, offset) != (1.0, 0.0):
         found.notes.append(f"'{name}' is converted from {da.attrs['units']} to {variable.units}.")
@@ -362,12 +381,20 @@ def add_generic(ds: xr.Dataset, name: str, found: Recognition) -> bool:
     """Add a variable that is not in the table as a field in its own units.
 
     Returns False if it does not have the dimensions of a surface field.
+
+    Raises
+    ------
+    AmbiguousVariableError
+        If it seems to be an amount, or the mean of a flux, over a period.
     """
+    if name in found.unusable:
+        raise found.unusable[name]
     if name not in ds or _kind(ds[name], found) != "flat" or "time" not in found.axes:
         return False
     if found.axes["time"].dim not in ds[name].dims or not np.issubdtype(ds[name].dtype, np.number):
         return False
     da = ds[name]
+    _check_not_accumulated(da, name)
     label = str(da.attrs.get("long_name", name))
     plain = re.sub(r"\W", "_", name)  # a valid name of a PyTorch module
     variable = variables.Variable(plain, "surface", str(da.attrs.get("units", "1")), label, name)
@@ -377,3 +404,55 @@ def add_generic(ds: xr.Dataset, name: str, found: Recognition) -> bool:
     if name in found.unrecognised:
         found.unrecognised.remove(name)
     return True
+
+
+_AMOUNT = re.compile(
+    r"\b(precip\w*|prcp|rain|rainfall|rainrate|snowfall|snow fall|hail|showers?|drizzle|graupel|"
+    r"runoff|evapo\w*|accumulat\w*|accum)\b",
+    re.I,
+)
+
+
+def _check_not_accumulated(da: xr.DataArray, name: str) -> None:
+    """Raise for a variable that seems to hold amounts, or means of a flux, over a period.
+
+    A head would model it as a value at a time, without a sum over six hours or a bound at zero.
+    """
+    attrs = da.attrs
+    methods = str(attrs.get("cell_methods", ""))
+    if re.search(r"time:\s*point", methods):
+        return
+    units = str(attrs.get("units", ""))
+    water = conversion(units, "m") is not None or is_rate(units)
+    texts = [str(attrs.get("standard_name", "")), str(attrs.get("long_name", "")) * water]
+    words = next((m.group(0) for t in (name, *texts) if (m := _AMOUNT.search(_spaced(t)))), None)
+    says = (
+        f"cell_methods={methods!r}"
+        if re.search(r"time:\s*sum", methods)
+        else f"GRIB_stepType={attrs['GRIB_stepType']!r}"
+        if attrs.get("GRIB_stepType") == "accum"
+        else f"units={units!r}"
+        if is_rate(units) or normalise_units(units) == "J m-2"
+        else f"the word {words!r}"
+        if words is not None
+        else None
+    )
+    if says is None:
+        return
+    known = (
+        f"ds['{name}'].attrs['standard_name'] = 'precipitation_amount', 'snowfall_amount' or"
+        " 'runoff_amount' if it is one of these; "
+        if water
+        else ""
+    )
+    raise AmbiguousVariableError(
+        f"'{name}' seems to be an amount over a period ({says}), but is not one that xaurora knows:"
+        " precipitation, convective or large-scale precipitation, snowfall and runoff.",
+        fix=f"{known}ds['{name}'].attrs['cell_methods'] = 'time: point' if it is a value at a time,"
+        " and then it is learnt as it is",
+    )
+
+
+def _spaced(text: str) -> str:
+    """Return a name with its words apart: ``rain_rate`` and ``rainRate`` → ``rain rate``."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text.replace("_", " "))

@@ -64,6 +64,10 @@ class Variable:
     plausible : tuple of float
         Plausible range of a field's mean in canonical units. A mean outside it contradicts the
         stated units.
+    extremes : tuple of float, optional
+        Range of single values in canonical units: wider than the records of the WMO's archive of
+        weather and climate extremes, and than what ERA5 reaches. None where there is no such range,
+        or where it depends on the level, as for geopotential.
     """
 
     name: str
@@ -78,6 +82,7 @@ class Variable:
     masked: bool = False
     bounds: tuple[float, float] | None = None
     plausible: tuple[float, float] = (float("-inf"), float("inf"))
+    extremes: tuple[float, float] | None = None
 
 
 _INF = float("inf")
@@ -93,6 +98,7 @@ TABLE: tuple[Variable, ...] = (
         ("t2m", "VAR_2T", "t_2m", "tas"),
         ("air_temperature",),
         plausible=(180.0, 340.0),
+        extremes=(165.0, 340.0),
     ),
     Variable(
         "10u",
@@ -102,6 +108,7 @@ TABLE: tuple[Variable, ...] = (
         "10m_u_component_of_wind",
         ("u10", "VAR_10U", "uas"),
         plausible=(-120.0, 120.0),
+        extremes=(-110.0, 110.0),
     ),
     Variable(
         "10v",
@@ -111,6 +118,7 @@ TABLE: tuple[Variable, ...] = (
         "10m_v_component_of_wind",
         ("v10", "VAR_10V", "vas"),
         plausible=(-120.0, 120.0),
+        extremes=(-110.0, 110.0),
     ),
     Variable(
         "msl",
@@ -121,6 +129,7 @@ TABLE: tuple[Variable, ...] = (
         ("mslp", "psl", "prmsl"),
         ("air_pressure_at_mean_sea_level", "air_pressure_at_sea_level"),
         plausible=(85_000.0, 110_000.0),
+        extremes=(85_000.0, 111_000.0),
     ),
     Variable(
         "lsm",
@@ -170,6 +179,7 @@ TABLE: tuple[Variable, ...] = (
         ("ua",),
         ("eastward_wind",),
         plausible=(-200.0, 200.0),
+        extremes=(-250.0, 250.0),
     ),
     Variable(
         "v",
@@ -180,6 +190,7 @@ TABLE: tuple[Variable, ...] = (
         ("va",),
         ("northward_wind",),
         plausible=(-200.0, 200.0),
+        extremes=(-250.0, 250.0),
     ),
     Variable(
         "t",
@@ -190,6 +201,7 @@ TABLE: tuple[Variable, ...] = (
         ("ta",),
         ("air_temperature",),
         plausible=(150.0, 340.0),
+        extremes=(140.0, 350.0),
     ),
     Variable(
         "q",
@@ -200,6 +212,7 @@ TABLE: tuple[Variable, ...] = (
         ("hus",),
         ("specific_humidity",),
         plausible=(-1e-3, 0.06),
+        extremes=(-0.001, 0.06),
     ),
     # further input variables of tiny models
     Variable(
@@ -211,6 +224,7 @@ TABLE: tuple[Variable, ...] = (
         ("d2m", "VAR_2D"),
         ("dew_point_temperature",),
         plausible=(150.0, 320.0),
+        extremes=(130.0, 315.0),
     ),
     Variable(
         "sp",
@@ -221,6 +235,7 @@ TABLE: tuple[Variable, ...] = (
         ("ps",),
         ("surface_air_pressure",),
         plausible=(45_000.0, 110_000.0),
+        extremes=(25_000.0, 111_000.0),
     ),
     Variable(
         "skt",
@@ -231,6 +246,7 @@ TABLE: tuple[Variable, ...] = (
         (),
         ("surface_temperature",),
         plausible=(180.0, 350.0),
+        extremes=(150.0, 370.0),
     ),
     Variable(
         "sst",
@@ -242,6 +258,7 @@ TABLE: tuple[Variable, ...] = (
         ("sea_surface_temperature",),
         masked=True,
         plausible=(260.0, 320.0),
+        extremes=(260.0, 320.0),
     ),
     Variable(
         "tcw",
@@ -252,6 +269,7 @@ TABLE: tuple[Variable, ...] = (
         (),
         (),
         plausible=(0.0, 120.0),
+        extremes=(-1.0, 150.0),
     ),
     Variable(
         "tcwv",
@@ -262,6 +280,7 @@ TABLE: tuple[Variable, ...] = (
         (),
         ("atmosphere_mass_content_of_water_vapor",),
         plausible=(0.0, 120.0),
+        extremes=(-1.0, 150.0),
     ),
     Variable(
         "tcc",
@@ -273,6 +292,7 @@ TABLE: tuple[Variable, ...] = (
         ("cloud_area_fraction",),
         bounds=(0.0, 1.0),
         plausible=(-0.01, 1.01),
+        extremes=(-0.01, 1.01),
     ),
     Variable(
         "lcc",
@@ -284,6 +304,7 @@ TABLE: tuple[Variable, ...] = (
         ("low_type_cloud_area_fraction",),
         bounds=(0.0, 1.0),
         plausible=(-0.01, 1.01),
+        extremes=(-0.01, 1.01),
     ),
     Variable(
         "mcc",
@@ -295,6 +316,7 @@ TABLE: tuple[Variable, ...] = (
         ("medium_type_cloud_area_fraction",),
         bounds=(0.0, 1.0),
         plausible=(-0.01, 1.01),
+        extremes=(-0.01, 1.01),
     ),
     Variable(
         "hcc",
@@ -306,6 +328,7 @@ TABLE: tuple[Variable, ...] = (
         ("high_type_cloud_area_fraction",),
         bounds=(0.0, 1.0),
         plausible=(-0.01, 1.01),
+        extremes=(-0.01, 1.01),
     ),
     Variable(
         "100u",
@@ -315,6 +338,7 @@ TABLE: tuple[Variable, ...] = (
         "100m_u_component_of_wind",
         ("u100",),
         plausible=(-150.0, 150.0),
+        extremes=(-130.0, 130.0),
     ),
     Variable(
         "100v",
@@ -324,6 +348,7 @@ TABLE: tuple[Variable, ...] = (
         "100m_v_component_of_wind",
         ("v100",),
         plausible=(-150.0, 150.0),
+        extremes=(-130.0, 130.0),
     ),
     # targets
     Variable(
@@ -342,6 +367,18 @@ TABLE: tuple[Variable, ...] = (
             "tprate",
             "mean_total_precipitation_rate",
             "pr",
+            "precip",
+            "prcp",
+            "prec",
+            "rain",
+            "rainfall",
+            "precipitationCal",
+            "APCP",
+            "apcp",
+            "PRATE",
+            "prate",
+            "PRECTOT",
+            "PRECTOTCORR",
         ),
         (
             "lwe_thickness_of_precipitation_amount",
@@ -350,6 +387,71 @@ TABLE: tuple[Variable, ...] = (
             "lwe_precipitation_rate",
         ),
         long_aliases=("total_precipitation",),
+        accumulated=True,
+        plausible=(-1e-4, 0.5),
+    ),
+    Variable(
+        "cp",
+        "surface",
+        "m",
+        "Convective precipitation",
+        "convective_precipitation",
+        ("prc", "mcpr", "avg_cpr", "crr", "ACPCP", "PRECCON"),
+        (
+            "convective_precipitation_amount",
+            "lwe_thickness_of_convective_precipitation_amount",
+            "convective_precipitation_flux",
+            "lwe_convective_precipitation_rate",
+        ),
+        long_aliases=("convective_precipitation",),
+        accumulated=True,
+        plausible=(-1e-4, 0.5),
+    ),
+    Variable(
+        "lsp",
+        "surface",
+        "m",
+        "Large-scale precipitation",
+        "large_scale_precipitation",
+        ("mlspr", "avg_lsprate", "lsrr", "NCPCP", "PRECLSC"),
+        (
+            "large_scale_precipitation_amount",
+            "lwe_thickness_of_large_scale_precipitation_amount",
+            "large_scale_precipitation_flux",
+            "stratiform_precipitation_amount",
+            "lwe_thickness_of_stratiform_precipitation_amount",
+            "stratiform_precipitation_flux",
+        ),
+        long_aliases=("large_scale_precipitation",),
+        accumulated=True,
+        plausible=(-1e-4, 0.5),
+    ),
+    Variable(
+        "sf",
+        "surface",
+        "m",
+        "Snowfall",
+        "snowfall",
+        ("snowfall", "prsn", "msr", "avg_tsrwe", "scaled_sf_1h", "PRECSNO"),
+        (
+            "snowfall_amount",
+            "lwe_thickness_of_snowfall_amount",
+            "snowfall_flux",
+            "lwe_snowfall_rate",
+        ),
+        long_aliases=("snowfall",),
+        accumulated=True,
+        plausible=(-1e-4, 0.5),
+    ),
+    Variable(
+        "ro",
+        "surface",
+        "m",
+        "Runoff",
+        "runoff",
+        ("runoff", "mror", "avg_rorwe", "mrro", "RUNOFF"),
+        ("runoff_amount", "runoff_flux"),
+        long_aliases=("runoff",),
         accumulated=True,
         plausible=(-1e-4, 0.5),
     ),

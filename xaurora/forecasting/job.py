@@ -26,7 +26,7 @@ from xaurora.forecasting.store import Sink
 from xaurora.model import execution, placement, rollout
 from xaurora.model.aurora import AuroraWithHead, Step
 from xaurora.model.heads import RAIN, DistributionHead
-from xaurora.model.loader import Loader, prefetch
+from xaurora.model.loader import Guards, Loader, prefetch
 
 
 def resolve_devices(module: AuroraWithHead, count: int, *, stay: bool) -> list[torch.device]:
@@ -138,7 +138,7 @@ class Job:
             The model on each device.
         sink : Sink
         """
-        loader = Loader(self.fields, {}, budget=_FRAMES)
+        loader = Loader(self.fields, {}, budget=_FRAMES, guards=Guards("warn"))
         size = self.options.batch_size
         groups = [times[i : i + size] for i in range(0, len(times), size)]
         read = prefetch(groups, loader.batch, 1 if len(groups) > 1 else 0)

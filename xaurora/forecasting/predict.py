@@ -46,7 +46,7 @@ def predict(ds: xr.Dataset, options: PredictOptions) -> xr.Dataset:
     fields = conventions.standardise(ds, found)
     needs = model.needs(fields)
     used, crop = requirements.select_and_crop(fields, needs)
-    times = batch.resolve_times(used.times, options.time)
+    times = sorted(dict.fromkeys(batch.resolve_times(used.times, options.time)))
     if model.tuned is not None and model.tuned.model.inputs:
         explicit = options.time is not None
         used, times = _with_inputs(model.tuned, fields, used, crop, times, explicit=explicit)

@@ -30,7 +30,7 @@ def global_attributes(
         Time of the frame whose values are hashed.
     """
     name = model.name if model.instance is None else type(model.instance).__name__
-    frame = batch.frame(fields, first_time)
+    frame = batch.frame(fields, first_time, guard="off")
     values = [np.ascontiguousarray(v) for part in frame.values() for v in part.values()]
     digest = hashlib.sha256(b"".join(v.tobytes() for v in values)).hexdigest()
     start, end = (t.astype("datetime64[m]") for t in (fields.times[0], fields.times[-1]))

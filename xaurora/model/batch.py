@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
 import xarray as xr
 from aurora import Batch, Metadata
 
-from xaurora.errors import GridError, InitTimeError, MissingValuesError
-from xaurora.fields import conventions
+from xaurora.errors import GridError, ImplausibleValuesError, InitTimeError, MissingValuesError
+from xaurora.fields import conventions, plausibility
 from xaurora.fields.conventions import Fields
 from xaurora.fields.grid import lattice as grids
 from xaurora.fields.periods import TimeIndex
@@ -23,6 +24,11 @@ from xaurora.utils import indexed
 from xaurora.utils.types import Given, TimesLike
 
 STEP = np.timedelta64(TIMESTEP_HOURS, "h")
+Guard: TypeAlias = Literal["raise", "warn", "off"]
+"""What is done about values that do not occur on Earth."""
+
+logger = logging.getLogger("xaurora")
+
 _REQUESTS = 4  # variables of one Batch that are read at the same time
 
 
@@ -187,9 +193,14 @@ def _name(time: np.datetime64) -> str:
 
 
 def frame(
-    fields: Fields, time: np.datetime64, *, index: int | None = None, pool: Executor | None = None
+    fields: Fields,
+    time: np.datetime64,
+    *,
+    index: int | None = None,
+    pool: Executor | None = None,
+    guard: Guard = "warn",
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Read one time of the surface and atmospheric fields, and check it for missing values.
+    """Read one time of the surface and atmospheric fields, and check its values.
 
     Parameters
     ----------
@@ -206,10 +217,15 @@ def frame(
     dict
         ``{"surface": {name: (h, w)}, "atmos": {name: (c, h, w)}}``, canonical units, float32.
 
+    guard : {"raise", "warn", "off"}
+        What is done about values that do not occur on Earth.
+
     Raises
     ------
     MissingValuesError
         If a field holds NaN.
+    ImplausibleValuesError
+        If ``guard`` is ``"raise"`` and a value does not occur on Earth, or a field does not vary.
     """
     place = int(np.flatnonzero(fields.times == time)[0]) if index is None else index
 
@@ -227,6 +243,13 @@ def frame(
             total = np.dot(flat, flat)
         if not np.isfinite(total) and not np.isfinite(values).all():
             raise _missing(fields, kind, name, values, f" at {_name(time)}")
+        if guard != "off":
+            try:
+                plausibility.check_frame(values, fields.layout.fields[kind, name], fields, time)
+            except ImplausibleValuesError as error:
+                if guard == "raise":
+                    raise
+                logger.warning("%s", error)
         return values
 
     keys = [(kind, str(name)) for kind in ("surface", "atmos") for name in getattr(fields, kind)]

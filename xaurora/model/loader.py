@@ -79,6 +79,22 @@ class Sample:
     missing: list[Batch] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Guards:
+    """What is done about values that do not occur on Earth.
+
+    Parameters
+    ----------
+    frames : {"raise", "warn", "off"}
+        For states.
+    targets : dict of callable
+        By target: called with its values and their time, and raises if they are impossible.
+    """
+
+    frames: batches.Guard = "raise"
+    targets: Mapping[str, Callable[[np.ndarray, np.datetime64], None]] = field(default_factory=dict)
+
+
 class Loader:
     """Read samples, and cache frames within a memory budget. It is thread-safe.
 
@@ -98,6 +114,8 @@ class Loader:
     readers : int
         Number of variables that are requested at the same time if the store is slow. With 0 they
         are read one after another.
+    guards : Guards, optional
+        What is done about values that do not occur on Earth.
     pin : bool
         Put inputs into pinned memory, from which a GPU copies faster.
     """
@@ -113,9 +131,10 @@ class Loader:
         readers: int = REQUESTS,
         pin: bool = False,
         most: int = MAX_CACHED,
+        guards: Guards | None = None,
     ) -> None:
         self.latents: Any = latents
-        self.pin, self.most = pin, most
+        self.pin, self.most, self.guards = pin, most, guards or Guards()
         self.fields, self.targets, self.scored, self.budget = fields, targets, scored, budget
         self.still = {
             name: torch.from_numpy(np.ascontiguousarray(v))
@@ -182,7 +201,11 @@ class Loader:
     def _frame(self, fields: Fields, time: np.datetime64) -> dict[str, dict[str, np.ndarray]]:
         began = clock.perf_counter()
         frame = batches.frame(
-            fields, time, index=self._places[_key(time)], pool=self._pool if self._slow else None
+            fields,
+            time,
+            index=self._places[_key(time)],
+            pool=self._pool if self._slow else None,
+            guard=self.guards.frames,
         )
         if self._slow is None:
             took = clock.perf_counter() - began
@@ -211,14 +234,15 @@ class Loader:
 
     def target_at(self, name: str, time: np.datetime64) -> np.ndarray:
         """Return a target at a valid time, ``(h, w)``, canonical units, float32."""
-        place = self._index[name][_key(time)]
-        return self._remember(
-            (name, _key(time)),
-            lambda: indexed.read(
-                self.targets[name].variable[place], name, f" at {time.astype('datetime64[m]')}"
-            ).astype(np.float32),
-            lambda values: values.nbytes,
-        )
+
+        def read() -> np.ndarray:
+            variable = self.targets[name].variable[self._index[name][_key(time)]]
+            values = indexed.read(variable, name, f" at {time.astype('datetime64[m]')}")
+            if name in self.guards.targets:
+                self.guards.targets[name](values, time)
+            return values.astype(np.float32)
+
+        return self._remember((name, _key(time)), read, lambda values: values.nbytes)
 
     def batch(self, init_times: Sequence[np.datetime64]) -> Batch:
         """Return the input of forecasts: the states at the init times and six hours before."""

@@ -39,7 +39,7 @@ def _pick(
     if (
         lead_dim in fc.coords and fc[lead_dim].dtype.kind != "m"
     ):  # lead times stored as numbers with units
-        from xaurora.evaluation.alignment import decode_lead_times
+        from xaurora.evaluation.forecast_axes import decode_lead_times
 
         hours = decode_lead_times(fc[lead_dim])
         fc = fc.assign_coords({lead_dim: (fc[lead_dim].dims, hours)})

@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from xaurora.errors import LevelError, MissingExtraError, MissingVariableError, SourceError
-from xaurora.fields import recognition
+from xaurora.fields import labels, recognition
 from xaurora.sources import joining, remote
 from xaurora.utils import lazy
 from xaurora.utils import zarr_stores as stores
@@ -88,7 +88,7 @@ def open(
     pieces: list[xr.Dataset] = []
     for file in files:
         pieces.extend(_read(file, engine, storage_options))
-    pieces = [piece for piece in pieces if piece.data_vars]
+    pieces = [_with_ends(piece) for piece in pieces if piece.data_vars]
     if not pieces:
         raise SourceError(
             "none of the files holds a variable.", fix="inspect them with xr.open_dataset(path)"
@@ -101,6 +101,15 @@ def open(
             )
         return _chunked(_selected(pieces[0], variables, levels), chunks)
     return _chunked(_selected(joining.combine(pieces), variables, levels), chunks)
+
+
+def _with_ends(ds: xr.Dataset) -> xr.Dataset:
+    """Return a file whose totals end at their times, before it is joined with others."""
+    if recognition.is_forecast(ds) or not any(
+        "bounds" in c.attrs or "bounds" in c.encoding for c in ds.coords.values()
+    ):
+        return ds
+    return labels.by_end(ds, recognition.recognise(ds))
 
 
 def _selected(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import logging
 import re
 import shutil
@@ -16,9 +17,9 @@ import torch
 import xarray as xr
 
 from xaurora.errors import MemoryTooSmallError, OptionError, SaveError
-from xaurora.fields import targets
+from xaurora.fields import plausibility, targets
 from xaurora.model import artefact, execution, strategies, tuned
-from xaurora.model.loader import Loader
+from xaurora.model.loader import Guards, Loader
 from xaurora.model.tuned import TunedAurora
 from xaurora.training import checkpoints, curves, estimate, latent_store, latents, loop, parallel
 from xaurora.training.build import BuiltModel, build_model
@@ -126,6 +127,11 @@ def _open_loader(
         {t.name: t.values for t in made.targets},
         scored=made.fields if made.scores_base else None,
         pin=fabric.device.type == "cuda",
+        guards=Guards(
+            targets={
+                t.name: functools.partial(plausibility.check_target_frame, t) for t in made.targets
+            }
+        ),
     )
 
     def check(init_times: np.ndarray) -> None:

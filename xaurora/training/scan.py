@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from xaurora.errors import SplitError
-from xaurora.fields import statistics
+from xaurora.errors import ImplausibleValuesError, SplitError
+from xaurora.fields import plausibility, statistics
 from xaurora.fields.distribution import Distribution, Moments
 from xaurora.fields.grid.weights import latitude_weights
 from xaurora.fields.targets import Target, unit_of
@@ -33,6 +33,7 @@ logger = logging.getLogger("xaurora")
 FILE = "first_look.npz"
 _NORMALISED = 4 * 1024**3  # bytes of frames that a tiny model's normalisation is computed from
 _FEWEST = 32  # frames, however large
+_WRONG = 0.1  # of the frames may hold targets that cannot be; they are left out
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,14 @@ def _look(
     chosen = stratified(valid, most)
     seen = {t.name: Distribution(amounts=t.is_rain) for t in plan.targets}
     means: dict[str, list[float]] = {t.name: [] for t in plan.targets}
-    whole = set()
+    whole, wrong = set(), []
     for time, found in _read_targets(plan, chosen, progress=progress):
-        if all(values.size for values, _ in found.values()):
+        if isinstance(found, ImplausibleValuesError):
+            wrong.append(found)
+            if plan.options.strict or len(wrong) > _WRONG * len(chosen):
+                raise found
+            logger.warning("%s", found)
+        elif all(values.size for values, _ in found.values()):
             whole.add(time)
             for name, (values, area) in found.items():
                 seen[name].add(values, area)
@@ -154,18 +160,29 @@ def _look(
     return np.array(kept, dtype="datetime64[ns]"), seen, errors
 
 
+_Found = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
 def _read_targets(
     plan: Plan, times: np.ndarray, *, progress: bool
-) -> Iterable[tuple[int, dict[str, tuple[np.ndarray, np.ndarray]]]]:
-    """Yield times, and the values and areas of each target's points with truth, inside the halo."""
+) -> Iterable[tuple[int, _Found | ImplausibleValuesError]]:
+    """Yield times, and the values and areas of each target's points with truth, inside the halo.
+
+    Instead of values that cannot be, the error for them.
+    """
     grid, trim = plan.target_grid, plan.target_trim
     position = {t.name: time_positions(t.values) for t in plan.targets}
     area = np.broadcast_to(latitude_weights(grid.latitude)[:, None], grid.shape)[trim]
 
-    def read(key: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    def read(key: int) -> _Found | ImplausibleValuesError:
         out = {}
         for t in plan.targets:
-            values = t.values.isel(time=position[t.name][key]).values[trim]
+            values = t.values.isel(time=position[t.name][key]).values
+            try:
+                plausibility.check_target_frame(t, values, np.datetime64(key, "ns"))
+            except ImplausibleValuesError as error:
+                return error
+            values = values[trim]
             there = np.isfinite(values)
             out[t.name] = values[there], area[there]
         return out

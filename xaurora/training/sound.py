@@ -10,14 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from xaurora.errors import MissingValuesError, SourceError, XauroraError
+from xaurora.errors import (
+    ImplausibleValuesError,
+    MissingValuesError,
+    SourceError,
+    XauroraError,
+)
 from xaurora.model.loader import Loader, Sample
 
 logger = logging.getLogger("xaurora")
 
 _IN_A_ROW = 20  # broken samples, after which the data are taken to be broken
 _NAMED = 10  # broken samples, each with a line of its own in the log
-BROKEN = (MissingValuesError, SourceError)
+BROKEN = (ImplausibleValuesError, MissingValuesError, SourceError)
 
 
 class Skipped:
@@ -51,8 +56,8 @@ class SoundReader:
     """Reads samples, and replaces those that cannot be read.
 
     A sample is replaced by the next one in the order of ``init_times``, so that every process and
-    every resumed run replaces it by the same. It is broken if a frame cannot be read or contains
-    NaN, or if a target has no value in it at all.
+    every resumed run replaces it by the same. It is broken if a frame cannot be read, contains
+    NaN or values that do not occur on Earth, or if a target has no value in it at all.
 
     Parameters
     ----------

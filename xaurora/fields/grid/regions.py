@@ -56,13 +56,18 @@ WITH_LAND = ("global", "extra-tropics", "tropics", "domain")
 """Regions whose land version is scored by default if there is a land-sea mask."""
 
 
+_ROUNDING = 1e-4  # degrees: coordinates stored as float32 differ from decimals by up to 3e-5
+
+
 def _inside(latitude: np.ndarray, longitude: np.ndarray, box: Box) -> np.ndarray:
+    """Return the points in a box, its edges included."""
     south, north, west, east = box
-    rows = (latitude >= south) & (latitude <= north)
+    rows = (latitude >= south - _ROUNDING) & (latitude <= north + _ROUNDING)
     if east - west >= 360.0:
         columns = np.ones(len(longitude), bool)
     else:
-        columns = (longitude - west) % 360.0 <= (east - west) % 360.0
+        width = (east - west) % 360.0
+        columns = (longitude - west + _ROUNDING) % 360.0 <= width + 2.0 * _ROUNDING
     return rows[:, None] & columns[None, :]
 
 

@@ -1,0 +1,195 @@
+"""Values that do not occur on Earth, wherever in the data they stand, and no false alarm."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import xaurora
+from xaurora import errors
+from xaurora.fields import conventions, plausibility
+from xaurora.fields.variables import TABLE
+
+QUICK: dict[str, Any] = {"model": "tiny", "steps": 3, "validations": 1, "progress": False}
+
+
+def _late(ds: xr.Dataset, change: Callable[[xr.Dataset, int], None], *, first: int) -> xr.Dataset:
+    """Return a copy with a fault in all frames from ``first`` on."""
+    out = ds.copy(deep=True)
+    for i in range(first, ds.sizes["time"]):
+        change(out, i)
+    return out
+
+
+def _celsius(ds: xr.Dataset, i: int) -> None:
+    ds["t2m"].values[i] -= 273.15
+
+
+def _no_pressure(ds: xr.Dataset, i: int) -> None:
+    ds["msl"].values[i] = 0.0
+
+
+def _patch(ds: xr.Dataset, i: int) -> None:
+    ds["u10"].values[i, 3:5, 7:9] = -9999.0
+
+
+def _every_second(ds: xr.Dataset, i: int) -> None:
+    if i % 2:
+        ds["v"].values[i] = 0.0
+
+
+def _one_level(ds: xr.Dataset, i: int) -> None:
+    ds["t"].values[i, 1] = 0.0
+
+
+FAULTS = {
+    "degrees Celsius in the second half": (_celsius, "'t2m'"),
+    "no pressure": (_no_pressure, "'msl'"),
+    "patches of -9999": (_patch, "'u10' is -9999"),
+    "every second frame is zero": (_every_second, "'v'"),
+    "one level is zero": (_one_level, "'t' is 0 K"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_late_fault_is_found_by_check(fields: xr.Dataset, tmp_path: Path, name: str) -> None:
+    """In data in memory, and in a store of which a few frames are read."""
+    change, words = FAULTS[name]
+    broken = _late(fields, change, first=fields.sizes["time"] // 2)
+    report = broken.aurora.check("tp", model="tiny")
+    assert any(words in p.message for p in report.problems), report
+    broken.chunk(time=1).to_zarr(tmp_path / "a.zarr", consolidated=False)
+    stored = xr.open_zarr(tmp_path / "a.zarr", chunks=None, consolidated=False)
+    report = stored.aurora.check("tp", model="tiny")
+    assert any(words in p.message for p in report.problems), report
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_late_fault_is_skipped_in_training_and_said_in_a_forecast(
+    fields: xr.Dataset, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    change, words = FAULTS[name]
+    broken = _late(fields, change, first=fields.sizes["time"] - 6)
+    part = {"train": ("2020-01-01", "2020-01-08"), "validation": ("2020-01-09", None)}
+    with caplog.at_level(logging.WARNING, "xaurora"):
+        broken.aurora.finetune("tp", out=tmp_path / "run", **QUICK, **part)
+    assert words in caplog.text
+    assert "is skipped" in caplog.text
+    with pytest.raises(errors.ImplausibleValuesError, match=words[:5]):
+        broken.aurora.finetune("tp", out=tmp_path / "strict", strict=True, **QUICK, **part)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "xaurora"):
+        broken.aurora.predict("6h", model="tiny", time=broken["time"].values[-2], progress=False)
+    assert words in caplog.text
+
+
+def test_the_message_says_where_and_when(fields: xr.Dataset) -> None:
+    broken = fields.copy(deep=True)
+    broken["msl"].values[30, 4, 5] = -32767.0
+    (problem,) = broken.aurora.check(model="tiny").problems
+    lat, lon = float(fields["latitude"][4]), float(fields["longitude"][5])
+    when = np.datetime_as_string(fields["time"].values[30], unit="m")
+    assert f"-3.277e+04 Pa at {lat:.2f}°N {lon:.2f}°E at {when}" in problem.message
+    assert "1 of 512 values" in problem.message
+    fixed = broken.copy()
+    fixed["msl"].attrs["xaurora_values_checked"] = 1
+    assert fixed.aurora.check(model="tiny").ok
+
+
+def test_a_frame_that_is_repeated(fields: xr.Dataset) -> None:
+    broken = fields.copy(deep=True)
+    broken["t2m"].values[21] = broken["t2m"].values[20]
+    (problem,) = broken.aurora.check(model="tiny").problems
+    assert "'t2m' is the same at 2020-01-06T00:00 and at 2020-01-06T06:00" in problem.message
+
+
+def test_large_fields_are_looked_at_in_turn() -> None:
+    """A single wrong row of a large field is found within sixteen frames."""
+    ds = xaurora.synthetic(shape=(64, 128), times=20)
+    fields = conventions.standardise(ds)
+    item = fields.layout.fields["surface", "2t"]
+    found = 0
+    for i in range(16):
+        frame = fields.surface["2t"].values[i].copy()
+        frame[33, 5] = 0.0
+        try:
+            plausibility.check_frame(frame, item, fields, fields.times[i])
+        except errors.ImplausibleValuesError:
+            found += 1
+    assert found == 1
+
+
+@pytest.mark.parametrize("value", [-9999.0, -1e-3, -32767.0])
+def test_negative_totals_are_no_dry_days(
+    fields: xr.Dataset, tmp_path: Path, value: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An undecoded fill value in many frames ends the run; in one it is left out and named."""
+    many = fields.copy(deep=True)
+    many["tp"].values[1::2, 2:4, 3:5] = value
+    with pytest.raises(errors.ImplausibleValuesError, match=r"'tp' is -.* mm in 6 h at .*°N"):
+        many.aurora.finetune("tp", out=tmp_path / "many", **QUICK)
+    one = fields.copy(deep=True)
+    one["tp"].values[5, 2, 3] = value
+    with caplog.at_level(logging.WARNING, "xaurora"):
+        one.aurora.finetune("tp", out=tmp_path / "one", **QUICK)
+    assert "'tp' is -" in caplog.text
+    fc = fields.aurora.predict("6h", model="tiny", time=fields["time"].values[4], progress=False)
+    rain = fields["tp"].isel(time=[5]).values[None]
+    fc = fc.assign(tp=(fc["t2m"].dims, rain, fields["tp"].attrs))
+    with pytest.raises(errors.UnitsError, match=r"minimum of 'tp' of the truth is -") as error:
+        fc.aurora.evaluate(one)
+    assert "truth['tp'].where(truth['tp'] >= 0)" in error.value.fix
+    masked = one.assign(tp=one["tp"].where(one["tp"] >= 0))
+    assert np.isfinite(fc.aurora.evaluate(masked, skipna=True)["tp"].sel(metric="rmse")).all()
+
+
+def test_packing_noise_is_no_fault(fields: xr.Dataset, tmp_path: Path) -> None:
+    noisy = fields.copy(deep=True)
+    noisy["tp"].values[noisy["tp"].values == 0] = -3e-7
+    assert noisy.aurora.check("tp", model="tiny").ok
+    noisy.aurora.finetune("tp", out=tmp_path / "run", **QUICK)
+
+
+def test_an_implausible_truth_is_said_once_in_scores(
+    fields: xr.Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = fields.copy(deep=True)
+    broken["t2m"].values[10:20, 3, 3] = -9999.0
+    fc = xaurora.persistence(fields, ["t2m"], ["6h", "12h"])
+    with caplog.at_level(logging.WARNING, "xaurora"):
+        fc.aurora.evaluate(broken)
+    lines = [r.message for r in caplog.records if "of the truth lies between -9999" in r.message]
+    assert len(lines) == 1
+    assert "2020-01-03T" in lines[0]
+
+
+def test_real_data_are_plausible(norway: xr.Dataset, europe: xr.Dataset) -> None:
+    for ds in (norway, europe):
+        found = [p for p in ds.aurora.check().problems if p.code in ("implausible_values", "units")]
+        assert not found
+
+
+@pytest.mark.parametrize("level", [1, 10, 50, 200, 500, 850, 1000])
+def test_heights_on_record_are_plausible(level: int) -> None:
+    """Ranges of geopotential height in ERA5, in metres, rounded outwards."""
+    records = {
+        1: (43_500, 50_500),
+        10: (27_400, 32_700),
+        50: (18_200, 21_400),
+        200: (10_300, 12_900),
+        500: (4_550, 6_050),
+        850: (700, 1_720),
+        1000: (-900, 450),
+    }
+    z = next(v for v in TABLE if (v.kind, v.name) == ("atmos", "z"))
+    limits = plausibility.extremes_of(z, (float(level),))
+    assert limits is not None
+    low, high = (9.80665 * v for v in records[level])
+    assert limits[0][0] <= low
+    assert high <= limits[1][0]
