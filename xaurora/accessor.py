@@ -1090,7 +1090,6 @@ class AuroraAccessor:
         truth: xr.Dataset | None = None,
         published: dict[str, xr.Dataset] | None = None,
         level: float = 0.95,
-        seed: int = 0,
     ) -> Scorecard:
         """Build a scorecard from these scores, as a table, an HTML page and a figure.
 
@@ -1111,9 +1110,8 @@ class AuroraAccessor:
         published : dict of Dataset, optional
             Scores from :func:`xaurora.published_scores` to draw beside these.
         level : float
-            Confidence level of the intervals by which differences are marked as significant.
-        seed : int
-            Seed of the bootstrap.
+            Differences are marked as significant so that, of all marks on the card, a share of
+            at most ``1 − level`` is expected to be false.
 
         Returns
         -------
@@ -1146,5 +1144,4 @@ class AuroraAccessor:
             truth=truth,
             published=published,
             level=level,
-            seed=seed,
         )

@@ -206,3 +206,94 @@ def test_a_standard_name_beside_the_variable_itself_is_something_else(fields: xr
     found = recognition.recognise(ds)
     assert found.fields["surface", "2t"].source == "t2m"
     assert found.unrecognised == ["t_canopy"]
+
+
+# --- amounts under any name -----------------------------------------------------------------------
+
+RAIN = (
+    ("precip", {"units": "mm"}),
+    ("rain", {"units": "m"}),
+    ("APCP", {"units": "kg m-2"}),
+    ("PRECTOTCORR", {"units": "kg m-2 s-1"}),
+    ("precip", {"units": "mm/day"}),
+    ("tp_of_mine", {"units": "mm", "standard_name": "precipitation_amount"}),
+)
+
+
+@pytest.mark.parametrize(("name", "attrs"), RAIN)
+def test_rain_under_another_name_is_rain(
+    fields: xr.Dataset, name: str, attrs: dict, tmp_path
+) -> None:
+    """Hourly, so that six-hour totals are sums; bounded at zero, and scored in mm."""
+    hourly = fields.isel(time=slice(0, 25)).resample(time="1h").interpolate("linear")
+    hours = np.full(hourly["tp"].shape, 2e-4, np.float32) * np.arange(16)[None, :, None]
+    hours[::3] *= 0
+    scale = {"m": 1.0, "mm": 1e3, "kg m-2": 1e3, "kg m-2 s-1": 1e3 / 3600, "mm/day": 24e3}
+    values = (hours * scale[attrs["units"]]).astype(np.float32)
+    ds = hourly.drop_vars("tp").assign({name: (hourly["tp"].dims, values, attrs)})
+    report = ds.aurora.check(name, model="tiny")
+    assert report.ok, report
+    tuned = ds.aurora.finetune(
+        name, model="tiny", steps=1, validations=1, out=tmp_path / "run", progress=False
+    )
+    assert tuned.targets == ["tp"]
+    assert tuned.heads["tp"].options.family != "normal"
+    assert "validation_crps_mm" in tuned.config["scores"]
+    totals = ds.aurora.accumulate(name, "6h")
+    units = "m" if totals.attrs["units"] == "m" else attrs["units"]
+    expected = sum(hours[i] for i in range(7, 13)) * scale[units]
+    np.testing.assert_allclose(totals.values[12], expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["cp", "lsp", "sf", "ro"])
+def test_other_amounts_are_targets_of_their_own(fields: xr.Dataset, name: str, tmp_path) -> None:
+    ds = fields.assign({name: fields["tp"].assign_attrs(long_name="some of it")})
+    tuned = ds.aurora.finetune(
+        name, model="tiny", steps=1, validations=1, out=tmp_path / "run", progress=False
+    )
+    assert tuned.targets == [name]
+    assert tuned.heads[name].options.family == "csgd"
+    fc = ds.aurora.predict("12h", model=tuned, time=ds["time"].values[5:8], progress=False)
+    assert float(fc[name].min()) >= 0
+    scores = fc.aurora.evaluate(ds)
+    assert np.isfinite(scores[name].sel(metric="crps")).all()
+    bare = ds.copy()
+    del bare[name].attrs["cell_methods"]
+    assert bare.aurora.check("tp", model="tiny").ok  # a problem with it matters to it alone
+    problems = bare.aurora.check(name, model="tiny").problems
+    assert any("period that each value sums up is not known" in p.message for p in problems)
+
+
+@pytest.mark.parametrize(
+    ("name", "attrs"),
+    [
+        ("evaporation", {"units": "m"}),
+        ("ssrd", {"units": "J m-2"}),
+        ("x", {"units": "kg m-2", "cell_methods": "time: sum (interval: 1 hour)"}),
+        ("y", {"units": "kg m-2", "GRIB_stepType": "accum"}),
+        ("hail", {"units": "mm"}),
+        ("z1", {"units": "mm/hr"}),
+    ],
+)
+def test_what_seems_to_be_an_amount_is_asked_about(
+    fields: xr.Dataset, name: str, attrs: dict, tmp_path
+) -> None:
+    ds = fields.assign({name: fields["tp"].drop_attrs().assign_attrs(attrs)})
+    assert ds.aurora.check("tp", model="tiny").ok
+    with pytest.raises(errors.AmbiguousVariableError, match="seems to be an amount") as error:
+        ds.aurora.finetune(name, model="tiny", steps=1, out=tmp_path / "run", progress=False)
+    assert "time: point" in error.value.fix
+    ds[name].attrs["cell_methods"] = "time: point"
+    ds.aurora.finetune(
+        name, model="tiny", steps=1, validations=1, out=tmp_path / "run", progress=False
+    )
+
+
+def test_words_that_only_sound_like_rain(fields: xr.Dataset, tmp_path) -> None:
+    for name, attrs in (
+        ("terrain_roughness", {"units": "m"}),
+        ("smell", {"long_name": "smell of rain"}),
+        ("snow_depth", {"units": "m", "long_name": "Snow depth"}),
+    ):
+        ds = fields.assign({name: fields["t2m"].drop_attrs().assign_attrs(attrs)})
+        assert ds.aurora.check(name, model="tiny").ok, name

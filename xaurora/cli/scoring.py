@@ -175,7 +175,6 @@ def scorecard(
     level: Annotated[
         float, typer.Option(help="Confidence level of the intervals that mark differences.")
     ] = 0.95,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
 ) -> None:
     """Write a scorecard as an HTML page or PNG image, compared with baselines."""
     check_out(out, (".html", ".png"))
@@ -204,7 +203,6 @@ def scorecard(
         truth=open_truth(list(truth), made) if truth else None,
         published=beside,
         level=level,
-        seed=seed,
     )
     typer.echo(f"Wrote {out}.")
 

@@ -25,8 +25,15 @@ _LEADS = {
 }
 
 
-_INIT = ("forecast_reference_time", "reference_time", "initial_time", "initialization_time", "time")
-_LEAD = ("forecast_period", "step", "leadtime", "lead", "prediction_timedelta")
+_INIT = (
+    "init_time",
+    "forecast_reference_time",
+    "reference_time",
+    "initial_time",
+    "initialization_time",
+    "time",
+)
+_LEAD = ("lead_time", "forecast_period", "step", "leadtime", "lead", "prediction_timedelta")
 
 
 def with_known_names(ds: xr.Dataset) -> xr.Dataset:
@@ -39,9 +46,10 @@ def with_known_names(ds: xr.Dataset) -> xr.Dataset:
         return ds
     if not np.issubdtype(ds[init].dtype, np.datetime64):
         return ds
-    taken = [n for n in ("init_time", "lead_time") if n in ds.variables]
+    taken = [n for n in ("init_time", "lead_time") if n in ds.variables and n not in (init, lead)]
     stored = {"init_time": init, "lead_time": lead}
-    made = ds.drop_vars(taken).rename({init: "init_time", lead: "lead_time"})
+    names = {old: new for new, old in stored.items() if old != new}
+    made = ds.drop_vars(taken).rename(names)
     return made.assign_attrs(_stored_dims=stored)
 
 

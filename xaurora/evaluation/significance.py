@@ -1,4 +1,4 @@
-"""Significance of score differences: paired block bootstrap over init times.
+"""Significance of score differences: a t-test of paired init times that are correlated.
 
 Does not depend on torch.
 """
@@ -6,19 +6,16 @@ Does not depend on torch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from xaurora.errors import KindError, OptionError, TruthError
-from xaurora.evaluation import carried
+from xaurora.evaluation import autocorrelation, carried
 from xaurora.evaluation import metrics as _metrics
 from xaurora.fields import variables
 from xaurora.fields.unit_conversion import conversion
-
-_FEWEST = 5  # blocks; fewer do not allow an estimate of the variance
 
 
 def significance(
@@ -26,19 +23,14 @@ def significance(
     baseline: xr.Dataset,
     *,
     metrics: Sequence[str] | str | None = None,
-    block: int | None = None,
-    samples: int = 1000,
     level: float = 0.95,
-    seed: int = 0,
 ) -> xr.Dataset:
     """Compute the skill of a forecast against a baseline with confidence intervals.
 
-    The two are paired: common init times are drawn together in blocks of consecutive ones, because
-    errors of neighbouring init times are correlated (Künsch 1989, doi:10.1214/aos/1176347265;
-    circular, Politis and Romano 1992). The interval is the estimate ± Student's t times the
-    standard deviation of the samples, with one degree of freedom less than the number of blocks.
-    Blocks that are long enough for the weather are few, and percentiles of few blocks would be too
-    narrow. The data are computed, not lazy.
+    The two are paired at common init times. The contribution of each init time to the skill (the
+    jackknife's pseudo-value) is tested with Student's t, whose quantiles are simulated for series
+    with the correlation between consecutive init times that is found
+    (:mod:`xaurora.evaluation.autocorrelation`). The data are computed, not lazy.
 
     Parameters
     ----------
@@ -46,23 +38,17 @@ def significance(
         Results of ``evaluate`` or :func:`xaurora.compare` against the same truth.
     metrics : str or sequence of str, optional
         Labels of metrics; by default all that both have and for which high or low is better.
-    block : int, optional
-        Number of init times in a block; by default the square root of their number, and at most a
-        fifth of it.
-    samples : int
-        Number of bootstrap samples.
     level : float
         Confidence level of the interval.
-    seed : int
-        Seed of the bootstrap.
 
     Returns
     -------
     Dataset
-        The variables of the scores with a dim ``estimate``: ``skill``, ``low``, ``high``. Skill is
-        ``1 − S/S_baseline`` for scores that are better when small, and ``(S − S_baseline)/(1 −
-        S_baseline)`` for those whose best value is 1. Positive values are better. A difference
-        whose interval does not contain zero is significant at ``1 − level``.
+        The variables of the scores with a dim ``estimate``: ``skill``, ``low``, ``high`` and
+        ``p``, the p-value of no difference. Skill is ``1 − S/S_baseline`` for scores that are
+        better when small, and ``(S − S_baseline)/(1 − S_baseline)`` for those whose best value is
+        1. Positive values are better. A difference whose interval does not contain zero is
+        significant at ``1 − level``. With fewer than ten common init times there is no interval.
 
     Raises
     ------
@@ -71,7 +57,7 @@ def significance(
     TruthError
         If the scores share no variable, metric or init time.
     OptionError
-        If the level, block or number of samples is out of range.
+        If the level is out of range.
     """
     for name, ds in (("scores", scores), ("baseline", baseline)):
         if not isinstance(ds, xr.Dataset) or "region" not in ds.dims:
@@ -81,17 +67,11 @@ def significance(
             )
     if not 0.0 < level < 1.0:
         raise OptionError(f"level must be between 0 and 1, got {level!r}.", fix="level=0.95")
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 100:
-        raise OptionError(
-            f"samples must be an integer of at least 100, got {samples!r}.", fix="samples=1000"
-        )
     wanted = None if metrics is None else list(_metrics.check(metrics))
     out: dict[str, Any] = {}
     count = 0
     for name, other in _pairs(scores, baseline):
-        for target, result, pairs in _variable(
-            scores, baseline, name, other, wanted, _Bootstrap(block, samples, level, seed)
-        ):
+        for target, result, pairs in _variable(scores, baseline, name, other, wanted, level):
             out[target] = result
             count = max(count, pairs)
     if not out:
@@ -100,19 +80,15 @@ def significance(
             f" {sorted(map(str, scores.data_vars))} and {sorted(map(str, baseline.data_vars))}.",
             fix="evaluate both with the same arguments, or xaurora.compare({...}, truth)",
         )
-    used = _block(count) if block is None else block
     attrs = {
         "level": level,
-        "block_init_times": used,
-        "samples": samples,
-        "seed": seed,
+        "test": "Student's t of paired init times, autoregressive of the first order",
         "pairs": count,
     }
-    return xr.Dataset(out, {"estimate": ["skill", "low", "high"]}, attrs)
+    return xr.Dataset(out, {"estimate": list(ESTIMATES)}, attrs)
 
 
-def _block(count: int) -> int:
-    return max(min(int(np.ceil(np.sqrt(count))), count // _FEWEST), 1)
+ESTIMATES = ("skill", "low", "high", "p")
 
 
 def _pairs(scores: xr.Dataset, baseline: xr.Dataset) -> Iterator[tuple[str, str]]:
@@ -162,35 +138,6 @@ def _factor(scores: xr.Dataset, baseline: xr.Dataset, name: str, other: str) -> 
             fix="xaurora.compare({...}, truth), which scores all in the same units",
         )
     return float(scales[1][0] / scales[0][0])
-
-
-@dataclass(frozen=True)
-class _Bootstrap:
-    """How intervals are made.
-
-    ``block`` and ``samples`` are numbers of init times and of draws; None lets the block length
-    follow from the number of init times.
-    """
-
-    block: int | None
-    samples: int
-    level: float
-    seed: int
-
-    def length(self, count: int) -> int:
-        """Return the block length for a number of init times."""
-        length = _block(count) if self.block is None else self.block
-        if (
-            isinstance(length, bool)
-            or not isinstance(length, int | np.integer)
-            or not 1 <= length <= count
-        ):
-            raise OptionError(
-                f"block must be an integer between 1 and the {count} init times, got"
-                f" {self.block!r}.",
-                fix="block=4",
-            )
-        return int(length)
 
 
 Pair = list[tuple[xr.DataArray, xr.DataArray]]
@@ -251,12 +198,11 @@ def _variable(
     name: str,
     other: str,
     wanted: list[str] | None,
-    bootstrap: _Bootstrap,
+    level: float,
 ) -> Iterator[tuple[str, xr.DataArray, int]]:
     """Yield the skill of one variable with its interval: name, values, number of init times."""
     fields, count, leads = _common(scores, baseline, name, other)
-    length = bootstrap.length(count)
-    drawn = _draw(count, length, bootstrap.samples, bootstrap.seed)
+    drawn = 1.0 - np.concatenate([np.zeros((1, count)), np.eye(count)])  # all, and all but one
     convention = str(scores.attrs.get("convention", "weatherbench2"))
     factor = _factor(scores, baseline, name, other)
     resampled: dict[tuple[str, int], np.ndarray] = {}
@@ -288,7 +234,12 @@ def _variable(
                 if spec.better == "low"
                 else (values[0] - values[1]) / (1.0 - values[1])
             )
-        estimate = np.stack(_interval(skill, count / length, bootstrap.level))
+        both = [
+            (one[1].values > 0) & (other[1].values > 0)
+            for one, other in (fields[n] for n in needed)
+        ]
+        scored = np.logical_and.reduce(both).reshape(count, *skill.shape[1:3], -1).any(axis=-1)
+        estimate = _estimate(skill, scored, level)
         first = fields[needed[0]][0][0]
         dims = ["lead_time", "region", *(str(d) for d in first.dims[3:] if d != "probability_bin")]
         target = name + spec.suffix
@@ -305,20 +256,6 @@ def _variable(
             stacked, dims=names, coords={**coords, "metric": [label for label, _ in rows]}
         )
         yield target, da.transpose("estimate", "metric", "region", "lead_time", ...), count
-
-
-def _draw(count: int, length: int, samples: int, seed: int) -> np.ndarray:
-    """Return how often each init time is drawn, ``(1 + samples, count)``.
-
-    The first row is the original data.
-    """
-    rng = np.random.default_rng(seed)
-    starts = rng.integers(count, size=(samples, -(-count // length)))
-    places = ((starts[..., None] + np.arange(length)) % count).reshape(samples, -1)[:, :count]
-    out = np.zeros((samples + 1, count))
-    out[0] = 1.0
-    np.add.at(out, (np.arange(1, samples + 1)[:, None], places), 1.0)
-    return out
 
 
 def _means(
@@ -341,22 +278,22 @@ def _means(
         )
 
 
-def _interval(
-    skill: np.ndarray, blocks: float, level: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the estimate and the two ends of its interval."""
-    from scipy.stats import t
+def _estimate(skill: np.ndarray, scored: np.ndarray, level: float) -> np.ndarray:
+    """Return the skill, the ends of its interval and its p-value.
 
-    here, others = skill[0], skill[1:]
-    if blocks < _FEWEST:
-        nothing = np.full(here.shape, np.nan)
-        return here, nothing, nothing
-    # The variance of n blocks resampled from n blocks is too small by (n − 1)/n. The same factor is
-    # applied once more for the correlation of neighbouring blocks. Empirically, 95 % intervals then
-    # have their coverage for errors with a correlation of up to ½ between consecutive init times
-    # (tests/evaluation/test_significance.py).
-    others = np.where(np.isfinite(others), others, np.nan)  # the baseline's score is zero
-    half = float(t.ppf(0.5 * (1.0 + level), blocks - 1) * blocks / (blocks - 1)) * others.std(
-        axis=0, ddof=1
-    )
-    return here, here - half, here + half
+    Parameters
+    ----------
+    skill : ndarray, ``(1 + n, lead, region, ...)``
+        Of all init times, and of all but each of them.
+    scored : ndarray of bool, ``(n, lead, region)``
+        Where both forecasts were scored.
+    level : float
+    """
+    here, without = skill[0], skill[1:]
+    shape = *scored.shape, *[1] * (skill.ndim - 3)
+    count = scored.sum(axis=0).reshape(shape[1:])
+    with np.errstate(invalid="ignore"):  # the baseline's score is zero
+        values = count * here - (count - 1) * without
+    values = np.where(scored.reshape(shape) & np.isfinite(values), values, np.nan)
+    half, p = autocorrelation.interval(values, level)
+    return np.stack([here, here - half, here + half, p])

@@ -256,6 +256,7 @@ _GLOBAL_HOUR = (
 )
 
 
+_FEW_NEGATIVE = 4  # of so many frames, one may hold negative totals
 NEGATIVE = -1e-5
 """Metres: totals above it and below zero are noise of packing."""
 
@@ -362,6 +363,13 @@ def check_plausible_rain(
     count = da.sizes["time"]
     looked = np.unique(np.linspace(0, count - 1, min(count, FRAMES_SAMPLED)).astype(int))
     values = da.isel(time=looked).values.astype(np.float64)
+    negative = (values < NEGATIVE).any(axis=(1, 2))
+    if negative.sum() > len(looked) / _FEW_NEGATIVE:
+        first = int(np.argmax(negative))
+        when = f"at {_name(da['time'].values[looked[first]])}"
+        check_total(values[first], item, grid.latitude, grid.true_longitude, when)
+    # Few such frames are found, and left out, when they are read.
+    values, looked = values[~negative], looked[~negative]
     finite = values[np.isfinite(values)]
     if not finite.size:
         return

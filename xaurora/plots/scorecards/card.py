@@ -16,6 +16,7 @@ import xarray as xr
 
 from xaurora.errors import KindError, OptionError, TruthError, XauroraError
 from xaurora.evaluation import frames
+from xaurora.evaluation.autocorrelation import FEWEST, false_discovery
 from xaurora.evaluation.significance import significance
 from xaurora.fields import recognition, variables
 from xaurora.plots.scorecards import page
@@ -133,7 +134,6 @@ def build(
     truth: xr.Dataset | None = None,
     published: Mapping[str, xr.Dataset] | None = None,
     level: float = 0.95,
-    seed: int = 0,
     pictures: bool = True,
 ) -> Scorecard:
     """Build a scorecard. See :meth:`xaurora.accessor.AuroraAccessor.scorecard`.
@@ -153,7 +153,7 @@ def build(
             "maps of cases need both forecast and truth.",
             fix="scorecard(path, forecast=fc, truth=ds)",
         )
-    tested, notes = _tests(scores, others, level, seed)
+    tested, notes = _tests(scores, others, level)
     notes = [*notes_of(scores, others), *notes]
     models = {name: scores, **others}
     figures = _figures(scores, models, forecast, truth, published, notes) if pictures else ()
@@ -277,7 +277,7 @@ def _whole(scores: xr.Dataset) -> xr.Dataset:
 
 
 def _tests(
-    scores: xr.Dataset, others: Mapping[str, xr.Dataset], level: float, seed: int
+    scores: xr.Dataset, others: Mapping[str, xr.Dataset], level: float
 ) -> tuple[dict[str, xr.Dataset], list[str]]:
     """Return the significance of every model against the first baseline, and notes.
 
@@ -289,7 +289,7 @@ def _tests(
     out, notes = {}, []
     for label, ds in (("", scores), *((n, others[n]) for n in rest)):
         try:
-            out[label] = significance(ds, others[first], level=level, seed=seed)
+            out[label] = significance(ds, others[first], level=level)
         except KindError:
             if label == "":
                 notes.append(
@@ -304,8 +304,12 @@ def _tests(
     ):
         notes.append(
             f"No significance is marked: {out['']['estimate'].size and out[''].attrs['pairs']}"
-            " init times in common are too few."
+            f" init times in common are too few: at least {FEWEST} are needed."
         )
+    for result in out.values():
+        # Among many cells some differ by chance.
+        found = [da.sel(estimate="p").values.ravel() for da in result.data_vars.values()]
+        result.attrs["largest_p"] = false_discovery(np.concatenate(found), 1.0 - level)
     return out, notes
 
 

@@ -133,8 +133,8 @@ def _legend(card: Card) -> str:
     )
     if card.marked:
         text += (
-            f"<p class='note'>★: significant at {100 * (1 - card.level):g} % (paired block"
-            " bootstrap over init times). </p>"
+            "<p class='note'>★: significant (t-test of paired init times that are correlated; of"
+            f" all stars on this card, {100 * (1 - card.level):g} % are expected to be false).</p>"
         )
     if any(row.metric == "acc" for row in card.rows):
         text += (

@@ -206,7 +206,7 @@ def build_row(
             and region in result[target]["region"].values
         ):
             one = result[target].sel(at).reindex(lead_time=scores["lead_time"].values)
-            marks[who] = np.asarray((one.sel(estimate="low") > 0) | (one.sel(estimate="high") < 0))
+            marks[who] = np.asarray(one.sel(estimate="p") <= result.attrs["largest_p"])
     text = f"{name} {level:g} hPa" if level is not None else name
     return Row(region, text, metric, units, da.values * factor, beside, marks, label)
 
