@@ -122,7 +122,7 @@ def _copy(bands: list[Band], block: tuple[int, int]) -> int:
         handle = os.open(band.path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             part = np.ascontiguousarray(values[:, band.start : band.stop])
-            _write_all(handle, memoryview(part.view(np.uint8).reshape(-1)), first * band.frame_size)
+            _write_all(handle, memoryview(part.tobytes()), first * band.frame_size)
         finally:
             os.close(handle)
     return stop - first

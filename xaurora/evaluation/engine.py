@@ -189,9 +189,9 @@ def run(plan: Plan, *, progress: bool) -> tuple[dict[str, Table], dict[str, Any]
             counts["scored"] += found.scored
             counts["without_truth"] += found.without_truth
             counts["missing_truth"] |= found.missing_truth
-            for key, text in found.warnings.items():
-                if key not in warned:
-                    warned.add(key)
+            for about, text in found.warnings.items():
+                if about not in warned:
+                    warned.add(about)
                     logger.warning("%s", text)
             meter.update(block.fields)
     return tables, counts

@@ -102,7 +102,7 @@ def of_band(band: Band, days: Days, wanted: Wanted) -> dict[str, np.ndarray]:
     out: dict[str, np.ndarray] = {}
     series = band.read(0, band.times) if wanted.series else np.empty(0)
     if wanted.moments:
-        frames = (f.astype(np.float64) for f in series) if wanted.series else _frames(band)
+        frames = map(_as_float64, series) if wanted.series else _frames(band)
         out |= _moments(
             frames,
             band.shape,
@@ -125,6 +125,10 @@ def of_band(band: Band, days: Days, wanted: Wanted) -> dict[str, np.ndarray]:
         out["dry"] = np.stack([[p[0] for p in row] for row in pairs])
         out["heavy"] = np.stack([[p[1] for p in row] for row in pairs])
     return out
+
+
+def _as_float64(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float64)
 
 
 def _frames(band: Band) -> Iterator[np.ndarray]:

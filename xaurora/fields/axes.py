@@ -137,6 +137,11 @@ def read_levels(ds: xr.Dataset, found: Recognition) -> None:
     """Read the pressure levels in hPa, and note problems with them."""
     axis = found.axes.get("level")
     if axis is None:
+        if bare := [d for d in NAMES["level"] if d in ds.dims and d not in ds.coords]:
+            raise LevelError(
+                f"the dimension '{bare[0]}' has no pressure levels as values.",
+                fix=f"ds = ds.assign_coords({bare[0]}=[...]), the {ds.sizes[bare[0]]} levels in hPa",
+            )
         return
     values = np.atleast_1d(ds[axis.name].values).astype(np.float64)
     units = normalise_units(ds[axis.name].attrs.get("units", ""))

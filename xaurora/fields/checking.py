@@ -123,7 +123,7 @@ def check(
         wanted = attempt(lambda: needs(fields)) if needs is not None else None
         if wanted is not None:
             readable = (
-                wanted if found.levels else replace(wanted, atmos=())
+                replace(wanted, atmos=()) if any(e.code == "level" for e in errors) else wanted
             )  # the problem with the levels is already listed
             attempt(lambda: requirements.check_variables(fields, readable))
             if wanted.atmos and all(n in fields.atmos for n in wanted.atmos):

@@ -161,12 +161,14 @@ def open_zarr(url: str, storage_options: Mapping[str, Any] | None = None) -> xr.
             fix="storage_options as obstore.store.from_url takes them, or none for public data",
         ) from error
 
+    source: Any = store
+
     def opened() -> xr.Dataset:
         options: dict[str, Any] = {"engine": "zarr", "chunks": None, "decode_timedelta": True}
         try:
-            return xr.open_dataset(store, consolidated=True, **options)
+            return xr.open_dataset(source, consolidated=True, **options)
         except (KeyError, ValueError, FileNotFoundError):
-            return xr.open_dataset(store, consolidated=False, **options)
+            return xr.open_dataset(source, consolidated=False, **options)
 
     ds = _attempted(opened, f"'{url}' could not be opened")
     ends = [ds.attrs.get(f"valid_time_{end}") for end in ("start", "stop")]
