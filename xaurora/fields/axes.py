@@ -140,7 +140,7 @@ def read_levels(ds: xr.Dataset, found: Recognition) -> None:
         if bare := [d for d in NAMES["level"] if d in ds.dims and d not in ds.coords]:
             raise LevelError(
                 f"the dimension '{bare[0]}' has no pressure levels as values.",
-                fix=f"ds = ds.assign_coords({bare[0]}=[...]), the {ds.sizes[bare[0]]} levels in hPa",
+                fix=f"ds = ds.assign_coords({bare[0]}=[...]) with the levels in hPa",
             )
         return
     values = np.atleast_1d(ds[axis.name].values).astype(np.float64)

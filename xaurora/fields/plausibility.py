@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
-from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
@@ -100,8 +100,9 @@ _LARGE = 64  # rows
 _CONSTANT_POINTS = 16  # in fewer points, a field may be constant by chance
 
 
+@functools.lru_cache(maxsize=256)
 def extremes_of(
-    variable: Variable, levels: Sequence[float]
+    variable: Variable, levels: tuple[float, ...]
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the smallest and largest value that occurs, one or one for each level, or None."""
     if (variable.kind, variable.name) == ("atmos", "z"):
