@@ -80,7 +80,13 @@ class AuroraAccessor:
         from xaurora.model.models import notes_for
         from xaurora.model.resolve import resolve
 
-        return checking.check(self._ds, target, resolve(model).needs, notes_for)
+        found = resolve(model)
+        return checking.check(
+            self._ds,
+            target,
+            found.needs,
+            lambda fields, needs: [*notes_for(fields, needs), *found.differences(fields)],
+        )
 
     def to_batch(self, time: TimesLike = None, *, model: ModelLike = "small") -> Batch:
         """Return an :class:`aurora.Batch` of one or several init times.

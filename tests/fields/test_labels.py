@@ -35,6 +35,7 @@ def test_totals_labelled_at_the_start_are_moved(fields: xr.Dataset) -> None:
         report = ds.aurora.check("tp", model="tiny")
         assert report.ok, report
         assert any("6-hour totals" in note for note in report.notes)
+    assert any("moved to its end" in note for note in start.aurora.check("tp", model="tiny").notes)
     a, b = (d.aurora.accumulate("tp", "6h") for d in (start, end))
     np.testing.assert_array_equal(a.values[1:], b.values[1:])
     assert np.isnan(a.values[0]).all()
@@ -91,6 +92,8 @@ def test_bounds_that_are_none(fields: xr.Dataset) -> None:
     problems = ds.aurora.check("tp", model="tiny").problems
     assert any("not a start and an end for each" in p.message for p in problems)
     middle = _labelled(fields, -3, 3)
+    problems = middle.aurora.check("tp", model="tiny").problems
+    assert any("end 3 h after their times" in p.message for p in problems)
     with pytest.raises(errors.AccumulationError, match="end 3 h after their times") as error:
         middle.aurora.accumulate("tp", "6h")
     typed: dict = {"ds": middle}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -491,3 +492,22 @@ def test_chunks_of_a_store_are_some_leads(fields: xr.Dataset, tuned, tmp_path, m
     assert stored["tp"].encoding["chunks"][:3] == (1, 1, 2)
     for name in made.data_vars:
         np.testing.assert_array_equal(stored[name], made[name])
+
+
+def test_data_unlike_those_that_the_model_was_tuned_on(
+    fields: xr.Dataset, tuned, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another spacing and fewer levels are said by ``predict`` and ``check``."""
+    coarse = xaurora.synthetic(shape=(8, 16), times=6)
+    fewer = fields.isel(level=[0, 1])
+    for ds, words in ((coarse, "The grid spacing is 22.5"), (fewer, "The pressure levels ['")):
+        caplog.clear()
+        with caplog.at_level("WARNING", "xaurora"), contextlib.suppress(errors.LevelError):
+            ds.aurora.predict("6h", model=tuned, time=ds["time"].values[3], progress=False)
+            assert words in caplog.text
+        notes = ds.aurora.check(model=tuned).notes
+        assert any(words in note for note in notes) or not ds.aurora.check(model=tuned).ok
+    caplog.clear()
+    with caplog.at_level("WARNING", "xaurora"):
+        fields.aurora.predict("6h", model=tuned, time=fields["time"].values[3], progress=False)
+    assert "tuned" not in caplog.text

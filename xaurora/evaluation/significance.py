@@ -88,6 +88,7 @@ def significance(
     return xr.Dataset(out, {"estimate": list(ESTIMATES)}, attrs)
 
 
+_ROUNDING = 1e-9  # of a skill; forecasts that differ by rounding alone are the same
 ESTIMATES = ("skill", "low", "high", "p")
 
 
@@ -296,4 +297,5 @@ def _estimate(skill: np.ndarray, scored: np.ndarray, level: float) -> np.ndarray
         values = count * here - (count - 1) * without
     values = np.where(scored.reshape(shape) & np.isfinite(values), values, np.nan)
     half, p = autocorrelation.interval(values, level)
+    p = np.where((np.abs(here) < _ROUNDING) & np.isfinite(p), 1.0, p)
     return np.stack([here, here - half, here + half, p])

@@ -114,18 +114,20 @@ def check(
 
     if found.times is not None:
         attempt(lambda: _check_times(found, notes))
+    readable = _without_problems(found)
     fields = (
-        attempt(lambda: conventions.standardise(ds, _without_problems(found)))
+        attempt(lambda: conventions.standardise(ds, readable))
         if found.grid is not None and found.times is not None and found.axes.get("time")
         else None
     )
+    notes += readable.notes
     if fields is not None:
         wanted = attempt(lambda: needs(fields)) if needs is not None else None
         if wanted is not None:
-            readable = (
+            wanted_here = (
                 replace(wanted, atmos=()) if any(e.code == "level" for e in errors) else wanted
             )  # the problem with the levels is already listed
-            attempt(lambda: requirements.check_variables(fields, readable))
+            attempt(lambda: requirements.check_variables(fields, wanted_here))
             if wanted.atmos and all(n in fields.atmos for n in wanted.atmos):
                 attempt(lambda: requirements.levels_for(fields, wanted))
             crop = attempt(
@@ -156,7 +158,7 @@ def check(
 def _without_problems(found: Recognition) -> Recognition:
     """Return the findings without their problems, so that the valid part can be checked further."""
     sound = {key: item for key, item in found.fields.items() if key[0] != "atmos" or found.levels}
-    return Recognition(found.axes, sound, found.grid, found.levels, found.times)
+    return Recognition(found.axes, sound, found.grid, found.levels, found.times, found.bounds)
 
 
 def _check_times(found: Recognition, notes: list[str]) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from xaurora.model.tuned import TunedAurora
 
+_SPACING = 0.01  # relative difference of grid spacings that is no rounding
+
 ModelLike: TypeAlias = "str | Path | TunedAurora | Aurora"
 """A name of the model table, a tuned model or the path of one, or an Aurora."""
 
@@ -69,6 +71,33 @@ class ResolvedModel:
 
             return needs_of_instance(self.instance)
         return models.needs_of(self.name, fields, without)
+
+    def differences(self, fields: Fields) -> list[str]:
+        """Describe how data differ from those that the model was tuned on.
+
+        Parameters
+        ----------
+        fields : Fields
+            All levels of the data.
+        """
+        if self.tuned is None:
+            return []
+        trained, out = self.tuned.config["training"], []
+        before, here = trained.get("grid_spacing", ()), fields.layout.grid.spacing
+        if any(abs(a / b - 1.0) > _SPACING for a, b in zip(here, before, strict=False)):
+            words = [" × ".join(f"{v:g}°" for v in pair) for pair in (here, before)]
+            out.append(
+                f"The grid spacing is {words[0]}, but the model was tuned on {words[1]}: its"
+                " forecasts on another grid were never validated."
+            )
+        levels = trained.get("levels", ())
+        if missing := [v for v in levels if v not in fields.levels]:
+            shown = [[f"{v:g}" for v in several] for several in (missing, levels)]
+            out.append(
+                f"The pressure levels {shown[0]} hPa are not in the data, but the model was tuned"
+                f" with {shown[1]} hPa."
+            )
+        return out
 
 
 def resolve(model: object, weights: str | Path | None = None) -> ResolvedModel:

@@ -54,6 +54,7 @@ def describe_run(plan: Plan, scan: TargetScan, model: BuiltModel) -> dict[str, A
             "end": str((scan.train[-1] + STEP * options.rollout_steps).astype("datetime64[m]")),
             "region": describe_region(plan.target_grid),
             "grid_spacing": list(plan.grid.spacing),
+            "levels": list(plan.fields.levels),
             "batch_size": options.batch_size,
             "steps": options.total_steps(len(scan.train)),
             "seed": options.seed,
