@@ -27,7 +27,13 @@ def _close(a: np.ndarray, b: np.ndarray) -> None:
     assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
 
 
-def test_equals_upstreams_rollout_to_the_bit(fields: xr.Dataset, aurora_model) -> None:
+@pytest.mark.parametrize("clipped", [False, True], ids=["plain", "inputs clipped between steps"])
+def test_equals_upstreams_rollout_to_the_bit(
+    fields: xr.Dataset, aurora_model, clipped: bool
+) -> None:
+    if clipped:
+        bounds = {"2t": {"min": 260.0, "max": 285.0}, "q": {"min": 0.0, "max": None}}
+        aurora_model = make_aurora(rollout_input_clipping=bounds)
     t = fields["time"].values[5]
     forecast = fields.aurora.predict("18h", model=aurora_model, time=t, progress=False)
     with torch.inference_mode():

@@ -235,7 +235,7 @@ def adapted(fields: xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> dic
     """A base, and what each kind of adapter made of it."""
     base, out = make_aurora(), tmp_path_factory.mktemp("adapted")
     kinds = {
-        "lora": StrategyOptions("lora", rank=4, dropout=0.1),
+        "lora": StrategyOptions("lora", rank=4, alpha=12.0, dropout=0.1),
         "peft": StrategyOptions("peft"),
         "dora": StrategyOptions("peft", method="dora"),
         "rslora": StrategyOptions(
@@ -286,6 +286,8 @@ def test_saved_loaded_and_merged(
         # rounding apart: B·A is added to W before or after the product with x
         assert float(abs(one[name] - two[name]).max()) <= 1e-5 * float(abs(one[name]).max()), name
         assert not one[name].equals(plain[name]), f"the adapter does nothing to {name}"
+    effect, apart = (float(abs(one["t2m"] - other["t2m"]).max()) for other in (plain, two))
+    assert apart < 0.1 * effect, (apart, effect)
     assert tuned.model.adapter is not None, "the original keeps its adapter"
 
 
