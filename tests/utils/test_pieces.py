@@ -90,3 +90,18 @@ def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch) -> None:
         pieces.locked(tmp_path / "lock"),
     ):
         pass
+
+
+def test_a_lock_that_cannot_be_written_is_not_blamed_on_the_file_system(
+    tmp_path, monkeypatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pieces.FileLock, "acquire", refused)
+    with (
+        pytest.raises(errors.SaveError, match="Permission denied") as error,
+        pieces.locked(tmp_path / "lock"),
+    ):
+        pass
+    assert "may write to" in error.value.fix

@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 from xaurora.errors import SaveError
+from xaurora.utils import storage
 from xaurora.utils.workers import in_order
 
 if TYPE_CHECKING:
@@ -119,12 +120,13 @@ def _copy(bands: list[Band], block: tuple[int, int]) -> int:
     for band in bands:
         if band.path is None:
             continue
-        handle = os.open(band.path, os.O_WRONLY | os.O_CREAT, 0o600)
-        try:
-            part = np.ascontiguousarray(values[:, band.start : band.stop])
-            _write_all(handle, memoryview(part.tobytes()), first * band.frame_size)
-        finally:
-            os.close(handle)
+        part = np.ascontiguousarray(values[:, band.start : band.stop])
+        with storage.wrap_write_errors(band.path):
+            handle = os.open(band.path, os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                _write_all(handle, memoryview(part.tobytes()), first * band.frame_size)
+            finally:
+                os.close(handle)
     return stop - first
 
 

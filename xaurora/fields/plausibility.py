@@ -57,7 +57,7 @@ def warn_implausible(fields: Fields) -> None:
 def check_mean(fields: Fields, kind: str, name: str, frame: np.ndarray) -> None:
     """Raise if the mean of a frame cannot be in the units that the field has.
 
-    The mean of the middle half of the values: a few wrong ones are no matter of units.
+    The mean of the middle half of the values: a few wrong ones say nothing about units.
     """
     item = fields.layout.fields[kind, name]
     finite = frame[np.isfinite(frame)]
