@@ -10,8 +10,10 @@ import tempfile
 import weakref
 from pathlib import Path
 
+import pytest
 import torch
 from aurora import Aurora
+from aurora.model import posencoding
 
 from xaurora.model.tiny import randomise_modulation
 
@@ -34,6 +36,19 @@ def make_aurora(*, seed: int = 0, **options: object) -> Aurora:
     model = Aurora(**{**config, **options})
     randomise_modulation(model, std=0.5)
     return model.eval()
+
+
+def exact_patch_areas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute the areas of patches in float64, so that forecasts do not depend on the processor.
+
+    Upstream computes them in float32 and encodes them with wavelengths down to 1e-4 km
+    (``aurora/model/posencoding.py``, ``fourier.py``): one unit in the last digit of a sine changes
+    a forecast of ``tiny-pretrained`` by a kelvin.
+    """
+    real = posencoding.patch_root_area
+    monkeypatch.setattr(
+        posencoding, "patch_root_area", lambda *edges: real(*(edge.double() for edge in edges))
+    )
 
 
 class Script:

@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pytest
 import xarray as xr
+from helpers import exact_patch_areas
 
 from xaurora import HeadOptions, StrategyOptions
 
 SAVED = Path(__file__).resolve().parents[1] / "saved"
 
 
-def test_a_run_of_an_earlier_version_goes_on(fields: xr.Dataset, tmp_path: Path) -> None:
+def test_a_run_of_an_earlier_version_goes_on(
+    fields: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact_patch_areas(monkeypatch)
     shutil.copytree(SAVED / "stopped", tmp_path / "run")
     resumed = fields.aurora.finetune(
         "tp",

@@ -94,9 +94,13 @@ def stratified(times: np.ndarray, count: int) -> np.ndarray:
     times = np.sort(times)
     hours = (times - times.astype("datetime64[D]")).astype("timedelta64[m]")
     groups = [times[hours == hour] for hour in np.unique(hours)]
+    longest = max(map(len, groups))
+    most = max(round(count * longest / len(times)), 1)
     chosen = []
     for i, group in enumerate(groups):
-        size = min(max(round(count * len(group) / len(times)), 1), len(group))
+        # Hours with one frame less get as many: other distances would leave gaps between hours.
+        share = 1.0 if len(group) >= longest - 1 else len(group) / longest
+        size = min(max(round(most * share), 1), len(group))
         # The hours do not share their days.
         places = (np.arange(size) + (i + 0.5) / len(groups)) / size * len(group)
         chosen.append(group[places.astype(int)])

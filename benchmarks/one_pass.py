@@ -1,6 +1,6 @@
 """Measure memory and time of ``ds.aurora.statistics()`` on a store that does not fit in memory.
 
-    python benchmarks/statistics.py --gigabytes 20    # writes benchmarks/reports/statistics.json
+    python benchmarks/one_pass.py --gigabytes 20    # writes benchmarks/reports/statistics.json
 
 The script makes a Zarr store, computes the statistics in a separate process, and deletes the store.
 """
