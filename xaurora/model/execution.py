@@ -115,6 +115,21 @@ def compiled(base: Aurora) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """Keep cuDNN's attention out of the backward pass.
+
+    On an H200 with Torch 2.11 its gradient in bf16 was NaN (``ScaledDotProductCudnnAttention``), in
+    the first step of every run that trains the backbone. The other kernels give finite gradients.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@contextlib.contextmanager
 def activation_checkpointing(base: Aurora) -> Iterator[None]:
     """Recompute blocks, encoder and decoder in the backward pass (activation checkpointing).
 

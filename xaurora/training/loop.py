@@ -84,6 +84,7 @@ def fit(fabric: Fabric, run: Run, checkpoint: dict[str, Any] | None) -> None:
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         torch.manual_seed(options.seed + 1000 * fabric.global_rank)
         stack.enter_context(placement.on_grid(module, run.plan.grid))
+        stack.enter_context(execution.without_cudnn_attention())
         execution.set_precision(module.base, options.precision, fabric.device)
         if options.compile:
             stack.enter_context(execution.compiled(module.base))
