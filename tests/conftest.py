@@ -14,7 +14,7 @@ import pytest
 import torch
 import xarray as xr
 from aurora import Aurora
-from helpers import make_aurora
+from helpers import LittleSmall, make_aurora
 
 import xaurora
 
@@ -29,12 +29,14 @@ _MOST_PROCESSES = 4  # each takes about 2 GB
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Run the whole suite on several processes, unless ``-n`` says how many.
 
+    There is one more than cores, because some tests wait for processes of their own.
+
     Single tests run in this process, and so do benchmarks, which would disturb each other.
     """
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     worker = hasattr(config, "workerinput")
     if whole and not worker and config.option.numprocesses is None and not config.option.usepdb:
-        config.option.numprocesses = min(os.cpu_count() or 1, _MOST_PROCESSES)
+        config.option.numprocesses = min((os.cpu_count() or 1) + 1, _MOST_PROCESSES)
         config.option.dist = "worksteal"
 
 
@@ -70,6 +72,19 @@ def _no_figures_of_runs(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     """Runs do not draw their learning curves, which takes a third of a short one."""
     if request.node.get_closest_marker("draws") is None:
         monkeypatch.setattr("xaurora.training.finetune._draw_history", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are not forced to the disk. That matters when power fails, which no test can cause."""
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+
+
+@pytest.fixture
+def little_small(monkeypatch: pytest.MonkeyPatch) -> type[Aurora]:
+    """Let ``model="small"`` be a little Aurora: its weights are those of 2 MB, not of 450."""
+    monkeypatch.setattr("aurora.AuroraSmallPretrained", LittleSmall)
+    return LittleSmall
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -18,22 +18,24 @@ from aurora.model import posencoding
 from xaurora.model.tiny import randomise_modulation
 
 
+LITTLE: dict = {
+    "encoder_depths": (2, 2, 2),
+    "decoder_depths": (2, 2, 2),
+    "encoder_num_heads": (2, 4, 8),
+    "decoder_num_heads": (8, 4, 2),
+    "embed_dim": 32,
+    "num_heads": 2,
+    "use_lora": False,
+}
+
+
 def make_aurora(*, seed: int = 0, **options: object) -> Aurora:
     """A small three-stage Aurora with random weights, also in the adaptive layer norms.
 
     Its latitude and longitude encodings are the real ones.
     """
     torch.manual_seed(seed)
-    config: dict = {
-        "encoder_depths": (2, 2, 2),
-        "decoder_depths": (2, 2, 2),
-        "encoder_num_heads": (2, 4, 8),
-        "decoder_num_heads": (8, 4, 2),
-        "embed_dim": 32,
-        "num_heads": 2,
-        "use_lora": False,
-    }
-    model = Aurora(**{**config, **options})
+    model = Aurora(**{**LITTLE, **options})
     randomise_modulation(model, std=0.5)
     return model.eval()
 
@@ -49,6 +51,13 @@ def exact_patch_areas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         posencoding, "patch_root_area", lambda *edges: real(*(edge.double() for edge in edges))
     )
+
+
+class LittleSmall(Aurora):
+    """Stands for ``AuroraSmallPretrained`` where only the way of its weights is tested."""
+
+    def __init__(self, *, use_lora: bool = False, **options: object) -> None:
+        super().__init__(**{**LITTLE, "use_lora": use_lora, **options})
 
 
 class Script:

@@ -90,7 +90,7 @@ def test_several_targets_of_several_kinds(rich: xr.Dataset, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_gaussian_target_is_learnt(tmp_path: Path) -> None:
-    ds = xaurora.synthetic(shape=(16, 32), times=200)
+    ds = xaurora.synthetic(shape=(8, 16), times=200)
     ds = ds.assign(
         tcwv=(20.0 + 5.0 * ds["v10"] / 3.0).astype("float32").assign_attrs(units="kg m-2")
     )

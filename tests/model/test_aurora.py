@@ -247,7 +247,8 @@ def test_a_checkpoint_loads_from_a_file(small_state, tmp_path) -> None:
         assert all(torch.equal(v, small_state[k]) for k, v in loaded.state_dict().items())
 
 
-def test_wrong_checkpoints_are_refused_by_name(small_state, tmp_path) -> None:
+def test_wrong_checkpoints_are_refused_by_name(little_small, tmp_path) -> None:
+    small_state = little_small().state_dict()
     prefixed = {f"wrong.{k}": v for k, v in list(small_state.items())[:40]}
     torch.save(prefixed, tmp_path / "prefixed.ckpt")
     with pytest.raises(errors.CheckpointError, match=r"missing: .*unexpected: wrong\."):
@@ -259,7 +260,7 @@ def test_wrong_checkpoints_are_refused_by_name(small_state, tmp_path) -> None:
         weights.load_pretrained("small", tmp_path / "lacking.ckpt")
     torch.save(small_state, tmp_path / "small.ckpt")
     with pytest.raises(errors.CheckpointError, match="cannot be loaded into this model"):
-        weights.load_state(make_aurora(), small_state, "small.ckpt")
+        weights.load_state(make_aurora(embed_dim=16), small_state, "small.ckpt")
     (tmp_path / "damaged.ckpt").write_bytes((tmp_path / "small.ckpt").read_bytes()[:100_000])
     (tmp_path / "damaged.safetensors").write_bytes(b"\x00" * 64)
     torch.save([1, 2], tmp_path / "list.pt")

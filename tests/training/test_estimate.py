@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import xarray as xr
-from aurora import Aurora, AuroraSmallPretrained
+from aurora import Aurora
 from helpers import make_aurora
 
 import xaurora
@@ -43,15 +43,18 @@ def test_the_count_of_live_bytes_is_exact() -> None:
 
 def _shallow_aurora() -> Aurora:
     """Fewer blocks: each takes as long without values as with them."""
-    return make_aurora(encoder_depths=(1, 1, 2), decoder_depths=(2, 1, 1))
+    return make_aurora(
+        encoder_depths=(1, 1),
+        decoder_depths=(1, 1),
+        encoder_num_heads=(2, 4),
+        decoder_num_heads=(4, 2),
+    )
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"strategy": "full"},
         {"strategy": "full", "activation_checkpointing": True},
-        {"strategy": "lora", "rollout_steps": 2},
         {"strategy": "lora", "rollout_steps": 2, "push_forward": True},
         {"strategy": "frozen", "precision": "bf16"},
         {"strategy": StrategyOptions("peft", method="dora"), "ema": 0.9},
@@ -159,8 +162,8 @@ def test_what_does_not_fit_says_what_to_change(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(estimation, "free_memory", lambda where: 50 * 1024**2)
-    model = "tiny"
+    monkeypatch.setattr(estimation, "free_memory", lambda where: 5 * 1024**2)
+    model = _shallow_aurora()
     found = fields.aurora.estimate(
         "tp", model=model, strategy="full", batch_size=8, rollout_steps=2, head="hurdle_lognormal"
     )
@@ -254,11 +257,11 @@ def test_recomputing_once_gives_the_same_gradients(fields: xr.Dataset) -> None:
     assert ours <= theirs < most
 
 
-def test_loading_takes_the_weights_once(tmp_path: Path) -> None:
+def test_loading_takes_the_weights_once(little_small: type, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    base = AuroraSmallPretrained()
+    base = little_small()
     save_file(base.state_dict(), tmp_path / "small.safetensors")
     before = (tmp_path / "small.safetensors").read_bytes()[-1000:]
     loaded = weights.load_pretrained("small", tmp_path / "small.safetensors")

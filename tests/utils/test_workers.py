@@ -92,8 +92,9 @@ def test_every_verb_on_a_cluster(
     """The same results as without; in two of them a worker is killed on the way."""
     fc = xaurora.persistence(fields, ["tp", "t2m", "u10", "v10", "t"], ["6h", "12h", "24h"]).load()
     verbs: dict[str, Callable[[], xr.Dataset]] = {
-        "evaluate": lambda: fc.aurora.evaluate(fields, metrics="all"),
-        "evaluate with dask": lambda: fc.chunk(init_time=3).aurora.evaluate(fields.chunk(time=4)),
+        "evaluate": lambda: fc.aurora.evaluate(
+            fields,
+        ),
         "climatology": lambda: xaurora.climatology(
             fields, ["tp", "t2m", "t"], statistics=("mean", "std", "quantile")
         ),
