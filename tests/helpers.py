@@ -17,7 +17,6 @@ from aurora.model import posencoding
 
 from xaurora.model.tiny import randomise_modulation
 
-
 LITTLE: dict = {
     "encoder_depths": (2, 2, 2),
     "decoder_depths": (2, 2, 2),

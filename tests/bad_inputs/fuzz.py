@@ -1,7 +1,8 @@
 """Datasets in every convention, sound or with one fault, and what ``check()`` must say of them.
 
-:func:`sound` draws a Dataset in which nothing is wrong: names, units, orders of dims, latitudes and
-longitudes, dtypes, levels, missing values, calendars and chunks of the conventions that people have.
+:func:`sound` draws a Dataset in which nothing is wrong: names, units, orders of dims, latitudes
+and longitudes, dtypes, levels, missing values, calendars and chunks of the conventions that people
+have.
 :data:`FAULTS` each put one thing wrong. :func:`verdict` says whether xaurora answers as it must.
 """
 

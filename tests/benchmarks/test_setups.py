@@ -21,7 +21,6 @@ import setups  # noqa: E402
 @pytest.mark.parametrize(
     ("name", "where"),
     [
-        ("2 two steps", "synthetic"),
         ("4 replay buffer", "synthetic"),
         ("6 IMERG as target", "synthetic"),
         ("1 full, one step", "norway"),

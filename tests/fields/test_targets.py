@@ -94,11 +94,11 @@ def test_a_gaussian_target_is_learnt(tmp_path: Path) -> None:
     ds = ds.assign(
         tcwv=(20.0 + 5.0 * ds["v10"] / 3.0).astype("float32").assign_attrs(units="kg m-2")
     )
-    tuned = ds.aurora.finetune("tcwv", out=tmp_path / "run", **{**QUICK, "steps": 110})
+    tuned = ds.aurora.finetune("tcwv", out=tmp_path / "run", **{**QUICK, "steps": 80})
     scores = tuned.config["scores"]
     # B six hours on has a share of 0.19 of its variance that nobody can know: 0.44 of the
     # climatology's CRPS is the best there is
-    assert scores["validation_crps"] < 0.75 * scores["validation_climatology_crps"]
+    assert scores["validation_crps"] < 0.8 * scores["validation_climatology_crps"]
 
 
 def test_own_units_give_the_same_forecast(europe: xr.Dataset, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trust
 import xarray as xr
 from helpers import Script, exact_patch_areas, make_aurora, run_script
 
@@ -117,12 +118,28 @@ def test_damage_is_found(tuned, tmp_path: Path) -> None:
     with pytest.raises(errors.CheckpointError, match="damaged"):
         xaurora.load(folder)
     folder = copy()
-    config = json.loads((folder / "config.json").read_text())
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"levels": 4', '"levels": 3'))
+    with pytest.raises(
+        errors.CheckpointError, match=r"config\.json' is damaged: its contents differ"
+    ):
+        xaurora.load(folder)
+    config = json.loads(text)
     (folder / "config.json").write_text(json.dumps({**config, "format": 99}))
     with pytest.raises(errors.CheckpointError, match="format 99"):
         xaurora.load(folder)
     with pytest.raises(errors.CheckpointError, match="there is no tuned model"):
         xaurora.load(tmp_path / "nothing")
+
+
+def test_every_damaged_byte_is_refused_or_makes_no_difference() -> None:
+    """Of an artefact and a checkpoint; benchmarks/trust.py changes every byte."""
+    examples: list[str] = []
+    found = trust.byte_flips(12, examples)
+    assert len(found) == 7
+    for name, counts in found.items():
+        assert not any(counts[bad] for bad in trust.BAD), (name, counts, examples[:2])
+        assert counts["refused"] > 50 or name.endswith("README.md")
 
 
 def test_a_full_disk_leaves_the_old_artefact_whole(tuned, tmp_path: Path) -> None:

@@ -317,7 +317,8 @@ import sys, torch, xaurora
 from helpers import make_aurora
 ds = xaurora.synthetic(shape=(16, 32), times=20)
 ds.aurora.finetune(
-    "tp", model=make_aurora(), latents={str(tmp_path / "l.zarr")!r}, strategy="frozen", steps={STEPS},
+    "tp", model=make_aurora(), latents={str(tmp_path / "l.zarr")!r}, strategy="frozen",
+    steps={STEPS},
     out={str(tmp_path / "killed")!r}, validations=2, progress=False,
 )
 """
@@ -353,7 +354,8 @@ torch.set_num_threads(1)
 from helpers import make_aurora
 ds = xaurora.synthetic(shape=(16, 32), times=20)
 r = ds.aurora.finetune(
-    "tp", model=make_aurora(), latents={str(tmp_path / "l.zarr")!r}, strategy="frozen", steps={STEPS},
+    "tp", model=make_aurora(), latents={str(tmp_path / "l.zarr")!r}, strategy="frozen",
+    steps={STEPS},
     out=sys.argv[1], validations=2, progress=False, seed=int(sys.argv[2]),
 )
 print([e["loss"] for e in r.history][-3:])

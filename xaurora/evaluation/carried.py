@@ -77,7 +77,7 @@ def carried(scores: xr.Dataset, name: str) -> dict[str, tuple[xr.DataArray, xr.D
     """
     prefix = name + SEPARATOR
     found = {
-        str(c)[len(prefix) :]: scores.coords[c]
+        str(c)[len(prefix) :]: _array(scores, str(c))
         for c in scores.coords
         if str(c).startswith(prefix) and not str(c).endswith(SEPARATOR + WEIGHT)
     }
@@ -91,7 +91,14 @@ def carried(scores: xr.Dataset, name: str) -> dict[str, tuple[xr.DataArray, xr.D
                 " regions=['global'])"
             ),
         )
-    return {s: (da, scores.coords[f"{prefix}{s}{SEPARATOR}{WEIGHT}"]) for s, da in found.items()}
+    return {s: (da, _array(scores, f"{prefix}{s}{SEPARATOR}{WEIGHT}")) for s, da in found.items()}
+
+
+def _array(scores: xr.Dataset, name: str) -> xr.DataArray:
+    """Return a coordinate with those of its dims; ``scores[name]`` would bring all others along."""
+    variable = scores.variables[name]
+    coords = {d: scores.variables[d] for d in variable.dims if d in scores.variables}
+    return xr.DataArray(variable, coords, name=name)
 
 
 def without_carried(scores: xr.Dataset) -> xr.Dataset:

@@ -20,6 +20,8 @@ from xaurora.model.tiny import build_tiny
 from xaurora.model.weights import compare_keys, load_pretrained, model_class, read_state
 from xaurora.utils.types import Given
 
+_DIGEST = "sha256"
+
 
 def base_of(
     config: dict[str, Any],
@@ -112,9 +114,11 @@ def describe_base(
 
 def write_json(path: Path, value: Given) -> None:
     """Write one JSON file of an artefact."""
-    path.write_text(
-        json.dumps(value, indent=1, allow_nan=True, default=float) + "\n", encoding="utf-8"
-    )
+    path.write_text(_text(value) + "\n", encoding="utf-8")
+
+
+def _text(value: Given) -> str:
+    return json.dumps(value, indent=1, allow_nan=True, default=float)
 
 
 def read_json(path: Path) -> Given:
@@ -131,6 +135,33 @@ def read_json(path: Path) -> Given:
         raise CheckpointError(
             f"'{path}' is missing or damaged: {error}", fix="copy the whole folder again"
         ) from error
+
+
+def with_digest(value: dict[str, Any]) -> dict[str, Any]:
+    """Return the contents of a JSON file with their SHA-256, for :func:`check_digest`."""
+    return {**value, _DIGEST: _digest(value)}
+
+
+def check_digest(value: dict[str, Any], path: Path, *, required: bool) -> dict[str, Any]:
+    """Return the contents without their SHA-256.
+
+    Raises
+    ------
+    CheckpointError
+        If they are not what was written, or have no SHA-256 although it is required.
+    """
+    expected = value.pop(_DIGEST, None)
+    if (expected is None and required) or (expected is not None and expected != _digest(value)):
+        raise CheckpointError(
+            f"'{path}' is damaged: its contents differ from what was saved.",
+            fix="copy the whole folder again",
+        )
+    return value
+
+
+def _digest(value: dict[str, Any]) -> str:
+    text = json.dumps(json.loads(_text(value)), sort_keys=True)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def hash_file(path: Path) -> str:

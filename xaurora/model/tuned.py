@@ -21,7 +21,14 @@ from xaurora.errors import CheckpointError, OptionError
 from xaurora.fields.requirements import Needs
 from xaurora.fields.targets import InputForm
 from xaurora.model import adapters, strategies
-from xaurora.model.artefact import base_of, hash_file, read_json, write_json
+from xaurora.model.artefact import (
+    base_of,
+    check_digest,
+    hash_file,
+    read_json,
+    with_digest,
+    write_json,
+)
 from xaurora.model.aurora import AuroraWithHead
 from xaurora.model.card import describe_strategy, model_card
 from xaurora.model.hashing import state_hash
@@ -30,8 +37,8 @@ from xaurora.model.tiny import TinyAurora
 from xaurora.model.weights import compare_keys, read_state
 from xaurora.utils import storage
 
-FORMAT = 3
-_READS = (2, 3)  # format 2 has no adapters
+FORMAT = 4
+_READS = (2, 3, 4)  # format 2 has no adapters, and format 3 no checksum of the config
 _INPUT = "input."
 
 
@@ -279,7 +286,7 @@ class TunedAurora:
             "needs": asdict(self.needs),
             "files": files,
         }
-        write_json(folder / "config.json", config)
+        write_json(folder / "config.json", with_digest(config))
         (folder / "README.md").write_text(model_card(self.config, self.needs), encoding="utf-8")
 
 
@@ -309,12 +316,13 @@ def load(
     """
     folder = _folder(Path(path))
     config = read_json(folder / "config.json")
-    if config.get("format") not in _READS:
+    made = config.get("format") if isinstance(config, dict) else None
+    if made not in _READS:
         raise CheckpointError(
-            f"'{folder}' has format {config.get('format')!r}, but this version reads format"
-            f" {FORMAT}.",
+            f"'{folder}' has format {made!r}, but this version reads format {FORMAT}.",
             fix="install the version of xaurora that wrote it",
         )
+    config = check_digest(config, folder / "config.json", required=made == FORMAT)
     for name, expected in config["files"].items():
         file = folder / name
         if not file.is_file():

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from xaurora.errors import CheckpointError, OptionError, SaveError
+from xaurora.model.artefact import check_digest, hash_file, with_digest, write_json
 from xaurora.training import parallel
 from xaurora.utils import storage
 from xaurora.utils.types import Given
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 
 
 FOLDER = "checkpoint"
-FORMAT = 1
+FORMAT = 2
+_READS = (1, 2)  # format 1 has no checksums
+_STATE = "state.pt"
 _MAY_DIFFER = (
     "progress",
     "resume",
@@ -61,7 +64,7 @@ def save(folder: Path, run: dict[str, Any], tensors: dict[str, Any]) -> None:
 
     def write(into: Path) -> None:
         try:
-            torch.save(tensors, into / "state.pt")
+            torch.save(tensors, into / _STATE)
         except (
             RuntimeError
         ) as error:  # Torch's writer does not distinguish a full disk from other failures
@@ -94,9 +97,9 @@ def discard(folder: Path) -> None:
 
 
 def _dump(folder: Path, run: dict[str, Any]) -> None:
-    (folder / "run.json").write_text(
-        json.dumps({**run, "format": FORMAT}, indent=1) + "\n", encoding="utf-8"
-    )
+    state = folder / _STATE
+    hashes = {"state": hash_file(state)} if state.exists() else {}
+    write_json(folder / "run.json", with_digest({**run, **hashes, "format": FORMAT}))
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
@@ -113,34 +116,37 @@ def read_run(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        made = run.get("format")
+    except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"the checkpoint in '{folder}' is damaged: {error}",
             fix="use another out= to start a new run",
         ) from error
-    if run.get("format") != FORMAT:
+    if made not in _READS:
         raise CheckpointError(
-            f"the checkpoint in '{folder}' has format {run.get('format')!r}, but this version"
-            f" reads format {FORMAT}.",
+            f"the checkpoint in '{folder}' has format {made!r}, but this version reads format"
+            f" {FORMAT}.",
             fix="use the version of xaurora that wrote it, or another out= to start a new run",
         )
-    return run
+    return check_digest(run, path, required=made == FORMAT)
 
 
-def read_tensors(folder: Path) -> dict[str, Any]:
-    """Return the contents of ``state.pt`` of a checkpoint.
+def read_tensors(folder: Path, expected: str | None = None) -> dict[str, Any]:
+    """Return the contents of ``state.pt`` of a checkpoint, if it has the ``expected`` SHA-256.
 
     Raises
     ------
     CheckpointError
         If it is missing or damaged.
     """
-    path = folder / FOLDER / "state.pt"
+    path = folder / FOLDER / _STATE
     try:
+        if expected is not None and hash_file(path) != expected:
+            raise ValueError("its SHA-256 is not that of the saved file")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # Torch raises many exception types for a truncated or modified file
         raise CheckpointError(
-            f"'{path}' is missing or damaged ({type(error).__name__}).",
+            f"'{path}' is missing or damaged ({type(error).__name__}: {error}).",
             fix="use another out= to start a new run",
         ) from error
 
@@ -169,7 +175,7 @@ def check(folder: Path, *, resume: bool) -> dict[str, Any] | None:
 
 def check_visible(folder: Path) -> None:
     """Raise if this process cannot see a checkpoint that another process has found."""
-    if not (folder / FOLDER / "state.pt").is_file():
+    if not (folder / FOLDER / _STATE).is_file():
         raise CheckpointError(
             f"'{folder / FOLDER}' has no weights, or is not visible on every machine.",
             fix="use an out= that all machines share, or another out= to start a new run",
@@ -299,7 +305,7 @@ def restore_run(
     CheckpointError
         If it does not fit the model, or is damaged.
     """
-    state = read_tensors(folder)
+    state = read_tensors(folder, run.get("state"))
     parameters = optimisation.parameters  # a sharded parameter has the shape of the full one
     compare_tensors(folder, "weights", parameters, state["weights"])
     moments = {
