@@ -193,3 +193,53 @@ def test_heights_on_record_are_plausible(level: int) -> None:
     low, high = (9.80665 * v for v in records[level])
     assert limits[0][0] <= low
     assert high <= limits[1][0]
+
+
+# Climates near the ends of what occurs: t2m in K, its spread, sea level pressure in Pa, wind in
+# m s-1, specific humidity at 1000 hPa in kg kg-1, geopotential of the surface in m2 s-2, rain in m
+# over six hours where it rains and the share of points where it does. Values are of ERA5 in such
+# places (Hersbach et al. 2020, doi:10.1002/qj.3803, and the WMO's archive of extremes).
+CLIMATES: dict[str, tuple[float, ...]] = {
+    "polar night over Antarctica": (205.0, 7.0, 101_000.0, 8.0, 5e-6, 3.2e4, 5e-5, 0.02),
+    "Siberian winter": (228.0, 8.0, 106_500.0, 2.0, 1e-4, 3e3, 1e-4, 0.05),
+    "Tibetan plateau": (270.0, 10.0, 101_500.0, 6.0, 2e-3, 5.0e4, 5e-4, 0.1),
+    "tropical ocean": (301.0, 1.5, 100_900.0, 5.0, 0.019, 0.0, 2e-2, 0.7),
+    "monsoon with cloudbursts": (299.0, 2.0, 99_800.0, 8.0, 0.02, 2e3, 3e-2, 0.9),
+    "typhoon": (299.0, 2.0, 93_000.0, 25.0, 0.02, 0.0, 3e-2, 0.9),
+    "desert in summer": (316.0, 5.0, 100_500.0, 4.0, 4e-3, 4e3, 1e-4, 0.005),
+    "storm over the ocean": (280.0, 4.0, 95_500.0, 22.0, 6e-3, 0.0, 4e-3, 0.6),
+}
+
+
+@pytest.mark.parametrize("climate", CLIMATES)
+def test_climates_at_the_ends_of_what_occurs_give_no_alarm(climate: str) -> None:
+    warm, spread, pressure, wind, humid, surface, rain, wet = CLIMATES[climate]
+    rng = np.random.default_rng(0)
+    ds = xaurora.synthetic(shape=(16, 32), times=6).isel(
+        latitude=slice(0, 12), longitude=slice(0, 16)
+    )
+    ds = ds.assign_coords(
+        latitude=("latitude", 40 - np.arange(12.0), ds["latitude"].attrs),
+        longitude=("longitude", 90 + np.arange(16.0), ds["longitude"].attrs),
+    )
+
+    def noise(name: str) -> np.ndarray:
+        return rng.standard_normal(ds[name].shape)
+
+    lapse = np.array([-45.0, -25.0, -12.0])[:, None, None]  # K, from 2 m to 500, 700, 850 hPa
+    dry = np.array([0.02, 0.2, 0.6])[:, None, None]  # of the humidity at 1000 hPa
+    values = {
+        "t2m": warm + spread * noise("t2m"),
+        "msl": pressure + 800 * noise("msl"),
+        "u10": wind * noise("u10"),
+        "v10": wind * noise("v10"),
+        "t": np.maximum(warm + lapse, 205.0) + 3 * noise("t"),
+        "q": np.maximum(humid * dry * np.exp(0.5 * noise("q")), 1e-7),
+        "u": 2 * wind * noise("u"),
+        "v": 2 * wind * noise("v"),
+        "geopotential_at_surface": surface + 100 * noise("geopotential_at_surface"),
+        "tp": np.where(rng.random(ds["tp"].shape) < wet, rain * noise("tp") ** 2 / 2, 0.0),
+    }
+    ds = ds.assign({n: ds[n].copy(data=v.astype(np.float32)) for n, v in values.items()})
+    report = ds.aurora.check("tp", model="tiny")
+    assert report.ok, report

@@ -250,9 +250,11 @@ def _problems_of(
     repeats = plausibility.Repeats(item)
     missing, first = 0, None
     problem: XauroraError | None = None
+    times = fields.times
     for place in looked if moving else [0]:
-        values = da.isel(time=int(place)).values if moving else da.values
-        time = fields.times[place]
+        # The variable alone: selecting from a DataArray selects all its coordinates too.
+        values = da.variable[int(place)].values if moving else da.values
+        time = times[place]
         bad = int((~np.isfinite(values)).sum())
         if bad and first is None and moving:
             first = time

@@ -1,0 +1,26 @@
+"""Sound Datasets in every convention pass ``check()``, and with one fault they do not."""
+
+from __future__ import annotations
+
+import pytest
+import trust
+from bad_inputs import fuzz
+from hypothesis import HealthCheck, given, settings
+
+_SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+
+
+@pytest.mark.filterwarnings("ignore")  # of conversions of calendars
+@settings(max_examples=50, deadline=None, suppress_health_check=_SLOW)
+@given(fuzz.sound())
+def test_sound_data_give_no_false_alarm(made: fuzz.Made) -> None:
+    assert fuzz.verdict(made.ds) == (True, "")
+
+
+@pytest.mark.slow  # 400 Datasets; benchmarks/trust.py takes many more
+def test_every_fault_is_found_and_none_is_a_crash() -> None:
+    examples: list[str] = []
+    found = trust.fuzz(400, 7, examples)
+    assert len(found) > len(fuzz.FAULTS) * 0.8
+    for name, counts in found.items():
+        assert set(counts) == {"right"}, (name, examples)
