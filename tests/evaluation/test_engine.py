@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from zarr.storage import MemoryStore
 
 import xaurora
-from xaurora.evaluation import engine
+from xaurora.evaluation import blocks
 
 COORDS = ("time", "latitude", "longitude", "level", "init_time", "lead_time", "valid_time")
 
@@ -85,8 +85,8 @@ def test_truths_that_are_kept_have_a_limit(
     """With room for two fields, truths are read again, and the scores are the same."""
     here = forecast.aurora.evaluate(truth)
     y, of_truth = _stored(truth, time=1)
-    monkeypatch.setattr(engine, "_BLOCK", 1)  # a field at a time
-    monkeypatch.setattr(engine, "_SMALL", 1)
+    monkeypatch.setattr(blocks, "_BLOCK", 1)  # a field at a time
+    monkeypatch.setattr(blocks, "_SMALL", 1)
     monkeypatch.setattr("xaurora.evaluation.truths._KEPT", 2 * 8 * 16 * 4)
     there = forecast.aurora.evaluate(y)
     assert of_truth.repeated
@@ -114,17 +114,17 @@ def test_blocks_cover_each_field_once(
             self.fields = {("surface", "tp"): type("F", (), {"source": "tp"})}
 
         def field_size(self, name: str) -> int:
-            return engine._BLOCK // block
+            return blocks._BLOCK // block
 
         def chunk(self, name: str) -> tuple[int, int]:
             return min(chunk[0], inits), min(chunk[1], leads)
 
     made: Any = Fields()
-    job = engine.Job(("surface", "tp"), (("surface", "tp"),), (), ())
+    job = blocks.Job(("surface", "tp"), (("surface", "tp"),), (), ())
     plan: Any = type("P", (), {"first": made, "forecasts": {"a": made}, "jobs": [job]})
     seen = np.zeros((inits, leads), int)
     last = np.datetime64("1900-01-01", "ns")
-    for one in engine._blocks(plan):
+    for one in blocks.blocks_of(plan):
         seen[one.init, one.lead] += 1
         until = made.init_times[one.init][-1] + made.leads[one.lead][-1]
         assert until >= last

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from xaurora.evaluation import engine as _engine
 from xaurora.evaluation import frames
 from xaurora.evaluation.alignment import Forecast
+from xaurora.evaluation.blocks import Job, Plan
 
 
 def _hash(weights: Mapping[str, np.ndarray]) -> str:
@@ -22,7 +22,7 @@ def _hash(weights: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()[:12]
 
 
-def described(job: _engine.Job, plan: _engine.Plan) -> frames.VariableInfo:
+def described(job: Job, plan: Plan) -> frames.VariableInfo:
     """Return what is known of a scored variable."""
     item = plan.item(job.parts[0])
     units = str(item.attrs.get("units", item.variable.units))

@@ -16,7 +16,6 @@ import xarray as xr
 from xaurora.distributions import Family
 from xaurora.errors import TruthError
 from xaurora.evaluation import alignment, frames, scores, truths
-from xaurora.evaluation import engine as _engine
 from xaurora.evaluation import metrics as _metrics
 from xaurora.evaluation.aggregation import AreaMeans
 from xaurora.evaluation.alignment import Forecast
@@ -30,7 +29,9 @@ from xaurora.evaluation.arguments import (
     resolve_groups,
 )
 from xaurora.evaluation.attributes import _hash, attributes, described
+from xaurora.evaluation.blocks import Job, Plan
 from xaurora.evaluation.climatology_fields import ClimatologyFields
+from xaurora.evaluation.engine import score_blocks
 from xaurora.evaluation.jobs import Comparison, make_jobs
 from xaurora.evaluation.layout import to_weatherbench2
 from xaurora.evaluation.sample import Settings
@@ -130,7 +131,7 @@ def compare(
     )
     masked = bool(skipna or right.masked)
     groups, by_init_time = _groups(first, by, lead_bins, jobs, len(weights) * len(read), settings)
-    plan = _engine.Plan(
+    plan = Plan(
         read,
         right,
         normals,
@@ -143,7 +144,7 @@ def compare(
         by_init_time,
         "bias_map" in labels.values(),
     )
-    tables, counts = _engine.run(plan, progress=progress)
+    tables, counts = score_blocks(plan, progress=progress)
     _log_counts(counts, len(jobs), masked)
     shared = {"convention": convention, "masked": int(masked), "regions_hash": _hash(weights)}
     shared |= {"metrics": " ".join(labels)} | ({"by": " ".join(by)} if by else {})
@@ -161,7 +162,7 @@ def compare(
 def _results(
     tables: Mapping[str, Any],
     counts: dict[str, Any],
-    plan: _engine.Plan,
+    plan: Plan,
     frame: frames.Frame,
     shared: dict[str, Any],
 ) -> dict[str, xr.Dataset]:
@@ -297,7 +298,7 @@ def _groups(
     first: Forecast,
     by: tuple[str, ...],
     lead_bins: Given,
-    jobs: list[_engine.Job],
+    jobs: list[Job],
     regions: int,
     settings: Settings,
 ) -> tuple[np.ndarray, bool]:
@@ -335,8 +336,8 @@ def _groups(
 def _maps(
     maps: dict[tuple[str, tuple[str, str], int], Any],
     label: str,
-    jobs: list[_engine.Job],
-    plan: _engine.Plan,
+    jobs: list[Job],
+    plan: Plan,
 ) -> dict[str, Any]:
     """Return the mean error at every grid point, in the forecast's grid order.
 

@@ -15,7 +15,7 @@ from xaurora.errors import KindError, OptionError, TruthError
 from xaurora.evaluation import alignment, climatology_fields, truths
 from xaurora.evaluation import metrics as _metrics
 from xaurora.evaluation.alignment import Forecast
-from xaurora.evaluation.engine import Job, Key
+from xaurora.evaluation.blocks import Job, Key
 from xaurora.evaluation.sample import Settings
 from xaurora.evaluation.statistics import OF_WINDS
 from xaurora.fields.found import Field
