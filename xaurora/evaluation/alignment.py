@@ -28,7 +28,7 @@ from xaurora.fields import axes, periods, precipitation, recognition, variables
 from xaurora.fields.found import Field
 from xaurora.fields.unit_conversion import conversion
 from xaurora.fields.variables import TIMESTEP_HOURS
-from xaurora.utils import dask_arrays
+from xaurora.utils import dask_arrays, indexed
 from xaurora.utils.types import Given
 
 logger = logging.getLogger("xaurora")
@@ -85,7 +85,8 @@ class Forecast:
             if self.dims.get(d) in da.dims
         ]
         # Read first: xarray's lazy transpose would read point by point.
-        return da.variable.load().transpose("init_time", "lead_time", ..., *own).values
+        read = indexed.read(da.variable, name)
+        return da.variable.copy(data=read).transpose("init_time", "lead_time", ..., *own).values
 
     def has_members(self, name: str) -> bool:
         """Return whether a variable is an ensemble."""

@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from xaurora.errors import SaveError
-from xaurora.utils import storage
+from xaurora.utils import indexed, storage
 from xaurora.utils.workers import in_order
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Band:
 
 def read_rows(da: xr.DataArray, first: int, stop: int) -> np.ndarray:
     """Return the values of some times, ``(time, row, longitude)``, with the rows of all levels."""
-    values = da.variable[first:stop].values
+    values = indexed.read(da.variable[first:stop], str(da.name))
     return values.reshape(len(values), -1, da.shape[-1])
 
 

@@ -132,7 +132,7 @@ class Truth:
             da = self.array(kind, name).isel(time=indexed.as_slice(places))
             if kind == "atmos":
                 da = da.isel(level=[self.fields.levels.index(level) for level in levels])
-            values = da.values
+            values = indexed.read(da.variable, str(da.name))
             if not self._whole:
                 values = values[..., self.rows, :][..., self.columns]
             stamps = self.fields.times[places].astype("datetime64[ns]").astype(np.int64)

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import xarray as xr
 
-from xaurora.errors import MissingValuesError, TimeError, XauroraError
+from xaurora.errors import MissingValuesError, SourceError, TimeError, XauroraError
 from xaurora.fields import (
     conventions,
     periods,
@@ -29,6 +29,7 @@ from xaurora.fields.grid import patches
 from xaurora.fields.plausibility import FRAMES_SAMPLED
 from xaurora.fields.requirements import Needs
 from xaurora.fields.variables import TIMESTEP_HOURS
+from xaurora.utils import indexed
 
 T = TypeVar("T")
 logger = logging.getLogger("xaurora")
@@ -253,8 +254,14 @@ def _problems_of(
     times = fields.times
     for place in looked if moving else [0]:
         # The variable alone: selecting from a DataArray selects all its coordinates too.
-        values = da.variable[int(place)].values if moving else da.values
         time = times[place]
+        when = f" at {time.astype('datetime64[m]')}" if moving else ""
+        try:
+            values = indexed.read(
+                da.variable[int(place)] if moving else da.variable, item.source, when
+            )
+        except SourceError as error:
+            return [error]
         bad = int((~np.isfinite(values)).sum())
         if bad and first is None and moving:
             first = time

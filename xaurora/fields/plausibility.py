@@ -20,6 +20,7 @@ from xaurora.fields.grid import lattice as grids
 from xaurora.fields.grid.weights import latitude_weights
 from xaurora.fields.unit_conversion import GRAVITY, accepted_units
 from xaurora.fields.variables import TIMESTEP_HOURS, Variable
+from xaurora.utils import indexed
 
 logger = logging.getLogger("xaurora")
 
@@ -39,7 +40,8 @@ def check_plausible(fields: Fields) -> None:
     """
     for kind, name in fields.layout.fields:
         da = getattr(fields, kind)[name]
-        check_mean(fields, kind, name, da.isel(time=0).values if "time" in da.dims else da.values)
+        first = da.variable[0] if "time" in da.dims else da.variable
+        check_mean(fields, kind, name, indexed.read(first, str(da.name)))
         check_amounts(fields, kind, name)
 
 
@@ -368,7 +370,7 @@ def check_plausible_rain(
         return
     count = da.sizes["time"]
     looked = np.unique(np.linspace(0, count - 1, min(count, FRAMES_SAMPLED)).astype(int))
-    values = da.isel(time=looked).values.astype(np.float64)
+    values = indexed.read(da.variable.isel(time=looked), item.source).astype(np.float64)
     negative = (values < NEGATIVE).any(axis=(1, 2))
     if negative.sum() > len(looked) / _FEW_NEGATIVE:
         first = int(np.argmax(negative))

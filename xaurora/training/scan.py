@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from xaurora.errors import ImplausibleValuesError, SplitError
+from xaurora.errors import ImplausibleValuesError, SourceError, SplitError
 from xaurora.fields import plausibility, statistics
 from xaurora.fields.distribution import Distribution, Moments
 from xaurora.fields.grid.weights import latitude_weights
@@ -25,7 +25,7 @@ from xaurora.fields.targets import Target, unit_of
 from xaurora.model.batch import STEP
 from xaurora.model.loader import MAX_PREFETCH, prefetch, time_positions
 from xaurora.training.plan import Plan
-from xaurora.utils import storage
+from xaurora.utils import indexed, storage
 from xaurora.utils.progress import log_line, track
 
 logger = logging.getLogger("xaurora")
@@ -126,7 +126,7 @@ def _look(
     means: dict[str, list[float]] = {t.name: [] for t in plan.targets}
     whole, wrong = set(), []
     for time, found in _read_targets(plan, chosen, progress=progress):
-        if isinstance(found, ImplausibleValuesError):
+        if isinstance(found, ImplausibleValuesError | SourceError):
             wrong.append(found)
             if plan.options.strict or len(wrong) > _WRONG * len(chosen):
                 raise found
@@ -169,7 +169,7 @@ _Found = dict[str, tuple[np.ndarray, np.ndarray]]
 
 def _read_targets(
     plan: Plan, times: np.ndarray, *, progress: bool
-) -> Iterable[tuple[int, _Found | ImplausibleValuesError]]:
+) -> Iterable[tuple[int, _Found | ImplausibleValuesError | SourceError]]:
     """Yield times, and the values and areas of each target's points with truth, inside the halo.
 
     Instead of values that cannot be, the error for them.
@@ -178,13 +178,13 @@ def _read_targets(
     position = {t.name: time_positions(t.values) for t in plan.targets}
     area = np.broadcast_to(latitude_weights(grid.latitude)[:, None], grid.shape)[trim]
 
-    def read(key: int) -> _Found | ImplausibleValuesError:
+    def read(key: int) -> _Found | ImplausibleValuesError | SourceError:
         out = {}
         for t in plan.targets:
-            values = t.values.isel(time=position[t.name][key]).values
             try:
+                values = indexed.read(t.values.variable[position[t.name][key]], t.item.source)
                 plausibility.check_target_frame(t, values, np.datetime64(key, "ns"))
-            except ImplausibleValuesError as error:
+            except (ImplausibleValuesError, SourceError) as error:
                 return error
             values = values[trim]
             there = np.isfinite(values)
@@ -258,7 +258,7 @@ def _fingerprint(plan: Plan) -> list[str]:
     for t in plan.targets:
         position = time_positions(t.values)
         for time in valid[places]:
-            values = t.values.isel(time=position[_stamp(time)]).values
+            values = indexed.read(t.values.variable[position[_stamp(time)]], t.item.source)
             out.append(hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16])
     return out
 
