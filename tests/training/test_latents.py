@@ -96,6 +96,19 @@ def test_several_samples_at_once(fields: xr.Dataset, base, tmp_path) -> None:
     assert _losses(a).mean() == pytest.approx(_losses(b).mean(), rel=1e-5)
 
 
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    fields: xr.Dataset, base, tmp_path
+) -> None:
+    options = {**FAST, "steps": 4, "validations": 1, "latents": True}
+    whole = fields.aurora.finetune("tp", model=base, batch_size=4, out=tmp_path / "a", **options)
+    parts = fields.aurora.finetune(
+        "tp", model=base, batch_size=2, gradient_accumulation=2, out=tmp_path / "b", **options
+    )
+    for a, b in zip(whole.history, parts.history, strict=True):  # sums in another order
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+        assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-4)
+
+
 def _count_backbone(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     from xaurora.model.aurora import AuroraWithHead
 

@@ -334,8 +334,8 @@ def _of_tile(source: _Source, tile: _Tile) -> tuple[list[PackedDistribution], in
     """Return the distributions of a tile by level, and a checksum of its values."""
     raw, item = source.raw, source.item
     block, rows, columns = tile
-    part = raw.variable.isel({raw.dims[0]: block, raw.dims[-2]: rows, raw.dims[-1]: columns})
-    values = indexed.read(part, item.source)
+    at = {raw.dims[0]: block, raw.dims[-2]: rows, raw.dims[-1]: columns}
+    values = indexed.read(raw.variable.isel(at), item.source)
     values = values.reshape(len(block), -1, *values.shape[-2:])
     # A checksum that does not depend on the chunks: the sum of every value's bits times a number
     # for its position, modulo 2⁶⁴.
