@@ -20,6 +20,7 @@ from xaurora.model import execution, hashing, memory, weights
 from xaurora.model.options import StrategyOptions
 from xaurora.training import estimate as estimation
 from xaurora.training.loop import Trainer
+from xaurora.training.simulate import StepCost
 
 
 def test_the_count_of_live_bytes_is_exact() -> None:
@@ -151,17 +152,23 @@ def test_what_does_not_fit_says_what_to_change(
     monkeypatch.setattr(estimation, "free_memory", lambda where: 5 * 1024**2)
     model = _shallow_aurora()
     found = fields.aurora.estimate(
-        "tp", model=model, strategy="full", batch_size=8, rollout_steps=2, head="hurdle_lognormal"
+        "tp", model=model, strategy="full", batch_size=8, head="hurdle_lognormal"
     )
     assert not found.fits
     advice = "\n".join(found.advice)
     for part in (
         "batch_size=1, gradient_accumulation=8",
         "activation_checkpointing=True",
-        "push_forward=True",
         "strategy='frozen'",
     ):
         assert part in advice
+    cost = StepCost(
+        10**8, {"activations": 10**8}, 1, 1, {"all": 1, "adapter": 0, "head": 1, "trainable": 1}
+    )
+    with monkeypatch.context() as quick:  # two steps without values take twice as long
+        quick.setattr(estimation, "simulate", lambda plan, where: cost)
+        further = fields.aurora.estimate("tp", model=model, strategy="full", rollout_steps=2)
+    assert "push_forward=True" in "\n".join(further.advice)
     monkeypatch.setattr(estimation, "advice", lambda plan: found.advice)  # each takes seconds
     with caplog.at_level(logging.WARNING, "xaurora"):
         fields.aurora.finetune(
