@@ -22,6 +22,7 @@ from xaurora.errors import (
     XauroraError,
 )
 from xaurora.fields import labels, periods, variables
+from xaurora.fields.amounts import check_not_accumulated
 from xaurora.fields.axes import (
     check_members,
     find_axes,
@@ -394,7 +395,7 @@ def add_generic(ds: xr.Dataset, name: str, found: Recognition) -> bool:
     if found.axes["time"].dim not in ds[name].dims or not np.issubdtype(ds[name].dtype, np.number):
         return False
     da = ds[name]
-    _check_not_accumulated(da, name)
+    check_not_accumulated(da, name)
     label = str(da.attrs.get("long_name", name))
     plain = re.sub(r"\W", "_", name)  # a valid name of a PyTorch module
     variable = variables.Variable(plain, "surface", str(da.attrs.get("units", "1")), label, name)
@@ -404,55 +405,3 @@ def add_generic(ds: xr.Dataset, name: str, found: Recognition) -> bool:
     if name in found.unrecognised:
         found.unrecognised.remove(name)
     return True
-
-
-_AMOUNT = re.compile(
-    r"\b(precip\w*|prcp|rain|rainfall|rainrate|snowfall|snow fall|hail|showers?|drizzle|graupel|"
-    r"runoff|evapo\w*|accumulat\w*|accum)\b",
-    re.I,
-)
-
-
-def _check_not_accumulated(da: xr.DataArray, name: str) -> None:
-    """Raise for a variable that seems to hold amounts, or means of a flux, over a period.
-
-    A head would model it as a value at a time, without a sum over six hours or a bound at zero.
-    """
-    attrs = da.attrs
-    methods = str(attrs.get("cell_methods", ""))
-    if re.search(r"time:\s*point", methods):
-        return
-    units = str(attrs.get("units", ""))
-    water = conversion(units, "m") is not None or is_rate(units)
-    texts = [str(attrs.get("standard_name", "")), str(attrs.get("long_name", "")) * water]
-    words = next((m.group(0) for t in (name, *texts) if (m := _AMOUNT.search(_spaced(t)))), None)
-    says = (
-        f"cell_methods={methods!r}"
-        if re.search(r"time:\s*sum", methods)
-        else f"GRIB_stepType={attrs['GRIB_stepType']!r}"
-        if attrs.get("GRIB_stepType") == "accum"
-        else f"units={units!r}"
-        if is_rate(units) or normalise_units(units) == "J m-2"
-        else f"the word {words!r}"
-        if words is not None
-        else None
-    )
-    if says is None:
-        return
-    known = (
-        f"ds['{name}'].attrs['standard_name'] = 'precipitation_amount', 'snowfall_amount' or"
-        " 'runoff_amount' if it is one of these; "
-        if water
-        else ""
-    )
-    raise AmbiguousVariableError(
-        f"'{name}' seems to be an amount over a period ({says}), but is not one that xaurora knows:"
-        " precipitation, convective or large-scale precipitation, snowfall and runoff.",
-        fix=f"{known}ds['{name}'].attrs['cell_methods'] = 'time: point' if it is a value at a time,"
-        " and then it is learnt as it is",
-    )
-
-
-def _spaced(text: str) -> str:
-    """Return a name with its words apart: ``rain_rate`` and ``rainRate`` → ``rain rate``."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text.replace("_", " "))

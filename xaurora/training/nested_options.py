@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from xaurora.errors import OptionError
 from xaurora.utils import checks
 from xaurora.utils.options import documented, option, run_checks
-
-if TYPE_CHECKING:
-    pass
-
+from xaurora.utils.types import Given
 
 LATENT_DTYPES = ("bfloat16", "float32")
 
@@ -73,3 +71,22 @@ class LatentOptions:
 
     def __post_init__(self) -> None:
         run_checks(self)
+
+
+def check_latents(name: str, value: Given) -> bool | str | LatentOptions:
+    """Return what ``latents=`` stands for; a path becomes options."""
+    if isinstance(value, LatentOptions | bool) or (isinstance(value, str) and value == "auto"):
+        return value
+    if isinstance(value, str | os.PathLike):
+        return LatentOptions(path=os.fspath(value))
+    raise OptionError(
+        f"{name} must be True, False, 'auto', a path or LatentOptions, got {value!r}.",
+        fix="latents='auto'",
+    )
+
+
+def check_replay_buffer(name: str, value: Given) -> ReplayOptions:
+    """Return what ``replay_buffer=`` stands for; a number becomes options."""
+    if isinstance(value, ReplayOptions):
+        return value
+    return ReplayOptions(checks.integer(1, example=200)(name, value))

@@ -7,7 +7,6 @@ The signatures of ``ds.aurora.finetune`` and ``ds.aurora.estimate``, the command
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 from xaurora.errors import OptionError
 from xaurora.fields.grid.regions import RegionLike
 from xaurora.model.options import StrategyLike, StrategyOptions, check_precision, resolve_strategy
-from xaurora.training.nested_options import LatentOptions, ReplayOptions
+from xaurora.training.nested_options import (
+    LatentOptions,
+    ReplayOptions,
+    check_latents,
+    check_replay_buffer,
+)
 from xaurora.utils import checks
 from xaurora.utils.options import documented, from_arguments, option, run_checks
 from xaurora.utils.types import Given, PeriodLike
@@ -38,23 +42,6 @@ MEANT = {
     "rank": "strategy=StrategyOptions('lora', rank=8)",
 }
 """Names that other packages use."""
-
-
-def _latents(name: str, value: Given) -> bool | str | LatentOptions:
-    if isinstance(value, LatentOptions | bool) or (isinstance(value, str) and value == "auto"):
-        return value
-    if isinstance(value, str | os.PathLike):
-        return LatentOptions(path=os.fspath(value))
-    raise OptionError(
-        f"{name} must be True, False, 'auto', a path or LatentOptions, got {value!r}.",
-        fix="latents='auto'",
-    )
-
-
-def _replay_buffer(name: str, value: Given) -> ReplayOptions:
-    if isinstance(value, ReplayOptions):
-        return value
-    return ReplayOptions(checks.integer(1, example=200)(name, value))
 
 
 def _logger(name: str, value: Given) -> Given:
@@ -157,7 +144,7 @@ class TrainingOptions:
         "int or ReplayOptions, optional",
         """Keep this many forecasts on disk and continue one of them by one step at a time, up to
         ``rollout_steps`` steps.""",
-        checks.optional(_replay_buffer),
+        checks.optional(check_replay_buffer),
         command_line="int",
     )
     precision: str = option(
@@ -182,7 +169,7 @@ class TrainingOptions:
         :class:`~xaurora.LatentOptions` say otherwise, in ``latents/`` beside the run's folder or in
         the store that is named. ``"auto"`` does so if samples are seen more than once
         (``docs/latents.md``).""",
-        _latents,
+        check_latents,
         command_line="switch",
         annotation="bool | str | Path | LatentOptions",
     )
