@@ -85,7 +85,8 @@ def fuzz(count: int, seed: int, examples: list[str]) -> dict[str, Counts]:
         wrong = "missed" if ok else "false alarm"
         out[name]["right" if right else wrong] += 1
         if not right:
-            examples.append(f"{name}: {code} {made.names}")
+            chunks = bool(made.ds.chunks)
+            examples.append(f"{name}: {code} {made.names} hourly={made.hourly} {chunks=}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -109,6 +109,13 @@ def test_a_frame_that_is_repeated(fields: xr.Dataset) -> None:
     assert "'t2m' is the same at 2020-01-06T00:00 and at 2020-01-06T06:00" in problem.message
 
 
+def test_a_constant_field_of_few_columns() -> None:
+    ds = xaurora.synthetic(shape=(16, 32), times=4).isel(latitude=slice(12), longitude=slice(12))
+    ds["t2m"].values[2] = 280.0
+    (problem,) = ds.aurora.check(model="tiny").problems
+    assert "280 K at every point at 2020-01-01T12:00" in problem.message
+
+
 def test_large_fields_are_looked_at_in_turn() -> None:
     """A single wrong row of a large field is found within sixteen frames."""
     ds = xaurora.synthetic(shape=(64, 128), times=20)

@@ -154,7 +154,11 @@ def check_frame(
     low, high = part.min(axis=(-2, -1)), part.max(axis=(-2, -1))
     if (low < limits[0]).any() or (high > limits[1]).any():
         raise _implausible(values, item, fields, time, limits)
-    if (low == high).any() and part[0].size >= _CONSTANT_POINTS and not item.variable.bounds:
+    if (
+        (low == high).any()
+        and part.shape[-2] * part.shape[-1] >= _CONSTANT_POINTS
+        and not item.variable.bounds
+    ):
         same = np.atleast_1d(low == high)
         level = f" at {fields.levels[int(np.argmax(same))]:g} hPa" if values.ndim == 3 else ""
         raise ImplausibleValuesError(
