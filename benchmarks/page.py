@@ -93,7 +93,7 @@ def page(reports: list[dict[str, Any]]) -> str:
         "```bash",
         (
             "pytest benchmarks/ --benchmark-only                     # AuroraSmall at 96 × 160;"
-            " about 8 minutes on 2 cores"
+            " 8 to 13 minutes on 2 cores"
         ),
         (
             "pytest benchmarks/ --benchmark-only --size small-0.25   # also small-region,"
