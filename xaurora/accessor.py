@@ -77,16 +77,10 @@ class AuroraAccessor:
                 print(report)
         """
         from xaurora.fields import checking
-        from xaurora.model.models import notes_for
         from xaurora.model.resolve import resolve
 
         found = resolve(model)
-        return checking.check(
-            self._ds,
-            target,
-            found.needs,
-            lambda fields, needs: [*notes_for(fields, needs), *found.differences(fields)],
-        )
+        return checking.check(self._ds, target, found.needs, found.notes)
 
     def to_batch(self, time: TimesLike = None, *, model: ModelLike = "small") -> Batch:
         """Return an :class:`aurora.Batch` of one or several init times.

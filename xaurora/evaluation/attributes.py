@@ -8,10 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from xaurora.evaluation import frames
 from xaurora.evaluation.alignment import Forecast
 from xaurora.evaluation.blocks import Job, Plan
+from xaurora.evaluation.sanity import notes_on_training
+
+_NOTES = "xaurora_notes"
 
 
 def _hash(weights: Mapping[str, np.ndarray]) -> str:
@@ -20,6 +24,15 @@ def _hash(weights: Mapping[str, np.ndarray]) -> str:
     for name, values in weights.items():
         digest.update(name.encode() + np.ascontiguousarray(values.astype(np.float32)).tobytes())
     return digest.hexdigest()[:12]
+
+
+def training_notes(scores: xr.Dataset) -> list[str]:
+    """Return what makes scores of a tuned model look better or worse than it is."""
+    try:
+        notes = json.loads(str(scores.attrs.get(_NOTES, "[]")))
+    except ValueError:  # someone else's attribute
+        return []
+    return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
 def described(job: Job, plan: Plan) -> frames.VariableInfo:
@@ -76,8 +89,11 @@ def attributes(
         "xaurora_base_hash",
         "xaurora_weights",
         "xaurora_strategy",
+        "xaurora_trained",
         "title",
     ):
         if name in f.ds.attrs:
             out["forecast_title" if name == "title" else name] = f.ds.attrs[name]
+    if notes := notes_on_training(f.ds.attrs, first.init_times):
+        out[_NOTES] = json.dumps(notes, ensure_ascii=False)
     return out

@@ -28,7 +28,7 @@ from xaurora.evaluation.arguments import (
     resolve_convention,
     resolve_groups,
 )
-from xaurora.evaluation.attributes import _hash, attributes, described
+from xaurora.evaluation.attributes import _hash, attributes, described, training_notes
 from xaurora.evaluation.blocks import Job, Plan
 from xaurora.evaluation.climatology_fields import ClimatologyFields
 from xaurora.evaluation.engine import score_blocks
@@ -183,6 +183,8 @@ def _results(
             out[label] = out[label].assign(_maps(counts["maps"], label, plan.jobs, plan))
         if shared["masked"]:
             _log_coverage(label, out[label])
+        for note in training_notes(out[label]):
+            logger.warning("%s: %s", label, note)
     return out
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -104,6 +106,37 @@ def beyond_extremes(
         f" {np.max(limits[1]):.4g} {units}. Check its units, and whether missing values were"
         " decoded."
     )
+
+
+def notes_on_training(attrs: Mapping[str, Any], init_times: np.ndarray) -> list[str]:
+    """Return what makes scores of a tuned model look better or worse than it is.
+
+    Parameters
+    ----------
+    attrs : dict
+        Global attributes of the forecast, as ``predict`` writes them.
+    init_times : ndarray of datetime64
+        Those that are scored.
+    """
+    out = []
+    start, _, end = str(attrs.get("xaurora_trained", "")).partition(" to ")
+    try:
+        inside = (init_times >= np.datetime64(start)) & (init_times <= np.datetime64(end))
+    except ValueError:  # other text
+        inside = np.zeros(0, bool)
+    if start and inside.any():
+        out.append(
+            f"{inside.sum()} of {len(init_times)} init times lie in the period that the model was"
+            f" tuned on ({start} to {end}): their scores say how well it fits, not how well it"
+            " forecasts."
+        )
+    try:
+        differences = json.loads(str(attrs.get("xaurora_differences", "[]")))
+    except ValueError:
+        differences = []
+    if isinstance(differences, list):
+        out += [str(note) for note in differences]
+    return out
 
 
 def check_rain(values: np.ndarray, item: Field, whose: str, forecast: Forecast, when: str) -> None:

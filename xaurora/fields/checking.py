@@ -28,6 +28,7 @@ from xaurora.fields.found import Field, Recognition
 from xaurora.fields.grid import patches
 from xaurora.fields.plausibility import FRAMES_SAMPLED
 from xaurora.fields.requirements import Needs
+from xaurora.fields.shifts import Shifts
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.utils import indexed
 
@@ -249,6 +250,7 @@ def _problems_of(
     item, da = fields.layout.fields[kind, name], getattr(fields, kind)[name]
     moving = "time" in da.dims
     repeats = plausibility.Repeats(item)
+    shifts = Shifts(item, fields.layout.grid)
     missing, first = 0, None
     problem: XauroraError | None = None
     times = fields.times
@@ -267,7 +269,8 @@ def _problems_of(
             first = time
         missing += bad
         if problem is None:
-            problem = _problem_of_frame(values, fields, kind, name, time, repeats)
+            problem = _problem_of_frame(values, fields, kind, name, time, repeats, shifts)
+    problem = problem or _raised(shifts.finish)
     problem = problem or _raised(lambda: plausibility.check_amounts(fields, kind, name))
     errors = [] if problem is None else [problem]
     if missing and item.variable.accumulated:
@@ -302,15 +305,18 @@ def _problem_of_frame(
     name: str,
     time: np.datetime64,
     repeats: plausibility.Repeats,
+    shifts: Shifts,
 ) -> XauroraError | None:
     """Return what is wrong with the values of a frame, or None."""
     found = _raised(lambda: plausibility.check_mean(fields, kind, name, values))
     if found is not None or kind == "static" or not np.isfinite(values).all():
         return found
     item = fields.layout.fields[kind, name]
-    return _raised(
-        lambda: plausibility.check_frame(values, item, fields, time, whole=True)
-    ) or _raised(lambda: repeats.check(values, time))
+    return (
+        _raised(lambda: plausibility.check_frame(values, item, fields, time, whole=True))
+        or _raised(lambda: repeats.check(values, time))
+        or _raised(lambda: shifts.add(values, time))
+    )
 
 
 def _raised(check: Callable[[], None]) -> XauroraError | None:

@@ -58,8 +58,6 @@ def predict(ds: xr.Dataset, options: PredictOptions) -> xr.Dataset:
     order = _past_order(options, fields, request, crop, part) if options.members else None
     plausibility.warn_implausible(fields)
     _warn(used, crop, needs, steps, built_here=model.built_here)
-    for note in model.differences(used):
-        logger.warning("%s", note)
     module = _module(model, needs, used, options.progress)
     attrs = global_attributes(model, module, used, times[0] - batch.STEP)
     # Resuming a store relies on this hash. A forecast in memory need not read all weights each

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,15 @@ from xaurora.model.aurora import AuroraWithHead
 from xaurora.model.resolve import ResolvedModel
 from xaurora.utils import provenance
 
+logger = logging.getLogger("xaurora")
+
 
 def global_attributes(
     model: ResolvedModel, module: AuroraWithHead, fields: Fields, first_time: np.datetime64
 ) -> dict[str, Any]:
     """Return the global attributes that name the model and its input.
+
+    Logs how the input differs from what the model was tuned on.
 
     Parameters
     ----------
@@ -31,6 +36,9 @@ def global_attributes(
     """
     name = model.name if model.instance is None else type(model.instance).__name__
     frame = batch.frame(fields, first_time, guard="off")
+    notes = [*model.differences(fields), *model.unlike(frame, fields.levels)]
+    for note in notes:
+        logger.warning("%s", note)
     values = [np.ascontiguousarray(v) for part in frame.values() for v in part.values()]
     digest = hashlib.sha256(b"".join(v.tobytes() for v in values)).hexdigest()
     start, end = (t.astype("datetime64[m]") for t in (fields.times[0], fields.times[-1]))
@@ -45,7 +53,11 @@ def global_attributes(
     }
     if model.spec is not None and model.spec.label:
         out["xaurora_base_note"] = model.spec.label
+    if notes:
+        out["xaurora_differences"] = json.dumps(notes, ensure_ascii=False)
     if model.tuned is not None:
+        trained = model.tuned.config["training"]
+        out["xaurora_trained"] = f"{trained['start']} to {trained['end']}"
         out["xaurora_strategy"] = model.tuned.config["strategy"]
         out["xaurora_base_weights"] = model.tuned.config["base"]["hash"]
     return out

@@ -22,7 +22,12 @@ from xaurora.model.heads import DistributionHead, HeadSet
 logger = logging.getLogger("xaurora")
 
 
-_NOT_SIGNED = ("xaurora_versions", "xaurora_base_note")  # do not affect the values
+_NOT_SIGNED = (  # do not affect the values
+    "xaurora_versions",
+    "xaurora_base_note",
+    "xaurora_differences",
+    "xaurora_trained",
+)
 
 
 @dataclass(frozen=True)

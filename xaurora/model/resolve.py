@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from xaurora.errors import OptionError
+import numpy as np
+
+from xaurora.errors import OptionError, XauroraError
+from xaurora.fields import inputs, requirements
 from xaurora.fields.conventions import Fields
 from xaurora.fields.requirements import Needs
 from xaurora.model import models
@@ -18,7 +22,12 @@ if TYPE_CHECKING:
 
     from xaurora.model.tuned import TunedAurora
 
-_SPACING = 0.01  # relative difference of grid spacings that is no rounding
+logger = logging.getLogger("xaurora")
+
+_UNLIKE = (
+    "The inputs differ from those that the model was tuned on by more than those varied: {}. Check"
+    " units, region and season."
+)
 
 ModelLike: TypeAlias = "str | Path | TunedAurora | Aurora"
 """A name of the model table, a tuned model or the path of one, or an Aurora."""
@@ -72,32 +81,59 @@ class ResolvedModel:
             return needs_of_instance(self.instance)
         return models.needs_of(self.name, fields, without)
 
+    def notes(self, fields: Fields, needs: Needs) -> list[str]:
+        """Return what is allowed but unwise with the model. Reads a few frames if it was tuned.
+
+        Parameters
+        ----------
+        fields : Fields
+            All variables and levels of the data.
+        needs : Needs
+            What the model takes of them.
+        """
+        out = [*models.notes_for(fields, needs), *self.differences(fields)]
+        if self.tuned is None:
+            return out
+        from xaurora.model import batch
+
+        try:
+            used, _ = requirements.select_and_crop(fields, needs)
+            for time in used.times[np.unique(np.linspace(0, len(used.times) - 1, 4).astype(int))]:
+                if found := self.unlike(batch.frame(used, time, guard="off"), used.levels):
+                    return [*out, *found]
+        except XauroraError as error:  # a problem of the data, which is listed as such
+            logger.debug("%s", error)
+        return out
+
     def differences(self, fields: Fields) -> list[str]:
         """Describe how data differ from those that the model was tuned on.
+
+        Grid, levels, source and years are compared; values are by :meth:`unlike`.
 
         Parameters
         ----------
         fields : Fields
             All levels of the data.
         """
-        if self.tuned is None:
-            return []
-        trained, out = self.tuned.config["training"], []
-        before, here = trained.get("grid_spacing", ()), fields.layout.grid.spacing
-        if any(abs(a / b - 1.0) > _SPACING for a, b in zip(here, before, strict=False)):
-            words = [" × ".join(f"{v:g}°" for v in pair) for pair in (here, before)]
-            out.append(
-                f"The grid spacing is {words[0]}, but the model was tuned on {words[1]}: its"
-                " forecasts on another grid were never validated."
-            )
-        levels = trained.get("levels", ())
-        if missing := [v for v in levels if v not in fields.levels]:
-            shown = [[f"{v:g}" for v in several] for several in (missing, levels)]
-            out.append(
-                f"The pressure levels {shown[0]} hPa are not in the data, but the model was tuned"
-                f" with {shown[1]} hPa."
-            )
-        return out
+        return [] if self.tuned is None else inputs.differences(self.trained, fields)
+
+    def unlike(self, frame: inputs.Frame, levels: Sequence[float]) -> list[str]:
+        """Describe how the values of a frame differ from those that the model was tuned on.
+
+        Parameters
+        ----------
+        frame : dict
+            As :func:`xaurora.model.batch.frame` reads it.
+        levels : sequence of float
+            Its levels in hPa.
+        """
+        found = inputs.unlike(frame, levels, self.trained.get("inputs", {}))
+        return [_UNLIKE.format("; ".join(found))] if found else []
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """What the model was tuned on, or nothing."""
+        return self.tuned.config["training"] if self.tuned is not None else {}
 
 
 def resolve(model: object, weights: str | Path | None = None) -> ResolvedModel:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xaurora.fields import targets
+from xaurora.fields import inputs, targets
 from xaurora.fields.distribution import Distribution
 from xaurora.fields.grid.lattice import Grid
 from xaurora.fields.targets import Target
@@ -55,6 +55,7 @@ def describe_run(plan: Plan, scan: TargetScan, model: BuiltModel) -> dict[str, A
             "region": describe_region(plan.target_grid),
             "grid_spacing": list(plan.grid.spacing),
             "levels": list(plan.fields.levels),
+            "inputs": {**inputs.describe(plan.fields), **scan.inputs},
             "batch_size": options.batch_size,
             "steps": options.total_steps(len(scan.train)),
             "seed": options.seed,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xaurora.fields import periods
+from xaurora.fields import inputs, periods
 from xaurora.fields.found import Field
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.model.batch import STEP
@@ -63,6 +63,7 @@ def of_run(plan: Plan, ds: xr.Dataset | None, steps: int) -> Reads:
     look = min(len(valid), options.first_look) * target
     valid = np.unique(np.concatenate([split.validation + STEP * k for k in range(1, several + 1)]))
     look += min(len(valid), options.first_look) * target
+    look += min(inputs.FRAMES, len(split.train)) * state
     if plan.random_base:
         look += min(normalised_frames(plan), len(split.train)) * state
     # The state at the init time, the one before, and those that the base's variables are compared

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from xaurora.errors import ImplausibleValuesError, SourceError, SplitError
-from xaurora.fields import plausibility, statistics
+from xaurora.errors import ImplausibleValuesError, MissingValuesError, SourceError, SplitError
+from xaurora.fields import inputs, plausibility, statistics
 from xaurora.fields.distribution import Distribution, Moments
 from xaurora.fields.grid.weights import latitude_weights
 from xaurora.fields.targets import Target, unit_of
+from xaurora.model import batch
 from xaurora.model.batch import STEP
 from xaurora.model.loader import MAX_PREFETCH, prefetch, time_positions
 from xaurora.training.plan import Plan
@@ -49,6 +50,8 @@ class TargetScan:
         Standard error of the mean of each target, if it comes from a sample of the frames.
     normalisation : tuple of dict, optional
         Mean and standard deviation of the inputs, for a new tiny model.
+    inputs : dict
+        What the inputs look like, as :func:`xaurora.fields.inputs.summarise` returns it.
     """
 
     train: np.ndarray
@@ -56,6 +59,7 @@ class TargetScan:
     climatology: dict[str, Distribution]
     errors: dict[str, float] = field(default_factory=dict)
     normalisation: tuple[dict[str, Any], dict[str, Any]] | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)
 
 
 def scan_targets(plan: Plan, folder: Path | None = None) -> TargetScan:
@@ -75,7 +79,9 @@ def scan_targets(plan: Plan, folder: Path | None = None) -> TargetScan:
         train, climatology, errors = _look(plan, train, progress=plan.options.progress)
         validation, *_ = _look(plan, validation, progress=False)
     normalisation = _normalisation(plan, train) if plan.random_base else None
-    return TargetScan(train, validation, climatology, errors, normalisation)
+    return TargetScan(
+        train, validation, climatology, errors, normalisation, _summary_of_inputs(plan, train)
+    )
 
 
 def keep(plan: Plan, found: TargetScan, folder: Path) -> None:
@@ -206,6 +212,17 @@ def _normalisation(plan: Plan, train: np.ndarray) -> tuple[dict[str, Any], dict[
     )
 
 
+def _summary_of_inputs(plan: Plan, train: np.ndarray) -> dict[str, Any]:
+    """Return what the inputs look like in a few frames; broken ones are left out."""
+    frames = []
+    for time in stratified(train, inputs.FRAMES):
+        try:
+            frames.append(batch.frame(plan.fields, time, guard="off"))
+        except (MissingValuesError, SourceError) as error:
+            logger.info("%s", error)
+    return inputs.summarise(frames, plan.fields.levels)
+
+
 def normalised_frames(plan: Plan) -> int:
     """Return the largest number of frames that a tiny model's normalisation is computed from."""
     size = 4 * sum(v.size for v in (*plan.fields.surface.values(), *plan.fields.atmos.values()))
@@ -269,6 +286,7 @@ def _write(path: Path, name: str, found: TargetScan) -> None:
         "name": name,
         "errors": found.errors,
         "normalisation": found.normalisation,
+        "inputs": found.inputs,
         "targets": {},
     }
     for target, seen in found.climatology.items():
@@ -309,6 +327,7 @@ def _read(path: Path, name: str) -> TargetScan | None:
                 climatology,
                 described["errors"],
                 _as_pairs(normalisation) if normalisation is not None else None,
+                described["inputs"],
             )
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("'%s' cannot be read (%s); the data are looked at again.", path, error)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 import xarray as xr
 
+from xaurora.evaluation.attributes import training_notes
+
 
 def notes_of(scores: xr.Dataset, others: Mapping[str, xr.Dataset]) -> list[str]:
     """Return sentences about the data that the scores rest on."""
@@ -20,6 +22,7 @@ def notes_of(scores: xr.Dataset, others: Mapping[str, xr.Dataset]) -> list[str]:
         notes.append(
             "Scored where truth and forecasts have values. Coverage is their share of the area."
         )
+    notes += training_notes(scores)
     for label, other in others.items():
         notes += period_notes(scores, other, label)
         if other.attrs.get("grid") != scores.attrs.get("grid"):
@@ -59,6 +62,7 @@ def provenance_rows(scores: xr.Dataset) -> tuple[tuple[str, str], ...]:
         out.append(("Base model", str(attrs["xaurora_base"]) + (f" ({note})" if note else "")))
     for key, label in (
         ("xaurora_strategy", "Strategy"),
+        ("xaurora_trained", "Tuned on"),
         ("xaurora_weights", "Weights"),
         ("forecast_title", "Forecast"),
     ):
