@@ -425,7 +425,7 @@ def _written(write: Callable[[Path], Any], disk: Path, examples: list[str], what
     except Exception:  # whatever it is, it is a bug
         examples.append(f"{what}: {traceback.format_exc()[-1500:]}")
         return "crash"
-    return "it fitted"
+    return "completed"
 
 
 # --- report ---------------------------------------------------------------------------------------
@@ -438,20 +438,21 @@ def page(report: dict[str, Any]) -> str:
         "",
         "<!-- Written by benchmarks/trust.py from benchmarks/reports/trust.json. -->",
         "",
-        "What xaurora promises, and how it is tested.",
+        "What xaurora guarantees, and how this is tested.",
         "",
-        "- **Nothing is silently wrong.** Data that contradict their units, times or",
+        "- **No silent errors.** Data that contradict their units, times or",
         "  coordinates raise a named error that says what was expected, what was found and what",
-        "  to type. Frames with impossible values are named and left out. A damaged file is",
-        "  refused.",
-        "- **Nothing is lost.** A process that is killed, a full disk or a read-only one leave the",
-        "  last complete artefact, checkpoint or store, and the same call resumes.",
+        "  to type. Frames with impossible values are logged and left out. A damaged file",
+        "  raises an error.",
+        "- **Nothing is lost.** A killed process, a full disk or a read-only disk leaves the",
+        "  last complete artefact, checkpoint or store intact, and repeating the call resumes the"
+        " run.",
         "- **Nothing is executed.** Artefacts and checkpoints hold tensors and JSON. Pickles that",
         "  would run code are refused.",
         "",
-        "What is not promised: values that are plausible and wrong, such as those of another year,",
-        "cannot be found. The bytes of Zarr chunks of forecasts and prepared stores carry no",
-        "checksum, unless the file system has its own.",
+        "Not covered: values that are plausible but wrong, such as those of another year,",
+        "cannot be detected. The Zarr chunks of forecasts and prepared stores have no checksums,",
+        "so changed bytes are found only if the file system has its own.",
         "",
         f"The last full run ({report['date']}, {report['machine']}):",
         "",
@@ -466,10 +467,11 @@ def page(report: dict[str, Any]) -> str:
             lines.append(f"| {TITLES[part]} | {outcome} | {times:,} |")
     lines += [
         "",
-        "`tests/bad_inputs/catalogue.py` lists bad inputs one by one, each with the error it must",
-        "end in. `tests/bad_inputs/fuzz.py` makes Datasets in every convention that xaurora reads,",
-        "sound or with one of "
-        + f"{report['faults']} faults. Shortened versions of all parts run with the tests.",
+        "`tests/bad_inputs/catalogue.py` lists bad inputs one by one, each with the error it must"
+        " raise.",
+        "`tests/bad_inputs/fuzz.py` generates Datasets in every convention that xaurora reads,",
+        f"valid or with one of {report['faults']} faults. The test suite runs shortened versions of"
+        " all parts.",
     ]
     return "\n".join(lines) + "\n"
 
