@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xaurora.evaluation.autocorrelation import interval
+from xaurora.evaluation.autocorrelation import TESTS
 
 COUNTS = (40, 60, 120, 365, 730)
 CORRELATIONS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9)
@@ -35,10 +35,12 @@ def main() -> None:
     rng = np.random.default_rng(1)
     rows = []
     for count in COUNTS:
-        found = {}
+        found: dict[str, dict[str, float]] = {name: {} for name in TESTS}
         for correlation in CORRELATIONS:
-            _, p = interval(series(rng, count, correlation), 0.95)
-            found[f"{correlation:g}"] = round(float((p < 0.05).mean()), 4)
+            values = series(rng, count, correlation)
+            for name, (interval, _) in TESTS.items():
+                _, p = interval(values, 0.95)
+                found[name][f"{correlation:g}"] = round(float((p < 0.05).mean()), 4)
         rows.append({"init_times": count, "false_positives": found})
         print(rows[-1])
     path = Path(__file__).parent / "reports" / "significance.json"

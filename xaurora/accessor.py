@@ -299,6 +299,7 @@ class AuroraAccessor:
         region: RegionLike | None = None,
         time: PeriodLike = None,
         bits: int | None = None,
+        overwrite: bool = False,
         client: Client | None = None,
         progress: bool = True,
     ) -> xr.Dataset:
@@ -326,6 +327,8 @@ class AuroraAccessor:
         bits : int, optional
             Keep this many of float32's 23 mantissa bits, rounded to nearest, to save space. The
             relative error is at most 2^−(bits+1). By default all bits are kept.
+        overwrite : bool
+            Whether to replace another prepared store at ``path``.
         client : distributed.Client, optional
             Write on the workers of this dask cluster, which must reach both source and path. By
             default the active client is used, or else threads of this process.
@@ -362,6 +365,7 @@ class AuroraAccessor:
             region=region,
             time=time,
             bits=bits,
+            overwrite=overwrite,
             client=client,
             progress=progress,
         )
@@ -404,6 +408,8 @@ class AuroraAccessor:
         validations: int = 10,
         checkpoint_every: int | None = None,
         resume: bool = False,
+        overwrite: bool = False,
+        wait: float = 0.0,
         devices: int = 1,
         num_nodes: int = 1,
         parallel: str = "auto",
@@ -523,6 +529,11 @@ class AuroraAccessor:
         resume : bool
             Resume from the checkpoint in ``out``, exactly to the bit on a CPU. Start from the
             beginning if there is none.
+        overwrite : bool
+            Whether to replace what a finished or stopped run has left in ``out``.
+        wait : float
+            Seconds to wait if another process still writes to ``out``, such as a job that is being
+            stopped and queued again.
         devices : int
             Devices on each machine (processes if there is no GPU). The script is started once more
             for every other device, or by ``torchrun``.
@@ -617,6 +628,8 @@ class AuroraAccessor:
         validations: int = 10,
         checkpoint_every: int | None = None,
         resume: bool = False,
+        overwrite: bool = False,
+        wait: float = 0.0,
         devices: int = 1,
         num_nodes: int = 1,
         parallel: str = "auto",
@@ -737,6 +750,11 @@ class AuroraAccessor:
         resume : bool
             Resume from the checkpoint in ``out``, exactly to the bit on a CPU. Start from the
             beginning if there is none.
+        overwrite : bool
+            Whether to replace what a finished or stopped run has left in ``out``.
+        wait : float
+            Seconds to wait if another process still writes to ``out``, such as a job that is being
+            stopped and queued again.
         devices : int
             Devices on each machine (processes if there is no GPU). The script is started once more
             for every other device, or by ``torchrun``.
@@ -801,6 +819,8 @@ class AuroraAccessor:
         halo: int | None = None,
         region: RegionLike | None = None,
         store: str | Path | None = None,
+        overwrite: bool = False,
+        wait: float = 0.0,
         batch_size: int = 1,
         devices: int = 1,
         compile: bool = False,
@@ -845,6 +865,10 @@ class AuroraAccessor:
         store : path, optional
             A Zarr store that is written one init time after another. An interrupted run resumes
             where it stopped.
+        overwrite : bool
+            Whether to replace another forecast in ``store``.
+        wait : float
+            Seconds to wait if another process still writes to ``store``.
         batch_size : int
             Init times in one forward pass.
         devices : int
@@ -1090,16 +1114,24 @@ class AuroraAccessor:
         truth: xr.Dataset | None = None,
         published: dict[str, xr.Dataset] | None = None,
         level: float = 0.95,
+        test: str = "autoregressive",
+        variables: Sequence[str] | None = None,
+        metrics: Sequence[str] | None = None,
+        levels: Sequence[float] | None = None,
+        regions: Sequence[str] | None = None,
+        overwrite: bool = False,
     ) -> Scorecard:
-        """Build a scorecard from these scores, as a table, an HTML page and a figure.
+        """Build a scorecard from these scores, as an HTML page and a figure.
 
-        It shows relative differences in WeatherBench's colours, their significance, and the
-        provenance of the scores.
+        The page begins with a heat map of the headline scores by lead time, beside each baseline,
+        in WeatherBench's colours and with their significance. Precipitation follows in detail;
+        tables of all other variables are folded.
 
         Parameters
         ----------
         path : path, optional
-            ``.html`` or ``.png``. By default nothing is written, and a notebook displays the card.
+            ``.html``, or ``.png``, ``.pdf`` and ``.svg`` for the headline scores. By default
+            nothing is written, and a notebook displays the headline scores.
         baseline : Dataset or dict of Dataset, optional
             Scores of other forecasts by label, such as those of :func:`xaurora.persistence` or of
             another model. Everything is compared with the first one.
@@ -1112,6 +1144,13 @@ class AuroraAccessor:
         level : float
             Differences are marked as significant so that, of all marks on the card, a share of
             at most ``1 − level`` is expected to be false.
+        test : {"autoregressive", "diebold_mariano"}
+            The test of significance, as for :func:`xaurora.significance`. The page names it.
+        variables, metrics, levels, regions : sequence, optional
+            Show only these. By default all variables and levels, the usual metrics, and the first
+            region.
+        overwrite : bool
+            Whether to replace an existing file.
 
         Returns
         -------
@@ -1144,4 +1183,10 @@ class AuroraAccessor:
             truth=truth,
             published=published,
             level=level,
+            test=test,
+            variables=variables,
+            metrics=metrics,
+            levels=levels,
+            regions=regions,
+            overwrite=overwrite,
         )

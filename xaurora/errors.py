@@ -1,4 +1,4 @@
-"""Exceptions that say what was expected, what was found, and what to type.
+"""Exceptions with a message (what was expected and found) and a fix (what to type).
 
 Every error is a :class:`XauroraError` and also the builtin exception that a reader would expect, so
 that ``except ValueError`` keeps working. The fix is kept apart from the message in
@@ -91,7 +91,7 @@ class UnitsError(XauroraError, ValueError):
 
 
 class ImplausibleValuesError(UnitsError):
-    """Values that do not occur on Earth, or fields that repeat or do not vary."""
+    """Values are physically implausible, or fields repeat or do not vary."""
 
     code = "implausible_values"
 
@@ -109,7 +109,7 @@ class TimeError(XauroraError, ValueError):
 
 
 class InitTimeError(XauroraError, KeyError):
-    """An initialisation time is not in the data, or lacks the frame six hours before it."""
+    """An initialisation time is not in the data, or has no state six hours before it."""
 
     code = "init_time"
 
@@ -127,7 +127,7 @@ class AccumulationError(XauroraError, ValueError):
 
 
 class EnsembleError(XauroraError, ValueError):
-    """The data hold several ensemble members where one is expected."""
+    """Ensemble members are given where one is expected, or ``members=`` is too large."""
 
     code = "ensemble"
 
@@ -139,7 +139,7 @@ class TargetError(XauroraError, KeyError):
 
 
 class SplitError(XauroraError, ValueError):
-    """There are too few samples to train on or to validate with."""
+    """The samples cannot be split into training and validation."""
 
     code = "split"
 
@@ -190,6 +190,12 @@ class SaveError(XauroraError, OSError):
     """Writing failed. Nothing was written, and existing files are unchanged."""
 
     code = "save"
+
+
+class BusyError(SaveError):
+    """Another process writes to the same folder or store."""
+
+    code = "busy"
 
 
 class TrainingError(XauroraError, ArithmeticError):

@@ -219,9 +219,9 @@ def test_check_stats_and_scorecard(fields: xr.Dataset, tuned, tmp_path: Path) ->
             ("predict", "FIELDS", "--model", "tiny", "--lead", "5h", "--out", "fc.nc"),
             "must be a positive multiple of Aurora's time step of 6 hours",
         ),
-        (("predict", "FIELDS", "--out", "fc.nc"), "no model was named"),
+        (("predict", "FIELDS", "--out", "fc.nc"), "no model was given"),
         (("evaluate", "FIELDS"), "no truth was given"),
-        (("evaluate", "FIELDS", "FIELDS"), "a forecast is expected"),
+        (("evaluate", "FIELDS", "FIELDS"), "expected a forecast"),
         (("scorecard", "FIELDS", "--out", "card.txt"), "must end in one of"),
     ],
 )
@@ -407,8 +407,9 @@ def test_prepare_region_and_latents_on_the_command_line(fields: xr.Dataset, tmp_
     said = _run("finetune", *common, "--latents", tmp_path / "latents.zarr").stderr
     assert "Latents: 0 of" in said
     assert (tmp_path / "latents.zarr").is_dir()
-    said = _run("finetune", *common, "--latents", tmp_path / "latents.zarr").stderr
-    assert "Latents: 36 of 36" in said
+    again = ("finetune", *common, "--latents", tmp_path / "latents.zarr")
+    assert "contains a finished run; it would be lost" in _run(*again, code=2).stderr
+    assert "Latents: 36 of 36" in _run(*again, "--overwrite").stderr
     forecast = tmp_path / "fc.nc"
     _run(
         "predict",

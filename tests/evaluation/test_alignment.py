@@ -125,7 +125,7 @@ def test_a_distribution_has_no_daily_sum() -> None:
     for name in ("p", "mu", "sigma"):
         fc[f"tp_{name}"] = fc["tp"] * 0 + 0.5
         fc[f"tp_{name}"].attrs = {"parameter_of": "tp"}
-    with pytest.raises(errors.KindError, match="does not determine sums over 24 hours"):
+    with pytest.raises(errors.KindError, match="distribution of sums over 24 hours"):
         fc.aurora.evaluate(truth, accumulate="24h")
     for metric in ("fss", "spectrum", "blur"):
         with pytest.raises(errors.KindError, match="measures spatial structure"):

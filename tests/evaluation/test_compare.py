@@ -337,7 +337,7 @@ def test_climatology_as_a_forecast_has_no_anomaly_to_correlate(fields: xr.Datase
     scores = forecast.aurora.evaluate(fields, climatology=normals, regions="global")
     assert np.isnan(float(scores["t2m"].sel(metric="acc").isel(lead_time=0, region=0)))
     summer = like.assign_coords(init_time=like["init_time"] + np.timedelta64(180, "D"))
-    with pytest.raises(errors.TruthError, match="lacks hours or days"):
+    with pytest.raises(errors.TruthError, match="has no hours or days"):
         baselines.climatology_forecast(normals, summer)
 
 
@@ -349,7 +349,11 @@ def test_what_cannot_be_scored(fields: xr.Dataset, tuned) -> None:
         "6h", model=tuned, time=fields["time"].values[30], progress=False
     )
     for call, kind, match in (
-        (lambda: forecast.aurora.evaluate(forecast), errors.KindError, "itself a forecast"),
+        (
+            lambda: forecast.aurora.evaluate(forecast),
+            errors.KindError,
+            "is a forecast",
+        ),
         (
             lambda: forecast.aurora.evaluate(
                 fields.assign_coords(time=fields["time"] + np.timedelta64(900, "D"))
@@ -389,7 +393,7 @@ def test_what_cannot_be_scored(fields: xr.Dataset, tuned) -> None:
             errors.TruthError,
             "tp_shift",
         ),
-        (lambda: fields.aurora.scorecard(), errors.KindError, "scores have the dims"),
+        (lambda: fields.aurora.scorecard(), errors.KindError, "expected scores with dims"),
         (lambda: xaurora.persistence(fields, "hail"), errors.MissingVariableError, "hail"),
         (
             lambda: xaurora.persistence(fields, "tp", "soon"),

@@ -25,9 +25,20 @@ def _frames(count: int, *, shift: float = 0.0, factor: float = 1.0, seed: int = 
     return out
 
 
+def _days(count: int) -> np.ndarray:
+    return np.datetime64("2020-01-01") + np.arange(count) * np.timedelta64(3, "D")
+
+
+def test_frames_of_one_day_say_nothing() -> None:
+    """They resemble each other more than the next week will."""
+    times = np.datetime64("2020-01-01") + np.arange(16) * np.timedelta64(1, "h")
+    before = inputs.summarise(_frames(16), (850.0, 500.0), times)
+    assert inputs.unlike(_frames(1, shift=50.0)[0], (850.0, 500.0), before) == []
+
+
 def test_frames_drawn_alike_are_not_reported() -> None:
     """Each of 2000 frames, beside 16 others; about one in a thousand may be reported by chance."""
-    before = inputs.summarise(_frames(16), (850.0, 500.0))
+    before = inputs.summarise(_frames(16), (850.0, 500.0), _days(16))
     found = [inputs.unlike(frame, (850.0, 500.0), before) for frame in _frames(2000, seed=1)]
     assert sum(map(bool, found)) <= 6
 
@@ -37,7 +48,7 @@ def test_frames_drawn_alike_are_not_reported() -> None:
     [(20.0, 1.0, "2t has a mean of"), (0.0, 2.0, "2t has a standard deviation of")],
 )
 def test_other_values_are_reported(shift: float, factor: float, words: str) -> None:
-    before = inputs.summarise(_frames(16), (850.0, 500.0))
+    before = inputs.summarise(_frames(16), (850.0, 500.0), _days(16))
     (frame,) = _frames(1, shift=shift, factor=factor, seed=2)
     found = inputs.unlike(frame, (850.0, 500.0), before)
     assert any(note.startswith(words) for note in found)
@@ -45,14 +56,14 @@ def test_other_values_are_reported(shift: float, factor: float, words: str) -> N
 
 
 def test_few_frames_say_nothing() -> None:
-    before = inputs.summarise(_frames(3), (850.0, 500.0))
+    before = inputs.summarise(_frames(3), (850.0, 500.0), _days(3))
     assert inputs.unlike(_frames(1, shift=50.0)[0], (850.0, 500.0), before) == []
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> xaurora.TunedAurora:
-    """Tuned on 12 days of the world, with attributes of analyses."""
-    ds = _with_attributes(xaurora.synthetic(shape=(16, 32), times=48), "an", "ecmf")
+    """Tuned on 40 days of the world, with attributes of analyses."""
+    ds = _with_attributes(xaurora.synthetic(shape=(16, 32), times=160), "an", "ecmf")
     out = tmp_path_factory.mktemp("inputs")
     return ds.aurora.finetune("tp", model="tiny", steps=2, out=out, progress=False)
 
@@ -64,7 +75,7 @@ def _with_attributes(ds: xr.Dataset, kind: str, centre: str) -> xr.Dataset:
 
 
 def _later(**options: object) -> xr.Dataset:
-    ds = xaurora.synthetic(shape=(16, 32), times=68, **options).isel(time=slice(48, None))
+    ds = xaurora.synthetic(shape=(16, 32), times=180, **options).isel(time=slice(160, None))
     return _with_attributes(ds, "an", "ecmf")
 
 
@@ -138,7 +149,7 @@ def test_regions_across_greenwich_lie_inside_each_other() -> None:
 def test_scores_of_training_days_are_marked(
     model: xaurora.TunedAurora, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The forecast starts in training (the first 12 days but the last fifth) and ends after it."""
+    """The forecast starts in training (the first 40 days but the last fifth) and ends after it."""
     ds = xaurora.synthetic(shape=(16, 32), times=60)
     forecast = ds.aurora.predict(
         model=model, time=list(ds.time.values[[8, 20, 58]]), progress=False

@@ -222,7 +222,7 @@ def test_a_flux_becomes_an_amount_by_its_period(units: str, factor: float) -> No
     assert got.attrs["units"] == "m"
     np.testing.assert_allclose(got.values, amount.values, rtol=1e-6)
     six = flux.isel(time=slice(5, None, 6))
-    with pytest.raises(errors.UnitsError, match="the period of its mean is not known"):
+    with pytest.raises(errors.UnitsError, match="its averaging period is unknown"):
         six.aurora.accumulate("mtpr", "6h")
     six["mtpr"].attrs["cell_methods"] = "time: mean (interval: 6 hours)"
     np.testing.assert_allclose(

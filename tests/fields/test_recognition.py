@@ -92,7 +92,7 @@ def test_units(fields: xr.Dataset) -> None:
     _first(with_units("t2m", None), errors.UnitsError, "has no units")
     rate = with_units("tp", "kg m-2 s-1")
     del rate["tp"].attrs["cell_methods"]
-    _first(rate, errors.UnitsError, "is a rate .*, but the period of its mean is not known")
+    _first(rate, errors.UnitsError, "is a rate .*, but its averaging period is unknown")
     named = with_units("tp", "m")
     named["tp"].attrs["standard_name"] = "precipitation_flux"
     _first(named, errors.UnitsError, "is called a rate")

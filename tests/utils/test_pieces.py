@@ -8,7 +8,7 @@ import pytest
 from helpers import Script
 
 from xaurora import errors
-from xaurora.utils import pieces
+from xaurora.utils import locks
 from xaurora.utils.pieces import Pieces
 
 
@@ -69,11 +69,11 @@ with locked(pathlib.Path({str(tmp_path / "lock")!r})):
     )
     while "held" not in script.output:
         assert script.is_running, script.output
-    with pieces.locked(tmp_path / "lock", wait=False) as mine:
+    with locks.locked(tmp_path / "lock", wait=False) as mine:
         assert not mine
     script.kill()
     script.wait()
-    with pieces.locked(tmp_path / "lock", wait=False) as mine:
+    with locks.locked(tmp_path / "lock", wait=False) as mine:
         assert mine
 
 
@@ -87,7 +87,7 @@ def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(fcntl, "flock", missing)
     with (
         pytest.raises(errors.SaveError, match="file system without locks"),
-        pieces.locked(tmp_path / "lock"),
+        locks.locked(tmp_path / "lock"),
     ):
         pass
 
@@ -98,10 +98,10 @@ def test_a_lock_that_cannot_be_written_is_not_blamed_on_the_file_system(
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(pieces.FileLock, "acquire", refused)
+    monkeypatch.setattr(locks.FileLock, "acquire", refused)
     with (
         pytest.raises(errors.SaveError, match="Permission denied") as error,
-        pieces.locked(tmp_path / "lock"),
+        locks.locked(tmp_path / "lock"),
     ):
         pass
     assert "may write to" in error.value.fix

@@ -1,6 +1,6 @@
 """``xaurora demo``: fine-tune, forecast and score offline.
 
-The synthetic data follow a known law, so that the best possible score is known.
+The data come from a known distribution, so the best possible score is known exactly.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SCORED = 40  # init times
 def exact_scores(ds: xr.Dataset, init_times: np.ndarray) -> dict[str, xr.Dataset]:
     """Return the exact CRPS of the perfect forecaster and of climatology, by lead time.
 
-    Both know the law of the synthetic data. The perfect forecaster also knows the state.
+    Both use the true distribution of the data. The perfect forecaster also uses the initial state.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def exact_scores(ds: xr.Dataset, init_times: np.ndarray) -> dict[str, xr.Dataset
 
 
 def run(out: Path, *, steps: int = 200, progress: bool = True) -> str:
-    """Run the demo and return its verdict as text.
+    """Run the demo and return a text summary of the results.
 
     It creates data, fine-tunes ``tiny-pretrained`` on precipitation, forecasts, scores and draws.
 
@@ -86,7 +86,7 @@ def run(out: Path, *, steps: int = 200, progress: bool = True) -> str:
     Returns
     -------
     str
-        The CRPS by lead time, and what it means.
+        A table of the CRPS by lead time, with an interpretation.
     """
     import matplotlib
 
@@ -110,8 +110,8 @@ def run(out: Path, *, steps: int = 200, progress: bool = True) -> str:
         out=out / "run",
         progress=progress,
     )
-    # Start one time later, so that no frame of a forecast's history was used in training or in
-    # choosing the best state.
+    # Skip one time, so that no input of a forecast was used in training or in choosing the best
+    # checkpoint.
     held_out = ds["time"].values[_PAST + 1 : _PAST + 1 + _SCORED]
     forecast = ds.aurora.predict(
         LEADS[-1],
@@ -158,8 +158,8 @@ def _scored(
     )
     scores = rivals.pop("this forecast")
     exact = exact_scores(ds, forecast["init_time"].values)
-    # The climatological forecast of precipitation is a distribution, not its mean, and its CRPS
-    # is known exactly.
+    # For precipitation, score climatology as the full distribution, not its mean. Its CRPS is
+    # known exactly.
     tp = rivals["climatology"]["tp"].copy()
     tp.loc[{"metric": "crps"}] = exact["climatology"]["tp"].sel(metric="crps")
     rivals["climatology"] = scores_without(rivals["climatology"].assign(tp=tp), "tp__crps")
@@ -233,17 +233,17 @@ def _verdict(
         / (crps(rivals["climatology"], i) - crps(rivals["perfect forecaster"], i))
         for i in range(len(LEADS))
     ]
-    lines.append(f"  {'share of the possible gain':<38}" + "".join(f"{g:>8.0%}" for g in gains))
+    lines.append(f"  {'skill (100% is perfect)':<38}" + "".join(f"{g:>8.0%}" for g in gains))
     first = gains[0]
     if first >= 0.7:
         words = (
-            "That is a good forecast: most of the gain that the state allows six hours ahead was"
-            " achieved."
+            "A good forecast: at six hours it achieves most of the possible improvement over"
+            " climatology."
         )
     elif first >= 0.3:
         words = (
-            "That is a fair forecast: part of the gain that the state allows was achieved. More"
-            " steps would help."
+            "A fair forecast: at six hours it achieves part of the possible improvement over"
+            " climatology. Train for more steps."
         )
     elif first > 0.0:
         words = "That is a weak forecast, little better than climatology. Train for more steps."
@@ -253,7 +253,7 @@ def _verdict(
         "",
         words,
         (
-            "The perfect forecaster knows the law of the data and the state; no forecast can do"
+            "The perfect forecaster knows the distribution and initial state; no forecast can do"
             f" better. Total time: {seconds:.0f} s."
         ),
         "",

@@ -1,4 +1,4 @@
-"""Options of the command line: made from the options of the verbs, and parsed from text."""
+"""Command-line options, generated from the option classes of the Python API."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ENDINGS = (".nc", ".nc4", ".zarr")
 
 
 def report_errors(function: Callable[..., None]) -> Callable[..., None]:
-    """Make bad input end with one readable line and exit status 2. A decorator."""
+    """Decorate a command to print a :class:`XauroraError` as one line and exit with status 2."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -118,7 +118,7 @@ def _same(value: Given) -> Any:
     return value
 
 
-# How an option is read: the type that typer parses, and what is made of it.
+# For each kind of option: the type that typer parses, and the function that converts the value.
 _KINDS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "str": (str, _same),
     "int": (int, _same),
@@ -139,22 +139,22 @@ _SIMPLE = {"int": int, "float": float, "str": str, "bool": bool}
 
 
 def _parsed(item: Option) -> tuple[Any, Callable[[Any], Any]]:
-    """Return how an option is read from the command line."""
+    """Return the type that typer parses for an option, and the function that converts its value."""
     if item.command_line:
         return _KINDS[item.command_line]
     return _SIMPLE[item.annotation.removesuffix(" | None")], _same
 
 
 def shown_options(*classes: type) -> list[Option]:
-    """Return the options of some verbs that the command line has."""
+    """Return the options of the given classes, without those hidden from the command line."""
     return [o for cls in classes for o in options_of(cls) if o.command_line != "hidden"]
 
 
 def with_options(*classes: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of a verb, with their text, types and defaults. A decorator.
+    """Decorate a command with the options of the given classes: help, types and defaults.
 
-    The command is called with ``files``, ``quiet`` and its own parameters, and with ``given``: the
-    values of the options that were typed, by name.
+    The command is called with its own parameters and with ``given``, a dict of the options that
+    have a value.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -197,7 +197,7 @@ def with_options(*classes: type) -> Callable[[Callable[..., None]], Callable[...
 
 
 def plain_text(text: str) -> str:
-    """Return an option's text without the markup of docstrings."""
+    """Strip reStructuredText markup from an option's help text."""
     import re
 
     text = re.sub(r":class:`~?(?:[\w.]*\.)?(\w+)`", r"\1", text)
@@ -216,7 +216,7 @@ def check_out(out: Path | None, endings: tuple[str, ...] = ENDINGS) -> None:
 
 
 def write(ds: xr.Dataset, out: Path) -> None:
-    """Write NetCDF or Zarr by the file extension, completely or not at all."""
+    """Write a Dataset atomically, as NetCDF or Zarr according to the file extension."""
     from xaurora.utils import storage
 
     if out.suffix == ".zarr":

@@ -51,7 +51,7 @@ def evaluate(
         typer.Option(help="Thresholds of categorical precipitation scores, in mm."),
     ] = None,
     neighborhood_sizes: Annotated[
-        list[int] | None, typer.Option(help="Of the FSS, in grid points, odd.")
+        list[int] | None, typer.Option(help="Odd neighbourhood sizes of the FSS, in grid points.")
     ] = None,
     quantile_levels: Annotated[
         list[float] | None, typer.Option(help="Levels at which quantiles are scored.")
@@ -72,7 +72,7 @@ def evaluate(
     engine: Annotated[
         str, typer.Option(help="xaurora, or weatherbench2 if it is installed.")
     ] = "xaurora",
-    seed: Annotated[int, typer.Option(help="Of random draws, such as ties of ranks.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed, for example for ties in ranks.")] = 0,
     skipna: Annotated[bool, typer.Option(help="Leave missing values out.")] = False,
     quiet: Quiet = False,
     out: Annotated[Path | None, typer.Option(help="scores.nc or scores.zarr")] = None,

@@ -204,7 +204,7 @@ class Deterministic:
         return xp.where(value <= xp.like(y, value), xp.ones_like(value), xp.zeros_like(value))
 
     def quantile(self, params: Params, q: Array) -> Array:
-        """Return the value for every ``q``, broadcast with it."""
+        """Return the value, broadcast to the shape of ``q``."""
         return params["value"] + 0.0 * namespace(params["value"]).like(q, params["value"])
 
 
@@ -313,7 +313,7 @@ def is_attr(name: str) -> bool:
 def from_attrs(attrs: Mapping[str, Any]) -> Family | None:
     """Return the family that the attributes describe.
 
-    None is returned if they describe no family, or one that is unknown or lacks a constant.
+    Returns None if the family is missing or unknown, or lacks a constant.
     """
     kind = FAMILIES.get(str(attrs.get("distribution")))
     if kind is None:

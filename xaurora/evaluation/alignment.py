@@ -1,4 +1,4 @@
-"""Forecasts to be scored: recognised, on a canonical grid, read in blocks.
+"""Prepare forecasts for scoring: recognise variables, order the grid, read in blocks.
 
 Does not depend on torch.
 """
@@ -36,7 +36,7 @@ logger = logging.getLogger("xaurora")
 
 @dataclass
 class Forecast:
-    """A forecast in either layout.
+    """A forecast to score, read from xaurora's or WeatherBench2's layout.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
     Raises
     ------
     KindError
-        If it has no lead times, or holds no time.
+        If it has no lead times, is empty in time, or has no latitude and longitude.
     LeadTimeError
         If lead times are not durations.
     AccumulationError
@@ -138,7 +138,7 @@ def read_forecast(ds: xr.Dataset, accumulate: str | None = None) -> Forecast:
         ds = with_known_names(ds)
     if not isinstance(ds, xr.Dataset) or not recognition.is_forecast(ds):
         raise KindError(
-            "a forecast is expected, with dims (init_time, lead_time, ...) or WeatherBench2's"
+            "expected a forecast with dims (init_time, lead_time, ...) or WeatherBench2's"
             " (time, prediction_timedelta, ...), but this Dataset has the dims"
             f" {sorted(map(str, getattr(ds, 'dims', ())))}.",
             fix="fc = ds.aurora.predict('24h', model=...); fc.aurora.evaluate(truth)",
@@ -203,7 +203,7 @@ def _all_totals(
     Raises
     ------
     AccumulationError
-        If their periods differ, or as :func:`_totals`.
+        If their periods differ, or :func:`_totals` raises it.
     """
     periods_of: dict[str, int] = {}
     whole: frozenset[int] | None = None
@@ -213,7 +213,7 @@ def _all_totals(
             whole = own if whole is None else whole & own
     if len(set(periods_of.values())) > 1:
         raise AccumulationError(
-            f"the amounts of the forecast are over different periods: {periods_of} h.",
+            f"the forecast's accumulated variables have different periods: {periods_of} h.",
             fix=f"accumulate='{max(periods_of.values())}h'",
         )
     return ds, periods_of[names[0]], whole
@@ -253,10 +253,10 @@ def _totals(
     law = from_attrs(ds[name].attrs)
     if law is not None and not isinstance(law, Deterministic) and not _is_ensemble(ds[name]):
         raise KindError(
-            f"'{name}' is an independent distribution at every point and time, which does not"
-            f" determine sums over {wanted} hours.",
+            f"'{name}' is a separate distribution at every point and time, which does not"
+            f" determine the distribution of sums over {wanted} hours.",
             fix=(
-                "predict(members=50), whose members are joint in time, or score only the sum of"
+                "predict(members=50), whose members are coherent in time, or score only the sum of"
                 " the means: fc.aurora.accumulate('tp', '24h')"
             ),
         )
@@ -293,7 +293,7 @@ def _is_ensemble(da: xr.DataArray) -> bool:
 
 
 def to_mm(threshold: xr.DataArray) -> float:
-    """Return the millimetres per unit of a threshold coordinate.
+    """Return the factor that converts a threshold coordinate to millimetres.
 
     A coordinate without units is in millimetres.
     """

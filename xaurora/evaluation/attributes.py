@@ -13,7 +13,7 @@ import xarray as xr
 from xaurora.evaluation import frames
 from xaurora.evaluation.alignment import Forecast
 from xaurora.evaluation.blocks import Job, Plan
-from xaurora.evaluation.sanity import notes_on_training
+from xaurora.evaluation.sanity import notes_on_climatology, notes_on_training
 
 _NOTES = "xaurora_notes"
 
@@ -26,8 +26,8 @@ def _hash(weights: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()[:12]
 
 
-def training_notes(scores: xr.Dataset) -> list[str]:
-    """Return what makes scores of a tuned model look better or worse than it is."""
+def notes_on_scores(scores: xr.Dataset) -> list[str]:
+    """Return what makes scores look better or worse than the forecast is."""
     try:
         notes = json.loads(str(scores.attrs.get(_NOTES, "[]")))
     except ValueError:  # someone else's attribute
@@ -53,6 +53,7 @@ def attributes(
     jobs: int,
     shared: Mapping[str, Any],
     bins: Mapping[str, np.ndarray] | None,
+    normals: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the attributes of a forecast's scores.
 
@@ -67,6 +68,8 @@ def attributes(
         What the scores of all forecasts have in common.
     bins : dict, optional
         Leads of each lead bin.
+    normals : dict, optional
+        Attributes of the climatology that ACC and SEEPS use.
     """
     out: dict[str, Any] = {
         "number_of_init_times": len(first.init_times),
@@ -94,6 +97,10 @@ def attributes(
     ):
         if name in f.ds.attrs:
             out["forecast_title" if name == "title" else name] = f.ds.attrs[name]
-    if notes := notes_on_training(f.ds.attrs, first.init_times):
+    valid_times = first.init_times[:, None] + first.leads[None]
+    notes = notes_on_training(f.ds.attrs, first.init_times)
+    for attrs in (f.ds.attrs, normals or {}):
+        notes += notes_on_climatology(attrs, valid_times)
+    if notes := list(dict.fromkeys(notes)):
         out[_NOTES] = json.dumps(notes, ensure_ascii=False)
     return out

@@ -71,6 +71,60 @@ def interval(series: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     return half, p
 
 
+def interval_hac(series: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the same as :func:`interval` by the test of Diebold and Mariano.
+
+    The variance of the mean is that of Newey and West (1987), with weights that fall linearly to
+    zero beyond ``h = 4 (n/100)^(2/9)`` lags, with the correction of Harvey, Leybourne and Newbold
+    (1997) for short series and Student's t with n − 1 degrees of freedom. It is the usual test, and
+    finds differences by chance more often than its level says if neighbours are very much alike
+    (``benchmarks/significance.py``).
+
+    References
+    ----------
+    Diebold and Mariano (1995), doi:10.1080/07350015.1995.10524599; Harvey et al. (1997),
+    doi:10.1016/S0169-2070(96)00719-4.
+
+    Parameters
+    ----------
+    series : ndarray, ``(n, ...)``
+        Values in the order of time; NaN where there is none.
+    level : float
+        Confidence level.
+    """
+    from scipy.stats import t as student
+
+    there = np.isfinite(series)
+    counts = there.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(there, series, 0.0).sum(axis=0) / counts
+        apart = np.where(there, series - mean, 0.0)
+        lags = np.floor(4.0 * (counts / 100.0) ** (2.0 / 9.0))
+        variance = (apart**2).sum(axis=0) / counts
+        for lag in range(1, int(np.max(lags, initial=0)) + 1):
+            weight = np.clip(1.0 - lag / (lags + 1.0), 0.0, None)
+            variance += 2.0 * weight * (apart[lag:] * apart[:-lag]).sum(axis=0) / counts
+        # h lags and the value itself are a horizon of h + 1.
+        horizon = lags + 1.0
+        harvey = (counts + 1.0 - 2.0 * horizon + horizon * (horizon - 1.0) / counts) / counts
+        error = np.sqrt(np.maximum(variance, 0.0) / counts / harvey)
+        enough = (counts >= FEWEST) & (harvey > 0)
+        freedom = np.maximum(counts - 1.0, 1.0)
+        half = np.where(enough, student.ppf(0.5 * (1.0 + level), freedom) * error, np.nan)
+        p = np.where(error > 0, 2.0 * student.sf(np.abs(mean) / error, freedom), 1.0)
+    return half, np.where(enough, p, np.nan)
+
+
+TESTS = {
+    "autoregressive": (interval, "t-test of paired init times, autoregressive of the first order"),
+    "diebold_mariano": (
+        interval_hac,
+        "Diebold–Mariano test with Newey–West variance and Harvey's correction",
+    ),
+}
+"""Tests of a mean: the function, and its name in words."""
+
+
 @functools.lru_cache(maxsize=32)
 def _simulated(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return medians of the estimated correlation, and sizes of the statistic, by correlation.

@@ -5,6 +5,7 @@ Does not depend on torch.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +24,8 @@ from xaurora.fields.found import Field, Recognition
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.utils import indexed, lazy
 from xaurora.utils.types import Given, LeadsLike
+
+logger = logging.getLogger("xaurora")
 
 
 def durations(leads: LeadsLike) -> np.ndarray:
@@ -169,7 +172,7 @@ def _in_order(da: xr.DataArray) -> xr.DataArray:
     return indexed.as_array(lazy.transpose(da.variable, order), da)
 
 
-def _times_of(like: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+def times_of(like: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Return the init times and lead times of a forecast, either of which may be a scalar.
 
     Raises
@@ -200,31 +203,43 @@ def climatology_forecast(climatology: xr.Dataset, like: xr.Dataset) -> xr.Datase
     climatology : Dataset
         From :func:`xaurora.climatology`, or WeatherBench2's.
     like : Dataset
-        A forecast whose init and lead times are used.
+        A forecast whose init and lead times are used. Init times with valid times that the
+        climatology does not have are left out.
 
     Raises
     ------
     KindError
         If ``like`` is not a forecast.
     TruthError
-        If the climatology lacks an hour or a day of the year that is needed.
+        If no init time is left.
     """
     import pandas as pd
 
-    times, leads = _times_of(like)
+    times, leads = times_of(like)
     if not {"hour", "dayofyear"} <= set(climatology.dims):
         raise TruthError(
             "a climatology must have the dims hour and dayofyear, and this one has"
             f" {sorted(map(str, climatology.dims))}.",
             fix="xaurora.climatology(ds)",
         )
-    valid = pd.DatetimeIndex((times[:, None] + leads[None]).ravel())
     hours, days = climatology["hour"].values, climatology["dayofyear"].values
-    if not (np.isin(valid.hour, hours).all() and np.isin(valid.day_of_year, days).all()):
+    valid = pd.DatetimeIndex((times[:, None] + leads[None]).ravel())
+    known = np.isin(valid.hour, hours) & np.isin(valid.day_of_year, days)
+    whole = known.reshape(len(times), -1).all(axis=1)
+    if not whole.any():
         raise TruthError(
-            "the climatology lacks hours or days of the year that the forecast's valid times need.",
+            "the climatology has no hours or days of the year of the forecast's valid times.",
             fix="xaurora.climatology(ds) over at least that season",
         )
+    if not whole.all():
+        logger.warning(
+            "Climatology: dropped %d of %d init times, because it has no hours or days of the year"
+            " of their valid times.",
+            (~whole).sum(),
+            len(times),
+        )
+    times = times[whole]
+    valid = pd.DatetimeIndex((times[:, None] + leads[None]).ravel())
     shape = ("init_time", "lead_time")
     at = {
         "hour": pd.Index(hours).get_indexer(valid.hour).reshape(len(times), -1),
@@ -289,7 +304,7 @@ def probabilistic_climatology(
             f"window_days={window_days!r} is not a non-negative integer.", fix="window_days=5"
         )
     found, wanted = _chosen(ds, names)
-    times, leads = _times_of(like)
+    times, leads = times_of(like)
     valid = times[:, None] + leads[None]
     have = found.times if found.times is not None else np.array([], "datetime64[ns]")
     place = {int(t): i for i, t in enumerate(have.astype("datetime64[ns]").astype(np.int64))}

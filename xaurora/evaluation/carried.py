@@ -63,7 +63,7 @@ def carriers(scores: xr.Dataset) -> dict[str, dict[str, Any]]:
     out: dict[str, dict[str, Any]] = {}
     for c in map(str, scores.coords):
         if SEPARATOR in c and not c.endswith(SEPARATOR + WEIGHT):
-            out.setdefault(c.split(SEPARATOR)[0], dict(scores.coords[c].attrs))
+            out.setdefault(c.split(SEPARATOR)[0], dict(scores.variables[c].attrs))
     return out
 
 
@@ -76,11 +76,7 @@ def carried(scores: xr.Dataset, name: str) -> dict[str, tuple[xr.DataArray, xr.D
         If the scores carry none.
     """
     prefix = name + SEPARATOR
-    found = {
-        str(c)[len(prefix) :]: _array(scores, str(c))
-        for c in scores.coords
-        if str(c).startswith(prefix) and not str(c).endswith(SEPARATOR + WEIGHT)
-    }
+    found = [c for c in map(str, scores.coords) if c.startswith(prefix)]
     if not found:
         raise KindError(
             f"the scores of '{name}' do not carry values for each init time, which confidence"
@@ -91,14 +87,14 @@ def carried(scores: xr.Dataset, name: str) -> dict[str, tuple[xr.DataArray, xr.D
                 " regions=['global'])"
             ),
         )
-    return {s: (da, _array(scores, f"{prefix}{s}{SEPARATOR}{WEIGHT}")) for s, da in found.items()}
-
-
-def _array(scores: xr.Dataset, name: str) -> xr.DataArray:
-    """Return a coordinate with those of its dims; ``scores[name]`` would bring all others along."""
-    variable = scores.variables[name]
-    coords = {d: scores.variables[d] for d in variable.dims if d in scores.variables}
-    return xr.DataArray(variable, coords, name=name)
+    # A Dataset of these alone: a DataArray of the scores would bring all other coordinates along.
+    kept = {c: scores.variables[c] for c in found}
+    dims = {d for variable in kept.values() for d in variable.dims}
+    alone = xr.Dataset(kept, {d: scores.variables[d] for d in dims if d in scores.variables})
+    end = SEPARATOR + WEIGHT
+    return {
+        c.removeprefix(prefix): (alone[c], alone[c + end]) for c in found if not c.endswith(end)
+    }
 
 
 def without_carried(scores: xr.Dataset) -> xr.Dataset:

@@ -8,6 +8,7 @@ weights of the days decrease linearly to zero at both ends. Does not depend on t
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from xaurora.errors import MemoryTooSmallError, OptionError, SaveError
+from xaurora.errors import MemoryTooSmallError, OptionError
 from xaurora.evaluation import baselines
 from xaurora.evaluation.bands import Band, bands_of
 from xaurora.evaluation.windows import Days, Wanted, bytes_per_point, of_band
@@ -51,7 +52,9 @@ def build(
     statistics: Sequence[str] | str = ("mean",),
     quantiles: Sequence[float] = (0.01, 0.1, 0.5, 0.9, 0.99),
     seeps: bool | Sequence[int] | int = True,
+    leave_out: xr.Dataset | Sequence[Given] | None = None,
     store: str | Path | None = None,
+    overwrite: bool = False,
     progress: bool = False,
 ) -> xr.Dataset:
     """Compute a climatology by hour of the day and day of the year.
@@ -81,8 +84,13 @@ def build(
         Whether to add ``total_precipitation_6hr_seeps_dry_fraction`` and ``…_seeps_threshold`` (in
         metres) for precipitation, which SEEPS needs; or the periods in hours for which to add them,
         6 or 24. By default six hours, or a day if the data hold daily totals.
+    leave_out : Dataset or sequence of times, optional
+        A forecast, whose valid times are left out with their whole days, or times. A forecast that
+        is scored against normals of its own days looks worse than it is, and the normals better.
     store : path, optional
         Write the result to this Zarr store, band by band, instead of into memory.
+    overwrite : bool
+        Whether to replace what is at ``store``.
     progress : bool
         Whether to show a progress bar.
 
@@ -129,6 +137,16 @@ def build(
     found, wanted = baselines._chosen(ds, names)
     ds = labels.by_end(ds, found)
     times = found.times if found.times is not None else np.array([], "datetime64[ns]")
+    if leave_out is not None:
+        kept = ~np.isin(times.astype("datetime64[D]"), _days_left_out(leave_out))
+        if not kept.any():
+            raise OptionError(
+                f"leave_out= leaves none of the {len(times)} times.",
+                fix="use data of other years as well, or leave_out=None",
+            )
+        dim = found.axes["time"].dim
+        ds, times = ds.isel({dim: np.flatnonzero(kept)}), times[kept]
+        found = dataclasses.replace(found, times=times)
     days = Days.of(times, int(window_days))
     jobs = _jobs(ds, found, wanted, wanted_statistics, hours_of_seeps)
     coords: dict[str, Any] = {"hour": days.hours, "dayofyear": days.days}
@@ -137,7 +155,8 @@ def build(
         coords |= {d: job.fields[d] for d in dims}
     if "quantile" in wanted_statistics:
         coords["quantile"] = q
-    attrs = {"title": "Climatology", "window_days": int(window_days)}
+    attrs: dict[str, Any] = {"title": "Climatology", "window_days": int(window_days)}
+    attrs |= described_period(times, left_out=leave_out is not None)
     empty = {key: variable for job in jobs for key, variable in _empty(job, days, q).items()}
     template = xr.Dataset(empty, coords, attrs)
 
@@ -152,6 +171,7 @@ def build(
                 _run(job, days, q, put, meter)
 
     if store is not None:
+        storage.check_overwrite(store, overwrite=overwrite)
         return _to_store(Path(store), template, jobs, days, q, fill)
     return _to_memory(template, fill)
 
@@ -296,6 +316,38 @@ def _of_band(state: tuple[Days, Wanted], band: Band) -> dict[str, np.ndarray]:
 # --- writing --------------------------------------------------------------------------------------
 
 
+def described_period(times: np.ndarray, *, left_out: bool) -> dict[str, Any]:
+    """Return the attributes that say which times normals rest on."""
+    if not len(times):
+        return {}
+    return {
+        "climatology_start": str(times.min().astype("datetime64[m]")),
+        "climatology_end": str(times.max().astype("datetime64[m]")),
+        "climatology_years": len(np.unique(times.astype("datetime64[Y]"))),
+        "climatology_left_out": int(left_out),
+    }
+
+
+def _days_left_out(leave_out: xr.Dataset | Sequence[Given]) -> np.ndarray:
+    """Return the days of a forecast's valid times, or of some times.
+
+    Raises
+    ------
+    OptionError
+        If they are neither.
+    """
+    if isinstance(leave_out, xr.Dataset):
+        times, leads = baselines.times_of(leave_out)
+        return np.unique((times[:, None] + leads[None]).astype("datetime64[D]"))
+    try:
+        return np.unique(np.atleast_1d(np.asarray(leave_out, "datetime64[ns]")).astype("M8[D]"))
+    except (TypeError, ValueError):
+        raise OptionError(
+            f"leave_out must be a forecast or times, got {leave_out!r}.",
+            fix="climatology(ds, leave_out=fc)",
+        ) from None
+
+
 def _to_memory(
     template: xr.Dataset, fill: Callable[[Callable[[str, Band, np.ndarray], None]], None]
 ) -> xr.Dataset:
@@ -328,11 +380,6 @@ def _to_store(
     """Write the bands to a store: a chunk is a band at one hour and day, a file a band at all."""
     import zarr
 
-    if path.exists():
-        raise SaveError(
-            f"'{path}' exists and is not overwritten.",
-            fix="choose another store=, or remove it",
-        )
     encoding: dict[str, Any] = {}
     for job in jobs:
         rows = job.fields.shape[-2]

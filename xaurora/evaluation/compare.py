@@ -28,9 +28,10 @@ from xaurora.evaluation.arguments import (
     resolve_convention,
     resolve_groups,
 )
-from xaurora.evaluation.attributes import _hash, attributes, described, training_notes
+from xaurora.evaluation.attributes import _hash, attributes, described, notes_on_scores
 from xaurora.evaluation.blocks import Job, Plan
 from xaurora.evaluation.climatology_fields import ClimatologyFields
+from xaurora.evaluation.common import common_points
 from xaurora.evaluation.engine import score_blocks
 from xaurora.evaluation.jobs import Comparison, make_jobs
 from xaurora.evaluation.layout import to_weatherbench2
@@ -176,16 +177,23 @@ def _results(
         frame_of_label = dataclasses.replace(
             frame,
             variables={key: described(job, plan) for key, job in jobs.items() if key in scored},
-            attrs=attributes(own, first, counts, len(plan.jobs), shared, frame.lead_bins),
+            attrs=attributes(
+                own, first, counts, len(plan.jobs), shared, frame.lead_bins, normals_of(plan)
+            ),
         )
         out[label] = scores.build(table, frame_of_label)
         if plan.maps:
             out[label] = out[label].assign(_maps(counts["maps"], label, plan.jobs, plan))
         if shared["masked"]:
             _log_coverage(label, out[label])
-        for note in training_notes(out[label]):
+        for note in notes_on_scores(out[label]):
             logger.warning("%s: %s", label, note)
     return out
+
+
+def normals_of(plan: Plan) -> Mapping[str, Any] | None:
+    """Return the attributes of the climatology that the scores use, if any."""
+    return plan.normals.ds.attrs if plan.normals is not None else None
 
 
 def _settings(
@@ -235,15 +243,13 @@ def _laws(
 
 
 def _in_common(read: dict[str, Forecast]) -> dict[str, Forecast]:
-    """Select the common init times and lead times of all forecasts.
+    """Select the common init times, lead times and grid points of all forecasts.
 
     Raises
     ------
     TruthError
         If there are none, or the grids or the periods of precipitation differ.
     """
-    from dataclasses import replace
-
     first_label, first = next(iter(read.items()))
     times, leads = first.init_times, first.leads
     for f in read.values():
@@ -263,19 +269,7 @@ def _in_common(read: dict[str, Forecast]) -> dict[str, Forecast]:
                 f" {first_label!r} over {first.hours} h.",
                 fix=f"accumulate='{max(f.hours, first.hours)}h'",
             )
-        same = len(f.latitude) == len(first.latitude) and len(f.longitude) == len(first.longitude)
-        apart = np.abs(f.longitude - first.longitude) % 360.0 if same else np.array([np.inf])
-        if (
-            not same
-            or np.abs(f.latitude - first.latitude).max() > 1e-3
-            or np.minimum(apart, 360.0 - apart).max() > 1e-3
-        ):
-            raise TruthError(
-                f"the grid of {label!r} differs from that of {first_label!r}: {len(f.latitude)} ×"
-                f" {len(f.longitude)} and {len(first.latitude)} × {len(first.longitude)} points."
-                " Scores on different grids are not comparable.",
-                fix="regrid one forecast to the other's grid first",
-            )
+    read = common_points(read)
     out = {}
     for label, f in read.items():
         dropped = len(f.init_times) - len(times)
@@ -289,7 +283,7 @@ def _in_common(read: dict[str, Forecast]) -> dict[str, Forecast]:
         rows = [int(np.flatnonzero(f.init_times == t)[0]) for t in times]
         columns = [int(np.flatnonzero(f.leads == t)[0]) for t in leads]
         if rows != list(range(len(f.init_times))) or columns != list(range(len(f.leads))):
-            f = replace(
+            f = dataclasses.replace(
                 f, ds=f.ds.isel(init_time=rows, lead_time=columns), init_times=times, leads=leads
             )
         out[label] = f

@@ -101,17 +101,28 @@ def fss(m: Means) -> np.ndarray:
     return 1.0 - m["fractions_error"] / (m["forecast_fractions"] + m["truth_fractions"])
 
 
+_NO_POWER = 1e-6  # of the sum over all waves; packing to 16 bits leaves noise of 1e-9
+
+
 def blur(m: Means) -> np.ndarray:
-    """Return the power of the shorter half of the waves, forecast over truth."""
+    """Return the power of the shorter half of the waves, forecast over truth.
+
+    Waves in which the truth has no power are left out: smooth or coarse data would give a ratio of
+    rounding errors.
+    """
     f, y = m["forecast_spectrum"], m["truth_spectrum"]
-    there = np.isfinite(y)
+    waves = np.moveaxis(y, WAVE, 0)[1:]
+    total = np.expand_dims(np.where(np.isfinite(waves), waves, 0.0).sum(axis=0), WAVE)
+    with np.errstate(invalid="ignore"):
+        there = np.isfinite(y) & (y > _NO_POWER * total)
     longest = np.argmax(
         np.where(there, np.arange(f.shape[WAVE]).reshape(-1, *(1,) * (f.ndim - WAVE - 1)), -1),
         axis=WAVE,
     )
     number = np.arange(f.shape[WAVE]).reshape(-1, *(1,) * (f.ndim - WAVE - 1))
     short = there & (number > np.expand_dims(longest, WAVE) / 2)
-    return np.where(short, f, 0.0).sum(WAVE) / np.where(short, y, 0.0).sum(WAVE)
+    with np.errstate(invalid="ignore", divide="ignore"):  # NaN where no short wave is left
+        return np.where(short, f, 0.0).sum(WAVE) / np.where(short, y, 0.0).sum(WAVE)
 
 
 WAVE = 3  # axis of the wavenumber in means (group, lead, region, wavenumber[, level])

@@ -127,7 +127,7 @@ METRICS: dict[str, Metric] = {
     "crps": Metric(
         ("crps",),
         one("crps"),
-        "∫ (F(x) − 1{y ≤ x})² dx; of members the fair estimate; of a single value |f − y|",
+        "∫ (F(x) − 1{y ≤ x})² dx; for members, the fair estimate; for a single value, |f − y|",
         "crps",
     ),
     "crps_skill": Metric(("crps_skill",), one("crps_skill"), "E|X − y|", "members"),
@@ -135,7 +135,7 @@ METRICS: dict[str, Metric] = {
     "crps_ensemble": Metric(
         ("crps_skill", "crps_spread_unfair"),
         lambda m: m["crps_skill"] - 0.5 * m["crps_spread_unfair"],
-        "CRPS of the members as the distribution itself, not fair",
+        "CRPS of the members' empirical distribution (not fair)",
         "members",
     ),
     "ensemble_mean_mse": Metric(
@@ -211,7 +211,8 @@ METRICS: dict[str, Metric] = {
     "blur": Metric(
         ("forecast_spectrum", "truth_spectrum"),
         blur,
-        "power of the shorter half of the zonal waves, forecast over truth; below 1 is blurred",
+        "spectral power of the shorter half of the zonal wavelengths, forecast divided by truth;"
+        " below 1, the forecast is blurred",
         "joint",
         "one",
         "",
@@ -236,7 +237,7 @@ METRICS: dict[str, Metric] = {
     "brier_skill": Metric(
         ("brier", *BINS),
         brier_skill,
-        "1 − Brier / (ō(1 − ō)): against the frequency of the truth itself",
+        "1 − Brier / (ō(1 − ō)): skill relative to the observed frequency",
         "probability",
         "high",
         "",

@@ -85,7 +85,7 @@ def check_size(values: np.ndarray, y: np.ndarray, item: Field, label: str) -> No
 def beyond_extremes(
     values: np.ndarray, item: Field, levels: tuple[float, ...], whose: str, when: str
 ) -> str:
-    """Return a warning about values that do not occur on Earth, or an empty string.
+    """Return a warning about physically implausible values, or an empty string.
 
     Models that fail, and experiments with invented data, may be scored; so it is no error.
     """
@@ -136,6 +136,40 @@ def notes_on_training(attrs: Mapping[str, Any], init_times: np.ndarray) -> list[
         differences = []
     if isinstance(differences, list):
         out += [str(note) for note in differences]
+    return out
+
+
+_YEARS = 10  # below which normals vary with the years that they rest on
+
+
+def notes_on_climatology(attrs: Mapping[str, Any], valid_times: np.ndarray) -> list[str]:
+    """Return what makes scores of, or relative to, normals misleading.
+
+    Parameters
+    ----------
+    attrs : dict
+        Global attributes of a climatology, or of a forecast that was made from one.
+    valid_times : ndarray of datetime64
+        Those that are scored.
+    """
+    try:
+        start, end = (np.datetime64(str(attrs[f"climatology_{k}"])) for k in ("start", "end"))
+        years, left_out = (int(attrs[f"climatology_{k}"]) for k in ("years", "left_out"))
+    except (KeyError, ValueError, TypeError):  # not one of xaurora
+        return []
+    out = []
+    count = int(((valid_times >= start) & (valid_times <= end)).sum())
+    if count and not left_out:
+        out.append(
+            f"The climatology rests on the scored times: {count} of {valid_times.size} valid times"
+            f" lie in its period ({start} to {end}). Its own scores look better than they are, and"
+            " scores relative to it worse. climatology(ds, leave_out=fc) leaves them out."
+        )
+    if years < _YEARS:
+        out.append(
+            f"The climatology rests on {years} year{'s' if years > 1 else ''}, and normals on at"
+            f" least {_YEARS}."
+        )
     return out
 
 

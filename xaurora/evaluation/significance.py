@@ -5,8 +5,9 @@ Does not depend on torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
@@ -17,6 +18,8 @@ from xaurora.evaluation import metrics as _metrics
 from xaurora.fields import variables
 from xaurora.fields.unit_conversion import conversion
 
+Interval: TypeAlias = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
 
 def significance(
     scores: xr.Dataset,
@@ -24,6 +27,7 @@ def significance(
     *,
     metrics: Sequence[str] | str | None = None,
     level: float = 0.95,
+    test: str = "autoregressive",
 ) -> xr.Dataset:
     """Compute the skill of a forecast against a baseline with confidence intervals.
 
@@ -40,6 +44,9 @@ def significance(
         Labels of metrics; by default all that both have and for which high or low is better.
     level : float
         Confidence level of the interval.
+    test : {"autoregressive", "diebold_mariano"}
+        The first keeps its level for short and strongly correlated series. The second is the usual
+        one, with a variance corrected for autocorrelation, and finds more by chance in those.
 
     Returns
     -------
@@ -67,11 +74,19 @@ def significance(
             )
     if not 0.0 < level < 1.0:
         raise OptionError(f"level must be between 0 and 1, got {level!r}.", fix="level=0.95")
+    if test not in autocorrelation.TESTS:
+        raise OptionError(
+            f"there is no test {test!r}; valid tests are {', '.join(autocorrelation.TESTS)}.",
+            fix="test='autoregressive'",
+        )
+    interval, words = autocorrelation.TESTS[test]
     wanted = None if metrics is None else list(_metrics.check(metrics))
     out: dict[str, Any] = {}
     count = 0
     for name, other in _pairs(scores, baseline):
-        for target, result, pairs in _variable(scores, baseline, name, other, wanted, level):
+        for target, result, pairs in _variable(
+            scores, baseline, name, other, wanted, functools.partial(interval, level=level)
+        ):
             out[target] = result
             count = max(count, pairs)
     if not out:
@@ -82,7 +97,7 @@ def significance(
         )
     attrs = {
         "level": level,
-        "test": "Student's t of paired init times, autoregressive of the first order",
+        "test": words,
         "pairs": count,
     }
     return xr.Dataset(out, {"estimate": list(ESTIMATES)}, attrs)
@@ -115,12 +130,10 @@ def _factor(scores: xr.Dataset, baseline: xr.Dataset, name: str, other: str) -> 
     TruthError
         If the units cannot be converted, or the accumulation periods differ.
     """
-    mine, theirs = (
-        str(carried.carriers(ds)[n].get("units", ""))
-        for ds, n in ((scores, name), (baseline, other))
-    )
+    known_of = [carried.carriers(ds)[n] for ds, n in ((scores, name), (baseline, other))]
+    mine, theirs = (str(attrs.get("units", "")) for attrs in known_of)
     hours = [int(ds.attrs.get("precipitation_hours", 6)) for ds in (scores, baseline)]
-    key = str(carried.carriers(scores)[name].get("xaurora_variable", ""))
+    key = str(known_of[0].get("xaurora_variable", ""))
     if key == "surface/tp" and hours[0] != hours[1]:
         raise TruthError(
             f"'{name}' is accumulated over {hours[0]} h in one and over {hours[1]} h in the other.",
@@ -152,9 +165,12 @@ def _common(
     Also returns the number of init times, and the leads.
     """
     mine, theirs = carried.carried(scores, name), carried.carried(baseline, other)
-    times = np.intersect1d(scores["init_time"].values, baseline["init_time"].values)
-    leads = np.intersect1d(scores["carried_lead_time"].values, baseline["carried_lead_time"].values)
-    regions = [r for r in scores["region"].values if r in baseline["region"].values]
+    times, leads = (
+        np.intersect1d(scores.variables[d].values, baseline.variables[d].values)
+        for d in ("init_time", "carried_lead_time")
+    )
+    theirs_too = baseline.variables["region"].values
+    regions = [r for r in scores.variables["region"].values if r in theirs_too]
     if not len(times) or not len(leads) or not regions:
         raise TruthError(
             f"the scores of '{name}' share no"
@@ -166,7 +182,7 @@ def _common(
     for s in (s for s in mine if s in theirs):
         both = []
         for part in (mine[s], theirs[s]):
-            mean, weight = (da.sel(at) for da in part)
+            mean, weight = (_selected(da, at) for da in part)
             if "level" in mean.dims and "level" in mine[s][0].dims:
                 other_levels = theirs[s][0]["level"].values
                 levels = [v for v in mine[s][0]["level"].values if v in other_levels]
@@ -177,6 +193,13 @@ def _common(
         if first.shape == second.shape:  # ensembles of different sizes have different ranks
             fields[s] = both
     return fields, len(times), leads
+
+
+def _selected(da: xr.DataArray, at: dict[str, Any]) -> xr.DataArray:
+    """Return some labels, or the array itself if it has no others."""
+    if all(np.array_equal(da[d].values, v) for d, v in at.items()):
+        return da
+    return da.sel(at)
 
 
 def _check_dims(first: xr.DataArray, second: xr.DataArray, name: str) -> None:
@@ -199,7 +222,7 @@ def _variable(
     name: str,
     other: str,
     wanted: list[str] | None,
-    level: float,
+    interval: Interval,
 ) -> Iterator[tuple[str, xr.DataArray, int]]:
     """Yield the skill of one variable with its interval: name, values, number of init times."""
     fields, count, leads = _common(scores, baseline, name, other)
@@ -240,7 +263,7 @@ def _variable(
             for one, other in (fields[n] for n in needed)
         ]
         scored = np.logical_and.reduce(both).reshape(count, *skill.shape[1:3], -1).any(axis=-1)
-        estimate = _estimate(skill, scored, level)
+        estimate = _estimate(skill, scored, interval)
         first = fields[needed[0]][0][0]
         dims = ["lead_time", "region", *(str(d) for d in first.dims[3:] if d != "probability_bin")]
         target = name + spec.suffix
@@ -279,7 +302,7 @@ def _means(
         )
 
 
-def _estimate(skill: np.ndarray, scored: np.ndarray, level: float) -> np.ndarray:
+def _estimate(skill: np.ndarray, scored: np.ndarray, interval: Interval) -> np.ndarray:
     """Return the skill, the ends of its interval and its p-value.
 
     Parameters
@@ -288,7 +311,8 @@ def _estimate(skill: np.ndarray, scored: np.ndarray, level: float) -> np.ndarray
         Of all init times, and of all but each of them.
     scored : ndarray of bool, ``(n, lead, region)``
         Where both forecasts were scored.
-    level : float
+    interval : callable
+        Returns half the width of the interval of a mean, and its p-value.
     """
     here, without = skill[0], skill[1:]
     shape = *scored.shape, *[1] * (skill.ndim - 3)
@@ -296,6 +320,6 @@ def _estimate(skill: np.ndarray, scored: np.ndarray, level: float) -> np.ndarray
     with np.errstate(invalid="ignore"):  # the baseline's score is zero
         values = count * here - (count - 1) * without
     values = np.where(scored.reshape(shape) & np.isfinite(values), values, np.nan)
-    half, p = autocorrelation.interval(values, level)
+    half, p = interval(values)
     p = np.where((np.abs(here) < _ROUNDING) & np.isfinite(p), 1.0, p)
     return np.stack([here, here - half, here + half, p])

@@ -32,7 +32,7 @@ _KEPT = 1024**3  # bytes of truth fields kept for later lead times
 class FieldCache:
     """Least-recently-used cache of fields, limited to a number of bytes.
 
-    It is shared by threads, and one of them reads at a time, so that no field is read twice.
+    Thread-safe. Only one thread reads at a time, so no field is read twice.
     """
 
     limit: int = field(default_factory=lambda: _KEPT)
@@ -44,7 +44,7 @@ class FieldCache:
     def get(
         self, keys: Sequence[Any], read: Callable[[list[Any]], dict[Any, np.ndarray]]
     ) -> dict[Any, np.ndarray]:
-        """Return fields by key; ``read`` loads those not in the cache, and perhaps others."""
+        """Return fields by key. ``read`` loads those not cached, and may return others too."""
         out = self._kept(keys)
         if len(out) < len(set(keys)):
             with self.reading:
@@ -93,7 +93,7 @@ class Truth:
     totals : dict of DataArray
         Precipitation and other amounts by name, accumulated over the forecast's period.
     masked : bool
-        Whether values are missing by nature, as in satellite data, so that only points with values
+        Whether missing values are expected, as in satellite data, so that only points with values
         are scored.
     needed : ndarray of int
         Positions of the valid times of the forecast, in increasing order.
@@ -120,7 +120,7 @@ class Truth:
     def read(
         self, kind: str, name: str, times: Sequence[np.datetime64], levels: tuple[float, ...]
     ) -> dict[int, np.ndarray]:
-        """Return fields in the truth's own units by time in ns.
+        """Return fields in the truth's own units, keyed by time in nanoseconds since 1970.
 
         Times that the truth lacks are omitted. :meth:`like` converts the units.
         """
@@ -225,7 +225,7 @@ def read_truth(
         )
     if recognition.is_forecast(ds):
         raise KindError(
-            "the truth is itself a forecast, because it has lead times.",
+            "the truth must be fields, but this Dataset is a forecast (it has lead times).",
             fix="fc.aurora.evaluate(fields), where fields have one time axis",
         )
     found = recognition.recognise(ds)
@@ -259,7 +259,7 @@ def read_truth(
     truth = Truth(fields, rows, columns, position, totals, masked=_is_masked(ds))
     if not len(fields.times):
         raise TruthError(
-            "the truth holds no time.", fix="pass a truth that covers init_time + lead_time"
+            "the truth contains no times.", fix="pass a truth that covers init_time + lead_time"
         )
     valid = (forecast.init_times[:, None] + forecast.leads[None]).ravel()
     truth.needed = np.unique(position.locate(valid[position.has(valid)]))
@@ -276,7 +276,7 @@ def read_truth(
 
 
 def _is_masked(ds: xr.Dataset) -> bool:
-    """Return whether values are missing by nature: satellites do not see snow and the poles."""
+    """Return whether missing values are expected, as in IMERG over snow and near the poles."""
     return ds.attrs.get("xaurora_source") == "IMERG" or "valid_fraction" in ds
 
 
@@ -297,7 +297,7 @@ def _onto(
         )
     ):
         return fields, totals
-    # A region across Greenwich has unrolled longitudes; regridding needs the true ones.
+    # Longitudes of a region across Greenwich leave [0, 360); regridding needs them wrapped.
     true = {"longitude": fields.layout.grid.true_longitude}
 
     def turn(da: xr.DataArray) -> xr.DataArray:

@@ -19,10 +19,10 @@ _READ = 32 * 1024**2  # bytes of a band to read at once
 
 @dataclass(frozen=True)
 class Days:
-    """Position of each time on the circle of days, and weights of the days around each day.
+    """Hour and day of year of each time, and the window weights between days of the year.
 
-    ``place`` holds arrays of time, hour and day indices. A last day of December may occur twice,
-    for itself and for the 366th day that its year lacks. ``weights`` is ``(day, day)``.
+    ``place`` contains arrays of time, hour and day indices. 31 December of a non-leap year occurs
+    twice, as day 365 and as day 366. ``weights`` is ``(day, day)``.
     """
 
     hours: np.ndarray
@@ -33,7 +33,7 @@ class Days:
 
     @staticmethod
     def of(times: np.ndarray, window_days: int) -> Days:
-        """Return the days of some times, and the weights in a window of this length."""
+        """Return the indices and weights for some times and a window length."""
         import pandas as pd
 
         index = pd.DatetimeIndex(times)
@@ -77,17 +77,17 @@ class Wanted:
 
     @property
     def moments(self) -> bool:
-        """Whether sums by day suffice for some."""
+        """Whether a mean or standard deviation is requested, which needs only daily sums."""
         return bool({"mean", "std"} & set(self.statistics))
 
     @property
     def series(self) -> bool:
-        """Whether some need all values at once."""
+        """Whether a quantile or SEEPS statistic is requested, which needs all values at once."""
         return self.dry is not None or "quantile" in self.statistics
 
 
 def bytes_per_point(days: Days, wanted: Wanted, times: int) -> int:
-    """Return the memory that :func:`of_band` needs for each point, roughly."""
+    """Return a rough estimate of the memory in bytes that :func:`of_band` needs per point."""
     table = 8 * len(days.hours) * _DAYS
     moments = 7 * table * wanted.moments  # sums, counts and squares, and what smoothing makes
     # The values as read and as float32, and a window of one hour, sorted and with its weights.

@@ -22,7 +22,8 @@ FRAMES = 16
 _PROBABILITY = 1e-3  # of a warning about any variable, if the frames are drawn as those before
 _SHIFT = 0.3  # standard deviations over the grid; smaller shifts of the mean are not reported
 _RATIO = 1.25  # of standard deviations; smaller ones are not reported
-_FEWEST = 4  # frames, from which a variation can be told
+_FEWEST = 4  # independent frames, from which a variation can be told
+_WEATHER = np.timedelta64(2, "D")  # after which a frame says something new
 _EDGE = 1.01  # grid steps: patches may end one row earlier
 _YEARS = 10  # after which the climate has changed
 _ATTRIBUTES = {
@@ -56,7 +57,9 @@ def source_of(fields: Fields) -> dict[str, str]:
     return out
 
 
-def summarise(frames: Sequence[Frame], levels: Sequence[float]) -> dict[str, Any]:
+def summarise(
+    frames: Sequence[Frame], levels: Sequence[float], times: np.ndarray
+) -> dict[str, Any]:
     """Return how mean and spread of each variable vary between frames.
 
     Parameters
@@ -65,13 +68,16 @@ def summarise(frames: Sequence[Frame], levels: Sequence[float]) -> dict[str, Any
         ``{"surface": {name: (h, w)}, "atmos": {name: (c, h, w)}}``, canonical units.
     levels : sequence of float
         Levels in hPa.
+    times : ndarray of datetime64
+        Of the frames.
 
     Returns
     -------
     dict
-        ``{"frames": n, "variables": {"2t": [mean, its standard deviation from frame to frame, mean
-        logarithm of the standard deviation over the grid, its own standard deviation]}}``;
-        variables on levels are called ``"t 850"``.
+        ``{"independent": n, "variables": {"2t": [...]}}``: the number of frames days apart, and by
+        variable the mean, its standard deviation from frame to frame, the mean logarithm of the
+        standard deviation over the grid, and the standard deviation of that. Variables on levels
+        are called ``"t 850"``.
     """
     rows = [_moments(frame, levels) for frame in frames]
     out = {}
@@ -80,7 +86,8 @@ def summarise(frames: Sequence[Frame], levels: Sequence[float]) -> dict[str, Any
         if (spreads > 0).all():
             logs = np.log(spreads)
             out[name] = [float(f(v)) for v in (means, logs) for f in (np.mean, _deviation)]
-    return {"frames": len(rows), "variables": out}
+    apart = 1 if len(times) < 2 else 1 + int((times.max() - times.min()) / _WEATHER)
+    return {"independent": min(len(rows), apart), "variables": out}
 
 
 def unlike(frame: Frame, levels: Sequence[float], before: Mapping[str, Any]) -> list[str]:
@@ -93,7 +100,7 @@ def unlike(frame: Frame, levels: Sequence[float], before: Mapping[str, Any]) -> 
     before : dict
         As :func:`summarise` returns it.
     """
-    count, known = int(before.get("frames", 0)), before.get("variables", {})
+    count, known = int(before.get("independent", 0)), before.get("variables", {})
     if count < _FEWEST or not known:
         return []
     # Student's t, since the variation itself comes from few frames; corrected for the number of

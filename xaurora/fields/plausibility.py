@@ -125,7 +125,7 @@ def check_frame(
     *,
     whole: bool = False,
 ) -> None:
-    """Raise for values that do not occur on Earth, and for a field that does not vary.
+    """Raise for physically implausible values, and for a field that does not vary.
 
     Cheap: of a large field, a sixteenth of the rows is looked at, others at other times.
 
@@ -313,7 +313,7 @@ def check_total(
 
 
 def check_target_frame(target: targets.Target, values: np.ndarray, time: np.datetime64) -> None:
-    """Raise for values of a target that do not occur on Earth. NaN is left out.
+    """Raise for physically implausible values of a target. NaN is left out.
 
     Parameters
     ----------

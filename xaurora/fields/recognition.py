@@ -157,7 +157,7 @@ def _find_fields(ds: xr.Dataset, found: Recognition) -> None:
 def _add_if_usable(
     da: xr.DataArray, name: str, variable: variables.Variable, found: Recognition
 ) -> None:
-    """Add an amount that only some targets need; a problem with it matters to these alone."""
+    """Add an accumulated variable. Problems are only recorded, since few targets need it."""
     try:
         _add_field(da, name, variable, found)
     except XauroraError as error:
@@ -175,7 +175,7 @@ def _raise_one_level(name: str, level: str) -> None:
 
 def _raise_steps(name: str) -> None:
     raise TimeError(
-        f"'{name}' has the dimension 'step', the steps of GRIB forecasts, as well as time.",
+        f"'{name}' has both a time dimension and 'step', the lead time of a GRIB forecast.",
         fix="open the file with xaurora.open('file.grib'), which combines them into one time axis",
     )
 
@@ -347,7 +347,7 @@ def _hours_of_rate(da: xr.DataArray, name: str, found: Recognition) -> float:
     if found.times is not None and len(found.times) > 1 and periods.spacing_hours(found.times) == 1:
         return 1
     raise UnitsError(
-        f"'{name}' is a rate ({da.attrs['units']}), but the period of its mean is not known.",
+        f"'{name}' is a rate ({da.attrs['units']}), but its averaging period is unknown.",
         fix=(
             f"ds['{name}'].attrs['cell_methods'] = 'time: mean (interval: 1 hour)' with the right"
             " number of hours"
@@ -386,7 +386,7 @@ def add_generic(ds: xr.Dataset, name: str, found: Recognition) -> bool:
     Raises
     ------
     AmbiguousVariableError
-        If it seems to be an amount, or the mean of a flux, over a period.
+        If it seems to be accumulated or averaged over a period.
     """
     if name in found.unusable:
         raise found.unusable[name]

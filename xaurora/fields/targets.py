@@ -28,7 +28,7 @@ ALL = "all"
 """Entry of the targets that stands for Aurora's own variables."""
 
 MIN_VALID_FRACTION = 0.5
-"""Minimum share of a grid cell that must have values in the truth for it to be a target."""
+"""Minimum share of a grid cell with valid truth. Cells below it are masked."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def check_duplicates(targets: Sequence[Target]) -> None:
     names = [t.name for t in targets]
     if doubled := sorted({n for n in names if names.count(n) > 1}):
         raise TargetError(
-            f"{doubled} is named twice among the targets.",
+            f"{doubled} occurs more than once among the targets.",
             fix=f"target={list(dict.fromkeys(names))}",
         )
 
@@ -140,7 +140,7 @@ def _of_fields(fields: Fields, name: str, *, where: str = "data") -> Target:
     if key[0] != "surface":
         raise TargetError(
             f"{name!r} ({item.variable.long_name.lower()}) is not a surface variable with a time"
-            " axis, the only kind that heads predict.",
+            " axis. Heads predict only those.",
             fix="target='tp'",
         )
     da = fields.surface[item.variable.name]
@@ -153,7 +153,7 @@ def _of_fields(fields: Fields, name: str, *, where: str = "data") -> Target:
     whole = precipitation.complete_times(fields.times, period)
     if not len(whole):
         raise TargetError(
-            f"no time of '{item.source}' has all of its {TIMESTEP_HOURS // period} parts, so no"
+            f"no time of '{item.source}' has all {TIMESTEP_HOURS // period} values before it, so no"
             f" {TIMESTEP_HOURS}-hour total can be computed.",
             fix=f"download '{item.source}' for every {period} hour(s)",
         )
@@ -234,7 +234,7 @@ def check_not_predicted(names: Sequence[str]) -> None:
     """Raise for targets that the model itself predicts."""
     if names:
         raise TargetError(
-            f"{list(names)} is among the variables that this model predicts itself.",
+            f"{list(names)} cannot be targets, because this model already predicts them.",
             fix=(
                 "strategy='full' tunes the model's own variables as well as the target; or"
                 " model='tiny', which can learn it as a new variable"
@@ -265,7 +265,7 @@ def check_input_names(names: Sequence[str]) -> None:
     """Raise for names that PyTorch's dictionary of embeddings does not accept as keys."""
     if bad := [n for n in names if n in _TAKEN]:
         raise OptionError(
-            f"{bad} cannot be fed to the encoder under this name.",
+            f"{bad} cannot be the name of an encoder input, because PyTorch reserves it.",
             fix=f"ds.rename({{{bad[0]!r}: '{bad[0]}_target'}})",
         )
 

@@ -23,7 +23,7 @@ logger = logging.getLogger("xaurora")
 
 
 def truth_fields(truth: Given, fields: Fields, names: Sequence[str]) -> Fields:
-    """Return the canonical fields of a truth that hold the targets, or that the data hold too."""
+    """Return the canonical fields of a truth: the targets, and variables shared with the data."""
     if not isinstance(truth, xr.Dataset):
         raise KindError(
             f"truth must be a Dataset of fields, got {type(truth).__name__}.",
@@ -62,9 +62,9 @@ _COMPARED = 8  # frames
 def check_shift(fields: Fields, right: Fields) -> None:
     """Raise if the times of the truth are shifted. Reads a few frames of the shared variables.
 
-    There are two signs. A variable that both hold agrees at another hour but not at its own. Or, if
-    they share no variable, the truth has the same times as the data, all shifted by the same number
-    of hours.
+    A shift is detected if a shared variable agrees at another hour but not at its own. Without a
+    shared variable, it is detected if all times of the truth differ from those of the data by the
+    same number of hours.
     """
     ours, theirs = fields.times, right.times
     if not periods.TimeIndex(theirs).has(ours).any():
@@ -184,8 +184,8 @@ def _hint_of_offset(ours: np.ndarray, theirs: np.ndarray) -> str:
     after = np.minimum(np.searchsorted(theirs, ours), len(theirs) - 1)
     nearest = min(np.abs(theirs[at] - ours).min() for at in (after, np.maximum(after - 1, 0)))
     return (
-        f" The nearest times differ by {nearest / np.timedelta64(1, 'm'):g} minutes: totals are"
-        " labelled with the end of their period."
+        f" The nearest times differ by {nearest / np.timedelta64(1, 'm'):g} minutes. xaurora"
+        " labels totals with the end of their period."
     )
 
 
@@ -216,7 +216,7 @@ def resolve_targets(
 ) -> list[Target]:
     """Return the targets, from the data or from a separate truth.
 
-    Reads some frames to determine what precipitation values stand for.
+    Reads some frames to determine the accumulation period of precipitation.
 
     Raises
     ------

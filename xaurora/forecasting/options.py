@@ -142,6 +142,15 @@ class PredictOptions:
         where it stopped.""",
         command_line="path",
     )
+    overwrite: bool = option(
+        False, "bool", "Whether to replace another forecast in ``store``.", checks.boolean
+    )
+    wait: float = option(
+        0.0,
+        "float",
+        "Seconds to wait if another process still writes to ``store``.",
+        checks.non_negative,
+    )
     batch_size: int = option(1, "int", "Init times in one forward pass.", checks.integer(1))
     devices: int = option(
         1,

@@ -1,4 +1,4 @@
-"""``predict``: init times in, a forecast Dataset or Zarr store out."""
+"""``predict``: run forecasts, and return a Dataset or write a Zarr store."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from xaurora.model.aurora import AuroraWithHead
 from xaurora.model.resolve import ResolvedModel, resolve
 from xaurora.model.tiny import build_tiny
 from xaurora.model.tuned import TunedAurora
+from xaurora.utils.locks import only_writer
 
 logger = logging.getLogger("xaurora")
 
@@ -60,8 +61,8 @@ def predict(ds: xr.Dataset, options: PredictOptions) -> xr.Dataset:
     _warn(used, crop, needs, steps, built_here=model.built_here)
     module = _module(model, needs, used, options.progress)
     attrs = global_attributes(model, module, used, times[0] - batch.STEP)
-    # Resuming a store relies on this hash. A forecast in memory need not read all weights each
-    # time.
+    # Resuming a store relies on this hash, so it is always recomputed. For a forecast in memory
+    # a cached hash is enough.
     attrs["xaurora_weights"] = hashing.state_hash(module, cached=options.store is None)
     attrs |= {"xaurora_halo": halo, "xaurora_precision": options.precision}
     if window is not None:
@@ -87,7 +88,9 @@ def predict(ds: xr.Dataset, options: PredictOptions) -> xr.Dataset:
             job.run(times, first, replicas, sink)
 
         if options.store is not None:
-            return to_store(Path(options.store), writer, run, options.progress)
+            path = Path(options.store)
+            stack.enter_context(only_writer(path, argument="store=", wait=options.wait))
+            return to_store(path, writer, run, options.progress, overwrite=options.overwrite)
         return to_memory(writer, run, options.progress)
 
 
@@ -116,7 +119,7 @@ def _part(
 def _past_order(
     options: PredictOptions, fields: Fields, request: Request, crop: Crop, part: Part
 ) -> PastOrder:
-    """Return the order of past fields that members take, on the points of the output."""
+    """Return the past ranks that give members their spatial and temporal structure."""
     rows, columns = (
         np.arange(n)[kept][inner]
         for n, kept, inner in zip(
@@ -137,7 +140,7 @@ def _warn(fields: Fields, crop: Crop, needs: Needs, steps: list[int], *, built_h
         )
     if crop.left_out:
         logger.warning(
-            "Left out, because they do not fill a patch of %d: %s.", needs.patch_size, crop.left_out
+            "Dropped, outside whole patches of size %d: %s.", needs.patch_size, crop.left_out
         )
 
 
@@ -177,8 +180,8 @@ def _with_inputs(
     if not kept or (explicit and len(kept) < len(times)):
         raise InitTimeError(
             f"the model takes {names} as input, but {len(times) - len(kept)} of {len(times)} init"
-            " time(s) lack it at the init time or six hours before.",
-            fix="add the target to the data, for every hour of the six before both times",
+            " time(s) lack a value at that time or six hours earlier.",
+            fix="add the target to the data; for tp, all hours of the 12 up to the init time",
         )
     return targets.with_inputs(used, found, model.model.inputs), kept
 
@@ -187,7 +190,7 @@ def _last_tuned() -> TunedAurora:
     model = tuned.last()
     if model is None:
         raise NoModelError(
-            "no model was named, and none was tuned in this session.",
+            "no model was given, and none was tuned in this session.",
             fix=(
                 "model='runs/...' for a tuned model, model='small' for the untuned base (without"
                 " tp), or ds.aurora.finetune(target='tp') first"

@@ -1,4 +1,4 @@
-"""What a forecast is asked for: leads, variables, quantiles, thresholds, members."""
+"""The requested output: lead times, variables, quantiles, thresholds and members."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from xaurora.utils.types import LeadsLike
 
 
 def lead_steps(lead: LeadsLike) -> list[int]:
-    """Return the rollout steps of ``lead=``: all up to a single value, or exactly those of a list.
+    """Return the rollout steps for ``lead=``: all steps up to a single value, or those in a list.
 
     Raises
     ------
@@ -66,13 +66,13 @@ def lead_steps(lead: LeadsLike) -> list[int]:
 def resolve_request(
     options: PredictOptions, fields: Fields, needs: Needs, targets: Mapping[str, Any]
 ) -> Request:
-    """Return what is forecast for every init time.
+    """Resolve the options into the output requested for every init time.
 
     Parameters
     ----------
     options : PredictOptions
     fields : Fields
-        The data, for their own names.
+        The data, whose variable names ``variables=`` may use.
     needs : Needs
     targets : dict
         Entries of the targets in the tuned model's config, by name.
@@ -173,7 +173,7 @@ class Request:
 
 
 def target_field(fields: Fields, name: str, target_info: dict[str, Any]) -> Field:
-    """Return the user's form of a target, or the form it was trained in if the data lack it.
+    """Return the output field of a target: as in the data, or as in training if it is not there.
 
     Parameters
     ----------

@@ -6,6 +6,7 @@ Of a forecast that is stored, only the chunks that are being filled are in memor
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -83,7 +84,9 @@ class _Memory:
             self.meter.update(place.stop - place.start)
 
 
-def to_store(path: Path, writer: Writer, run: Run, progress: bool) -> xr.Dataset:
+def to_store(
+    path: Path, writer: Writer, run: Run, progress: bool, *, overwrite: bool = False
+) -> xr.Dataset:
     """Write a forecast to a store, while the next leads are computed.
 
     Init times that an interrupted run has finished are not computed again.
@@ -91,14 +94,19 @@ def to_store(path: Path, writer: Writer, run: Run, progress: bool) -> xr.Dataset
     signature = writer.signature(xr.Dataset(coords=writer.coords()))
     done = 0
     if path.exists():
-        done = stores.count_written_pieces(
+        written = stores.count_written_pieces(
             path,
             _REQUEST,
             signature,
             what="forecast store",
             argument="store=",
             differs="other weights, init times, leads, variables or region",
+            overwrite=overwrite,
         )
+        if written is None:
+            with storage.wrap_write_errors(path):
+                shutil.rmtree(path)
+        done = written or 0
         if done:
             logger.info(
                 "%s: %d of %d init times are already stored.", path, done, len(writer.times)

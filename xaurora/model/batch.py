@@ -25,7 +25,7 @@ from xaurora.utils.types import Given, TimesLike
 
 STEP = np.timedelta64(TIMESTEP_HOURS, "h")
 Guard: TypeAlias = Literal["raise", "warn", "off"]
-"""What is done about values that do not occur on Earth."""
+"""How physically implausible values are handled."""
 
 logger = logging.getLogger("xaurora")
 
@@ -110,7 +110,7 @@ def metadata(
 
 
 def resolve_times(times: np.ndarray, wanted: TimesLike) -> list[np.datetime64]:
-    """Return the requested init times, all of which have their history.
+    """Return the requested init times, after checking that each has a state six hours before.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def resolve_times(times: np.ndarray, wanted: TimesLike) -> list[np.datetime64]:
         chosen = list(with_history)
         if isinstance(wanted, slice) and not chosen:
             raise InitTimeError(
-                f"no init time with its history lies in {wanted!r}; the data run from"
+                f"no time in {wanted!r} has a state six hours before it; the data run from"
                 f" {_name(times[0])} to {_name(times[-1])}.",
                 fix="time=None forecasts from every time that has its history",
             )
@@ -211,21 +211,20 @@ def frame(
     pool : Executor, optional
         Reads the variables concurrently, so that a frame from a slow store takes as long as one
         request.
+    guard : {"raise", "warn", "off"}
+        What is done about physically implausible values.
 
     Returns
     -------
     dict
         ``{"surface": {name: (h, w)}, "atmos": {name: (c, h, w)}}``, canonical units, float32.
 
-    guard : {"raise", "warn", "off"}
-        What is done about values that do not occur on Earth.
-
     Raises
     ------
     MissingValuesError
         If a field holds NaN.
     ImplausibleValuesError
-        If ``guard`` is ``"raise"`` and a value does not occur on Earth, or a field does not vary.
+        If ``guard`` is ``"raise"`` and a value is physically implausible, or a field does not vary.
     """
     place = int(np.flatnonzero(fields.times == time)[0]) if index is None else index
 
@@ -236,8 +235,8 @@ def frame(
         variable = getattr(fields, kind).variables[name][place]
         source = fields.layout.fields[kind, name].source
         values = indexed.read(variable, source, f" at {_name(time)}")
-        # A sum of squares is faster, and not finite if any value is not. It may also overflow, so
-        # the values themselves are checked then.
+        # Fast check: the sum of squares is not finite if any value is not. It may also overflow, so
+        # all values are checked only in that case.
         with np.errstate(invalid="ignore", over="ignore"):
             flat = values.reshape(-1)
             total = np.dot(flat, flat)
@@ -358,7 +357,7 @@ def _stacked(pairs: list[list[np.ndarray]]) -> np.ndarray:
 
 
 def from_batch(batch: Batch, fields: Fields) -> xr.Dataset:
-    """Return a Batch in the form of the Dataset that ``fields`` came from.
+    """Convert a Batch to a Dataset with the names, units and order of the original data.
 
     Parameters
     ----------

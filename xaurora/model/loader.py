@@ -1,4 +1,4 @@
-"""Read training samples: cache frames, prefetch in threads, and shuffle by the seed alone."""
+"""Read training samples: cache states and targets, and prefetch in threads."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ R = TypeVar("R")
 
 
 class LatentSource(Protocol):
-    """What is read instead of inputs: :class:`xaurora.training.latents.Latents`."""
+    """Source of latents that replace inputs, :class:`xaurora.training.latents.Latents`."""
 
     def find(self, time: np.datetime64) -> torch.Tensor | None:
         """Return the latents of an init time, if they are stored."""
@@ -81,7 +81,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Guards:
-    """What is done about values that do not occur on Earth.
+    """What is done about physically implausible values.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ class Loader:
     targets : dict of DataArray
         By name, ``(time, h, w)``, canonical units, on the same grid.
     scored : Fields, optional
-        The base's own variables that are scored, if any, without targets among the inputs.
+        Aurora's own variables, if they are scored, without targets that are inputs.
     budget, most : int
         Bytes of frames to cache, and largest number of frames.
     latents : Latents, optional
@@ -115,7 +115,7 @@ class Loader:
         Number of variables that are requested at the same time if the store is slow. With 0 they
         are read one after another.
     guards : Guards, optional
-        What is done about values that do not occur on Earth.
+        What is done about physically implausible values.
     pin : bool
         Put inputs into pinned memory, from which a GPU copies faster.
     """
@@ -294,7 +294,7 @@ def _size(frame: dict[str, dict[str, np.ndarray]]) -> int:
 def prefetch(
     items: Iterable[T], read: Callable[[T], R], workers: int, most: int | None = None
 ) -> Iterator[tuple[T, R]]:
-    """Yield items with what was read for them, in order, while threads read the next ones.
+    """Yield each item with its result, in order, while threads read the following items.
 
     Parameters
     ----------
@@ -305,8 +305,8 @@ def prefetch(
     workers : int
         Number of threads. With 0 each item is read when it is requested.
     most : int, optional
-        Largest number of items to prefetch, by default ``workers``. Whenever the next item is not
-        ready in time, one more is prefetched from then on, in an additional thread.
+        Largest number of items to prefetch, by default ``workers``. The number grows by one, with
+        one more thread, whenever the next item is not ready in time.
     """
     if not workers:
         for item in items:

@@ -18,7 +18,7 @@ HEAD_RATE = 1e-3
 PRETRAINED_RATE = 5e-5
 """For pretrained parameters: one-step full fine-tuning (Bodnar et al. 2025, supplement D)."""
 SCRATCH_RATE = 2e-3
-"""For the random parameters of a tiny model, where nothing pretrained can be lost, and its head."""
+"""For a tiny model with random weights, and its head."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What decides which parameters get a gradient, and how fast they learn.
+    """Training settings that determine which parameters get gradients, and their learning rates.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def _decoder_parts(base: Aurora, layers: int | tuple[str, ...] | None) -> list[n
 
 
 def _freeze_unused_lora(base: Aurora, rollout_steps: int) -> None:
-    """Freeze LoRAs that upstream's modes leave out of the first steps and get no gradient."""
+    """Freeze LoRA weights that are not used in this many steps and would get no gradient."""
     for module in base.modules():
         if isinstance(module, adapters.LoRARollout):
             if module.mode == "from_second" and rollout_steps == 1:

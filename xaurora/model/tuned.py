@@ -157,13 +157,21 @@ class TunedAurora:
     def __repr__(self) -> str:
         return self.summary()
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the artefact. An older one at ``path`` is kept until the new one is complete.
+
+        Parameters
+        ----------
+        path : path
+            A folder.
+        overwrite : bool
+            Whether to replace an older tuned model.
 
         Raises
         ------
         SaveError
-            If writing fails (full disk, no permission). Nothing is changed then.
+            If something is there already, or writing fails (full disk, no permission). Nothing is
+            changed then.
         """
         path = Path(path)
         if (
@@ -175,6 +183,7 @@ class TunedAurora:
                 f"'{path}' exists and is not a tuned model, so it is not overwritten.",
                 fix="choose another folder",
             )
+        storage.check_overwrite(path, overwrite=overwrite)
         storage.replace_folder(path, self._write)
         self.path = path
         return path

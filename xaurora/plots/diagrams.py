@@ -18,6 +18,7 @@ from xaurora.plots.panels import (
     at_lead,
     at_threshold,
     axes,
+    colour_of,
     display_scale,
     first_scores,
     label_of,
@@ -40,6 +41,7 @@ def threshold_curve(
     *,
     region: str | None = None,
     lead: LeadLike | None = None,
+    colours: Mapping[str, str] | None = None,
     ax: AnyAxes = None,
 ) -> AnyAxes:
     """Draw a categorical score by threshold.
@@ -53,6 +55,8 @@ def threshold_curve(
         Scores from ``evaluate``, by label.
     name, metric, region, lead
         What to draw. By default the first region and, for several forecasts, the first lead time.
+    colours : dict of str, optional
+        Colours of the forecasts' lines.
     ax : matplotlib axes, optional
 
     Returns
@@ -78,7 +82,8 @@ def threshold_curve(
                     ),
                 )
             )
-    for (label, da), colour in zip(lines, COLOURS * 9, strict=False):
+    for i, (label, da) in enumerate(lines):
+        colour = colour_of(label, i, colours)
         values = (
             da.where(da > 0) if metric == "frequencybias" else da
         )  # a bias of 0 (never exceeded) cannot be shown on a logarithmic axis
@@ -106,6 +111,15 @@ def threshold_curve(
     return ax
 
 
+def _middle(da: xr.DataArray) -> float:
+    """Return the middle one of the thresholds at which there are values."""
+    rest = [d for d in da.dims if d != "threshold_mm"]
+    values = da["threshold_mm"].values
+    scored = values[da.notnull().any(rest).values]
+    values = scored if len(scored) else values
+    return float(values[len(values) // 2])
+
+
 def fss_curve(
     scores: xr.Dataset | Mapping[str, xr.Dataset],
     name: str = "tp",
@@ -113,6 +127,7 @@ def fss_curve(
     threshold_mm: float | None = None,
     region: str | None = None,
     lead: LeadLike = 0,
+    colours: Mapping[str, str] | None = None,
     ax: AnyAxes = None,
 ) -> AnyAxes:
     """Draw the FSS by neighbourhood size.
@@ -129,11 +144,11 @@ def fss_curve(
         if len(several) == 1 and threshold_mm is None:
             lines += [(f"{t:g} mm", da.sel(threshold_mm=t)) for t in da["threshold_mm"].values]
         else:
-            middle = float(da["threshold_mm"][len(da["threshold_mm"]) // 2])
             lines.append(
-                (label, at_threshold(da, middle if threshold_mm is None else threshold_mm))
+                (label, at_threshold(da, _middle(da) if threshold_mm is None else threshold_mm))
             )
-    for (label, da), colour in zip(lines, COLOURS * 9, strict=False):
+    for i, (label, da) in enumerate(lines):
+        colour = colour_of(label, i, colours)
         ax.plot(da["neighborhood_size"], da, "o-", label=label, color=colour, markersize=4)
     ax.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
     ax.set_xticks(lines[0][1]["neighborhood_size"].values)
@@ -156,6 +171,7 @@ def reliability(
     threshold_mm: float | None = None,
     region: str | None = None,
     lead: LeadLike = 0,
+    colours: Mapping[str, str] | None = None,
     ax: AnyAxes = None,
 ) -> AnyAxes:
     """Draw a reliability diagram: observed frequency by forecast probability.
@@ -174,13 +190,14 @@ def reliability(
         wanted = (
             every
             if len(several) == 1 and threshold_mm is None
-            else [every[len(every) // 2] if threshold_mm is None else threshold_mm]
+            else [_middle(da) if threshold_mm is None else threshold_mm]
         )
         lines += [
             (f"{t:g} mm" if len(several) == 1 else label, ds, at_threshold(da, t)) for t in wanted
         ]
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
-    for (label, ds, da), colour in zip(lines, COLOURS * 9, strict=False):
+    for i, (label, ds, da) in enumerate(lines):
+        colour = colour_of(label, i, colours)
         at = {k: da[k] for k in ("region", "lead_time", "threshold_mm")}
         share = ds[f"{name}_bin_share"].sel(at).values
         p = ds[f"{name}_forecast_probability"].sel(at).values

@@ -1,4 +1,4 @@
-"""Maps of forecasts: one, beside the truth, and several models side by side."""
+"""Maps of a forecast, alone or beside the truth, and of several models side by side."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _pick(
     da = da.rename(
         {k: v for k, v in ((levels, "level"), (members, "number")) if k != v and k in da.dims}
     )
-    for dim in (init_dim, lead_dim):  # one time of a forecast is a forecast
+    for dim in (init_dim, lead_dim):  # keep a single init or lead time as a dim
         if dim in da.coords and dim not in da.dims:
             da = da.expand_dims(dim)
     try:
@@ -158,7 +158,7 @@ def _truth_of(
     key = next((k for k, item in known.fields.items() if item.source == name), None)
     if key is None:
         raise MissingVariableError(
-            f"'{name}' is not a variable that forecast and truth have in common.",
+            f"'{name}' is not in both the forecast and the truth.",
             fix="plot('tp', truth=...)",
         )
     item = known.fields[key]

@@ -24,6 +24,7 @@ def lead_curve(
     region: str | None = None,
     level: float | None = None,
     intervals: bool = True,
+    colours: Mapping[str, str] | None = None,
     ax: AnyAxes = None,
 ) -> AnyAxes:
     """Plot one metric by lead time, with one line per forecast.
@@ -38,15 +39,18 @@ def lead_curve(
     intervals : bool
         With two or more forecasts, draw error bars on the first line: the 95 % interval of its
         difference from the next forecast that it can be paired with (:func:`xaurora.significance`).
+    colours : dict of str, optional
+        Colours of the forecasts' lines.
     ax : matplotlib axes, optional
     """
-    from xaurora.plots.panels import COLOURS, axes, display_scale, label_of, scores_by_label
+    from xaurora.plots.panels import axes, colour_of, display_scale, label_of, scores_by_label
 
     ax = axes(ax, (6.0, 4.0))
     units, several = "", scores_by_label(scores)
     first = next(iter(several.values()))
     key = first[name].attrs.get("xaurora_variable") if name in first else None
-    for (label, ds), colour in zip(several.items(), COLOURS * 9, strict=False):
+    for i, (label, ds) in enumerate(several.items()):
+        colour = colour_of(label, i, colours)
         found = _name_in(ds, name, key)
         if found is None or metric not in ds["metric"].values:
             continue

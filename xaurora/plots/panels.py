@@ -1,8 +1,9 @@
-"""Parts that the diagrams share: axes, colours, labels, and selecting from scores."""
+"""Helpers shared by the plots: axes, colours, labels, and selection of scores."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -22,6 +23,16 @@ def axes(ax: AnyAxes, size: tuple[float, float] = (5.2, 3.8)) -> AnyAxes:
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=size, layout="constrained")[1]
+
+
+def colour_of(label: str, position: int, colours: Mapping[str, str] | None) -> str:
+    """Return the colour of a model's line: the one it has elsewhere, or that of its position."""
+    return (colours or {}).get(label, COLOURS[position % len(COLOURS)])
+
+
+def model_colours(labels: Sequence[str]) -> dict[str, str]:
+    """Return a colour for each model, to be the same in all figures of a page."""
+    return {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)}
 
 
 def scores_by_label(scores: xr.Dataset | Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
@@ -76,10 +87,15 @@ def select_metric(
     return da
 
 
-def display_scale(da: xr.DataArray, name: str, metric: str) -> tuple[float, str]:
+_SHOWN_IN = {"kg kg-1": ("g/kg", 1e3), "Pa": ("hPa", 1e-2)}
+"""Units that suit the size of errors, and the factor from canonical ones."""
+
+
+def display_scale(da: xr.DataArray | xr.Variable, name: str, metric: str) -> tuple[float, str]:
     """Return the factor by which a score is multiplied for display, and its units.
 
-    Precipitation is shown in mm, squared errors in squared units, and ratios without units.
+    Precipitation is shown in mm, humidity in g/kg and pressure in hPa; squared errors in squared
+    units, and ratios without units.
     """
     from xaurora.evaluation.metrics import ALIASES, METRICS
 
@@ -90,8 +106,11 @@ def display_scale(da: xr.DataArray, name: str, metric: str) -> tuple[float, str]
         return 1.0, ""
     known = variables.find(name)
     factor = 1.0
-    if known is not None and known.accumulated and (scale := conversion(units, "m")):
-        factor, units = 1e3 * scale[0], "mm"
+    if known is not None and (scale := conversion(units, known.units)):
+        shown, more = ("mm", 1e3) if known.accumulated else _SHOWN_IN.get(known.units, ("", 1.0))
+        if shown:
+            factor, units = more * scale[0], shown
+    units = re.sub(r"^m s ?(\*\*|\^)?-1$", "m/s", units)
     return (
         (factor, units)
         if kind == "own"
@@ -99,9 +118,25 @@ def display_scale(da: xr.DataArray, name: str, metric: str) -> tuple[float, str]
     )
 
 
+_ACRONYMS = (
+    "rmse",
+    "mse",
+    "mae",
+    "acc",
+    "crps",
+    "seeps",
+    "csi",
+    "ets",
+    "fss",
+    "pod",
+    "far",
+    "pofd",
+)
+
+
 def label_of(metric: str) -> str:
     """Return the label of a metric for display."""
-    return metric.upper() if len(metric) <= 5 else metric.replace("_", " ")
+    return metric.upper() if metric in _ACRONYMS else metric.replace("_", " ")
 
 
 def lead_label(da: xr.DataArray) -> str:
@@ -127,7 +162,7 @@ def thresholds_axis(ax: AnyAxes, values: np.ndarray) -> None:
 
 
 def plain_ticks(ax: AnyAxes, which: str) -> None:
-    """Make an axis logarithmic, with plain numbers at 1, 2 and 5."""
+    """Make an axis logarithmic, with ticks at 1, 2 and 5 times powers of ten."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     getattr(ax, f"set_{which}scale")("log")

@@ -132,7 +132,7 @@ def _stack_levels(pieces: list[xr.Dataset], reference: Recognition) -> list[xr.D
 
 
 def _concat(members: list[xr.Dataset], dim: str) -> xr.Dataset:
-    """Return Datasets with the same variables one after another along ``dim``. Lazy."""
+    """Concatenate Datasets with the same variables along ``dim``. Lazy."""
     lead = members[0]
     joined = xr.concat(
         _same_coordinates([m.drop_vars(list(m.data_vars)) for m in members], dim),
@@ -154,9 +154,9 @@ def _concat(members: list[xr.Dataset], dim: str) -> xr.Dataset:
 
 
 def _same_coordinates(members: list[xr.Dataset], dim: str) -> list[xr.Dataset]:
-    """Return Datasets with the coordinates along ``dim`` that any of them has.
+    """Give all Datasets the same coordinates along ``dim``, filling those that some lack.
 
-    CDS files have ``expver`` only since 2024. Where it is missing it is unknown: an empty string.
+    CDS files have ``expver`` only since 2024. Missing strings become empty, other values NaN.
     """
     extra = {name: m[name] for m in members for name in m.coords if m[name].dims == (dim,)}
     out = []
@@ -172,7 +172,7 @@ def _same_coordinates(members: list[xr.Dataset], dim: str) -> list[xr.Dataset]:
 
 
 def _drop_repeated(joined: xr.Dataset, members: list[xr.Dataset], dim: str) -> xr.Dataset:
-    """Return one of each time that several files hold, if they hold the same values.
+    """Drop times that occur in several files, after checking that their values agree.
 
     Compares up to three such times.
 
@@ -208,7 +208,7 @@ def _drop_repeated(joined: xr.Dataset, members: list[xr.Dataset], dim: str) -> x
 def _same_grid(piece: xr.Dataset, lead: xr.Dataset, reference: Recognition) -> xr.Dataset:
     """Return the Dataset in the order and with the coordinates of the reference grid and levels.
 
-    Identical coordinates keep a later merge from joining on small differences.
+    Without identical coordinates, a later merge would treat rounding differences as new points.
 
     Raises
     ------
@@ -281,7 +281,7 @@ def _concatenate(pieces: list[xr.Dataset], time_dim: str) -> list[xr.Dataset]:
         for name in map(str, group.data_vars):
             if name in seen:
                 raise SourceError(
-                    f"'{name}' is in several files that hold different variables.",
+                    f"'{name}' is in several files whose other variables differ.",
                     fix=f"drop it from one: xr.open_dataset(path).drop_vars('{name}')",
                 )
             seen[name] = i
@@ -370,7 +370,7 @@ def _merge_statics(
         fresh = [str(name) for name in piece.data_vars if name not in main]
         if known := [str(name) for name in piece.data_vars if name in main]:
             logger.info(
-                "%s: also in the time-dependent files, whose fields are kept.", ", ".join(known)
+                "%s: in static and time-dependent files; the latter are used.", ", ".join(known)
             )
         main = main.assign({name: piece[name] for name in fresh})
     return main

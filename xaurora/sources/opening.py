@@ -51,8 +51,8 @@ def open(
         ``{}`` for dask arrays with the files' own chunks, or chunks by dim. By default variables
         are read when they are indexed, without dask.
     variables : sequence of str, optional
-        Keep only these variables, by the files' names or by Aurora's (``"2t"``), and those that are
-        not recognised only if they are named.
+        Keep only these variables, given by their names in the files or by Aurora's (``"2t"``).
+        Unrecognised variables can only be given by their names in the files.
     levels : sequence of float, optional
         Keep only these pressure levels in hPa.
     storage_options : mapping, optional
@@ -91,7 +91,7 @@ def open(
     pieces = [_with_ends(piece) for piece in pieces if piece.data_vars]
     if not pieces:
         raise SourceError(
-            "none of the files holds a variable.", fix="inspect them with xr.open_dataset(path)"
+            "the files contain no variables.", fix="inspect them with xr.open_dataset(path)"
         )
     if any(recognition.is_forecast(piece) for piece in pieces):
         if len(pieces) > 1:
@@ -104,7 +104,7 @@ def open(
 
 
 def _with_ends(ds: xr.Dataset) -> xr.Dataset:
-    """Return a file whose totals end at their times, before it is joined with others."""
+    """Relabel totals by the end of their period, if the file has time bounds."""
     if recognition.is_forecast(ds) or not any(
         "bounds" in c.attrs or "bounds" in c.encoding for c in ds.coords.values()
     ):
@@ -249,7 +249,7 @@ def _is_hdf5(path: str) -> bool:
 def _is_consolidated(path: Path) -> bool:
     """Return whether a Zarr store has consolidated metadata.
 
-    xarray warns if it has to find out by trying.
+    If ``consolidated`` is not given, xarray tries both and may warn.
     """
     if (path / "zarr.json").is_file():
         try:
@@ -271,8 +271,8 @@ def _read_grib(path: str) -> list[xr.Dataset]:
         raise MissingExtraError(
             f"'{path}' is GRIB, which needs cfgrib.", fix="pip install 'xaurora[grib]'"
         ) from None
-    # The index is kept for this call alone, so that it is made once and not once for each kind of
-    # variable. Beside the data it might be stale, and the folder may be read-only.
+    # cfgrib's index is written to a temporary folder, so that it is built once per call, not once
+    # per type of variable. Beside the data it could be stale, and the folder may be read-only.
     with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="xaurora-") as folder:
         # cfgrib relies on xarray's merge defaults, which warn for every file
         warnings.simplefilter("ignore")
@@ -327,7 +327,7 @@ def _flatten_steps(ds: xr.Dataset) -> xr.Dataset:
     if flat.indexes["time"].has_duplicates:
         raise SourceError(
             "several forecasts in this GRIB file are valid at the same time.",
-            fix="keep one of them, for example ds.isel(step=slice(0, 12)), before opening it here",
+            fix="open it with cfgrib and keep one of them, for example ds.isel(step=slice(0, 12))",
         )
     leading = [d for d in probe.dims if d not in ("time", "step")]
     return flat.transpose("time", *leading)

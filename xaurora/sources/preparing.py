@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,23 +55,24 @@ def prepare(
     region: RegionLike | None = None,
     time: PeriodLike = None,
     bits: int | None = None,
+    overwrite: bool = False,
     client: Given = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Write a training store. See :meth:`xaurora.accessor.AuroraAccessor.prepare`.
 
-    ``needs`` returns what a model needs of the fields, without some variables. With None all
-    recognised variables are stored.
+    ``needs`` maps the fields and the names of the targets to the requirements of the model.
+    With None, all recognised variables are stored.
     """
     if not isinstance(path, str | Path) or not str(path):
         raise OptionError(
-            f"path must be a path that is not empty, got {path!r}.",
+            f"path must be a non-empty path, got {path!r}.",
             fix="ds.aurora.prepare('training.zarr')",
         )
     whole = isinstance(bits, int | np.integer) and not isinstance(bits, bool)
     if bits is not None and not (whole and 1 <= bits <= _MANTISSA):
         raise OptionError(
-            f"bits={bits!r} is not a number of mantissa bits: an integer from 1 to {_MANTISSA}.",
+            f"bits={bits!r} must be a number of mantissa bits, an integer from 1 to {_MANTISSA}.",
             fix="bits=12",
         )
     path = Path(path)
@@ -91,7 +93,7 @@ def prepare(
     template.attrs |= {_ATTRIBUTE: signature, stores.PIECES: len(numbered)}
     shared = pieces.Pieces(path.with_name(f".{path.name}.pieces"), len(numbered))
     work = _Work(path, {n: da for n, (da, _) in variables.items()}, bits, numbered, shared)
-    complete = _begin(work, template, encoding, signature)
+    complete = _begin(work, template, encoding, signature, overwrite=overwrite)
     size = sum(v.nbytes for v in template.data_vars.values())
     files = sum(-(-count // encoding[n]["shards"][0]) for n in lengths)
     log_line(
@@ -115,7 +117,7 @@ def prepare(
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some times of one variable: whole files of the store, written by one process."""
+    """A range of times of one variable that fills whole shards, written by one process."""
 
     name: str
     first: int
@@ -124,7 +126,7 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Work:
-    """What is written where; it is sent to other processes."""
+    """Everything a worker needs to write pieces. It is pickled for other processes."""
 
     path: Path
     arrays: dict[str, xr.DataArray]
@@ -149,7 +151,14 @@ def _attempt(work: _Work, number: int) -> tuple[int, bool]:
     return number, work.shared.attempt(number, work.write)
 
 
-def _begin(work: _Work, template: xr.Dataset, encoding: dict[str, Any], signature: str) -> bool:
+def _begin(
+    work: _Work,
+    template: xr.Dataset,
+    encoding: dict[str, Any],
+    signature: str,
+    *,
+    overwrite: bool,
+) -> bool:
     """Create the store, or check that an existing one is the same; return whether it is complete.
 
     Raises
@@ -159,28 +168,32 @@ def _begin(work: _Work, template: xr.Dataset, encoding: dict[str, Any], signatur
     """
     path, shared = work.path, work.shared
 
-    def is_complete() -> bool:
-        return shared.count == stores.count_written_pieces(
+    def is_complete() -> bool | None:
+        written = stores.count_written_pieces(
             path,
             _ATTRIBUTE,
             signature,
             what="prepared store",
             argument="path",
             differs="other variables, times, region, bits or values",
+            overwrite=overwrite,
         )
+        return None if written is None else written == shared.count
 
     if path.exists() and is_complete():
         _check_same_values(work, range(shared.count))
         return True
     try:
         with storage.wrap_write_errors(path), shared.alone():
+            if path.exists() and is_complete() is None:
+                shutil.rmtree(path)
             if not path.exists():
                 shared.open()
                 stores.create(path, template, encoding)
-            elif is_complete():  # since a moment ago
+            elif is_complete():  # completed by another process meanwhile
                 shared.clear()
                 return True
-            elif not shared.is_open:  # moved here without what was known of its pieces
+            elif not shared.is_open:  # the store was moved without its folder of finished pieces
                 shared.open()
     except BaseException:
         if not path.exists():
@@ -193,7 +206,7 @@ def _begin(work: _Work, template: xr.Dataset, encoding: dict[str, Any], signatur
 
 
 def _finish(work: _Work) -> None:
-    """Mark the store as complete, and remove what killed writers have left."""
+    """Mark the store as complete, and delete partial files of killed writers."""
     with storage.wrap_write_errors(work.path):
         for left in work.path.rglob("*.partial"):
             left.unlink(missing_ok=True)
@@ -261,7 +274,7 @@ def _accumulates(fields: Fields, name: str) -> bool:
 
 
 def _attrs(item: Field) -> dict[str, Any]:
-    """Return the attributes that remain true for canonical values."""
+    """Return the attributes that are still valid in canonical units."""
     kept = {
         k: v for k, v in item.attrs.items() if k in ("standard_name", "long_name", "short_name")
     }
@@ -400,7 +413,7 @@ def _signature(
 
 
 def _check_same_values(work: _Work, finished: Sequence[int]) -> None:
-    """Raise if stored values differ from the source, at the end of a few finished pieces.
+    """Compare stored values with the source, at the last time of a few finished pieces.
 
     Raises
     ------

@@ -44,6 +44,8 @@ _MAY_DIFFER = (
     "latents",
     "first_look",  # what it found is compared
     "strict",
+    "overwrite",
+    "wait",
 )
 
 
@@ -151,26 +153,41 @@ def read_tensors(folder: Path, expected: str | None = None) -> dict[str, Any]:
         ) from error
 
 
-def check(folder: Path, *, resume: bool) -> dict[str, Any] | None:
+def check(folder: Path, *, resume: bool, overwrite: bool = False) -> dict[str, Any] | None:
     """Return the run to resume, or None to start a new one.
 
     Raises
     ------
-    OptionError
-        If the folder holds an unfinished run and ``resume`` is False.
+    SaveError
+        If the folder holds a run, and neither ``resume`` nor ``overwrite`` is set.
     """
+    if overwrite and not resume:
+        return None
     run = read_run(folder)
     if run is None:
+        if any(tuned_in(folder / part) for part in ("best", "last")):
+            raise SaveError(
+                f"'{folder}' contains a tuned model; it would be lost.",
+                fix="overwrite=True to replace it, or another out=",
+            )
         return None
-    if not resume:
-        if run.get("finished"):
-            return None
-        raise OptionError(
-            f"'{folder}' contains a run that stopped at step {run['step']} of {run['total']}; it"
-            " would be lost.",
-            fix="resume=True to continue it, or another out=",
-        )
-    return run
+    if resume:
+        return run
+    if run.get("finished"):
+        what, more = "a finished run", "resume=True to load it"
+    else:
+        what = f"a run that stopped at step {run['step']} of {run['total']}"
+        more = "resume=True to continue it"
+    raise SaveError(
+        f"'{folder}' contains {what}; it would be lost.",
+        fix=f"{more}, overwrite=True to replace it, or another out=",
+    )
+
+
+def tuned_in(folder: Path) -> bool:
+    """Return whether a folder holds a tuned model."""
+    storage.recover(folder)
+    return (folder / "config.json").exists()
 
 
 def check_visible(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import logging
@@ -31,6 +32,7 @@ from xaurora.training.plan import Plan, check_options, plan
 from xaurora.training.scan import TargetScan, keep, scan_targets
 from xaurora.training.sound import Skipped, SoundReader
 from xaurora.utils import storage
+from xaurora.utils.locks import only_writer
 from xaurora.utils.progress import log_line
 
 if TYPE_CHECKING:
@@ -49,8 +51,20 @@ def finetune(ds: xr.Dataset, options: FinetuneOptions) -> TunedAurora:
     folder = _out_folder(options)
     fabric = parallel.launch(options)
     folder = Path(fabric.broadcast(str(folder)))  # the name may contain the current time
+    with contextlib.ExitStack() as stack:
+        writer = only_writer(folder, argument="out=", wait=options.wait)
+        parallel.run_on_first(fabric, lambda: stack.enter_context(writer))
+        result = _train(ds, options, folder, fabric)
+    result.model = result.model.with_window(None)
+    tuned.remember(result)
+    return result
+
+
+def _train(ds: xr.Dataset, options: FinetuneOptions, folder: Path, fabric: Fabric) -> TunedAurora:
+    """Train in a folder that no other process writes to."""
     checkpoint = parallel.run_on_first(
-        fabric, lambda: checkpoints.check(folder, resume=options.resume)
+        fabric,
+        lambda: checkpoints.check(folder, resume=options.resume, overwrite=options.overwrite),
     )
     if checkpoint is not None and not checkpoint.get("finished"):
         checkpoints.check_visible(folder)
@@ -90,8 +104,6 @@ def finetune(ds: xr.Dataset, options: FinetuneOptions) -> TunedAurora:
             ) from error
         if fabric.global_rank == 0:
             _draw_history(result, folder)
-    result.model = result.model.with_window(None)
-    tuned.remember(result)
     return result
 
 
@@ -99,7 +111,7 @@ def _log_plan(made: Plan) -> None:
     logger.info("%s", made.samples)
     if made.left_out:
         logger.info(
-            "Left out, because they do not fill a patch of %d: %s.",
+            "Dropped, outside whole patches of size %d: %s.",
             made.needs.patch_size,
             made.left_out,
         )
@@ -109,7 +121,7 @@ def _log_run(made: Plan, scan: TargetScan, model: BuiltModel, folder: Path) -> N
     shown = made.options.progress
     if made.samples.skipped:
         log_line(str(made.samples), shown=shown)
-    same = " (the same ones)" if made.split.same else ""
+    same = " (identical to the training samples)" if made.split.same else ""
     log_line(
         f"{len(scan.train)} training samples, {len(scan.validation)} validation samples{same};"
         f" output in {folder}",
@@ -168,7 +180,7 @@ def _open_latent_store(
     init_times: np.ndarray,
     check: Callable[[np.ndarray], None],
 ) -> latents.LatentStore | None:
-    """Return the store of latents, or None if nothing can be written there."""
+    """Open the latent store, or return None if its folder is not writable."""
     fields = model.fields
     in_memory = all(
         v._in_memory for part in (fields.surface, fields.atmos) for v in part.variables.values()

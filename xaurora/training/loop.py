@@ -290,7 +290,9 @@ class Trainer:
         if self.is_sharded:
             result.model.load_state_dict(parallel.gathered_state(self.module))
         saved = TunedAurora(result.model, result.needs, result.config, history)
-        parallel.run_on_first(self.fabric, lambda: saved.save(self.run.folder / name))
+        parallel.run_on_first(
+            self.fabric, lambda: saved.save(self.run.folder / name, overwrite=True)
+        )
 
     def save_checkpoint(self) -> None:
         """Write everything that is needed to resume."""
@@ -348,7 +350,7 @@ class Trainer:
             log_line(f"{count} sample(s) could not be read and were skipped.", shown=self.shown)
 
         def save() -> None:
-            result.save(folder / "best")
+            result.save(folder / "best", overwrite=True)
             settings, step = self.run.settings, progress.step
             checkpoints.finish(folder, {"settings": settings, "step": step, "total": self.total})
 

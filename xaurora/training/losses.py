@@ -32,14 +32,14 @@ Trim = tuple[slice, slice]
 
 @dataclass(frozen=True)
 class Domain:
-    """Where fields are scored.
+    """The part of a grid that is scored, with area weights.
 
     Parameters
     ----------
     area : torch.Tensor, ``(h, 1)``
         Relative cell areas.
     trim : tuple of slice
-        Rows and columns inside the halo.
+        Rows and columns that remain after removing the halo.
     """
 
     area: torch.Tensor
@@ -54,7 +54,7 @@ class Domain:
 
 @dataclass(frozen=True)
 class Domains:
-    """Where Aurora's own variables are scored, and where the targets are."""
+    """The domains on which Aurora's own variables and the targets are scored."""
 
     base: Domain
     targets: Domain
@@ -120,9 +120,9 @@ def valid_target(head: DistributionHead, target: torch.Tensor) -> torch.Tensor:
 
 
 def mean(values: torch.Tensor, target: torch.Tensor, domain: Domain) -> torch.Tensor:
-    """Return the mean over samples of the area mean over points with truth, without the halo.
+    """Return the area-weighted mean over points with truth, averaged over samples.
 
-    A sample without any truth contributes zero.
+    The halo is excluded, and a sample without any truth contributes zero.
     """
     rows, columns = domain.trim
     weight = (torch.isfinite(target) * domain.area)[..., rows, columns]

@@ -90,3 +90,14 @@ def check_replay_buffer(name: str, value: Given) -> ReplayOptions:
     if isinstance(value, ReplayOptions):
         return value
     return ReplayOptions(checks.integer(1, example=200)(name, value))
+
+
+def check_logger(name: str, value: Given) -> Given:
+    """Check that a value is one or several of Fabric's loggers."""
+    loggers = value if isinstance(value, list | tuple) else [value]
+    if not all(callable(getattr(one, "log_metrics", None)) for one in loggers):
+        raise OptionError(
+            f"{name} must be one of Lightning Fabric's loggers, got {value!r}.",
+            fix="logger=lightning_fabric.loggers.CSVLogger('logs')",
+        )
+    return value

@@ -18,6 +18,7 @@ from xaurora.training.nested_options import (
     LatentOptions,
     ReplayOptions,
     check_latents,
+    check_logger,
     check_replay_buffer,
 )
 from xaurora.utils import checks
@@ -42,16 +43,6 @@ MEANT = {
     "rank": "strategy=StrategyOptions('lora', rank=8)",
 }
 """Names that other packages use."""
-
-
-def _logger(name: str, value: Given) -> Given:
-    loggers = value if isinstance(value, list | tuple) else [value]
-    if not all(callable(getattr(one, "log_metrics", None)) for one in loggers):
-        raise OptionError(
-            f"{name} must be one of Lightning Fabric's loggers, got {value!r}.",
-            fix="logger=lightning_fabric.loggers.CSVLogger('logs')",
-        )
-    return value
 
 
 def _seed(name: str, value: Given) -> int:
@@ -210,6 +201,19 @@ class TrainingOptions:
         beginning if there is none.""",
         checks.boolean,
     )
+    overwrite: bool = option(
+        False,
+        "bool",
+        "Whether to replace what a finished or stopped run has left in ``out``.",
+        checks.boolean,
+    )
+    wait: float = option(
+        0.0,
+        "float",
+        """Seconds to wait if another process still writes to ``out``, such as a job that is being
+        stopped and queued again.""",
+        checks.non_negative,
+    )
     devices: int = option(
         1,
         "int",
@@ -254,7 +258,7 @@ class TrainingOptions:
         None,
         "logger or list of loggers, optional",
         "Lightning Fabric's loggers. ``log.jsonl`` is always written.",
-        checks.optional(_logger),
+        checks.optional(check_logger),
         command_line="hidden",
         annotation="object",
     )

@@ -21,9 +21,9 @@ from xaurora.utils.types import PeriodLike
 logger = logging.getLogger("xaurora")
 
 STEP = batches.STEP
-NO_INPUT = "whose history lacks the target"
+NO_INPUT = "without the target at one of the input times"
 FEWEST_FOR_SPLIT = 5
-"""With fewer samples, the last fifth would be less than one sample."""
+"""Fewest samples that can be split: the last fifth must contain at least one."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Index:
     def __str__(self) -> str:
         text = f"{len(self.init_times)} samples"
         left = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items() if count)
-        return f"{text} ({left})" if left else text
+        return f"{text}; skipped {left}" if left else text
 
 
 def index(
@@ -63,7 +63,7 @@ def index(
         "without the frame six hours before": [states.has(times - STEP)],
         "without the state six hours after": [states.has(times + STEP)],
         "without the states of the whole rollout": [states.has(t) for t in after],
-        "without a whole six-hour total": [targets.has(t) for t in after],
+        "without a complete target": [targets.has(t) for t in after],
         NO_INPUT: [targets.has(times), targets.has(times - STEP)] if also_input else [],
     }
     kept, skipped = np.ones(len(times), bool), {}
@@ -148,8 +148,8 @@ def split(
     steps : int
         Number of six-hour steps in a forecast, which sets the length of the window.
     also_input : bool
-        Whether the target is also an input. Its total at the older frame of the history then
-        reaches another six hours back.
+        Whether the target is also an input. The window then starts six hours earlier, because the
+        total at the first input time covers them.
 
     Raises
     ------
@@ -163,8 +163,8 @@ def split(
             or "the data have no times"
         )
         raise SplitError(
-            f"no time makes a sample: a sample needs a frame, the frame {TIMESTEP_HOURS} hours"
-            f" before it, and the state and target {TIMESTEP_HOURS} hours after it ({why}).",
+            f"no samples: a sample needs the state at its init time and {TIMESTEP_HOURS} hours"
+            f" earlier, and the state and target {TIMESTEP_HOURS} hours later ({why}).",
             fix="open a longer period without gaps, with 6-hourly states and hourly tp",
         )
     # The total at the older frame covers the six hours before it, excluding the first instant.
@@ -191,7 +191,7 @@ def split(
         if not len(part) and given is None:
             other, value = ("validation", validation) if name == "train" else ("train", train)
             raise SplitError(
-                f"{other}={value!r} leaves no samples for the other part; samples run from"
+                f"{other}={value!r} leaves no samples for {name}; samples run from"
                 f" {_name(times[0])} to {_name(times[-1])}.",
                 fix=f"use a shorter {other}=, or set {name}= as well",
             )
@@ -251,8 +251,8 @@ class _Window:
         return int(np.ceil((self.before + self.after) / np.timedelta64(1, "h")))
 
     def inside(self, times: np.ndarray, start: np.datetime64, end: np.datetime64) -> np.ndarray:
-        # A period given by the user must contain the frames. The hours of the oldest total may lie
-        # before it.
+        # A period given by the user must contain all states. The accumulation period of the first
+        # total may start before it.
         return np.asarray((times - STEP >= start) & (times + self.after <= end))
 
     def outside(self, times: np.ndarray, start: np.datetime64, end: np.datetime64) -> np.ndarray:
@@ -302,7 +302,7 @@ def shuffled_batches(
     seed : int
         Seed of the shuffle.
     start : int
-        Steps to skip. The following ones are the same as if the skipped ones had been drawn.
+        Number of steps to skip. The remaining steps are the same as without skipping.
     """
     rng = np.random.default_rng(seed)
     done = 0

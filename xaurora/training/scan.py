@@ -214,13 +214,14 @@ def _normalisation(plan: Plan, train: np.ndarray) -> tuple[dict[str, Any], dict[
 
 def _summary_of_inputs(plan: Plan, train: np.ndarray) -> dict[str, Any]:
     """Return what the inputs look like in a few frames; broken ones are left out."""
-    frames = []
+    frames, times = [], []
     for time in stratified(train, inputs.FRAMES):
         try:
             frames.append(batch.frame(plan.fields, time, guard="off"))
+            times.append(time)
         except (MissingValuesError, SourceError) as error:
             logger.info("%s", error)
-    return inputs.summarise(frames, plan.fields.levels)
+    return inputs.summarise(frames, plan.fields.levels, np.array(times, "datetime64[ns]"))
 
 
 def normalised_frames(plan: Plan) -> int:

@@ -57,7 +57,7 @@ class SoundReader:
 
     A sample is replaced by the next one in the order of ``init_times``, so that every process and
     every resumed run replaces it by the same. It is broken if a frame cannot be read, contains
-    NaN or values that do not occur on Earth, or if a target has no value in it at all.
+    NaN or physically implausible values, or if a target has no value in it at all.
 
     Parameters
     ----------

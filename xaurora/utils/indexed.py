@@ -1,4 +1,4 @@
-"""The base of lazy arrays: an array that is computed from what its source holds at an index."""
+"""Base class of lazy arrays, which are computed from their source when they are indexed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read(variable: xr.Variable, name: str, when: str = "") -> np.ndarray:
     Raises
     ------
     SourceError
-        They cannot be read: a file is damaged or gone, or a server does not answer.
+        If reading fails: a file is damaged or missing, or a server does not respond.
     """
     try:
         return np.asarray(variable.values)
@@ -41,7 +41,7 @@ def is_lazy(variable: xr.Variable) -> bool:
 
 
 class Indexed(BackendArray):
-    """An array computed from what its source holds at an index."""
+    """A lazy array, computed from its source when it is indexed."""
 
     def __init__(self, shape: tuple[int, ...], dtype: Given) -> None:
         self.shape = shape
@@ -115,7 +115,7 @@ def split_key(key: tuple[Any, ...], axis: int, size: int) -> tuple[np.ndarray, i
 def result_shape(
     key: tuple[Any, ...], shape: tuple[int, ...], known: dict[int, int] | None = None
 ) -> tuple[int, ...]:
-    """Return the shape of what is read; axes with a known length are kept."""
+    """Return the shape of the result. Axes in ``known`` have that length and are kept."""
     known = known or {}
     return tuple(
         known[axis] if axis in known else len(positions_at(index, size))
@@ -170,6 +170,6 @@ class _Concatenated(Indexed):
 
 
 def join(parts: Sequence[xr.Variable], dim: str) -> xr.Variable:
-    """Return variables without dask one after another along ``dim``. Lazy if any of them is."""
+    """Concatenate variables without dask arrays along ``dim``. Lazy if any of them is."""
     made = variable_of(_Concatenated(list(parts), parts[0].get_axis_num(dim)), parts[0])
     return made if any(map(is_lazy, parts)) else made.load()

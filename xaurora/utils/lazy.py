@@ -1,8 +1,8 @@
 """Arrays that are read when they are indexed, without dask.
 
-xarray reads of a file's variable what is indexed and nothing else, however long the file is. The
+xarray reads only the indexed part of a variable, however long the file is. The
 functions here keep that property through conversions, sums over time and concatenation, where
-arithmetic would read the whole variable. With dask, every frame would cost a walk through the graph
+arithmetic would read the whole variable. With dask, every frame would traverse the task graph
 of the whole archive.
 """
 
@@ -32,9 +32,9 @@ from xaurora.utils.indexed import (
 from xaurora.utils.types import Given
 
 MISSING = -1
-"""Position of a frame that is not there: NaN."""
+"""Position that stands for a missing frame, filled with NaN."""
 NOTHING = -2
-"""Position of a frame of zeros."""
+"""Position that stands for a frame of zeros."""
 _BLOCK = 64 * 1024**2  # bytes of a block that is read at once
 
 Function = Callable[[np.ndarray], Any]
@@ -53,7 +53,7 @@ class _Mapped(Indexed):
 
 
 def map_values(variable: xr.Variable, function: Function, dtype: Given) -> xr.Variable:
-    """Return ``function`` of the values, applied to each part as it is read.
+    """Apply ``function`` to a variable lazily, to each part as it is read.
 
     Values in memory are converted at once.
 
@@ -116,7 +116,7 @@ def map_fields(
     dtype: Given,
     dims: Sequence[Any] | None = None,
 ) -> xr.Variable:
-    """Return ``function`` of the fields ``(..., h, w)``, each applied when it is read.
+    """Apply ``function`` lazily to fields ``(..., h, w)``, when they are read.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def from_frames(
     shape: tuple[int, ...],
     dtype: Given,
 ) -> xr.Variable:
-    """Return a lazy variable whose values along the first dim ``function`` makes, one by one."""
+    """Return a lazy variable whose slices along the first dim are computed by ``function``."""
     array = _Frames(shape, dtype, function)
     return xr.Variable(dims, indexing.LazilyIndexedArray(array), fastpath=True)
 
@@ -217,7 +217,7 @@ def transpose(variable: xr.Variable, dims: Sequence[Any]) -> xr.Variable:
 
 
 class _Gathered(Indexed):
-    """Values at chosen points of some dims, which come first and have the shape of the choice."""
+    """Values at indexed points of some dims. The dims of the index come first."""
 
     def __init__(self, source: xr.Variable, index: tuple[np.ndarray, ...]) -> None:
         self.count = index[0].ndim
@@ -235,7 +235,7 @@ class _Gathered(Indexed):
 
 
 def gather(da: xr.DataArray, index: dict[str, np.ndarray], dims: Sequence[str]) -> xr.DataArray:
-    """Return the values at points of one or several dims, each point read once. Lazy.
+    """Select points along one or several dims, reading each point once. Lazy.
 
     Parameters
     ----------
@@ -269,7 +269,7 @@ class _Expanded(Indexed):
 
 
 def expand(variable: xr.Variable, dim: str) -> xr.Variable:
-    """Return a variable with a first dim of length 1. xarray's own would read it."""
+    """Prepend a dim of length 1. Lazy, unlike ``Variable.set_dims``."""
     if not is_lazy(variable):
         return variable.set_dims({dim: 1, **dict(variable.sizes)})
     return variable_of(_Expanded(variable), variable, (dim, *variable.dims))
@@ -330,9 +330,9 @@ class _Combined(Indexed):
         return np.asarray(np.clip(total, 0.0, None) if self.clip == "total" else total)
 
     def _frames(self, key: tuple[Any, ...], needed: np.ndarray, place: int) -> np.ndarray | None:
-        """Read frames at increasing positions, those that follow each other at once.
+        """Read frames at increasing positions, consecutive ones with one read.
 
-        The last ones are kept: the sums of the next block begin with them.
+        The last frames are cached, because the sums of the next block start with them.
         """
         if not len(needed):
             return None
@@ -383,7 +383,7 @@ def combine_frames(
     weights : sequence of float, optional
         Of the parts, by default 1.
     clip : "parts" or "total", optional
-        What is set to zero where it is negative.
+        Whether negative parts or negative totals are set to zero.
     dtype : dtype, optional
         Of the result, by default that of the data.
     """
@@ -404,5 +404,5 @@ def combine_frames(
 
 
 def concat(parts: Sequence[xr.Variable], dim: str) -> xr.Variable:
-    """Return variables with the same dims, one after another along ``dim``. Lazy if any is."""
+    """Concatenate variables with the same dims along ``dim``. Lazy if any of them is."""
     return join([without_dask(part) for part in parts], dim)

@@ -8,50 +8,15 @@ takes over what it had claimed, and several can start, join and leave as they li
 from __future__ import annotations
 
 import contextlib
-import errno
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from xaurora.utils.locks import locked
 
-from xaurora.errors import SaveError
-from xaurora.utils.storage import save_error
-
-_WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _POLL = 0.5  # seconds between two looks at pieces that others have claimed
-
-
-@contextlib.contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock between processes; yields whether it was obtained.
-
-    Raises
-    ------
-    SaveError
-        If the file system has no locks, or the lock cannot be written.
-    """
-    lock = FileLock(path, timeout=-1 if wait else 0, fallback_to_soft=False, is_singleton=False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        yield False
-        return
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
-            raise save_error(path.parent, error) from error
-        raise SaveError(
-            f"'{path.parent}' is on a file system without locks ({error}), so that two writers"
-            " could destroy each other's work.",
-            fix="write to a local disk, or mount the file system with locks",
-        ) from error
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 @dataclass(frozen=True)

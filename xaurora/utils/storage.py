@@ -28,6 +28,32 @@ def save_error(path: Path, error: BaseException) -> SaveError:
     )
 
 
+def check_overwrite(path: str | Path, *, overwrite: bool, resumes: str = "") -> None:
+    """Raise if something is at a path and may not be overwritten: one rule for every output.
+
+    Parameters
+    ----------
+    path : path
+    overwrite : bool
+        What the caller was given.
+    resumes : str
+        What continues the existing output, for the message.
+
+    Raises
+    ------
+    SaveError
+        Something other than an empty folder is there, and ``overwrite`` is False.
+    """
+    path = Path(path)
+    recover(path)
+    there = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    if there and not overwrite:
+        raise SaveError(
+            f"'{path}' already exists and is not overwritten.",
+            fix="overwrite=True, or another name" + (f", or {resumes}" if resumes else ""),
+        )
+
+
 @contextlib.contextmanager
 def wrap_write_errors(path: Path) -> Iterator[None]:
     """Turn errors raised by writing into :class:`SaveError`."""

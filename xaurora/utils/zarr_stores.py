@@ -46,8 +46,15 @@ def create(path: Path, template: xr.Dataset, encoding: Mapping[str, Any] | None 
 
 
 def count_written_pieces(
-    path: Path, attribute: str, signature: str, *, what: str, argument: str, differs: str
-) -> int:
+    path: Path,
+    attribute: str,
+    signature: str,
+    *,
+    what: str,
+    argument: str,
+    differs: str,
+    overwrite: bool = False,
+) -> int | None:
     """Return how many pieces of a store are written.
 
     Parameters
@@ -57,6 +64,13 @@ def count_written_pieces(
         Attribute of the store that identifies its contents, and the value that it must have.
     what, argument, differs : str
         For messages: the kind of store, the argument that names it, and what may differ.
+    overwrite : bool
+        Whether a store of this kind may be replaced.
+
+    Returns
+    -------
+    int or None
+        None for a store that is to be replaced.
 
     Raises
     ------
@@ -75,9 +89,11 @@ def count_written_pieces(
             fix=f"choose another {argument}",
         )
     if attrs[attribute] != signature:
+        if overwrite:
+            return None
         raise SaveError(
             f"'{path}' holds another {what.removesuffix(' store')} ({differs}).",
-            fix=f"choose another {argument}, or remove it to start again",
+            fix=f"choose another {argument}, or overwrite=True to replace it",
         )
     return int(str(attrs.get(_DONE, 0)))
 

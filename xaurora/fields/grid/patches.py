@@ -115,7 +115,7 @@ def trim(grid: Grid, halo: int) -> tuple[slice, slice]:
     """
     lat_spacing = grid.spacing[0]
     top = 0 if 90.0 - grid.latitude[0] < lat_spacing else halo
-    # The row above the south pole counts as the pole: patches drop the last row of 721.
+    # The row next to the south pole counts as the pole, because Aurora drops the last of 721 rows.
     bottom = 0 if grid.latitude[-1] + 90.0 < 4 * lat_spacing else halo
     left = right = 0 if grid.wraps else halo
     rows = slice(top, grid.shape[0] - bottom)

@@ -98,7 +98,7 @@ def weights(
         WeatherBench-X counts every cell with some land as land, and gives end rows half a cell even
         on a global grid.
     noun : {"forecast", "data"}
-        What the grid belongs to, for messages.
+        What the grid is called in error messages.
 
     Raises
     ------
@@ -215,7 +215,7 @@ def window_of(
     margin : int
         Number of patches around the region that also influence its cells.
     halo : int
-        The halo of regional data, which cannot be combined with a region of the globe.
+        Must be 0, because a halo cannot be combined with a region.
 
     Raises
     ------
@@ -328,7 +328,7 @@ def _named(
         )
     if name.endswith("_land"):
         if land is None:
-            lacks = "data hold" if noun == "data" else "truth holds"
+            lacks = "data have" if noun == "data" else "truth has"
             raise RegionError(
                 f"region {name!r} needs a land-sea mask, and the {lacks} none.",
                 fix="truth['land_sea_mask'] = ...",
@@ -340,7 +340,7 @@ def _named(
 def _aligned(
     name: str, mask: xr.DataArray, latitude: np.ndarray, longitude: np.ndarray
 ) -> np.ndarray:
-    """Return a mask with coordinates, in any order, on the forecast's grid points.
+    """Align a mask to the forecast's grid points. Its coordinates may be in any order.
 
     It is zero outside the mask's own grid.
     """
@@ -363,7 +363,7 @@ def _aligned(
     if not np.isfinite(values).all() or (values < 0).any():
         raise RegionError(
             f"the mask {name!r} contains {'negative' if (values < 0).any() else 'missing'} values;"
-            " a mask is a weight, 0 outside and 1 inside.",
+            " mask values must be weights, 0 outside and 1 inside.",
             fix="mask.fillna(0)",
         )
 

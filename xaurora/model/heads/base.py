@@ -69,7 +69,7 @@ class Head(Protocol):
         """Return the parameters of the family from raw output."""
 
     def loss(self, params: Params, y: torch.Tensor) -> torch.Tensor:
-        """Return the training score of ``y`` in units of the climatology's."""
+        """Return the training score of ``y``, divided by the climatology's score."""
 
     def crps(self, params: Params, y: torch.Tensor) -> torch.Tensor:
         """Return the CRPS of ``y`` in canonical units."""
@@ -111,8 +111,8 @@ class DistributionHead(nn.Module, abc.ABC):
 
     outputs = 2
     least_offset = -8.0
-    """Smallest raw value to start from. Further out the soft bounds are flat, and no gradient would
-    reach points that are dry in the climatology.
+    """Lower limit of the initial raw output. Below it the soft bounds saturate, so that dry points
+    of the climatology would get no gradient.
     """
 
     def __init__(self, options: HeadOptions, levels: int, width_in: int, patch_size: int) -> None:
@@ -171,7 +171,7 @@ class DistributionHead(nn.Module, abc.ABC):
     def loss(self, params: Params, y: torch.Tensor) -> torch.Tensor:
         """Return the score relative to the climatology's own score, ``(b, h, w)``.
 
-        A dry region therefore weighs as much as a wet one.
+        The loss is therefore of order one in dry and wet climates alike.
         """
         return self._score(params, y) / self.unit_of_loss.to(y)
 

@@ -6,7 +6,7 @@ The page is a single file without external resources. This module does not impor
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,19 +14,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from xaurora.errors import KindError, OptionError, TruthError, XauroraError
+from xaurora.errors import KindError, OptionError, XauroraError
 from xaurora.evaluation import frames
-from xaurora.evaluation.autocorrelation import FEWEST, false_discovery
-from xaurora.evaluation.significance import significance
+from xaurora.evaluation.autocorrelation import TESTS
+from xaurora.evaluation.carried import without_carried
 from xaurora.fields import recognition, variables
 from xaurora.plots.scorecards import page
 from xaurora.plots.scorecards import rows as rows_
+from xaurora.plots.scorecards.headlines import headlines
+from xaurora.plots.scorecards.marks import compare_all
 from xaurora.plots.scorecards.notes import notes_of, period_notes, provenance_rows
 from xaurora.plots.scorecards.rows import Row
+from xaurora.plots.scorecards.selection import Selection
 from xaurora.utils import storage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+SUFFIXES = (".html", ".png", ".pdf", ".svg")
+"""How a card can be written."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +49,18 @@ class Scorecard:
     notes : tuple of str
         What was left out, and warnings.
     provenance : tuple of (str, str)
-        Label and value of what the scores are based on.
+        What the scores were computed from, as (label, value) pairs.
     figures : tuple
-        (heading, figures). Each figure is (title, PNG bytes, caption, whether it spans the full
-        width).
+        (heading, figures, whether they are folded). Each figure is (title, PNG bytes, caption,
+        whether it spans the full width).
     name, title : str
         Name of this forecast, and title of the page.
     level : float
         Confidence level of the intervals behind the significance marks.
     columns : tuple of str
         Lead times as displayed.
+    test : str
+        The test of significance, in words.
     """
 
     rows: tuple[Row, ...]
@@ -60,16 +68,17 @@ class Scorecard:
     baselines: tuple[str, ...]
     notes: tuple[str, ...]
     provenance: tuple[tuple[str, str], ...] = ()
-    figures: tuple[tuple[str, tuple[tuple[str, bytes, str, bool], ...]], ...] = ()
+    figures: tuple[tuple[str, tuple[tuple[str, bytes, str, bool], ...], bool], ...] = ()
     name: str = "forecast"
     title: str = "Scorecard"
     level: float = 0.95
     columns: tuple[str, ...] = ()
+    test: str = ""
 
     @property
     def marked(self) -> bool:
         """Whether significance was computed."""
-        return any(row.marks for row in self.rows)
+        return any(mark.any() for row in self.rows for mark in row.marks.values())
 
     @property
     def html(self) -> str:
@@ -77,44 +86,60 @@ class Scorecard:
         return page.render_html(self)
 
     def _repr_html_(self) -> str:
-        return self.html
+        return page.render_compact(self)
+
+    def __repr__(self) -> str:
+        lines = [
+            f"  {line.text}: {', '.join(page.number(float(v)) for v in line.row.values)}"
+            f" {line.row.units}".rstrip()
+            for line in headlines(self.rows)
+        ]
+        return "\n".join([f"{self.title} ({page.summary(self)})", *lines])
 
     def plot(self) -> Figure:
-        """Draw the card as a Matplotlib figure.
+        """Draw the headline scores as a Matplotlib figure.
 
-        Colours show the relative difference to the first baseline: blue is better.
+        The first block holds the values of this forecast, the others its relative difference to
+        each baseline: blue is better.
 
         Returns
         -------
         matplotlib figure
         """
-        return page.render_figure(self)
+        from xaurora.plots.scorecards.figure import render_figure
 
-    def save(self, path: str | Path) -> Path:
-        """Write the card as ``.html`` or ``.png`` and return the path.
+        return render_figure(self)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the card and return the path.
+
+        Parameters
+        ----------
+        path : path
+            ``.html`` for the whole page; ``.png``, ``.pdf`` or ``.svg`` for the headline scores.
+        overwrite : bool
+            Whether to replace an existing file.
 
         Raises
         ------
         OptionError
             If the path has another suffix.
         SaveError
-            If writing fails.
+            If the file exists, or writing fails.
         """
         path = Path(path)
+        if path.suffix not in SUFFIXES:
+            raise OptionError(
+                f"a scorecard must be written as one of {', '.join(SUFFIXES)}, got '{path}'.",
+                fix="scorecard('scorecard.html')",
+            )
+        storage.check_overwrite(path, overwrite=overwrite)
         if path.suffix == ".html":
             storage.replace_file(path, lambda p: _write_text(p, self.html))
-        elif path.suffix == ".png":
-            import matplotlib.pyplot as plt
-
-            figure = self.plot()
-            try:
-                storage.replace_file(path, lambda p: figure.savefig(p, dpi=150, format="png"))
-            finally:
-                plt.close(figure)
         else:
-            raise OptionError(
-                f"a scorecard must be written as .html or .png, got '{path}'.",
-                fix="scorecard('scorecard.html')",
+            figure = self.plot()
+            storage.replace_file(
+                path, lambda p: figure.savefig(p, dpi=150, format=path.suffix.removeprefix("."))
             )
         return path
 
@@ -134,6 +159,12 @@ def build(
     truth: xr.Dataset | None = None,
     published: Mapping[str, xr.Dataset] | None = None,
     level: float = 0.95,
+    test: str = "autoregressive",
+    variables: Sequence[str] | None = None,
+    metrics: Sequence[str] | None = None,
+    levels: Sequence[float] | None = None,
+    regions: Sequence[str] | None = None,
+    overwrite: bool = False,
     pictures: bool = True,
 ) -> Scorecard:
     """Build a scorecard. See :meth:`xaurora.accessor.AuroraAccessor.scorecard`.
@@ -145,7 +176,15 @@ def build(
     OptionError
         If only one of forecast and truth is given, or a label occurs twice.
     """
+    if path is not None:
+        storage.check_overwrite(path, overwrite=overwrite)
     scores, others = _checked(scores, baseline, name)
+    if test not in TESTS:
+        raise OptionError(
+            f"there is no test {test!r}; valid tests are {', '.join(TESTS)}.",
+            fix="test='autoregressive'",
+        )
+    selection = Selection(variables, metrics, levels, regions).resolve(scores)
     if not 0.0 < level < 1.0:
         raise OptionError(f"level must be between 0 and 1, got {level!r}.", fix="level=0.95")
     if (forecast is None) != (truth is None):
@@ -153,7 +192,7 @@ def build(
             "maps of cases need both forecast and truth.",
             fix="scorecard(path, forecast=fc, truth=ds)",
         )
-    tested, notes = _tests(scores, others, level)
+    tested, notes = compare_all(scores, others, level, name, test)
     notes = [*notes_of(scores, others), *notes]
     models = {name: scores, **others}
     figures = _figures(scores, models, forecast, truth, published, notes) if pictures else ()
@@ -162,20 +201,24 @@ def build(
         if other.attrs.get("grid") != scores.attrs.get("grid"):
             notes.append(
                 f"{label} (published) was scored on another grid ({other.attrs.get('grid', '?')})"
-                f" and year and shows only an order of magnitude. {other.attrs.get('source', '')}"
+                f" and year: compare orders of magnitude only. {other.attrs.get('source', '')}"
             )
     shown = rows_.table_metrics(scores)
     scored = map(str, scores["metric"].values) if "metric" in scores.coords else ()
-    if rest := [m for m in scored if m not in shown]:
-        notes.append(f"Scored but not in the table: {', '.join(rest)}.")
+    if rest := [m for m in scored if m not in (selection.metrics or shown)]:
+        notes.append(f"Scored but not in the tables: {', '.join(rest)}.")
+    if more := [str(r) for r in scores["region"].values[1:]] if selection.regions is None else []:
+        notes.append(f"Scored but not shown: the regions {', '.join(more)} (regions={more}).")
     lead_time = scores["lead_time"]
     if lead_time.dtype.kind in "UO":  # lead bins
         leads, columns = np.arange(float(lead_time.size)), tuple(map(str, lead_time.values))
     else:
         leads = lead_time.values / np.timedelta64(1, "h")
         columns = tuple(f"{v:g} h" for v in leads)
+    # Rows do without what scores carry: each DataArray would bring hundreds of coordinates along.
+    plain = {label: without_carried(ds) for label, ds in others.items()}
     card = Scorecard(
-        tuple(_rows(scores, others, tested, name)),
+        tuple(_rows(without_carried(scores), plain, tested, name, selection)),
         leads,
         tuple(others),
         tuple(dict.fromkeys(notes)),
@@ -185,9 +228,10 @@ def build(
         title,
         level,
         columns,
+        TESTS[test][1],
     )
     if path is not None:
-        card.save(path)
+        card.save(path, overwrite=overwrite)
     return card
 
 
@@ -197,7 +241,7 @@ def _checked(
     """Return the scores and those of the baselines by label, after checking them."""
     if not _are_scores(scores):
         raise KindError(
-            "scores have the dims metric, region and lead_time, but this Dataset has"
+            "expected scores with dims metric, region and lead_time, but this Dataset has"
             f" {sorted(map(str, getattr(scores, 'dims', ())))}.",
             fix="scores = fc.aurora.evaluate(truth); scores.aurora.scorecard('scorecard.html')",
         )
@@ -227,19 +271,25 @@ def _checked(
 def _rows(
     scores: xr.Dataset,
     others: Mapping[str, xr.Dataset],
-    tested: Mapping[str, xr.Dataset],
+    tested: Mapping[tuple[str, str], xr.Dataset],
     name: str,
+    selection: Selection,
 ) -> list[Row]:
-    """Return the rows of the table."""
+    """Return the rows of the tables."""
     rows: list[Row] = []
     usual = {"metric", "region", "lead_time", "level"}
-    for region in map(str, scores["region"].values):
+    metrics = selection.metrics or rows_.table_metrics(scores)
+    for region in selection.regions or map(str, scores["region"].values[:1]):
         for variable in map(str, scores.data_vars):
             dims = set(scores[variable].dims)
             if "metric" not in dims or dims - usual:
                 continue
+            if selection.variables is not None and variable not in selection.variables:
+                continue
             for at in scores[variable]["level"].values if "level" in dims else [None]:
-                for metric in rows_.table_metrics(scores):
+                if at is not None and selection.levels is not None and at not in selection.levels:
+                    continue
+                for metric in metrics:
                     row = rows_.build_row(
                         scores, others, tested, region, variable, at, metric, name
                     )
@@ -257,7 +307,7 @@ def _are_scores(ds: object) -> bool:
 
 
 def _whole(scores: xr.Dataset) -> xr.Dataset:
-    """Restore the dims that selecting one region, metric or lead time has removed."""
+    """Restore dims that were dropped by selecting one region, metric or lead time."""
     for dim in ("lead_time", "region", "metric"):
         if dim in scores.coords and dim not in scores.dims:
             names = [n for n in scores.data_vars if dim in scores[n].coords]
@@ -274,43 +324,6 @@ def _whole(scores: xr.Dataset) -> xr.Dataset:
     if "lead_bin" in scores.dims:  # lead bins become the columns of the table
         scores = scores.rename(lead_bin="lead_time")
     return scores
-
-
-def _tests(
-    scores: xr.Dataset, others: Mapping[str, xr.Dataset], level: float
-) -> tuple[dict[str, xr.Dataset], list[str]]:
-    """Return the significance of every model against the first baseline, and notes.
-
-    Only scores that carry the values of each init time can be tested.
-    """
-    if not others:
-        return {}, []
-    first, *rest = others
-    out, notes = {}, []
-    for label, ds in (("", scores), *((n, others[n]) for n in rest)):
-        try:
-            out[label] = significance(ds, others[first], level=level)
-        except KindError:
-            if label == "":
-                notes.append(
-                    f"No significance is marked: these scores or those of {first} do not contain"
-                    " the values of each init time."
-                )
-        except TruthError as why:
-            if label == "":
-                notes.append(f"No significance is marked: {str(why).splitlines()[0]}")
-    if "" in out and not any(
-        np.isfinite(da.sel(estimate="low")).any() for da in out[""].data_vars.values()
-    ):
-        notes.append(
-            f"No significance is marked: {out['']['estimate'].size and out[''].attrs['pairs']}"
-            f" init times in common are too few: at least {FEWEST} are needed."
-        )
-    for result in out.values():
-        # Among many cells some differ by chance.
-        found = [da.sel(estimate="p").values.ravel() for da in result.data_vars.values()]
-        result.attrs["largest_p"] = false_discovery(np.concatenate(found), 1.0 - level)
-    return out, notes
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -339,6 +352,10 @@ def _png(draw: Callable[[], Any]) -> bytes:
         plt.close("all")
         raise
     figure = np.ravel(ax)[0].figure
+    # The layout is computed once. Saving would compute it twice, which takes half of the time.
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+        figure.set_layout_engine("none")
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
     plt.close(figure)
@@ -352,7 +369,8 @@ def _figures(
     truth: xr.Dataset | None,
     published: Mapping[str, xr.Dataset] | None,
     notes: list[str],
-) -> tuple[tuple[str, tuple[tuple[str, bytes, str, bool], ...]], ...]:
+) -> tuple[tuple[str, tuple[tuple[str, bytes, str, bool], ...], bool], ...]:
+    """Return the figures: those of precipitation, of cases, and folded by lead time."""
     from xaurora.plots.scorecards import pictures
 
     out = []
@@ -374,7 +392,7 @@ def _figures(
         if made := _pictures(
             pictures.precipitation_figures(scores, models, variable, published), notes
         ):
-            out.append((f"Precipitation ({variable})", made))
+            out.append((f"Precipitation ({variable})", made, False))
         if (
             forecast is not None
             and truth is not None
@@ -382,9 +400,9 @@ def _figures(
                 cases := _pictures(pictures.case_figures(scores, forecast, truth, variable), notes)
             )
         ):
-            out.append((f"Cases of {variable}", cases))
+            out.append((f"Cases of {variable}", cases, False))
     if scores["lead_time"].dtype.kind == "m" and (
         lines := _pictures(pictures.lead_time_figures(scores, models), notes)
     ):
-        out.append(("By lead time", lines))
+        out.append(("By lead time", lines, True))
     return tuple(out)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import xarray as xr
 
-from xaurora.evaluation.attributes import training_notes
+from xaurora.evaluation.attributes import notes_on_scores
 
 
 def notes_of(scores: xr.Dataset, others: Mapping[str, xr.Dataset]) -> list[str]:
@@ -22,8 +22,9 @@ def notes_of(scores: xr.Dataset, others: Mapping[str, xr.Dataset]) -> list[str]:
         notes.append(
             "Scored where truth and forecasts have values. Coverage is their share of the area."
         )
-    notes += training_notes(scores)
+    notes += notes_on_scores(scores)
     for label, other in others.items():
+        notes += [f"{label}: {note}" for note in notes_on_scores(other) if note not in notes]
         notes += period_notes(scores, other, label)
         if other.attrs.get("grid") != scores.attrs.get("grid"):
             notes.append(

@@ -1,4 +1,4 @@
-"""Render a scorecard as a self-contained HTML page, or as a figure.
+"""Render a scorecard as a self-contained HTML page.
 
 The page is laid out for screens, phones and paper. This module does not import torch.
 """
@@ -7,70 +7,24 @@ from __future__ import annotations
 
 import base64
 import html
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from xaurora.fields import variables
+from xaurora.plots.panels import model_colours
+from xaurora.plots.scorecards.headlines import headlines, leads_shown
 
+if TYPE_CHECKING:
     from xaurora.plots.scorecards.rows import Row
 
 Card: TypeAlias = Any
 """A :class:`~xaurora.plots.scorecards.card.Scorecard`, whose module imports this one."""
 
-STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { font: 15px/1.45 system-ui, -apple-system, "Segoe UI", sans-serif; margin: 1.5rem auto;
-  max-width: 76rem; padding: 0 1rem; color: #111; background: #fff; }
-h1 { font-size: 1.45rem; margin: 0 0 .3rem; }
-h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
-p { margin: .4rem 0; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; -webkit-overflow-scrolling: touch; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; min-width: 60%; }
-th, td { padding: .22rem .55rem; text-align: right; border: 1px solid #ddd; white-space: nowrap;
-  vertical-align: middle; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff;
-  max-width: 15rem; white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
-tr.group th { max-width: none; }
-tr.group th { background: #f1f3f5; text-align: left; font-weight: 600; }
-tr.group th span { font-weight: 400; color: #555; }
-tr.mine td:first-child { font-weight: 600; }
-td small { margin-left: .35rem; font-size: .8em; opacity: .9; }
-.legend { display: flex; flex-wrap: wrap; align-items: center; gap: .25rem .8rem; color: #333;
-  font-size: .9rem; }
-.bar { display: inline-flex; } .bar i { width: 1.5rem; height: .8rem; display: inline-block; }
-.note, dl { color: #444; font-size: .92rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .9rem; margin: .4rem 0; }
-dt { color: #666; }
-dd { margin: 0; overflow-wrap: anywhere; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(21rem, 100%),
-  1fr)); gap: 1rem; align-items: start; }
-figure { margin: 0; }
-figure.full { grid-column: 1 / -1; }
-figure img { width: 100%; height: auto; display: block; }
-figcaption { font-size: .88rem; color: #444; }
-@media (max-width: 520px) {
-  body { font-size: 13.5px; padding: 0 .6rem; margin: .8rem auto; }
-  th, td { padding: .2rem .35rem; }
-  th:first-child, td:first-child { min-width: 0; max-width: 7rem; overflow-wrap: break-word;
-    font-size: .94em; }
-  tr.group th { max-width: none !important; }
-  td small { display: block; margin: 0; white-space: nowrap; font-size: .78em; }
-  dl { grid-template-columns: 1fr; }
-  dt { margin-top: .3rem; }
-}
-@media print {
-  body { margin: 0; max-width: none; font-size: 10pt; }
-  .wide { overflow: visible; }
-  td, th, .bar i { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  tr, figure { break-inside: avoid; }
-  h2, h3 { break-after: avoid; }
-  th:first-child, td:first-child { position: static; }
-}
-"""
+STYLE = (Path(__file__).parents[2] / "assets" / "scorecard.css").read_text(encoding="utf-8")
+"""Applies only inside ``.xaurora-card``, so that a notebook is not restyled."""
 
 
 def colour(relative: float) -> str:
@@ -94,31 +48,102 @@ def number(value: float) -> str:
 
 
 def render_html(card: Card) -> str:
-    """Render the whole card as HTML."""
+    """Render the whole card as a self-contained HTML page."""
+    title = html.escape(card.title)
+    sections = [s for s in _sections(card) if s[2]]
+    links = "".join(f"<a href='#{key}'>{html.escape(name)}</a>" for key, name, _ in sections)
     parts = [
-        (
-            "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport'"
-            " content='width=device-width, initial-scale=1'>"
-        ),
-        f"<title>{html.escape(card.title)}</title><style>{STYLE}</style></head>",
-        f"<body><h1>{html.escape(card.title)}</h1>",
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport'"
+        f" content='width=device-width, initial-scale=1'><title>{title}</title>"
+        f"<style>{STYLE}</style></head><body class='xaurora-card'><h1>{title}</h1>",
+        f"<p class='soft'>{html.escape(summary(card))}</p><nav>{links}</nav>",
     ]
-    parts.append(_legend(card))
-    regions = dict.fromkeys(row.region for row in card.rows)
     parts += [
-        f"<section><h2>{html.escape(region)}</h2>{_table(card, region)}</section>"
-        for region in regions
+        f"<section id='{key}'><h2>{html.escape(name)}</h2>{body}</section>"
+        for key, name, body in sections
     ]
-    for heading, figures in card.figures:
-        parts.append(f"<section><h2>{html.escape(heading)}</h2><div class='figures'>")
-        parts += [_figure(f) for f in figures]
-        parts.append("</div></section>")
-    parts.append("<h2>Provenance</h2><dl>")
-    parts += [f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in card.provenance]
-    parts.append("</dl>")
-    parts += [f"<p class='note'>{html.escape(note)}</p>" for note in card.notes]
-    parts.append("</body></html>")
-    return "".join(parts)
+    return "".join([*parts, "</body></html>"])
+
+
+def render_compact(card: Card) -> str:
+    """Render the headline scores for a notebook, with styles that apply to nothing else."""
+    return (
+        f"<div class='xaurora-card'><style>{STYLE}</style><b>{html.escape(card.title)}</b>"
+        f"<div class='soft'>{html.escape(summary(card))}</div>{_headlines(card)}"
+        "<div class='soft'>card.save('scorecard.html') writes the whole page.</div></div>"
+    )
+
+
+def summary(card: Card) -> str:
+    """Return what was scored, in one line."""
+    known = dict(card.provenance)
+    words = [f"init times {known['Init times']}"] if "Init times" in known else []
+    region = card.rows[0].region if card.rows else ""
+    words += [f"region {region}"] if region else []
+    words += [f"grid {known['Grid']}"] if known.get("Grid", "?") != "?" else []
+    return ", ".join(words)
+
+
+def _sections(card: Card) -> list[tuple[str, str, str]]:
+    """Return anchor, title and body of each section; an empty body is left out."""
+    out = [("headlines", "Headlines", _headlines(card))]
+    out += [
+        (f"figures-{i}", name, _gallery(figures))
+        for i, (name, figures, folded) in enumerate(card.figures)
+        if not folded
+    ]
+    rows_of = {
+        variable: [row for row in card.rows if row.variable == variable]
+        for variable in dict.fromkeys(
+            row.variable for row in sorted(card.rows, key=lambda row: not row.is_amount)
+        )
+    }
+    details = [
+        f"<details><summary>{html.escape(_name_of(rows[0]))}"
+        f" <span class='soft'>{html.escape(_contents(rows))}</span></summary>"
+        f"{_table(card, rows)}</details>"
+        for rows in rows_of.values()
+    ]
+    details += [
+        f"<details><summary>{html.escape(name)}</summary>{_gallery(figures)}</details>"
+        for name, figures, folded in card.figures
+        if folded
+    ]
+    out.append(("details", "Details", "".join(details)))
+    out.append(("notes", "Notes and provenance", _notes(card)))
+    return out
+
+
+def _name_of(row: Row) -> str:
+    known = variables.BY_KEY.get(row.key)
+    if known is None:
+        return row.variable
+    return f"{known.long_name} ({row.variable})"
+
+
+def _contents(rows: Sequence[Row]) -> str:
+    """Return the levels and metrics of some rows, in words."""
+    levels = [f"{v:g}" for v in dict.fromkeys(row.level for row in rows) if v is not None]
+    shown = levels if len(levels) <= 3 else [levels[0], "…", levels[-1]]
+    metrics = ", ".join(dict.fromkeys(row.metric_label for row in rows))
+    return (f"{', '.join(shown)} hPa: " if levels else "") + metrics
+
+
+def _gallery(figures: Sequence[Any]) -> str:
+    return f"<div class='figures'>{''.join(_figure(f) for f in figures)}</div>" if figures else ""
+
+
+def _notes(card: Card) -> str:
+    out = ["<dl>"]
+    out += [f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in card.provenance]
+    out.append("</dl>")
+    out += [f"<p class='note'>{html.escape(note)}</p>" for note in card.notes]
+    return "".join(out)
+
+
+def _dot(card: Card, model: str) -> str:
+    colour_of_model = model_colours((card.name, *card.baselines))[model]
+    return f"<span class='dot' style='background:{colour_of_model}'></span>{html.escape(model)}"
 
 
 def _legend(card: Card) -> str:
@@ -127,40 +152,93 @@ def _legend(card: Card) -> str:
     steps = (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3)
     bar = "".join(f"<i style='background:{colour(s if s else 1e-9)}'></i>" for s in steps)
     text = (
-        "<p class='legend'><span>Difference relative to"
-        f" <b>{html.escape(card.baselines[0])}</b>:</span> <span>30 % better</span><span"
-        f" class='bar'>{bar}</span><span>30 % worse</span></p>"
+        f"<div class='legend'><span>30 % better</span><span class='bar'>{bar}</span>"
+        "<span>30 % worse than the baseline</span>"
     )
     if card.marked:
         text += (
-            "<p class='note'>★: significant (t-test of paired init times that are correlated; of"
-            f" all stars on this card, {100 * (1 - card.level):g} % are expected to be false).</p>"
+            f"<span>★ significant: {html.escape(card.test)}; of all stars"
+            f" {100 * (1 - card.level):g} % are expected to be false</span>"
         )
     if any(row.metric == "acc" for row in card.rows):
-        text += (
-            "<p class='note'>For ACC, the difference is given in points and coloured by 1 −"
-            " ACC.</p>"
+        text += "<span>ACC: difference in points, coloured by 1 − ACC</span>"
+    return text + "</div>"
+
+
+def _headlines(card: Card) -> str:
+    """Return the heat map: values of this forecast, and its difference to each baseline."""
+    lines = headlines(card.rows)
+    if not lines:
+        return "<p class='note'>These scores hold no values.</p>"
+    leads = leads_shown(len(card.leads))
+    out = ["<div class='wide'><table><thead><tr><th></th>"]
+    out.append(f"<th class='gap' colspan='{len(leads)}'>{_dot(card, card.name)}</th>")
+    out += [
+        f"<th class='gap' colspan='{len(leads)}'>against {_dot(card, b)}</th>"
+        for b in card.baselines
+    ]
+    out.append("</tr><tr><th></th>")
+    for _ in range(1 + len(card.baselines)):
+        out += [
+            f"<th{_gap(n == 0)}>{html.escape(card.columns[i])}</th>" for n, i in enumerate(leads)
+        ]
+    out.append("</tr></thead><tbody>")
+    for line in lines:
+        units = (
+            f" <span class='soft'>{html.escape(line.row.units)}</span>" if line.row.units else ""
         )
-    return text
+        out.append(f"<tr><td>{html.escape(line.text)}{units}</td>")
+        for n, i in enumerate(leads):
+            value = float(line.row.values[i])
+            exact = f" data-value='{value!r}'" if np.isfinite(value) else ""
+            out.append(f"<td{_gap(n == 0)}{exact}>{number(value)}</td>")
+        for baseline in card.baselines:
+            relative = line.row.relative(card.name, baseline)
+            for n, i in enumerate(leads):
+                out.append(_difference(line.row, card.name, baseline, relative, i, first=n == 0))
+        out.append("</tr>")
+    out.append("</tbody></table></div>")
+    return "".join(out) + _legend(card)
 
 
-def _table(card: Card, region: str) -> str:
-    rows = [r for r in card.rows if r.region == region]
-    out = ["<div class='wide'><table><thead><tr><th>forecast</th>"]
+def _gap(first: bool) -> str:
+    return " class='gap'" if first else ""
+
+
+def _difference(
+    row: Row, model: str, baseline: str, relative: np.ndarray, i: int, *, first: bool
+) -> str:
+    """Return a cell of the heat map; scores that are not better or worse have the baseline's."""
+    if not np.isfinite(relative[i]):
+        value = row.others[baseline][i]
+        return f"<td{_gap(first)}><span class='soft'>{number(value)}</span></td>"
+    background = colour(relative[i])
+    star = " ★" if row.significant(model, i, baseline) else ""
+    return (
+        f"<td{_gap(first)} style='background:{background};color:{ink(background)}'>"
+        f"{row.difference(model, baseline, i)}{star}</td>"
+    )
+
+
+def _table(card: Card, rows: Sequence[Row]) -> str:
+    """Return rows as a table, with all models and lead times."""
+    out = ["<div class='wide'><table><thead><tr><th></th>"]
     out += [f"<th>{html.escape(c)}</th>" for c in card.columns]
     out.append("</tr></thead><tbody>")
+    several = len(dict.fromkeys(row.region for row in rows)) > 1
     for row in rows:
         units = f" <span>{html.escape(row.units)}</span>" if row.units else ""
+        region = f"{html.escape(row.region)}: " if several else ""
         out.append(
-            f"<tr class='group'><th colspan='{len(card.leads) + 1}'>{html.escape(row.label)},"
-            f" {html.escape(row.metric_label)}{units}</th></tr>"
+            f"<tr class='group'><th colspan='{len(card.leads) + 1}'>{region}"
+            f"{html.escape(row.label)}, {html.escape(row.metric_label)}{units}</th></tr>"
         )
         for model in (card.name, *card.baselines):
             values = row.values if model == card.name else row.others.get(model)
             if values is None or not np.isfinite(values).any():
                 continue
             mine = " class='mine'" if model == card.name else ""
-            out.append(f"<tr{mine}><td>{html.escape(model)}</td>")
+            out.append(f"<tr{mine}><td>{_dot(card, model)}</td>")
             out += [_cell(card, row, model, values, i) for i in range(len(card.leads))]
             out.append("</tr>")
     out.append("</tbody></table></div>")
@@ -168,18 +246,17 @@ def _table(card: Card, region: str) -> str:
 
 
 def _cell(card: Card, row: Row, model: str, values: np.ndarray, i: int) -> str:
-    background, small = "#ffffff", ""
+    background, small = "", ""
     if card.baselines and model != card.baselines[0]:
-        background = colour(row.relative(model, card.baselines[0])[i])
+        relative = row.relative(model, card.baselines[0])[i]
+        background = colour(relative) if np.isfinite(relative) else ""
         difference = row.difference(model, card.baselines[0], i)
-        star = " ★" if row.significant(model, i) else ""
+        star = " ★" if row.significant(model, i, card.baselines[0]) else ""
         small = f"<small>{difference}{star}</small>" if difference or star else ""
     value = float(values[i])
     exact = "" if not np.isfinite(value) else f" data-value='{value!r}'"
-    return (
-        f"<td{exact}"
-        f" style='background:{background};color:{ink(background)}'>{number(value)}{small}</td>"
-    )
+    style = f" style='background:{background};color:{ink(background)}'" if background else ""
+    return f"<td{exact}{style}>{number(value)}{small}</td>"
 
 
 def _figure(figure: tuple[str, bytes, str, bool]) -> str:
@@ -191,66 +268,3 @@ def _figure(figure: tuple[str, bytes, str, bool]) -> str:
         f" src='data:image/png;base64,{encoded}'>"
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
-
-
-def render_figure(card: Card) -> Figure:
-    """Draw the card as a Matplotlib figure.
-
-    Colours show the relative difference to the first baseline: blue is better.
-    """
-    import matplotlib.pyplot as plt
-
-    models = [
-        m for m in (card.name, *card.baselines) if not card.baselines or m != card.baselines[0]
-    ] or [card.name]
-    lines = [
-        (row, m)
-        for row in card.rows
-        for m in models
-        if (row.values if m == card.name else row.others.get(m)) is not None
-    ]
-    height = 0.36 * (len(lines) + 1) + 1.4
-    figure, ax = plt.subplots(
-        figsize=(4.6 + 1.5 * len(card.leads), max(height, 2.5)), layout="constrained"
-    )
-    ax.set_xlim(0, len(card.leads))
-    ax.set_ylim(len(lines), 0)
-    for y, (row, model) in enumerate(lines):
-        values = row.values if model == card.name else row.others[model]
-        relative = (
-            row.relative(model, card.baselines[0])
-            if card.baselines
-            else np.full(len(card.leads), np.nan)
-        )
-        for x in range(len(card.leads)):
-            background = colour(relative[x])
-            ax.add_patch(
-                plt.Rectangle((x, y), 1, 1, facecolor=background, edgecolor="white", linewidth=1.5)
-            )
-            difference = row.difference(model, card.baselines[0], x) if card.baselines else ""
-            mark = " *" if card.baselines and row.significant(model, x) else ""
-            text = number(values[x]) + (f"  ({difference}{mark})" if difference else mark)
-            ax.text(
-                x + 0.5,
-                y + 0.5,
-                text,
-                ha="center",
-                va="center",
-                fontsize=8.5,
-                color=ink(background),
-            )
-    ax.set_xticks(np.arange(len(card.leads)) + 0.5, list(card.columns))
-    several = len({row.region for row in card.rows}) > 1
-    labels = [
-        f"{row.region + ': ' if several else ''}{row.label},"
-        f" {row.metric_label}{' ' + row.units if row.units else ''}"
-        + (f" — {model}" if len(models) > 1 else "")
-        for row, model in lines
-    ]
-    ax.set_yticks(np.arange(len(lines)) + 0.5, labels, fontsize=8.5)
-    ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
-    ax.spines[:].set_visible(False)
-    if card.baselines:
-        star = "; * significant" if card.marked else ""
-        ax.set_title(f"relative to {card.baselines[0]}: blue is better{star}", fontsize=10)
-    return figure

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from xaurora.errors import XauroraError
+from xaurora.plots.panels import model_colours
 from xaurora.utils.types import AnyAxes
 
 Picture = tuple[str, Callable[[], Any], str, bool]
@@ -45,7 +46,9 @@ def lead_time_figures(scores: xr.Dataset, models: Mapping[str, xr.Dataset]) -> I
                 region = str(scores["region"].values[0])
                 yield (
                     f"{metric.upper()} of {name}",
-                    partial(plots.lead_curve, models, name, metric),
+                    partial(
+                        plots.lead_curve, models, name, metric, colours=model_colours(list(models))
+                    ),
                     (
                         f"Region {region}. Bars are the 95 % interval of the difference to the"
                         " first baseline, if there is one."
@@ -105,17 +108,17 @@ def _threshold_figures(
     from xaurora import plots
     from xaurora.plots import diagrams
 
-    region = str(scores["region"].values[0])
+    region, colours = str(scores["region"].values[0]), model_colours(list(models))
     with_counts = {n: ds for n, ds in models.items() if _has(ds, f"{name}_exceed", "csi")}
     for metric, (title, words) in _BY_THRESHOLD.items():
         if few := {n: ds for n, ds in with_counts.items() if _has(ds, f"{name}_exceed", metric)}:
-            draw = partial(diagrams.threshold_curve, few, name, metric)
+            draw = partial(diagrams.threshold_curve, few, name, metric, colours=colours)
             yield title, draw, f"{words} Region {region}, the first lead time.", False
     if _has(scores, f"{name}_exceed", "brier_score_mm"):
         few = {n: ds for n, ds in models.items() if _has(ds, f"{name}_exceed", "brier_score_mm")}
         yield (
             "Brier score by threshold",
-            lambda: diagrams.threshold_curve(few, name, "brier_score_mm"),
+            partial(diagrams.threshold_curve, few, name, "brier_score_mm", colours=colours),
             "Mean squared difference between probability and outcome. Smaller is better.",
             False,
         )
@@ -131,7 +134,7 @@ def _threshold_figures(
     if len(several) > 1:
         yield (
             "FSS, side by side",
-            partial(diagrams.fss_curve, several, name),
+            partial(diagrams.fss_curve, several, name, colours=colours),
             "The same at the middle threshold, the first lead time.",
             False,
         )
@@ -139,7 +142,7 @@ def _threshold_figures(
     if with_seeps and scores.sizes["lead_time"] > 1 and scores["lead_time"].dtype.kind == "m":
         yield (
             "SEEPS",
-            partial(plots.lead_curve, with_seeps, name, "seeps"),
+            partial(plots.lead_curve, with_seeps, name, "seeps", colours=colours),
             "Error in the categories dry, light and heavy, which depend on the climatology. 0 is"
             " perfect, 1 is no skill.",
             False,
@@ -164,7 +167,7 @@ def _probability_figures(
     if len(others) > 1:
         yield (
             "Reliability, side by side",
-            partial(diagrams.reliability, others, name),
+            partial(diagrams.reliability, others, name, colours=model_colours(list(models))),
             "The same at the middle threshold.",
             False,
         )

@@ -16,6 +16,7 @@ from xaurora.evaluation.metrics import Metric
 from xaurora.fields import variables
 from xaurora.fields.unit_conversion import conversion
 from xaurora.fields.variables import Variable
+from xaurora.plots.panels import display_scale, label_of
 
 _SHOWN = ("rmse", "mae", "bias", "acc", "crps", "seeps", "spread_skill_ratio", "blur", "coverage")
 """Metrics of the card. mse is redundant with rmse, and the activities are diagnostics."""
@@ -35,10 +36,15 @@ class Row:
     others : dict of ndarray
         Of the other models, by label.
     marks : dict of ndarray of bool
-        Where the difference to the first baseline is significant, by label. ``""`` is this
-        forecast.
+        Where the difference between two models is significant, by their labels.
     name : str
         Label of this forecast.
+    key : tuple of str
+        Kind and canonical name of the variable, such as ``("surface", "tp")``.
+    level : float, optional
+        In hPa.
+    variable : str
+        Name of the variable in the scores.
     """
 
     region: str
@@ -47,16 +53,22 @@ class Row:
     units: str
     values: np.ndarray
     others: dict[str, np.ndarray]
-    marks: dict[str, np.ndarray] = field(default_factory=dict)
+    marks: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     name: str = "forecast"
+    key: tuple[str, str] = ("", "")
+    level: float | None = None
+    variable: str = ""
+
+    @property
+    def is_amount(self) -> bool:
+        """Whether the variable is precipitation or another accumulated amount."""
+        known = variables.BY_KEY.get(self.key) or variables.find(self.variable)
+        return known is not None and known.accumulated
 
     @property
     def metric_label(self) -> str:
         """The metric as displayed."""
-        return _LABELS.get(
-            self.metric,
-            self.metric.upper() if len(self.metric) <= 5 else self.metric.replace("_", " "),
-        )
+        return _LABELS.get(self.metric, label_of(self.metric))
 
     def of(self, model: str) -> np.ndarray:
         """Return the values of one model."""
@@ -91,9 +103,9 @@ class Row:
             return f"{self.of(model)[i] - self.others[baseline][i]:+.2f}"
         return f"{relative:+.1%}" if abs(relative) < 10 else ">+999%"
 
-    def significant(self, model: str, i: int) -> bool:
-        """Return whether the difference to the first baseline is significant."""
-        marks = self.marks.get("" if model == self.name else model)
+    def significant(self, model: str, i: int, baseline: str) -> bool:
+        """Return whether the difference to a baseline is significant."""
+        marks = self.marks.get((model, baseline))
         return marks is not None and bool(marks[i])
 
 
@@ -143,21 +155,64 @@ def matching_variable(scores: xr.Dataset, other: xr.Dataset, name: str) -> str |
     """Return the variable of other scores that is the same quantity, whatever its name."""
     if name in other:
         return name
-    key = scores[name].attrs.get("xaurora_variable")
+    key = scores.variables[name].attrs.get("xaurora_variable")
+    several = ((str(n), other.variables[n]) for n in other.data_vars)
     return next(
         (
-            str(n)
-            for n, da in other.data_vars.items()
-            if key and da.attrs.get("xaurora_variable") == key and "metric" in da.dims
+            n
+            for n, found in several
+            if key and found.attrs.get("xaurora_variable") == key and "metric" in found.dims
         ),
         None,
     )
 
 
+def name_in(scores: xr.Dataset, name: str) -> str | None:
+    """Return the name that a variable has in the scores, given any name of it."""
+    if name in scores:
+        return name
+    known = variables.find(name)
+    key = f"{known.kind}/{known.name}" if known is not None else None
+    return next(
+        (
+            str(n)
+            for n, da in scores.data_vars.items()
+            if da.attrs.get("xaurora_variable") == key and "metric" in da.dims
+        ),
+        None,
+    )
+
+
+def pick(ds: xr.Dataset, name: str, leads: np.ndarray, **at: object) -> np.ndarray | None:
+    """Return the values of a variable at some labels by lead time, NaN where a lead is missing.
+
+    None if a label is missing. Selecting with xarray takes a hundred times as long, and a card has
+    thousands of values.
+    """
+    variable = ds.variables[name]
+    place: dict[str, int] = {}
+    for dim, label in at.items():
+        if dim in variable.dims:
+            found = np.flatnonzero(ds.variables[dim].values == label)
+            if not len(found):
+                return None
+            place[dim] = int(found[0])
+    values = variable.isel(place).values
+    there = ds.variables["lead_time"].values
+    if np.array_equal(there, leads):
+        return np.asarray(values, np.float64)
+    out = np.full(len(leads), np.nan)
+    for i, lead in enumerate(leads):
+        found = np.flatnonzero(there == lead)
+        if len(found):
+            out[i] = values[found[0]]
+    return out
+
+
 def build_row(
     scores: xr.Dataset,
     others: Mapping[str, xr.Dataset],
-    tested: Mapping[str, xr.Dataset],
+    tested: Mapping[tuple[str, str], xr.Dataset],
     region: str,
     name: str,
     level: float | None,
@@ -166,53 +221,54 @@ def build_row(
 ) -> Row | None:
     """Return one row of the card, or None if this forecast has no finite values for it."""
     at = {"region": region, "metric": metric} | ({} if level is None else {"level": level})
-    da = scores[name].sel(at)
-    if not np.isfinite(da.values).any():
+    leads = scores.variables["lead_time"].values
+    mine = pick(scores, name, leads, **at)
+    if mine is None or not np.isfinite(mine).any():
         return None
+    described = scores.variables[name]
     known = variables.find(name)
-    units, factor = str(da.attrs.get("units", "")), 1.0
-    if known is not None and known.accumulated and (scale := conversion(units, "m")):
-        units, factor = "mm", 1e3 * scale[0]
+    factor, units = display_scale(described, name, metric)
     spec = _metrics.METRICS.get(_metrics.ALIASES.get(metric, metric))
-    if spec is None or spec.units == "":
-        units, factor = "", 1.0
-    elif spec.units == "square":
-        units, factor = f"({units})²" if " " in units else f"{units}²", factor**2
     beside = {}
     for who, other in others.items():
-        values = np.full(len(scores["lead_time"]), np.nan)
         found = matching_variable(scores, other, name)
-        if (
-            found is not None
-            and "metric" in other.coords
-            and metric in other["metric"].values
-            and region in other["region"].values
-            and (
-                level is None or level in other[found].coords.get("level", xr.DataArray([])).values
-            )
-        ):
-            there = other[found].sel(at)
-            own = factor * _factor(da, other[found], known, spec)
-            for i, lead in enumerate(scores["lead_time"].values):
-                if lead in other["lead_time"].values:
-                    values[i] = float(there.sel(lead_time=lead)) * own
-        beside[who] = values
+        values = None
+        if found is not None and "metric" in other.variables:
+            values = pick(other, found, leads, **at)
+        if found is None or values is None:
+            beside[who] = np.full(len(leads), np.nan)
+        else:
+            own = _factor(described, other.variables[found], known, spec)
+            beside[who] = values * factor * own
     marks = {}
-    for who, result in tested.items():
-        target = name if who == "" else matching_variable(scores, others[who], name)
-        if (
-            target in result
-            and metric in result[target]["metric"].values
-            and region in result[target]["region"].values
-        ):
-            one = result[target].sel(at).reindex(lead_time=scores["lead_time"].values)
-            marks[who] = np.asarray(one.sel(estimate="p") <= result.attrs["largest_p"])
+    for pair, result in tested.items():
+        target = name if pair[0] == label else matching_variable(scores, others[pair[0]], name)
+        if target in result:
+            p = pick(result, str(target), leads, estimate="p", **at)
+            if p is not None:
+                with np.errstate(invalid="ignore"):
+                    marks[pair] = p <= result.attrs["largest_p"]
     text = f"{name} {level:g} hPa" if level is not None else name
-    return Row(region, text, metric, units, da.values * factor, beside, marks, label)
+    kind, _, canonical = str(described.attrs.get("xaurora_variable", "")).partition("/")
+    if not canonical and known is not None:
+        kind, canonical = known.kind, known.name
+    return Row(
+        region,
+        text,
+        metric,
+        units,
+        mine * factor,
+        beside,
+        marks,
+        label,
+        (kind, canonical),
+        level,
+        name,
+    )
 
 
 def _factor(
-    mine: xr.DataArray, other: xr.DataArray, known: Variable | None, spec: Metric | None
+    mine: xr.Variable, other: xr.Variable, known: Variable | None, spec: Metric | None
 ) -> float:
     """Return the factor that converts another model's score to the units of this one."""
     if spec is None or spec.units == "" or known is None:
