@@ -5,10 +5,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
-from xaurora import accessor as _accessor  # noqa: F401  (registers ds.aurora)
 from xaurora.errors import XauroraError
+
+# The ``xaurora`` command answers --help and wrong arguments before it imports xarray, which takes
+# longer than all the rest; it registers ds.aurora when it opens data (:mod:`xaurora.cli.options`).
+if "xarray" in sys.modules or sys.argv[0].rpartition("/")[2] != "xaurora":
+    from xaurora import accessor as _accessor  # noqa: F401  (registers ds.aurora)
 
 if TYPE_CHECKING:
     from xaurora.evaluation.baselines import (

@@ -1103,6 +1103,69 @@ class AuroraAccessor:
             self._ds, name, init_time=init_time, lead=lead, truth=truth, level=level, ax=ax
         )
 
+    def animate(
+        self,
+        path: str | Path,
+        name: str = "tp",
+        *,
+        truth: xr.Dataset | None = None,
+        init_time: TimeLike | None = None,
+        level: float | None = None,
+        frames_per_second: float = 2.0,
+        overwrite: bool = False,
+        progress: bool = True,
+    ) -> Path:
+        """Write an animation of this forecast over its lead times, beside the truth if it is given.
+
+        Parameters
+        ----------
+        path : path
+            ``.gif``, or ``.mp4``, which needs ffmpeg.
+        name : str
+            The variable.
+        truth : Dataset, optional
+            Fields at the valid times.
+        init_time : optional
+            Init time to show. By default the first.
+        level : float, optional
+            Pressure level in hPa. By default the first.
+        frames_per_second : float
+            Lead times per second.
+        overwrite : bool
+            Whether to replace an existing file.
+        progress : bool
+            Whether to show a progress bar.
+
+        Returns
+        -------
+        Path
+            That of the file.
+
+        Raises
+        ------
+        XauroraError
+            If this is not a forecast, the file exists, or ffmpeg is missing.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            fc.aurora.animate("rain.gif", truth=ds)
+        """
+        from xaurora.plots.animation import animate
+
+        return animate(
+            self._ds,
+            path,
+            name,
+            truth=truth,
+            init_time=init_time,
+            level=level,
+            frames_per_second=frames_per_second,
+            overwrite=overwrite,
+            progress=progress,
+        )
+
     def scorecard(
         self,
         path: str | Path | None = None,

@@ -435,3 +435,76 @@ def test_prepare_region_and_latents_on_the_command_line(fields: xr.Dataset, tmp_
         "bits=99"
         in _run("prepare", store, "--out", tmp_path / "x.zarr", "--bits", 99, code=2).stderr
     )
+
+
+def test_baselines_comparison_and_pictures(fields: xr.Dataset, tmp_path: Path) -> None:
+    """Without a model: persistence and normals, compared, on a card and as pictures."""
+    fields.to_netcdf(tmp_path / "fields.nc")
+    source, forecast, normals = (tmp_path / n for n in ("fields.nc", "p.nc", "normals.zarr"))
+    names = ("--names", "tp", "--names", "t2m")
+    _run("persistence", source, *names, "--leads", "6h", "--leads", "12h", "--out", forecast)
+    _run("climatology", source, *names, "--leave-out", forecast, "--out", normals, code=2)
+    _run("climatology", source, *names, "--time", "2020-01-01:2020-01-05", "--out", normals)
+    run = _run(
+        "compare",
+        f"mine={forecast}",
+        f"again={forecast}",
+        *("--truth", source, "--out", tmp_path / "scores", "--scorecard", tmp_path / "card.png"),
+    )
+    assert "Rain, RMSE mm" in run.stdout
+    assert sorted(p.name for p in (tmp_path / "scores").iterdir()) == ["again.nc", "mine.nc"]
+    _run("plot", forecast, "--truth", source, "--out", tmp_path / "map.png")
+    _run("plot", forecast, "--name", "t2m", "--out", tmp_path / "film.gif", "--quiet")
+    like = tmp_path / "like.nc"
+    _run("persistence", source, *names, "--like", forecast, "--out", like)
+    a, b = (xr.open_dataset(p, decode_timedelta=True) for p in (forecast, like))
+    xr.testing.assert_identical(a["tp"], b["tp"])
+    assert a["tp"].encoding["zlib"]
+    for verb in (
+        ("persistence", source, "--out", forecast),
+        ("climatology", source, "--out", normals),
+        ("compare", f"mine={forecast}", "--truth", source, "--out", tmp_path / "scores"),
+        ("plot", forecast, "--out", tmp_path / "map.png"),
+        ("scorecard", tmp_path / "scores" / "mine.nc", "--out", tmp_path / "card.png"),
+        ("evaluate", forecast, source, "--out", tmp_path / "scores" / "mine.nc"),
+        ("stats", source, "--out", forecast),
+    ):
+        assert (
+            "already exists and is not overwritten. Fix: --overwrite" in _run(*verb, code=2).stderr
+        )
+    _run("plot", forecast, "--out", tmp_path / "map.png", "--overwrite")
+
+
+def test_packed_input_makes_a_float_forecast(fields: xr.Dataset, tmp_path: Path) -> None:
+    """As downloads are: 16-bit integers, whose range a forecast may leave."""
+    packing = {"dtype": "int16", "scale_factor": 0.01, "add_offset": 280.0, "_FillValue": -32767}
+    fields.to_netcdf(tmp_path / "packed.nc", encoding={"t2m": packing})
+    out = tmp_path / "p.nc"
+    _run("persistence", tmp_path / "packed.nc", "--names", "t2m", "--out", out)
+    made = xr.open_dataset(out, decode_timedelta=True)["t2m"]
+    assert made.dtype == np.float32
+    assert "scale_factor" not in made.encoding
+
+
+def test_version_and_wrong_arguments() -> None:
+    assert _run("--version").stdout.strip() == f"xaurora {xaurora.__version__}"
+    line = _run("finetune", "nowhere.nc", "--steps", -1, code=2).stderr
+    assert "steps must be a positive integer, got -1. Fix: --steps 1" in line
+    line = _run("check", "nowhere.nc", "--model", "runs/none", code=2).stderr
+    assert "no file matches" in line or "there is no such folder" in line
+
+
+def test_a_quiet_command_prints_results_alone(fields: xr.Dataset, tmp_path: Path) -> None:
+    fields.to_netcdf(tmp_path / "fields.nc")
+    command = ("persistence", tmp_path / "fields.nc", "--names", "t2m", "--out")
+    assert _run(*command, tmp_path / "a.nc", "--quiet").stderr == ""
+
+
+def test_a_command_imports_nothing_heavy() -> None:
+    """What ``--help`` and wrong arguments need: no xarray, no torch, no pandas."""
+    code = (
+        "import sys; sys.argv = ['bin/xaurora']; import xaurora.cli.commands;"
+        " print(*{'xarray', 'torch', 'pandas', 'rich', 'scipy'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ""

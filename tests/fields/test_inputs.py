@@ -150,9 +150,9 @@ def test_scores_of_training_days_are_marked(
     model: xaurora.TunedAurora, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The forecast starts in training (the first 40 days but the last fifth) and ends after it."""
-    ds = xaurora.synthetic(shape=(16, 32), times=60)
+    ds = xaurora.synthetic(shape=(16, 32), times=180)
     forecast = ds.aurora.predict(
-        model=model, time=list(ds.time.values[[8, 20, 58]]), progress=False
+        model=model, time=list(ds.time.values[[8, 20, 178]]), progress=False
     )
     scores = forecast.aurora.evaluate(ds, metrics=["rmse"], progress=False)
     assert "2 of 3 init times lie in the period that the model was tuned on" in caplog.text

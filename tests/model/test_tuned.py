@@ -151,7 +151,7 @@ def test_a_full_disk_leaves_the_old_artefact_whole(tuned, tmp_path: Path) -> Non
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, old[1]))
     try:
         with pytest.raises(errors.SaveError, match="could not be written") as error:
-            tuned.save(folder)
+            tuned.save(folder, overwrite=True)
         with pytest.raises(errors.SaveError):
             tuned.save(tmp_path / "new")
     finally:
@@ -191,7 +191,7 @@ print("ready", flush=True)
 n = 0
 while True:
     tuned.history = [{{"step": n, "loss": 0.0}}]
-    tuned.save({str(folder)!r})
+    tuned.save({str(folder)!r}, overwrite=True)
     n += 1
 """
     generator = random.Random(0)
@@ -206,7 +206,7 @@ while True:
         loaded = xaurora.load(folder)
         assert loaded.hash == tuned.hash
         seen.add(loaded.history[-1]["step"])
-    tuned.save(folder)
+    tuned.save(folder, overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "model"
     ]  # what killed writers left is swept away
@@ -219,7 +219,7 @@ def test_without_a_swap_the_old_folder_is_recovered(tuned, tmp_path: Path, monke
     """
     folder = tuned.save(tmp_path / "model")
     monkeypatch.setattr(storage.ctypes, "CDLL", lambda *a, **k: object())
-    tuned.save(folder)
+    tuned.save(folder, overwrite=True)
     assert xaurora.load(folder).hash == tuned.hash
     real, calls = os.rename, []
 
@@ -231,7 +231,7 @@ def test_without_a_swap_the_old_folder_is_recovered(tuned, tmp_path: Path, monke
 
     monkeypatch.setattr(os, "rename", killed)
     with pytest.raises(KeyboardInterrupt):
-        tuned.save(folder)
+        tuned.save(folder, overwrite=True)
     assert not folder.exists()
     monkeypatch.setattr(os, "rename", real)
     assert xaurora.load(folder).hash == tuned.hash

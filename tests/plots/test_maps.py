@@ -11,6 +11,7 @@ import xarray as xr
 
 import xaurora
 from xaurora import errors, plots
+from xaurora.plots import maps
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +33,12 @@ def test_a_map_of_rain_is_in_mm(forecast: xr.Dataset) -> None:
     np.testing.assert_allclose(
         np.asarray(mesh.get_array()).ravel(), forecast["tp"].values[0, 0].ravel() * 1e3, rtol=1e-6
     )
-    assert ax.figure.axes[1].get_ylabel() == "mm"
-    assert "+ 6 h" in ax.get_title()
-    assert forecast.aurora.plot("t", level=700.0, lead="12h").get_title().endswith("12 h")
+    assert ax.figure.axes[1].get_ylabel() == "mm in 6 h"
+    first, second = ax.get_title().splitlines()
+    assert first == "tp, 2020-01-08 12 UTC + 6 h"
+    assert second == "valid 2020-01-08 18 UTC"
+    title = forecast.aurora.plot("t", level=700.0, lead="12h").get_title()
+    assert title.splitlines()[0].endswith("12 h")
 
 
 def test_a_triptych_shows_the_difference(forecast: xr.Dataset, fields: xr.Dataset) -> None:
@@ -48,6 +52,7 @@ def test_a_triptych_shows_the_difference(forecast: xr.Dataset, fields: xr.Datase
     )
     axes = forecast.aurora.plot("z", truth=fields)
     assert len(axes) == 3
+    assert all("valid 2020-01-08 18 UTC" in ax.get_title() for ax in axes)
     _, mine = plt.subplots(1, 3)
     assert forecast.aurora.plot("t2m", truth=fields, ax=mine) is mine
 
@@ -64,6 +69,41 @@ def test_maps_go_on_across_greenwich() -> None:
     assert high - low < 6
     with pytest.raises(errors.OptionError, match="needs two dims"):
         plots.field(da.expand_dims(time=2))
+
+
+def test_coastlines_need_nothing_and_follow_the_longitudes() -> None:
+    """Of Great Britain: near Greenwich, in any convention of longitude."""
+    for longitude in (
+        np.arange(-12.0, 5.0),
+        np.arange(348.0, 365.0),
+        np.arange(348.0, 365.0) % 360,
+    ):
+        da = xr.DataArray(
+            np.zeros((12, 17)),
+            dims=("latitude", "longitude"),
+            coords={"latitude": np.arange(61.0, 49.0, -1.0), "longitude": longitude},
+        )
+        ax = plots.field(da)
+        lines = ax.collections[-1].get_segments()
+        assert sum(map(len, lines)) > 300
+        low, high = ax.get_xlim()
+        assert any(((line[:, 0] > low) & (line[:, 0] < high)).all() for line in lines)
+
+
+def test_no_coastline_crosses_the_map() -> None:
+    """Segments are short: none jumps from one side of the date line to the other."""
+    for scale in ("110m", "50m"):
+        lines = maps._coastlines(scale)
+        assert len(lines) > 100
+        assert max(np.abs(np.diff(line[:, 0])).max() for line in lines) < 20.0
+
+
+def test_a_map_in_a_projection() -> None:
+    crs = pytest.importorskip("cartopy.crs")
+    ax = plt.subplot(projection=crs.Robinson())
+    da = xaurora.synthetic(shape=(16, 32), times=2)["t2m"][0]
+    plots.field(da, ax=ax)
+    assert len(ax.collections) == 2
 
 
 def test_curves(tuned, forecast: xr.Dataset, fields: xr.Dataset) -> None:

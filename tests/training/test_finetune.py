@@ -341,7 +341,7 @@ def test_bad_options_write_nothing(
 def test_too_few_samples_and_no_rain(fields: xr.Dataset, tmp_path) -> None:
     for ds, kind, match in (
         (fields.isel(time=slice(0, 5)), errors.SplitError, "needs at least 5"),
-        (fields.isel(time=slice(0, 2)), errors.SplitError, "no time makes a sample"),
+        (fields.isel(time=slice(0, 2)), errors.SplitError, "no samples: a sample needs"),
         (
             fields.assign(tp=xr.zeros_like(fields["tp"]).assign_attrs(fields["tp"].attrs)),
             errors.SplitError,

@@ -161,7 +161,7 @@ def test_a_store_of_something_else_is_never_used(fields: xr.Dataset, base, tmp_p
     for what, (ds, options) in cases.items():
         if what != "dtype":
             options = {"latents": True, **options}
-            ds.aurora.finetune("tp", **options, out=tmp_path / "auto" / "run", **ONCE)
+            ds.aurora.finetune("tp", **options, out=tmp_path / "auto" / what, **ONCE)
     assert len(list((tmp_path / "auto" / "latents").iterdir())) == len(cases) - 1
 
 

@@ -876,7 +876,11 @@ def test_a_finished_run_is_not_trained_again(fields: xr.Dataset, tmp_path: Path)
     assert again.history == first.history
     assert again.config["scores"] == first.config["scores"]
     assert (tmp_path / "run" / "log.jsonl").stat().st_mtime_ns == stamp
-    fields.aurora.finetune("tp", **options)  # without resume it begins anew
+    with pytest.raises(errors.SaveError, match="a finished run; it would be lost") as error:
+        fields.aurora.finetune("tp", **options)
+    assert "overwrite=True to replace it" in error.value.fix
+    assert (tmp_path / "run" / "log.jsonl").stat().st_mtime_ns == stamp
+    fields.aurora.finetune("tp", overwrite=True, **options)  # begins anew
     assert (tmp_path / "run" / "log.jsonl").stat().st_mtime_ns > stamp
 
 
@@ -1224,7 +1228,7 @@ def test_float16_scales_the_loss(fields: xr.Dataset, tmp_path: Path) -> None:
             errors.OptionError,
             "fewer forecasts than a step takes",
         ),
-        ({"train": "2020"}, errors.SplitError, "leaves no samples for the other part"),
+        ({"train": "2020"}, errors.SplitError, "leaves no samples for validation"),
         (
             {"target": "all", "strategy": "frozen"},
             errors.OptionError,
@@ -1270,7 +1274,7 @@ def test_float16_scales_the_loss(fields: xr.Dataset, tmp_path: Path) -> None:
             errors.SplitError,
             "training and validation overlap",
         ),
-        ({"rollout_steps": 39}, errors.SplitError, "no time makes a sample"),
+        ({"rollout_steps": 39}, errors.SplitError, "no samples: a sample needs"),
         (
             {"strategy": StrategyOptions("lora", mode="from_second")},
             errors.OptionError,

@@ -88,7 +88,7 @@ def test_splits_that_cannot_be() -> None:
         errors.SplitError, match=r"there are 4 sample\(s\), but a split .* needs at least 5"
     ):
         samples.split(samples.index(few, few))
-    with pytest.raises(errors.SplitError, match="no time makes a sample"):
+    with pytest.raises(errors.SplitError, match="no samples: a sample needs"):
         samples.split(samples.index(_times(2), _times(2)))
     times = _times(40)
     found = samples.index(times, times)

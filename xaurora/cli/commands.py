@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from xaurora.cli import scoring, training
+from xaurora.cli import baselines, pictures, scoring, training
 from xaurora.cli.options import (
     Files,
+    Overwrite,
     Quiet,
     check_out,
     open_fields,
@@ -23,8 +24,8 @@ from xaurora.utils.options import options_of
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich takes longer to import than everything else here
     help="Fine-tune, run and score Microsoft's Aurora, with precipitation as a new variable.",
 )
 ModelName = Annotated[
@@ -35,6 +36,26 @@ ModelName = Annotated[
 ]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from xaurora import __version__
+
+        typer.echo(f"xaurora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Fine-tune, run and score Microsoft's Aurora, with precipitation as a new variable."""
+
+
 @report_errors
 def check(
     files: Files,
@@ -42,6 +63,7 @@ def check(
         str | None, typer.Option(help="Also check this variable as a training target.")
     ] = None,
     model: ModelName = "small",
+    quiet: Quiet = False,
 ) -> None:
     """List every problem of the data, each with its fix. Exit status 1 if there is one."""
     ds = open_fields(files)
@@ -66,10 +88,11 @@ def stats(
         list[float] | None, typer.Option(help="Such as 0.999. Repeatable.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help=".nc or .zarr")] = None,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Compute mean, spread, extremes, quantiles and count of the variables, in SI units."""
-    check_out(out)
+    check_out(out, overwrite=overwrite)
     result = open_fields(files).aurora.statistics(
         names,
         time=parse_period(time) if time else None,
@@ -97,7 +120,7 @@ def stats(
                 f"{name}{'' if level is None else f' {level:g} hPa'} [{unit}]: {', '.join(values)}"
             )
     if out is not None:
-        write(result, out)
+        write(result, out, overwrite=overwrite)
 
 
 @report_errors
@@ -105,10 +128,14 @@ def demo(
     out: Annotated[
         Path, typer.Option(help="Folder for data, model, forecast, scores and pictures.")
     ] = Path("xaurora-demo"),
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 200,
+    steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 200,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Run the main workflow offline, on synthetic data whose best possible score is known."""
+    from xaurora.utils import storage
+
+    storage.check_overwrite(out, overwrite=overwrite)
     from xaurora.cli.demo import run
 
     typer.echo(run(out, steps=steps, progress=not quiet))
@@ -117,12 +144,17 @@ def demo(
 for command in (
     check,
     stats,
+    baselines.climatology,
+    baselines.persistence,
     training.prepare,
     training.estimate,
     training.finetune,
+    training.merge,
     training.predict,
     scoring.evaluate,
-    scoring.scorecard,
+    scoring.compare,
+    pictures.scorecard,
+    pictures.plot,
     demo,
 ):
     app.command()(command)

@@ -108,6 +108,7 @@ def run(out: Path, *, steps: int = 200, progress: bool = True) -> str:
         steps=steps,
         batch_size=4,
         out=out / "run",
+        overwrite=True,  # the command has asked before
         progress=progress,
     )
     # Skip one time, so that no input of a forecast was used in training or in choosing the best
@@ -134,8 +135,9 @@ def run(out: Path, *, steps: int = 200, progress: bool = True) -> str:
         title="Scorecard of the demo",
         forecast=forecast,
         truth=ds,
+        overwrite=True,
     )
-    card.save(out / "scorecard.png")
+    card.save(out / "scorecard.png", overwrite=True)
     _pictures(out, ds, forecast, {"this forecast": scores, **rivals}, tuned.history)
     return _verdict(out, tuned, scores, rivals, time.monotonic() - began)
 

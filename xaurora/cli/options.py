@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import logging
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from xaurora.cli.fixes import as_command
 from xaurora.errors import OptionError, XauroraError
 from xaurora.utils.options import Option, options_of
 from xaurora.utils.types import Given
@@ -32,7 +34,12 @@ Files = Annotated[
 Region = Annotated[
     str | None, typer.Option(help="A name such as europe, or --region=south,north,west,east.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no notes.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Print results and errors only: no progress, no warnings.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Print everything that is logged.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Truths = Annotated[list[str] | None, typer.Option(help="The truth. Repeatable.")]
 ENDINGS = (".nc", ".nc4", ".zarr")
 
 
@@ -41,8 +48,13 @@ def report_errors(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
+        verbose = kwargs.pop("verbose", False)
         logging.basicConfig(
-            level=logging.WARNING if kwargs.get("quiet") else logging.INFO,
+            level=logging.INFO
+            if verbose
+            else logging.ERROR
+            if kwargs.get("quiet")
+            else logging.WARNING,
             format="xaurora: %(message)s",
             stream=sys.stderr,
         )
@@ -51,10 +63,19 @@ def report_errors(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(*args, **kwargs)
         except XauroraError as error:
-            line = f"xaurora: {error.message}" + (f" Fix: {error.fix}" if error.fix else "")
+            fix = f" Fix: {as_command(error.fix)}" if error.fix else ""
+            line = f"xaurora: {error.message}{fix}"
             typer.echo(" ".join(line.split()), err=True)
             raise typer.Exit(2) from None
 
+    # Every command has --verbose, which is not passed on.
+    own = inspect.signature(function, eval_str=True)
+    shown = inspect.Parameter(
+        "verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Verbose
+    )
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.parameters.values()]
+    run.__signature__ = own.replace(parameters=[*parameters, shown])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in [*parameters, shown]} | {"return": None}
     return run
 
 
@@ -64,6 +85,7 @@ def report_errors(function: Callable[..., None]) -> Callable[..., None]:
 def open_fields(paths: list[str]) -> xr.Dataset:
     """Open files of fields as one Dataset."""
     import xaurora
+    from xaurora import accessor  # noqa: F401  (registers ds.aurora)
 
     return xaurora.open(*paths)
 
@@ -83,6 +105,26 @@ def parse_period(text: str) -> str | tuple[str | None, str | None]:
     """Parse ``2016:2023`` as a pair, and ``2024`` as that year."""
     start, found, end = text.partition(":")
     return (start or None, end or None) if found else text
+
+
+def select_period(ds: xr.Dataset, text: str | None) -> xr.Dataset:
+    """Return the times of ``2016:2023``, of a year or of a date; all without a period."""
+    if text is None:
+        return ds
+    from xaurora.fields import recognition
+
+    found = recognition.recognise(ds)
+    if "time" not in found.axes:
+        found.raise_first()
+    start, is_range, end = text.partition(":")
+    wanted = slice(start or None, end or None) if is_range else text
+    try:
+        out = ds.sel({found.axes["time"].dim: wanted})
+    except (KeyError, ValueError, TypeError):
+        out = ds.isel({found.axes["time"].dim: slice(0, 0)})
+    if not out.sizes[found.axes["time"].dim]:
+        raise OptionError(f"no time lies in '{text}'.", fix="time='2016:2021', or a year or a date")
+    return out
 
 
 def parse_region(text: str) -> str | tuple[float, ...]:
@@ -135,6 +177,8 @@ _KINDS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "truth": (list[str], open_truth),
     "fields": (list[str], open_fields),
 }
+_OPENED = ("truth", "fields")
+"""Kinds whose values are files that are opened."""
 _SIMPLE = {"int": int, "float": float, "str": str, "bool": bool}
 
 
@@ -182,11 +226,22 @@ def with_options(*classes: type) -> Callable[[Callable[..., None]], Callable[...
 
         @functools.wraps(function)
         def run(**values: Any) -> None:
+            typed = {item.name: values.pop(item.name) for item in items}
+            typed = {name: v for name, v in typed.items() if v is not None and v != []}
+            checks_of = {
+                f.name: f.metadata.get("check") for cls in classes for f in dataclasses.fields(cls)
+            }
             given = {}
-            for item in items:
-                value = values.pop(item.name)
-                if value is not None and value != []:
-                    given[item.name] = _parsed(item)[1](value)
+            # What is cheap comes first, so that a wrong number is not found after minutes of
+            # reading.
+            for item in sorted(items, key=lambda item: item.command_line in _OPENED):
+                if item.name not in typed:
+                    continue
+                value = _parsed(item)[1](typed[item.name])
+                check = checks_of[item.name]
+                if check is not None and item.command_line not in (*_OPENED, "layers"):
+                    check(item.name, value)
+                given[item.name] = value
             function(**values, given=given)
 
         run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -204,25 +259,59 @@ def plain_text(text: str) -> str:
     return text.replace("``", "")
 
 
+def labelled(texts: list[str], option: str) -> dict[str, str]:
+    """Return paths by label; ``name=path`` gives the label, else it is the file's name."""
+    out: dict[str, str] = {}
+    for text in texts:
+        label, found, path = text.partition("=")
+        if not found:
+            label, path = Path(text).stem, text
+        if label in out:
+            raise OptionError(
+                f"two {option} are called {label!r}.", fix=f"give them names: first={path}"
+            )
+        out[label] = path
+    return out
+
+
+def given_only(**options: list[Any] | None) -> dict[str, Any]:
+    """Return the options that were typed."""
+    return {name: value for name, value in options.items() if value}
+
+
 # --- files that are written -----------------------------------------------------------------------
 
 
-def check_out(out: Path | None, endings: tuple[str, ...] = ENDINGS) -> None:
-    """Raise for a wrong file extension before the work starts."""
-    if out is not None and out.suffix not in endings:
+def check_out(
+    out: Path | None, endings: tuple[str, ...] = ENDINGS, *, overwrite: bool = False
+) -> None:
+    """Raise for a wrong file extension or an existing output, before the work starts."""
+    if out is None:
+        return
+    if out.suffix not in endings:
         raise OptionError(
-            f"'{out}' must end in one of {', '.join(endings)}.", fix=f"--out result{endings[0]}"
+            f"'{out}' must end in one of {', '.join(endings)}.", fix=f"out='result{endings[0]}'"
         )
-
-
-def write(ds: xr.Dataset, out: Path) -> None:
-    """Write a Dataset atomically, as NetCDF or Zarr according to the file extension."""
     from xaurora.utils import storage
 
+    storage.check_overwrite(out, overwrite=overwrite)
+
+
+def write(ds: xr.Dataset, out: Path, *, overwrite: bool = False) -> None:
+    """Write NetCDF or Zarr by the file extension, completely or not at all.
+
+    Values are float32 and compressed, whatever the packing of the input.
+    """
+    from xaurora.utils import files, storage
+
+    storage.check_overwrite(out, overwrite=overwrite)
+    ds, encoding = files.compressed(ds, zarr=out.suffix == ".zarr")
     if out.suffix == ".zarr":
-        if out.exists():
-            raise OptionError(f"'{out}' already exists.", fix="another --out, or remove it first")
-        storage.replace_folder(out, lambda folder: ds.to_zarr(folder, mode="w", consolidated=False))
+        storage.replace_folder(
+            out, lambda folder: ds.to_zarr(folder, mode="w", consolidated=False, encoding=encoding)
+        )
     else:
-        storage.replace_file(out, lambda path: ds.to_netcdf(path, engine="netcdf4"))
+        storage.replace_file(
+            out, lambda path: ds.to_netcdf(path, engine="netcdf4", encoding=encoding)
+        )
     typer.echo(f"Wrote {out}.")

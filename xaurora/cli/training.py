@@ -9,6 +9,7 @@ import typer
 
 from xaurora.cli.options import (
     Files,
+    Overwrite,
     Quiet,
     Region,
     check_out,
@@ -48,6 +49,7 @@ def prepare(
     region: Region = None,
     time: Annotated[str | None, typer.Option(help="2016:2021, or one year or date.")] = None,
     bits: Annotated[int | None, typer.Option(help="Mantissa bits to keep; all by default.")] = None,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a local, rechunked store for training, from a slow or huge source."""
@@ -59,6 +61,7 @@ def prepare(
         region=parse_region(region) if region else None,
         time=parse_period(time) if time else None,
         bits=bits,
+        overwrite=overwrite,
         progress=not quiet,
     )
     typer.echo(f"{out}: {made.sizes['time']} times, {made.nbytes / 1e9:.3g} GB before compression.")
@@ -107,6 +110,28 @@ def estimate(
 
 
 @report_errors
+def merge(
+    model: Annotated[
+        Path, typer.Argument(help="A tuned model with an adapter.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the merged model.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="Local checkpoint of the base, if it is not saved with it.")
+    ] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Merge the adapter of a tuned model into its weights."""
+    import xaurora
+    from xaurora.utils import storage
+
+    storage.check_overwrite(out, overwrite=overwrite)
+    merged = xaurora.load(model, weights=weights).merge()
+    merged.save(out, overwrite=overwrite)
+    typer.echo(f"Wrote {out}.")
+
+
+@report_errors
 @with_options(PredictOptions)
 def predict(
     files: Files,
@@ -116,15 +141,16 @@ def predict(
     given: dict[str, Any],
 ) -> None:
     """Forecast with a tuned or untuned model."""
-    check_out(out)
+    overwrite = given.get("overwrite", False)
+    check_out(out, overwrite=overwrite)
     if out is None and "store" not in given:
         raise OptionError(
             "no output was given for the forecast.",
-            fix="--out forecast.nc, or --store forecast.zarr",
+            fix="out='forecast.nc', or store='forecast.zarr'",
         )
     forecast = open_fields(files).aurora.predict(**given, progress=not quiet)
     typer.echo(repr(forecast.aurora))
     if out is not None:
-        write(forecast, out)
+        write(forecast, out, overwrite=overwrite)
     else:
         typer.echo(f"Wrote {given['store']}.")

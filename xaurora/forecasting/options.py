@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xaurora.errors import OptionError
-from xaurora.fields.grid.regions import RegionLike
 from xaurora.model.options import check_precision
 from xaurora.utils import checks
 from xaurora.utils.options import documented, option, run_checks
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
     import xarray as xr
 
+    from xaurora.fields.grid.regions import RegionLike
     from xaurora.model.resolve import ModelLike
 
 

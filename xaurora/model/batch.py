@@ -138,7 +138,7 @@ def resolve_times(times: np.ndarray, wanted: TimesLike) -> list[np.datetime64]:
             raise InitTimeError(
                 f"no time in {wanted!r} has a state six hours before it; the data run from"
                 f" {_name(times[0])} to {_name(times[-1])}.",
-                fix="time=None forecasts from every time that has its history",
+                fix="time=None forecasts from every time that has a state six hours before it",
             )
         if not chosen:
             raise InitTimeError(
@@ -152,7 +152,7 @@ def resolve_times(times: np.ndarray, wanted: TimesLike) -> list[np.datetime64]:
     if not chosen:
         raise InitTimeError(
             "time=[] contains no init time.",
-            fix="time=None forecasts from every time that has its history",
+            fix="time=None forecasts from every time that has a state six hours before it",
         )
     out = []
     for value in chosen:
@@ -161,7 +161,7 @@ def resolve_times(times: np.ndarray, wanted: TimesLike) -> list[np.datetime64]:
             raise InitTimeError(
                 f"init time {_name(t)} is not in the data, which run from {_name(times[0])} to"
                 f" {_name(times[-1])}.",
-                fix="time=None forecasts from every time that has its history",
+                fix="time=None forecasts from every time that has a state six hours before it",
             )
         if not index.has(t - STEP):
             raise InitTimeError(

@@ -7,6 +7,7 @@ Auroras, add an adapter (:func:`needs_of` shows the one of ``tiny``).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -188,6 +189,11 @@ def spec_of(name: object) -> ModelSpec:
                 "model='base' or 'small'; Aurora 1.5 already predicts rain with microsoft-aurora"
                 " alone (scaled_tp_1h)"
             ),
+        )
+    if spec is None and isinstance(name, str | os.PathLike) and os.sep in os.fspath(name):
+        raise OptionError(
+            f"model={os.fspath(name)!r}: there is no such folder.",
+            fix="give the folder that finetune wrote (out=), or model='small' for the untuned base",
         )
     if spec is None:
         raise OptionError(

@@ -17,20 +17,27 @@ from xaurora.errors import (
 )
 from xaurora.fields import axes, recognition, variables
 from xaurora.fields.unit_conversion import conversion
-from xaurora.plots.maps import field, pyplot, single_map
-from xaurora.utils.types import LeadLike, LeadsLike, TimeLike
+from xaurora.plots.maps import field, panel_size, pyplot, single_map
+from xaurora.utils.types import Given, LeadLike, LeadsLike, TimeLike
 
 if TYPE_CHECKING:
     from xaurora.utils.types import AnyAxes
 
 
-def _pick(
+def pick(
     fc: xr.Dataset,
     name: str,
     init_time: TimeLike | None,
     lead: LeadLike | None,
     level: float | None,
 ) -> xr.DataArray:
+    """Return one field of a forecast, by default of the first init time, lead time and level.
+
+    Raises
+    ------
+    XauroraError
+        If the forecast does not have it.
+    """
     import pandas as pd
 
     init_dim = "init_time" if "init_time" in fc.coords else "time"
@@ -119,18 +126,17 @@ def forecast(
             "this Dataset is not a forecast: it has no lead times.",
             fix="fc = ds.aurora.predict('6h', model=...); fc.aurora.plot('tp')",
         )
-    da = _pick(fc, name, init_time, lead, level)
+    da = pick(fc, name, init_time, lead, level)
     name = str(da.name)
     init = da.coords.get("init_time", da.coords.get("time"))
     lead_value = da.coords.get("lead_time", da.coords.get("prediction_timedelta"))
-    stamp = (
-        f"{str(init.values)[:13]} + {lead_value.values / np.timedelta64(1, 'h'):g} h"
-        if init is not None and lead_value is not None
-        else ""
-    )
+    stamp, valid = "", ""
+    if init is not None and lead_value is not None:
+        stamp = f"{_hour(init.values)} + {lead_value.values / np.timedelta64(1, 'h'):g} h"
+        valid = f"valid {_hour(init.values + lead_value.values)}"
     level_text = f" {float(da['level']):g} hPa" if "level" in da.coords else ""
     if truth is None:
-        return field(da, title=f"{name}{level_text}, {stamp}", ax=ax)
+        return field(da, title=f"{name}{level_text}, {stamp}\n{valid}", ax=ax)
     if ax is not None and np.size(ax) != 3:
         raise OptionError(
             f"forecast, truth and difference need three axes, but {np.size(ax)} were given.",
@@ -138,7 +144,38 @@ def forecast(
         )
     if ax is not None and np.ndim(ax) > 1:
         ax = np.ravel(ax)
-    return _triptych(fc, da, name, stamp, truth, level, ax)
+    return _triptych(fc, da, f"{name}{level_text}, {stamp}", valid, truth, level, ax)
+
+
+def frame(
+    fc: xr.Dataset,
+    name: str,
+    *,
+    init_time: TimeLike | None,
+    lead: LeadLike | None,
+    level: float | None,
+    truth: xr.Dataset | None,
+    limits: tuple[float, float],
+    ax: AnyAxes,
+) -> None:
+    """Draw one lead time into the first axes, and the truth into the second ones if it is given."""
+    da = pick(fc, name, init_time, lead, level)
+    init = da.coords.get("init_time", da.coords.get("time"))
+    value = da.coords.get("lead_time", da.coords.get("prediction_timedelta"))
+    level_text = f" {float(da['level']):g} hPa" if "level" in da.coords else ""
+    stamp, valid = "", ""
+    if init is not None and value is not None:
+        stamp = f"{_hour(init.values)} + {value.values / np.timedelta64(1, 'h'):g} h"
+        valid = f"valid {_hour(init.values + value.values)}"
+    field(da, title=f"{da.name}{level_text}, {stamp}\n{valid}", limits=limits, ax=ax[0])
+    if truth is not None:
+        beside = _truth_like(fc, name, da, truth, level)
+        field(beside, title=f"truth\n{valid}", limits=limits, ax=ax[1])
+
+
+def _hour(time: Given) -> str:
+    """Return a time as it stands on a map, such as ``2020-01-01 06 UTC``."""
+    return f"{str(np.datetime64(time, 'h')).replace('T', ' ')} UTC"
 
 
 def _truth_of(
@@ -185,12 +222,13 @@ def _truth_of(
 def _triptych(
     fc: xr.Dataset,
     da: xr.DataArray,
-    name: str,
-    stamp: str,
+    title: str,
+    valid: str,
     truth: xr.Dataset,
     level: float | None,
     ax: AnyAxes,
 ) -> AnyAxes:
+    name = str(da.name)
     known, _, f, y = _truth_of(fc, name, da, truth, level)
     like = xr.DataArray(
         f,
@@ -201,12 +239,15 @@ def _triptych(
     )
     panels = ax
     if panels is None:
-        _, panels = pyplot().subplots(1, 3, figsize=(15, 3.8), layout="constrained", sharey=True)
+        width, height = panel_size(like)
+        _, panels = pyplot().subplots(
+            1, 3, figsize=(3 * width, height), layout="constrained", sharey=True
+        )
     low, high = float(np.nanmin([f, y])), float(np.nanmax([f, y]))
-    level_text = f" {float(da['level']):g} hPa" if "level" in da.coords else ""
-    field(like, title=f"forecast of {name}{level_text}, {stamp}", limits=(low, high), ax=panels[0])
-    field(like.copy(data=y), title="truth", limits=(low, high), ax=panels[1])
-    field(like.copy(data=f - y), title="forecast − truth", symmetric=True, ax=panels[2])
+    field(like, title=f"forecast of {title}\n{valid}", limits=(low, high), ax=panels[0])
+    field(like.copy(data=y), title=f"truth\n{valid}", limits=(low, high), ax=panels[1])
+    last = f"forecast − truth\n{valid}"
+    field(like.copy(data=f - y), title=last, symmetric=True, ax=panels[2])
     for later in panels[1:]:
         later.set_ylabel("")
     return panels
@@ -258,7 +299,7 @@ def models(
             (
                 label,
                 [
-                    _in_units(single_map(_pick(fc, name, init_time, lead, level)), rows)
+                    _in_units(single_map(pick(fc, name, init_time, lead, level)), rows)
                     for lead in columns
                 ],
             )
@@ -286,11 +327,11 @@ def models(
     for r, (label, line) in enumerate(rows):
         for c, da in enumerate(line):
             lead = da.coords.get("lead_time", da.coords.get("prediction_timedelta"))
-            title = (
-                f"{label}, +{float(lead / np.timedelta64(1, 'h')):g} h"
-                if lead is not None
-                else label
-            )
+            title = label
+            if lead is not None:
+                init = da.coords.get("init_time", da.coords.get("time"))
+                title = f"{label}, +{float(lead / np.timedelta64(1, 'h')):g} h"
+                title += f"\nvalid {_hour((init + lead).values)}" if init is not None else ""
             field(da, title=title, limits=limits, bar=c == len(line) - 1, ax=ax[r][c])
             ax[r][c].label_outer()
     return ax
@@ -325,4 +366,5 @@ def _truth_like(
         attrs=da.attrs,
     )
     lead = da.coords.get("lead_time", da.coords.get("prediction_timedelta"))
-    return out.assign_coords(lead_time=lead.values)
+    init = da.coords.get("init_time", da.coords.get("time"))
+    return out.assign_coords(lead_time=lead.values, init_time=init.values)

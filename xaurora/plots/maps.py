@@ -6,6 +6,7 @@ Each function returns Matplotlib axes and takes ``ax=``.
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from xaurora.errors import (
     OptionError,
 )
 from xaurora.fields import variables
+from xaurora.fields.periods import declared_hours
 from xaurora.fields.unit_conversion import conversion
 
 if TYPE_CHECKING:
@@ -66,9 +68,7 @@ def field(
     bar: bool = True,
     ax: AnyAxes = None,
 ) -> AnyAxes:
-    """Draw a map of one field.
-
-    Coastlines are drawn if Cartopy is installed.
+    """Draw a map of one field, with coastlines.
 
     Parameters
     ----------
@@ -84,7 +84,8 @@ def field(
     bar : bool
         Whether to draw the colour bar.
     ax : matplotlib axes, optional
-        Axes to draw into, also those of a Cartopy projection. By default new ones.
+        Axes to draw into, also those of a Cartopy projection
+        (``plt.subplot(projection=cartopy.crs.Robinson())``). By default new ones in degrees.
 
     Returns
     -------
@@ -111,8 +112,11 @@ def field(
     if rain:
         values, units = values * _to_mm(units), "mm"
     if ax is None:
-        _, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+        _, ax = plt.subplots(figsize=panel_size(da, 4.2), layout="constrained")
     options: dict[str, Any] = {"shading": "nearest", "rasterized": True}
+    projected = hasattr(ax, "projection")
+    if projected:
+        options["transform"] = _degrees()
     extend = "neither"
     if rain and not symmetric:
         options["cmap"], options["norm"] = rain_colours()
@@ -124,58 +128,86 @@ def field(
     elif limits:
         options |= {"vmin": limits[0], "vmax": limits[1]}
     mesh = ax.pcolormesh(longitude, da[lat].values, values, **options)
-    ax.set_aspect(
-        1.0 / max(np.cos(np.deg2rad(float(da[lat].mean()))), 0.3)
-        if np.ptp(longitude) < 120
-        else "auto"
-    )
-    ax.set_xlabel("longitude")
-    ax.set_ylabel("latitude")
+    if not projected:
+        # A degree of longitude is as wide as it is in the middle of the map; on a globe, as a
+        # degree of latitude.
+        middle = np.cos(np.deg2rad(float(da[lat].mean())))
+        ax.set_aspect(1.0 / max(middle, 0.3) if np.ptp(longitude) < 120 else 1.0)
+        ax.set_xlabel("longitude")
+        ax.set_ylabel("latitude")
     ax.set_title(title, fontsize=10)
     coastlines(ax)
     if bar:
-        ax.figure.colorbar(
-            mesh, ax=ax, label="" if units == "1" else units, shrink=0.85, extend=extend
-        )
+        label = "" if units == "1" else units
+        if rain and (hours := declared_hours(str(da.name), da.attrs)):
+            label = f"{units} in {hours:g} h"
+        ax.figure.colorbar(mesh, ax=ax, label=label, shrink=0.85, extend=extend)
     return ax
 
 
-def coastlines(ax: AnyAxes) -> None:
-    """Draw coastlines into a map in degrees, or nothing if they are not available.
+def panel_size(da: xr.DataArray, height: float = 3.8) -> tuple[float, float]:
+    """Return the size in inches of a map with its colour bar, which has no room to spare.
 
-    Cartopy is an optional dependency. It downloads its 1:110 million coastlines once and then reads
-    them from a file.
+    Parameters
+    ----------
+    da : DataArray
+        Latitude and longitude last.
+    height : float
+        In inches, with title and labels.
     """
-    lines = _coastlines()
-    if not lines:
+    lat, lon = (da[d].values.astype(float) for d in da.dims[-2:])
+    wide = np.ptp(np.rad2deg(np.unwrap(np.deg2rad(lon)))) if len(lon) > 1 else 1.0
+    ratio = wide / max(float(np.ptp(lat)), 1e-6)
+    if wide < 120:
+        ratio *= max(np.cos(np.deg2rad(float(lat.mean()))), 0.3)
+    return float(np.clip((height - 1.0) * ratio, 1.8, 8.0)) + 1.7, height
+
+
+_DETAILED = 60.0  # degrees; narrower maps have the coastlines of 1:50 million
+
+
+def coastlines(ax: AnyAxes) -> None:
+    """Draw Natural Earth's coastlines into a map in degrees, or one of a Cartopy projection.
+
+    They come with the package (public domain, 1:110 million, and 1:50 million for maps that are
+    narrower than 60°).
+    """
+    from matplotlib.collections import LineCollection
+
+    style: dict[str, Any] = {"colors": "0.25", "linewidths": 0.6}
+    if hasattr(ax, "projection"):
+        lines = [line for line in _coastlines("110m") if len(line) > 1]
+        ax.add_collection(LineCollection(lines, transform=_degrees(), **style), autolim=False)
         return
-    limits = ax.get_xlim(), ax.get_ylim()
-    for line in lines:
-        x = np.asarray(line[:, 0])
-        for turn in (-360.0, 0.0, 360.0):  # the map may use any longitude convention
-            if x.max() + turn >= limits[0][0] and x.min() + turn <= limits[0][1]:
-                ax.plot(
-                    x + turn, line[:, 1], color="0.25", linewidth=0.6, scalex=False, scaley=False
-                )
-    ax.set_xlim(limits[0])
-    ax.set_ylim(limits[1])
+    (west, east), (south, north) = sorted(ax.get_xlim()), sorted(ax.get_ylim())
+    kept = []
+    for line in _coastlines("50m" if east - west < _DETAILED else "110m"):
+        (left, low), (right, high) = line.min(axis=0), line.max(axis=0)
+        if high < south or low > north:
+            continue
+        # The map may use any longitude convention.
+        kept += [
+            line + np.array([turn, 0.0])
+            for turn in (-360.0, 0.0, 360.0)
+            if right + turn >= west and left + turn <= east
+        ]
+    if kept:
+        ax.add_collection(LineCollection(kept, **style), autolim=False)
+
+
+def _degrees() -> Any:
+    """Return Cartopy's coordinate system of longitude and latitude."""
+    import cartopy.crs
+
+    return cartopy.crs.PlateCarree()
 
 
 @functools.cache
-def _coastlines() -> tuple[np.ndarray, ...]:
-    try:
-        from cartopy.io import shapereader
-
-        path = shapereader.natural_earth(resolution="110m", category="physical", name="coastline")
-        return tuple(
-            np.asarray(part.coords)
-            for geometry in shapereader.Reader(path).geometries()
-            for part in getattr(geometry, "geoms", [geometry])
-        )
-    except (
-        Exception
-    ):  # Cartopy is not installed or cannot download its file; coastlines are optional
-        return ()
+def _coastlines(scale: str) -> tuple[np.ndarray, ...]:
+    """Return coastlines, each ``(n, 2)`` of longitude and latitude in degrees."""
+    with np.load(Path(__file__).parents[1] / "assets" / "coastlines.npz") as stored:
+        points = stored[f"points_{scale}"].astype(np.float32) / 100.0
+        return tuple(np.split(points, np.cumsum(stored[f"lengths_{scale}"])[:-1]))
 
 
 def _is_rain(da: xr.DataArray) -> bool:

@@ -158,8 +158,9 @@ def check(folder: Path, *, resume: bool, overwrite: bool = False) -> dict[str, A
 
     Raises
     ------
-    SaveError
-        If the folder holds a run, and neither ``resume`` nor ``overwrite`` is set.
+    SaveError, OptionError
+        If the folder holds a finished run, or a stopped one, and neither ``resume`` nor
+        ``overwrite`` is set.
     """
     if overwrite and not resume:
         return None
@@ -174,13 +175,14 @@ def check(folder: Path, *, resume: bool, overwrite: bool = False) -> dict[str, A
     if resume:
         return run
     if run.get("finished"):
-        what, more = "a finished run", "resume=True to load it"
-    else:
-        what = f"a run that stopped at step {run['step']} of {run['total']}"
-        more = "resume=True to continue it"
-    raise SaveError(
-        f"'{folder}' contains {what}; it would be lost.",
-        fix=f"{more}, overwrite=True to replace it, or another out=",
+        raise SaveError(
+            f"'{folder}' contains a finished run; it would be lost.",
+            fix="resume=True to load it, overwrite=True to replace it, or another out=",
+        )
+    raise OptionError(
+        f"'{folder}' contains a run that stopped at step {run['step']} of {run['total']}; it would"
+        " be lost.",
+        fix="resume=True to continue it, overwrite=True to replace it, or another out=",
     )
 
 

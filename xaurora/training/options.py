@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from xaurora.errors import OptionError
-from xaurora.fields.grid.regions import RegionLike
 from xaurora.model.options import StrategyLike, StrategyOptions, check_precision, resolve_strategy
 from xaurora.training.nested_options import (
     LatentOptions,
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
     import xarray as xr
 
+    from xaurora.fields.grid.regions import RegionLike
     from xaurora.model.heads import HeadLike
     from xaurora.model.resolve import ModelLike
 
