@@ -236,11 +236,11 @@ ds.aurora.prepare(sys.argv[1] + "/data.zarr", model="tiny", progress=False)
     "evaluate to a file": """
 from xaurora.cli.commands import main
 sys.argv = ["xaurora", "evaluate", sys.argv[2] + "/fc.nc", sys.argv[2] + "/truth.nc", "--out",
-    sys.argv[1] + "/scores.nc", "--overwrite"][: 6]
+    sys.argv[1] + "/scores.nc", "--overwrite"]
 main()
 """,
     "save": """
-xaurora.load(sys.argv[2] + "/model").save(sys.argv[1] + "/model")
+xaurora.load(sys.argv[2] + "/model").save(sys.argv[1] + "/model", overwrite=True)
 """,
 }
 _BEFORE = """
@@ -334,6 +334,49 @@ def _killed(
         counts["left behind"] += 1
         examples.append(f"{task}: {left}")
     shutil.rmtree(out)
+
+
+# --- fights ---------------------------------------------------------------------------------------
+
+
+def fights(count: int, examples: list[str]) -> dict[str, Counts]:
+    """Let two processes train in one folder, and kill one at random, twice in each round."""
+    rng, counts = random.Random(2), collections.Counter()
+    code = _BEFORE + TASKS["finetune, LoRA"]
+    with tempfile.TemporaryDirectory() as name:
+        whole = Path(name) / "whole"
+        whole.mkdir()
+        Script(_BEFORE).wait()  # the first start takes longer
+        began = time.monotonic()
+        Script(code, whole).wait()
+        seconds, expected = time.monotonic() - began, _contents(whole)
+        while counts["killed"] < count:
+            out = Path(tempfile.mkdtemp(dir=name))
+            fighters = [Script(code, out) for _ in range(2)]
+            for _ in range(2):
+                time.sleep(rng.uniform(0.3, 0.9) * seconds)
+                if running := [s for s in fighters if s.is_running]:
+                    victim = rng.choice(running)
+                    victim.kill()
+                    counts["killed"] += victim.wait() == -signal.SIGKILL
+                fighters.append(Script(code, out))
+            for script in fighters:
+                status = script.wait()
+                if status == 1 and "is being written by process" in script.output:
+                    counts["refused with the other's number"] += 1
+                elif status not in (0, -signal.SIGKILL):
+                    counts["crash"] += 1
+                    examples.append(f"fight: {script.output[-1500:]}")
+            last = Script(code, out)
+            if last.wait():
+                counts["crash"] += 1
+                examples.append(f"fight, alone: {last.output[-1500:]}")
+            elif _contents(out) != expected:
+                counts["differs"] += 1
+                examples.append("fight: the result differs")
+            else:
+                counts["resumed to the same result"] += 1
+    return {"two processes in one folder": counts}
 
 
 # --- disks ----------------------------------------------------------------------------------------
@@ -480,6 +523,7 @@ TITLES = {
     "fuzz": "a Dataset, sound or with one fault",
     "bytes": "a file of an artefact or a checkpoint: a byte changed, or cut off",
     "kills": "a process, by SIGKILL at a random moment",
+    "fights": "two processes in one folder, one killed by SIGKILL at a random moment",
     "disks": "a disk that fills up or becomes read-only while something is written",
 }
 
@@ -491,6 +535,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=100_000, help="Datasets of the fuzzer")
     parser.add_argument("--flips", type=int, default=3_000, help="changed bytes per file")
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--fights", type=int, default=20)
     parser.add_argument("--disks", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -503,6 +548,7 @@ def main() -> int:
         "fuzz": lambda: fuzz(given.cases, given.seed, examples),
         "bytes": lambda: byte_flips(given.flips, examples),
         "kills": lambda: kills(given.kills, examples),
+        "fights": lambda: fights(given.fights, examples),
         "disks": lambda: disks(given.disks, examples),
     }
     wrong = 0

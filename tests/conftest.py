@@ -63,7 +63,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for tests in sorted(modules.values(), key=len, reverse=True):
         min(parts, key=len).extend(tests)
     length = len(items) // processes
-    ordered = [i for part in parts for i in (*part, *itertools.islice(fast, length - len(part)))]
+    ordered = [
+        i for part in parts for i in (*part, *itertools.islice(fast, max(length - len(part), 0)))
+    ]
     items[:] = [*ordered, *fast]
 
 

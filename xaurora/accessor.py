@@ -5,7 +5,6 @@ Each method documents its arguments and delegates to the module that does the wo
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +44,9 @@ class AuroraAccessor:
         return describe(self._ds)
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>"
+        from xaurora.utils import html
+
+        return html.text_block(repr(self))
 
     # --- fields ---
 
@@ -841,7 +842,8 @@ class AuroraAccessor:
         weights : path, optional
             Local checkpoint of the named model.
         time : time, sequence of times or slice, optional
-            Init times. By default all that have a frame six hours before them.
+            Init times. By default all that have a frame six hours before them. ``"2021-06-01"``
+            selects the day, ``"2021-06-01T12"`` one time.
         variables : sequence of str, optional
             Only these, in the data's own names. By default all of the model's variables and its
             targets.

@@ -94,7 +94,9 @@ def test_init_times_that_are_not_there(fields: xr.Dataset) -> None:
         "2020-01-02T12",
         "2020-01-02T18",
     ]
-    with pytest.raises(errors.InitTimeError, match=r"no time in .* has a state six hours before it"):
+    with pytest.raises(
+        errors.InitTimeError, match=r"no time in .* has a state six hours before it"
+    ):
         batches.resolve_times(fields["time"].values, slice("2031", None))
 
 

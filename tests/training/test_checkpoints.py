@@ -10,7 +10,8 @@ import pytest
 import xarray as xr
 from helpers import exact_patch_areas
 
-from xaurora import HeadOptions, StrategyOptions
+from xaurora import HeadOptions, StrategyOptions, errors
+from xaurora.utils import locks
 
 SAVED = Path(__file__).resolve().parents[1] / "saved"
 
@@ -38,3 +39,22 @@ def test_a_run_of_an_earlier_version_goes_on(
     expected = json.loads((SAVED / "losses.json").read_text())
     # 1e-5: other machines add float32 in another order.
     assert [e["loss"] for e in resumed.history] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_folder_that_another_run_writes_to_is_refused(fields: xr.Dataset, tmp_path: Path) -> None:
+    options = {"model": "tiny", "steps": 1, "validations": 1, "progress": False}
+    out = tmp_path / "runs" / "tp"
+    with (
+        locks.only_writer(out, argument="out="),
+        pytest.raises(errors.BusyError, match="is being written by process"),
+    ):
+        fields.aurora.finetune("tp", **options, out=out)
+    assert not out.exists()
+    fields.aurora.finetune("tp", **options, out=out)
+    store = tmp_path / "fc.zarr"
+    with (
+        locks.only_writer(store, argument="store="),
+        pytest.raises(errors.BusyError, match="another store="),
+    ):
+        fields.aurora.predict(model=out, store=store, progress=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["runs"]

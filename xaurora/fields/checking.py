@@ -30,7 +30,7 @@ from xaurora.fields.plausibility import FRAMES_SAMPLED
 from xaurora.fields.requirements import Needs
 from xaurora.fields.shifts import Shifts
 from xaurora.fields.variables import TIMESTEP_HOURS
-from xaurora.utils import indexed
+from xaurora.utils import html, indexed
 
 T = TypeVar("T")
 logger = logging.getLogger("xaurora")
@@ -81,6 +81,10 @@ class Report:
         return "\n".join(lines)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        title = "No problem found." if self.ok else f"{len(self.problems)} problem(s)"
+        return html.findings(title, [(p.message, p.fix) for p in self.problems], self.notes)
 
 
 def check(

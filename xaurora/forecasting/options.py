@@ -80,7 +80,8 @@ class PredictOptions:
     time: TimesLike = option(
         None,
         "time, sequence of times or slice, optional",
-        "Init times. By default all that have a frame six hours before them.",
+        """Init times. By default all that have a frame six hours before them. ``"2021-06-01"``
+        selects the day, ``"2021-06-01T12"`` one time.""",
         command_line="times",
     )
     variables: Sequence[str] | None = option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -109,6 +110,9 @@ def metadata(
     )
 
 
+_PERIOD = re.compile(r"\d{4}(-\d{2}){0,2}")
+
+
 def resolve_times(times: np.ndarray, wanted: TimesLike) -> list[np.datetime64]:
     """Return the requested init times, after checking that each has a state six hours before.
 
@@ -117,7 +121,8 @@ def resolve_times(times: np.ndarray, wanted: TimesLike) -> list[np.datetime64]:
     times : ndarray of datetime64, ``(time,)``
         The times of the data.
     wanted : optional
-        A time, several, a slice of times, or None for all.
+        A time, several, a slice of times, or None for all. A text without an hour, such as
+        ``"2021-06-01"``, selects the whole day, as xarray does.
 
     Raises
     ------
@@ -156,6 +161,9 @@ def resolve_times(times: np.ndarray, wanted: TimesLike) -> list[np.datetime64]:
         )
     out = []
     for value in chosen:
+        if isinstance(value, str) and _PERIOD.fullmatch(value.strip()):
+            out += resolve_times(times, slice(value, value))  # a day, a month or a year
+            continue
         t = _time(value)
         if not index.has(t):
             raise InitTimeError(

@@ -35,7 +35,7 @@ from xaurora.model.hashing import state_hash
 from xaurora.model.heads import DistributionHead, HeadSet, from_config
 from xaurora.model.tiny import TinyAurora
 from xaurora.model.weights import compare_keys, read_state
-from xaurora.utils import storage
+from xaurora.utils import html, storage
 
 FORMAT = 4
 _READS = (2, 3, 4)  # format 2 has no adapters, and format 3 no checksum of the config
@@ -156,6 +156,9 @@ class TunedAurora:
 
     def __repr__(self) -> str:
         return self.summary()
+
+    def _repr_html_(self) -> str:
+        return html.text_block(self.summary())
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the artefact. An older one at ``path`` is kept until the new one is complete.

@@ -27,6 +27,7 @@ from xaurora.training.hardware import device, free_memory, measure_rate, model_s
 from xaurora.training.options import FinetuneOptions
 from xaurora.training.plan import Plan
 from xaurora.training.simulate import StepCost, simulate
+from xaurora.utils import html
 from xaurora.utils.progress import track
 
 # CPU memory beyond tensors. Tensors allocated and freed within a step fragment the allocator's
@@ -95,6 +96,9 @@ class Estimate:
     def fits(self) -> bool:
         """Whether the estimated memory is available."""
         return not self.problem and self.memory <= self.available
+
+    def _repr_html_(self) -> str:
+        return html.text_block(str(self))
 
     def __str__(self) -> str:
         if self.problem:
