@@ -117,3 +117,11 @@ def test_stock_aurora_refuses_a_batch_across_greenwich(norway: xr.Dataset, auror
     with pytest.raises(errors.GridError, match="crosses Greenwich"), torch.no_grad():
         aurora_model(batch)
     assert isinstance(batch.to("cpu"), batches.GreenwichBatch)
+
+
+def test_a_text_without_an_hour_selects_the_day(fields: xr.Dataset) -> None:
+    times = fields["time"].values
+    assert len(batches.resolve_times(times, "2020-01-02")) == 4
+    assert len(batches.resolve_times(times, ["2020-01-02", "2020-01-03T06"])) == 5
+    assert len(batches.resolve_times(times, "2020")) == 39
+    assert batches.resolve_times(times, "2020-01-02T00") == [np.datetime64("2020-01-02", "ns")]

@@ -162,6 +162,12 @@ def resolve_times(times: np.ndarray, wanted: TimesLike) -> list[np.datetime64]:
     out = []
     for value in chosen:
         if isinstance(value, str) and _PERIOD.fullmatch(value.strip()):
+            if not ((times >= _time(value)) & (times <= _time(value, end=True))).any():
+                raise InitTimeError(
+                    f"{value} is not in the data, which run from {_name(times[0])} to"
+                    f" {_name(times[-1])}.",
+                    fix="time=None forecasts from every time that has a state six hours before it",
+                )
             out += resolve_times(times, slice(value, value))  # a day, a month or a year
             continue
         t = _time(value)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from xaurora.errors import MissingVariableError, OptionError
 from xaurora.fields import variables
@@ -50,6 +51,8 @@ class ModelSpec:
         scale, and that have to be computed for it.
     static_file : str
         File of static fields that it needs beside ERA5's own.
+    checkpoint : str
+        File of its published weights.
     """
 
     name: str
@@ -69,11 +72,22 @@ class ModelSpec:
     log_scaled: tuple[str, ...] = ()
     derived_inputs: tuple[str, ...] = ()
     static_file: str = ""
+    checkpoint: str = ""
 
     @property
     def built_here(self) -> bool:
         """Whether this package builds it, so that no weights have to be fetched."""
         return not self.class_name
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether its weights are in the hub's cache on this machine. Looks at files only."""
+        home = os.environ.get("HF_HOME") or os.path.join(
+            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface"
+        )
+        cache = os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")
+        snapshots = Path(cache) / "models--microsoft--aurora" / "snapshots"
+        return any(snapshots.glob(f"*/{self.checkpoint}"))
 
     @property
     def unsupported(self) -> list[str]:
@@ -130,6 +144,7 @@ _SPECS = (
         "small",
         Needs("small"),
         "AuroraSmallPretrained",
+        checkpoint="aurora-0.25-small-pretrained.ckpt",
         parameters=120_000_000,
         width=256,
         spacing=0.25,
@@ -143,6 +158,7 @@ _SPECS = (
         "base",
         Needs("base"),
         "AuroraPretrained",
+        checkpoint="aurora-0.25-pretrained.ckpt",
         parameters=1_300_000_000,
         spacing=0.25,
         first_unseen_year=2021,
@@ -151,6 +167,7 @@ _SPECS = (
         "finetuned",
         Needs("finetuned"),
         "Aurora",
+        checkpoint="aurora-0.25-finetuned.ckpt",
         parameters=1_300_000_000,
         spacing=0.25,
         first_unseen_year=2022,
@@ -265,6 +282,11 @@ def notes_for(fields: Fields, needs: Needs) -> list[str]:
     if spec is None:
         return []
     out = [spec.caveat] if spec.caveat else []
+    if spec.checkpoint and not spec.is_cached:
+        out.append(
+            f"The weights ({spec.checkpoint}, {4e-9 * spec.parameters:.2g} GB) are not in this"
+            " machine's cache. They are downloaded when they are first used, or given as weights=."
+        )
     if spec.spacing is None:  # it was made for no particular grid
         return out
     grid = fields.layout.grid

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +17,8 @@ from xaurora.errors import CheckpointError, OptionError, WeightsUnavailableError
 from xaurora.model.memory import LiveBytes
 from xaurora.model.models import NAMES, spec_of
 from xaurora.model.tiny import load_tiny_pretrained
+
+_PATIENCE = 5.0  # seconds for a connection to the hub
 
 
 def load_pretrained(name: str, weights: str | Path | None = None) -> Aurora:
@@ -67,7 +72,7 @@ def model_class(name: str) -> type[Aurora]:
 
 def fetch_checkpoint(cls: type[Aurora], name: str) -> Path:
     """Return the published checkpoint of a named model, from the cache or its hub."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     where = {
@@ -79,6 +84,8 @@ def fetch_checkpoint(cls: type[Aurora], name: str) -> Path:
     if isinstance(cached, str):
         return Path(cached)
     try:
+        if not _is_reachable(constants.ENDPOINT):  # the hub's client retries for half a minute
+            raise OfflineModeIsEnabled("no connection")
         return Path(hf_hub_download(**where))
     except (
         HfHubHTTPError,
@@ -96,6 +103,19 @@ def fetch_checkpoint(cls: type[Aurora], name: str) -> Path:
                 " weights='path/to/file.ckpt'; or use model='tiny', which needs no checkpoint"
             ),
         ) from None
+
+
+def _is_reachable(url: str) -> bool:
+    """Return whether a server takes connections; behind a proxy this is not tried."""
+    if urllib.request.getproxies():
+        return True
+    parts = urllib.parse.urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        with socket.create_connection((parts.hostname or "", port), timeout=_PATIENCE):
+            return True
+    except OSError:
+        return False
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
