@@ -8,6 +8,33 @@ can list problems together with their fixes.
 
 from __future__ import annotations
 
+import re
+
+_LONGEST = 300  # characters without a space
+
+
+def printable(text: str) -> str:
+    r"""Return text that is harmless in a terminal, whatever names are in it.
+
+    Control characters and those that change the direction of writing are escaped, and words of
+    thousands of characters are shortened.
+
+    Examples
+    --------
+    >>> printable("\x1b[2J")
+    '\\x1b[2J'
+    """
+    if not text.isprintable():
+        text = "".join(
+            c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode()
+            for c in text
+        )
+    if any(len(word) > _LONGEST for word in text.split()):
+        text = re.sub(
+            rf"(\S{{{_LONGEST // 2}}})\S{{{_LONGEST // 2},}}", lambda match: f"{match[1]}…", text
+        )
+    return text
+
 
 class XauroraError(Exception):
     """Base class of all errors of this package.
@@ -31,9 +58,9 @@ class XauroraError(Exception):
     code = "error"
 
     def __init__(self, message: str, *, fix: str = "") -> None:
-        self.message = message
+        self.message = message = printable(message)
         self.about: tuple[str, str] | None = None
-        self.fix = fix
+        self.fix = fix = printable(fix)
         super().__init__(message, fix)
 
     def __str__(self) -> str:

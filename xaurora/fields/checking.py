@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import xarray as xr
 
-from xaurora.errors import MissingValuesError, SourceError, TimeError, XauroraError
+from xaurora.errors import MissingValuesError, SourceError, TimeError, XauroraError, printable
 from xaurora.fields import (
     conventions,
     periods,
@@ -78,7 +78,7 @@ class Report:
         if self.notes:
             lines.append("Notes:")
             lines += [f"  · {note}" for note in self.notes]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
     __repr__ = __str__
 

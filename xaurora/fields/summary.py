@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from xaurora.errors import printable
 from xaurora.fields import (
     periods,
     recognition,
@@ -14,6 +15,10 @@ from xaurora.fields import (
 
 def describe(ds: xr.Dataset) -> str:
     """Return a short text that lists recognised axes and variables. Lazy."""
+    return printable(_described(ds))
+
+
+def _described(ds: xr.Dataset) -> str:
     if recognition.is_scores(ds):
         return _describe_scores(ds)
     if recognition.is_forecast(ds):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from aurora import Aurora
 
-from xaurora.errors import CheckpointError, OptionError
+from xaurora.errors import CheckpointError, OptionError, printable
 from xaurora.fields.requirements import Needs
 from xaurora.fields.targets import InputForm
 from xaurora.model import adapters, strategies
@@ -152,7 +152,7 @@ class TunedAurora:
                 " forecast skill)"
             )
         lines += ["", strategies.render([strategies.Part(**part) for part in config["parameters"]])]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
     def __repr__(self) -> str:
         return self.summary()

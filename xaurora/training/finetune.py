@@ -246,7 +246,7 @@ def _draw_history(result: TunedAurora, folder: Path) -> None:
 def _out_folder(options: FinetuneOptions) -> Path:
     """Return the folder of the run, by default one named after the targets and the time."""
     if options.out is None:
-        name = re.sub(r"[^\w-]", "_", "-".join(targets.names_of(options.target)))
+        name = re.sub(r"[^\w-]", "_", "-".join(targets.names_of(options.target)))[:60]
         return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     folder = Path(options.out)
     for part in ("best", "last"):

@@ -290,9 +290,9 @@ def _write(path: Path, name: str, found: TargetScan) -> None:
         "inputs": found.inputs,
         "targets": {},
     }
-    for target, seen in found.climatology.items():
+    for i, (target, seen) in enumerate(found.climatology.items()):
         bins = np.flatnonzero(seen.histogram.weights)
-        arrays[f"bins {target}"], arrays[f"weights {target}"] = bins, seen.histogram.weights[bins]
+        arrays[f"bins {i}"], arrays[f"weights {i}"] = bins, seen.histogram.weights[bins]
         described["targets"][target] = {
             "amounts": seen.amounts,
             "clipped": seen.clipped,
@@ -314,12 +314,12 @@ def _read(path: Path, name: str) -> TargetScan | None:
             if described["name"] != name:
                 return None
             climatology = {}
-            for target, parts in described["targets"].items():
+            for i, (target, parts) in enumerate(described["targets"].items()):
                 seen = Distribution(parts["amounts"])
                 seen.clipped, seen.clipped_amount = parts["clipped"], parts["clipped_amount"]
                 seen.moments = Moments(**parts["moments"])
                 seen.log_wet = Moments(**parts["log_wet"])
-                seen.histogram.weights[stored[f"bins {target}"]] = stored[f"weights {target}"]
+                seen.histogram.weights[stored[f"bins {i}"]] = stored[f"weights {i}"]
                 climatology[target] = seen
             normalisation = described["normalisation"]
             return TargetScan(
