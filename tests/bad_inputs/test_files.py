@@ -13,6 +13,7 @@ import xarray as xr
 
 import xaurora
 from xaurora import errors
+from xaurora.utils import indexed
 
 NOT_DATA = {
     "empty.nc": b"",
@@ -140,3 +141,21 @@ def test_training_leaves_out_what_cannot_be_read(good: Path, tmp_path: Path) -> 
     ds = xaurora.open(DAMAGED["a Zarr chunk that is cut off"](good, tmp_path))
     tuned = ds.aurora.finetune("tp", model="tiny", steps=2, out=tmp_path / "run", progress=False)
     assert tuned.config["training"]["broken"]
+
+
+@pytest.mark.parametrize("kind", ["prepared", "forecast"])
+def test_a_changed_byte_in_a_store_of_ours_is_found(kind: str, tmp_path: Path) -> None:
+    """Chunks have checksums: other values are never read from them."""
+    ds, path = xaurora.synthetic(shape=(8, 16), times=6), tmp_path / "store.zarr"
+    if kind == "prepared":
+        ds.aurora.prepare(path, model=None, progress=False)
+    else:
+        ds.aurora.predict("6h", model="tiny", store=path, progress=False)
+    chunks = sorted(p for p in (path / "t2m").rglob("*") if p.is_file() and p.name != "zarr.json")
+    data = chunks[0].read_bytes()
+    for place in range(0, len(data), max(len(data) // 12, 1)):
+        chunks[0].write_bytes(data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :])
+        with pytest.raises(errors.SourceError, match="'t2m' could not be read"):
+            indexed.read(xaurora.open(path)["t2m"].variable, "t2m")
+    chunks[0].write_bytes(data)
+    assert indexed.read(xaurora.open(path)["t2m"].variable, "t2m").std() > 0

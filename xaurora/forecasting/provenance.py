@@ -56,8 +56,8 @@ def global_attributes(
     if notes:
         out["xaurora_differences"] = json.dumps(notes, ensure_ascii=False)
     if model.tuned is not None:
-        trained = model.tuned.config["training"]
-        out["xaurora_trained"] = f"{trained['start']} to {trained['end']}"
+        if {"start", "end"} <= set(model.trained):
+            out["xaurora_trained"] = f"{model.trained['start']} to {model.trained['end']}"
         out["xaurora_strategy"] = model.tuned.config["strategy"]
         out["xaurora_base_weights"] = model.tuned.config["base"]["hash"]
     return out

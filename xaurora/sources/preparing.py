@@ -347,7 +347,7 @@ def _template(
         codec = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=4)
         if "time" not in da.dims:
             data[name] = (da.dims, np.asarray(da.values, np.float32), attrs)
-            encoding[name] = {"compressors": (codec,)}
+            encoding[name] = {"compressors": stores.checksummed(codec)}
             continue
         one = da.shape[1:]
         frame = 4 * int(np.prod(one))
@@ -361,7 +361,7 @@ def _template(
         encoding[name] = {
             "chunks": (1, *one),
             "shards": (shard, *one),
-            "compressors": (codec,),
+            "compressors": stores.checksummed(codec),
             "_FillValue": None,
         }
     first = changing[0]

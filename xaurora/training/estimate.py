@@ -26,7 +26,7 @@ from xaurora.training import plan as planning
 from xaurora.training.hardware import device, free_memory, measure_rate, model_size
 from xaurora.training.options import FinetuneOptions
 from xaurora.training.plan import Plan
-from xaurora.training.simulate import StepCost, simulate
+from xaurora.training.simulate import StepCost, can_measure, measure, simulate
 from xaurora.utils import html
 from xaurora.utils.progress import track
 
@@ -57,6 +57,8 @@ class Estimate:
         Free bytes on that device now.
     step_seconds, seconds : float
         Rough time of one step, and of all steps including validation.
+    measured : bool
+        Whether steps were run and timed, rather than their operations counted.
     steps : int
     bytes_read : int
         Total bytes read from the source of the data, before compression.
@@ -82,6 +84,7 @@ class Estimate:
     available: int = 0
     step_seconds: float = math.nan
     seconds: float = math.nan
+    measured: bool = False
     steps: int = 0
     bytes_read: int = 0
     first_look: int = 0
@@ -96,6 +99,11 @@ class Estimate:
     def fits(self) -> bool:
         """Whether the estimated memory is available."""
         return not self.problem and self.memory <= self.available
+
+    @property
+    def margin(self) -> float:
+        """Factor by which the time may be shorter or longer."""
+        return _MARGIN_TIMED if self.measured else _MARGIN_COUNTED
 
     def _repr_html_(self) -> str:
         return html.text_block(str(self))
@@ -112,8 +120,10 @@ class Estimate:
             "             "
             + ", ".join(f"{name} {_size(value)}" for name, value in self.parts.items()),
             (
-                f"  time       about {_span(self.step_seconds)} a step, {_span(self.seconds)} for"
-                f" {self.steps} steps with validation"
+                f"  time       about {_span(self.step_seconds)} a step"
+                f" ({'timed here' if self.measured else 'from its operations'}),"
+                f" {_span(self.seconds / self.margin)} to {_span(self.seconds * self.margin)} for"
+                f" {self.steps} steps with set-up and validation"
             ),
             f"  reads      {_size(self.bytes_read)}, {_size(self.first_look)} of it at the start",
             f"  disk       {_size(self.disk)}",
@@ -152,7 +162,7 @@ def estimate(ds: xr.Dataset, options: FinetuneOptions, *, compare: bool = False)
             f"there is no checkpoint file '{options.weights}'.", fix="weights='path/to/file.ckpt'"
         )
     made = planning.plan(ds, options)
-    first = estimate_plan(made, ds)
+    first = estimate_plan(made, ds, times=True)
     if not first.fits:
         first = replace(first, advice=advice(made))
     if not compare:
@@ -180,8 +190,19 @@ def _try_estimate(ds: xr.Dataset, options: FinetuneOptions) -> Estimate:
         return Estimate(name, strategy, device().type.upper(), problem=error.message)
 
 
-def estimate_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
-    """Return the estimate for a plan."""
+_MARGIN_TIMED = 1.5  # the factors that benchmarks/estimate_times.py finds
+_MARGIN_COUNTED = 3.0
+_SET_UP = 1.5  # seconds to build a model, and to save it in the end
+_LOOP = 0.008  # seconds around each step: logging, reading ahead, the schedule
+_WRITTEN = 4e8  # bytes in a second that artefacts and checkpoints are written at
+_CHEAP = 2.0  # seconds by their operations, up to which steps are run and timed
+
+
+def estimate_plan(plan: Plan, ds: xr.Dataset | None = None, *, times: bool = False) -> Estimate:
+    """Return the estimate for a plan.
+
+    With ``times``, a few steps are run and timed if they are cheap.
+    """
     where, options = device(), plan.options
     cost = simulate(plan, where)
     # The truth is not read here, so samples that will turn out to have none are still counted.
@@ -210,9 +231,19 @@ def estimate_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
     else:
         parts["slack"] = int(cost.peak * _GPU_SLACK)
     rate = measure_rate(plan, where)
+    step, forward = cost.flops / rate, cost.forward_flops / _together(plan) / rate
+    measured = (
+        times
+        and can_measure(plan)
+        and 3.0 * (step + forward) < _CHEAP
+        and 2 * cost.peak < free_memory(where)
+    )
+    if measured:
+        step, forward = measure(plan, where)
     module = cost.parameters
     artefact = 4 * (module["head"] + (module["all"] if plan.saves_base else module["adapter"]))
     checkpoint = 4 * module["trainable"] * (3 + (options.ema is not None))
+    written = artefact * (1 + options.validations) + 2 * checkpoint
     replay = 2 * options.replay.size * _frame_bytes(plan) if options.replay is not None else 0
     read = reads.of_run(plan, ds, steps) if _is_lazy(plan) else reads.NOTHING
     return Estimate(
@@ -222,8 +253,9 @@ def estimate_plan(plan: Plan, ds: xr.Dataset | None = None) -> Estimate:
         memory=_memory(plan, cost, parts, where),
         parts={k: int(v) for k, v in parts.items() if v},
         available=free_memory(where),
-        step_seconds=cost.flops / rate,
-        seconds=_seconds(plan, cost, rate, steps),
+        step_seconds=step,
+        seconds=_seconds(plan, step, forward, steps) + _SET_UP + written / _WRITTEN,
+        measured=measured,
         steps=steps,
         bytes_read=read.total,
         first_look=read.first_look,
@@ -246,19 +278,23 @@ def _memory(plan: Plan, cost: StepCost, parts: dict[str, int], where: torch.devi
     return int(memory)
 
 
-def _seconds(plan: Plan, cost: StepCost, rate: float, steps: int) -> float:
-    """Return the time of all steps and validations."""
+def _together(plan: Plan) -> int:
+    """Return the samples of a step's first forward pass."""
+    one = plan.options.replay is not None or plan.latents is not None
+    return 1 if one else plan.options.batch_size
+
+
+def _seconds(plan: Plan, step: float, forward: float, steps: int) -> float:
+    """Return the time of all steps and validations, given that of one step and one forward pass."""
     options, validation = plan.options, len(plan.split.validation)
-    step = cost.flops / rate
     scored = reads.samples_scored(plan, steps)
-    together = 1 if options.replay is not None or plan.latents is not None else options.batch_size
-    forward = cost.forward_flops / together / rate
+    training = steps * (step + _LOOP)
     if plan.latents is None:
-        return steps * step + scored * options.rollout_steps * forward / options.world_size
-    # The latents of each sample are computed once. After that, steps and validations run only the
-    # heads.
-    latents = (len(plan.split.train) + validation) * forward
-    return (steps * step + scored * step / 3 / options.batch_size + latents) / options.world_size
+        return training + scored * options.rollout_steps * forward / options.world_size
+    # The latents of each sample are computed once, when it is first seen. After that, steps and
+    # validations run only the heads.
+    seen = min(len(plan.split.train), steps * options.samples_per_step) + validation
+    return training + (scored * step / 3 / options.batch_size + seen * forward) / options.world_size
 
 
 def _frame_bytes(plan: Plan) -> int:

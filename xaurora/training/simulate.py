@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,7 +21,7 @@ from xaurora.model.aurora import AuroraWithHead, latent_size
 from xaurora.model.batch import metadata
 from xaurora.model.loader import Truth
 from xaurora.model.memory import LiveBytes, cleared_mask_cache, fake_copy
-from xaurora.model.tiny import TinyAurora
+from xaurora.model.tiny import TinyAurora, load_tiny_pretrained
 from xaurora.model.weights import model_class
 from xaurora.training import latents, losses
 from xaurora.training.losses import Domain, Domains
@@ -51,41 +54,19 @@ def simulate(plan: Plan, where: torch.device) -> StepCost:
     options = plan.options
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     module, forms = meta_module(plan)
-    groups = plan.groups(module)
-    trained = {id(p) for g in groups for p in g["params"]}
-    names = {n for n, p in module.named_parameters() if id(p) in trained}
+    moving_names = _moving(plan, module)
     fake: Any = fake_copy(module, mode, where.type)
-    moving = [p for n, p in fake.named_parameters() if n in names]
+    moving = [p for n, p in fake.named_parameters() if n in moving_names]
     execution.set_precision(fake.base, options.precision, where)
     counter = LiveBytes()
     for tensor in [*fake.parameters(), *fake.buffers()]:
         counter.track(tensor)
     weights = counter.live
-    with mode, counter, contextlib.ExitStack() as stack:
-        stack.enter_context(cleared_mask_cache())
-        stack.enter_context(placement.on_grid(fake, plan.grid))
-        if execution.recomputes(
-            options.activation_checkpointing, where, trains_base=plan.trains_base
-        ):
-            stack.enter_context(execution.activation_checkpointing(fake.base))
+    with mode, counter, _prepared(plan, fake, where):
         average = [torch.empty_like(p) for p in moving] if options.ema is not None else []
-        optimizer = torch.optim.AdamW(moving, lr=1e-3, fused=True)
-        domains = Domains(
-            Domain(torch.empty(plan.grid.shape[0], 1, device=where), plan.trim),
-            Domain(torch.empty(plan.target_grid.shape[0], 1, device=where), plan.target_trim),
-        )
-        for parameter in moving:  # makes the optimiser state
-            parameter.grad = torch.empty_like(parameter)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer = _with_state(moving)
         counter.flops = 0
-        if plan.latents is not None:
-            forward = _step_on_latents(plan, fake, counter, forms, domains)
-        else:
-            forward = _step(plan, fake, counter, forms, domains)
-        torch.nn.utils.clip_grad_norm_(moving, options.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        forward = _one_step(plan, fake, forms, where, optimizer, moving, counter)
         del average
     parameters = _count_parameters(module, moving)
     trainable = 4 * parameters["trainable"]
@@ -107,6 +88,127 @@ def simulate(plan: Plan, where: torch.device) -> StepCost:
     )
 
 
+def measure(plan: Plan, where: torch.device) -> tuple[float, float]:
+    """Run the same steps with values, and return the seconds of a step and of a forward pass.
+
+    Only for models whose weights are there already or are made here (:func:`can_measure`).
+    """
+    options = plan.options
+    with torch.random.fork_rng(devices=[]):  # the caller's random state is not changed
+        real, forms = _real_module(plan)
+    real.to(where)
+    names = _moving(plan, real)
+    moving = [p for n, p in real.named_parameters() if n in names]
+    execution.set_precision(real.base, options.precision, where)
+    steps, forwards = [], []
+    with _prepared(plan, real, where):
+        optimizer = _with_state(moving)
+        for _ in range(_TIMED):
+            began = _now(where)
+            _one_step(plan, real, forms, where, optimizer, moving, None)
+            steps.append(_now(where) - began)
+        batch = rollout.prepare(real, _batch(plan, forms, 1)).to(where)
+        with torch.no_grad():
+            for _ in range(_TIMED):
+                began = _now(where)
+                real.latents(batch) if plan.latents is not None else real(batch)
+                forwards.append(_now(where) - began)
+    # The first one of each allocates memory and fills caches.
+    times = options.gradient_accumulation * (options.batch_size if options.replay else 1)
+    return min(steps[1:]) * times, min(forwards[1:])
+
+
+_TIMED = 4
+
+
+def can_measure(plan: Plan) -> bool:
+    """Return whether the model can be built without fetching weights."""
+    return plan.model.built_here or plan.tuned is not None or plan.model.instance is not None
+
+
+def _real_module(plan: Plan) -> tuple[AuroraWithHead, Forms]:
+    """Return a copy of the model with values, and its input forms."""
+    _, forms = meta_module(plan)
+    if plan.tuned is not None:
+        base = copy.deepcopy(plan.tuned.model.base)
+    elif plan.model.instance is not None:
+        base = copy.deepcopy(plan.model.instance)
+    elif plan.name == "tiny-pretrained":
+        base = load_tiny_pretrained()
+    else:
+        surface = dict.fromkeys(plan.needs.surface, (0.0, 1.0))
+        levels = {f"{v:g}": (0.0, 1.0) for v in plan.needs.levels or ()}
+        base = TinyAurora(plan.needs, surface, dict.fromkeys(plan.needs.atmos, levels))
+    adapter = plan.tuned.model.adapter if plan.tuned is not None else None
+    if adapter is None and plan.strategy.name in ("lora", "peft"):
+        adapter = adapters.install(base, plan.strategy)
+    size, patch_size = latent_size(base), plan.needs.patch_size
+    built = {
+        t.name: heads.build(plan.heads[t.name].for_climate(1e-3), *size, patch_size)
+        for t in plan.targets
+    }
+    return AuroraWithHead(base, heads.HeadSet(built), forms, adapter, plan.window), forms
+
+
+def _now(where: torch.device) -> float:
+    if where.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _moving(plan: Plan, module: AuroraWithHead) -> set[str]:
+    """Return the names of the parameters that train."""
+    trained = {id(p) for g in plan.groups(module) for p in g["params"]}
+    return {n for n, p in module.named_parameters() if id(p) in trained}
+
+
+@contextlib.contextmanager
+def _prepared(plan: Plan, module: AuroraWithHead, where: torch.device) -> Iterator[None]:
+    """Put a module on the plan's grid, and recompute activations where the plan does."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(cleared_mask_cache())
+        stack.enter_context(placement.on_grid(module, plan.grid))
+        if execution.recomputes(
+            plan.options.activation_checkpointing, where, trains_base=plan.trains_base
+        ):
+            stack.enter_context(execution.activation_checkpointing(module.base))
+        yield
+
+
+def _with_state(moving: list[torch.nn.Parameter]) -> torch.optim.AdamW:
+    """Return an optimiser that has its state, as in every step after the first."""
+    optimizer = torch.optim.AdamW(moving, lr=1e-6, fused=True)
+    for parameter in moving:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return optimizer
+
+
+def _one_step(
+    plan: Plan,
+    module: AuroraWithHead,
+    forms: Forms,
+    where: torch.device,
+    optimizer: torch.optim.AdamW,
+    moving: list[torch.nn.Parameter],
+    counter: LiveBytes | None,
+) -> int:
+    """Run one step; return the operations of the first forward pass, if they are counted."""
+    domains = Domains(
+        Domain(torch.ones(plan.grid.shape[0], 1, device=where), plan.trim),
+        Domain(torch.ones(plan.target_grid.shape[0], 1, device=where), plan.target_trim),
+    )
+    if plan.latents is not None:
+        forward = _step_on_latents(plan, module, counter, forms, domains)
+    else:
+        forward = _step(plan, module, counter, forms, domains)
+    torch.nn.utils.clip_grad_norm_(moving, plan.options.clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return forward
+
+
 def _count_parameters(module: AuroraWithHead, moving: list[torch.nn.Parameter]) -> dict[str, int]:
     """Return the numbers of parameters: of the base, its adapter and the heads, and trainable."""
     base, head, adapter = dict(module.base.named_parameters()), module.head, module.adapter
@@ -120,7 +222,7 @@ def _count_parameters(module: AuroraWithHead, moving: list[torch.nn.Parameter]) 
 
 
 def _step(
-    plan: Plan, fake: AuroraWithHead, counter: LiveBytes, forms: Forms, domains: Domains
+    plan: Plan, fake: AuroraWithHead, counter: LiveBytes | None, forms: Forms, domains: Domains
 ) -> int:
     """Run the forward and backward passes of a step.
 
@@ -139,7 +241,8 @@ def _step(
     for k in range(length):
         step = next(stepping)
         loss, parts = losses.step_loss(fake, step, _truth(plan), domains, weight)
-        forward = counter.flops if k == 0 else forward
+        if counter is not None and k == 0:
+            forward = counter.flops
         if options.push_forward:
             loss.backward()
         else:
@@ -195,9 +298,9 @@ def _batch(plan: Plan, forms: Forms, samples: int) -> Batch:
     surface = [*plan.needs.surface, *(n for n in forms if n not in plan.needs.surface)]
     times = [plan.samples.init_times[0]] * b
     return Batch(
-        {n: torch.empty(b, 2, h, w) for n in surface},
-        {n: torch.empty(h, w) for n in plan.needs.static},
-        {n: torch.empty(b, 2, len(levels), h, w) for n in plan.needs.atmos},
+        {n: torch.rand(b, 2, h, w) for n in surface},
+        {n: torch.rand(h, w) for n in plan.needs.static},
+        {n: torch.rand(b, 2, len(levels), h, w) for n in plan.needs.atmos},
         metadata(plan.grid, times, levels),
     )
 
@@ -208,14 +311,16 @@ def _truth(plan: Plan) -> Truth:
     state = None
     if plan.scores_base:
         state = {
-            "surface": {n: torch.empty(b, h, w) for n in plan.needs.surface},
-            "atmos": {n: torch.empty(b, len(plan.fields.levels), h, w) for n in plan.needs.atmos},
+            "surface": {n: torch.rand(b, h, w) for n in plan.needs.surface},
+            "atmos": {n: torch.rand(b, len(plan.fields.levels), h, w) for n in plan.needs.atmos},
         }
-    return Truth({t.name: torch.empty(b, *own) for t in plan.targets}, state)
+    # Rain of a millimetre, or values of order one: what scores cost depends on them.
+    size = {t.name: 1e-3 if t.is_rain else 1.0 for t in plan.targets}
+    return Truth({n: torch.rand(b, *own) * scale for n, scale in size.items()}, state)
 
 
 def _step_on_latents(
-    plan: Plan, fake: AuroraWithHead, counter: LiveBytes, forms: Forms, domains: Domains
+    plan: Plan, fake: AuroraWithHead, counter: LiveBytes | None, forms: Forms, domains: Domains
 ) -> int:
     """Simulate a training step on stored latents.
 
@@ -226,10 +331,12 @@ def _step_on_latents(
     int
         Operations of the backbone. The counter is left with those of the heads.
     """
-    fake.latents(rollout.prepare(fake, _batch(plan, forms, 1)))
-    forward, counter.flops = counter.flops, 0
+    forward = 0
+    if counter is not None:  # else it is timed apart
+        fake.latents(rollout.prepare(fake, _batch(plan, forms, 1)))
+        forward, counter.flops = counter.flops, 0
     shape = latents.shape_of(fake, plan.grid.shape, plan.needs.patch_size)
-    values = torch.empty(plan.options.batch_size, *shape, device=domains.base.area.device)
+    values = torch.zeros(plan.options.batch_size, *shape, device=domains.base.area.device)
     step = fake(None, latents=values)
     loss, _ = losses.step_loss(fake, step, _truth(plan), domains, 0.0)
     loss.backward()

@@ -14,10 +14,21 @@ from typing import Any
 import xarray as xr
 
 from xaurora.errors import SaveError, SourceError
+from xaurora.utils.types import Given
 
 PIECES = "xaurora_pieces"
 """Attribute that holds the number of pieces of a complete store."""
 _DONE = "xaurora_complete"
+
+
+def checksummed(codec: Given = None) -> tuple[Any, ...]:
+    """Return the compressors of an array: a codec, by default Zarr's own, and a checksum.
+
+    A chunk whose bytes have changed is then an error, and never other values.
+    """
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
+    return (codec or ZstdCodec(level=0), Crc32cCodec())
 
 
 def create(path: Path, template: xr.Dataset, encoding: Mapping[str, Any] | None = None) -> None:
@@ -36,8 +47,12 @@ def create(path: Path, template: xr.Dataset, encoding: Mapping[str, Any] | None 
         shutil.rmtree(left, ignore_errors=True)  # left by a writer that was killed
     staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
     try:
+        given = {n: dict((encoding or {}).get(n, {})) for n in map(str, template.variables)}
+        for name, own in given.items():
+            if template.variables[name].dtype.kind not in "OU":
+                own.setdefault("compressors", checksummed())
         template.assign_attrs({_DONE: 0}).to_zarr(
-            staged, mode="w", compute=False, consolidated=False, encoding=dict(encoding or {})
+            staged, mode="w", compute=False, consolidated=False, encoding=given
         )
         staged.chmod(0o755)
         staged.rename(path)
