@@ -531,7 +531,7 @@ class AuroraAccessor:
             Resume from the checkpoint in ``out``, exactly to the bit on a CPU. Start from the
             beginning if there is none.
         overwrite : bool
-            Whether to replace what a finished or stopped run has left in ``out``.
+            Whether to replace a finished or stopped run in ``out``.
         wait : float
             Seconds to wait if another process still writes to ``out``, such as a job that is being
             stopped and queued again.
@@ -752,7 +752,7 @@ class AuroraAccessor:
             Resume from the checkpoint in ``out``, exactly to the bit on a CPU. Start from the
             beginning if there is none.
         overwrite : bool
-            Whether to replace what a finished or stopped run has left in ``out``.
+            Whether to replace a finished or stopped run in ``out``.
         wait : float
             Seconds to wait if another process still writes to ``out``, such as a job that is being
             stopped and queued again.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from xaurora.evaluation import autocorrelation
 
@@ -74,3 +75,34 @@ def test_false_discoveries() -> None:
     assert found[1000:].all()
     assert found[:1000].sum() < 0.1 * found.sum()
     assert autocorrelation.false_discovery(np.full(4, np.nan), 0.05) == 0.0
+
+
+def test_diebold_mariano_by_hand() -> None:
+    """The definition, written out for one series."""
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal(50) + 0.3
+    half, p = autocorrelation.interval_hac(x[:, None], 0.95)
+    n, lags = len(x), int(4 * (50 / 100) ** (2 / 9))
+    d = x - x.mean()
+    variance = (d @ d) / n
+    for lag in range(1, lags + 1):
+        variance += 2 * (1 - lag / (lags + 1)) * (d[lag:] @ d[:-lag]) / n
+    h = lags + 1
+    harvey = (n + 1 - 2 * h + h * (h - 1) / n) / n
+    error = np.sqrt(variance / n / harvey)
+    assert half[0] == pytest.approx(stats.t.ppf(0.975, n - 1) * error, rel=1e-12)
+    assert p[0] == pytest.approx(2 * stats.t.sf(abs(x.mean()) / error, n - 1), rel=1e-12)
+
+
+def test_diebold_mariano_keeps_its_level_without_correlation() -> None:
+    """And finds too much where neighbours are alike, which is why it is not the default."""
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((60, 4000))
+    _, p = autocorrelation.interval_hac(x, 0.95)
+    assert 0.035 < (p < 0.05).mean() < 0.065
+    for i in range(1, 60):
+        x[i] = 0.8 * x[i - 1] + 0.6 * x[i]
+    _, p = autocorrelation.interval_hac(x, 0.95)
+    assert (p < 0.05).mean() > 0.15
+    short, _ = autocorrelation.interval_hac(x[:5], 0.95)
+    assert np.isnan(short).all()

@@ -427,3 +427,44 @@ def test_to_weatherbench2(fields: xr.Dataset, tuned) -> None:
     again = out.aurora.evaluate(fields, regions="global", metrics=["rmse"])
     first = forecast.aurora.evaluate(fields, regions="global", metrics=["rmse"])
     np.testing.assert_allclose(again["2m_temperature"].values, first["t2m"].values, rtol=1e-10)
+
+
+def test_normals_of_the_scored_days_are_marked(
+    fields: xr.Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    forecast = xaurora.persistence(fields.isel(time=slice(20, 28)), ["t2m"], ["6h"])
+    normals = xaurora.climatology(fields, ["t2m"])
+    scores = forecast.aurora.evaluate(fields, climatology=normals)
+    assert "rests on the scored times: 8 of 8 valid times" in caplog.text
+    assert "rests on 1 year" in scores.attrs["xaurora_notes"]
+    caplog.clear()
+    without = xaurora.climatology(fields, ["t2m"], leave_out=forecast)
+    assert without.attrs["climatology_left_out"] == 1
+    forecast.aurora.evaluate(fields, climatology=without)
+    assert "scored times" not in caplog.text
+    days = np.unique(forecast["valid_time"].values.astype("datetime64[D]"))
+    kept = fields.sel(time=~np.isin(fields["time"].values.astype("datetime64[D]"), days))
+    by_hand = xaurora.climatology(kept, ["t2m"])
+    np.testing.assert_array_equal(without["t2m"], by_hand["t2m"])
+    with pytest.raises(errors.OptionError, match="leaves none of the 40 times"):
+        xaurora.climatology(fields, ["t2m"], leave_out=fields["time"].values)
+    with pytest.raises(errors.OptionError, match="a forecast or times"):
+        xaurora.climatology(fields, ["t2m"], leave_out="scored")
+
+
+def test_waves_without_power_say_nothing_about_blur() -> None:
+    """A truth of two long waves, and a forecast with rounding noise beside them."""
+    longitude = np.arange(64) * (360 / 64)
+    waves = np.cos(np.deg2rad(longitude)) + 0.5 * np.cos(np.deg2rad(3 * longitude))
+    truth = 280.0 + np.broadcast_to(waves, (5, 16, 64))
+    noise = 1e-3 * np.random.default_rng(0).standard_normal(truth.shape)
+    coords = {
+        "time": np.datetime64("2020-01-01", "ns") + np.arange(5) * np.timedelta64(6, "h"),
+        "latitude": np.linspace(80, -80, 16),
+        "longitude": longitude,
+    }
+    dims = ("time", "latitude", "longitude")
+    ds = xr.Dataset({"t2m": (dims, truth, {"units": "K"})}, coords)
+    fc = xaurora.persistence(ds.assign(t2m=ds["t2m"] + noise), ["t2m"], ["6h"])
+    scores = fc.aurora.evaluate(ds, metrics=["blur"], regions=["global"])
+    assert float(scores["t2m"].sel(metric="blur").squeeze()) == pytest.approx(1.0, abs=0.01)

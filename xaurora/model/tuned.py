@@ -166,22 +166,16 @@ class TunedAurora:
         Parameters
         ----------
         path : path
-            A folder.
         overwrite : bool
             Whether to replace an older tuned model.
 
         Raises
         ------
         SaveError
-            If something is there already, or writing fails (full disk, no permission). Nothing is
-            changed then.
+            If something is there already, or writing fails. Nothing is changed then.
         """
         path = Path(path)
-        if (
-            path.exists()
-            and any(path.iterdir() if path.is_dir() else [path])
-            and not (path / "config.json").exists()
-        ):
+        if storage.is_taken(path) and not (path / "config.json").exists():
             raise storage.SaveError(
                 f"'{path}' exists and is not a tuned model, so it is not overwritten.",
                 fix="choose another folder",

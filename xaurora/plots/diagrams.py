@@ -1,7 +1,4 @@
-"""Diagrams of scores: by threshold, reliability, histograms, spectra, intensity.
-
-Each function returns Matplotlib axes and takes ``ax=``.
-"""
+"""Diagrams of scores, by threshold, probability, rank, scale or amount. All take ``ax=``."""
 
 from __future__ import annotations
 
@@ -23,6 +20,7 @@ from xaurora.plots.panels import (
     first_scores,
     label_of,
     lead_label,
+    middle_threshold,
     plain_ticks,
     scores_by_label,
     select_metric,
@@ -74,19 +72,12 @@ def threshold_curve(
                 for one in (da.isel(lead_time=i) for i in range(da.sizes["lead_time"]))
             ]
         else:
-            lines.append(
-                (
-                    label,
-                    select_metric(
-                        ds, f"{name}_exceed", metric, region, 0 if lead is None else lead
-                    ),
-                )
-            )
+            at = 0 if lead is None else lead
+            lines.append((label, select_metric(ds, f"{name}_exceed", metric, region, at)))
     for i, (label, da) in enumerate(lines):
         colour = colour_of(label, i, colours)
-        values = (
-            da.where(da > 0) if metric == "frequencybias" else da
-        )  # a bias of 0 (never exceeded) cannot be shown on a logarithmic axis
+        # A bias of 0 (never exceeded) cannot be shown on a logarithmic axis.
+        values = da.where(da > 0) if metric == "frequencybias" else da
         ax.plot(da["threshold_mm"], values, "o-", label=label, color=colour, markersize=4)
     if metric == "frequencybias":
         ax.axhline(1.0, color="0.6", linewidth=0.8)
@@ -99,25 +90,10 @@ def threshold_curve(
     name_of = {"frequencybias": "frequency bias", "brier_score_mm": "Brier score"}.get(
         metric, label_of(metric)
     )
-    ax.set_ylabel(
-        name_of
-        + (
-            f" at {lead_label(lines[0][1])}"
-            if len({lead_label(da) for _, da in lines}) == 1
-            else ""
-        )
-    )
+    one = len({lead_label(da) for _, da in lines}) == 1
+    ax.set_ylabel(f"{name_of} at {lead_label(lines[0][1])}" if one else name_of)
     ax.legend(frameon=False, fontsize=8)
     return ax
-
-
-def _middle(da: xr.DataArray) -> float:
-    """Return the middle one of the thresholds at which there are values."""
-    rest = [d for d in da.dims if d != "threshold_mm"]
-    values = da["threshold_mm"].values
-    scored = values[da.notnull().any(rest).values]
-    values = scored if len(scored) else values
-    return float(values[len(values) // 2])
 
 
 def fss_curve(
@@ -145,7 +121,12 @@ def fss_curve(
             lines += [(f"{t:g} mm", da.sel(threshold_mm=t)) for t in da["threshold_mm"].values]
         else:
             lines.append(
-                (label, at_threshold(da, _middle(da) if threshold_mm is None else threshold_mm))
+                (
+                    label,
+                    at_threshold(
+                        da, middle_threshold(da) if threshold_mm is None else threshold_mm
+                    ),
+                )
             )
     for i, (label, da) in enumerate(lines):
         colour = colour_of(label, i, colours)
@@ -190,7 +171,7 @@ def reliability(
         wanted = (
             every
             if len(several) == 1 and threshold_mm is None
-            else [_middle(da) if threshold_mm is None else threshold_mm]
+            else [middle_threshold(da) if threshold_mm is None else threshold_mm]
         )
         lines += [
             (f"{t:g} mm" if len(several) == 1 else label, ds, at_threshold(da, t)) for t in wanted

@@ -212,6 +212,15 @@ def at_threshold(da: xr.DataArray, threshold: float) -> xr.DataArray:
     return da.isel(threshold_mm=int(near[0]))
 
 
+def middle_threshold(da: xr.DataArray) -> float:
+    """Return the middle one of the thresholds at which there are values."""
+    rest = [d for d in da.dims if d != "threshold_mm"]
+    values = da["threshold_mm"].values
+    scored = values[da.notnull().any(rest).values]
+    values = scored if len(scored) else values
+    return float(values[len(values) // 2])
+
+
 def first_scores(scores: xr.Dataset | Mapping[str, xr.Dataset]) -> xr.Dataset:
     """Return the first of several scores, for diagrams that show one forecast."""
     return next(iter(scores_by_label(scores).values()))

@@ -152,12 +152,7 @@ def _attempt(work: _Work, number: int) -> tuple[int, bool]:
 
 
 def _begin(
-    work: _Work,
-    template: xr.Dataset,
-    encoding: dict[str, Any],
-    signature: str,
-    *,
-    overwrite: bool,
+    work: _Work, template: xr.Dataset, encoding: dict[str, Any], signature: str, *, overwrite: bool
 ) -> bool:
     """Create the store, or check that an existing one is the same; return whether it is complete.
 

@@ -202,10 +202,7 @@ class TrainingOptions:
         checks.boolean,
     )
     overwrite: bool = option(
-        False,
-        "bool",
-        "Whether to replace what a finished or stopped run has left in ``out``.",
-        checks.boolean,
+        False, "bool", "Whether to replace a finished or stopped run in ``out``.", checks.boolean
     )
     wait: float = option(
         0.0,

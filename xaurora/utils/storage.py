@@ -46,12 +46,16 @@ def check_overwrite(path: str | Path, *, overwrite: bool, resumes: str = "") -> 
     """
     path = Path(path)
     recover(path)
-    there = path.exists() and not (path.is_dir() and not any(path.iterdir()))
-    if there and not overwrite:
+    if is_taken(path) and not overwrite:
         raise SaveError(
             f"'{path}' already exists and is not overwritten.",
             fix="overwrite=True, or another name" + (f", or {resumes}" if resumes else ""),
         )
+
+
+def is_taken(path: Path) -> bool:
+    """Return whether something other than an empty folder is at a path."""
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
 
 
 @contextlib.contextmanager
