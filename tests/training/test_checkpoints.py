@@ -58,3 +58,16 @@ def test_a_folder_that_another_run_writes_to_is_refused(fields: xr.Dataset, tmp_
     ):
         fields.aurora.predict(model=out, store=store, progress=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["runs"]
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(
+    fields: xr.Dataset, tmp_path: Path
+) -> None:
+    """It may have saved its best model already."""
+    options = {"model": "tiny", "steps": 2, "validations": 1, "progress": False, "out": tmp_path}
+    fields.aurora.finetune("tp", **options)
+    shutil.rmtree(tmp_path / "checkpoint")
+    with pytest.raises(errors.SaveError, match="contains a tuned model; it would be lost"):
+        fields.aurora.finetune("tp", **options)
+    fields.aurora.finetune("tp", resume=True, **options)
+    assert (tmp_path / "checkpoint" / "run.json").exists()

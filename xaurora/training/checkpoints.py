@@ -166,7 +166,8 @@ def check(folder: Path, *, resume: bool, overwrite: bool = False) -> dict[str, A
         return None
     run = read_run(folder)
     if run is None:
-        if any(tuned_in(folder / part) for part in ("best", "last")):
+        # A run that was killed before its first checkpoint may have saved a model already.
+        if not resume and any(tuned_in(folder / part) for part in ("best", "last")):
             raise SaveError(
                 f"'{folder}' contains a tuned model; it would be lost.",
                 fix="overwrite=True to replace it, or another out=",
