@@ -508,3 +508,16 @@ def test_a_command_imports_nothing_heavy() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == ""
+
+
+def test_the_demo_registers_the_accessor_that_the_command_leaves_out(tmp_path: Path) -> None:
+    """``bin/xaurora`` does not import xarray before it must."""
+    code = (
+        "import sys; sys.argv = ['bin/xaurora']; import xaurora.cli.demo as demo, xarray\n"
+        "def stop(**options):\n"
+        "    print(hasattr(xarray.Dataset, 'aurora')); raise SystemExit(0)\n"
+        "demo.synthesis.synthetic = stop\n"
+        f"demo.run(demo.Path({str(tmp_path / 'demo')!r}))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "True"

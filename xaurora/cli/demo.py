@@ -90,6 +90,8 @@ def run(out: Path, *, steps: int = 200, progress: bool = True) -> str:
     """
     import matplotlib
 
+    from xaurora import accessor  # noqa: F401  (registers ds.aurora)
+
     matplotlib.use("Agg")
     began = time.monotonic()
     with storage.wrap_write_errors(out):
