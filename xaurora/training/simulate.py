@@ -142,12 +142,7 @@ def _real_module(plan: Plan) -> tuple[AuroraWithHead, Forms]:
     adapter = plan.tuned.model.adapter if plan.tuned is not None else None
     if adapter is None and plan.strategy.name in ("lora", "peft"):
         adapter = adapters.install(base, plan.strategy)
-    size, patch_size = latent_size(base), plan.needs.patch_size
-    built = {
-        t.name: heads.build(plan.heads[t.name].for_climate(1e-3), *size, patch_size)
-        for t in plan.targets
-    }
-    return AuroraWithHead(base, heads.HeadSet(built), forms, adapter, plan.window), forms
+    return _with_heads(plan, base, adapter, forms), forms
 
 
 def _now(where: torch.device) -> float:
@@ -264,12 +259,17 @@ def meta_module(plan: Plan) -> tuple[AuroraWithHead, Forms]:
         base, adapter = _meta_base(plan)
         if adapter is None and plan.strategy.name in ("lora", "peft"):
             adapter = adapters.install(base, plan.strategy)
-        size, patch_size = latent_size(base), plan.needs.patch_size
-        built = {
-            t.name: heads.build(plan.heads[t.name].for_climate(1e-3), *size, patch_size)
-            for t in plan.targets
-        }
-        return AuroraWithHead(base, heads.HeadSet(built), forms, adapter, plan.window), forms
+        return _with_heads(plan, base, adapter, forms), forms
+
+
+def _with_heads(plan: Plan, base: Aurora, adapter: Adapter | None, forms: Forms) -> AuroraWithHead:
+    """Return a base with new heads, as in a climate of moderate rain."""
+    size, patch_size = latent_size(base), plan.needs.patch_size
+    built = {
+        t.name: heads.build(plan.heads[t.name].for_climate(1e-3), *size, patch_size)
+        for t in plan.targets
+    }
+    return AuroraWithHead(base, heads.HeadSet(built), forms, adapter, plan.window)
 
 
 def _meta_base(plan: Plan) -> tuple[Aurora, Adapter | None]:
