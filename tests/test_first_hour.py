@@ -117,7 +117,8 @@ def test_yukon_on_the_command_line(data: Path, tmp_path: Path) -> None:
     # Without states no model runs, but baselines can be scored.
     persistence, normals, card = (tmp_path / n for n in ("p.nc", "normals.zarr", "card.html"))
     tp = (accumulated, "--names", "tp")
-    run("persistence", *tp, "--leads", "6h", "--leads", "24h", "--out", persistence)
+    some = ("--time", "2023-01-01:2023-01-05")
+    run("persistence", *tp, *some, "--leads", "6h", "--leads", "24h", "--out", persistence)
     run("climatology", *tp, "--out", normals, "--quiet")
     scored = (f"persistence={persistence}", "--truth", accumulated, "--climatology", normals)
     said = run("compare", *scored, "--scorecard", card, "--quiet")
