@@ -80,12 +80,43 @@ def section(report: dict[str, Any]) -> list[str]:
     return lines
 
 
+def start_up() -> list[str]:
+    """Return the table of ``benchmarks/startup.py``."""
+    report = json.loads((REPORTS / "startup.json").read_text(encoding="utf-8"))
+    rows = [f"| `{name}` | {seconds:.2f} |" for name, seconds in report["seconds"].items()]
+    source = f"Median of seven processes, {report['machine']} (`python benchmarks/startup.py`)."
+    return [source, "", "| command | seconds |", "|---|---|", *rows]
+
+
+def engines() -> list[str]:
+    """Return the table of ``benchmarks/engines.py``."""
+    report = json.loads((REPORTS / "engines.json").read_text(encoding="utf-8"))
+    lines = [
+        f"{report['size']}; {report['machine']}, JAX {report['versions']['jax']}",
+        "(`python benchmarks/engines.py`). Seconds and peaks: stock PyTorch / xaurora on PyTorch /",
+        "xaurora on JAX. Stock has no stored latents and runs the backbone in each step.",
+        "",
+        "| case | seconds | JAX over stock | JAX over PyTorch | compile, s | peak, GB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in report["cases"]:
+        seconds, peaks = (
+            " / ".join(f"{row[key][n]:.3g}" for n in ("stock", "torch", "jax"))
+            for key in ("seconds", "peak_gb")
+        )
+        lines.append(
+            f"| {row['case']} | {seconds} | {row['jax_over_stock']:.2f} |"
+            f" {row['jax_over_torch']:.2f} | {row['compile_s']:.0f} | {peaks} |"
+        )
+    return lines
+
+
 def page(reports: list[dict[str, Any]]) -> str:
     """Return the text of the page."""
     lines = [
         "# Benchmarks",
         "",
-        "<!-- Written by benchmarks/page.py from benchmarks/reports/suite-*.json. -->",
+        "<!-- Written by benchmarks/page.py from benchmarks/reports/. -->",
         "",
         "Speed and memory compared with stock microsoft-aurora code for the same work. Both run",
         "alternately in the same session:",
@@ -121,6 +152,7 @@ def page(reports: list[dict[str, Any]]) -> str:
     ]
     for report in reports:
         lines += section(report)
+    lines += ["## Start-up", "", *start_up(), "", "## PyTorch and JAX", "", *engines()]
     return "\n".join(lines).rstrip() + "\n"
 
 

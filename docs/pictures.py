@@ -2,7 +2,8 @@
 
     python docs/pictures.py [folder with era5_norway_2025-06]
 
-``headlines.png`` and ``rollout.gif`` come from synthetic data and ``tiny-pretrained``. ``map.png``
+``headlines.png``, ``rollout.gif`` and ``sensitivity.png`` come from synthetic data and
+``tiny-pretrained``. ``map.png``
 shows ERA5 (Copernicus Climate Change Service), if the folder is given.
 """
 
@@ -45,6 +46,9 @@ def synthetic() -> None:
     card = scores["tuned"].aurora.scorecard(baseline=others, name="tuned", title="Synthetic rain")
     card.save(DOCS / "headlines.png", overwrite=True)
     forecast.aurora.animate(DOCS / "rollout.gif", truth=ds, overwrite=True)
+    found = ds.aurora.sensitivity("tp", region=(10, 40, 200, 230), lead="6h", model=tuned)
+    axes = found.aurora.plot("v", level=850)
+    axes[0].figure.savefig(DOCS / "sensitivity.png", dpi=80)
 
 
 def norway(folder: Path) -> None:

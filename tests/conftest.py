@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import gc
 import itertools
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import matplotlib
@@ -20,6 +23,12 @@ import xaurora
 
 matplotlib.use("Agg")
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
+# JAX compiles longer than it runs here: the quick way, and once for all processes of the suite.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="xaurora-programs-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 torch.set_num_threads(1)
 
 _MOST_PROCESSES = 4  # each takes about 2 GB
@@ -144,6 +153,7 @@ def tuned(fields: xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> xauro
         strategy="full",
         steps=12,
         batch_size=2,
+        validations=2,
         out=out / "tuned",
         progress=False,
     )

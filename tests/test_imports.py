@@ -25,8 +25,9 @@ MAY_IMPORT = {
         *("accessor", "training", "forecasting", "plots", "evaluation", "sources", "model"),
         *("fields", "distributions", "utils"),
     },
-    "training": {"model", "fields", "utils"},
-    "forecasting": {"model", "fields", "distributions", "utils"},
+    "training": {"jax", "model", "fields", "utils"},
+    "forecasting": {"jax", "model", "fields", "distributions", "utils"},
+    "jax": {"model", "fields", "distributions", "utils"},
     "plots": {"evaluation", "fields", "utils"},
     "evaluation": {"fields", "distributions", "utils"},
     "sources": {"fields", "distributions", "utils"},
@@ -38,7 +39,7 @@ MAY_IMPORT = {
 }
 # These import nothing else of the folder they are in.
 CLOSED = ("model/heads", "fields/grid")
-TORCH = ("training", "forecasting", "model")
+TORCH = ("training", "forecasting", "jax", "model")
 
 
 class Import(NamedTuple):

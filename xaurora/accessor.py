@@ -414,6 +414,7 @@ class AuroraAccessor:
         devices: int = 1,
         num_nodes: int = 1,
         parallel: str = "auto",
+        engine: str = "torch",
         workers: int = 2,
         first_look: int = 256,
         strict: bool = False,
@@ -542,6 +543,9 @@ class AuroraAccessor:
             Number of machines.
         parallel : {"auto", "ddp", "fsdp"}
             Whether each device holds the whole model (``auto``, ``ddp``) or a part of it.
+        engine : {"torch", "jax"}
+            What trains. ``"jax"`` compiles one program for a step and runs on TPUs as well; it
+            requires ``pip install "xaurora[jax]"`` (``docs/jax.md``). The tuned model is the same.
         workers : int
             Threads that read ahead. 0 reads when data are needed.
         first_look : int
@@ -634,6 +638,7 @@ class AuroraAccessor:
         devices: int = 1,
         num_nodes: int = 1,
         parallel: str = "auto",
+        engine: str = "torch",
         workers: int = 2,
         first_look: int = 256,
         strict: bool = False,
@@ -763,6 +768,9 @@ class AuroraAccessor:
             Number of machines.
         parallel : {"auto", "ddp", "fsdp"}
             Whether each device holds the whole model (``auto``, ``ddp``) or a part of it.
+        engine : {"torch", "jax"}
+            What trains. ``"jax"`` compiles one program for a step and runs on TPUs as well; it
+            requires ``pip install "xaurora[jax]"`` (``docs/jax.md``). The tuned model is the same.
         workers : int
             Threads that read ahead. 0 reads when data are needed.
         first_look : int
@@ -826,6 +834,7 @@ class AuroraAccessor:
         devices: int = 1,
         compile: bool = False,
         precision: str = "auto",
+        engine: str = "torch",
         progress: bool = True,
         **unknown: object,
     ) -> xr.Dataset:
@@ -881,6 +890,9 @@ class AuroraAccessor:
             uncompiled.
         precision : {"auto", "32", "bf16", "fp16"}
             Precision of the backbone. ``"auto"`` keeps the model's own setting.
+        engine : {"torch", "jax"}
+            What computes the forecast. ``"jax"`` compiles one program for a grid, and runs on TPUs
+            as well; it requires ``pip install "xaurora[jax]"``.
         progress : bool
             Whether to show a progress bar.
 
@@ -911,6 +923,99 @@ class AuroraAccessor:
         return predict(self._ds, from_arguments(PredictOptions, arguments, verb="predict"))
 
     # --- a forecast, and its scores ---
+
+    def sensitivity(
+        self,
+        name: str = "tp",
+        *,
+        region: RegionLike,
+        time: TimesLike = None,
+        lead: LeadsLike = "24h",
+        model: ModelLike | None = None,
+        weights: str | Path | None = None,
+        statistic: str = "mean",
+        threshold_mm: float | None = None,
+        level: float | None = None,
+        per_std: bool = False,
+        engine: str = "torch",
+        progress: bool = True,
+    ) -> xr.Dataset:
+        """Differentiate a forecast quantity with respect to every input field.
+
+        The quantity is an average over a region, weighted by area, at one lead time. Its gradient
+        says how much the forecast there would change if an input changed by one unit at one grid
+        point, at the init time or six hours before.
+
+        Parameters
+        ----------
+        name : str
+            The forecast variable: a target of the tuned model, or one of Aurora's own variables.
+        region : str, tuple, mask or polygon
+            Where the forecast is averaged, as in :meth:`predict`.
+        time : time, optional
+            The init time, by default the last.
+        lead : str or timedelta
+            The lead time, a multiple of six hours.
+        model : str or model, optional
+            As in :meth:`predict`, by default the model tuned last in this session.
+        weights : path, optional
+            Local checkpoint of the named model.
+        statistic : {"mean", "probability"}
+            The mean of the variable, or the chance of more rain than ``threshold_mm``.
+        threshold_mm : float, optional
+            Amount in mm over six hours.
+        level : float, optional
+            Pressure level of the forecast variable, hPa.
+        per_std : bool
+            Per standard deviation of each input variable, that of the model's normalisation,
+            instead of per unit, so that variables can be compared.
+        engine : {"torch", "jax"}
+            What differentiates. Both recompute activations in the backward pass.
+        progress : bool
+            Whether to say what is done.
+
+        Returns
+        -------
+        Dataset
+            In the names, order and units of the data: each input variable at both input times, in
+            units of the quantity per unit of the variable. The attributes hold the quantity.
+
+        Raises
+        ------
+        XauroraError
+            If the variable is not predicted, more than one time or lead is selected, the region is
+            not in the data, or the memory does not suffice.
+
+        Notes
+        -----
+        Activations are recomputed in the backward pass. The memory that this takes is counted
+        before anything is computed, and what does not fit is refused.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            alps = (44, 48, 5, 16)
+            s = ds.aurora.sensitivity("tp", region=alps, lead="24h", model="runs/tp/best")
+            s.aurora.plot("q", level=850)
+        """
+        from xaurora.forecasting.sensitivity import SensitivityOptions, sensitivity
+
+        options = SensitivityOptions(
+            name=name,
+            region=region,
+            time=time,
+            lead=lead,
+            model=model,
+            weights=weights,
+            statistic=statistic,
+            threshold_mm=threshold_mm,
+            level=level,
+            per_std=per_std,
+            engine=engine,
+            progress=progress,
+        )
+        return sensitivity(self._ds, options)
 
     def evaluate(
         self,
@@ -1058,7 +1163,7 @@ class AuroraAccessor:
         level: float | None = None,
         ax: AnyAxes = None,
     ) -> AnyAxes:
-        """Draw a map of a forecast, or an overview of a training target.
+        """Draw a map of a forecast or a sensitivity, or an overview of a training target.
 
         For a forecast, ``truth`` adds the truth and the difference as two more maps. For fields,
         which have no lead times, ``ds.aurora.plot("tp")`` shows the data that :meth:`finetune`
@@ -1099,6 +1204,8 @@ class AuroraAccessor:
         from xaurora import plots
         from xaurora.fields import recognition
 
+        if "xaurora_sensitivity" in self._ds.attrs:
+            return plots.sensitivity(self._ds, name, level=level, ax=ax)
         if not recognition.is_forecast(self._ds):
             return plots.target(self._ds, name, truth=truth, ax=ax)
         return plots.forecast(

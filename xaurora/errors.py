@@ -213,6 +213,12 @@ class SourceError(XauroraError, OSError):
     code = "source"
 
 
+class SourceChangedError(XauroraError, OSError):
+    """A file or store was rewritten while it was read."""
+
+    code = "source-changed"
+
+
 class SaveError(XauroraError, OSError):
     """Writing failed. Nothing was written, and existing files are unchanged."""
 

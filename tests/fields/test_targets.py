@@ -13,7 +13,14 @@ import xaurora
 from xaurora import errors
 from xaurora.fields.grid.weights import latitude_weights
 
-QUICK = {"model": "tiny", "strategy": "full", "steps": 4, "batch_size": 2, "progress": False}
+QUICK = {
+    "model": "tiny",
+    "strategy": "full",
+    "steps": 4,
+    "batch_size": 2,
+    "validations": 1,
+    "progress": False,
+}
 H = np.timedelta64(1, "h")
 
 

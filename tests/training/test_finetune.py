@@ -19,7 +19,7 @@ from xaurora.model.options import resolve_strategy
 from xaurora.training import losses, samples
 from xaurora.training.losses import Domain
 
-QUICK = {"steps": 6, "progress": False}
+QUICK = {"steps": 6, "validations": 1, "progress": False}
 
 
 def test_frozen_leaves_every_tensor_of_the_base_as_it_was(fields: xr.Dataset, tmp_path) -> None:
@@ -183,10 +183,11 @@ def test_a_loss_that_is_no_number_stops_with_the_time_named(
         return (loss * math.nan if len(calls) == 4 else loss), parts
 
     monkeypatch.setattr(losses, "step_loss", broken)
+    options = {**QUICK, "validations": 6, "strategy": "full"}
     with pytest.raises(
         errors.TrainingError, match=r"became nan at step 3, at init time\(s\) 2020-01-0"
     ):
-        fields.aurora.finetune("tp", model="tiny", strategy="full", out=tmp_path / "run", **QUICK)
+        fields.aurora.finetune("tp", model="tiny", out=tmp_path / "run", **options)
     assert xaurora.load(tmp_path / "run").config["scores"]["step"] <= 3
 
 

@@ -23,6 +23,7 @@ from xaurora.evaluation.statistics import STATISTICS
 from xaurora.fields.found import Field
 from xaurora.utils.progress import progress_bar
 from xaurora.utils.types import Given
+from xaurora.utils.unchanged import Unchanged
 from xaurora.utils.workers import in_order
 
 logger = logging.getLogger("xaurora")
@@ -56,6 +57,14 @@ def score_blocks(plan: Plan, *, progress: bool) -> tuple[dict[str, Table], dict[
     counts: dict[str, Any] = {"scored": 0, "without_truth": 0, "missing_truth": set(), "maps": {}}
     warned: set[tuple[str, Key]] = set()
     blocks = list(blocks_of(plan))
+    truth = plan.truth.fields
+    unchanged = Unchanged(
+        *(f.ds for f in plan.forecasts.values()),
+        truth.surface,
+        truth.atmos,
+        *plan.truth.totals.values(),
+        opened=truth.layout.source,
+    )
     with progress_bar(
         total=sum(b.fields for b in blocks),
         label="evaluate",
@@ -65,6 +74,7 @@ def score_blocks(plan: Plan, *, progress: bool) -> tuple[dict[str, Table], dict[
     ) as meter:
         results = in_order(_score, plan, blocks, name="xaurora-evaluate")
         for block, found in zip(blocks, results, strict=True):
+            unchanged.check()
             for label, key, name, i, k, means, share in found.means:
                 tables[label].add(
                     ("/".join(key), name),

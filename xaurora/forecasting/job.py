@@ -140,6 +140,8 @@ class Job:
         """
         loader = Loader(self.fields, {}, budget=_FRAMES, guards=Guards("warn"))
         size = self.options.batch_size
+        if self.options.engine == "jax":  # each device takes as many
+            size *= self.options.devices
         groups = [times[i : i + size] for i in range(0, len(times), size)]
         read = prefetch(groups, loader.batch, 1 if len(groups) > 1 else 0)
         numbered = (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xaurora.errors import OptionError
-from xaurora.model.options import check_precision
+from xaurora.model.options import check_engine, check_engine_options, check_precision
 from xaurora.utils import checks
 from xaurora.utils.options import documented, option, run_checks
 from xaurora.utils.types import Given, LeadsLike, TimesLike
@@ -172,12 +172,23 @@ class PredictOptions:
         """Precision of the backbone. ``"auto"`` keeps the model's own setting.""",
         check_precision,
     )
+    engine: str = option(
+        "torch",
+        '{"torch", "jax"}',
+        """What computes the forecast. ``"jax"`` compiles one program for a grid, and runs on TPUs
+        as well; it requires ``pip install "xaurora[jax]"``.""",
+        check_engine,
+    )
     progress: bool = option(
         True, "bool", "Whether to show a progress bar.", checks.boolean, command_line="hidden"
     )
 
     def __post_init__(self) -> None:
         run_checks(self)
+        check_engine_options(
+            self.engine,
+            {"compile=True": self.compile, "precision='fp16'": self.precision == "fp16"},
+        )
         if self.past is not None and not self.members:
             raise OptionError(
                 "past= is used only for members, but members=0.",

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 
+from xaurora import jax as jax_engine
 from xaurora.errors import InitTimeError, NoModelError
 from xaurora.fields import conventions, plausibility, requirements, statistics, targets, truth
 from xaurora.fields.conventions import Fields
@@ -40,7 +42,9 @@ logger = logging.getLogger("xaurora")
 def predict(ds: xr.Dataset, options: PredictOptions) -> xr.Dataset:
     """Forecast. See :meth:`xaurora.accessor.AuroraAccessor.predict`."""
     steps = lead_steps(options.lead)
-    model = resolve(_last_tuned() if options.model is None else options.model, options.weights)
+    if options.engine == "jax":
+        jax_engine.check_installed()
+    model = resolve(last_tuned() if options.model is None else options.model, options.weights)
     known = model.tuned.config["targets"] if model.tuned is not None else {}
     found = targets.recognise(ds, list(known))
     found.raise_first()
@@ -59,7 +63,7 @@ def predict(ds: xr.Dataset, options: PredictOptions) -> xr.Dataset:
     order = _past_order(options, fields, request, crop, part) if options.members else None
     plausibility.warn_implausible(fields)
     _warn(used, crop, needs, steps, built_here=model.built_here)
-    module = _module(model, needs, used, options.progress)
+    module = load_module(model, needs, used, progress=options.progress)
     attrs = global_attributes(model, module, used, times[0] - batch.STEP)
     # Resuming a store relies on this hash, so it is always recomputed. For a forecast in memory
     # a cached hash is enough.
@@ -76,8 +80,9 @@ def predict(ds: xr.Dataset, options: PredictOptions) -> xr.Dataset:
     writer = Writer(fields, used, part, request, heads, known, times, attrs)
     # Heads whose means are inputs of the next step run on the whole grid.
     job = Job(module, used, request, part, None if module.inputs else window, order, options)
-    devices = resolve_devices(module, options.devices, stay=model.instance is not None)
-    modules = [module, *(copy.deepcopy(module) for _ in devices[1:])]
+    modules, devices = _replicas(module, used, options, stay=model.instance is not None)
+    if options.engine == "jax":
+        attrs["xaurora_engine"] = "jax"
     with contextlib.ExitStack() as stack:
         replicas = [
             stack.enter_context(inference(m, job, device))
@@ -92,6 +97,20 @@ def predict(ds: xr.Dataset, options: PredictOptions) -> xr.Dataset:
             stack.enter_context(only_writer(path, argument="store=", wait=options.wait))
             return to_store(path, writer, run, options.progress, overwrite=options.overwrite)
         return to_memory(writer, run, options.progress)
+
+
+def _replicas(
+    module: AuroraWithHead, fields: Fields, options: PredictOptions, *, stay: bool
+) -> tuple[list[AuroraWithHead], list[torch.device]]:
+    """Return the modules that share the init times, and the device of each."""
+    if options.engine == "jax":
+        from xaurora.jax.module import JaxModule
+
+        # One program shares the samples of a batch among all devices.
+        grid, count = fields.layout.grid, options.devices
+        return [JaxModule(module, grid, fields.levels, count=count)], [torch.device("cpu")]
+    devices = resolve_devices(module, options.devices, stay=stay)
+    return [module, *(copy.deepcopy(module) for _ in devices[1:])], devices
 
 
 Part = tuple[slice | np.ndarray, slice | np.ndarray]
@@ -186,7 +205,14 @@ def _with_inputs(
     return targets.with_inputs(used, found, model.model.inputs), kept
 
 
-def _last_tuned() -> TunedAurora:
+def last_tuned() -> TunedAurora:
+    """Return the model that was tuned last in this session.
+
+    Raises
+    ------
+    NoModelError
+        If there is none.
+    """
     model = tuned.last()
     if model is None:
         raise NoModelError(
@@ -200,7 +226,9 @@ def _last_tuned() -> TunedAurora:
     return model
 
 
-def _module(model: ResolvedModel, needs: Needs, fields: Fields, progress: bool) -> AuroraWithHead:
+def load_module(
+    model: ResolvedModel, needs: Needs, fields: Fields, *, progress: bool
+) -> AuroraWithHead:
     """Return the model with its heads, if it has any."""
     if model.tuned is not None:
         return model.tuned.model

@@ -54,11 +54,16 @@ def uses_fp16(base: Aurora) -> bool:
     return bool(base.autocast_backbone) and base.autocast_dtype == torch.float16
 
 
-def recomputes(wanted: bool | str, device: torch.device, *, trains_base: bool) -> bool:
+def recomputes(wanted: bool | str, accelerated: bool, *, trains_base: bool) -> bool:
     """Return whether activations are recomputed: on a GPU if the base trains, or as requested."""
     if wanted == "auto":
-        return trains_base and device.type == "cuda"
+        return trains_base and accelerated
     return bool(wanted)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether a device of Torch or JAX ran out of memory."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "RESOURCE_EXHAUSTED" in f"{error}"
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from xaurora.fields.periods import TimeIndex
 from xaurora.model import batch as batches
 from xaurora.model.aurora import AuroraWithHead
 from xaurora.utils import indexed
+from xaurora.utils.unchanged import Unchanged
 
 STEP = batches.STEP
 MAX_CACHED = 64
@@ -118,6 +119,11 @@ class Loader:
         What is done about physically implausible values.
     pin : bool
         Put inputs into pinned memory, from which a GPU copies faster.
+
+    Notes
+    -----
+    Every read raises :class:`~xaurora.errors.SourceChangedError` if a local file behind the data
+    was rewritten since.
     """
 
     def __init__(
@@ -140,6 +146,9 @@ class Loader:
             name: torch.from_numpy(np.ascontiguousarray(v))
             for name, v in batches.statics(fields).items()
         }
+        self._unchanged = Unchanged(
+            fields.surface, fields.atmos, *targets.values(), opened=fields.layout.source
+        )
         self._kept: OrderedDict[tuple[str, int], Any] = OrderedDict()
         self._held = 0
         self._lock = threading.Lock()
@@ -172,6 +181,7 @@ class Loader:
             return waiting.result()
         try:
             values = read()
+            self._unchanged.check()
         except BaseException as error:
             with self._lock:
                 del self._reading[key]

@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from xaurora.utils.memory import free_host_memory
+
 
 class LiveBytes(TorchDispatchMode):
     """Count the storage of every tensor that an operation creates, until it is freed.
@@ -106,6 +108,17 @@ def cleared_mask_cache() -> Iterator[None]:
         yield
     finally:
         masks.cache_clear()
+
+
+def free_memory(where: torch.device) -> int:
+    """Return the free memory of a device in bytes."""
+    if where.type == "cuda":  # memory reserved by Torch but not allocated counts as free
+        return (
+            int(torch.cuda.mem_get_info()[0])
+            + torch.cuda.memory_reserved()
+            - torch.cuda.memory_allocated()
+        )
+    return free_host_memory()
 
 
 def fake_copy(

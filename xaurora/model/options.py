@@ -17,6 +17,30 @@ PEFT_METHODS = ("lora", "dora", "rslora")
 PEFT_LAYERS = ("qkv", "proj", "fc1", "fc2")
 
 check_precision = checks.one_of(*PRECISIONS)
+ENGINES = ("torch", "jax")
+check_engine = checks.one_of(*ENGINES)
+
+
+def check_engine_options(engine: str, unsupported: dict[str, bool]) -> None:
+    """Raise if an option that is set has no meaning for the engine.
+
+    Parameters
+    ----------
+    engine : str
+    unsupported : dict of bool
+        Options that the JAX engine lacks, as they are typed, and whether they are set.
+
+    Raises
+    ------
+    OptionError
+        It names all of them.
+    """
+    found = [name for name, is_set in unsupported.items() if is_set]
+    if engine == "jax" and found:
+        raise OptionError(
+            f"engine='jax' does not support {', '.join(found)}.",
+            fix=f"engine='torch', or engine='jax' without {', '.join(found)}",
+        )
 
 
 def _known_strategy(name: str, value: object) -> str:

@@ -42,6 +42,7 @@ _MAY_DIFFER = (
     "workers",
     "logger",
     "latents",
+    "engine",  # both take the same steps
     "first_look",  # what it found is compared
     "strict",
     "overwrite",

@@ -9,6 +9,7 @@ the model's width.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,10 +21,11 @@ import xarray as xr
 from xaurora.errors import CheckpointError, XauroraError
 from xaurora.model import execution
 from xaurora.model.loader import MAX_CACHED
+from xaurora.model.memory import free_memory
 from xaurora.model.options import STRATEGIES, StrategyOptions
 from xaurora.training import parallel, reads
 from xaurora.training import plan as planning
-from xaurora.training.hardware import device, free_memory, measure_rate, model_size
+from xaurora.training.hardware import device, measure_rate, model_size
 from xaurora.training.options import FinetuneOptions
 from xaurora.training.plan import Plan
 from xaurora.training.simulate import StepCost, can_measure, measure, simulate
@@ -39,6 +41,8 @@ _GPU_SLACK = 0.1  # share that Torch reserves beyond what is allocated; not meas
 _FRAMES_KEPT = 2 * 1024**3  # bytes: the budget of the loader
 _ADVICE_BELOW = 0.9  # of the free memory
 GIB = 1024**3
+
+logger = logging.getLogger("xaurora")
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,12 @@ class Estimate:
 
 def estimate(ds: xr.Dataset, options: FinetuneOptions, *, compare: bool = False) -> Estimate:
     """Estimate the cost of a run. See :meth:`xaurora.accessor.AuroraAccessor.estimate`."""
+    if options.engine == "jax":
+        logger.warning(
+            "estimate() counts the steps of engine='torch'. JAX took up to 1.7 times the memory of"
+            " a step, and compiles first (docs/jax.md)."
+        )
+        options = replace(options, engine="torch")
     options = parallel.resolve_devices(options)
     if options.weights is not None and not Path(options.weights).is_file():
         raise CheckpointError(
@@ -321,7 +331,9 @@ def advice(plan: Plan) -> list[str]:
             "batch_size": 1,
             "gradient_accumulation": more,
         }
-    recomputes = execution.recomputes(options.activation_checkpointing, where, trains_base=True)
+    recomputes = execution.recomputes(
+        options.activation_checkpointing, where.type == "cuda", trains_base=True
+    )
     if plan.trains_base and not recomputes:
         changes["activation_checkpointing=True"] = {"activation_checkpointing": True}
     if options.rollout_steps > 1 and not options.push_forward and options.replay is None:

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import functools
 import logging
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import xarray as xr
 
 from xaurora.errors import MemoryTooSmallError, OptionError, SaveError
@@ -22,7 +22,16 @@ from xaurora.fields import plausibility, targets
 from xaurora.model import artefact, execution, strategies, tuned
 from xaurora.model.loader import Guards, Loader
 from xaurora.model.tuned import TunedAurora
-from xaurora.training import checkpoints, curves, estimate, latent_store, latents, loop, parallel
+from xaurora.training import (
+    checkpoints,
+    curves,
+    estimate,
+    latent_store,
+    latents,
+    loop,
+    parallel,
+    steps,
+)
 from xaurora.training.build import BuiltModel, build_model
 from xaurora.training.describe import describe_latents, describe_run, settings_of_run, warn
 from xaurora.training.loop import Run
@@ -46,10 +55,14 @@ def finetune(ds: xr.Dataset, options: FinetuneOptions) -> TunedAurora:
 
     See :meth:`xaurora.accessor.AuroraAccessor.finetune`.
     """
-    options = parallel.resolve_devices(options)
+    if options.engine == "jax":
+        _check_jax(options)
+    else:
+        options = parallel.resolve_devices(options)
     check_options(options)
     folder = _out_folder(options)
-    fabric = parallel.launch(options)
+    # In JAX one process shares a batch among all devices.
+    fabric = parallel.launch(replace(options, devices=1) if options.engine == "jax" else options)
     folder = Path(fabric.broadcast(str(folder)))  # the name may contain the current time
     with contextlib.ExitStack() as stack:
         writer = only_writer(folder, argument="out=", wait=options.wait)
@@ -77,6 +90,8 @@ def _train(ds: xr.Dataset, options: FinetuneOptions, folder: Path, fabric: Fabri
     # Only the first process reads, for all of them.
     scan = parallel.run_on_first(fabric, lambda: scan_targets(made, folder))
     model = build_model(made, scan)
+    if options.engine == "jax":
+        _check_for_jax(model)
     description = describe_run(made, scan, model)
     warn(made, scan, description)
     settings = settings_of_run(made, scan, model)
@@ -94,9 +109,11 @@ def _train(ds: xr.Dataset, options: FinetuneOptions, folder: Path, fabric: Fabri
         run = Run(made, scan, model, loader, result, settings, folder)
         try:
             loop.fit(fabric, run, checkpoint)
-        except torch.cuda.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not execution.is_out_of_memory(error):
+                raise
             raise MemoryTooSmallError(
-                f"the GPU ran out of memory ({str(error).splitlines()[0]}).",
+                f"the device ran out of memory ({str(error).splitlines()[0]}).",
                 fix=(
                     "print(ds.aurora.estimate(...)) with the same arguments lists what to change;"
                     " try activation_checkpointing=True first"
@@ -105,6 +122,34 @@ def _train(ds: xr.Dataset, options: FinetuneOptions, folder: Path, fabric: Fabri
         if fabric.global_rank == 0:
             _draw_history(result, folder)
     return result
+
+
+def _check_jax(options: FinetuneOptions) -> None:
+    """Raise if the engine or its devices are missing."""
+    from xaurora import jax
+
+    jax.check_installed()
+    from xaurora.jax import precision
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise OptionError(
+            "engine='jax' trains in one process, but torchrun or a cluster started"
+            f" {os.environ['WORLD_SIZE']}.",
+            fix="start one process; devices=n shares each batch among its devices",
+        )
+    precision.devices(options.devices)
+
+
+def _check_for_jax(model: BuiltModel) -> None:
+    """Raise if the model has something that the engine lacks, before data are read for it."""
+    from xaurora.jax.aurora import check_supported
+
+    check_supported(model.module.base)
+    if steps.has_dropout(model.module):
+        raise OptionError(
+            "engine='jax' does not support dropout, and this model has some where it trains.",
+            fix="engine='torch', or StrategyOptions('lora', dropout=0)",
+        )
 
 
 def _log_plan(made: Plan) -> None:

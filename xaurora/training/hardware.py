@@ -11,23 +11,11 @@ import torch
 
 from xaurora.model import execution, models
 from xaurora.training.plan import Plan
-from xaurora.utils.memory import free_host_memory
 
 
 def device() -> torch.device:
     """Return the device that training would use."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def free_memory(where: torch.device) -> int:
-    """Return the free memory of a device in bytes."""
-    if where.type == "cuda":  # memory reserved by Torch but not allocated counts as free
-        return (
-            int(torch.cuda.mem_get_info()[0])
-            + torch.cuda.memory_reserved()
-            - torch.cuda.memory_allocated()
-        )
-    return free_host_memory()
 
 
 def model_size(plan: Plan) -> tuple[int, int]:

@@ -17,6 +17,7 @@ import torch
 
 from xaurora.errors import TrainingError
 from xaurora.model import execution, loader, placement
+from xaurora.model.aurora import AuroraWithHead
 from xaurora.model.loader import Loader, Sample
 from xaurora.model.tuned import TunedAurora
 from xaurora.training import checkpoints, parallel, samples
@@ -85,14 +86,21 @@ def fit(fabric: Fabric, run: Run, checkpoint: dict[str, Any] | None) -> None:
         torch.manual_seed(options.seed + 1000 * fabric.global_rank)
         stack.enter_context(placement.on_grid(module, run.plan.grid))
         stack.enter_context(execution.without_cudnn_attention())
-        execution.set_precision(module.base, options.precision, fabric.device)
+        accelerated = fabric.device.type == "cuda"
+        precision = options.precision
+        if options.engine == "jax":
+            accelerated, precision = _on_jax_device(precision)
+        execution.set_precision(module.base, precision, fabric.device)
         if options.compile:
             stack.enter_context(execution.compiled(module.base))
-        if execution.recomputes(
-            options.activation_checkpointing, fabric.device, trains_base=run.plan.trains_base
-        ):
+        recomputes = execution.recomputes(
+            options.activation_checkpointing, accelerated, trains_base=run.plan.trains_base
+        )
+        if options.engine == "jax":
+            module = _in_jax(run, recomputes=recomputes)
+        elif recomputes:
             stack.enter_context(execution.activation_checkpointing(module.base))
-        trainer = Trainer(fabric, run)
+        trainer = Trainer(fabric, run, module)
         if checkpoint is not None:
             trainer.resume(checkpoint)
         try:
@@ -104,29 +112,41 @@ def fit(fabric: Fabric, run: Run, checkpoint: dict[str, Any] | None) -> None:
                 run.loader.latents.close()
 
 
+def _on_jax_device(precision: str) -> tuple[bool, str]:
+    """Return whether JAX runs on a GPU or TPU, and the precision that ``"auto"`` is there."""
+    import jax
+
+    accelerated = jax.devices()[0].platform != "cpu"
+    return accelerated, "bf16" if precision == "auto" and accelerated else precision
+
+
+def _in_jax(run: Run, *, recomputes: bool) -> AuroraWithHead:
+    """Return the run's model in JAX; its Torch modules hold what is saved."""
+    from xaurora.jax.module import JaxModule
+
+    plan, options = run.plan, run.plan.options
+    return JaxModule(
+        run.model.module,
+        plan.grid,
+        plan.fields.levels,
+        count=options.devices,
+        recompute=recomputes,
+    )
+
+
 class Trainer:
     """One training run."""
 
-    def __init__(self, fabric: Fabric, run: Run) -> None:
+    def __init__(self, fabric: Fabric, run: Run, module: AuroraWithHead) -> None:
         plan, scan = run.plan, run.scan
         self.fabric, self.run, self.options, self.result = fabric, run, plan.options, run.result
-        self.module = run.model.module
+        self.module = module
         self.total = plan.options.total_steps(len(scan.train))
-        self.optimisation = Optimisation(
-            fabric,
-            self.module,
-            run.model.groups,
-            plan.options,
-            total=self.total,
-            sharded=self.is_sharded,
-        )
         self.domains = Domains(
             Domain.of(plan.grid, plan.trim, fabric.device),
             Domain.of(plan.target_grid, plan.target_trim, fabric.device),
         )
-        self.batches = BatchRunner(
-            fabric, self.module, plan, run.loader, self.optimisation, self.domains
-        )
+        self.optimisation, self.batches = self._stepper()
         self.skipped = Skipped()
         self.reader = self._reader(scan.train)
         replay = plan.options.replay
@@ -152,7 +172,27 @@ class Trainer:
     @property
     def is_sharded(self) -> bool:
         """Whether the weights are sharded over devices."""
-        return self.result.model is not self.module
+        return self.result.model is not self.run.model.module
+
+    def _stepper(self) -> tuple[Any, Any]:
+        """Return the optimisation and the runner of batches, of the engine that was chosen."""
+        plan, groups, loader = self.run.plan, self.run.model.groups, self.run.loader
+        if plan.options.engine == "jax":
+            from xaurora.training.jax_steps import JaxBatchRunner, JaxOptimisation
+
+            module: Any = self.module
+            in_jax = JaxOptimisation(module, groups, plan.options, total=self.total)
+            return in_jax, JaxBatchRunner(module, plan, loader, in_jax, self.domains)
+        optimisation = Optimisation(
+            self.fabric,
+            self.module,
+            groups,
+            plan.options,
+            total=self.total,
+            sharded=self.is_sharded,
+        )
+        runner = BatchRunner(self.fabric, self.module, plan, loader, optimisation, self.domains)
+        return optimisation, runner
 
     def _reader(self, init_times: np.ndarray) -> SoundReader:
         return SoundReader(
@@ -335,6 +375,8 @@ class Trainer:
         # Freed before the best is loaded, otherwise memory would peak here.
         self.optimisation.release()
         best = self._load_best(best)
+        if self.options.engine == "jax":
+            self.module.refresh()  # type: ignore[operator]
         result.config["scores"] = best
         if len(self.interim) < len(self.run.scan.validation):
             final = self._validator(self.run.scan.validation).score(self.module)

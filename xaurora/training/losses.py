@@ -10,18 +10,17 @@ from typing import Any
 
 import torch
 from aurora import Aurora, Batch
-from aurora.normalisation import scales as aurora_scales
 
 from xaurora.fields.grid.lattice import Grid
 from xaurora.fields.grid.weights import latitude_weights
 from xaurora.model.aurora import AuroraWithHead, Step
 from xaurora.model.heads import RAIN, DistributionHead
 from xaurora.model.loader import Truth
-from xaurora.model.tiny import TinyAurora
+from xaurora.model.normalisation import atmos_statistics, surface_statistics
 
 # Weights of the loss on Aurora's own variables: Bodnar et al. (2025), supplement D.1. Other
 # variables have weight 1.
-_SURFACE_SHARE, _ATMOS_SHARE = 0.25, 1.0
+_SHARES = {"surface": 0.25, "atmos": 1.0}
 _WEIGHTS = {
     "surface": {"2t": 3.0, "msl": 1.5, "10u": 0.77, "10v": 0.66},
     "atmos": {"z": 2.8, "q": 0.78, "t": 1.7, "u": 0.87, "v": 0.6},
@@ -153,7 +152,7 @@ def base_loss_terms(
     weight = area / area[rows].mean()
     predicted = {"surface": prediction.surf_vars, "atmos": prediction.atmos_vars}
     count = 0
-    for kind, share in (("surface", _SURFACE_SHARE), ("atmos", _ATMOS_SHARE)):
+    for kind in ("surface", "atmos"):
         for name, values in truth[kind].items():
             if kind == "surface" and name in without:
                 continue  # a target that is also an input is scored by its head
@@ -163,20 +162,19 @@ def base_loss_terms(
             ]
             inside = weight[rows]
             own = (error * inside).mean()
-            total = total + share * _WEIGHTS[kind].get(name, 1.0) * own
+            total = total + base_weight(kind, name) * own
             absolute = absolute + own.detach()
             squares = squares + (error.detach() ** 2 * inside).mean()
             count += 1
     return total / count, squares / count, absolute / count
 
 
+def base_weight(kind: str, name: str) -> float:
+    """Return the weight of one of Aurora's own variables in the loss."""
+    return _SHARES[kind] * _WEIGHTS[kind].get(name, 1.0)
+
+
 def _scales(base: Aurora, kind: str, name: str, levels: tuple[int | float, ...]) -> torch.Tensor:
     if kind == "surface":
-        return torch.tensor(
-            base.surf_stats[name][1] if name in base.surf_stats else aurora_scales[name]
-        )
-    if isinstance(base, TinyAurora):
-        return torch.tensor([base.atmos_stats[name][f"{float(level):g}"][1] for level in levels])[
-            :, None, None
-        ]
-    return torch.tensor([aurora_scales[f"{name}_{level}"] for level in levels])[:, None, None]
+        return torch.tensor(surface_statistics(base, name)[1])
+    return torch.tensor([scale for _, scale in atmos_statistics(base, name, levels)])[:, None, None]

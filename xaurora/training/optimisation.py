@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _FLOOR = 0.05  # of the peak learning rate, at the end of the cosine
-_BETAS = (0.9, 0.95)  # Bodnar et al. (2025), supplement D
+BETAS = (0.9, 0.95)  # Bodnar et al. (2025), supplement D
 
 
 class Optimisation:
@@ -67,7 +67,7 @@ class Optimisation:
         self.adamw = torch.optim.AdamW(
             [{**g, "params": [found[name] for name in g["params"]]} for g in by_name],
             weight_decay=options.weight_decay,
-            betas=_BETAS,
+            betas=BETAS,
             fused=not sharded,
         )
         self.optimizer: Any = fabric.setup_optimizers(self.adamw)
@@ -82,13 +82,7 @@ class Optimisation:
 
     def rate_factor(self, step: int) -> float:
         """Return the factor on the peak learning rate at a step, counted from 0."""
-        warmup = self.options.warmup_steps(self.total)
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        if self.options.schedule == "constant":
-            return 1.0
-        progress = (step - warmup) / max(self.total - warmup, 1)
-        return _FLOOR + (1.0 - _FLOOR) * 0.5 * (1.0 + math.cos(math.pi * progress))
+        return rate_factor(self.options, self.total, step)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of a loss.
@@ -135,8 +129,7 @@ class Optimisation:
             self.optimizer.step()
         self.zero_grad()
         if self.average is not None:
-            # A short memory at first, otherwise the initial weights would dominate the average.
-            decay = min(float(self.options.ema or 0.0), (1.0 + number) / (10.0 + number))
+            decay = ema_decay(self.options, number)
             with torch.no_grad():
                 for name, p in self.parameters.items():
                     self.average[name].lerp_(p.detach(), 1.0 - decay)
@@ -148,10 +141,7 @@ class Optimisation:
     def learning_rates(self) -> dict[str, float]:
         """Return the present learning rates, as they are logged."""
         groups = self.adamw.param_groups
-        out = {"learning_rate": float(groups[0]["lr"])}
-        if len(groups) > 1:
-            out |= {f"learning_rate_{g['name']}": float(g["lr"]) for g in groups}
-        return out
+        return logged_rates([(g.get("name", ""), float(g["lr"])) for g in groups])
 
     def is_finite(self) -> bool:
         """Return whether all weights that train are finite."""
@@ -219,3 +209,30 @@ class Optimisation:
                     self.average[name].copy_(parallel.shard_like(state["average"][name], p))
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+
+
+def rate_factor(options: TrainingOptions, total: int, step: int) -> float:
+    """Return the factor on the peak learning rate at a step of ``total``, counted from 0."""
+    warmup = options.warmup_steps(total)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if options.schedule == "constant":
+        return 1.0
+    progress = (step - warmup) / max(total - warmup, 1)
+    return _FLOOR + (1.0 - _FLOOR) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def ema_decay(options: TrainingOptions, step: int) -> float:
+    """Return the decay of the moving average at a step, counted from 0.
+
+    Its memory is short at first, otherwise the initial weights would dominate.
+    """
+    return min(float(options.ema or 0.0), (1.0 + step) / (10.0 + step))
+
+
+def logged_rates(groups: list[tuple[str, float]]) -> dict[str, float]:
+    """Return the learning rates of named groups, as they are logged."""
+    out = {"learning_rate": groups[0][1]}
+    if len(groups) > 1:
+        out |= {f"learning_rate_{name}": rate for name, rate in groups}
+    return out

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from xaurora.errors import OptionError
-from xaurora.model.options import StrategyLike, StrategyOptions, check_precision, resolve_strategy
+from xaurora.model.options import (
+    StrategyLike,
+    StrategyOptions,
+    check_engine,
+    check_engine_options,
+    check_precision,
+    resolve_strategy,
+)
 from xaurora.training.nested_options import (
     LatentOptions,
     ReplayOptions,
@@ -225,6 +232,13 @@ class TrainingOptions:
         "Whether each device holds the whole model (``auto``, ``ddp``) or a part of it.",
         checks.one_of("auto", "ddp", "fsdp"),
     )
+    engine: str = option(
+        "torch",
+        '{"torch", "jax"}',
+        """What trains. ``"jax"`` compiles one program for a step and runs on TPUs as well; it
+        requires ``pip install "xaurora[jax]"`` (``docs/jax.md``). The tuned model is the same.""",
+        check_engine,
+    )
     workers: int = option(
         2, "int", "Threads that read ahead. 0 reads when data are needed.", checks.integer(0)
     )
@@ -433,6 +447,19 @@ class FinetuneOptions(TrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        strategy = self.strategy_options
+        check_engine_options(
+            self.engine,
+            {
+                "strategy='peft'": strategy.name == "peft",
+                "dropout": bool(strategy.name == "lora" and strategy.dropout),
+                "replay_buffer": self.replay is not None,
+                "precision='fp16'": self.precision == "fp16",
+                "compile=True": self.compile,
+                "num_nodes": self.num_nodes > 1,
+                "parallel='fsdp'": self.parallel == "fsdp",
+            },
+        )
         if self.resume and self.out is None:
             raise OptionError(
                 "resume=True needs the folder of the run, but out= is not set.",

@@ -130,7 +130,7 @@ def launch(options: TrainingOptions) -> Fabric:
     )
     # Aurora's encodings need float64, which MPS lacks.
     fabric = Fabric(
-        accelerator="cuda" if torch.cuda.is_available() else "cpu",
+        accelerator="cuda" if torch.cuda.is_available() and options.engine == "torch" else "cpu",
         devices=options.devices,
         num_nodes=options.num_nodes,
         strategy=strategy,

@@ -164,7 +164,9 @@ def _prepared(plan: Plan, module: AuroraWithHead, where: torch.device) -> Iterat
         stack.enter_context(cleared_mask_cache())
         stack.enter_context(placement.on_grid(module, plan.grid))
         if execution.recomputes(
-            plan.options.activation_checkpointing, where, trains_base=plan.trains_base
+            plan.options.activation_checkpointing,
+            where.type == "cuda",
+            trains_base=plan.trains_base,
         ):
             stack.enter_context(execution.activation_checkpointing(module.base))
         yield

@@ -198,6 +198,13 @@ class ReplayRunner:
         self._advanced = []
 
 
+def has_dropout(module: torch.nn.Module) -> bool:
+    """Return whether a module is random in training where it has parameters that train."""
+    trained = _trainable_dropouts(module)
+    rates = {id(m): getattr(m, "p", None) or getattr(m, "drop_prob", 0.0) for m in module.modules()}
+    return any(used and rates[key] for key, used in trained.items())
+
+
 def _is_dropout(module: torch.nn.Module) -> bool:
     """Return whether a module is random in training: dropout, or timm's stochastic depth."""
     return isinstance(module, torch.nn.Dropout) or type(module).__name__ == "DropPath"

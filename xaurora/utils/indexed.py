@@ -61,12 +61,12 @@ def variable_of(
     array: Indexed, like: xr.Variable, dims: Sequence[Any] | None = None
 ) -> xr.Variable:
     """Return an array as a variable with the attributes, and by default the dims, of another."""
-    chunks = like.encoding.get("preferred_chunks")
+    kept = {k: like.encoding[k] for k in ("preferred_chunks", "source") if k in like.encoding}
     return xr.Variable(
         like.dims if dims is None else tuple(dims),
         indexing.LazilyIndexedArray(array),
         like.attrs,
-        {} if chunks is None else {"preferred_chunks": chunks},
+        kept,
         fastpath=True,
     )
 

@@ -165,6 +165,24 @@ def test_windows_end_at_their_time(day: tuple[Path, np.ndarray]) -> None:
     np.testing.assert_allclose(summed.sel(time="2020-02-29T12:00").values, tp[1], rtol=1e-5)
 
 
+def test_windows_end_at_other_hours(day: tuple[Path, np.ndarray]) -> None:
+    folder, rates = day
+    ds = xaurora.open_imerg(folder / "*.HDF5", offset="3h")
+    assert [str(t)[:16] for t in ds["time"].values] == ["2020-02-29T09:00"]
+    expected = 0.5e-3 * rates[6:18, 5:].astype(float).sum(axis=0)
+    np.testing.assert_allclose(ds["tp"].values[0, 5:], expected, rtol=1e-6)
+    same = xaurora.open_imerg(folder / "*.HDF5", offset="-9h")  # modulo the period
+    assert (same["time"].values == ds["time"].values).all()
+    early = sorted(folder.glob("*.HDF5"))[6:18]
+    with pytest.raises(errors.AccumulationError, match="from 00:00 UTC on") as error:
+        xaurora.open_imerg(early)
+    assert "offset='3h'" in error.value.fix
+    assert xaurora.open_imerg(early, offset="3h").sizes["time"] == 1
+    for wrong in ("10min", "yes"):
+        with pytest.raises(errors.AccumulationError, match="not a multiple of half an hour"):
+            xaurora.open_imerg(folder / "*.HDF5", offset=wrong)
+
+
 def test_quality_leaves_half_hours_out(tmp_path: Path) -> None:
     for i in range(12):
         start = str(np.datetime64("2020-01-01T00:00") + i * np.timedelta64(30, "m"))

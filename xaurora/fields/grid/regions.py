@@ -164,7 +164,12 @@ def weights(
 
 
 def cells(grid: Grid, land: np.ndarray | None, region: RegionLike) -> np.ndarray:
-    """Return which points of a grid lie in a region, ``(h, w)``, bool.
+    """Return which points of a grid lie in a region, ``(h, w)``, bool (:func:`one_region`)."""
+    return np.asarray(one_region(grid, land, region) > 0)
+
+
+def one_region(grid: Grid, land: np.ndarray | None, region: RegionLike) -> np.ndarray:
+    """Return the area weights of a region, ``(h, w)``, zero outside.
 
     Parameters
     ----------
@@ -191,7 +196,7 @@ def cells(grid: Grid, land: np.ndarray | None, region: RegionLike) -> np.ndarray
             f"region={region!r} names {len(found)} regions, but exactly one is expected.",
             fix="region='europe'",
         )
-    return np.asarray(next(iter(found.values())) > 0)
+    return next(iter(found.values()))
 
 
 def window_of(

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from xaurora.distributions import Family
+from xaurora.distributions.namespace import namespace
 from xaurora.model.heads.options import HeadOptions
 from xaurora.model.heads.trunk import LatentMLP
 
@@ -165,15 +166,16 @@ class DistributionHead(nn.Module, abc.ABC):
 
     def parameters_of(self, raw: torch.Tensor) -> Params:
         """Return parameters ``(b, h, w)`` from raw output, at least float32 even under autocast."""
-        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
-        return self._bounded(raw + self.offset.to(raw)[:, None, None])
+        xp = namespace(raw)
+        raw = xp.at_least_single(raw)
+        return self._bounded(raw + xp.like(self.offset, raw)[:, None, None])
 
     def loss(self, params: Params, y: torch.Tensor) -> torch.Tensor:
         """Return the score relative to the climatology's own score, ``(b, h, w)``.
 
         The loss is therefore of order one in dry and wet climates alike.
         """
-        return self._score(params, y) / self.unit_of_loss.to(y)
+        return self._score(params, y) / namespace(y).like(self.unit_of_loss, y)
 
     def crps(self, params: Params, y: torch.Tensor) -> torch.Tensor:
         """Return the CRPS in canonical units, ``(b, h, w)``, computed in float64."""
@@ -194,7 +196,7 @@ class DistributionHead(nn.Module, abc.ABC):
 
     def probability_above(self, params: Params, threshold: float) -> torch.Tensor:
         """Return ``P(value > threshold)``."""
-        return (1.0 - self.law.cdf(params, threshold)).clamp(0.0, 1.0)
+        return (1.0 - self.law.cdf(params, threshold)).clip(0.0, 1.0)
 
     def sample(
         self, params: Params, n: int, generator: torch.Generator | None = None

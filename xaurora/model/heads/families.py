@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch.nn.functional import softplus
 
 from xaurora import distributions
 from xaurora.distributions import Family
+from xaurora.distributions.namespace import Array, namespace
 from xaurora.errors import OptionError
 from xaurora.model.heads.base import Climatology, DistributionHead, Params
 from xaurora.model.heads.options import QUANTILE_LEVELS, HeadOptions
@@ -30,38 +30,40 @@ _FAINTEST = 1e-7  # m, smallest mean amount given rain
 _LARGEST_SHIFT = 12.0  # of the CSGD, in means of its gamma: dry to 1e-5 for an exponential one
 
 
-def _below(x: torch.Tensor, top: torch.Tensor | float) -> torch.Tensor:
+# Parameters are bounded by functions of the array namespace, which the JAX engine calls as well.
+
+
+def _below(x: Array, top: Array | float) -> Array:
     """Return ``x`` bounded smoothly from above: the identity far below ``top``, never above it."""
-    return top - softplus(top - x)
+    return top - namespace(x).softplus(top - x)
 
 
-def _above(x: torch.Tensor, floor: float) -> torch.Tensor:
-    return floor + softplus(x - floor)
+def _above(x: Array, floor: float) -> Array:
+    return floor + namespace(x).softplus(x - floor)
 
 
-def _between(raw: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    return low + (high - low) * torch.sigmoid(raw)
+def _between(raw: Array, low: float, high: float) -> Array:
+    return low + (high - low) * namespace(raw).sigmoid(raw)
 
 
-def _chance(raw: torch.Tensor) -> torch.Tensor:
+def _chance(raw: Array) -> Array:
     return _between(raw, _CHANCE, 1.0 - _CHANCE)
 
 
-def _log_between(raw: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    return torch.exp(_between(raw, math.log(low), math.log(high)))
+def _log_between(raw: Array, low: float, high: float) -> Array:
+    return namespace(raw).exp(_between(raw, math.log(low), math.log(high)))
 
 
-def _log_amount(raw: torch.Tensor, scale: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
+def _log_amount(raw: Array, scale: Array, shape: Array) -> Array:
     """Return the logarithm of the mean of a gamma amount in metres, within its bounds.
 
     Raw zero corresponds to the climatology's scale. The 99.9 % quantile in units of the mean is
     that of Wilson and Hilferty (1931), doi:10.1073/pnas.17.12.684.
     """
-    reach = (1.0 - 1.0 / (9.0 * shape) + _TAIL / (3.0 * torch.sqrt(shape))) ** 3
-    top = torch.minimum(
-        math.log(LARGEST) - torch.log(reach), torch.full_like(shape, math.log(WETTEST))
-    )
-    return _above(_below(torch.log(scale).to(raw) + raw, top), math.log(_FAINTEST))
+    xp = namespace(raw)
+    reach = (1.0 - 1.0 / (9.0 * shape) + _TAIL / (3.0 * xp.sqrt(shape))) ** 3
+    top = xp.minimum(math.log(LARGEST) - xp.log(reach), xp.zeros_like(shape) + math.log(WETTEST))
+    return _above(_below(xp.like(torch.log(scale), raw) + raw, top), math.log(_FAINTEST))
 
 
 class _InZ(DistributionHead):
@@ -80,6 +82,11 @@ class _InZ(DistributionHead):
     @property
     def _top(self) -> float:
         return math.log(WETTEST / self.epsilon)
+
+    @property
+    def _lift(self) -> torch.Tensor:
+        """What the soft upper bound takes from z = 0."""
+        return torch.nn.functional.softplus(torch.tensor(-self._top))
 
     def _set_scale(self, climatology: Climatology) -> None:
         import numpy as np
@@ -106,12 +113,13 @@ class CensoredNormalHead(_InZ):
         return distributions.CensoredNormal(self.epsilon)
 
     def _bounded(self, raw: torch.Tensor) -> Params:
+        xp = namespace(raw)
         sigma = _between(raw[:, 1], *self.options.sigma_bounds)
-        top = torch.minimum(
+        top = xp.minimum(
             self._top - 0.5 * sigma**2, math.log(LARGEST / self.epsilon) - _TAIL * sigma
         )
-        mu = _above(_below(self.scale.to(raw) * raw[:, 0], top), _DRIEST)
-        return {"mu": mu, "sigma": torch.maximum(sigma, mu.detach() / LARGEST_RATIO)}
+        mu = _above(_below(xp.like(self.scale, raw) * raw[:, 0], top), _DRIEST)
+        return {"mu": mu, "sigma": xp.maximum(sigma, xp.constant(mu) / LARGEST_RATIO)}
 
     def _score(self, params: Params, y: torch.Tensor) -> torch.Tensor:
         z = distributions.to_latent(y, self.epsilon)
@@ -129,9 +137,10 @@ class HurdleLognormalHead(DistributionHead):
         return distributions.HurdleLognormal()
 
     def _bounded(self, raw: torch.Tensor) -> Params:
+        xp = namespace(raw)
         sigma = _between(raw[:, 2], *self.options.sigma_bounds)
-        middle = torch.log(self.scale / _MM).to(raw)
-        top = torch.minimum(
+        middle = xp.like(torch.log(self.scale / _MM), raw)
+        top = xp.minimum(
             math.log(WETTEST / _MM) - 0.5 * sigma**2, math.log(LARGEST / _MM) - _TAIL * sigma
         )
         mu = _below(middle + raw[:, 1], top)
@@ -157,7 +166,7 @@ class HurdleGammaHead(DistributionHead):
 
     def _bounded(self, raw: torch.Tensor) -> Params:
         shape = _log_between(raw[:, 2], *_SHAPES)
-        amount = torch.exp(_log_amount(raw[:, 1], self.scale, shape))
+        amount = namespace(raw).exp(_log_amount(raw[:, 1], self.scale, shape))
         return {"p": _chance(raw[:, 0]), "shape": shape, "amount": amount}
 
     def _set_scale(self, climatology: Climatology) -> None:
@@ -179,8 +188,9 @@ class CsgdHead(DistributionHead):
 
     def _bounded(self, raw: torch.Tensor) -> Params:
         shape = _log_between(raw[:, 2], *_SHAPES)
-        whole = torch.exp(_log_amount(raw[:, 0], self.scale, shape))
-        share = 1e-3 + _below(softplus(raw[:, 1]), _LARGEST_SHIFT).clamp(min=0.0)
+        xp = namespace(raw)
+        whole = xp.exp(_log_amount(raw[:, 0], self.scale, shape))
+        share = 1e-3 + xp.non_negative(_below(xp.softplus(raw[:, 1]), _LARGEST_SHIFT))
         return {"shape": shape, "scale": whole / shape, "shift": share * whole}
 
     def _set_scale(self, climatology: Climatology) -> None:
@@ -207,13 +217,11 @@ class QuantileHead(_InZ):
         return distributions.Quantiles(self._levels)
 
     def _bounded(self, raw: torch.Tensor) -> Params:
-        steps = softplus(raw[:, 1:]) * self.scale.to(raw)
-        z = _below(torch.cumsum(steps, dim=1), self._top) + softplus(torch.tensor(-self._top)).to(
-            raw
-        )
-        values = distributions.from_latent(
-            z.clamp(min=0.0), self.epsilon
-        )  # rounding at the soft bound may give negative values
+        xp = namespace(raw)
+        steps = xp.softplus(raw[:, 1:]) * xp.like(self.scale, raw)
+        z = _below(xp.cumsum(steps, 1), self._top) + xp.like(self._lift, raw)
+        # Rounding at the soft bound may give negative values.
+        values = distributions.from_latent(xp.non_negative(z), self.epsilon)
         return {
             "p": _chance(raw[:, 0]),
             **{f"q{i + 1}": values[:, i] for i in range(len(self._levels))},
@@ -239,13 +247,14 @@ class DeterministicHead(_InZ):
 
     def _bounded(self, raw: torch.Tensor) -> Params:
         sharp = 4.0  # sharpness of the soft bound at zero, in units of the climatology's spread
-        z = self.scale.to(raw) * softplus(raw[:, 0], beta=sharp)
-        z = _below(z, self._top) + softplus(torch.tensor(-self._top)).to(raw)
-        return {"value": distributions.from_latent(z, self.epsilon).clamp(min=0.0)}
+        xp = namespace(raw)
+        z = xp.like(self.scale, raw) * xp.softplus(raw[:, 0], sharp)
+        z = _below(z, self._top) + xp.like(self._lift, raw)
+        return {"value": xp.non_negative(distributions.from_latent(z, self.epsilon))}
 
     def _score(self, params: Params, y: torch.Tensor) -> torch.Tensor:
         z = distributions.to_latent(params["value"], self.epsilon)
-        return (z - distributions.to_latent(y, self.epsilon)).abs()
+        return namespace(z).abs(z - distributions.to_latent(y, self.epsilon))
 
 
 class NormalHead(DistributionHead):
@@ -259,9 +268,10 @@ class NormalHead(DistributionHead):
         return distributions.Normal()
 
     def _bounded(self, raw: torch.Tensor) -> Params:
-        scale = self.scale.to(raw)
+        xp = namespace(raw)
+        scale = xp.like(self.scale, raw)
         return {
-            "mu": self.location.to(raw) + scale * raw[:, 0],
+            "mu": xp.like(self.location, raw) + scale * raw[:, 0],
             "sigma": scale * _log_between(raw[:, 1], 1e-3, 10.0),
         }
 
@@ -294,11 +304,14 @@ class BoundedNormalHead(DistributionHead):
         return self.options.bounds
 
     def _bounded(self, raw: torch.Tensor) -> Params:
+        xp = namespace(raw)
         lower, upper = self._ends
         span = upper - lower
         # With μ three ranges beyond either end, no probability is left inside.
         mu = _above(
-            _below(self.location.to(raw) + self.scale.to(raw) * raw[:, 0], upper + 3 * span),
+            _below(
+                xp.like(self.location, raw) + xp.like(self.scale, raw) * raw[:, 0], upper + 3 * span
+            ),
             lower - 3 * span,
         )
         return {"mu": mu, "sigma": span * _log_between(raw[:, 1], 1e-3, 3.0)}

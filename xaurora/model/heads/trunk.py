@@ -60,7 +60,7 @@ class LatentMLP(nn.Module):
         self.out = nn.Linear(size, outputs * kernel**2)
         nn.init.trunc_normal_(self.out.weight, std=0.05)
         nn.init.zeros_(self.out.bias)
-        self.register_buffer("window", _window(patch_size, self.overlap), persistent=False)
+        self.register_buffer("window", blending_window(patch_size, self.overlap), persistent=False)
         self.wraps = False
         """Whether the eastern edge joins the western one. Set by
         :func:`xaurora.model.placement.on_grid`.
@@ -116,7 +116,7 @@ class LatentMLP(nn.Module):
         return nn.functional.pad(x, (0, 0, reach, reach), mode="replicate")
 
 
-def _window(patch: int, overlap: int) -> torch.Tensor:
+def blending_window(patch: int, overlap: int) -> torch.Tensor:
     """Return the blending weights over a patch and its overlap, ``(k²,)``.
 
     They fall linearly towards the ends and add up to one wherever patches overlap.

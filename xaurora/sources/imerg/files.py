@@ -110,6 +110,28 @@ def minutes_of(period: Given) -> int:
     return int(minutes)
 
 
+def shift_of(offset: Given) -> int:
+    """Return the shift of the windows in minutes.
+
+    Raises
+    ------
+    AccumulationError
+        It is not a multiple of half an hour.
+    """
+    import pandas as pd
+
+    try:
+        minutes = pd.Timedelta(offset) / pd.Timedelta(minutes=1)
+    except (ValueError, TypeError):
+        minutes = float("nan")
+    if not (np.isfinite(minutes) and minutes % 30 == 0):
+        raise AccumulationError(
+            f"offset={offset!r} is not a multiple of half an hour, the time step of IMERG.",
+            fix="offset='3h'",
+        )
+    return int(minutes)
+
+
 def is_imerg(path: str) -> bool:
     """Return whether a file has the name of an IMERG file."""
     return _NAME.search(Path(path).name) is not None
@@ -204,11 +226,12 @@ def check_unique_times(granules: list[Granule]) -> None:
 
 
 def windows(
-    granules: list[Granule], length: int, min_valid: float, *, keep: bool
+    granules: list[Granule], length: int, min_valid: float, shift: int = 0, *, keep: bool
 ) -> list[tuple[np.datetime64, tuple[Granule | None, ...]]]:
     """Return the end of each window and its granules in order.
 
-    A missing granule is None, which ``keep`` allows.
+    Windows end at multiples of their length from 00 UTC on, later by ``shift`` minutes. A missing
+    granule is None, which ``keep`` allows.
 
     Raises
     ------
@@ -218,12 +241,14 @@ def windows(
         Files are missing, and ``keep`` is False.
     """
     each = granules[0].minutes
-    if length % each:
+    if length % each or shift % each:
         what = (
             "daily files, which only give totals over whole days" if each == 1440 else "half hours"
         )
         raise AccumulationError(
-            f"totals over {length / 60:g} hours are not possible with {what}.",
+            f"totals over {length / 60:g} hours"
+            + (f" with an offset of {shift / 60:g}" if shift % each else "")
+            + f" are not possible with {what}.",
             fix="period='24h', or open the half-hourly files (3B-HHR)",
         )
     if not keep:
@@ -239,7 +264,8 @@ def windows(
                 )
     count = length // each
     by_start = {g.start: g for g in granules}
-    origin = granules[0].start.astype("datetime64[D]").astype("datetime64[ns]")
+    day = granules[0].start.astype("datetime64[D]").astype("datetime64[ns]")
+    origin = day + shift % length * MINUTE
     span = length * MINUTE
     first = origin + ((granules[0].start - origin) // span) * span
     last = granules[-1].start + each * MINUTE
@@ -253,10 +279,11 @@ def windows(
     if not out:
         raise AccumulationError(
             f"the {len(granules)} file(s) ({granules[0].name} … {granules[-1].name}) fill no"
-            f" window of {length / 60:g} hours that ends at a multiple of its length from 00 UTC"
-            " on.",
+            f" window of {length / 60:g} hours that ends at a multiple of its length from"
+            f" {shift // 60 % 24:02d}:{shift % 60:02d} UTC on.",
             fix=(
-                f"open at least {count} consecutive files, or period='{each}min'"
+                f"open at least {count} consecutive files, or period='{each}min', or offset='3h'"
+                " if they end at other hours"
                 if each == 30
                 else "open whole days"
             ),

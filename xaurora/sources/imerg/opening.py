@@ -26,6 +26,7 @@ def open_imerg(
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     period: str = "6h",
+    offset: str = "0h",
     grid: GridLike | None = None,
     min_valid: float = 0.9,
     quality: float | None = None,
@@ -42,6 +43,9 @@ def open_imerg(
     period : str
         Length of the totals: ``"6h"``, ``"24h"``, or ``"30min"`` for the half hours themselves.
         They end at multiples of it from 00 UTC on.
+    offset : str
+        Shift of these ends, as in ``resample``: with ``"3h"`` six-hour totals end at 03, 09, 15 and
+        21 UTC.
     grid : Dataset, DataArray or float, optional
         Regrid conservatively to the latitudes and longitudes of these data, or of a global grid
         with this many degrees between points (ERA5: 0.25). By default the files' own 0.1°.
@@ -79,10 +83,11 @@ def open_imerg(
     """
     _check_options(min_valid, quality, missing)
     length = files.minutes_of(period)
+    shift = files.shift_of(offset)
     granules = sorted(files.describe(path) for path in opening.expand([paths]))
     files.check_one_version(granules)
     files.check_unique_times(granules)
-    windows = files.windows(granules, length, min_valid, keep=missing == "keep")
+    windows = files.windows(granules, length, min_valid, shift, keep=missing == "keep")
     latitude, longitude = reading.axes(granules[0])
     target = None if grid is None else reading.target_of(grid)
     if quality is not None:
