@@ -34,7 +34,7 @@ from cases import LEVELS, SIZES, Size
 from xaurora.fields.grid import lattice
 from xaurora.jax import precision
 from xaurora.jax import training as engine
-from xaurora.jax.aurora import time_encodings
+from xaurora.jax.encodings import time_encodings
 from xaurora.jax.module import JaxModule
 from xaurora.jax.weights import to_jax
 from xaurora.model import adapters, rollout, strategies

@@ -21,7 +21,8 @@ from helpers import LITTLE, make_aurora
 from xaurora.errors import CheckpointError, OptionError
 from xaurora.fields.grid import lattice
 from xaurora.jax import precision
-from xaurora.jax.aurora import Aurora, Frames, encodings, with_settings
+from xaurora.jax.aurora import Aurora, Frames, with_settings
+from xaurora.jax.encodings import encodings
 from xaurora.jax.weights import State, to_jax
 from xaurora.model import adapters, placement
 from xaurora.model.normalisation import atmos_statistics, surface_statistics

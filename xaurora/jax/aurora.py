@@ -2,7 +2,7 @@
 
 It follows ``aurora.model`` (microsoft-aurora 2.0.1). Fourier expansions depend on the grid and the
 time alone, so they are computed beforehand by upstream's own functions in float64
-(:func:`encodings`): one unit in the last digit of a patch's area changes its encoding.
+(:mod:`xaurora.jax.encodings`): one unit in the last digit of a patch's area changes its encoding.
 """
 
 from __future__ import annotations
@@ -10,38 +10,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 from aurora import Aurora as TorchAurora
-from aurora import AuroraV1p5
-from aurora.model import fourier
-from aurora.model.posencoding import pos_scale_enc
 
-from xaurora.errors import OptionError
 from xaurora.jax.backbone import Backbone, Mode, Size
+from xaurora.jax.encodings import Encodings
 from xaurora.jax.layers import Array, LayerNorm, Linear, PerceiverResampler, Sequential
-from xaurora.jax.weights import State, to_jax
-from xaurora.model.normalisation import atmos_statistics, surface_statistics
-from xaurora.model.tiny import TinyAurora
+from xaurora.jax.settings import Settings, settings_of
+from xaurora.jax.weights import State
 
 LOG_FLOOR = 1e-3
 """Added before the logarithm of a log-scaled variable (``aurora/normalisation.py``)."""
-
-
-_HOOKS = (
-    "batch_transform_hook",
-    "_pre_norm_hook",
-    "_pre_encoder_hook",
-    "_post_decoder_hook",
-    "_post_unnorm_hook",
-)
-"""Methods of upstream's Aurora that subclasses replace."""
 
 
 class Frames(NamedTuple):
@@ -52,21 +36,6 @@ class Frames(NamedTuple):
 
     surface: dict[str, Array]
     atmos: dict[str, Array]
-
-
-class Encodings(NamedTuple):
-    """Fourier expansions of a batch's place and time.
-
-    ``position`` and ``scale`` are ``(l, d)`` for the patches of one level, ``levels`` ``(c, d)``
-    and ``levels_out`` ``(c, 2 d)`` for the pressure levels, ``lead_time`` and ``time`` ``(b, d)``.
-    """
-
-    position: Array
-    scale: Array
-    levels: Array
-    levels_out: Array
-    lead_time: Array
-    time: Array
 
 
 class PatchEmbed(eqx.Module):
@@ -239,27 +208,6 @@ def _unpatchify(flat: Array, variables: int, rows: int, columns: int) -> Array:
     return grid.reshape(b, variables, c, rows * p, columns * p)
 
 
-class Settings(NamedTuple):
-    """What a model knows beside its weights; hashable, so that it selects a compiled program.
-
-    Statistics are pairs of location and scale, by variable and, for atmospheric ones, by level.
-    """
-
-    surf_vars: tuple[str, ...]
-    static_vars: tuple[str, ...]
-    atmos_vars: tuple[str, ...]
-    latent_levels: int
-    patch_size: int
-    surface_stats: tuple[tuple[str, tuple[float, float]], ...]
-    atmos_stats: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
-    log_scaled: tuple[str, ...]
-    output_only: tuple[str, ...]
-    clipping: tuple[tuple[str, float | None, float | None], ...]
-    backbone_dtype: str = "float32"
-    wraps: bool = True
-    recompute: bool = False
-
-
 class Aurora(eqx.Module):
     """Aurora's forward pass on physical fields."""
 
@@ -408,116 +356,6 @@ class Aurora(eqx.Module):
         return Frames(
             {n: following(n, v, prediction.surface[n]) for n, v in frames.surface.items()},
             {n: following(n, v, prediction.atmos[n]) for n, v in frames.atmos.items()},
-        )
-
-
-def settings_of(base: TorchAurora, levels: Sequence[float]) -> Settings:
-    """Return the settings of an upstream Aurora for data on some levels.
-
-    Raises
-    ------
-    OptionError
-        If the model uses what this engine lacks.
-    """
-    check_supported(base)
-    clipping = base.rollout_input_clipping or {}
-    return Settings(
-        tuple(base.surf_vars),
-        tuple(base.static_vars or ()),
-        tuple(base.atmos_vars),
-        base.encoder.latent_levels,
-        base.patch_size,
-        tuple((n, surface_statistics(base, n)) for n in (*base.surf_vars, *base.static_vars)),
-        tuple((n, tuple(atmos_statistics(base, n, levels))) for n in base.atmos_vars),
-        tuple(getattr(base, "log_transformed_surf_vars", ())),
-        tuple(base.output_only_surf_vars),
-        tuple((n, own.get("min"), own.get("max")) for n, own in clipping.items()),
-    )
-
-
-def check_supported(base: TorchAurora) -> None:
-    """Raise if a model uses what this engine lacks.
-
-    Raises
-    ------
-    OptionError
-        It names all of it.
-    """
-    known = isinstance(base, TinyAurora | AuroraV1p5)
-    own_hooks = [n for n in _HOOKS if getattr(type(base), n) is not getattr(TorchAurora, n)]
-    lacks = [
-        (base.encoder.level_condition, "weights for each level"),
-        (base.encoder.dynamic_vars, "variables made from the time"),
-        (base.encoder.atmos_static_vars, "static variables on every level"),
-        (base.decoder.separate_perceiver, "a second decoder of levels"),
-        (base.decoder.modulation_heads, "modulation heads"),
-        (base.positive_surf_vars or base.positive_atmos_vars, "variables clamped at zero"),
-        (hasattr(base, "density_channel_surf_vars"), "wave variables"),
-        (base.output_only_atmos_vars, "atmospheric variables that it only predicts"),
-        (own_hooks and not known, f"hooks of its own ({', '.join(own_hooks)})"),
-    ]
-    found = [words for used, words in lacks if used]
-    if found:
-        raise OptionError(
-            f"{type(base).__name__} has {', '.join(found)}, which engine='jax' does not support.",
-            fix="engine='torch'",
-        )
-
-
-def encodings(
-    base: TorchAurora,
-    latitude: np.ndarray,
-    longitude: np.ndarray,
-    levels: Sequence[float],
-    times: Sequence[datetime],
-    lead_hours: float | Sequence[float] | None = None,
-) -> Encodings:
-    """Return the Fourier expansions of a batch, computed by upstream's functions.
-
-    Parameters
-    ----------
-    base : aurora.Aurora
-    latitude, longitude : ndarray
-        Of the grid, degrees; true longitudes, which may decrease across Greenwich.
-    levels : sequence of float
-        Pressure levels, hPa.
-    times : sequence of datetime
-        Time-zone aware init times of the samples.
-    lead_hours : float or sequence of float, optional
-        By default the model's own step.
-    """
-    d = base.encoder.embed_dim
-    with torch.inference_mode():
-        position, scale = pos_scale_enc(
-            d,
-            torch.as_tensor(latitude, dtype=torch.float32),
-            torch.as_tensor(longitude, dtype=torch.float32),
-            base.patch_size,
-            pos_expansion=fourier.pos_expansion,
-            scale_expansion=fourier.scale_expansion,
-        )
-        at = torch.tensor(list(levels))
-        levels_in, levels_out = (fourier.levels_expansion(at, width) for width in (d, 2 * d))
-    lead, stamps = time_encodings(base, times, lead_hours)
-    return Encodings(
-        to_jax(position), to_jax(scale), to_jax(levels_in), to_jax(levels_out), lead, stamps
-    )
-
-
-def time_encodings(
-    base: TorchAurora, times: Sequence[datetime], lead_hours: float | Sequence[float] | None = None
-) -> tuple[Array, Array]:
-    """Return the expansions of the lead time and of the time, ``(b, d)``."""
-    d = base.encoder.embed_dim
-    hours = base.timestep.total_seconds() / 3600.0 if lead_hours is None else lead_hours
-    leads = np.broadcast_to(np.asarray(hours, np.float32), (len(times),)).copy()
-    updated = base.encoder.use_updated_lead_time_embedding
-    expansion = fourier.lead_time_expansion_v3 if updated else fourier.lead_time_expansion
-    with torch.inference_mode():
-        stamps = torch.tensor([t.timestamp() / 3600 for t in times], dtype=torch.float32)
-        return (
-            to_jax(expansion(torch.from_numpy(leads), d)),
-            to_jax(fourier.absolute_time_expansion(stamps, d)),
         )
 
 

@@ -24,17 +24,11 @@ from xaurora.fields.grid.lattice import Grid
 from xaurora.fields.grid.patches import Window
 from xaurora.fields.targets import InputForm
 from xaurora.jax import precision
-from xaurora.jax.aurora import (
-    Aurora,
-    Encodings,
-    Frames,
-    check_supported,
-    encodings,
-    time_encodings,
-    with_settings,
-)
+from xaurora.jax.aurora import Aurora, Frames, with_settings
+from xaurora.jax.encodings import Encodings, encodings, time_encodings
 from xaurora.jax.heads import Trunk, trunks_of
 from xaurora.jax.layers import Array
+from xaurora.jax.settings import check_supported
 from xaurora.jax.weights import State, to_jax, to_torch
 from xaurora.model import adapters
 from xaurora.model.aurora import AuroraWithHead, Step

@@ -12,7 +12,8 @@ import torch
 from aurora import Batch
 
 from xaurora.jax import precision
-from xaurora.jax.aurora import Encodings, Frames, time_encodings
+from xaurora.jax.aurora import Frames
+from xaurora.jax.encodings import Encodings, time_encodings
 from xaurora.jax.layers import Array
 from xaurora.jax.module import Form, JaxModule, Net, forward
 from xaurora.jax.weights import to_torch

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from xaurora.jax.aurora import Encodings, Frames
+from xaurora.jax.aurora import Frames
+from xaurora.jax.encodings import Encodings
 from xaurora.jax.layers import Array
 from xaurora.jax.module import Form, Net, forward, raw_of
 

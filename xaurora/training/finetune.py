@@ -142,7 +142,7 @@ def _check_jax(options: FinetuneOptions) -> None:
 
 def _check_for_jax(model: BuiltModel) -> None:
     """Raise if the model has something that the engine lacks, before data are read for it."""
-    from xaurora.jax.aurora import check_supported
+    from xaurora.jax.settings import check_supported
 
     check_supported(model.module.base)
     if steps.has_dropout(model.module):

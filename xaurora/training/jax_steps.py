@@ -13,7 +13,7 @@ from aurora import Batch
 
 from xaurora.jax import precision
 from xaurora.jax import training as engine
-from xaurora.jax.aurora import time_encodings
+from xaurora.jax.encodings import time_encodings
 from xaurora.jax.module import JaxModule, Net
 from xaurora.jax.weights import to_jax, to_torch
 from xaurora.model import rollout
