@@ -23,7 +23,8 @@ import torch
 from aurora import AuroraSmallPretrained, Batch
 
 import xaurora
-from xaurora.model import execution
+from xaurora.fields.grid import lattice
+from xaurora.model import execution, placement
 from xaurora.model.memory import LiveBytes
 from xaurora.model.tiny import randomise_modulation
 from xaurora.utils import provenance
@@ -44,10 +45,12 @@ def build(stock: bool, device: torch.device) -> Any:
 
 def step(base: Any, batch: Batch, optimizer: Any, how: str) -> float:
     """Run one training step and return its loss."""
-    context = (
-        execution.activation_checkpointing(base) if how == "once" else contextlib.nullcontext()
-    )
-    with context:
+    with contextlib.ExitStack() as stack:
+        if how == "once":
+            meta = batch.metadata
+            grid = lattice.from_axes(np.asarray(meta.lat.cpu()), np.asarray(meta.lon.cpu()))
+            stack.enter_context(placement.on_grid(base, grid))
+            stack.enter_context(execution.activation_checkpointing(base))
         out = base(batch)
         parts = (*out.surf_vars.values(), *out.atmos_vars.values())
         loss: Any = sum(v.abs().mean() / v.detach().abs().mean() for v in parts)

@@ -371,9 +371,7 @@ def test_blocks_are_compiled_and_left_as_they_were(
         torch, "compile", lambda f, **k: made.append(f) or real(f, backend="eager", **k)
     )
     found = fields.aurora.predict("6h", model=aurora_model, time=when, compile=True, progress=False)
-    assert len(made) == sum(
-        type(m).__name__ == "Swin3DTransformerBlock" for m in aurora_model.modules()
-    )
+    assert len(made) == 1, "all blocks share what is compiled"
     for name in plain:
         _close(found[name].values, plain[name].values)
     assert not any("forward" in m.__dict__ for m in aurora_model.modules())

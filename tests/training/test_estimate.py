@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import estimates
+import numpy as np
 import pytest
 import torch
 import xarray as xr
@@ -16,7 +17,8 @@ from helpers import make_aurora
 
 import xaurora
 from xaurora import errors
-from xaurora.model import execution, hashing, memory, weights
+from xaurora.fields.grid import lattice
+from xaurora.model import execution, hashing, memory, placement, weights
 from xaurora.model.options import StrategyOptions
 from xaurora.training import estimate as estimation
 from xaurora.training.loop import Trainer
@@ -221,7 +223,9 @@ def test_lazy_data_are_counted(fields: xr.Dataset, tmp_path: Path) -> None:
 def _gradients(base: Any, batch: Any, how: Any) -> tuple[dict[str, torch.Tensor], int]:
     base.zero_grad(set_to_none=True)
     counter = memory.LiveBytes()
-    with counter, how:
+    grid = lattice.from_axes(np.asarray(batch.metadata.lat), np.asarray(batch.metadata.lon))
+    place = contextlib.nullcontext() if how is None else placement.on_grid(base, grid)
+    with counter, place, how(base) if how is not None else contextlib.nullcontext():
         out = base(batch)
         loss = sum(
             v.square().mean() / v.detach().square().mean()
@@ -238,15 +242,15 @@ def test_recomputing_once_gives_the_same_gradients(fields: xr.Dataset) -> None:
     ds = xaurora.synthetic(shape=(48, 96), times=3, levels=(500.0, 700.0, 850.0))
     batch = ds.aurora.to_batch(model=make_aurora())
     base = make_aurora(seed=1)
-    plain, most = _gradients(base, batch, contextlib.nullcontext())
-    again, ours = _gradients(base, batch, execution.activation_checkpointing(base))
+    plain, most = _gradients(base, batch, None)
+    again, ours = _gradients(base, batch, execution.activation_checkpointing)
     assert plain.keys() == again.keys()
     for name, gradient in plain.items():
         scale = float(gradient.abs().max())
         assert float((again[name] - gradient).abs().max()) <= 1e-5 * scale, name
     stock = make_aurora(seed=1)
     stock.configure_activation_checkpointing()
-    _, theirs = _gradients(stock, batch, contextlib.nullcontext())
+    _, theirs = _gradients(stock, batch, None)
     assert ours <= theirs < most
 
 

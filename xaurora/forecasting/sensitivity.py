@@ -254,9 +254,9 @@ def _differentiate(
     """Return the quantity and its gradients by variable, also on tensors without values."""
     with (
         torch.enable_grad(),
+        placement.on_grid(module, question.fields.layout.grid),
         execution.activation_checkpointing(module.base),
         execution.without_cudnn_attention(),
-        placement.on_grid(module, question.fields.layout.grid),
     ):
         batch = rollout.prepare(module, batch)
         inputs = [*batch.surf_vars.values(), *batch.atmos_vars.values()]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from aurora import Aurora
-from aurora.model.swin3d import Swin3DTransformerBlock, WindowAttention
+from aurora.model.swin3d import WindowAttention
 
 from xaurora.model.options import check_precision
+from xaurora.model.placement import placed_blocks, placed_ends
+from xaurora.model.windows import run_block
 
 logger = logging.getLogger("xaurora")
 
@@ -66,57 +68,54 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.cuda.OutOfMemoryError) or "RESOURCE_EXHAUSTED" in f"{error}"
 
 
+_VARIANTS = 64  # of a compiled block: stages, shifted or not, with and without gradients
+
+
 @contextlib.contextmanager
 def compiled(base: Aurora) -> Iterator[None]:
-    """Run the backbone's blocks through ``torch.compile``.
+    """Run the backbone's blocks through ``torch.compile``, inside ``on_grid``.
 
-    If compilation fails, a warning is logged once and the blocks run uncompiled.
+    All blocks share one function, compiled once for each shape. If compilation fails, a warning is
+    logged once and the blocks run uncompiled.
     """
-    blocks = [m for m in base.modules() if isinstance(m, Swin3DTransformerBlock)]
+    import torch._dynamo
+
+    made: list[Any] = []
     failed: list[str] = []
 
-    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
-        made: list[Any] = []
+    def run(*args: Any) -> torch.Tensor:
+        if not failed:
+            try:
+                if not made:
+                    made.append(torch.compile(run_block, dynamic=False))
+                return made[0](*args)
+            except (
+                RuntimeError,
+                ImportError,
+                OSError,
+                NotImplementedError,
+                AttributeError,
+            ) as error:
+                if isinstance(error, torch.cuda.OutOfMemoryError):
+                    raise
+                failed.append(type(error).__name__)
+                logger.warning(
+                    "compile=True: torch.compile is not available here (%s: %s); the blocks run"
+                    " uncompiled, with the same results.",
+                    type(error).__name__,
+                    (str(error).strip().splitlines() or ["no reason given"])[0],
+                )
+        return run_block(*args)
 
-        def run(*args: Any, **kwargs: Any) -> Any:
-            if not failed:
-                try:
-                    if not made:
-                        made.append(torch.compile(forward, dynamic=False))
-                    return made[0](*args, **kwargs)
-                except (
-                    RuntimeError,
-                    ImportError,
-                    OSError,
-                    NotImplementedError,
-                    AttributeError,
-                ) as error:
-                    if isinstance(error, torch.cuda.OutOfMemoryError):
-                        raise
-                    failed.append(type(error).__name__)
-                    logger.warning(
-                        "compile=True: torch.compile is not available here (%s: %s); the blocks run"
-                        " uncompiled, with the same results.",
-                        type(error).__name__,
-                        (str(error).strip().splitlines() or ["no reason given"])[0],
-                    )
-            return forward(*args, **kwargs)
-
-        return run
-
+    blocks = placed_blocks(base)
     for block in blocks:
-        block.forward = wrap(block.forward)
+        block.run = run
     try:
-        with warnings.catch_warnings():
-            # Upstream caches the masks of shifted windows. Compiled code bypasses the cache and
-            # computes the same masks again.
-            warnings.filterwarnings(
-                "ignore", message="Dynamo detected a call to a `functools.lru_cache`"
-            )
+        with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
             yield
     finally:
         for block in blocks:
-            block.__dict__.pop("forward", None)
+            block.run = run_block
 
 
 @contextlib.contextmanager
@@ -136,27 +135,19 @@ def without_cudnn_attention() -> Iterator[None]:
 
 @contextlib.contextmanager
 def activation_checkpointing(base: Aurora) -> Iterator[None]:
-    """Recompute blocks, encoder and decoder in the backward pass (activation checkpointing).
+    """Recompute blocks, encoder and decoder in the backward pass, inside ``on_grid``.
 
     Upstream's ``configure_activation_checkpointing`` nests wrappers around backbone, layers and
     blocks, so that the forward pass runs several times, and it renames parameters. This wraps each
-    module once and removes the wrappers on exit.
+    block, and each strip of encoder and decoder, once.
     """
     from torch.utils.checkpoint import checkpoint
 
-    modules = [m for m in base.modules() if isinstance(m, Swin3DTransformerBlock)]
-    modules += [base.encoder, base.decoder]
-
-    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def again(*args: Any, **kwargs: Any) -> Any:
-            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-        return again
-
-    for module in modules:
-        module.forward = wrap(module.forward)
+    parts = [*placed_blocks(base), *placed_ends(base)]
+    for part in parts:
+        part.around = functools.partial(checkpoint, use_reentrant=False)
     try:
         yield
     finally:
-        for module in modules:
-            module.__dict__.pop("forward", None)
+        for part in parts:
+            part.around = None

@@ -14,7 +14,9 @@ from aurora.model.perceiver import PerceiverAttention
 from aurora.model.swin3d import Swin3DTransformerBlock
 
 from xaurora.fields.grid.lattice import Grid
-from xaurora.model.aurora import AuroraWithHead
+from xaurora.model.aurora import AuroraWithHead, replaced_forward
+from xaurora.model.strips import DecoderForward, EncoderForward
+from xaurora.model.windows import BlockForward
 
 
 @contextlib.contextmanager
@@ -23,7 +25,7 @@ def on_grid(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
 
     On a global grid the only effect on results is that heads use context across the date line.
 
-    Hooks work around two limitations of microsoft-aurora 2.0.1 and are removed afterwards:
+    Two limitations of microsoft-aurora 2.0.1 are worked around until the context ends:
 
     - ``compute_3d_shifted_window_mask`` joins the left and right edges (``swin3d.py``; the layers
       never pass ``warped``). In a region the western edge would attend to the eastern one.
@@ -31,8 +33,9 @@ def on_grid(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
       encodings use longitude as a number: −15° is not 345° to the model. The encoder gets the true
       longitudes on a shallow copy, which skips the check.
 
-    They also avoid repeated work: the decoder computes the same queries at every patch
-    (:func:`_project_shared_query`).
+    Work and memory are saved as well: blocks copy less (:mod:`xaurora.model.windows`), encoder and
+    decoder run in strips on large grids (:mod:`xaurora.model.strips`), and their Perceivers compute
+    the same queries at every patch once (:func:`_project_shared_query`).
 
     The backward pass must run inside the context as well: with activation checkpointing the blocks
     run again there.
@@ -43,11 +46,6 @@ def on_grid(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
     window = model.window if isinstance(model, AuroraWithHead) else None
     for trunk in trunks:
         trunk.wraps = grid.wraps if window is None else window.wraps
-    if not grid.wraps:
-        blocks = [m for m in base.modules() if isinstance(m, Swin3DTransformerBlock)]
-        handles += [
-            block.register_forward_pre_hook(_without_wrapping, with_kwargs=True) for block in blocks
-        ]
     if grid.crosses_greenwich:
         longitude = torch.from_numpy(grid.true_longitude.copy())
 
@@ -60,25 +58,40 @@ def on_grid(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
             return (batch, *args[1:]), kwargs
 
         handles.append(base.encoder.register_forward_pre_hook(true_longitude, with_kwargs=True))
-    queries: list[Any] = [
-        m.to_q for m in base.decoder.modules() if isinstance(m, PerceiverAttention)
-    ]
-    queries = [
-        query
-        for query in queries
-        if type(query) is torch.nn.Linear and "forward" not in query.__dict__
-    ]
-    for query in queries:
-        query.forward = functools.partial(_project_shared_query, query)
-    try:
-        yield
-    finally:
-        for query in queries:
-            query.__dict__.pop("forward", None)
-        for handle in handles:
-            handle.remove()
-        for trunk in trunks:
-            trunk.wraps = False
+    forwards: dict[torch.nn.Module, Any] = {
+        module: BlockForward(module, wraps=grid.wraps)
+        for module in base.modules()
+        if isinstance(module, Swin3DTransformerBlock)
+    }
+    forwards |= {
+        base.encoder: EncoderForward(base.encoder),
+        base.decoder: DecoderForward(base.decoder),
+    }
+    for module in [*base.encoder.modules(), *base.decoder.modules()]:
+        query: Any = getattr(module, "to_q", None)
+        if isinstance(module, PerceiverAttention) and type(query) is torch.nn.Linear:
+            forwards[query] = functools.partial(_project_shared_query, query)
+    with contextlib.ExitStack() as stack:
+        for module, forward in forwards.items():
+            stack.enter_context(replaced_forward(module, forward))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for trunk in trunks:
+                trunk.wraps = False
+
+
+def placed_blocks(base: Aurora) -> list[BlockForward]:
+    """Return how the blocks of a model run inside :func:`on_grid`."""
+    found = (module.__dict__.get("forward") for module in base.modules())
+    return [forward for forward in found if isinstance(forward, BlockForward)]
+
+
+def placed_ends(base: Aurora) -> tuple[EncoderForward, DecoderForward]:
+    """Return how encoder and decoder of a model run inside :func:`on_grid`."""
+    return base.encoder.__dict__["forward"], base.decoder.__dict__["forward"]
 
 
 _ROWS = 512
@@ -88,7 +101,7 @@ def _project_shared_query(query: torch.nn.Linear, x: torch.Tensor) -> torch.Tens
     """Compute the queries of a Perceiver's first layer once instead of at every patch.
 
     They are the same everywhere: ``aurora/model/decoder.py`` expands one embedding of the levels
-    over all patches. Computing them at every patch took a fourteenth of a step.
+    over all patches, ``aurora/model/encoder.py`` its latent levels.
     """
     patches = -(-_ROWS // x.shape[1]) if x.ndim == 3 else 0
     if x.ndim == 3 and x.stride(0) == 0 and x.shape[0] > patches:
@@ -98,9 +111,3 @@ def _project_shared_query(query: torch.nn.Linear, x: torch.Tensor) -> torch.Tens
             x.shape[0], -1, -1
         )
     return torch.nn.functional.linear(x, query.weight, query.bias)
-
-
-def _without_wrapping(
-    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return args, {**kwargs, "warped": False}
