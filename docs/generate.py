@@ -41,7 +41,17 @@ METHODS = (
                 "bool",
                 False,
                 "bool",
-                "Also estimate every base and strategy, for comparison.",
+                "Also estimate every base and strategy, for comparison; for a GPU with the cards"
+                " that each fits on.",
+                "",
+            ),
+            Option(
+                "device",
+                "str",
+                "auto",
+                '{"auto", "cpu", "gpu"}',
+                "What trains, by default a GPU if there is one. A GPU's step can be estimated on"
+                " any machine.",
                 "",
             ),
         ),

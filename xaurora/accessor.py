@@ -386,6 +386,11 @@ class AuroraAccessor:
         halo: int = 0,
         region: RegionLike | None = None,
         out: str | Path | None = None,
+        precision: str = "auto",
+        memory: float | str | None = None,
+        activation_checkpointing: bool | str = "auto",
+        optimizer_state: str = "auto",
+        compile: bool = False,
         epochs: int | None = None,
         steps: int | None = None,
         batch_size: int = 1,
@@ -400,10 +405,7 @@ class AuroraAccessor:
         rollout_steps: int = 1,
         push_forward: bool = False,
         replay_buffer: int | ReplayOptions | None = None,
-        precision: str = "auto",
-        activation_checkpointing: bool | str = "auto",
         latents: bool | str | Path | LatentOptions = "auto",
-        compile: bool = False,
         ema: float | None = None,
         early_stopping: int | None = None,
         validations: int = 10,
@@ -471,6 +473,27 @@ class AuroraAccessor:
         out : path, optional
             Folder for ``best/``, ``last/``, ``checkpoint/``, ``log.jsonl`` and ``learning.png``. By
             default ``runs/<target>-<time>``.
+        precision : {"auto", "32", "tf32", "bf16", "bf16-tf32", "bf16-all", "fp16"}
+            Precision of the model; head and score are always float32. ``"bf16"`` is that of the
+            backbone alone, as upstream; ``"bf16-tf32"`` lets GPUs round the matrix products of
+            encoder and decoder to TF32, ``"bf16-all"`` runs them in bf16 too, and ``"tf32"`` rounds
+            all of them to TF32. ``"auto"`` is bf16 on a GPU that supports it, else float32.
+            ``"fp16"`` is for GPUs without bf16: the loss is scaled.
+        memory : float or str, optional
+            Bytes of the device that training may take, also as text: ``"24 GB"``. By default what
+            is free. Where an option says ``"auto"``, the fastest way that fits is chosen by a
+            simulation of a step; it changes no result (``docs/memory.md``).
+        activation_checkpointing : bool, "auto" or "offload"
+            Recompute activations in the backward pass instead of storing them. ``"offload"`` also
+            keeps the inputs of blocks in host memory until then. ``"auto"`` does what ``memory``
+            asks for.
+        optimizer_state : {"auto", "device", "host"}
+            Where float32 weights, gradients and the moments of AdamW are. With ``"host"`` the
+            device holds the weights that train only in the precision they are computed in.
+            ``"auto"`` does what ``memory`` asks for.
+        compile : bool
+            Compile the backbone's blocks with ``torch.compile``. If it is not available, a warning
+            is logged and the blocks run uncompiled.
         epochs : int, optional
             Passes over the training samples. Ten if neither this nor ``steps`` is given.
         steps : int, optional
@@ -503,21 +526,11 @@ class AuroraAccessor:
         replay_buffer : int or ReplayOptions, optional
             Keep this many forecasts on disk and continue one of them by one step at a time, up to
             ``rollout_steps`` steps.
-        precision : {"auto", "32", "bf16", "fp16"}
-            Precision of the backbone. Head and score are always float32. ``"auto"`` is bf16 on a
-            GPU that supports it, else float32. ``"fp16"`` is for GPUs without bf16: the loss is
-            scaled.
-        activation_checkpointing : bool or "auto"
-            Recompute activations in the backward pass instead of storing them. ``"auto"`` does so
-            on a GPU when the base trains.
         latents : {"auto", True, False}, path or LatentOptions
             Compute the latents of a frozen backbone once and keep them, in bfloat16 unless
             :class:`~xaurora.LatentOptions` say otherwise, in ``latents/`` beside the run's folder
             or in the store that is named. ``"auto"`` does so if samples are seen more than once
             (``docs/latents.md``).
-        compile : bool
-            Compile the backbone's blocks with ``torch.compile``. If it is not available, a warning
-            is logged and the blocks run uncompiled.
         ema : float, optional
             Decay of an exponential moving average of the weights, such as 0.999. The average is
             what is validated and kept.
@@ -610,6 +623,11 @@ class AuroraAccessor:
         halo: int = 0,
         region: RegionLike | None = None,
         out: str | Path | None = None,
+        precision: str = "auto",
+        memory: float | str | None = None,
+        activation_checkpointing: bool | str = "auto",
+        optimizer_state: str = "auto",
+        compile: bool = False,
         epochs: int | None = None,
         steps: int | None = None,
         batch_size: int = 1,
@@ -624,10 +642,7 @@ class AuroraAccessor:
         rollout_steps: int = 1,
         push_forward: bool = False,
         replay_buffer: int | ReplayOptions | None = None,
-        precision: str = "auto",
-        activation_checkpointing: bool | str = "auto",
         latents: bool | str | Path | LatentOptions = "auto",
-        compile: bool = False,
         ema: float | None = None,
         early_stopping: int | None = None,
         validations: int = 10,
@@ -646,6 +661,7 @@ class AuroraAccessor:
         progress: bool = True,
         logger: object = None,
         compare: bool = False,
+        device: str = "auto",
         **unknown: object,
     ) -> Estimate:
         """Estimate what :meth:`finetune` would cost with the same arguments.
@@ -696,6 +712,27 @@ class AuroraAccessor:
         out : path, optional
             Folder for ``best/``, ``last/``, ``checkpoint/``, ``log.jsonl`` and ``learning.png``. By
             default ``runs/<target>-<time>``.
+        precision : {"auto", "32", "tf32", "bf16", "bf16-tf32", "bf16-all", "fp16"}
+            Precision of the model; head and score are always float32. ``"bf16"`` is that of the
+            backbone alone, as upstream; ``"bf16-tf32"`` lets GPUs round the matrix products of
+            encoder and decoder to TF32, ``"bf16-all"`` runs them in bf16 too, and ``"tf32"`` rounds
+            all of them to TF32. ``"auto"`` is bf16 on a GPU that supports it, else float32.
+            ``"fp16"`` is for GPUs without bf16: the loss is scaled.
+        memory : float or str, optional
+            Bytes of the device that training may take, also as text: ``"24 GB"``. By default what
+            is free. Where an option says ``"auto"``, the fastest way that fits is chosen by a
+            simulation of a step; it changes no result (``docs/memory.md``).
+        activation_checkpointing : bool, "auto" or "offload"
+            Recompute activations in the backward pass instead of storing them. ``"offload"`` also
+            keeps the inputs of blocks in host memory until then. ``"auto"`` does what ``memory``
+            asks for.
+        optimizer_state : {"auto", "device", "host"}
+            Where float32 weights, gradients and the moments of AdamW are. With ``"host"`` the
+            device holds the weights that train only in the precision they are computed in.
+            ``"auto"`` does what ``memory`` asks for.
+        compile : bool
+            Compile the backbone's blocks with ``torch.compile``. If it is not available, a warning
+            is logged and the blocks run uncompiled.
         epochs : int, optional
             Passes over the training samples. Ten if neither this nor ``steps`` is given.
         steps : int, optional
@@ -728,21 +765,11 @@ class AuroraAccessor:
         replay_buffer : int or ReplayOptions, optional
             Keep this many forecasts on disk and continue one of them by one step at a time, up to
             ``rollout_steps`` steps.
-        precision : {"auto", "32", "bf16", "fp16"}
-            Precision of the backbone. Head and score are always float32. ``"auto"`` is bf16 on a
-            GPU that supports it, else float32. ``"fp16"`` is for GPUs without bf16: the loss is
-            scaled.
-        activation_checkpointing : bool or "auto"
-            Recompute activations in the backward pass instead of storing them. ``"auto"`` does so
-            on a GPU when the base trains.
         latents : {"auto", True, False}, path or LatentOptions
             Compute the latents of a frozen backbone once and keep them, in bfloat16 unless
             :class:`~xaurora.LatentOptions` say otherwise, in ``latents/`` beside the run's folder
             or in the store that is named. ``"auto"`` does so if samples are seen more than once
             (``docs/latents.md``).
-        compile : bool
-            Compile the backbone's blocks with ``torch.compile``. If it is not available, a warning
-            is logged and the blocks run uncompiled.
         ema : float, optional
             Decay of an exponential moving average of the weights, such as 0.999. The average is
             what is validated and kept.
@@ -787,7 +814,11 @@ class AuroraAccessor:
         logger : logger or list of loggers, optional
             Lightning Fabric's loggers. ``log.jsonl`` is always written.
         compare : bool
-            Also estimate every base and strategy, for comparison.
+            Also estimate every base and strategy, for comparison; for a GPU with the cards that
+            each fits on.
+        device : {"auto", "cpu", "gpu"}
+            What trains, by default a GPU if there is one. A GPU's step can be estimated on any
+            machine.
 
         Returns
         -------
@@ -810,8 +841,9 @@ class AuroraAccessor:
         from xaurora.training.estimate import estimate
         from xaurora.training.options import options_from
 
-        del arguments["compare"]
-        return estimate(self._ds, options_from(arguments, verb="estimate"), compare=compare)
+        del arguments["compare"], arguments["device"]
+        options = options_from(arguments, verb="estimate")
+        return estimate(self._ds, options, compare=compare, device=device)
 
     def predict(
         self,
@@ -888,8 +920,8 @@ class AuroraAccessor:
             Compile the backbone's blocks with ``torch.compile``: worth it on a GPU and for many
             init times. Where it is not available, a warning is logged and the blocks run
             uncompiled.
-        precision : {"auto", "32", "bf16", "fp16"}
-            Precision of the backbone. ``"auto"`` keeps the model's own setting.
+        precision : {"auto", "32", "tf32", "bf16", "bf16-tf32", "bf16-all", "fp16"}
+            Precision of the model, as in ``finetune``. ``"auto"`` keeps the model's own setting.
         engine : {"torch", "jax"}
             What computes the forecast. ``"jax"`` compiles one program for a grid, and runs on TPUs
             as well; it requires ``pip install "xaurora[jax]"``.

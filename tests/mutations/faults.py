@@ -410,6 +410,49 @@ FAULTS = (
         "half = np.uint32(0)",
         ("sources/test_preparing.py",),
     ),
+    # --- memory ---
+    Fault(
+        "windows of one group get the mask of another",
+        "model/windows.py",
+        'order = np.argsort(of_window.ravel(), kind="stable")',
+        "order = np.arange(len(of_window.ravel()))",
+        ("model/test_windows.py",),
+    ),
+    Fault(
+        "gradients go back to the wrong tokens",
+        "model/windows.py",
+        "return _take(gradients[0], inverse, empty), None, None, None, None",
+        "return _take(gradients[0], inverse.flip(0), empty), None, None, None, None",
+        ("model/test_windows.py",),
+    ),
+    Fault(
+        "strips of the decoder swap their levels",
+        "model/strips.py",
+        "for first in range(0, len(levels), LEVELS):",
+        "for first in reversed(range(0, len(levels), LEVELS)):",
+        ("model/test_strips.py",),
+    ),
+    Fault(
+        "offloaded inputs come back without their values",
+        "model/offload.py",
+        "kept.back.copy_(kept.host)\n",
+        "kept.back.zero_()\n",
+        ("model/test_offload.py",),
+    ),
+    Fault(
+        "only the last batch of a step trains on the host",
+        "training/host_optimisation.py",
+        "weight.grad.add_(gradient)",
+        "weight.grad.copy_(gradient)",
+        ("training/test_host_optimisation.py",),
+    ),
+    Fault(
+        "the way that fits is not taken",
+        "training/fitting.py",
+        "if tried[-1].estimate.memory <= budget:",
+        "if True:",
+        ("training/test_fitting.py",),
+    ),
 )
 
 

@@ -20,7 +20,7 @@ from xaurora import errors
 from xaurora.fields.grid import lattice
 from xaurora.model import execution, hashing, memory, placement, weights
 from xaurora.model.options import StrategyOptions
-from xaurora.training import estimate as estimation
+from xaurora.training import costs, estimate, fitting
 from xaurora.training.loop import Trainer
 from xaurora.training.simulate import StepCost
 
@@ -110,8 +110,8 @@ def test_within_a_fifth_of_what_a_process_takes(tmp_path: Path) -> None:
 def test_bases_and_strategies_side_by_side(
     fields: xr.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimation, "STRATEGIES", ("frozen", "full"))
-    monkeypatch.setattr(estimation, "_COMPARED", ("small",))
+    monkeypatch.setattr(estimate, "STRATEGIES", ("frozen", "full"))
+    monkeypatch.setattr(estimate, "_COMPARED", ("small",))
     found = fields.aurora.estimate(
         "tp", head="hurdle_lognormal", model="tiny", batch_size=2, compare=True, progress=False
     )
@@ -151,27 +151,29 @@ def test_what_does_not_fit_says_what_to_change(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(estimation, "free_memory", lambda where: 5 * 1024**2)
+    for module in (costs, fitting):
+        monkeypatch.setattr(module, "free_memory", lambda where: 5 * 1024**2)
     model = _shallow_aurora()
     found = fields.aurora.estimate(
         "tp", model=model, strategy="full", batch_size=8, head="hurdle_lognormal"
     )
     assert not found.fits
+    assert found.way == "activations are recomputed", "the least that is possible"
     advice = "\n".join(found.advice)
-    for part in (
-        "batch_size=1, gradient_accumulation=8",
-        "activation_checkpointing=True",
-        "strategy='frozen'",
-    ):
-        assert part in advice
+    assert "batch_size=1, gradient_accumulation=8" in advice
+    assert "strategy='frozen'" in advice
     cost = StepCost(
         10**8, {"activations": 10**8}, 1, 1, {"all": 1, "adapter": 0, "head": 1, "trainable": 1}
     )
     with monkeypatch.context() as quick:  # two steps without values take twice as long
-        quick.setattr(estimation, "simulate", lambda plan, where: cost)
-        further = fields.aurora.estimate("tp", model=model, strategy="full", rollout_steps=2)
+        quick.setattr(costs, "simulate", lambda plan, where, gpu: cost)
+        further = fields.aurora.estimate(
+            "tp", model=model, strategy="full", rollout_steps=2, activation_checkpointing=False
+        )
     assert "push_forward=True" in "\n".join(further.advice)
-    monkeypatch.setattr(estimation, "advice", lambda plan: found.advice)  # each takes seconds
+    assert "activation_checkpointing=True" in "\n".join(further.advice)
+    # Each takes seconds.
+    monkeypatch.setattr(fitting, "advice", lambda plan, gpu: found.advice)
     with caplog.at_level(logging.WARNING, "xaurora"):
         fields.aurora.finetune(
             "tp",
@@ -183,12 +185,10 @@ def test_what_does_not_fit_says_what_to_change(
             progress=False,
             out=tmp_path / "run",
         )
-    assert any(
-        "does not fit" in r.message and "activation_checkpointing=True" in r.message
-        for r in caplog.records
-    )
+    assert any("does not fit" in r.message and "batch_size=1" in r.message for r in caplog.records)
     caplog.clear()
-    monkeypatch.setattr(estimation, "free_memory", lambda where: 64 * 1024**3)
+    for module in (costs, fitting):
+        monkeypatch.setattr(module, "free_memory", lambda where: 64 * 1024**3)
     with caplog.at_level(logging.WARNING, "xaurora"):
         fields.aurora.finetune(
             "tp", model=model, strategy="full", steps=1, progress=False, out=tmp_path / "b"

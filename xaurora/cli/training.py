@@ -98,6 +98,9 @@ def estimate(
     compare: Annotated[
         bool, typer.Option("--compare", help="Also estimate every base model and strategy.")
     ] = False,
+    device: Annotated[
+        str, typer.Option("--device", help="What trains: auto, cpu or gpu, on any machine.")
+    ] = "auto",
     *,
     given: dict[str, Any],
 ) -> None:
@@ -106,7 +109,7 @@ def estimate(
     Prints peak memory, time, bytes read and disk space.
     """
     ds, arguments = _arguments(given, files, quiet)
-    typer.echo(str(ds.aurora.estimate(**arguments, compare=compare)))
+    typer.echo(str(ds.aurora.estimate(**arguments, compare=compare, device=device)))
 
 
 @report_errors

@@ -63,16 +63,10 @@ def resolve_devices(module: AuroraWithHead, count: int, *, stay: bool) -> list[t
 def inference(module: AuroraWithHead, job: Job, device: torch.device) -> Iterator[AuroraWithHead]:
     """Put the module in evaluation mode on the device, and restore it afterwards."""
     base = module.base
-    before = (
-        next(base.parameters()).device,
-        base.autocast_backbone,
-        base.autocast_dtype,
-    )
+    precision = {name: getattr(base, name) for name in _PRECISION}
     trained = [m for m in module.modules() if m.training]
     for part in trained:
         part.training = False
-    if before[0] != device:
-        module.to(device)
     if (
         job.options.precision != "auto"
     ):  # else the model's own setting applies, as in upstream's rollout
@@ -80,19 +74,23 @@ def inference(module: AuroraWithHead, job: Job, device: torch.device) -> Iterato
     windowed = module.with_window(job.window)
     windowed.training = False
     try:
-        with (
-            placement.on_grid(windowed, job.fields.layout.grid),
-            execution.compiled(base) if job.options.compile else contextlib.nullcontext(),
-        ):
+        with contextlib.ExitStack() as stack:
+            if next(base.parameters()).device != device:
+                stack.enter_context(execution.reduced_weights(base))
+                stack.enter_context(execution.moved(module, device))
+            stack.enter_context(execution.tf32(job.options.precision))
+            stack.enter_context(placement.on_grid(windowed, job.fields.layout.grid))
+            if job.options.compile:
+                stack.enter_context(execution.compiled(base))
             yield windowed
     finally:
         for part in trained:
             part.training = True
-        if before[0] != device:
-            module.to(before[0])
-        base.autocast_backbone, base.autocast_dtype = before[1:]
+        for name, value in precision.items():
+            setattr(base, name, value)
 
 
+_PRECISION = ("autocast_backbone", "autocast_encoder", "autocast_decoder", "autocast_dtype")
 _FRAMES = 256 * 1024**2  # bytes of cached states: each is part of the history of the next init time
 
 

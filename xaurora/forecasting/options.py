@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xaurora.errors import OptionError
-from xaurora.model.options import check_engine, check_engine_options, check_precision
+from xaurora.model.options import (
+    JAX_PRECISIONS,
+    check_engine,
+    check_engine_options,
+    check_precision,
+)
 from xaurora.utils import checks
 from xaurora.utils.options import documented, option, run_checks
 from xaurora.utils.types import Given, LeadsLike, TimesLike
@@ -168,8 +173,8 @@ class PredictOptions:
     )
     precision: str = option(
         "auto",
-        '{"auto", "32", "bf16", "fp16"}',
-        """Precision of the backbone. ``"auto"`` keeps the model's own setting.""",
+        '{"auto", "32", "tf32", "bf16", "bf16-tf32", "bf16-all", "fp16"}',
+        """Precision of the model, as in ``finetune``. ``"auto"`` keeps the model's own setting.""",
         check_precision,
     )
     engine: str = option(
@@ -187,7 +192,10 @@ class PredictOptions:
         run_checks(self)
         check_engine_options(
             self.engine,
-            {"compile=True": self.compile, "precision='fp16'": self.precision == "fp16"},
+            {
+                "compile=True": self.compile,
+                f"precision={self.precision!r}": self.precision not in JAX_PRECISIONS,
+            },
         )
         if self.past is not None and not self.members:
             raise OptionError(

@@ -24,6 +24,7 @@ from xaurora.fields.grid.patches import Crop, Window
 from xaurora.fields.requirements import Needs
 from xaurora.forecasting.job import Job, inference, resolve_devices
 from xaurora.forecasting.members import PastOrder
+from xaurora.forecasting.memory import check_memory
 from xaurora.forecasting.options import PredictOptions
 from xaurora.forecasting.provenance import global_attributes
 from xaurora.forecasting.request import Request, lead_steps, resolve_request
@@ -81,7 +82,16 @@ def predict(ds: xr.Dataset, options: PredictOptions) -> xr.Dataset:
     # Heads whose means are inputs of the next step run on the whole grid.
     job = Job(module, used, request, part, None if module.inputs else window, order, options)
     modules, devices = _replicas(module, used, options, stay=model.instance is not None)
-    if options.engine == "jax":
+    if options.engine == "torch":
+        check_memory(
+            module,
+            used.layout.grid,
+            used.levels,
+            devices[0],
+            samples=min(options.batch_size, len(times)),
+            precision=options.precision,
+        )
+    else:
         attrs["xaurora_engine"] = "jax"
     with contextlib.ExitStack() as stack:
         replicas = [

@@ -76,6 +76,23 @@ class LiveBytes(TorchDispatchMode):
         return out
 
 
+@contextlib.contextmanager
+def casts_of_gpus() -> Iterator[None]:
+    """Under autocast, run layer norms of fake tensors in float32, as GPUs do and CPUs do not."""
+    functional: Any = torch.nn.functional
+    layer_norm = functional.layer_norm
+
+    def cast(x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        is_cast = torch.is_autocast_enabled(x.device.type) and _is_fake(x)
+        return layer_norm(x.float() if is_cast else x, *args, **kwargs)
+
+    functional.layer_norm = cast
+    try:
+        yield
+    finally:
+        functional.layer_norm = layer_norm
+
+
 def _is_mask(args: tuple[Any, ...]) -> bool:
     """Return whether an index is a boolean mask of the whole tensor.
 

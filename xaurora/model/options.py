@@ -9,7 +9,8 @@ from xaurora.errors import OptionError
 from xaurora.utils import checks
 from xaurora.utils.options import documented, option, run_checks
 
-PRECISIONS = ("auto", "32", "bf16", "fp16")
+PRECISIONS = ("auto", "32", "tf32", "bf16", "bf16-tf32", "bf16-all", "fp16")
+JAX_PRECISIONS = ("auto", "32", "bf16")
 STRATEGIES = ("frozen", "decoder", "lora", "peft", "full")
 """Valid names for ``strategy=``."""
 LORA_MODES = ("single", "from_second", "all")

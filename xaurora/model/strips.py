@@ -17,8 +17,9 @@ from aurora.batch import Metadata
 from aurora.model.decoder import Perceiver3DDecoder
 from aurora.model.encoder import Perceiver3DEncoder
 
-PATCHES = 4096
-"""Patches of a strip. Larger ones take more memory, and no less time."""
+PATCHES = 16384
+"""Patches of a strip in a forecast: as many as take no more memory than a block of the backbone."""
+PATCHES_IN_TRAINING = 4096
 LEVELS = 7
 """Levels decoded at a time on a grid of several strips."""
 
@@ -125,7 +126,8 @@ class DecoderForward(_Strips):
 
 def _rows(height: int, width: int) -> Iterator[slice]:
     """Cut rows of patches into strips of about the same height."""
-    count = min(-(-height * width // PATCHES), height)
+    most = PATCHES_IN_TRAINING if torch.is_grad_enabled() else PATCHES
+    count = min(-(-height * width // most), height)
     edges = [round(i * height / count) for i in range(count + 1)]
     for first, last in itertools.pairwise(edges):
         yield slice(first, last)

@@ -8,6 +8,7 @@ same mask lie next to each other and share it, and windows without one are not m
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -15,10 +16,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 import torch.nn.functional as F
-from aurora.model.film import AdaptiveLayerNorm
 from aurora.model.lora import LoRARollout
 from aurora.model.swin3d import (
-    MLP,
     Swin3DTransformerBlock,
     WindowAttention,
     get_3d_merge_groups,
@@ -28,8 +27,9 @@ from aurora.model.util import fp16_safe_scaled_dot_product_attention, maybe_adju
 from torch.utils._python_dispatch import _disable_current_modes
 
 Triple: TypeAlias = tuple[int, int, int]
+Groups: TypeAlias = tuple[tuple[int, int, torch.Tensor | None], ...]
 _MASKED = -100.0  # what upstream adds to the attention between tokens of different parts
-_HIDDEN_BYTES = 256 * 1024**2  # of the MLP's hidden layer at once, without gradients
+_PIECE = 256 * 1024**2  # bytes of the largest tensor inside a block at once, without gradients
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +47,8 @@ class Windows:
         Slot of each token, ``(samples * tokens,)``.
     padding : torch.Tensor or None
         Slots that hold no token, if there are any.
+    is_padding : torch.Tensor or None
+        Whether each slot is one of them, ``(windows * samples * size, 1)``.
     groups : tuple
         First window of each group and the one after its last, and the mask ``(size, size)`` that
         its windows share, or None.
@@ -56,7 +58,8 @@ class Windows:
     gather: torch.Tensor
     scatter: torch.Tensor
     padding: torch.Tensor | None
-    groups: tuple[tuple[int, int, torch.Tensor | None], ...]
+    is_padding: torch.Tensor | None
+    groups: Groups
 
 
 def _slots(values: np.ndarray, window: Triple, padding: Triple, fill: int) -> np.ndarray:
@@ -164,6 +167,7 @@ def windows_of(
             torch.from_numpy(gather).to(device),
             torch.from_numpy(scatter).to(device),
             torch.from_numpy(np.flatnonzero(empty)).to(device) if empty.any() else None,
+            torch.from_numpy(empty[:, None].copy()).to(device) if empty.any() else None,
             tuple(made),
         )
 
@@ -197,29 +201,56 @@ def _take(x: torch.Tensor, index: torch.Tensor, empty: torch.Tensor | None) -> t
     return out if empty is None else out.index_fill_(0, empty, 0.0)
 
 
-def attend(attn: WindowAttention, x: torch.Tensor, windows: Windows, step: int) -> torch.Tensor:
-    """Return the attention within windows of ``x``, ``(windows * samples, size, d)``."""
+def attend(attn: WindowAttention, x: torch.Tensor, groups: Groups, step: int) -> torch.Tensor:
+    """Return the attention within windows ``x``, ``(windows * samples, size, d)``."""
     qkv = _with_lora(attn.qkv, attn.lora_qkv, x, step)
     q, k, v = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    del qkv
     kernel = (
         fp16_safe_scaled_dot_product_attention
         if attn.use_fp16_safe_attention
         else F.scaled_dot_product_attention
     )
-    dropout = attn.attn_drop if attn.training else 0.0
     out = [
         kernel(
             q[first:last],
             k[first:last],
             v[first:last],
             attn_mask=None if mask is None else mask.to(q.dtype)[None, None],
-            dropout_p=dropout,
+            dropout_p=attn.attn_drop if attn.training else 0.0,
         )
-        for first, last, mask in windows.groups
+        for first, last, mask in groups
     ]
+    del q, k, v
     joined = out[0] if len(out) == 1 else torch.cat(out)
     x = joined.transpose(1, 2).flatten(2)
     return attn.proj_drop(_with_lora(attn.proj, attn.lora_proj, x, step))
+
+
+def _attend_to_all(
+    attn: WindowAttention, flat: torch.Tensor, windows: Windows, step: int
+) -> torch.Tensor:
+    """Return the attention of tokens ``(samples * tokens, d)``, one row for each slot.
+
+    On a large grid, without gradients, queries, keys and values of some windows exist at a time.
+    """
+    width, size, slots = flat.shape[1], windows.size, len(windows.gather)
+    needed = slots * 3 * width * flat.element_size()
+    if torch.is_grad_enabled() or needed <= _PIECE:
+        cut = _Reorder.apply(flat, windows.gather, windows.scatter, windows.padding, None)
+        return attend(attn, cut.view(-1, size, width), windows.groups, step).reshape(-1, width)
+    out = flat.new_empty((slots, width))
+    for first, last, mask in windows.groups:
+        count = -(-(last - first) * needed // (_PIECE * (slots // size)))
+        edges = [first + (last - first) * i // count for i in range(count + 1)]
+        for begin, end in itertools.pairwise(edges):
+            rows = slice(begin * size, end * size)
+            cut = flat.index_select(0, windows.gather[rows])
+            if windows.is_padding is not None:
+                cut.masked_fill_(windows.is_padding[rows], 0.0)
+            group = ((0, end - begin, mask),)
+            out[rows] = attend(attn, cut.view(-1, size, width), group, step).reshape(-1, width)
+    return out
 
 
 def _with_lora(
@@ -253,43 +284,36 @@ def run_block(
     flat = x.reshape(-1, width)
     if torch.is_autocast_enabled(x.device.type):  # so that fewer bytes are gathered
         flat = flat.to(torch.get_autocast_dtype(x.device.type))
-    cut = _Reorder.apply(flat, windows.gather, windows.scatter, windows.padding, None)
-    out = attend(block.attn, cut.view(-1, windows.size, width), windows, step)
-    back = _Reorder.apply(
-        out.reshape(-1, width), windows.scatter, windows.gather, None, windows.padding
-    )
-    del flat, cut, out
-    x = _add_normalised(block, block.norm1, x, back.view(samples, tokens, width), context)
-    del back
-    return _add_normalised(block, block.norm2, x, _run_mlp(block.mlp, x), context)
+    out = _attend_to_all(block.attn, flat, windows, step)
+    del flat
+    back = _Reorder.apply(out, windows.scatter, windows.gather, None, windows.padding)
+    del out
+    back = back.view(samples, tokens, width)
+    if torch.is_grad_enabled():
+        x = x + block.drop_path(block.norm1(back, context))
+        del back
+        return x + block.drop_path(block.norm2(block.mlp(x), context))
+    return _finish_in_pieces(block, x, back, context)
 
 
-def _add_normalised(
-    block: Swin3DTransformerBlock,
-    norm: AdaptiveLayerNorm,
-    x: torch.Tensor,
-    change: torch.Tensor,
-    context: torch.Tensor,
+def _finish_in_pieces(
+    block: Swin3DTransformerBlock, x: torch.Tensor, attended: torch.Tensor, context: torch.Tensor
 ) -> torch.Tensor:
-    """Return ``x`` plus a change, after its adaptive layer norm (``aurora/model/film.py``)."""
-    modulation = norm.ln_modulation(context)
-    if modulation.ndim == 2:
-        modulation = modulation[:, None]
-    shift, scale = modulation.chunk(2, dim=-1)
-    normal = norm.ln(change)
-    scale = norm.scale_bias + scale
-    if torch.is_grad_enabled() or normal.dtype != x.dtype:
-        return x + block.drop_path(normal * scale + shift)
-    return normal.mul_(scale).add_(shift).add_(x)  # no gradients: also no stochastic depth
+    """Return a block's output from its input and attention, some tokens at a time.
 
-
-def _run_mlp(mlp: MLP, x: torch.Tensor) -> torch.Tensor:
-    """Run the MLP; without gradients in pieces, because its hidden layer is the largest tensor."""
-    hidden = x.shape[1] * x.shape[0] * mlp.fc1.out_features * x.element_size()
-    if torch.is_grad_enabled() or hidden <= _HIDDEN_BYTES:
-        return mlp(x)
-    pieces = -(-hidden // _HIDDEN_BYTES)
-    return torch.cat([mlp(piece) for piece in x.chunk(pieces, dim=1)], dim=1)
+    The hidden layer of the MLP is the largest tensor of a forward pass, and layer norms in float32
+    are the next.
+    """
+    samples, tokens, _ = x.shape
+    hidden = samples * tokens * block.mlp.fc1.out_features * x.element_size()
+    pieces = max(-(-hidden // _PIECE), 1)
+    out = torch.empty_like(x)
+    for i in range(pieces):
+        rows = slice(tokens * i // pieces, tokens * (i + 1) // pieces)
+        local = context if context.ndim == 2 else context[:, rows]
+        part = x[:, rows] + block.norm1(attended[:, rows], local)
+        out[:, rows] = part + block.norm2(block.mlp(part), local)
+    return out
 
 
 class BlockForward:

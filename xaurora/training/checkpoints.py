@@ -47,6 +47,10 @@ _MAY_DIFFER = (
     "strict",
     "overwrite",
     "wait",
+    # how a step runs, which changes no result beyond rounding
+    "memory",
+    "activation_checkpointing",
+    "optimizer_state",
 )
 
 

@@ -13,7 +13,7 @@ from xaurora.fields import inputs, targets
 from xaurora.fields.distribution import Distribution
 from xaurora.fields.grid.lattice import Grid
 from xaurora.fields.targets import Target
-from xaurora.model import artefact, batch, hashing, strategies
+from xaurora.model import artefact, batch, execution, hashing, strategies
 from xaurora.model.batch import STEP
 from xaurora.model.heads import DistributionHead
 from xaurora.training import checkpoints, samples
@@ -113,9 +113,7 @@ def describe_latents(plan: Plan, model: BuiltModel) -> dict[str, Any]:
         "region": (
             "all" if window is None else [window.patch_rows.tolist(), window.patch_columns.tolist()]
         ),
-        "precision": (
-            str(base.autocast_dtype).removeprefix("torch.") if base.autocast_backbone else "float32"
-        ),
+        "precision": execution.described_precision(base, plan.options.precision),
         "versions": {n: versions.get(n, "") for n in ("xaurora", "microsoft-aurora", "torch")},
     }
 

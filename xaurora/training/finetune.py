@@ -25,7 +25,7 @@ from xaurora.model.tuned import TunedAurora
 from xaurora.training import (
     checkpoints,
     curves,
-    estimate,
+    fitting,
     latent_store,
     latents,
     loop,
@@ -85,8 +85,10 @@ def _train(ds: xr.Dataset, options: FinetuneOptions, folder: Path, fabric: Fabri
         options = replace(options, progress=False)
     made = plan(ds, options)
     _log_plan(made)
-    if fabric.global_rank == 0 and (warning := estimate.warn_if_too_large(made, ds)):
-        logger.warning("%s", warning)
+    if options.engine == "torch":
+        planned = made
+        measure = parallel.run_on_first(fabric, lambda: fitting.choose(planned))
+        made = fitting.with_measure(made, measure)
     # Only the first process reads, for all of them.
     scan = parallel.run_on_first(fabric, lambda: scan_targets(made, folder))
     model = build_model(made, scan)

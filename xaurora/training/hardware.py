@@ -51,7 +51,7 @@ def _rate_of_layers(width: int, tokens: int, precision: str, where: torch.device
     best = math.inf
     for _ in range(4):
         began = time.perf_counter()
-        with torch.autocast(where.type, dtype=half, enabled=precision != "32"):
+        with torch.autocast(where.type, dtype=half, enabled=precision not in ("32", "tf32")):
             out = layers(x)
         out.float().sum().backward()
         if where.type == "cuda":

@@ -24,6 +24,7 @@ from xaurora.training import checkpoints, parallel, samples
 from xaurora.training.build import BuiltModel
 from xaurora.training.checkpoints import Progress
 from xaurora.training.guard import LossGuard
+from xaurora.training.host_optimisation import HostOptimisation
 from xaurora.training.journal import Log, Stop
 from xaurora.training.losses import Domain, Domains
 from xaurora.training.optimisation import Optimisation
@@ -76,8 +77,9 @@ def fit(fabric: Fabric, run: Run, checkpoint: dict[str, Any] | None) -> None:
     """Train from the beginning, or resume from a checkpoint. All processes must call this."""
     options, module = run.plan.options, run.model.module
     devices = [fabric.device] if fabric.device.type == "cuda" else []
-    if fabric.world_size > 1 and options.parallel == "fsdp":
-        # The artefact is saved from an unsharded copy, into which the shards are gathered.
+    if options.optimizer_state == "host" or (fabric.world_size > 1 and options.parallel == "fsdp"):
+        # The artefact is saved from a copy on the host: the weights that train there, or those that
+        # are gathered from the shards.
         run.result.model = copy.deepcopy(module)
     with torch.random.fork_rng(devices=devices), contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
@@ -86,20 +88,24 @@ def fit(fabric: Fabric, run: Run, checkpoint: dict[str, Any] | None) -> None:
         torch.manual_seed(options.seed + 1000 * fabric.global_rank)
         stack.enter_context(placement.on_grid(module, run.plan.grid))
         stack.enter_context(execution.without_cudnn_attention())
+        stack.enter_context(execution.tf32(options.precision))
         accelerated = fabric.device.type == "cuda"
         precision = options.precision
         if options.engine == "jax":
             accelerated, precision = _on_jax_device(precision)
         execution.set_precision(module.base, precision, fabric.device)
+        if options.engine == "torch":
+            stack.enter_context(_reduced(run, fabric))
         if options.compile:
             stack.enter_context(execution.compiled(module.base))
-        recomputes = execution.recomputes(
-            options.activation_checkpointing, accelerated, trains_base=run.plan.trains_base
-        )
+        recomputes: Any = options.activation_checkpointing
+        if recomputes == "auto":  # in PyTorch it has been decided by what fits
+            recomputes = options.engine == "jax" and accelerated and run.plan.trains_base
         if options.engine == "jax":
-            module = _in_jax(run, recomputes=recomputes)
+            module = _in_jax(run, recomputes=bool(recomputes))
         elif recomputes:
-            stack.enter_context(execution.activation_checkpointing(module.base))
+            offload = options.activation_checkpointing == "offload"
+            stack.enter_context(execution.activation_checkpointing(module.base, offload=offload))
         trainer = Trainer(fabric, run, module)
         if checkpoint is not None:
             trainer.resume(checkpoint)
@@ -110,6 +116,17 @@ def fit(fabric: Fabric, run: Run, checkpoint: dict[str, Any] | None) -> None:
             run.loader.close()
             if run.loader.latents is not None:
                 run.loader.latents.close()
+
+
+def _reduced(run: Run, fabric: Fabric) -> contextlib.AbstractContextManager[None]:
+    """Keep weights on the device in the precision they are computed in, if others are kept too."""
+    plan, module = run.plan, run.model.module
+    trained = [p for g in run.model.groups for p in g["params"]]
+    if plan.options.optimizer_state == "host":
+        return execution.reduced_weights(module.base)
+    if plan.saves_base or plan.strategy.name == "peft" or fabric.device.type == "cpu":
+        return contextlib.nullcontext()
+    return execution.reduced_weights(module.base, keep=trained)
 
 
 def _on_jax_device(precision: str) -> tuple[bool, str]:
@@ -172,7 +189,12 @@ class Trainer:
     @property
     def is_sharded(self) -> bool:
         """Whether the weights are sharded over devices."""
-        return self.result.model is not self.run.model.module
+        return self.options.parallel == "fsdp" and self.fabric.world_size > 1
+
+    @property
+    def trains_on_host(self) -> bool:
+        """Whether the optimiser and the weights it changes are in host memory."""
+        return self.options.optimizer_state == "host"
 
     def _stepper(self) -> tuple[Any, Any]:
         """Return the optimisation and the runner of batches, of the engine that was chosen."""
@@ -183,14 +205,24 @@ class Trainer:
             module: Any = self.module
             in_jax = JaxOptimisation(module, groups, plan.options, total=self.total)
             return in_jax, JaxBatchRunner(module, plan, loader, in_jax, self.domains)
-        optimisation = Optimisation(
-            self.fabric,
-            self.module,
-            groups,
-            plan.options,
-            total=self.total,
-            sharded=self.is_sharded,
-        )
+        if self.trains_on_host:
+            optimisation: Optimisation = HostOptimisation(
+                self.fabric,
+                self.module,
+                self.result.model,
+                groups,
+                plan.options,
+                total=self.total,
+            )
+        else:
+            optimisation = Optimisation(
+                self.fabric,
+                self.module,
+                groups,
+                plan.options,
+                total=self.total,
+                sharded=self.is_sharded,
+            )
         runner = BatchRunner(self.fabric, self.module, plan, loader, optimisation, self.domains)
         return optimisation, runner
 
@@ -413,6 +445,8 @@ class Trainer:
                 p.data.copy_(self.fabric.broadcast(p.detach().cpu()))
         if self.is_sharded:
             parallel.load_shards(self.module, result.model.state_dict())
+        if self.trains_on_host:
+            self.optimisation.push()
         return scores
 
 

@@ -35,6 +35,9 @@ class Optimisation:
         Optimiser steps of the run.
     sharded : bool
         Whether the weights are sharded over devices.
+    trained : list of dict, optional
+        Groups of the parameters that the optimiser changes in place of those of ``groups``, which
+        are the module's.
 
     Attributes
     ----------
@@ -55,17 +58,24 @@ class Optimisation:
         *,
         total: int,
         sharded: bool,
+        trained: list[dict[str, Any]] | None = None,
     ) -> None:
         self.fabric, self.options, self.total = fabric, options, total
         names = {id(p): name for name, p in module.named_parameters()}
         by_name = [{**g, "params": [names[id(p)] for p in g["params"]]} for g in groups]
         self.runner = fabric.setup_module(module, move_to_device=not sharded)
         found = dict(module.named_parameters())
-        self.parameters = {name: found[name] for g in by_name for name in g["params"]}
+        if trained is None:
+            trained = [{**g, "params": [found[name] for name in g["params"]]} for g in by_name]
+        self.parameters = {
+            name: p
+            for named, own in zip(by_name, trained, strict=True)
+            for name, p in zip(named["params"], own["params"], strict=True)
+        }
         self.rates = [g["lr"] for g in by_name]
         # The fused optimiser makes one pass over memory. Sharded parameters need the plain one.
         self.adamw = torch.optim.AdamW(
-            [{**g, "params": [found[name] for name in g["params"]]} for g in by_name],
+            trained,
             weight_decay=options.weight_decay,
             betas=BETAS,
             fused=not sharded,

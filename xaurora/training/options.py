@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from xaurora.errors import OptionError
 from xaurora.model.options import (
+    JAX_PRECISIONS,
     StrategyLike,
     StrategyOptions,
     check_engine,
     check_engine_options,
-    check_precision,
     resolve_strategy,
 )
+from xaurora.training.memory_options import MemoryOptions
 from xaurora.training.nested_options import (
     LatentOptions,
     ReplayOptions,
@@ -66,7 +67,7 @@ def _out(name: str, value: Given) -> Given:
 
 @documented
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
+class TrainingOptions(MemoryOptions):
     """How long and how to train."""
 
     epochs: int | None = option(
@@ -145,21 +146,6 @@ class TrainingOptions:
         checks.optional(check_replay_buffer),
         command_line="int",
     )
-    precision: str = option(
-        "auto",
-        '{"auto", "32", "bf16", "fp16"}',
-        """Precision of the backbone. Head and score are always float32. ``"auto"`` is bf16 on a GPU
-        that supports it, else float32. ``"fp16"`` is for GPUs without bf16: the loss is scaled.""",
-        check_precision,
-    )
-    activation_checkpointing: bool | str = option(
-        "auto",
-        'bool or "auto"',
-        """Recompute activations in the backward pass instead of storing them. ``"auto"`` does so on
-        a GPU when the base trains.""",
-        checks.boolean_or("auto"),
-        command_line="switch",
-    )
     latents: bool | str | LatentOptions = option(
         "auto",
         '{"auto", True, False}, path or LatentOptions',
@@ -170,13 +156,6 @@ class TrainingOptions:
         check_latents,
         command_line="switch",
         annotation="bool | str | Path | LatentOptions",
-    )
-    compile: bool = option(
-        False,
-        "bool",
-        """Compile the backbone's blocks with ``torch.compile``. If it is not available, a warning
-        is logged and the blocks run uncompiled.""",
-        checks.boolean,
     )
     ema: float | None = option(
         None,
@@ -276,6 +255,7 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         run_checks(self)
+        self.check_host(processes=self.world_size)
         step = self.batch_size * self.gradient_accumulation
         if self.replay is not None and self.replay.size < step:
             raise OptionError(
@@ -454,7 +434,10 @@ class FinetuneOptions(TrainingOptions):
                 "strategy='peft'": strategy.name == "peft",
                 "dropout": bool(strategy.name == "lora" and strategy.dropout),
                 "replay_buffer": self.replay is not None,
-                "precision='fp16'": self.precision == "fp16",
+                f"precision={self.precision!r}": self.precision not in JAX_PRECISIONS,
+                "activation_checkpointing='offload'": self.activation_checkpointing == "offload",
+                "optimizer_state='host'": self.optimizer_state == "host",
+                "memory=": self.memory is not None,
                 "compile=True": self.compile,
                 "num_nodes": self.num_nodes > 1,
                 "parallel='fsdp'": self.parallel == "fsdp",

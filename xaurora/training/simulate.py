@@ -20,7 +20,8 @@ from xaurora.model.adapters import Adapter
 from xaurora.model.aurora import AuroraWithHead, latent_size
 from xaurora.model.batch import metadata
 from xaurora.model.loader import Truth
-from xaurora.model.memory import LiveBytes, cleared_mask_cache, fake_copy
+from xaurora.model.memory import LiveBytes, casts_of_gpus, cleared_mask_cache, fake_copy
+from xaurora.model.offload import HostActivations
 from xaurora.model.tiny import TinyAurora, load_tiny_pretrained
 from xaurora.model.weights import model_class
 from xaurora.training import latents, losses
@@ -35,7 +36,8 @@ class StepCost:
     """Cost of one step.
 
     Peak bytes of tensors in total and by part, floating-point operations of a step and of its first
-    forward pass, numbers of parameters, and number of values in a sample's latents.
+    forward pass, numbers of parameters, number of values in a sample's latents, and bytes that a
+    GPU's step keeps in host memory.
     """
 
     peak: int
@@ -44,34 +46,45 @@ class StepCost:
     forward_flops: int
     parameters: dict[str, int]
     latents: int = 0
+    host: int = 0
 
 
-def simulate(plan: Plan, where: torch.device) -> StepCost:
+def simulate(plan: Plan, where: torch.device, *, gpu: bool | None = None) -> StepCost:
     """Run a training step with tensors that have no values, and count its cost.
 
     It includes the optimiser state, as every step after the first does.
+
+    Parameters
+    ----------
+    plan : Plan
+    where : torch.device
+        Device of the tensors.
+    gpu : bool, optional
+        Whether the step is that of a GPU, by default if ``where`` is one. On a CPU, a GPU's step is
+        counted with the data types that it would have there.
     """
     options = plan.options
+    gpu = where.type == "cuda" if gpu is None else gpu
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     module, forms = meta_module(plan)
-    moving_names = _moving(plan, module)
-    fake: Any = fake_copy(module, mode, where.type)
-    moving = [p for n, p in fake.named_parameters() if n in moving_names]
-    execution.set_precision(fake.base, options.precision, where)
+    on_host = options.optimizer_state == "host"
+    set_up_precision(plan, module, where, gpu=gpu)
+    with weights_of_step(plan, module, gpu=gpu):
+        fake: Any = fake_copy(module, mode, where.type)
     counter = LiveBytes()
-    for tensor in [*fake.parameters(), *fake.buffers()]:
-        counter.track(tensor)
-    weights = counter.live
-    with mode, counter, _prepared(plan, fake, where):
-        average = [torch.empty_like(p) for p in moving] if options.ema is not None else []
-        optimizer = _with_state(moving)
-        counter.flops = 0
-        forward = _one_step(plan, fake, forms, where, optimizer, moving, counter)
-        del average
+    with mode, casts_of_gpus() if gpu and where.type == "cpu" else contextlib.nullcontext():
+        weights, forward, offloaded = count_step(plan, fake, forms, where, counter)
+    names = _moving(plan, module)
+    moving = [p for n, p in fake.named_parameters() if n in names]
     parameters = _count_parameters(module, moving)
     trainable = 4 * parameters["trainable"]
-    known = {"weights": weights, "gradients": trainable, "optimiser": 2 * trainable}
-    if options.ema is not None:
+    in_host = offloaded + 16 * parameters["trainable"] if on_host else offloaded
+    known = {"weights": weights}
+    if not on_host:
+        known |= {"gradients": trainable, "optimiser": 2 * trainable}
+    if options.ema is not None and on_host:
+        in_host += trainable
+    elif options.ema is not None:
         known["average"] = trainable
     activations = max(counter.peak - sum(known.values()), 0)
     flops = counter.flops * options.gradient_accumulation
@@ -85,7 +98,63 @@ def simulate(plan: Plan, where: torch.device) -> StepCost:
         forward_flops=forward,
         parameters=parameters,
         latents=int(np.prod(shape)) if plan.latents is not None else 0,
+        host=in_host,
     )
+
+
+def count_step(
+    plan: Plan, module: AuroraWithHead, forms: Forms, where: torch.device, counter: LiveBytes
+) -> tuple[int, int, int]:
+    """Run a step, with values or without, and count the bytes of its tensors.
+
+    Returns
+    -------
+    tuple of int
+        Bytes of the weights, operations of the first forward pass (the others are left in the
+        counter), and most bytes of activations in host memory.
+    """
+    names = _moving(plan, module)
+    moving = [p for n, p in module.named_parameters() if n in names]
+    for tensor in [*module.parameters(), *module.buffers()]:
+        counter.track(tensor)
+    weights = counter.live
+    on_host = plan.options.optimizer_state == "host"
+    with counter, _prepared(plan, module, where) as host:
+        average = []
+        if on_host:
+            for parameter in moving:  # gradients leave as soon as they are complete
+                parameter.register_post_accumulate_grad_hook(_forget_gradient)
+        elif plan.options.ema is not None:
+            average = [torch.empty_like(p) for p in moving]
+        optimizer = None if on_host else _with_state(moving)
+        counter.flops = 0
+        forward = _one_step(plan, module, forms, where, optimizer, moving, counter)
+        del average
+    return weights, forward, host.peak
+
+
+@contextlib.contextmanager
+def weights_of_step(plan: Plan, module: AuroraWithHead, *, gpu: bool) -> Iterator[None]:
+    """Keep weights in the precision that they are computed in, where training does."""
+    on_host = plan.options.optimizer_state == "host"
+    if not on_host and (not gpu or plan.saves_base or plan.strategy.name == "peft"):
+        yield
+        return
+    names = () if on_host else _moving(plan, module)
+    keep = [p for n, p in module.named_parameters() if n in names]
+    with execution.reduced_weights(module.base, keep=keep):
+        yield
+
+
+def set_up_precision(plan: Plan, module: AuroraWithHead, where: torch.device, *, gpu: bool) -> None:
+    """Set the precision of a step; that of a GPU is bf16 by default, whatever this machine has."""
+    precision = plan.options.precision
+    precision = "bf16" if precision == "auto" and gpu else precision
+    execution.set_precision(module.base, precision, where)
+
+
+def _forget_gradient(parameter: torch.Tensor) -> None:
+    parameter.grad = None
 
 
 def measure(plan: Plan, where: torch.device) -> tuple[float, float]:
@@ -95,7 +164,7 @@ def measure(plan: Plan, where: torch.device) -> tuple[float, float]:
     """
     options = plan.options
     with torch.random.fork_rng(devices=[]):  # the caller's random state is not changed
-        real, forms = _real_module(plan)
+        real, forms = real_module(plan)
     real.to(where)
     names = _moving(plan, real)
     moving = [p for n, p in real.named_parameters() if n in names]
@@ -126,7 +195,7 @@ def can_measure(plan: Plan) -> bool:
     return plan.model.built_here or plan.tuned is not None or plan.model.instance is not None
 
 
-def _real_module(plan: Plan) -> tuple[AuroraWithHead, Forms]:
+def real_module(plan: Plan) -> tuple[AuroraWithHead, Forms]:
     """Return a copy of the model with values, and its input forms."""
     _, forms = meta_module(plan)
     if plan.tuned is not None:
@@ -158,18 +227,18 @@ def _moving(plan: Plan, module: AuroraWithHead) -> set[str]:
 
 
 @contextlib.contextmanager
-def _prepared(plan: Plan, module: AuroraWithHead, where: torch.device) -> Iterator[None]:
+def _prepared(plan: Plan, module: AuroraWithHead, where: torch.device) -> Iterator[HostActivations]:
     """Put a module on the plan's grid, and recompute activations where the plan does."""
+    wanted = plan.options.activation_checkpointing
     with contextlib.ExitStack() as stack:
         stack.enter_context(cleared_mask_cache())
         stack.enter_context(placement.on_grid(module, plan.grid))
-        if execution.recomputes(
-            plan.options.activation_checkpointing,
-            where.type == "cuda",
-            trains_base=plan.trains_base,
-        ):
-            stack.enter_context(execution.activation_checkpointing(module.base))
-        yield
+        host = HostActivations()
+        if plan.trains_base and wanted in (True, "offload"):
+            host = stack.enter_context(
+                execution.activation_checkpointing(module.base, offload=wanted == "offload")
+            )
+        yield host
 
 
 def _with_state(moving: list[torch.nn.Parameter]) -> torch.optim.AdamW:
@@ -187,11 +256,14 @@ def _one_step(
     module: AuroraWithHead,
     forms: Forms,
     where: torch.device,
-    optimizer: torch.optim.AdamW,
+    optimizer: torch.optim.AdamW | None,
     moving: list[torch.nn.Parameter],
     counter: LiveBytes | None,
 ) -> int:
-    """Run one step; return the operations of the first forward pass, if they are counted."""
+    """Run one step; return the operations of the first forward pass, if they are counted.
+
+    Without an optimiser, it is in host memory.
+    """
     domains = Domains(
         Domain(torch.ones(plan.grid.shape[0], 1, device=where), plan.trim),
         Domain(torch.ones(plan.target_grid.shape[0], 1, device=where), plan.target_trim),
@@ -200,9 +272,10 @@ def _one_step(
         forward = _step_on_latents(plan, module, counter, forms, domains)
     else:
         forward = _step(plan, module, counter, forms, domains)
-    torch.nn.utils.clip_grad_norm_(moving, plan.options.clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    if optimizer is not None:
+        torch.nn.utils.clip_grad_norm_(moving, plan.options.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return forward
 
 

@@ -1,0 +1,76 @@
+"""Options of fine-tuning that decide what a step takes of memory and time, not what it learns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xaurora.errors import OptionError
+from xaurora.model.options import check_precision
+from xaurora.utils import checks
+from xaurora.utils.options import documented, option
+
+OPTIMIZER_STATES = ("auto", "device", "host")
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class MemoryOptions:
+    """Precision, memory and compilation."""
+
+    precision: str = option(
+        "auto",
+        '{"auto", "32", "tf32", "bf16", "bf16-tf32", "bf16-all", "fp16"}',
+        """Precision of the model; head and score are always float32. ``"bf16"`` is that of the
+        backbone alone, as upstream; ``"bf16-tf32"`` lets GPUs round the matrix products of encoder
+        and decoder to TF32, ``"bf16-all"`` runs them in bf16 too, and ``"tf32"`` rounds all of them
+        to TF32. ``"auto"`` is bf16 on a GPU that supports it, else float32. ``"fp16"`` is for GPUs
+        without bf16: the loss is scaled.""",
+        check_precision,
+    )
+    memory: float | None = option(
+        None,
+        "float or str, optional",
+        """Bytes of the device that training may take, also as text: ``"24 GB"``. By default what is
+        free. Where an option says ``"auto"``, the fastest way that fits is chosen by a simulation
+        of a step; it changes no result (``docs/memory.md``).""",
+        checks.optional(checks.byte_count),
+        annotation="float | str | None",
+        command_line="str",
+    )
+    activation_checkpointing: bool | str = option(
+        "auto",
+        'bool, "auto" or "offload"',
+        """Recompute activations in the backward pass instead of storing them. ``"offload"`` also
+        keeps the inputs of blocks in host memory until then. ``"auto"`` does what ``memory``
+        asks for.""",
+        checks.boolean_or("auto", "offload"),
+        command_line="switch",
+    )
+    optimizer_state: str = option(
+        "auto",
+        '{"auto", "device", "host"}',
+        """Where float32 weights, gradients and the moments of AdamW are. With ``"host"`` the device
+        holds the weights that train only in the precision they are computed in. ``"auto"`` does
+        what ``memory`` asks for.""",
+        checks.one_of(*OPTIMIZER_STATES),
+    )
+    compile: bool = option(
+        False,
+        "bool",
+        """Compile the backbone's blocks with ``torch.compile``. If it is not available, a warning
+        is logged and the blocks run uncompiled.""",
+        checks.boolean,
+    )
+
+    def check_host(self, *, processes: int) -> None:
+        """Raise if an optimiser in host memory does not go with the other options."""
+        if self.optimizer_state != "host":
+            return
+        for wrong, what, fix in (
+            (processes > 1, "trains on one device only", "devices=1, or parallel='fsdp' alone"),
+            (self.precision == "fp16", "has no scaling of the loss", "precision='bf16'"),
+        ):
+            if wrong:
+                raise OptionError(
+                    f"optimizer_state='host' {what}.", fix=f"{fix}, or optimizer_state='device'"
+                )
