@@ -4,7 +4,7 @@
 
 Each case runs in a fresh process that imports everything first. The measured value is the largest
 resident set (VmHWM) above that of the imports, or on a GPU the largest memory allocated by Torch.
-SLACK and FIXED in ``xaurora/training/estimate.py`` come from the cases in CALIBRATION, which are
+SLACK and FIXED in ``xaurora/training/costs.py`` come from the cases in CALIBRATION, which are
 not in the table.
 """
 

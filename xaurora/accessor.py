@@ -391,6 +391,10 @@ class AuroraAccessor:
         activation_checkpointing: bool | str = "auto",
         optimizer_state: str = "auto",
         compile: bool = False,
+        devices: int = 1,
+        num_nodes: int = 1,
+        parallel: str = "auto",
+        engine: str = "torch",
         epochs: int | None = None,
         steps: int | None = None,
         batch_size: int = 1,
@@ -413,10 +417,6 @@ class AuroraAccessor:
         resume: bool = False,
         overwrite: bool = False,
         wait: float = 0.0,
-        devices: int = 1,
-        num_nodes: int = 1,
-        parallel: str = "auto",
-        engine: str = "torch",
         workers: int = 2,
         first_look: int = 256,
         strict: bool = False,
@@ -494,6 +494,16 @@ class AuroraAccessor:
         compile : bool
             Compile the backbone's blocks with ``torch.compile``. If it is not available, a warning
             is logged and the blocks run uncompiled.
+        devices : int
+            Devices on each machine (processes if there is no GPU). The script is started once more
+            for every other device, or by ``torchrun``.
+        num_nodes : int
+            Number of machines.
+        parallel : {"auto", "ddp", "fsdp"}
+            Whether each device holds the whole model (``auto``, ``ddp``) or a part of it.
+        engine : {"torch", "jax"}
+            What trains. ``"jax"`` compiles one program for a step and runs on TPUs as well; it
+            requires ``pip install "xaurora[jax]"`` (``docs/jax.md``). The tuned model is the same.
         epochs : int, optional
             Passes over the training samples. Ten if neither this nor ``steps`` is given.
         steps : int, optional
@@ -549,16 +559,6 @@ class AuroraAccessor:
         wait : float
             Seconds to wait if another process still writes to ``out``, such as a job that is being
             stopped and queued again.
-        devices : int
-            Devices on each machine (processes if there is no GPU). The script is started once more
-            for every other device, or by ``torchrun``.
-        num_nodes : int
-            Number of machines.
-        parallel : {"auto", "ddp", "fsdp"}
-            Whether each device holds the whole model (``auto``, ``ddp``) or a part of it.
-        engine : {"torch", "jax"}
-            What trains. ``"jax"`` compiles one program for a step and runs on TPUs as well; it
-            requires ``pip install "xaurora[jax]"`` (``docs/jax.md``). The tuned model is the same.
         workers : int
             Threads that read ahead. 0 reads when data are needed.
         first_look : int
@@ -628,6 +628,10 @@ class AuroraAccessor:
         activation_checkpointing: bool | str = "auto",
         optimizer_state: str = "auto",
         compile: bool = False,
+        devices: int = 1,
+        num_nodes: int = 1,
+        parallel: str = "auto",
+        engine: str = "torch",
         epochs: int | None = None,
         steps: int | None = None,
         batch_size: int = 1,
@@ -650,10 +654,6 @@ class AuroraAccessor:
         resume: bool = False,
         overwrite: bool = False,
         wait: float = 0.0,
-        devices: int = 1,
-        num_nodes: int = 1,
-        parallel: str = "auto",
-        engine: str = "torch",
         workers: int = 2,
         first_look: int = 256,
         strict: bool = False,
@@ -733,6 +733,16 @@ class AuroraAccessor:
         compile : bool
             Compile the backbone's blocks with ``torch.compile``. If it is not available, a warning
             is logged and the blocks run uncompiled.
+        devices : int
+            Devices on each machine (processes if there is no GPU). The script is started once more
+            for every other device, or by ``torchrun``.
+        num_nodes : int
+            Number of machines.
+        parallel : {"auto", "ddp", "fsdp"}
+            Whether each device holds the whole model (``auto``, ``ddp``) or a part of it.
+        engine : {"torch", "jax"}
+            What trains. ``"jax"`` compiles one program for a step and runs on TPUs as well; it
+            requires ``pip install "xaurora[jax]"`` (``docs/jax.md``). The tuned model is the same.
         epochs : int, optional
             Passes over the training samples. Ten if neither this nor ``steps`` is given.
         steps : int, optional
@@ -788,16 +798,6 @@ class AuroraAccessor:
         wait : float
             Seconds to wait if another process still writes to ``out``, such as a job that is being
             stopped and queued again.
-        devices : int
-            Devices on each machine (processes if there is no GPU). The script is started once more
-            for every other device, or by ``torchrun``.
-        num_nodes : int
-            Number of machines.
-        parallel : {"auto", "ddp", "fsdp"}
-            Whether each device holds the whole model (``auto``, ``ddp``) or a part of it.
-        engine : {"torch", "jax"}
-            What trains. ``"jax"`` compiles one program for a step and runs on TPUs as well; it
-            requires ``pip install "xaurora[jax]"`` (``docs/jax.md``). The tuned model is the same.
         workers : int
             Threads that read ahead. 0 reads when data are needed.
         first_look : int

@@ -17,7 +17,7 @@ from helpers import Script, make_aurora, run_script
 
 import xaurora
 from xaurora import errors
-from xaurora.training import estimate, latent_store
+from xaurora.training import costs, latent_store
 from xaurora.training.nested_options import LatentOptions
 from xaurora.training.options import TrainingOptions
 from xaurora.utils.checks import byte_count
@@ -520,7 +520,7 @@ def test_a_mask_and_a_region_that_moves_the_base(fields: xr.Dataset, base, tmp_p
 def test_estimate_counts_the_store(
     fields: xr.Dataset, base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimate, "measure_rate", lambda plan, where: 1e9)  # else it varies
+    monkeypatch.setattr(costs, "measure_rate", lambda plan, where: 1e9)  # else it varies
     with_, without = (
         fields.aurora.estimate("tp", model=base, epochs=10, latents=latents, progress=False)
         for latents in (True, False)

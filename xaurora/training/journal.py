@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import threading
 from pathlib import Path
 from typing import Any
 
+from xaurora.training.validation import Task, format_scores, prefix
 from xaurora.utils import storage
 
 
@@ -106,3 +108,40 @@ class Log:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def step_entry(step: int, means: dict[str, float], norm: float, task: Task) -> dict[str, Any]:
+    """Return a step's line of the log, without the learning rates.
+
+    Parameters
+    ----------
+    step : int
+        Counted from 1.
+    means : dict
+        Losses and errors, weighted means over the step's samples.
+    norm : float
+        Norm of the gradient before clipping.
+    task : Task
+    """
+    entry: dict[str, Any] = {"step": step}
+    entry |= {k: v for k, v in means.items() if ":" not in k}
+    for i, (name, (unit, factor)) in enumerate(task.units.items()):
+        front = f"training_{prefix(i, name)}"
+        entry[f"{front}rmse{unit}"] = math.sqrt(means[f"{name}:squares"]) * factor
+        entry[f"{front}mae{unit}"] = means[f"{name}:absolute"] * factor
+    if "base:squares" in means:
+        entry["training_base_rmse"] = math.sqrt(means["base:squares"])
+        entry["training_base_mae"] = means["base:absolute"]
+    entry["gradient_norm"] = norm
+    return entry
+
+
+def best_line(scores: dict[str, Any], step: int, total: int, task: Task) -> str:
+    """Return the best scores and their reference as text."""
+    early = f" (stopped after {step} of {total} steps)" if step < total else ""
+    own = bool(task.units)
+    return (
+        f"Best at step {scores['step']}{early}: {'CRPS' if own else 'loss'}"
+        f" {format_scores(scores, task)}, {'climatology' if own else 'persistence'}"
+        f" {format_scores(scores, task, 'climatology_crps')}"
+    )

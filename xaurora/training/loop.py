@@ -6,7 +6,6 @@ import contextlib
 import copy
 import math
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,22 +15,22 @@ import numpy as np
 import torch
 
 from xaurora.errors import TrainingError
-from xaurora.model import execution, loader, placement
+from xaurora.model import execution, placement
 from xaurora.model.aurora import AuroraWithHead
 from xaurora.model.loader import Loader, Sample
 from xaurora.model.tuned import TunedAurora
-from xaurora.training import checkpoints, parallel, samples
+from xaurora.training import checkpoints, parallel
 from xaurora.training.build import BuiltModel
 from xaurora.training.checkpoints import Progress
 from xaurora.training.guard import LossGuard
 from xaurora.training.host_optimisation import HostOptimisation
-from xaurora.training.journal import Log, Stop
+from xaurora.training.journal import Log, Stop, best_line, step_entry
 from xaurora.training.losses import Domain, Domains
 from xaurora.training.optimisation import Optimisation
 from xaurora.training.plan import Plan
 from xaurora.training.samples import Microbatch
 from xaurora.training.scan import TargetScan
-from xaurora.training.sound import Skipped, SoundReader
+from xaurora.training.sound import Skipped, SoundReader, read_ahead
 from xaurora.training.steps import BatchRunner, ReplayRunner
 from xaurora.training.validation import (
     MOST_VALIDATED,
@@ -39,7 +38,6 @@ from xaurora.training.validation import (
     Task,
     Validator,
     format_scores,
-    prefix,
 )
 from xaurora.utils.progress import log_line, progress_bar
 
@@ -191,11 +189,6 @@ class Trainer:
         """Whether the weights are sharded over devices."""
         return self.options.parallel == "fsdp" and self.fabric.world_size > 1
 
-    @property
-    def trains_on_host(self) -> bool:
-        """Whether the optimiser and the weights it changes are in host memory."""
-        return self.options.optimizer_state == "host"
-
     def _stepper(self) -> tuple[Any, Any]:
         """Return the optimisation and the runner of batches, of the engine that was chosen."""
         plan, groups, loader = self.run.plan, self.run.model.groups, self.run.loader
@@ -205,7 +198,7 @@ class Trainer:
             module: Any = self.module
             in_jax = JaxOptimisation(module, groups, plan.options, total=self.total)
             return in_jax, JaxBatchRunner(module, plan, loader, in_jax, self.domains)
-        if self.trains_on_host:
+        if self.options.optimizer_state == "host":
             optimisation: Optimisation = HostOptimisation(
                 self.fabric,
                 self.module,
@@ -255,8 +248,12 @@ class Trainer:
         if self.replay is not None and not len(self.replay.buffer):
             self.replay.buffer.fill()
         bar = progress_bar(total=self.total, label="finetune", unit="step", shown=self.shown)
-        ahead = _read_ahead(
-            self.run, self.reader, self.fabric, progress.step, reads=self.replay is None
+        ahead = read_ahead(
+            self.reader,
+            options,
+            (self.fabric.global_rank, self.fabric.world_size),
+            progress.step,
+            reads=self.replay is None,
         )
         with Stop() as stop, self.log, bar as meter:
             meter.update(progress.step)
@@ -445,65 +442,6 @@ class Trainer:
                 p.data.copy_(self.fabric.broadcast(p.detach().cpu()))
         if self.is_sharded:
             parallel.load_shards(self.module, result.model.state_dict())
-        if self.trains_on_host:
+        if self.options.optimizer_state == "host":
             self.optimisation.push()
         return scores
-
-
-def step_entry(step: int, means: dict[str, float], norm: float, task: Task) -> dict[str, Any]:
-    """Return a step's line of the log, without the learning rates.
-
-    Parameters
-    ----------
-    step : int
-        Counted from 1.
-    means : dict
-        Losses and errors, weighted means over the step's samples.
-    norm : float
-        Norm of the gradient before clipping.
-    task : Task
-    """
-    entry: dict[str, Any] = {"step": step}
-    entry |= {k: v for k, v in means.items() if ":" not in k}
-    for i, (name, (unit, factor)) in enumerate(task.units.items()):
-        front = f"training_{prefix(i, name)}"
-        entry[f"{front}rmse{unit}"] = math.sqrt(means[f"{name}:squares"]) * factor
-        entry[f"{front}mae{unit}"] = means[f"{name}:absolute"] * factor
-    if "base:squares" in means:
-        entry["training_base_rmse"] = math.sqrt(means["base:squares"])
-        entry["training_base_mae"] = means["base:absolute"]
-    entry["gradient_norm"] = norm
-    return entry
-
-
-def best_line(scores: dict[str, Any], step: int, total: int, task: Task) -> str:
-    """Return the best scores and their reference as text."""
-    early = f" (stopped after {step} of {total} steps)" if step < total else ""
-    own = bool(task.units)
-    return (
-        f"Best at step {scores['step']}{early}: {'CRPS' if own else 'loss'}"
-        f" {format_scores(scores, task)}, {'climatology' if own else 'persistence'}"
-        f" {format_scores(scores, task, 'climatology_crps')}"
-    )
-
-
-def _read_ahead(
-    run: Run, reader: SoundReader, fabric: Fabric, step: int, *, reads: bool
-) -> Iterator[tuple[list[np.datetime64], list[tuple[Microbatch, Sample]]]]:
-    """Yield each step's init times and this process's batches, empty without ``reads``."""
-    options, source, train = run.plan.options, run.loader, run.scan.train
-    total = options.total_steps(len(train))
-    drawn = samples.shuffled_batches(train, options.samples_per_step, total, options.seed, step)
-
-    def read(times: list[np.datetime64]) -> list[tuple[Microbatch, Sample]]:
-        if not reads:
-            return []
-        parts = samples.split_batch(
-            times, options.gradient_accumulation, fabric.global_rank, fabric.world_size
-        )
-        return [(p, reader.read(p.init_times)) for p in parts]
-
-    # As far ahead as half the loader's budget allows.
-    frames = (2 + options.rollout_steps) * options.batch_size * options.gradient_accumulation
-    room = int(min(loader.MAX_PREFETCH, source.budget / 2 // (source.frame_bytes * frames)))
-    return loader.prefetch(drawn, read, options.workers, room)

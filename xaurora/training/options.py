@@ -16,11 +16,10 @@ from xaurora.model.options import (
     JAX_PRECISIONS,
     StrategyLike,
     StrategyOptions,
-    check_engine,
     check_engine_options,
     resolve_strategy,
 )
-from xaurora.training.memory_options import MemoryOptions
+from xaurora.training.execution_options import ExecutionOptions
 from xaurora.training.nested_options import (
     LatentOptions,
     ReplayOptions,
@@ -67,7 +66,7 @@ def _out(name: str, value: Given) -> Given:
 
 @documented
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions(MemoryOptions):
+class TrainingOptions(ExecutionOptions):
     """How long and how to train."""
 
     epochs: int | None = option(
@@ -197,27 +196,6 @@ class TrainingOptions(MemoryOptions):
         stopped and queued again.""",
         checks.non_negative,
     )
-    devices: int = option(
-        1,
-        "int",
-        """Devices on each machine (processes if there is no GPU). The script is started once more
-        for every other device, or by ``torchrun``.""",
-        checks.integer(1),
-    )
-    num_nodes: int = option(1, "int", "Number of machines.", checks.integer(1))
-    parallel: str = option(
-        "auto",
-        '{"auto", "ddp", "fsdp"}',
-        "Whether each device holds the whole model (``auto``, ``ddp``) or a part of it.",
-        checks.one_of("auto", "ddp", "fsdp"),
-    )
-    engine: str = option(
-        "torch",
-        '{"torch", "jax"}',
-        """What trains. ``"jax"`` compiles one program for a step and runs on TPUs as well; it
-        requires ``pip install "xaurora[jax]"`` (``docs/jax.md``). The tuned model is the same.""",
-        check_engine,
-    )
     workers: int = option(
         2, "int", "Threads that read ahead. 0 reads when data are needed.", checks.integer(0)
     )
@@ -255,7 +233,7 @@ class TrainingOptions(MemoryOptions):
 
     def __post_init__(self) -> None:
         run_checks(self)
-        self.check_host(processes=self.world_size)
+        self.check_host()
         step = self.batch_size * self.gradient_accumulation
         if self.replay is not None and self.replay.size < step:
             raise OptionError(
@@ -282,11 +260,6 @@ class TrainingOptions(MemoryOptions):
                 "precision='fp16' scales the loss, which is not supported with parallel='fsdp'.",
                 fix="precision='bf16', or parallel='ddp'",
             )
-
-    @property
-    def world_size(self) -> int:
-        """Number of processes."""
-        return self.devices * self.num_nodes
 
     @property
     def samples_per_step(self) -> int:

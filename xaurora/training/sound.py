@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,10 @@ from xaurora.errors import (
     SourceError,
     XauroraError,
 )
-from xaurora.model.loader import Loader, Sample
+from xaurora.model.loader import MAX_PREFETCH, Loader, Sample, prefetch
+from xaurora.training import samples
+from xaurora.training.options import TrainingOptions
+from xaurora.training.samples import Microbatch
 
 logger = logging.getLogger("xaurora")
 
@@ -170,3 +173,41 @@ def _no_truth(time: np.datetime64) -> MissingValuesError:
 
 def _name(time: np.datetime64) -> str:
     return str(time.astype("datetime64[m]"))
+
+
+def read_ahead(
+    reader: SoundReader,
+    options: TrainingOptions,
+    place: tuple[int, int],
+    step: int,
+    *,
+    reads: bool,
+) -> Iterator[tuple[list[np.datetime64], list[tuple[Microbatch, Sample]]]]:
+    """Yield each step's init times and this process's batches, empty without ``reads``.
+
+    Parameters
+    ----------
+    reader : SoundReader
+        Of the training samples.
+    options : TrainingOptions
+    place : tuple of int
+        Number of this process, and of all processes.
+    step : int
+        The first step.
+    reads : bool
+        Whether data are read.
+    """
+    loader, train = reader.loader, reader.init_times
+    total = options.total_steps(len(train))
+    drawn = samples.shuffled_batches(train, options.samples_per_step, total, options.seed, step)
+
+    def read(times: list[np.datetime64]) -> list[tuple[Microbatch, Sample]]:
+        if not reads:
+            return []
+        parts = samples.split_batch(times, options.gradient_accumulation, *place)
+        return [(p, reader.read(p.init_times)) for p in parts]
+
+    # As far ahead as half the loader's budget allows.
+    frames = (2 + options.rollout_steps) * options.batch_size * options.gradient_accumulation
+    room = int(min(MAX_PREFETCH, loader.budget / 2 // (loader.frame_bytes * frames)))
+    return prefetch(drawn, read, options.workers, room)

@@ -1,11 +1,11 @@
-"""Options of fine-tuning that decide what a step takes of memory and time, not what it learns."""
+"""Options of fine-tuning that decide how a step runs and what it takes, not what it learns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from xaurora.errors import OptionError
-from xaurora.model.options import check_precision
+from xaurora.model.options import check_engine, check_precision
 from xaurora.utils import checks
 from xaurora.utils.options import documented, option
 
@@ -14,8 +14,8 @@ OPTIMIZER_STATES = ("auto", "device", "host")
 
 @documented
 @dataclass(frozen=True, kw_only=True)
-class MemoryOptions:
-    """Precision, memory and compilation."""
+class ExecutionOptions:
+    """Precision, memory, devices and the engine."""
 
     precision: str = option(
         "auto",
@@ -62,12 +62,43 @@ class MemoryOptions:
         checks.boolean,
     )
 
-    def check_host(self, *, processes: int) -> None:
+    devices: int = option(
+        1,
+        "int",
+        """Devices on each machine (processes if there is no GPU). The script is started once more
+        for every other device, or by ``torchrun``.""",
+        checks.integer(1),
+    )
+    num_nodes: int = option(1, "int", "Number of machines.", checks.integer(1))
+    parallel: str = option(
+        "auto",
+        '{"auto", "ddp", "fsdp"}',
+        "Whether each device holds the whole model (``auto``, ``ddp``) or a part of it.",
+        checks.one_of("auto", "ddp", "fsdp"),
+    )
+    engine: str = option(
+        "torch",
+        '{"torch", "jax"}',
+        """What trains. ``"jax"`` compiles one program for a step and runs on TPUs as well; it
+        requires ``pip install "xaurora[jax]"`` (``docs/jax.md``). The tuned model is the same.""",
+        check_engine,
+    )
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return self.devices * self.num_nodes
+
+    def check_host(self) -> None:
         """Raise if an optimiser in host memory does not go with the other options."""
         if self.optimizer_state != "host":
             return
         for wrong, what, fix in (
-            (processes > 1, "trains on one device only", "devices=1, or parallel='fsdp' alone"),
+            (
+                self.world_size > 1,
+                "trains on one device only",
+                "devices=1",
+            ),
             (self.precision == "fp16", "has no scaling of the loss", "precision='bf16'"),
         ):
             if wrong:
