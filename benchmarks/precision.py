@@ -91,12 +91,12 @@ def score_rows() -> list[dict[str, Any]]:
             rows.append({"trained": "head in 32", "forecast": precision})
             rows[-1] |= scores_of(ds, head, precision)
             print(rows[-1], flush=True)
-        for precision in FORECASTS:
+        for precision in ("32", "bf16", "bf16-all"):
             full = past.aurora.finetune(
                 "tp",
                 strategy="full",
                 out=Path(folder) / f"full-{precision}",
-                steps=150,
+                steps=100,
                 precision=precision,
                 **options,
             )

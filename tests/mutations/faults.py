@@ -96,9 +96,9 @@ FAULTS = (
     # --- place and time ---
     Fault(
         "a region wraps round like a globe",
-        "model/placement.py",
-        '"warped": False',
-        '"warped": True',
+        "model/windows.py",
+        "wraps=self.wraps and warped,",
+        "wraps=True,",
         ("model/test_aurora.py::test_a_region_does_not_leak_from_east_to_west",),
     ),
     Fault(

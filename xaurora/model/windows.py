@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 import torch.nn.functional as F
-from aurora.model.lora import LoRARollout
 from aurora.model.swin3d import (
     Swin3DTransformerBlock,
     WindowAttention,
@@ -257,7 +256,7 @@ def _with_lora(
     linear: torch.nn.Module, lora: Callable[..., Any], x: torch.Tensor, step: int
 ) -> torch.Tensor:
     # Without LoRA, upstream adds the number 0, which copies the result.
-    return linear(x) + lora(x, step) if isinstance(lora, LoRARollout) else linear(x)
+    return linear(x) + lora(x, step) if isinstance(lora, torch.nn.Module) else linear(x)
 
 
 def run_block(
@@ -289,7 +288,8 @@ def run_block(
     back = _Reorder.apply(out, windows.scatter, windows.gather, None, windows.padding)
     del out
     back = back.view(samples, tokens, width)
-    if torch.is_grad_enabled():
+    drops = block.training and not isinstance(block.drop_path, torch.nn.Identity)
+    if torch.is_grad_enabled() or drops:  # whole samples are dropped
         x = x + block.drop_path(block.norm1(back, context))
         del back
         return x + block.drop_path(block.norm2(block.mlp(x), context))

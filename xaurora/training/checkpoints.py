@@ -209,7 +209,11 @@ def check_visible(folder: Path) -> None:
 
 def compare(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Raise :class:`OptionError` if settings differ from those of the stopped run."""
-    names = [n for n in dict.fromkeys([*there, *here]) if there.get(n) != here.get(n)]
+    names = [  # an earlier version kept more of them
+        n
+        for n in dict.fromkeys([*there, *here])
+        if there.get(n) != here.get(n) and n not in _MAY_DIFFER
+    ]
     if names:
         parts = [
             f"{n}={_short(there.get(n))} in the checkpoint and {_short(here.get(n))} now"
