@@ -482,15 +482,15 @@ class AuroraAccessor:
         memory : float or str, optional
             Bytes of the device that training may take, also as text: ``"24 GB"``. By default what
             is free. Where an option says ``"auto"``, the fastest way that fits is chosen by a
-            simulation of a step; it changes no result (``docs/memory.md``).
+            simulation of a step (``docs/cards.md``).
         activation_checkpointing : bool, "auto" or "offload"
             Recompute activations in the backward pass instead of storing them. ``"offload"`` also
-            keeps the inputs of blocks in host memory until then. ``"auto"`` does what ``memory``
-            asks for.
+            keeps the inputs of blocks in host memory until then. ``"auto"`` chooses the fastest way
+            that fits into ``memory``; with ``engine="jax"`` it recomputes on GPUs and TPUs.
         optimizer_state : {"auto", "device", "host"}
             Where float32 weights, gradients and the moments of AdamW are. With ``"host"`` the
             device holds the weights that train only in the precision they are computed in.
-            ``"auto"`` does what ``memory`` asks for.
+            ``"auto"`` chooses the fastest way that fits into ``memory``.
         compile : bool
             Compile the backbone's blocks with ``torch.compile``. If it is not available, a warning
             is logged and the blocks run uncompiled.
@@ -721,15 +721,15 @@ class AuroraAccessor:
         memory : float or str, optional
             Bytes of the device that training may take, also as text: ``"24 GB"``. By default what
             is free. Where an option says ``"auto"``, the fastest way that fits is chosen by a
-            simulation of a step; it changes no result (``docs/memory.md``).
+            simulation of a step (``docs/cards.md``).
         activation_checkpointing : bool, "auto" or "offload"
             Recompute activations in the backward pass instead of storing them. ``"offload"`` also
-            keeps the inputs of blocks in host memory until then. ``"auto"`` does what ``memory``
-            asks for.
+            keeps the inputs of blocks in host memory until then. ``"auto"`` chooses the fastest way
+            that fits into ``memory``; with ``engine="jax"`` it recomputes on GPUs and TPUs.
         optimizer_state : {"auto", "device", "host"}
             Where float32 weights, gradients and the moments of AdamW are. With ``"host"`` the
             device holds the weights that train only in the precision they are computed in.
-            ``"auto"`` does what ``memory`` asks for.
+            ``"auto"`` chooses the fastest way that fits into ``memory``.
         compile : bool
             Compile the backbone's blocks with ``torch.compile``. If it is not available, a warning
             is logged and the blocks run uncompiled.

@@ -110,6 +110,37 @@ def test_windows_with_the_same_mask_lie_together(wraps: bool) -> None:
     assert torch.equal(tokens[found.gather][found.scatter], tokens), "there and back"
 
 
+@pytest.mark.parametrize("piece", [2**28, 2**12])
+def test_numbers_are_those_that_autocast_has_on_gpus(
+    piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layer norms are float32 there, so that a block turns bf16 tokens into float32 ones."""
+    real = torch.nn.functional.layer_norm
+    monkeypatch.setattr(
+        torch.nn.functional, "layer_norm", lambda x, *args, **kwargs: real(x.float(), *args)
+    )
+    monkeypatch.setattr(windows, "_PIECE", piece)
+    block, res = _block(shifted=True), (4, 12, 24)
+    torch.manual_seed(1)
+    x, context = torch.randn(1, 4 * 12 * 24, 16).bfloat16(), torch.randn(1, 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        stock = block(x, context, res, 0)
+        ours = BlockForward(block, wraps=True)(x, context, res, 0)
+    assert ours.dtype == stock.dtype == torch.float32
+    # Matrix products over fewer rows round differently in bf16.
+    assert (ours - stock).abs().max() <= (0 if piece > 2**20 else 2**-6) * stock.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [("single", [0, 0, 0, 3, 3]), ("from_second", [0, 1, 1, 3, 3]), ("all", [0, 1, 2, 3, 3])],
+)
+def test_steps_with_the_same_lora_are_one(mode: str, expected: list[int]) -> None:
+    block = Swin3DTransformerBlock(16, 2, 8, WINDOW, use_lora=True, lora_mode=mode, lora_steps=3)
+    assert [windows._lora_step(block.attn, step) for step in range(5)] == expected
+    assert windows._lora_step(_block(shifted=False).attn, 7) == 0
+
+
 def test_what_inference_caches_can_train() -> None:
     block, res = _block(shifted=True), (2, 7, 13)
     x, context = torch.randn(1, 2 * 7 * 13, 16), torch.randn(1, 8)

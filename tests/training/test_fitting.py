@@ -45,6 +45,7 @@ def _plan(ds: xr.Dataset, **options: Any) -> Plan:
         ({"precision": "fp16"}, True, [0, 1, 2]),
         ({"optimizer_state": "host"}, False, [3]),
         ({"optimizer_state": "device"}, True, [0, 1, 2]),
+        ({"activation_checkpointing": False, "optimizer_state": "device"}, True, [0]),
         ({"activation_checkpointing": "offload"}, True, [2, 4]),
         ({"activation_checkpointing": True}, False, [1]),
     ],

@@ -6,6 +6,7 @@ Errors hold their fix in Python. The same text is rendered here, so that there i
 from __future__ import annotations
 
 import re
+import shlex
 
 _PYTHON = re.compile(r"\bds\[|\bfc\[|\btruth\[|\bds = |\.attrs|\.sel\(|\.isel\(|lambda|import ")
 _CALL = re.compile(r"\b(?:ds|fc|forecast|scores|tuned)\.aurora\.(\w+)\(([^()]*)\)")
@@ -18,6 +19,8 @@ _OPTION = re.compile(
 )
 _FIRST = {"finetune": "target", "estimate": "target", "predict": "lead", "check": "target"}
 """What the first argument of a method is called."""
+_SWITCHES = ("activation_checkpointing", "latents")
+"""Options that take ``on`` or ``off``, because they have other values as well."""
 
 
 def as_command(fix: str) -> str:
@@ -54,6 +57,8 @@ def _command(match: re.Match[str]) -> str:
 def _flag(match: re.Match[str]) -> str:
     flag = f"--{match['name'].replace('_', '-')}"
     value = match["value"]
+    if value == "True" and match["name"] in _SWITCHES:
+        return f"{flag} on"
     if value is None or value == "True":
         return flag
     if value == "False":
@@ -63,4 +68,5 @@ def _flag(match: re.Match[str]) -> str:
     if value[0] in "[(":
         several = [v.strip(" '\"") for v in value[1:-1].split(",") if v.strip()]
         return " ".join(f"{flag} {v}" for v in several) or f"no {flag}"
-    return f"{flag} {value.strip(chr(39) + chr(34))}"
+    value = value.strip(chr(39) + chr(34))
+    return f"{flag} {shlex.quote(value) if ' ' in value else value}"

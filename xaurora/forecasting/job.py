@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from aurora import Batch
+from aurora.model.swin3d import WindowAttention
 
 from xaurora.errors import (
     OptionError,
@@ -64,6 +65,8 @@ def inference(module: AuroraWithHead, job: Job, device: torch.device) -> Iterato
     """Put the module in evaluation mode on the device, and restore it afterwards."""
     base = module.base
     precision = {name: getattr(base, name) for name in _PRECISION}
+    attention = [m for m in base.modules() if isinstance(m, WindowAttention)]
+    safe = [m.use_fp16_safe_attention for m in attention]
     trained = [m for m in module.modules() if m.training]
     for part in trained:
         part.training = False
@@ -88,6 +91,8 @@ def inference(module: AuroraWithHead, job: Job, device: torch.device) -> Iterato
             part.training = True
         for name, value in precision.items():
             setattr(base, name, value)
+        for part, value in zip(attention, safe, strict=True):
+            part.use_fp16_safe_attention = value
 
 
 _PRECISION = ("autocast_backbone", "autocast_encoder", "autocast_decoder", "autocast_dtype")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ def forward_peak(
     samples: int = 1,
     precision: str = "32",
     gpu: bool = False,
+    head_only: bool = False,
 ) -> int:
     """Return the peak bytes of tensors in a forecast of one step.
 
@@ -45,6 +47,8 @@ def forward_peak(
     gpu : bool
         Whether a GPU runs it, which holds the weights of the backbone in the precision they are
         computed in.
+    head_only : bool
+        Whether Aurora's own variables are not decoded.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     twin: Any = memory.fake_copy(module)
@@ -59,7 +63,8 @@ def forward_peak(
     counter = memory.LiveBytes()
     for tensor in [*fake.parameters(), *fake.buffers()]:
         counter.track(tensor)
-    with mode, counter, memory.casts_of_gpus(), memory.cleared_mask_cache(), torch.no_grad():
+    casts = memory.casts_of_gpus() if gpu else contextlib.nullcontext()
+    with mode, counter, casts, memory.cleared_mask_cache(), torch.no_grad():
         batch = Batch(
             {n: torch.rand(samples, 2, height, width) for n in base.surf_vars},
             {n: torch.rand(height, width) for n in base.static_vars},
@@ -67,7 +72,7 @@ def forward_peak(
             metadata(grid, [np.datetime64("2020-01-01", "ns")] * samples, tuple(levels)),
         )
         with placement.on_grid(fake, grid):
-            for _ in rollout.steps(fake, rollout.prepare(fake, batch), 1):
+            for _ in rollout.steps(fake, rollout.prepare(fake, batch), 1, head_only=head_only):
                 pass
     return counter.peak
 
@@ -76,32 +81,43 @@ def check_memory(
     module: AuroraWithHead,
     grid: Grid,
     levels: Sequence[float],
-    device: torch.device,
+    devices: Sequence[torch.device],
     *,
     samples: int,
     precision: str,
+    head_only: bool = False,
 ) -> None:
-    """Raise if a forecast does not fit into what is free on its device.
+    """Raise if a forecast does not fit into what is free on its devices.
+
+    Weights that are there already are not counted.
 
     Raises
     ------
     MemoryTooSmallError
         It names what would take less.
     """
-    weights = sum(p.nbytes for p in module.parameters())
-    free, points = memory.free_memory(device), grid.shape[0] * grid.shape[1] * samples
-    if (
-        weights + points * _PER_POINT * module.base.encoder.embed_dim / 100
-        < _SIMULATED_ABOVE * free
-    ):
-        return
+    device, weights = devices[0], sum(p.nbytes for p in module.parameters())
     gpu = device.type == "cuda"
+    there = weights if next(module.parameters()).device.type == device.type else 0
+    copies = 1 if gpu else len(devices)  # that share the memory of the host
+    free, points = memory.free_memory(device), grid.shape[0] * grid.shape[1] * samples
+    rough = points * _PER_POINT * module.base.encoder.embed_dim / 100
+    if weights + copies * rough < _SIMULATED_ABOVE * free:
+        return
     if precision == "auto":
         precision = "bf16" if module.base.autocast_backbone else "32"
 
     def needed(samples: int, precision: str) -> float:
-        peak = forward_peak(module, grid, levels, samples=samples, precision=precision, gpu=gpu)
-        return _RESERVED * peak
+        peak = forward_peak(
+            module,
+            grid,
+            levels,
+            samples=samples,
+            precision=precision,
+            gpu=gpu and not there,
+            head_only=head_only,
+        )
+        return copies * _RESERVED * max(peak - there, 0)
 
     needs = needed(samples, precision)
     if needs <= free:
@@ -109,6 +125,7 @@ def check_memory(
     fixes = {
         "batch_size=1": (1, precision) if samples > 1 else None,
         "precision='bf16'": (samples, "bf16") if precision in ("32", "tf32") else None,
+        "precision='bf16-all'": (samples, "bf16-all") if gpu else None,
     }
     fits = [words for words, case in fixes.items() if case is not None and needed(*case) <= free]
     raise MemoryTooSmallError(

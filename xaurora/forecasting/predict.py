@@ -87,9 +87,10 @@ def predict(ds: xr.Dataset, options: PredictOptions) -> xr.Dataset:
             module,
             used.layout.grid,
             used.levels,
-            devices[0],
+            devices,
             samples=min(options.batch_size, len(times)),
             precision=options.precision,
+            head_only=not request.surface and not request.atmos and request.steps[-1] == 1,
         )
     else:
         attrs["xaurora_engine"] = "jax"
@@ -120,7 +121,12 @@ def _replicas(
         grid, count = fields.layout.grid, options.devices
         return [JaxModule(module, grid, fields.levels, count=count)], [torch.device("cpu")]
     devices = resolve_devices(module, options.devices, stay=stay)
-    return [module, *(copy.deepcopy(module) for _ in devices[1:])], devices
+    # Copies share the tensors until each moves its own to a device.
+    shared: dict[int, torch.Tensor] = {
+        id(p): torch.nn.Parameter(p.data, p.requires_grad) for p in module.parameters()
+    }
+    shared |= {id(b): b for b in module.buffers()}
+    return [module, *(copy.deepcopy(module, dict(shared)) for _ in devices[1:])], devices
 
 
 Part = tuple[slice | np.ndarray, slice | np.ndarray]

@@ -108,7 +108,8 @@ def compiled(base: Aurora) -> Iterator[None]:
             try:
                 if not made:
                     made.append(torch.compile(run_block, dynamic=False))
-                return made[0](*args)
+                with torch._dynamo.config.patch(recompile_limit=_VARIANTS):  # of this thread
+                    return made[0](*args)
             except (
                 RuntimeError,
                 ImportError,
@@ -131,8 +132,7 @@ def compiled(base: Aurora) -> Iterator[None]:
     for block in blocks:
         block.run = run
     try:
-        with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
-            yield
+        yield
     finally:
         for block in blocks:
             block.run = run_block

@@ -152,7 +152,8 @@ def windows_of(
     scatter = np.empty(samples * count, dtype=np.int64)
     scatter[gather[~empty]] = np.flatnonzero(~empty)
     made, start = [], 0
-    # What is kept has values and can take part in training, whatever the first caller does.
+    # The cached tensors are created outside fake and inference modes, so that later calls can
+    # train with them.
     with _disable_current_modes(), torch.inference_mode(False):
         for number, pattern in groups:
             mask = None
@@ -204,23 +205,16 @@ def attend(attn: WindowAttention, x: torch.Tensor, groups: Groups, step: int) ->
     """Return the attention within windows ``x``, ``(windows * samples, size, d)``."""
     qkv = _with_lora(attn.qkv, attn.lora_qkv, x, step)
     q, k, v = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    del qkv
     kernel = (
         fp16_safe_scaled_dot_product_attention
         if attn.use_fp16_safe_attention
         else F.scaled_dot_product_attention
     )
-    out = [
-        kernel(
-            q[first:last],
-            k[first:last],
-            v[first:last],
-            attn_mask=None if mask is None else mask.to(q.dtype)[None, None],
-            dropout_p=attn.attn_drop if attn.training else 0.0,
-        )
-        for first, last, mask in groups
-    ]
-    del q, k, v
+    dropout, out = attn.attn_drop if attn.training else 0.0, []
+    for first, last, mask in groups:
+        bias = None if mask is None else mask.to(q.dtype)[None, None]
+        part = slice(first, last)
+        out.append(kernel(q[part], k[part], v[part], attn_mask=bias, dropout_p=dropout))
     joined = out[0] if len(out) == 1 else torch.cat(out)
     x = joined.transpose(1, 2).flatten(2)
     return attn.proj_drop(_with_lora(attn.proj, attn.lora_proj, x, step))
@@ -307,13 +301,28 @@ def _finish_in_pieces(
     samples, tokens, _ = x.shape
     hidden = samples * tokens * block.mlp.fc1.out_features * x.element_size()
     pieces = max(-(-hidden // _PIECE), 1)
-    out = torch.empty_like(x)
+    out: torch.Tensor | None = None
     for i in range(pieces):
         rows = slice(tokens * i // pieces, tokens * (i + 1) // pieces)
         local = context if context.ndim == 2 else context[:, rows]
         part = x[:, rows] + block.norm1(attended[:, rows], local)
-        out[:, rows] = part + block.norm2(block.mlp(part), local)
+        part = part + block.norm2(block.mlp(part), local)
+        if out is None:  # under autocast the type is that of the layer norms, not of x
+            out = part.new_empty(x.shape)
+        out[:, rows] = part
+    assert out is not None
     return out
+
+
+def _lora_step(attn: WindowAttention, step: int) -> int:
+    """Return the first rollout step with the same LoRA: compiled code is made for each step."""
+    lora = attn.lora_qkv
+    if not isinstance(lora, torch.nn.Module):
+        return 0
+    mode, most = getattr(lora, "mode", "all"), getattr(lora, "max_steps", step)
+    if mode == "all" or step >= most:
+        return min(step, most)
+    return 0 if mode == "single" else min(step, 1)
 
 
 class BlockForward:
@@ -351,5 +360,5 @@ class BlockForward:
             x.dtype,
             wraps=self.wraps and warped,
         )
-        args = (block, x, c, windows, rollout_step)
+        args = (block, x, c, windows, _lora_step(block.attn, rollout_step))
         return self.run(*args) if self.around is None else self.around(self.run, *args)

@@ -76,7 +76,7 @@ def build_model(plan: Plan, scan: TargetScan) -> BuiltModel:
 def _copy_of_base(plan: Plan) -> tuple[Aurora | None, Adapter | None]:
     """Return a copy of the base that was given, so that training does not change it."""
     if plan.tuned is not None:
-        copied = copy.deepcopy(plan.tuned.model)
+        copied = copy.deepcopy(plan.tuned.model).cpu()
         if copied.adapter is not None and plan.merges_adapter:
             logger.info(
                 "The adapter of the given model is merged into its weights, and strategy=%r"
@@ -86,7 +86,8 @@ def _copy_of_base(plan: Plan) -> tuple[Aurora | None, Adapter | None]:
             adapters.merge(copied.base, copied.adapter)
             return copied.base, None
         return copied.base, copied.adapter
-    return copy.deepcopy(plan.model.instance), None
+    base = plan.model.instance
+    return (None if base is None else copy.deepcopy(base).cpu()), None
 
 
 def _input_forms(plan: Plan, scan: TargetScan) -> dict[str, InputForm]:

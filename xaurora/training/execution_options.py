@@ -32,7 +32,7 @@ class ExecutionOptions:
         "float or str, optional",
         """Bytes of the device that training may take, also as text: ``"24 GB"``. By default what is
         free. Where an option says ``"auto"``, the fastest way that fits is chosen by a simulation
-        of a step; it changes no result (``docs/memory.md``).""",
+        of a step (``docs/cards.md``).""",
         checks.optional(checks.byte_count),
         annotation="float | str | None",
         command_line="str",
@@ -41,8 +41,8 @@ class ExecutionOptions:
         "auto",
         'bool, "auto" or "offload"',
         """Recompute activations in the backward pass instead of storing them. ``"offload"`` also
-        keeps the inputs of blocks in host memory until then. ``"auto"`` does what ``memory``
-        asks for.""",
+        keeps the inputs of blocks in host memory until then. ``"auto"`` chooses the fastest way
+        that fits into ``memory``; with ``engine="jax"`` it recomputes on GPUs and TPUs.""",
         checks.boolean_or("auto", "offload"),
         command_line="switch",
     )
@@ -50,8 +50,8 @@ class ExecutionOptions:
         "auto",
         '{"auto", "device", "host"}',
         """Where float32 weights, gradients and the moments of AdamW are. With ``"host"`` the device
-        holds the weights that train only in the precision they are computed in. ``"auto"`` does
-        what ``memory`` asks for.""",
+        holds the weights that train only in the precision they are computed in. ``"auto"``
+        chooses the fastest way that fits into ``memory``.""",
         checks.one_of(*OPTIMIZER_STATES),
     )
     compile: bool = option(

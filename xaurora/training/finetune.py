@@ -117,8 +117,8 @@ def _train(ds: xr.Dataset, options: FinetuneOptions, folder: Path, fabric: Fabri
             raise MemoryTooSmallError(
                 f"the device ran out of memory ({str(error).splitlines()[0]}).",
                 fix=(
-                    "print(ds.aurora.estimate(...)) with the same arguments lists what to change;"
-                    " try activation_checkpointing=True first"
+                    "memory='20GB', or another limit below what the device has, so that less is"
+                    " kept on it; print(ds.aurora.estimate(...)) lists what else to change"
                 ),
             ) from error
         if fabric.global_rank == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import xarray as xr
@@ -62,6 +62,9 @@ MEASURES = (
     ),
 )
 """From the fastest to the one that takes the least memory."""
+_BY_OPTIONS = {(m.checkpointing, m.optimizer_state): m for m in MEASURES} | {
+    (False, "host"): Measure(False, "host", "the optimiser is on the host", 1.3)
+}
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,10 @@ def measures_for(plan: Plan, *, gpu: bool) -> list[Measure]:
 
     found = [m for m in MEASURES if is_open(m)]
     if wanted != "auto":
-        found = [replace(m, checkpointing=wanted) for m in found]
-    unique = {(m.checkpointing, m.optimizer_state): m for m in reversed(found)}
-    return list(reversed(unique.values()))
+        found = [_BY_OPTIONS[wanted, m.optimizer_state] for m in found]
+    if not found:  # nothing is recomputed, because only a head trains
+        found = [_BY_OPTIONS[False, state]]
+    return list(dict.fromkeys(found))
 
 
 def with_measure(plan: Plan, measure: Measure) -> Plan:
@@ -112,12 +116,16 @@ def least(plan: Plan, *, gpu: bool) -> Plan:
 
 
 def find(plan: Plan, budget: float, ds: xr.Dataset | None = None, *, gpu: bool) -> list[Choice]:
-    """Return the ways that were tried, the last of which fits if any does."""
+    """Return the ways that were tried, the last of which fits if any does.
+
+    On a GPU that is here, what leaves it must fit into host memory, too.
+    """
     tried = []
+    host = free_host_memory() if gpu and device().type == "cuda" else math.inf
     for measure in measures_for(plan, gpu=gpu):
         made = with_measure(plan, measure)
         tried.append(Choice(made, measure, estimate_plan(made, ds, gpu=gpu)))
-        if tried[-1].estimate.memory <= budget:
+        if tried[-1].estimate.memory <= budget and tried[-1].estimate.host <= host:
             break
     return tried
 
@@ -146,10 +154,12 @@ def choose(plan: Plan) -> Measure:
     if chosen.estimate.memory > budget and options.memory is not None:
         raise _nothing_fits(plan, chosen, budget, gpu=gpu)
     if (left := chosen.estimate.host) > (host := free_host_memory()) and gpu:
+        found = _changes(plan, gpu=gpu)
+        fits = [words for words, size in found.items() if size <= budget and "frozen" in words]
         raise MemoryTooSmallError(
             f"{chosen.measure.words}: this takes {format_size(left)} of host memory, and"
-            f" {format_size(host)} are free.",
-            fix="strategy='lora', or optimizer_state='device', activation_checkpointing=True",
+            f" {format_size(host)} are free. {_listed(found)}.",
+            fix=(fits or ["regional data: ds.sel(latitude=..., longitude=...)"])[0],
         )
     if len(ways) > 1:
         logger.info(
@@ -187,7 +197,7 @@ def _nothing_fits(plan: Plan, chosen: Choice, budget: float, *, gpu: bool) -> Me
     return MemoryTooSmallError(
         f"memory={plan.options.memory!r} bytes are less than this run takes at least,"
         f" {chosen}. {_listed(found)}.",
-        fix=" or ".join([*fits[:2], f"memory='{needed:g} GB'"]),
+        fix=" or ".join([*fits[:2], f"memory='{needed:g}GB'"]),
     )
 
 
@@ -215,7 +225,7 @@ def _changes(plan: Plan, *, gpu: bool) -> dict[str, int]:
         found["strategy='frozen'"] = plan.with_changes(strategy=StrategyOptions("frozen"))
     together = {key: value for changed in changes.values() for key, value in changed.items()}
     if len(together) > 1:
-        found["all of these with the same strategy"] = plan.with_changes(**together)
+        found[", ".join(changes)] = plan.with_changes(**together)
     return {
         words: estimate_plan(least(changed, gpu=gpu), gpu=gpu).memory
         for words, changed in found.items()

@@ -22,8 +22,8 @@ class HostOptimisation(Optimisation):
     The device holds the weights in the precision that they are computed in, and each gradient only
     until it has been copied. Float32 weights, gradients, moments and their moving average are on
     the host, where Torch's fused AdamW runs. Results are those of :class:`Optimisation`: autocast
-    rounds the same float32 weights to the same values. Only gradients that add up over the steps of
-    one rollout do so in the precision of the weights.
+    rounds the same float32 weights to the same values. Only the gradients of one rollout's steps
+    are summed in the precision of the weights.
 
     Parameters
     ----------

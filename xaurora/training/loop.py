@@ -120,9 +120,10 @@ def _reduced(run: Run, fabric: Fabric) -> contextlib.AbstractContextManager[None
     """Keep weights on the device in the precision they are computed in, if others are kept too."""
     plan, module = run.plan, run.model.module
     trained = [p for g in run.model.groups for p in g["params"]]
+    sharded = plan.options.parallel == "fsdp" and fabric.world_size > 1
     if plan.options.optimizer_state == "host":
         return execution.reduced_weights(module.base)
-    if plan.saves_base or plan.strategy.name == "peft" or fabric.device.type == "cpu":
+    if plan.saves_base or plan.strategy.name == "peft" or fabric.device.type == "cpu" or sharded:
         return contextlib.nullcontext()
     return execution.reduced_weights(module.base, keep=trained)
 

@@ -49,6 +49,11 @@ class StepCost:
     host: int = 0
 
 
+# Bytes of each parameter that trains on the host: its weight and the model's own, the gradient and
+# two moments in float32, and a pinned gradient in bf16.
+_ON_HOST = 22
+
+
 def simulate(plan: Plan, where: torch.device, *, gpu: bool | None = None) -> StepCost:
     """Run a training step with tensors that have no values, and count its cost.
 
@@ -78,7 +83,7 @@ def simulate(plan: Plan, where: torch.device, *, gpu: bool | None = None) -> Ste
     moving = [p for n, p in fake.named_parameters() if n in names]
     parameters = _count_parameters(module, moving)
     trainable = 4 * parameters["trainable"]
-    in_host = offloaded + 16 * parameters["trainable"] if on_host else offloaded
+    in_host = offloaded + _ON_HOST * parameters["trainable"] if on_host else offloaded
     known = {"weights": weights}
     if not on_host:
         known |= {"gradients": trainable, "optimiser": 2 * trainable}
@@ -137,7 +142,8 @@ def count_step(
 def weights_of_step(plan: Plan, module: AuroraWithHead, *, gpu: bool) -> Iterator[None]:
     """Keep weights in the precision that they are computed in, where training does."""
     on_host = plan.options.optimizer_state == "host"
-    if not on_host and (not gpu or plan.saves_base or plan.strategy.name == "peft"):
+    kept = plan.saves_base or plan.strategy.name == "peft" or plan.options.parallel == "fsdp"
+    if not on_host and (not gpu or kept):
         yield
         return
     names = () if on_host else _moving(plan, module)
@@ -149,7 +155,8 @@ def weights_of_step(plan: Plan, module: AuroraWithHead, *, gpu: bool) -> Iterato
 def set_up_precision(plan: Plan, module: AuroraWithHead, where: torch.device, *, gpu: bool) -> None:
     """Set the precision of a step; that of a GPU is bf16 by default, whatever this machine has."""
     precision = plan.options.precision
-    precision = "bf16" if precision == "auto" and gpu else precision
+    if precision == "auto":
+        precision = "bf16" if gpu else "32"
     execution.set_precision(module.base, precision, where)
 
 
@@ -262,7 +269,7 @@ def _one_step(
 ) -> int:
     """Run one step; return the operations of the first forward pass, if they are counted.
 
-    Without an optimiser, it is in host memory.
+    ``optimizer`` is None if it is in host memory.
     """
     domains = Domains(
         Domain(torch.ones(plan.grid.shape[0], 1, device=where), plan.trim),
