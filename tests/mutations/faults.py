@@ -449,7 +449,7 @@ FAULTS = (
     Fault(
         "the way that fits is not taken",
         "training/fitting.py",
-        "if tried[-1].estimate.memory <= budget:",
+        "if tried[-1].estimate.memory <= budget and tried[-1].estimate.host <= host:",
         "if True:",
         ("training/test_fitting.py",),
     ),
