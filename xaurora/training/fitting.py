@@ -195,8 +195,8 @@ def _nothing_fits(plan: Plan, chosen: Choice, budget: float, *, gpu: bool) -> Me
     found = _changes(plan, gpu=gpu)
     fits = [words for words, size in found.items() if size <= budget]
     return MemoryTooSmallError(
-        f"memory={plan.options.memory!r} bytes are less than this run takes at least,"
-        f" {chosen}. {_listed(found)}.",
+        f"memory= allows {format_size(budget)}, less than this run takes:"
+        f" {format_size(chosen.estimate.memory)} if {chosen.measure.words}. {_listed(found)}.",
         fix=" or ".join([*fits[:2], f"memory='{needed:g}GB'"]),
     )
 
