@@ -51,7 +51,11 @@ class AuroraAccessor:
     # --- fields ---
 
     def check(
-        self, target: str | Sequence[str] | None = None, model: ModelLike = "small"
+        self,
+        target: str | Sequence[str] | None = None,
+        model: ModelLike = "small",
+        *,
+        static_file: str | Path | None = None,
     ) -> Report:
         """List every problem of the data at once, each with its fix.
 
@@ -63,6 +67,8 @@ class AuroraAccessor:
             Variables that are also checked as training targets, for example ``"tp"``.
         model : str or model
             The model that the data are checked against.
+        static_file : path, optional
+            File of the static fields of ``"v1.5"``, as in :meth:`predict`.
 
         Returns
         -------
@@ -80,10 +86,16 @@ class AuroraAccessor:
         from xaurora.fields import checking
         from xaurora.model.resolve import resolve
 
-        found = resolve(model)
+        found = resolve(model, static_file=static_file)
         return checking.check(self._ds, target, found.needs, found.notes)
 
-    def to_batch(self, time: TimesLike = None, *, model: ModelLike = "small") -> Batch:
+    def to_batch(
+        self,
+        time: TimesLike = None,
+        *,
+        model: ModelLike = "small",
+        static_file: str | Path | None = None,
+    ) -> Batch:
         """Return an :class:`aurora.Batch` of one or several init times.
 
         Reads the frames of these init times and of their history.
@@ -95,6 +107,8 @@ class AuroraAccessor:
         model : str or model
             The model whose variables, levels and patch size the Batch is made for. ``"tiny"`` takes
             the variables and levels that the data have.
+        static_file : path, optional
+            File of the static fields of ``"v1.5"``, as in :meth:`predict`.
 
         Returns
         -------
@@ -117,7 +131,7 @@ class AuroraAccessor:
         """
         from xaurora.model import bridge
 
-        return bridge.to_batch(self._ds, time, model)
+        return bridge.to_batch(self._ds, time, model, static_file)
 
     def from_batch(self, batch: Batch) -> xr.Dataset:
         """Convert a Batch to a Dataset with the names and layout of this Dataset.
@@ -297,6 +311,7 @@ class AuroraAccessor:
         *,
         target: str | Sequence[str] | None = "tp",
         model: ModelLike = "small",
+        static_file: str | Path | None = None,
         region: RegionLike | None = None,
         time: PeriodLike = None,
         bits: int | None = None,
@@ -319,6 +334,8 @@ class AuroraAccessor:
         model : str, optional
             Store the variables and levels that this model takes. None stores all recognised
             variables.
+        static_file : path, optional
+            File of the static fields of ``"v1.5"``, as in :meth:`predict`.
         region : str, tuple, mask or polygon, optional
             Store only the bounding box of this region, extended outwards to whole patches. The
             model then sees the region alone. For a backbone that sees the globe, prepare the globe
@@ -362,7 +379,7 @@ class AuroraAccessor:
             self._ds,
             path,
             target=target,
-            needs=None if model is None else resolve(model).needs,
+            needs=None if model is None else resolve(model, static_file=static_file).needs,
             region=region,
             time=time,
             bits=bits,
@@ -378,6 +395,7 @@ class AuroraAccessor:
         truth: xr.Dataset | None = None,
         model: ModelLike = "small",
         weights: str | Path | None = None,
+        static_file: str | Path | None = None,
         strategy: str | StrategyOptions = "frozen",
         head: HeadLike = "auto",
         as_input: bool = False,
@@ -440,10 +458,17 @@ class AuroraAccessor:
             and regridded conservatively onto the data's grid.
         model : str or model
             ``"tiny"`` (built here, random), ``"tiny-pretrained"`` (trained on synthetic fields),
-            ``"small"``, ``"base"``, ``"finetuned"``, a :class:`~xaurora.TunedAurora` or its path,
-            or an :class:`aurora.Aurora`, which is copied.
+            ``"small"``, ``"base"``, ``"finetuned"``, ``"v1.5"``, ``"v1.5-ensemble"``, the toys
+            ``"tiny-v1.5"``, ``"tiny-v1.5-ensemble"`` and ``"tiny-v1.5-pretrained"``, a
+            :class:`~xaurora.TunedAurora` or its path, or an :class:`aurora.Aurora`, which is
+            copied.
         weights : path, optional
             Local checkpoint of the named model. By default the published one is fetched.
+        static_file : path, optional
+            For ``"v1.5"``: file of its static fields, ``aurora-v1.5-static.pickle`` as it was
+            published or an ``.npz`` of the same arrays. By default that in the hub's cache on this
+            machine, if there is one, else ERA5's static fields in the data. Code in a pickle is not
+            run.
         strategy : {"frozen", "decoder", "lora", "peft", "full"} or StrategyOptions
             What trains: the head alone; the head and the last layers of Aurora's decoding half;
             low-rank adapters, Aurora's own or those of Hugging Face PEFT, on a frozen base; or
@@ -615,6 +640,7 @@ class AuroraAccessor:
         truth: xr.Dataset | None = None,
         model: ModelLike = "small",
         weights: str | Path | None = None,
+        static_file: str | Path | None = None,
         strategy: str | StrategyOptions = "frozen",
         head: HeadLike = "auto",
         as_input: bool = False,
@@ -679,10 +705,17 @@ class AuroraAccessor:
             and regridded conservatively onto the data's grid.
         model : str or model
             ``"tiny"`` (built here, random), ``"tiny-pretrained"`` (trained on synthetic fields),
-            ``"small"``, ``"base"``, ``"finetuned"``, a :class:`~xaurora.TunedAurora` or its path,
-            or an :class:`aurora.Aurora`, which is copied.
+            ``"small"``, ``"base"``, ``"finetuned"``, ``"v1.5"``, ``"v1.5-ensemble"``, the toys
+            ``"tiny-v1.5"``, ``"tiny-v1.5-ensemble"`` and ``"tiny-v1.5-pretrained"``, a
+            :class:`~xaurora.TunedAurora` or its path, or an :class:`aurora.Aurora`, which is
+            copied.
         weights : path, optional
             Local checkpoint of the named model. By default the published one is fetched.
+        static_file : path, optional
+            For ``"v1.5"``: file of its static fields, ``aurora-v1.5-static.pickle`` as it was
+            published or an ``.npz`` of the same arrays. By default that in the hub's cache on this
+            machine, if there is one, else ERA5's static fields in the data. Code in a pickle is not
+            run.
         strategy : {"frozen", "decoder", "lora", "peft", "full"} or StrategyOptions
             What trains: the head alone; the head and the last layers of Aurora's decoding half;
             low-rank adapters, Aurora's own or those of Hugging Face PEFT, on a frozen base; or
@@ -849,8 +882,10 @@ class AuroraAccessor:
         self,
         lead: LeadsLike = "6h",
         *,
+        step: LeadsLike | None = None,
         model: ModelLike | None = None,
         weights: str | Path | None = None,
+        static_file: str | Path | None = None,
         time: TimesLike = None,
         variables: Sequence[str] | None = None,
         quantiles: float | Sequence[float] = (),
@@ -875,13 +910,22 @@ class AuroraAccessor:
         Parameters
         ----------
         lead : str, timedelta, or a list of them
-            A multiple of six hours. ``"24h"`` gives every six hours up to it, a list gives just
-            those.
+            A multiple of six hours, or of ``step``. ``"24h"`` gives every six hours up to it, a
+            list gives just those.
+        step : str or timedelta, optional
+            Time between lead times, and period of Aurora's own precipitation: ``"1h"``, ``"2h"``,
+            ``"3h"`` or ``"6h"`` (the default), for a model with hourly lead times such as
+            ``"v1.5"``.
         model : str or model, optional
             A name of the model table, a :class:`~xaurora.TunedAurora` or its path, or an
             :class:`aurora.Aurora`. By default the model tuned last in this session.
         weights : path, optional
             Local checkpoint of the named model.
+        static_file : path, optional
+            For ``"v1.5"``: file of its static fields, ``aurora-v1.5-static.pickle`` as it was
+            published or an ``.npz`` of the same arrays. By default that in the hub's cache on this
+            machine, if there is one, else ERA5's static fields in the data. Code in a pickle is not
+            run.
         time : time, sequence of times or slice, optional
             Init times. By default all that have a frame six hours before them. ``"2021-06-01"``
             selects the day, ``"2021-06-01T12"`` one time.
@@ -895,7 +939,8 @@ class AuroraAccessor:
         members : int
             Number of members along the dimension ``number``. They have the head's distribution at
             every point and the dependence of past fields in space and time (Schaake shuffle). The
-            mean is then ``tp_mean``.
+            mean is then ``tp_mean``. ``"v1.5-ensemble"`` draws members of all variables itself,
+            each with a seed of its own.
         past : Dataset, optional
             Fields whose dependence the members take. By default those of the data, except the times
             of the forecast itself.
@@ -965,6 +1010,7 @@ class AuroraAccessor:
         lead: LeadsLike = "24h",
         model: ModelLike | None = None,
         weights: str | Path | None = None,
+        static_file: str | Path | None = None,
         statistic: str = "mean",
         threshold_mm: float | None = None,
         level: float | None = None,
@@ -992,6 +1038,8 @@ class AuroraAccessor:
             As in :meth:`predict`, by default the model tuned last in this session.
         weights : path, optional
             Local checkpoint of the named model.
+        static_file : path, optional
+            File of the static fields of ``"v1.5"``, as in :meth:`predict`.
         statistic : {"mean", "probability"}
             The mean of the variable, or the chance of more rain than ``threshold_mm``.
         threshold_mm : float, optional
@@ -1040,6 +1088,7 @@ class AuroraAccessor:
             lead=lead,
             model=model,
             weights=weights,
+            static_file=static_file,
             statistic=statistic,
             threshold_mm=threshold_mm,
             level=level,

@@ -102,6 +102,8 @@ class LevelError(XauroraError, ValueError):
 class MissingVariableError(XauroraError, KeyError):
     """A required variable is not in the data."""
 
+    request = ""
+    """Code that downloads what is missing, for :meth:`check`."""
     code = "missing_variable"
 
 

@@ -188,7 +188,6 @@ def test_leads() -> None:
 def test_options_that_do_not_fit(fields: xr.Dataset, tuned, aurora_model, tmp_path) -> None:
     for options, match in (
         ({"model": "huge"}, "there is no model 'huge'"),
-        ({"model": "v1.5"}, "19 surface variables"),
         ({"model": tuned, "precision": "fp8"}, "precision must be one of .*, got 'fp8'"),
         ({"model": tuned, "quantiles": [1.5]}, "must lie between"),
         ({"model": tuned, "thresholds_mm": [-1]}, "must lie between"),

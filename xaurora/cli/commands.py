@@ -63,12 +63,15 @@ def check(
         str | None, typer.Option(help="Also check this variable as a training target.")
     ] = None,
     model: ModelName = "small",
+    static_file: Annotated[
+        Path | None, typer.Option(help="File of the static fields of v1.5.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """List every problem of the data, each with its fix. Exit status 1 if there is one."""
     ds = open_fields(files)
     typer.echo(repr(ds.aurora))
-    report = ds.aurora.check(target, model)
+    report = ds.aurora.check(target, model, static_file=static_file)
     typer.echo(str(report))
     if not report.ok:
         raise typer.Exit(1)

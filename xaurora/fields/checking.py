@@ -11,9 +11,17 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import xarray as xr
 
-from xaurora.errors import MissingValuesError, SourceError, TimeError, XauroraError, printable
+from xaurora.errors import (
+    MissingValuesError,
+    MissingVariableError,
+    SourceError,
+    TimeError,
+    XauroraError,
+    printable,
+)
 from xaurora.fields import (
     conventions,
+    derived,
     periods,
     plausibility,
     precipitation,
@@ -158,13 +166,28 @@ def check(
         else:
             for item in rain:
                 attempt(functools.partial(_check_rain, fields, item))
-    return Report([Problem(e.code, e.message, e.fix) for e in errors], notes)
+    return Report([Problem(e.code, e.message, _fix_of(e)) for e in errors], notes)
+
+
+def _fix_of(error: XauroraError) -> str:
+    """Return the fix of an error, and the request that downloads what is missing."""
+    if not isinstance(error, MissingVariableError) or not error.request:
+        return error.fix
+    return f"{error.fix}. From the Climate Data Store, month by month:\n{error.request}"
 
 
 def _without_problems(found: Recognition) -> Recognition:
     """Return the findings without their problems, so that the valid part can be checked further."""
     sound = {key: item for key, item in found.fields.items() if key[0] != "atmos" or found.levels}
-    return Recognition(found.axes, sound, found.grid, found.levels, found.times, found.bounds)
+    return Recognition(
+        found.axes,
+        sound,
+        found.grid,
+        found.levels,
+        found.times,
+        found.bounds,
+        unusable=found.unusable,
+    )
 
 
 def _check_times(found: Recognition, notes: list[str]) -> None:
@@ -230,12 +253,13 @@ def _check_values(
         )
     for (kind, name), item in fields.layout.fields.items():
         if (
-            wanted is not None
-            and name not in getattr(wanted, kind)
-            and not item.variable.accumulated
+            item.variable.auxiliary
+            if wanted is None
+            else name not in wanted.read[kind] and not item.variable.accumulated
         ):
             continue
-        errors += _problems_of(fields, kind, name, looked, notes)
+        zeros = derived.ZeroFill(fields, name) if wanted and name in wanted.filled else None
+        errors += _problems_of(fields, kind, name, looked, notes, zeros)
     return errors
 
 
@@ -248,9 +272,17 @@ def _sampled(count: int) -> np.ndarray:
 
 
 def _problems_of(
-    fields: Fields, kind: str, name: str, looked: np.ndarray, notes: list[str]
+    fields: Fields,
+    kind: str,
+    name: str,
+    looked: np.ndarray,
+    notes: list[str],
+    zeros: derived.ZeroFill | None,
 ) -> list[XauroraError]:
-    """Return what is wrong with the values of a variable; reads frames one by one."""
+    """Return what is wrong with the values of a variable; reads frames one by one.
+
+    ``zeros`` fills its missing values, if the model allows them.
+    """
     item, da = fields.layout.fields[kind, name], getattr(fields, kind)[name]
     moving = "time" in da.dims
     repeats = plausibility.Repeats(item)
@@ -268,6 +300,10 @@ def _problems_of(
             )
         except SourceError as error:
             return [error]
+        if zeros is not None and not np.isfinite(values).all():
+            missing += int((~np.isfinite(values)).sum())
+            problem = problem or _raised(functools.partial(zeros.check, values))
+            values = np.nan_to_num(values, nan=0.0)
         bad = int((~np.isfinite(values)).sum())
         if bad and first is None and moving:
             first = time
@@ -277,12 +313,14 @@ def _problems_of(
     problem = problem or _raised(shifts.finish)
     problem = problem or _raised(lambda: plausibility.check_amounts(fields, kind, name))
     errors = [] if problem is None else [problem]
-    if missing and item.variable.accumulated:
+    if missing and zeros is not None and not errors:
+        notes.append(f"'{item.source}' has {missing} missing value(s), {zeros.treatment}.")
+    elif missing and item.variable.accumulated:
         notes.append(
             f"'{item.source}' has {missing} missing value(s), which are excluded from training"
             " and scores."
         )
-    elif missing:
+    elif missing and zeros is None:
         errors.append(_missing(fields, item, missing, first))
     return errors
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from xaurora.errors import AmbiguousVariableError, CoordinateError, TimeError
+from xaurora.errors import AmbiguousVariableError, CoordinateError, TimeError, XauroraError
 from xaurora.fields import labels, periods, variables
 from xaurora.fields.found import LEVEL_UNITS, Axis, Field, Recognition
 from xaurora.fields.grid import lattice as grids
@@ -45,6 +45,8 @@ class Layout:
         Coordinates and attributes of the data, without the fields.
     times : ndarray of datetime64
         Valid time of each frame of the data.
+    unusable : dict
+        ``(kind, canonical name)`` → why a variable that only some models need cannot be used.
     """
 
     axes: dict[str, Axis]
@@ -53,6 +55,7 @@ class Layout:
     levels: tuple[float, ...]
     source: xr.Dataset
     times: np.ndarray
+    unusable: dict[tuple[str, str], XauroraError] = field(default_factory=dict)
 
     def user_name(self, name: str) -> str:
         """Return the user's name of a canonical surface or atmospheric variable."""
@@ -115,7 +118,8 @@ class Fields:
         """Select the rows and columns that a crop keeps."""
         at = {"latitude": crop.rows, "longitude": crop.columns}
         layout = replace(self.layout, grid=crop.grid)
-        return Fields(self.surface.isel(at), self.static.isel(at), self.atmos.isel(at), layout)
+        still = self.static.isel(at) if len(self.static) else self.static
+        return Fields(self.surface.isel(at), still, self.atmos.isel(at), layout)
 
 
 # --- to canonical form ----------------------------------------------------------------------------
@@ -151,7 +155,15 @@ def standardise(
         )
     ds = labels.by_end(ds, found)
     coords_only = ds.drop_vars(list(ds.data_vars))
-    layout = Layout(found.axes, found.fields, found.grid, found.levels, coords_only, found.times)
+    layout = Layout(
+        found.axes,
+        found.fields,
+        found.grid,
+        found.levels,
+        coords_only,
+        found.times,
+        {error.about: error for error in found.unusable.values() if error.about},
+    )
     for note in found.notes:
         logger.info(note)
     parts: dict[str, dict[str, xr.Variable]] = {"surface": {}, "static": {}, "atmos": {}}

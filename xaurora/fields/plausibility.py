@@ -18,6 +18,7 @@ from xaurora.fields.conventions import Fields
 from xaurora.fields.found import Field
 from xaurora.fields.grid import lattice as grids
 from xaurora.fields.grid.weights import latitude_weights
+from xaurora.fields.requirements import Needs
 from xaurora.fields.unit_conversion import GRAVITY, accepted_units
 from xaurora.fields.variables import TIMESTEP_HOURS, Variable
 from xaurora.utils import indexed
@@ -28,30 +29,33 @@ _CHECKED = "xaurora_values_checked"
 """Attribute that users set to confirm values that look implausible."""
 
 
-def check_plausible(fields: Fields) -> None:
+def check_plausible(fields: Fields, needs: Needs | None = None) -> None:
     """Raise for a field whose values contradict its units. Reads one frame of each variable.
 
-    Frames that are read later are guarded by :func:`check_frame`.
+    Frames that are read later are guarded by :func:`check_frame`. Variables that only some models
+    take are checked if ``needs`` names them.
 
     Raises
     ------
     UnitsError
         The mean of a field is outside its plausible range.
     """
-    for kind, name in fields.layout.fields:
+    for (kind, name), item in fields.layout.fields.items():
+        if item.variable.auxiliary and (needs is None or name not in needs.read[kind]):
+            continue
         da = getattr(fields, kind)[name]
         first = da.variable[0] if "time" in da.dims else da.variable
         check_mean(fields, kind, name, indexed.read(first, str(da.name)))
         check_amounts(fields, kind, name)
 
 
-def warn_implausible(fields: Fields) -> None:
+def warn_implausible(fields: Fields, needs: Needs | None = None) -> None:
     """Log the error of :func:`check_plausible` as a warning.
 
     Forecasts use it: they are made even if the units look wrong.
     """
     try:
-        check_plausible(fields)
+        check_plausible(fields, needs)
     except UnitsError as error:
         logger.warning("%s", error)
 

@@ -118,7 +118,7 @@ def _find_fields(ds: xr.Dataset, found: Recognition) -> None:
             if kind is None and "step" in ds[name].dims and _match(ds[name], name, "flat")[1]:
                 found.attempt(functools.partial(_raise_steps, name), ("surface", name))
             found.unrecognised.append(name)
-        elif variable.accumulated and variable.name != "tp":
+        elif variable.auxiliary or (variable.accumulated and variable.name != "tp"):
             _add_if_usable(ds[name], name, variable, found)
         elif sure:
             found.attempt(
@@ -157,10 +157,11 @@ def _find_fields(ds: xr.Dataset, found: Recognition) -> None:
 def _add_if_usable(
     da: xr.DataArray, name: str, variable: variables.Variable, found: Recognition
 ) -> None:
-    """Add an accumulated variable. Problems are only recorded, since few targets need it."""
+    """Add a variable that few models or targets need. Problems are only recorded."""
     try:
         _add_field(da, name, variable, found)
     except XauroraError as error:
+        error.about = (variable.kind, variable.name)
         found.unusable[name] = error
         found.unrecognised.append(name)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xaurora.errors import LevelError, MissingVariableError
-from xaurora.fields import variables
+from xaurora.fields import derived, downloads, variables
 from xaurora.fields.conventions import Fields
 from xaurora.fields.grid import patches
 
@@ -41,6 +41,18 @@ class Needs:
         Pixels along a patch's side.
     merges : int
         Number of times that the backbone halves the resolution.
+    computed : tuple of str
+        Surface inputs that are computed and not read: ``"insolation"``.
+    filled : tuple of str
+        Surface inputs whose missing values, over land or sea, are set to zero.
+    output_only : tuple of str
+        Surface variables that it predicts and does not read.
+    lead_step_hours : int
+        Hours between its forecasts.
+    draws_members : bool
+        Whether it draws ensemble members itself.
+    static_file : str, optional
+        File that the static inputs are read from instead of the data.
     """
 
     model: str
@@ -51,6 +63,27 @@ class Needs:
     fewest_levels: int = FEWEST_LEVELS
     patch_size: int = PATCH_SIZE
     merges: int = 2
+    computed: tuple[str, ...] = ()
+    filled: tuple[str, ...] = ()
+    output_only: tuple[str, ...] = ()
+    lead_step_hours: int = variables.TIMESTEP_HOURS
+    draws_members: bool = False
+    static_file: str | None = None
+
+    @property
+    def read(self) -> dict[str, tuple[str, ...]]:
+        """Variables that the data have to hold, by kind, in the model's order."""
+        static = () if self.static_file else map(derived.source_of, self.static)
+        return {
+            "surface": tuple(name for name in self.surface if name not in self.computed),
+            "static": tuple(dict.fromkeys(static)),
+            "atmos": self.atmos,
+        }
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """Surface variables that it reads and predicts."""
+        return self.read["surface"]
 
 
 def select_and_crop(fields: Fields, needs: Needs) -> tuple[Fields, patches.Crop]:
@@ -67,32 +100,61 @@ def select_and_crop(fields: Fields, needs: Needs) -> tuple[Fields, patches.Crop]
     """
     check_variables(fields, needs)
     levels = levels_for(fields, needs)
-    chosen = fields.select(
-        surface=needs.surface, static=needs.static, atmos=needs.atmos, levels=levels
-    )
     crop = patches.crop_to_patches(fields.layout.grid, needs.patch_size, needs.merges)
-    return chosen.crop(crop), crop
+    cropped = fields.select(**needs.read, levels=levels).crop(crop)
+    completed = derived.complete(
+        cropped, static=needs.static, computed=needs.computed, file=needs.static_file
+    )
+    kinds = {"surface": needs.surface, "static": needs.static, "atmos": needs.atmos}
+    chosen = completed.select(**kinds, levels=levels)
+    return derived.fill(chosen, needs.filled), crop
 
 
 def check_variables(fields: Fields, needs: Needs) -> None:
-    """Raise an error that lists all missing variables, if there are any."""
-    missing = []
-    for kind in ("surface", "static", "atmos"):
-        for name in getattr(needs, kind):
-            if name not in getattr(fields, kind):
-                variable = variables.BY_KEY.get((kind, name))
-                label = f" ({variable.long_name.lower()})" if variable else ""
-                where = {"surface": "", "static": ", static", "atmos": ", on pressure levels"}[kind]
-                missing.append(f"{name}{label}{where}")
-    if missing:
-        raise MissingVariableError(
-            f"model {needs.model!r} needs {len(missing)} variable(s) that are not in the data:"
-            f" {'; '.join(missing)}.",
-            fix=(
-                "add them: xaurora.open('what_you_have.nc', 'the_missing_ones.nc'); or"
-                " model='tiny', which is built for the variables in the data"
-            ),
+    """Raise an error that lists all missing variables, if there are any.
+
+    Its ``request`` is the code that downloads them from the Climate Data Store.
+    """
+    missing: list[tuple[str, str]] = [
+        (kind, name)
+        for kind, names in needs.read.items()
+        for name in names
+        if name not in getattr(fields, kind)
+    ]
+    if not missing:
+        return
+    described = []
+    for kind, name in missing:
+        where = {"surface": "", "static": ", static", "atmos": ", on pressure levels"}[kind]
+        unusable = fields.layout.unusable.get((kind, name))
+        aside = f" (what the data hold cannot be used: {unusable.message})" if unusable else ""
+        described.append(f"{name}{_label(kind, name)}{where}{aside}")
+    fix = "add them: xaurora.open('what_you_have.nc', 'the_missing_ones.nc')"
+    if not needs.computed:
+        fix += "; or model='tiny', which is built for the variables in the data"
+    elif any(kind == "static" for kind, _ in missing):
+        fix += (
+            "; for the static ones static_file='path/to/aurora-v1.5-static.pickle' (hf download"
+            " microsoft/aurora aurora-v1.5-static.pickle)"
         )
+    error = MissingVariableError(
+        f"model {needs.model!r} needs {len(missing)} variable(s) that are not in the data:"
+        f" {'; '.join(described)}.",
+        fix=fix,
+    )
+    known = [key for key in missing if key in variables.BY_KEY]
+    error.request = downloads.request(known, fields, needs.levels)
+    raise error
+
+
+def _label(kind: str, name: str) -> str:
+    """Return the long name of a variable, and its name in the Climate Data Store if it differs."""
+    variable = variables.BY_KEY.get((kind, name))
+    if variable is None:
+        return ""
+    long, cds = variable.long_name.lower(), downloads.cds_name(variable)
+    same = cds.replace("_", " ") == long.replace("-", " ")
+    return f" ({long})" if same else f" ({long}; {cds})"
 
 
 def levels_for(fields: Fields, needs: Needs) -> tuple[float, ...]:

@@ -63,6 +63,8 @@ CONVERSIONS: dict[str, dict[str, tuple[float, float]]] = {
         "kg m-2": (1e-3, 0.0),  # 1 kg m-2 of water is 1 mm at 1000 kg m-3
     },
     "1": _FRACTION,
+    "m3 m-3": {"m3 m-3": _SAME, "1": _SAME, "%": (0.01, 0.0)},
+    "rad": {"rad": _SAME, "radian": _SAME, "radians": _SAME, "1": _SAME},
 }
 
 

@@ -28,6 +28,8 @@ from xaurora.model import execution, placement, rollout
 from xaurora.model.aurora import AuroraWithHead, Step
 from xaurora.model.heads import RAIN, DistributionHead
 from xaurora.model.loader import Guards, Loader, prefetch
+from xaurora.model.noise import MemberNoise, member_seed
+from xaurora.model.strips import SharedEncoding
 
 
 def resolve_devices(module: AuroraWithHead, count: int, *, stay: bool) -> list[torch.device]:
@@ -179,21 +181,57 @@ class Job:
     ) -> None:
         request = self.request
         ranks = [self.order.ranks(init) if self.order is not None else {} for init in inits]
-        # Steps that are followed by another are always decoded, the last one only for the
-        # requested variables.
-        alone = not request.surface and not request.atmos
-        stepping = rollout.steps(
-            module, batch, request.steps[-1], head_only=alone, atmos=tuple(request.atmos)
+        first = SharedEncoding()
+        draws = module.base.backbone.stochastic
+        for number in range(request.members if request.own_members else 1):
+            members = None
+            if draws:
+                members = [MemberNoise(member_seed(init, number)) for init in inits]
+            for lead, block in self._leads(module, batch, ranks, members, first):
+                sink.put(place, lead, block, number)
+
+    def _leads(
+        self,
+        module: AuroraWithHead,
+        batch: Batch,
+        ranks: list[dict[str, Any]],
+        members: list[MemberNoise] | None,
+        first: SharedEncoding,
+    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """Yield the number of each lead time with its arrays."""
+        request = self.request
+        names = tuple(request.atmos)
+        last_hours: dict[str, list[torch.Tensor]] = {name: [] for name in request.amounts}
+        stepping = rollout.leads(
+            module,
+            batch,
+            request.model_hours,
+            atmos=lambda hour: names if hour in request.hours else (),
+            head_only=not (request.surface or request.atmos or request.outputs),
+            members=members,
+            first=first,
         )
-        for i, step in enumerate(stepping):
-            if i + 1 in request.steps:
-                lead = request.steps.index(i + 1)
-                sink.put(place, lead, self._of_step(module, step, lead, ranks))
+        for hour, step in stepping:
+            for name, hours in last_hours.items():
+                hours.append(step.prediction.surf_vars[name].clamp(min=0.0))
+                del hours[: -request.period]
+            if hour in request.hours:
+                totals = {name: torch.stack(hours).sum(dim=0) for name, hours in last_hours.items()}
+                lead = request.hours.index(hour)
+                yield lead, self._of_step(module, step, lead, ranks, totals)
 
     def _of_step(
-        self, module: AuroraWithHead, step: Step, lead: int, ranks: list[dict[str, Any]]
+        self,
+        module: AuroraWithHead,
+        step: Step,
+        lead: int,
+        ranks: list[dict[str, Any]],
+        totals: dict[str, torch.Tensor],
     ) -> dict[str, np.ndarray]:
-        """Return canonical arrays ``(b, ..., h, w)`` by key, cropped to the output."""
+        """Return canonical arrays ``(b, ..., h, w)`` by key, cropped to the output.
+
+        ``totals`` are amounts ``(b, 1, h, w)`` over the period that ends at the lead time.
+        """
         heads: Any = module.head
         rows, columns = self.part
         whole = self.window is None  # otherwise the heads return only the region
@@ -209,6 +247,9 @@ class Job:
             out[f"surface/{name}"] = cut(array(step.prediction.surf_vars[name][:, 0]))
         for name in self.request.atmos:
             out[f"atmos/{name}"] = cut(array(step.prediction.atmos_vars[name][:, 0]))
+        for name in self.request.outputs:
+            values = totals[name] if name in totals else step.prediction.surf_vars[name]
+            out[f"output/{name}"] = cut(array(values[:, 0]))
         for target in self.request.targets:
             params = heads[target].parameters_of(step.raw[target])
             for key, values in self._of_target(heads[target], params).items():

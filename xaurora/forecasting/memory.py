@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from xaurora.errors import MemoryTooSmallError
 from xaurora.fields.grid.lattice import Grid
+from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.model import execution, memory, placement, rollout
-from xaurora.model.aurora import AuroraWithHead
+from xaurora.model.aurora import AuroraWithHead, needs_of_instance
 from xaurora.model.batch import metadata
 
 _SIMULATED_ABOVE = 0.25  # of what is free: forecasts that certainly need less are not simulated
@@ -66,13 +67,15 @@ def forward_peak(
     casts = memory.casts_of_gpus() if gpu else contextlib.nullcontext()
     with mode, counter, casts, memory.cleared_mask_cache(), torch.no_grad():
         batch = Batch(
-            {n: torch.rand(samples, 2, height, width) for n in base.surf_vars},
+            {n: torch.rand(samples, 2, height, width) for n in needs_of_instance(base).surface},
             {n: torch.rand(height, width) for n in base.static_vars},
             {n: torch.rand(samples, 2, len(levels), height, width) for n in base.atmos_vars},
             metadata(grid, [np.datetime64("2020-01-01", "ns")] * samples, tuple(levels)),
         )
         with placement.on_grid(fake, grid):
-            for _ in rollout.steps(fake, rollout.prepare(fake, batch), 1, head_only=head_only):
+            # With hourly lead times, the encoding is kept for the next one.
+            hours = (1, TIMESTEP_HOURS) if base.variable_lead_time else (TIMESTEP_HOURS,)
+            for _ in rollout.leads(fake, batch, hours, head_only=head_only):
                 pass
     return counter.peak
 

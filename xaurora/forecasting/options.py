@@ -15,6 +15,7 @@ import numpy as np
 from xaurora.errors import OptionError
 from xaurora.model.options import (
     JAX_PRECISIONS,
+    STATIC_FILE,
     check_engine,
     check_engine_options,
     check_precision,
@@ -68,9 +69,17 @@ class PredictOptions:
     lead: LeadsLike = option(
         "6h",
         "str, timedelta, or a list of them",
-        """A multiple of six hours. ``"24h"`` gives every six hours up to it, a list gives just
-        those.""",
+        """A multiple of six hours, or of ``step``. ``"24h"`` gives every six hours up to it, a
+        list gives just those.""",
         command_line="leads",
+    )
+    step: LeadsLike | None = option(
+        None,
+        "str or timedelta, optional",
+        """Time between lead times, and period of Aurora's own precipitation: ``"1h"``, ``"2h"``,
+        ``"3h"`` or ``"6h"`` (the default), for a model with hourly lead times such as
+        ``"v1.5"``.""",
+        command_line="str",
     )
     model: ModelLike | None = option(
         None,
@@ -82,6 +91,7 @@ class PredictOptions:
     weights: str | Path | None = option(
         None, "path, optional", "Local checkpoint of the named model.", command_line="path"
     )
+    static_file: str | Path | None = STATIC_FILE
     time: TimesLike = option(
         None,
         "time, sequence of times or slice, optional",
@@ -117,7 +127,8 @@ class PredictOptions:
         "int",
         """Number of members along the dimension ``number``. They have the head's distribution at
         every point and the dependence of past fields in space and time (Schaake shuffle). The mean
-        is then ``tp_mean``.""",
+        is then ``tp_mean``. ``"v1.5-ensemble"`` draws members of all variables itself, each with
+        a seed of its own.""",
         _members,
     )
     past: xr.Dataset | None = option(

@@ -22,35 +22,43 @@ from xaurora.fields.grid import patches, regions
 from xaurora.fields.grid.lattice import Grid
 from xaurora.fields.grid.patches import Crop, Window
 from xaurora.fields.requirements import Needs
+from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.forecasting.job import Job, inference, resolve_devices
 from xaurora.forecasting.members import PastOrder
 from xaurora.forecasting.memory import check_memory
 from xaurora.forecasting.options import PredictOptions
 from xaurora.forecasting.provenance import global_attributes
-from xaurora.forecasting.request import Request, lead_steps, resolve_request
+from xaurora.forecasting.request import Request, lead_hours, resolve_request
 from xaurora.forecasting.store import Sink, to_memory, to_store
 from xaurora.forecasting.writer import Writer
 from xaurora.model import batch, hashing, heads, tuned, weights
 from xaurora.model.aurora import AuroraWithHead
-from xaurora.model.resolve import ResolvedModel, resolve
+from xaurora.model.resolve import ResolvedModel, check_engine_supports, resolve
 from xaurora.model.tiny import build_tiny
 from xaurora.model.tuned import TunedAurora
 from xaurora.utils.locks import only_writer
 
 logger = logging.getLogger("xaurora")
 
+_RANDOM = (
+    "model=%r has random weights: it only tests that the data work, and its output is not a"
+    " forecast."
+)
+
 
 def predict(ds: xr.Dataset, options: PredictOptions) -> xr.Dataset:
     """Forecast. See :meth:`xaurora.accessor.AuroraAccessor.predict`."""
-    steps = lead_steps(options.lead)
     if options.engine == "jax":
         jax_engine.check_installed()
-    model = resolve(last_tuned() if options.model is None else options.model, options.weights)
+    given = last_tuned() if options.model is None else options.model
+    model = resolve(given, options.weights, options.static_file)
     known = model.tuned.config["targets"] if model.tuned is not None else {}
     found = targets.recognise(ds, list(known))
     found.raise_first()
     fields = conventions.standardise(ds, found)
     needs = model.needs(fields)
+    hours = lead_hours(options.lead, options.step, needs.lead_step_hours)
+    check_engine_supports(options.engine, needs)
     used, crop = requirements.select_and_crop(fields, needs)
     times = sorted(dict.fromkeys(batch.resolve_times(used.times, options.time)))
     if model.tuned is not None and model.tuned.model.inputs:
@@ -61,9 +69,13 @@ def predict(ds: xr.Dataset, options: PredictOptions) -> xr.Dataset:
         halo = model.tuned.halo if model.tuned is not None else 0
     part, window = _part(options, used, model, needs.patch_size, halo)
     request = resolve_request(options, fields, needs, known)
-    order = _past_order(options, fields, request, crop, part) if options.members else None
-    plausibility.warn_implausible(fields)
-    _warn(used, crop, needs, steps, built_here=model.built_here)
+    order = (
+        _past_order(options, fields, request, crop, part)
+        if options.members and request.targets
+        else None
+    )
+    plausibility.warn_implausible(fields, needs)
+    _warn(used, crop, needs, hours[-1], built_here=model.built_here)
     module = load_module(model, needs, used, progress=options.progress)
     attrs = global_attributes(model, module, used, times[0] - batch.STEP)
     # Resuming a store relies on this hash, so it is always recomputed. For a forecast in memory
@@ -74,6 +86,8 @@ def predict(ds: xr.Dataset, options: PredictOptions) -> xr.Dataset:
         name = isinstance(options.region, str)
         box = json.dumps(_box(used.layout.grid, window))
         attrs["xaurora_region"] = options.region if name else box
+    if request.own_members:
+        attrs["xaurora_members"] = f"{options.members}, drawn by the model"
     if order is not None:
         attrs["xaurora_members"] = f"{options.members}, Schaake shuffle of past fields"
         attrs["xaurora_members_past"] = order.digest
@@ -90,7 +104,8 @@ def predict(ds: xr.Dataset, options: PredictOptions) -> xr.Dataset:
             devices,
             samples=min(options.batch_size, len(times)),
             precision=options.precision,
-            head_only=not request.surface and not request.atmos and request.steps[-1] == 1,
+            head_only=not (request.surface or request.atmos or request.outputs)
+            and hours[-1] == TIMESTEP_HOURS,
         )
     else:
         attrs["xaurora_engine"] = "jax"
@@ -166,12 +181,12 @@ def _past_order(
     )
 
 
-def _warn(fields: Fields, crop: Crop, needs: Needs, steps: list[int], *, built_here: bool) -> None:
-    if not fields.layout.grid.is_global and steps[-1] > 1 and not built_here:
+def _warn(fields: Fields, crop: Crop, needs: Needs, last: int, *, built_here: bool) -> None:
+    if not fields.layout.grid.is_global and last > TIMESTEP_HOURS and not built_here:
         logger.warning(
             "A region is rolled out over %d steps without data outside it: errors grow inwards"
             " from its edges (docs/regions.md).",
-            steps[-1],
+            last // TIMESTEP_HOURS,
         )
     if crop.left_out:
         logger.warning(
@@ -251,13 +266,11 @@ def load_module(
     if model.instance is not None:
         return AuroraWithHead(model.instance)
     if model.spec is not None and model.spec.adapts_to_data:
-        logger.warning(
-            "model=%r has random weights: it only tests that the data work, and its output is"
-            " not a forecast.",
-            model.name,
-        )
+        logger.warning(_RANDOM, model.name)
         count = len(fields.times)
         times = fields.times[np.unique(np.linspace(0, count - 1, min(count, 40)).astype(int))]
         found: Any = statistics.normalisation_statistics(fields, list(times), progress=progress)
         return AuroraWithHead(build_tiny(needs, *found))
+    if model.spec is not None and model.spec.random_weights:
+        logger.warning(_RANDOM, model.name)
     return AuroraWithHead(weights.load_pretrained(model.name, model.weights))

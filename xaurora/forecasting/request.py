@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,49 +18,103 @@ from xaurora.errors import (
 from xaurora.fields import periods
 from xaurora.fields.conventions import Fields
 from xaurora.fields.found import Field
+from xaurora.fields.outputs import AMOUNTS, output_field
 from xaurora.fields.requirements import Needs
 from xaurora.fields.unit_conversion import is_rate
 from xaurora.fields.variables import BY_KEY, TIMESTEP_HOURS, Variable
 from xaurora.forecasting.options import PredictOptions
-from xaurora.utils.types import LeadsLike
+from xaurora.utils.types import Given, LeadsLike
 
 
 def lead_steps(lead: LeadsLike) -> list[int]:
-    """Return the rollout steps for ``lead=``: all steps up to a single value, or those in a list.
-
-    Raises
-    ------
-    LeadTimeError
-        If a lead time is not a positive multiple of six hours.
+    """Return the rollout steps of six hours for ``lead=``; see :func:`lead_hours`.
 
     Examples
     --------
     >>> lead_steps("24h"), lead_steps(["6h", "1 day"])
     ([1, 2, 3, 4], [1, 4])
     """
+    return [hours // TIMESTEP_HOURS for hours in lead_hours(lead)]
+
+
+def lead_hours(
+    lead: LeadsLike, step: LeadsLike | None = None, shortest: int = TIMESTEP_HOURS
+) -> list[int]:
+    """Return lead times in hours: all up to a single value, or those in a list.
+
+    Parameters
+    ----------
+    lead : str, timedelta, or a list of them
+        Multiples of ``step``.
+    step : str or timedelta, optional
+        Time between them, by default six hours.
+    shortest : int
+        Hours between the forecasts of the model.
+
+    Raises
+    ------
+    LeadTimeError
+        If a lead time is not a positive multiple of ``step``, or the model has no such step.
+
+    Examples
+    --------
+    >>> lead_hours("3h", "1h", shortest=1)
+    [1, 2, 3]
+    """
     import pandas as pd
 
+    spacing = step_hours(step, shortest)
     several = isinstance(lead, list | tuple | np.ndarray | pd.Index) or (
         isinstance(lead, xr.DataArray) and lead.ndim == 1
     )
     found: Any = lead.values if isinstance(lead, xr.DataArray) else lead
-    values = list(found) if several else [lead]
-    steps = []
-    for value in values:
-        try:
-            hours = periods.hours_of(value)
-        except LeadTimeError:
-            hours = -1
-        if hours <= 0 or hours % TIMESTEP_HOURS:
+    out = []
+    for value in list(found) if several else [lead]:
+        hours = _hours(value)
+        if hours <= 0 or hours % spacing:
+            what = f"step={step!r}" if step is not None else "Aurora's time step"
+            hourly = shortest < TIMESTEP_HOURS and step is None
             raise LeadTimeError(
-                f"lead={value!r} must be a positive multiple of Aurora's time step of"
-                f" {TIMESTEP_HOURS} hours.",
-                fix="lead='6h', '24h' or ['6h', '24h']",
+                f"lead={value!r} must be a positive multiple of {what} ({spacing} hours).",
+                fix="lead='6h', step='1h'" if hourly else "lead='6h', '24h' or ['6h', '24h']",
             )
-        steps.append(hours // TIMESTEP_HOURS)
-    if not steps:
+        out.append(hours)
+    if not out:
         raise LeadTimeError("lead=[] contains no lead time.", fix="lead='24h'")
-    return sorted(set(steps)) if several else list(range(1, steps[0] + 1))
+    return sorted(set(out)) if several else list(range(spacing, out[0] + 1, spacing))
+
+
+def step_hours(step: LeadsLike | None, shortest: int) -> int:
+    """Return the hours between lead times.
+
+    Raises
+    ------
+    LeadTimeError
+        If the model has no such step.
+    """
+    if step is None:
+        return TIMESTEP_HOURS
+    hours = _hours(step)
+    known = [h for h in range(shortest, TIMESTEP_HOURS + 1) if TIMESTEP_HOURS % h == 0]
+    if hours in known:
+        return hours
+    if hours > 0 and TIMESTEP_HOURS % hours == 0:
+        raise LeadTimeError(
+            f"step={step!r}, but this model forecasts every {TIMESTEP_HOURS} hours.",
+            fix="model='v1.5', which forecasts every hour, or step='6h'",
+        )
+    raise LeadTimeError(
+        f"step={step!r} must be one of {', '.join(f'{h}h' for h in known)}.",
+        fix=f"step='{known[0]}h'",
+    )
+
+
+def _hours(value: Given) -> int:
+    """Return a duration in hours, or -1 if it is none or not a whole number of them."""
+    try:
+        return periods.hours_of(value)
+    except LeadTimeError:
+        return -1
 
 
 def resolve_request(
@@ -84,26 +138,64 @@ def resolve_request(
     MissingVariableError
         If the model does not predict a variable.
     """
-    _check_distribution(options, targets)
-    surface, atmos, heads = list(needs.surface), list(needs.atmos), list(targets)
+    own_members = needs.draws_members and not targets
+    if own_members:
+        _check_members(options)
+    else:
+        _check_distribution(options, needs, targets)
+    surface, atmos, heads = list(needs.state), list(needs.atmos), list(targets)
+    # A head's forecast of rain replaces the base's own.
+    outputs = [n for n in needs.output_only if AMOUNTS.get(n, n) not in targets]
+    hours = lead_hours(options.lead, options.step, needs.lead_step_hours)
+    period = step_hours(options.step, needs.lead_step_hours)
+    if targets and period != TIMESTEP_HOURS:
+        raise LeadTimeError(
+            f"step={options.step!r}, but the heads of {', '.join(targets)} forecast steps of"
+            f" {TIMESTEP_HOURS} hours.",
+            fix="leave step= out, or model='v1.5' without a head",
+        )
     if options.variables is not None:
-        keys = _selected(options, fields, needs, targets)
+        keys = _selected(options, fields, needs, targets, outputs)
         surface = [n for n in surface if ("surface", n) in keys]
         atmos = [n for n in atmos if ("atmos", n) in keys]
         heads = [n for n in heads if ("target", n) in keys]
+        outputs = [n for n in outputs if ("output", n) in keys]
     return Request(
-        lead_steps(options.lead),
+        hours,
         surface,
         atmos,
         heads,
         tuple(map(float, options.quantiles)),
         tuple(map(float, options.thresholds_mm)),
         options.members,
+        outputs,
+        period,
+        own_members,
     )
 
 
-def _check_distribution(options: PredictOptions, targets: Mapping[str, Any]) -> None:
+def _check_members(options: PredictOptions) -> None:
+    """Raise if a model that draws members is asked for something else."""
+    if not options.members:
+        raise OptionError(
+            "this model draws ensemble members, but members=0.",
+            fix="members=8, or model='v1.5' for a single forecast",
+        )
+    if options.quantiles or options.thresholds_mm or options.past is not None:
+        raise OptionError(
+            "quantiles, thresholds_mm and past belong to heads, and this model has members of its"
+            " own.",
+            fix="members=8 alone; fc['tp'].quantile([0.1, 0.9], 'number') gives quantiles",
+        )
+
+
+def _check_distribution(options: PredictOptions, needs: Needs, targets: Mapping[str, Any]) -> None:
     """Raise if the heads cannot give the members, quantiles or probabilities requested."""
+    if options.members and not targets and needs.output_only:
+        raise OptionError(
+            f"members={options.members}, but model {needs.model!r} makes a single forecast.",
+            fix="model='v1.5-ensemble', which draws members",
+        )
     if options.wants_distribution and not targets:
         raise OptionError(
             "quantiles, thresholds_mm and members need a model with a head for tp, but this model"
@@ -129,14 +221,19 @@ def _check_distribution(options: PredictOptions, targets: Mapping[str, Any]) -> 
 
 
 def _selected(
-    options: PredictOptions, fields: Fields, needs: Needs, targets: Mapping[str, Any]
+    options: PredictOptions,
+    fields: Fields,
+    needs: Needs,
+    targets: Mapping[str, Any],
+    outputs: Sequence[str],
 ) -> list[tuple[str, str]]:
     """Return the kinds and canonical names of ``variables=``."""
     names = options.variables
     names = [names] if isinstance(names, str) else list(names or ())
     own = {name: target_field(fields, name, info).source for name, info in targets.items()}
-    sources = {fields.layout.fields["surface", n].source: ("surface", n) for n in needs.surface}
+    sources = {fields.layout.fields["surface", n].source: ("surface", n) for n in needs.state}
     sources |= {fields.layout.fields["atmos", n].source: ("atmos", n) for n in needs.atmos}
+    sources |= {output_field(fields, n, TIMESTEP_HOURS).source: ("output", n) for n in outputs}
     sources |= {source: ("target", n) for n, source in own.items()}
     counts = Counter(name for _, name in sources.values())
     lookup = {key[1]: key for key in sources.values() if counts[key[1]] == 1} | sources
@@ -150,7 +247,7 @@ def _selected(
     if not names:
         raise OptionError("variables=[] contains no variable.", fix=example)
     keys = [lookup[n] for n in names]
-    if options.wants_distribution and not any(kind == "target" for kind, _ in keys):
+    if targets and options.wants_distribution and not any(k == "target" for k, _ in keys):
         raise OptionError(
             f"quantiles, thresholds_mm and members apply to {', '.join(targets)}, which is not"
             " among variables.",
@@ -161,15 +258,54 @@ def _selected(
 
 @dataclass(frozen=True)
 class Request:
-    """The output wanted for every init time."""
+    """The output wanted for every init time.
 
-    steps: list[int]
+    Parameters
+    ----------
+    hours : list of int
+        Lead times.
+    surface, atmos : list of str
+        State variables.
+    targets : list of str
+        Variables with a head.
+    quantiles, thresholds : tuple of float
+        Of the targets.
+    members : int
+        Number of members.
+    outputs : list of str
+        Variables that the base predicts and does not read, in its own names.
+    period : int
+        Hours that amounts among them are summed over.
+    own_members : bool
+        Whether the base draws the members, of all variables.
+    """
+
+    hours: list[int]
     surface: list[str]
     atmos: list[str]
     targets: list[str]
     quantiles: tuple[float, ...]
     thresholds: tuple[float, ...]
     members: int = 0
+    outputs: list[str] = field(default_factory=list)
+    period: int = TIMESTEP_HOURS
+    own_members: bool = False
+
+    @property
+    def steps(self) -> list[int]:
+        """Rollout steps of six hours, for targets."""
+        return [hours // TIMESTEP_HOURS for hours in self.hours]
+
+    @property
+    def amounts(self) -> list[str]:
+        """Amounts among the outputs, in the base's names."""
+        return [name for name in self.outputs if name in AMOUNTS]
+
+    @property
+    def model_hours(self) -> list[int]:
+        """Lead times that the base runs: of amounts, every hour of the period."""
+        length = self.period if self.amounts else 1
+        return sorted({end - k for end in self.hours for k in range(length)})
 
 
 def target_field(fields: Fields, name: str, target_info: dict[str, Any]) -> Field:

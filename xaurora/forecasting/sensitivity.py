@@ -32,7 +32,7 @@ from xaurora.model.aurora import AuroraWithHead
 from xaurora.model.heads import RAIN
 from xaurora.model.normalisation import atmos_statistics, surface_statistics
 from xaurora.model.options import check_engine
-from xaurora.model.resolve import ModelLike, resolve
+from xaurora.model.resolve import ModelLike, check_engine_supports, resolve
 from xaurora.utils import checks
 from xaurora.utils.progress import log_line
 
@@ -53,6 +53,7 @@ class SensitivityOptions:
     lead: LeadsLike = "24h"
     model: ModelLike | None = None
     weights: Any = None
+    static_file: Any = None
     statistic: str = "mean"
     threshold_mm: float | None = None
     level: float | None = None
@@ -125,7 +126,8 @@ def sensitivity(ds: xr.Dataset, options: SensitivityOptions) -> xr.Dataset:
     if options.engine == "jax":
         jax_engine.check_installed()
     steps = _last_step(options.lead)
-    model = resolve(last_tuned() if options.model is None else options.model, options.weights)
+    given = last_tuned() if options.model is None else options.model
+    model = resolve(given, options.weights, options.static_file)
     known = model.tuned.config["targets"] if model.tuned is not None else {}
     if model.tuned is not None and model.tuned.model.inputs:
         raise OptionError(
@@ -137,20 +139,21 @@ def sensitivity(ds: xr.Dataset, options: SensitivityOptions) -> xr.Dataset:
     found.raise_first()
     fields = conventions.standardise(ds, found)
     needs = model.needs(fields)
+    check_engine_supports(options.engine, needs)
     used, _ = requirements.select_and_crop(fields, needs)
     time = _one_time(used, options.time)
     asked = PredictOptions(variables=[options.name], lead=options.lead)
     try:
         request = resolve_request(asked, fields, needs, known)
     except MissingVariableError as error:
-        names = [fields.layout.fields["surface", n].source for n in needs.surface]
+        names = [fields.layout.fields["surface", n].source for n in needs.state]
         raise MissingVariableError(
             error.message.removeprefix("variables="),
             fix=f"ds.aurora.sensitivity({names[0]!r}, ...)",
         ) from None
     observable = _observable(options, request, used, known)
     area = regions.one_region(used.layout.grid, used.land, options.region)
-    plausibility.warn_implausible(fields)
+    plausibility.warn_implausible(fields, needs)
     module = load_module(model, needs, used, progress=options.progress)
     question = Question(
         module, used, batches.to_batch(used, [time]), steps, observable, area / area.sum()

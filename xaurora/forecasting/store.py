@@ -34,8 +34,11 @@ _CHUNK = 64 * 1024**2  # largest size of a chunk in bytes, unless one field is l
 class Sink(Protocol):
     """Takes a forecast, in any order of init times, from several threads."""
 
-    def put(self, place: slice, lead: int, block: dict[str, np.ndarray]) -> None:
-        """Take one lead of some init times: canonical arrays ``(init_time, ...)`` by key."""
+    def put(self, place: slice, lead: int, block: dict[str, np.ndarray], number: int = 0) -> None:
+        """Take one lead of some init times: canonical arrays ``(init_time, ...)`` by key.
+
+        ``number`` is that of a member, if the model draws members itself.
+        """
 
 
 Run = Callable[[list[np.datetime64], int, Sink], None]
@@ -72,14 +75,15 @@ class _Memory:
         self.data: dict[str, tuple[tuple[str, ...], np.ndarray, dict[str, Any]]] = {}
         self.lock = threading.Lock()
 
-    def put(self, place: slice, lead: int, block: dict[str, np.ndarray]) -> None:
-        shape = len(self.writer.times), len(self.writer.leads)
+    def put(self, place: slice, lead: int, block: dict[str, np.ndarray], number: int = 0) -> None:
+        shape, dims = self.writer.outer
         for one in self.writer.outputs(block):
             with self.lock:
                 if one.name not in self.data:
                     values = np.empty((*shape, *one.values.shape[1:]), one.values.dtype)
-                    self.data[one.name] = ("init_time", "lead_time", *one.dims), values, one.attrs
-            self.data[one.name][1][place, lead] = one.values
+                    self.data[one.name] = (*dims, *one.dims), values, one.attrs
+            at = (place, lead, number) if "number" in dims else (place, lead)
+            self.data[one.name][1][at] = one.values
         with self.lock:
             self.meter.update(place.stop - place.start)
 
@@ -145,7 +149,7 @@ class _Store:
         self.writing: dict[tuple[int, str], Future[None]] = {}
         self.lock = threading.Lock()
 
-    def put(self, place: slice, lead: int, block: dict[str, np.ndarray]) -> None:
+    def put(self, place: slice, lead: int, block: dict[str, np.ndarray], number: int = 0) -> None:
         with self.lock:
             if not self.path.exists():
                 self._create(list(self.writer.outputs(block)))
@@ -159,12 +163,14 @@ class _Store:
             buffer = self.buffers[key]
             buffer[:, lead % length] = one.values
             if lead % length == length - 1 or lead == last:
-                there = place, slice(lead + 1 - buffer.shape[1], lead + 1)
+                there: tuple[Any, ...] = place, slice(lead + 1 - buffer.shape[1], lead + 1)
+                if self.writer.own_members:
+                    there = (*there, number)
                 self.writing[key] = self.pool.submit(self._write, one.name, there, buffer)
                 del self.buffers[key], buffer
         with self.lock:
             self.meter.update(place.stop - place.start)
-        if lead == last:
+        if lead == last and number == max(self.writer.own_members - 1, 0):
             self.writing[place.start, ""] = self.pool.submit(self._record, place)
 
     def wait(self) -> None:
@@ -181,7 +187,7 @@ class _Store:
         field_size = one.values.nbytes // len(one.values)
         return int(np.clip(_CHUNK // max(field_size, 1), 1, len(self.writer.leads)))
 
-    def _write(self, name: str, there: tuple[slice, slice], values: np.ndarray) -> None:
+    def _write(self, name: str, there: tuple[Any, ...], values: np.ndarray) -> None:
         import zarr
 
         with storage.wrap_write_errors(self.path):
@@ -201,15 +207,16 @@ class _Store:
         """Create an empty store of the right shape, with chunks of some leads of one init time."""
         import dask.array
 
-        shape = len(self.writer.times), len(self.writer.leads)
+        shape, dims = self.writer.outer
         data, encoding = {}, {}
         for one in outputs:
             whole = *shape, *one.values.shape[1:]
             # A single task that is never run, for any number of init times. The encoding sets the
             # chunks on disk.
             empty = dask.array.full(whole, np.nan, dtype=one.values.dtype, chunks=-1)
-            data[one.name] = (("init_time", "lead_time", *one.dims), empty, one.attrs)
-            chunks = [1, self._leads(one), *one.values.shape[1:]]
+            data[one.name] = ((*dims, *one.dims), empty, one.attrs)
+            members = [1] if self.writer.own_members else []
+            chunks = [1, self._leads(one), *members, *one.values.shape[1:]]
             if "number" in one.dims:
                 field_size = one.values[0, 0].nbytes
                 chunks[2] = int(np.clip(_CHUNK // max(field_size, 1), 1, chunks[2]))
@@ -228,5 +235,8 @@ def _described(writer: Writer) -> str:
 
 def _bar(writer: Writer, inits: int, progress: bool) -> tqdm:
     return progress_bar(
-        total=inits * len(writer.leads), label="predict", unit="step", shown=progress
+        total=inits * len(writer.leads) * max(writer.own_members, 1),
+        label="predict",
+        unit="step",
+        shown=progress,
     )

@@ -15,6 +15,8 @@ import xarray as xr
 from xaurora import distributions
 from xaurora.fields import conventions, periods
 from xaurora.fields.conventions import Fields
+from xaurora.fields.found import Field
+from xaurora.fields.outputs import output_field
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.forecasting.request import Request, target_field
 from xaurora.model.heads import DistributionHead, HeadSet
@@ -64,9 +66,16 @@ class Writer:
             np.argsort(self.grid.rows, kind="stable"),
             np.argsort(self.grid.columns, kind="stable"),
         )
-        self.leads = np.array(request.steps) * np.timedelta64(TIMESTEP_HOURS, "h").astype(
-            "timedelta64[ns]"
-        )
+        self.leads = np.array(request.hours) * np.timedelta64(1, "h").astype("timedelta64[ns]")
+        self.own_members = request.members if request.own_members else 0
+
+    @property
+    def outer(self) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Sizes and names of the dimensions that come before those of an :class:`Output`."""
+        shape, dims = (len(self.times), len(self.leads)), ("init_time", "lead_time")
+        if not self.own_members:
+            return shape, dims
+        return (*shape, self.own_members), (*dims, "number")
 
     def signature(self, coords: xr.Dataset) -> str:
         """Return a hash of everything that a stored forecast depends on.
@@ -146,6 +155,7 @@ class Writer:
         """Return the bytes of the whole forecast in memory."""
         request, form = self.request, self.fields.layout.fields
         single = sum(form["surface", n].dtype.itemsize for n in request.surface)
+        single += sum(self._output_field(n).dtype.itemsize for n in request.outputs)
         column = sum(form["atmos", n].dtype.itemsize for n in request.atmos)
         fields = single + column * len(self.cut.levels)
         for name in request.targets:
@@ -155,7 +165,10 @@ class Writer:
             others = (0 if is_single else len(head.law.parameters)) + rain * len(request.thresholds)
             fields += of_user * item.dtype.itemsize + 4 * others
         points = int(np.prod(self.grid.shape))
-        return fields * points * len(self.times) * len(self.leads)
+        return fields * points * len(self.times) * len(self.leads) * max(self.own_members, 1)
+
+    def _output_field(self, name: str) -> Field:
+        return output_field(self.fields, name, self.request.period)
 
     def outputs(self, block: dict[str, np.ndarray]) -> Iterator[Output]:
         """Yield the variables at one lead of some init times, in the user's form.
@@ -178,6 +191,10 @@ class Writer:
                 item = self.fields.layout.fields[kind, name]
                 values = conventions.to_user_values(turned(block[f"{kind}/{name}"]), item)
                 yield Output(item.source, dims, values, _clean(item.attrs))
+        for name in self.request.outputs:
+            item = self._output_field(name)
+            values = conventions.to_user_values(turned(block[f"output/{name}"]), item)
+            yield Output(item.source, here, values, _clean(item.attrs))
         for name in self.request.targets:
             yield from self._target(name, block, turned)
 

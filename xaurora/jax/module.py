@@ -23,6 +23,7 @@ from xaurora.errors import OptionError
 from xaurora.fields.grid.lattice import Grid
 from xaurora.fields.grid.patches import Window
 from xaurora.fields.targets import InputForm
+from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.jax import precision
 from xaurora.jax.aurora import Aurora, Frames, with_settings
 from xaurora.jax.encodings import Encodings, encodings, time_encodings
@@ -31,7 +32,7 @@ from xaurora.jax.layers import Array
 from xaurora.jax.settings import check_supported
 from xaurora.jax.weights import State, to_jax, to_torch
 from xaurora.model import adapters
-from xaurora.model.aurora import AuroraWithHead, Step
+from xaurora.model.aurora import SIX_HOURS, AuroraWithHead, Lead, Step
 from xaurora.model.heads import DistributionHead
 
 logger = logging.getLogger("xaurora")
@@ -351,8 +352,10 @@ class JaxModule(AuroraWithHead):
         *,
         head_only: bool = False,
         atmos: Sequence[str] | None = None,
+        lead: Lead = SIX_HOURS,
     ) -> Step:
         """Run one six-hour step, or only the heads on stored latents, as in Torch."""
+        assert lead.hours == TIMESTEP_HOURS  # bases with hourly lead times are refused before
         if latents is not None:
             raw = self._timed(_heads, self.net, to_jax(latents), form=self.form(decodes=False))
             return Step(None, {name: to_torch(v) for name, v in raw.items()})

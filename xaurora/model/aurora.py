@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from aurora import Aurora, Batch
+from aurora import Aurora, AuroraV1p5, Batch
 from einops import rearrange
 
 from xaurora.errors import OptionError
@@ -17,7 +16,11 @@ from xaurora.fields.grid.patches import Window
 from xaurora.fields.requirements import Needs
 from xaurora.fields.targets import InputForm
 from xaurora.fields.variables import TIMESTEP_HOURS
-from xaurora.model.batch import as_stock_batch
+from xaurora.model import noise
+from xaurora.model.batch import as_stock_batch, from_utc
+from xaurora.model.models import V15_FILLED
+from xaurora.model.noise import MemberNoise
+from xaurora.model.strips import replaced_forward
 from xaurora.model.tiny import TinyAurora
 
 if TYPE_CHECKING:
@@ -35,25 +38,30 @@ def needs_of_instance(base: Aurora, name: str = "given") -> Needs:
     Raises
     ------
     OptionError
-        If its time step is not six hours, or it takes lead times as an argument.
+        If its time step is not six hours.
     """
     hours = base.timestep.total_seconds() / 3600.0
-    if hours != TIMESTEP_HOURS or base.variable_lead_time:
+    if hours != TIMESTEP_HOURS:
         raise OptionError(
-            f"{type(base).__name__} has a time step of {hours:g} hours"
-            + (" and takes lead times as an argument" if base.variable_lead_time else "")
-            + f", but only fixed steps of {TIMESTEP_HOURS} hours are supported.",
+            f"{type(base).__name__} has a time step of {hours:g} hours, but only steps of"
+            f" {TIMESTEP_HOURS} hours are supported.",
             fix="model='small' or 'base'",
         )
+    surface = tuple(v for v in base.surf_vars if v not in base.output_only_surf_vars)
     return Needs(
         model=name,
-        surface=tuple(base.surf_vars),
+        surface=surface,
         static=tuple(base.static_vars),
         atmos=tuple(base.atmos_vars),
         levels=base.levels if isinstance(base, TinyAurora) else None,
         fewest_levels=len(base.levels or ()) if isinstance(base, TinyAurora) else 1,
         patch_size=base.patch_size,
         merges=base.backbone.num_encoder_layers - 1,
+        computed=tuple(v for v in surface if v == "insolation"),
+        filled=tuple(v for v in surface if v in V15_FILLED and isinstance(base, AuroraV1p5)),
+        output_only=tuple(base.output_only_surf_vars),
+        lead_step_hours=1 if base.variable_lead_time else TIMESTEP_HOURS,
+        draws_members=base.backbone.stochastic,
     )
 
 
@@ -68,6 +76,29 @@ class Step:
 
     prediction: Any
     raw: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Lead:
+    """Length and noise of a step, for a base with hourly lead times.
+
+    Parameters
+    ----------
+    hours : int
+        Length of the step.
+    since_init : int, optional
+        Hours from the init time of the forecast to the end of the step, by default ``hours``.
+    members : sequence of MemberNoise, optional
+        Where the noise of each sample comes from, if the base draws members. By default it is that
+        of member 0 of each sample's time.
+    """
+
+    hours: int = TIMESTEP_HOURS
+    since_init: int | None = None
+    members: Sequence[MemberNoise] | None = None
+
+
+SIX_HOURS = Lead()
 
 
 class AuroraWithHead(torch.nn.Module):
@@ -121,8 +152,9 @@ class AuroraWithHead(torch.nn.Module):
         *,
         head_only: bool = False,
         atmos: Sequence[str] | None = None,
+        lead: Lead = SIX_HOURS,
     ) -> Step:
-        """Run one six-hour step, or only the heads on stored latents.
+        """Run one step of six hours, or only the heads on stored latents.
 
         The decoder hooks are registered only during the call, so the base remains a stock Aurora.
 
@@ -137,11 +169,13 @@ class AuroraWithHead(torch.nn.Module):
             prediction is then None. Has no effect without a head.
         atmos : sequence of str, optional
             Atmospheric variables to decode, by default all.
+        lead : Lead
+            Length and noise of the step, for a base with hourly lead times.
         """
         if latents is not None:
             return Step(None, self._run_heads(latents))
         if head_only and self.head is not None:
-            return Step(None, self._run_heads(self._backbone_latents(batch)))
+            return Step(None, self._run_heads(self._backbone_latents(batch, lead)))
         decoder, handles, raw = self.base.decoder, [], []
 
         def run_heads(module: torch.nn.Module, args: Args, kwargs: Kwargs, output: Any) -> None:
@@ -153,7 +187,7 @@ class AuroraWithHead(torch.nn.Module):
         if self.head is not None:
             handles.append(decoder.register_forward_hook(run_heads, with_kwargs=True))
         try:
-            prediction = self.base(as_stock_batch(batch))
+            prediction = self._run_base(batch, lead)
         finally:
             for handle in handles:
                 handle.remove()
@@ -161,7 +195,22 @@ class AuroraWithHead(torch.nn.Module):
             prediction = self._with_means(prediction, raw[0])
         return Step(prediction, raw[0] if raw else None)
 
-    def _backbone_latents(self, batch: Batch) -> torch.Tensor:
+    def _run_base(self, batch: Batch, lead: Lead) -> Batch:
+        """Return the base's own prediction."""
+        base, times = self.base, batch.metadata.time
+        leads = None
+        if base.variable_lead_time:
+            like = next(iter(batch.surf_vars.values()))
+            leads = torch.full((len(times),), float(lead.hours), device=like.device)
+        if not base.backbone.stochastic:
+            return base(as_stock_batch(batch), lead_times=leads)
+        members = lead.members
+        if members is None:
+            members = [MemberNoise(noise.member_seed(from_utc(t), 0)) for t in times]
+        with noise.drawn_from(base, members, lead.since_init or lead.hours):
+            return base(as_stock_batch(batch), lead_times=leads)
+
+    def _backbone_latents(self, batch: Batch, lead: Lead = SIX_HOURS) -> torch.Tensor:
         """Return the latents that the heads see, ``(b, c, hp, wp, d)``."""
         found: list[torch.Tensor] = []
 
@@ -173,7 +222,7 @@ class AuroraWithHead(torch.nn.Module):
 
         # During this call, the decoder returns its input without decoding it.
         with replaced_forward(self.base.decoder, take_latents):
-            self.base(as_stock_batch(batch))
+            self._run_base(batch, lead)
         return found[0]
 
     @torch.no_grad()
@@ -244,19 +293,6 @@ def _decode_only(
         kept = {name: values[:, :, :1]}
         meta = dataclasses.replace(meta, atmos_levels=meta.atmos_levels[:1])
     return (x, dataclasses.replace(batch, atmos_vars=kept, metadata=meta), *args[2:]), kwargs
-
-
-@contextlib.contextmanager
-def replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Run another function in place of a module's forward pass."""
-    before = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if before is not None:
-            module.forward = before
 
 
 def add_inputs(base: Aurora, inputs: Mapping[str, InputForm]) -> None:

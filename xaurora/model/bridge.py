@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -10,19 +12,23 @@ from aurora import Batch
 
 from xaurora.errors import KindError, MissingVariableError
 from xaurora.fields import conventions, requirements
+from xaurora.fields.conventions import Fields
 from xaurora.fields.grid import patches
 from xaurora.fields.grid.lattice import Grid
+from xaurora.fields.outputs import AMOUNTS, output_field
 from xaurora.model import batch as batches
-from xaurora.model.models import TABLE
+from xaurora.model.models import TABLE, V15_OUTPUT_ONLY
 from xaurora.model.resolve import ModelLike, resolve
 from xaurora.utils.types import TimesLike
 
 logger = logging.getLogger("xaurora")
 
 
-def to_batch(ds: xr.Dataset, time: TimesLike, model: ModelLike) -> Batch:
+def to_batch(
+    ds: xr.Dataset, time: TimesLike, model: ModelLike, static_file: str | Path | None = None
+) -> Batch:
     """Convert a Dataset; see :meth:`xaurora.accessor.AuroraAccessor.to_batch`."""
-    resolved = resolve(model)
+    resolved = resolve(model, static_file=static_file)
     fields = conventions.standardise(ds)
     used, crop = requirements.select_and_crop(fields, resolved.needs(fields))
     times = batches.resolve_times(used.times, time)
@@ -40,7 +46,7 @@ def from_batch(ds: xr.Dataset, batch: Batch) -> xr.Dataset:
             f"batch must be an aurora.Batch, got {type(batch).__name__}.",
             fix="ds.aurora.from_batch(ds.aurora.to_batch())",
         )
-    fields = conventions.standardise(ds)
+    batch, fields = _with_outputs(batch, conventions.standardise(ds))
     levels = [float(v) for v in batch.metadata.atmos_levels]
     unknown = [n for n in batch.surf_vars if n not in fields.surface] + [
         n for n in batch.atmos_vars if n not in fields.atmos
@@ -63,6 +69,28 @@ def from_batch(ds: xr.Dataset, batch: Batch) -> xr.Dataset:
     return batches.from_batch(
         batch, chosen.crop(_window(fields.layout.grid, latitude, longitude, batch.spatial_shape))
     )
+
+
+def _with_outputs(batch: Batch, fields: Fields) -> tuple[Batch, Fields]:
+    """Return a Batch of Aurora 1.5 without its insolation, and its outputs as fields.
+
+    Hourly totals of rain and snow, of which the model's scale goes below zero, are at least zero.
+    """
+    outputs = [n for n in batch.surf_vars if n in V15_OUTPUT_ONLY]
+    surface = {
+        n: v.clamp(min=0.0) if n in AMOUNTS else v
+        for n, v in batch.surf_vars.items()
+        if n != "insolation" or n in fields.surface
+    }
+    if len(surface) == len(batch.surf_vars) and not outputs:
+        return batch, fields
+    items = {("surface", n): output_field(fields, n, 1) for n in outputs}
+    # A place for each, which the values of the Batch take.
+    like = next(iter(fields.surface.variables[n] for n in fields.surface))
+    places = {n: like for n in outputs if n not in fields.surface}
+    layout = replace(fields.layout, fields={**fields.layout.fields, **items})
+    wider = replace(fields, surface=fields.surface.assign(places), layout=layout)
+    return replace(batch, surf_vars=surface), wider
 
 
 def _window(

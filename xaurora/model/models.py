@@ -42,15 +42,10 @@ class ModelSpec:
         What a scorecard adds to its name.
     adapts_to_data : bool
         Whether it is built for the variables in the data.
-    lead_step_hours : int
-        Hours between its forecasts.
-    takes_lead_times, has_members : bool
-        Whether its forward pass needs lead times, and whether it draws members itself.
-    output_only, log_scaled, derived_inputs : tuple of str
-        Variables that it predicts and does not read, that it reads or predicts on a logarithmic
-        scale, and that have to be computed for it.
+    random_weights : bool
+        Whether its weights are random, so that they are saved with what is tuned on it.
     static_file : str
-        File of static fields that it needs beside ERA5's own.
+        Published file of its static fields.
     checkpoint : str
         File of its published weights.
     """
@@ -65,12 +60,7 @@ class ModelSpec:
     caveat: str = ""
     label: str = ""
     adapts_to_data: bool = False
-    lead_step_hours: int = variables.TIMESTEP_HOURS
-    takes_lead_times: bool = False
-    has_members: bool = False
-    output_only: tuple[str, ...] = ()
-    log_scaled: tuple[str, ...] = ()
-    derived_inputs: tuple[str, ...] = ()
+    random_weights: bool = False
     static_file: str = ""
     checkpoint: str = ""
 
@@ -82,45 +72,76 @@ class ModelSpec:
     @property
     def is_cached(self) -> bool:
         """Whether its weights are in the hub's cache on this machine. Looks at files only."""
-        home = os.environ.get("HF_HOME") or os.path.join(
-            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface"
-        )
-        cache = os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")
-        snapshots = Path(cache) / "models--microsoft--aurora" / "snapshots"
-        return any(snapshots.glob(f"*/{self.checkpoint}"))
+        return _cached(self.checkpoint) is not None
 
     @property
-    def unsupported(self) -> list[str]:
-        """What this version cannot handle yet; empty for a supported model."""
-        found = [
-            (self.derived_inputs, f"needs computed inputs ({', '.join(self.derived_inputs)})"),
-            (self.static_file, f"needs a static file of its own ({self.static_file})"),
-            (self.takes_lead_times, f"has {self.lead_step_hours}-hourly lead times"),
-            (self.log_scaled, f"scales {', '.join(self.log_scaled)} by a logarithm"),
-            (self.has_members, "draws its own members"),
-            (self.output_only, f"predicts {len(self.output_only)} variables that it does not read"),
-        ]
-        return [words for is_so, words in found if is_so]
+    def cached_static_file(self) -> str | None:
+        """Path of its static fields in the hub's cache, if they are there."""
+        return _cached(self.static_file) if self.static_file else None
 
 
-_V15_SURFACE = (
-    *("2t", "10u", "10v", "msl", "2d", "tcwv", "tcc", "100u", "100v", "sp", "lcc", "mcc", "hcc"),
-    *("skt", "stl1", "swvl1", "ci", "scaled_sd", "insolation"),
+def _cached(name: str) -> str | None:
+    """Return the path of a published file in the hub's cache on this machine."""
+    home = os.environ.get("HF_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface"
+    )
+    cache = os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")
+    snapshots = Path(cache) / "models--microsoft--aurora" / "snapshots"
+    return next(map(str, snapshots.glob(f"*/{name}")), None)
+
+
+V15_OUTPUT_ONLY = (
+    *("i10fg", "blh", "uvb_1h", "ssrd_1h", "ttr_1h", "scaled_tp_1h", "scaled_sf_1h"),
+)
+"""Surface variables that Aurora 1.5 predicts and does not read."""
+V15_FILLED = ("stl1", "swvl1", "ci", "scaled_sd")
+"""Surface variables of Aurora 1.5 whose missing values are set to zero."""
+# microsoft-aurora 2.0.1, aurora/model/aurora.py, AuroraV1p5
+_V15_NEEDS = Needs(
+    "v1.5",
+    surface=(
+        *("2t", "10u", "10v", "msl", "2d", "tcwv", "tcc", "100u", "100v", "sp", "lcc", "mcc"),
+        *("hcc", "skt", "stl1", "swvl1", "ci", "scaled_sd", "insolation"),
+    ),
+    static=(
+        *("lsm", "z", "anor", "isor", "cvh", "cl", "dl", "cvl", "slor"),
+        *(f"slt_{i}" for i in range(8)),
+        *("sdfor", "sdor"),
+        *(f"tvh_{i}" for i in (0, 18, 19, 3, 4, 5, 6)),
+        *(f"tvl_{i}" for i in (0, 1, 10, 11, 13, 16, 17, 2, 7, 9)),
+    ),
+    computed=("insolation",),
+    filled=V15_FILLED,
+    output_only=V15_OUTPUT_ONLY,
+    lead_step_hours=1,
 )
 _V15 = ModelSpec(
-    # microsoft-aurora 2.0.1, aurora/model/aurora.py, AuroraV1p5
     "v1.5",
-    Needs("v1.5", surface=_V15_SURFACE),
+    _V15_NEEDS,
     "AuroraV1p5",
     parameters=1_300_000_000,
     spacing=0.25,
-    lead_step_hours=1,
-    takes_lead_times=True,
-    output_only=(*("i10fg", "blh", "uvb_1h", "ssrd_1h", "ttr_1h", "scaled_tp_1h", "scaled_sf_1h"),),
-    log_scaled=("scaled_sd", "scaled_tp_1h", "scaled_sf_1h"),
-    derived_inputs=("insolation",),
     static_file="aurora-v1.5-static.pickle",
+    checkpoint="aurora-0.25-v1.5.ckpt",
 )
+_TINY_V15 = ModelSpec(
+    "tiny-v1.5",
+    replace(_V15_NEEDS, model="tiny-v1.5", levels=None, fewest_levels=1, merges=1),
+    parameters=1_100_000,
+    width=64,
+    label="a toy made here",
+    random_weights=True,
+    caveat="'tiny-v1.5' has random weights. It only tests that data and code work.",
+)
+
+
+def _with_members(
+    spec: ModelSpec, name: str, class_name: str = "", checkpoint: str = ""
+) -> ModelSpec:
+    """Return the entry of the variant that draws members."""
+    needs = replace(spec.needs, model=name, draws_members=True)
+    return replace(spec, name=name, needs=needs, class_name=class_name, checkpoint=checkpoint)
+
 
 # Training periods: Bodnar et al. (2025), doi:10.1038/s41586-025-09005-y, supplements C and D.
 _SPECS = (
@@ -131,6 +152,7 @@ _SPECS = (
         width=128,
         label="a toy made here",
         adapts_to_data=True,
+        random_weights=True,
     ),
     ModelSpec(
         "tiny-pretrained",
@@ -177,11 +199,26 @@ _SPECS = (
         ),
     ),
     _V15,
-    replace(_V15, name="v1.5-ensemble", class_name="AuroraV1p5Ensemble", has_members=True),
+    _with_members(
+        _V15,
+        "v1.5-ensemble",
+        class_name="AuroraV1p5Ensemble",
+        checkpoint="aurora-0.25-v1.5-ensemble.ckpt",
+    ),
+    _TINY_V15,
+    _with_members(_TINY_V15, "tiny-v1.5-ensemble"),
+    replace(
+        _TINY_V15,
+        name="tiny-v1.5-pretrained",
+        needs=replace(_TINY_V15.needs, model="tiny-v1.5-pretrained", levels=(500.0, 700.0, 850.0)),
+        label="a toy pretrained on synthetic fields",
+        caveat="'tiny-v1.5-pretrained' was trained on the fields of xaurora.synthetic.",
+        random_weights=False,
+    ),
 )
 
 TABLE: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
-NAMES = tuple(name for name, spec in TABLE.items() if not spec.unsupported)
+NAMES = tuple(TABLE)
 """Names that ``model=`` accepts.
 
 It also accepts a :class:`~xaurora.model.tuned.TunedAurora`, its path, or an
@@ -195,18 +232,9 @@ def spec_of(name: object) -> ModelSpec:
     Raises
     ------
     OptionError
-        The name is unknown, or the model is not supported yet.
+        The name is unknown.
     """
     spec = TABLE.get(name) if isinstance(name, str) else None
-    if spec is not None and spec.unsupported:
-        raise OptionError(
-            f"model={name!r} takes {len(spec.needs.surface)} surface variables and"
-            f" {'; it '.join(spec.unsupported)}, which this version does not support.",
-            fix=(
-                "model='base' or 'small'; Aurora 1.5 already predicts rain with microsoft-aurora"
-                " alone (scaled_tp_1h)"
-            ),
-        )
     if spec is None and isinstance(name, str | os.PathLike) and os.sep in os.fspath(name):
         raise OptionError(
             f"model={os.fspath(name)!r}: there is no such folder.",
@@ -249,7 +277,7 @@ def needs_of(name: object, fields: Fields | None = None, without: Sequence[str] 
         surface=tuple(
             str(n) for n in fields.surface if _is_state(str(n)) and str(n) not in without
         ),
-        static=tuple(map(str, fields.static)),
+        static=tuple(n for n in map(str, fields.static) if _is_plain("static", n)),
         atmos=tuple(map(str, fields.atmos)),
         levels=known or fields.levels,
     )
@@ -273,7 +301,15 @@ def needs_of(name: object, fields: Fields | None = None, without: Sequence[str] 
 def _is_state(name: str) -> bool:
     """Whether a surface variable has values everywhere and is no total over a period."""
     variable = variables.BY_KEY.get(("surface", name))
-    return variable is not None and not (variable.accumulated or variable.masked)
+    return _is_plain("surface", name) and not (
+        variable is None or variable.accumulated or variable.masked
+    )
+
+
+def _is_plain(kind: str, name: str) -> bool:
+    """Whether a variable is in the table, and not there for one model alone."""
+    variable = variables.BY_KEY.get((kind, name))
+    return variable is not None and not variable.auxiliary
 
 
 def notes_for(fields: Fields, needs: Needs) -> list[str]:

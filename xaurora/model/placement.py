@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from aurora import Aurora
+from aurora import Aurora, AuroraV1p5, Batch
 from aurora.model.perceiver import PerceiverAttention
 from aurora.model.swin3d import Swin3DTransformerBlock
 
+from xaurora.fields import sun
 from xaurora.fields.grid.lattice import Grid
-from xaurora.model.aurora import AuroraWithHead, replaced_forward
-from xaurora.model.strips import DecoderForward, EncoderForward
+from xaurora.model.aurora import AuroraWithHead
+from xaurora.model.batch import from_utc
+from xaurora.model.strips import DecoderForward, EncoderForward, replaced_forward
 from xaurora.model.windows import BlockForward
 
 
@@ -31,7 +35,8 @@ def on_grid(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
       never pass ``warped``). In a region the western edge would attend to the eastern one.
     - ``Metadata`` cannot hold longitudes that cross Greenwich (``batch.py``), and position
       encodings use longitude as a number: −15° is not 345° to the model. The encoder gets the true
-      longitudes on a shallow copy, which skips the check.
+      longitudes on a shallow copy, which skips the check. Aurora 1.5 computes its insolation from
+      the true longitudes as well.
 
     Work and memory are saved as well: blocks copy less (:mod:`xaurora.model.windows`), encoder and
     decoder run in strips on large grids (:mod:`xaurora.model.strips`), and their Perceivers compute
@@ -72,6 +77,8 @@ def on_grid(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
         if isinstance(module, PerceiverAttention) and type(query) is torch.nn.Linear:
             forwards[query] = functools.partial(_project_shared_query, query)
     with contextlib.ExitStack() as stack:
+        if isinstance(base, AuroraV1p5):
+            stack.enter_context(_insolation_on(base, grid))
         for module, forward in forwards.items():
             stack.enter_context(replaced_forward(module, forward))
         try:
@@ -81,6 +88,32 @@ def on_grid(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
                 handle.remove()
             for trunk in trunks:
                 trunk.wraps = False
+
+
+@contextlib.contextmanager
+def _insolation_on(base: AuroraV1p5, grid: Grid) -> Iterator[None]:
+    """Let Aurora 1.5 compute the insolation of its predictions on the true grid."""
+
+    def update(prediction: Batch) -> Batch:
+        if "insolation" not in prediction.surf_vars:
+            return prediction
+        like = prediction.surf_vars["insolation"]
+        values = np.stack(
+            [
+                sun.insolation(from_utc(t), grid.latitude, grid.true_longitude)
+                for t in prediction.metadata.time
+            ]
+        )
+        sky = torch.from_numpy(values)[:, None].to(like)
+        return dataclasses.replace(
+            prediction, surf_vars={**prediction.surf_vars, "insolation": sky}
+        )
+
+    base._update_insolation = update
+    try:
+        yield
+    finally:
+        del base._update_insolation
 
 
 def placed_blocks(base: Aurora) -> list[BlockForward]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,6 +14,7 @@ from xaurora.errors import OptionError, XauroraError
 from xaurora.fields import inputs, requirements
 from xaurora.fields.conventions import Fields
 from xaurora.fields.requirements import Needs
+from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.model import models
 from xaurora.model.models import ModelSpec
 
@@ -47,12 +48,15 @@ class ResolvedModel:
         The Aurora that was given.
     weights : path, optional
         Local checkpoint of a named model.
+    static_file : path, optional
+        File of its static fields.
     """
 
     name: str
     tuned: TunedAurora | None = None
     instance: Aurora | None = None
     weights: str | Path | None = None
+    static_file: str | Path | None = None
 
     @property
     def spec(self) -> ModelSpec | None:
@@ -73,6 +77,9 @@ class ResolvedModel:
         without : sequence of str
             Targets, which are therefore not inputs.
         """
+        return self._with_static_file(self._plain_needs(fields, without))
+
+    def _plain_needs(self, fields: Fields, without: Sequence[str]) -> Needs:
         if self.tuned is not None:
             return self.tuned.needs
         if self.instance is not None:
@@ -80,6 +87,19 @@ class ResolvedModel:
 
             return needs_of_instance(self.instance)
         return models.needs_of(self.name, fields, without)
+
+    def _with_static_file(self, needs: Needs) -> Needs:
+        """Return the needs with the file that static fields are read from, if there is one."""
+        file = self.static_file
+        if file is not None and not needs.computed:
+            raise OptionError(
+                f"static_file= belongs to Aurora 1.5, and model {needs.model!r} reads its static"
+                " fields from the data.",
+                fix="leave static_file= out",
+            )
+        if file is None and needs.computed:
+            file = models.TABLE["v1.5"].cached_static_file
+        return replace(needs, static_file=None if file is None else str(file))
 
     def notes(self, fields: Fields, needs: Needs) -> list[str]:
         """Return what is allowed but unwise with the model. Reads a few frames if it was tuned.
@@ -136,8 +156,10 @@ class ResolvedModel:
         return self.tuned.config["training"] if self.tuned is not None else {}
 
 
-def resolve(model: object, weights: str | Path | None = None) -> ResolvedModel:
-    """Resolve ``model=`` and ``weights=``.
+def resolve(
+    model: object, weights: str | Path | None = None, static_file: str | Path | None = None
+) -> ResolvedModel:
+    """Resolve ``model=``, ``weights=`` and ``static_file=``.
 
     Imports torch only if ``model`` is not a name. Loads a tuned model from its path.
 
@@ -155,14 +177,14 @@ def resolve(model: object, weights: str | Path | None = None) -> ResolvedModel:
                 f"weights= applies to pretrained models, but model={model!r} needs none.",
                 fix="model='small', weights='file.ckpt'",
             )
-        return ResolvedModel(model, weights=weights)
+        return ResolvedModel(model, weights=weights, static_file=static_file)
     from aurora import Aurora
 
     from xaurora.model import tuned
 
     if isinstance(model, str | Path) and str(model) and Path(model).is_dir():
         loaded = tuned.load(model, weights=weights)
-        return ResolvedModel(loaded.base_name, tuned=loaded)
+        return ResolvedModel(loaded.base_name, tuned=loaded, static_file=static_file)
     if not isinstance(model, Aurora | tuned.TunedAurora):
         models.spec_of(model)  # raises
     if weights is not None:
@@ -174,5 +196,20 @@ def resolve(model: object, weights: str | Path | None = None) -> ResolvedModel:
             ),
         )
     if isinstance(model, tuned.TunedAurora):
-        return ResolvedModel(model.base_name, tuned=model)
-    return ResolvedModel("given", instance=model)
+        return ResolvedModel(model.base_name, tuned=model, static_file=static_file)
+    return ResolvedModel("given", instance=model, static_file=static_file)
+
+
+def check_engine_supports(engine: str, needs: Needs) -> None:
+    """Raise if an engine cannot run a model.
+
+    Raises
+    ------
+    OptionError
+        The model has hourly lead times, and the engine is JAX.
+    """
+    if engine == "jax" and needs.lead_step_hours != TIMESTEP_HOURS:
+        raise OptionError(
+            f"engine='jax' does not run models with hourly lead times ({needs.model}).",
+            fix="engine='torch'",
+        )

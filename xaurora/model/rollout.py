@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from aurora import Batch
 from aurora.rollout import _advance_batch
 
-from xaurora.model.aurora import AuroraWithHead, Step
+from xaurora.fields.variables import TIMESTEP_HOURS
+from xaurora.model.aurora import AuroraWithHead, Lead, Step
 from xaurora.model.batch import as_stock_batch
+from xaurora.model.noise import MemberNoise
+from xaurora.model.placement import placed_ends
+from xaurora.model.strips import SharedEncoding
 
 
 def prepare(model: AuroraWithHead, batch: Batch) -> Batch:
@@ -75,6 +80,85 @@ def steps(
         del step
         if following is not None:
             batch = following
+
+
+def leads(
+    model: AuroraWithHead,
+    batch: Batch,
+    hours: Sequence[int],
+    *,
+    atmos: Callable[[int], tuple[str, ...] | None] = lambda hour: None,
+    head_only: bool = False,
+    members: Sequence[MemberNoise] | None = None,
+    first: SharedEncoding | None = None,
+) -> Iterator[tuple[int, Step]]:
+    """Yield forecasts at lead times in hours, without gradients.
+
+    A base with hourly lead times forecasts all lead times of six hours from one state, whose
+    encoding they share; the last of them is the next state.
+
+    Parameters
+    ----------
+    model : AuroraWithHead
+        Inside :func:`xaurora.model.placement.on_grid` for the batch's grid.
+    batch : aurora.Batch
+        Init time and history.
+    hours : sequence of int
+        Increasing lead times: multiples of six, unless the base has hourly ones.
+    atmos : callable, optional
+        Returns the atmospheric variables to decode at a lead time, None for all. States that
+        another step starts from are always decoded.
+    head_only : bool
+        Run only the head at the last lead time, without the decoder.
+    members : sequence of MemberNoise, optional
+        Noise of each sample, for a base that draws members.
+    first : SharedEncoding, optional
+        Encoding of the batch, which several members share.
+
+    Yields
+    ------
+    tuple of int and Step
+        Lead time and forecast.
+
+    Notes
+    -----
+    The operations are those of ``aurora.rollout`` with ``fine_lead_times``.
+    """
+    batch = prepare(model, batch)
+    last = hours[-1]
+    hourly = model.base.variable_lead_time
+    for start in range(0, last, TIMESTEP_HOURS):
+        end = start + TIMESTEP_HOURS
+        wanted = [hour for hour in hours if start < hour <= end]
+        with _sharing(model, (first if start == 0 else None) or SharedEncoding(), on=hourly):
+            for hour in dict.fromkeys([*wanted, *([end] if end < last else [])]):
+                goes_on = hour == end < last
+                step = model(
+                    batch,
+                    head_only=head_only and hour == last,
+                    atmos=None if goes_on else atmos(hour),
+                    lead=Lead(hour - start, hour, members),
+                )
+                following = advance(model, batch, step.prediction) if goes_on else None
+                if hour in wanted:
+                    yield hour, step
+                del step
+        if following is not None:
+            batch = following
+
+
+@contextlib.contextmanager
+def _sharing(model: AuroraWithHead, encoding: SharedEncoding, *, on: bool) -> Iterator[None]:
+    """Share the encoding of one input among lead times."""
+    if not on:
+        yield
+        return
+    encoder, _ = placed_ends(model.base)
+    encoder.shared = encoding
+    try:
+        yield
+    finally:
+        encoder.shared = None
 
 
 def advance(model: AuroraWithHead, batch: Batch, prediction: Batch) -> Batch:

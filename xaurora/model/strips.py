@@ -6,14 +6,16 @@ the decoder on a few levels at a time; a small grid is one strip, as upstream.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from aurora import Batch
 from aurora.batch import Metadata
+from aurora.model import fourier
 from aurora.model.decoder import Perceiver3DDecoder
 from aurora.model.encoder import Perceiver3DEncoder
 
@@ -41,14 +43,72 @@ class _Strips:
         return run(*args) if self.around is None else self.around(run, *args)  # type: ignore[return-value]
 
 
+@dataclasses.dataclass
+class SharedEncoding:
+    """What the encodings of one input at several lead times share.
+
+    Only the embedding of the lead time differs. It and the embedding of the time are added last
+    (``aurora/model/encoder.py``), so the tokens before them are computed once, and the result is
+    the same to the bit.
+
+    Attributes
+    ----------
+    tokens : Tensor, optional
+        ``(b, c h w, d)``, before both embeddings, once they are computed.
+    dtype : dtype
+        In which the expansions enter the two layers.
+    """
+
+    tokens: torch.Tensor | None = None
+    dtype: torch.dtype = torch.float32
+
+
 class EncoderForward(_Strips):
-    """The forward pass of the encoder, in place of the module's own."""
+    """The forward pass of the encoder, in place of the module's own.
+
+    Attributes
+    ----------
+    shared : SharedEncoding, optional
+        What the next calls share, if they have the same input and no gradients.
+    """
+
+    shared: SharedEncoding | None = None
 
     def __init__(self, module: Perceiver3DEncoder) -> None:
         self.module = module
 
     def __call__(self, batch: Batch, lead_times: torch.Tensor) -> torch.Tensor:
         """Return tokens ``(b, c h w, d)``."""
+        if self.shared is None or torch.is_grad_enabled() or self.module.training:
+            return self._in_strips(batch, lead_times)
+        shared = self.shared
+        if shared.tokens is None:
+            shared.tokens = self._without_times(batch, lead_times, shared)
+        d, own = self.module.embed_dim, self.module
+        updated = own.use_updated_lead_time_embedding
+        expansion = fourier.lead_time_expansion_v3 if updated else fourier.lead_time_expansion
+        lead = own.lead_time_embed(expansion(lead_times, d).to(shared.dtype))
+        hours = [t.timestamp() / 3600 for t in batch.metadata.time]
+        stamps = torch.tensor(hours, dtype=torch.float32, device=lead_times.device)
+        time = own.absolute_time_embed(fourier.absolute_time_expansion(stamps, d).to(shared.dtype))
+        return (shared.tokens + lead.unsqueeze(1)) + time.unsqueeze(1)
+
+    def _without_times(
+        self, batch: Batch, lead_times: torch.Tensor, shared: SharedEncoding
+    ) -> torch.Tensor:
+        """Return the tokens before the embeddings of lead time and time are added."""
+
+        def zero(x: torch.Tensor) -> torch.Tensor:
+            shared.dtype = x.dtype
+            return torch.zeros_like(x)
+
+        with (
+            replaced_forward(self.module.lead_time_embed, zero),
+            replaced_forward(self.module.absolute_time_embed, zero),
+        ):
+            return self._in_strips(batch, lead_times)
+
+    def _in_strips(self, batch: Batch, lead_times: torch.Tensor) -> torch.Tensor:
         size = self.module.patch_size
         height, width = (n // size for n in batch.spatial_shape)
         strips = list(_rows(height, width))
@@ -165,3 +225,16 @@ def _copied(meta: Metadata, **changes: object) -> Metadata:
     out = object.__new__(type(meta))
     out.__dict__.update(meta.__dict__, **changes)
     return out
+
+
+@contextlib.contextmanager
+def replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Run another function in place of a module's forward pass."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before

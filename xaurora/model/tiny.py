@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from aurora import Aurora, Batch
+from aurora import Aurora, AuroraV1p5, Batch
 
 from xaurora.fields.requirements import Needs
 from xaurora.model.batch import GreenwichBatch
@@ -27,6 +27,16 @@ TINY_CONFIG: dict[str, Any] = {
     "num_heads": 4,
 }
 """Shape of the ``tiny`` Aurora: 3.8 million parameters, two stages."""
+
+TINY_V15_CONFIG: dict[str, Any] = {
+    "encoder_depths": (1, 1),
+    "decoder_depths": (1, 1),
+    "encoder_num_heads": (2, 4),
+    "decoder_num_heads": (4, 2),
+    "embed_dim": 64,
+    "num_heads": 2,
+}
+"""Shape of the ``tiny-v1.5`` Aurora."""
 
 Stats = dict[str, tuple[float, float]]
 
@@ -137,6 +147,37 @@ def build_tiny(
     return model
 
 
+class TinyAuroraV1p5(AuroraV1p5):
+    """An Aurora 1.5 with few parameters, in float32, with upstream's own normalisation.
+
+    Parameters
+    ----------
+    stochastic : bool
+        Whether it draws members.
+    """
+
+    def __init__(self, *, stochastic: bool = False) -> None:
+        super().__init__(
+            stochastic=stochastic,
+            autocast=False,
+            use_fp16_safe_attention=False,
+            **TINY_V15_CONFIG,
+        )
+
+
+def build_tiny_v15(*, stochastic: bool, seed: int = 0) -> TinyAuroraV1p5:
+    """Return a ``tiny-v1.5`` model with random weights that depend only on ``seed``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = TinyAuroraV1p5(stochastic=stochastic)
+        randomise_modulation(model)
+        for name, parameter in model.decoder.named_parameters():
+            # Small outputs, because rain is an exponential of its own.
+            if "heads" in name:
+                torch.nn.init.normal_(parameter, std=0.02)
+    return model
+
+
 ASSETS = Path(__file__).parents[1] / "assets"
 
 
@@ -157,6 +198,19 @@ def load_tiny_pretrained() -> TinyAurora:
     }
     model = TinyAurora(TABLE["tiny-pretrained"].needs, surface, atmos)
     state = load_file(ASSETS / "tiny.safetensors")
+    model.load_state_dict({name: values.float() for name, values in state.items()})
+    return model
+
+
+def load_tiny_v15_pretrained() -> TinyAuroraV1p5:
+    """Return the pretrained ``tiny-v1.5`` model.
+
+    ``benchmarks/rain_v15.py --pretrain`` writes it. Its weights are stored in bfloat16.
+    """
+    from safetensors.torch import load_file
+
+    model = TinyAuroraV1p5()
+    state = load_file(ASSETS / "tiny-v1.5.safetensors")
     model.load_state_dict({name: values.float() for name, values in state.items()})
     return model
 

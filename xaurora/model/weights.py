@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import aurora
@@ -16,7 +17,12 @@ from aurora import Aurora
 from xaurora.errors import CheckpointError, OptionError, WeightsUnavailableError
 from xaurora.model.memory import LiveBytes
 from xaurora.model.models import NAMES, spec_of
-from xaurora.model.tiny import load_tiny_pretrained
+from xaurora.model.tiny import (
+    TinyAuroraV1p5,
+    build_tiny_v15,
+    load_tiny_pretrained,
+    load_tiny_v15_pretrained,
+)
 
 _PATIENCE = 5.0  # seconds for a connection to the hub
 
@@ -26,7 +32,8 @@ def load_pretrained(name: str, weights: str | Path | None = None) -> Aurora:
 
     Parameters
     ----------
-    name : {"tiny-pretrained", "small", "base", "finetuned"}
+    name : str
+        A name of the model table, except ``"tiny"``, which is built for the data.
     weights : path, optional
         A local checkpoint (``.ckpt``, ``.pt`` or ``.safetensors``). By default the published
         checkpoint is downloaded from its hub.
@@ -34,21 +41,21 @@ def load_pretrained(name: str, weights: str | Path | None = None) -> Aurora:
     Raises
     ------
     OptionError
-        If the name is unknown, or weights are given for ``"tiny-pretrained"``.
+        If the name is unknown, or weights are given for a model that is built here.
     WeightsUnavailableError
         If the published checkpoint cannot be reached.
     CheckpointError
         If the file belongs to another model or is not a checkpoint.
     """
-    if name == "tiny-pretrained":
+    if spec_of(name).built_here:
         if weights is not None:
             raise OptionError(
-                "'tiny-pretrained' has its own weights, so weights= cannot be given.",
+                f"{name!r} has its own weights, so weights= cannot be given.",
                 fix="leave weights out, or use model='small'",
             )
-        return load_tiny_pretrained()
+        return _build_here(name)
     cls = model_class(name)
-    path = Path(weights) if weights is not None else fetch_checkpoint(cls, name)
+    path = Path(weights) if weights is not None else fetch_checkpoint(name)
     state = read_state(path)
     with (
         torch.device("meta"),
@@ -59,22 +66,35 @@ def load_pretrained(name: str, weights: str | Path | None = None) -> Aurora:
     return model
 
 
-def model_class(name: str) -> type[Aurora]:
-    """Return the class of a named pretrained model.
+def _build_here(name: str) -> Aurora:
+    """Return one of the models that this package makes or holds."""
+    if name == "tiny-pretrained":
+        return load_tiny_pretrained()
+    if name == "tiny-v1.5-pretrained":
+        return load_tiny_v15_pretrained()
+    return build_tiny_v15(stochastic=spec_of(name).needs.draws_members)
+
+
+def model_class(name: str) -> Callable[[], Aurora]:
+    """Return what makes a named model without its weights: a class or a function.
 
     Raises
     ------
     OptionError
         If the name is unknown.
     """
-    return getattr(aurora, spec_of(name).class_name)
+    spec = spec_of(name)
+    if spec.built_here:
+        return functools.partial(TinyAuroraV1p5, stochastic=spec.needs.draws_members)
+    return getattr(aurora, spec.class_name)
 
 
-def fetch_checkpoint(cls: type[Aurora], name: str) -> Path:
+def fetch_checkpoint(name: str) -> Path:
     """Return the published checkpoint of a named model, from the cache or its hub."""
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    cls: type[Aurora] = getattr(aurora, spec_of(name).class_name)
     where = {
         "repo_id": cls.default_checkpoint_repo,
         "filename": cls.default_checkpoint_name,

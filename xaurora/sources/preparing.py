@@ -226,9 +226,7 @@ def _variables(
         needs = needs_of(fields, [t.name for t in wanted])
         requirements.check_variables(fields, needs)
         levels = requirements.levels_for(fields, needs)
-        chosen = fields.select(
-            surface=needs.surface, static=needs.static, atmos=needs.atmos, levels=levels
-        )
+        chosen = fields.select(**needs.read, levels=levels)
         patch = needs.patch_size
     else:
         own = {t.name for t in wanted}

@@ -20,10 +20,12 @@ from xaurora.errors import OptionError
 from xaurora.fields.periods import cell_methods
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.sources.laws import crps, law_of
+from xaurora.sources.synthetic_inputs import inputs_of_v15
 from xaurora.utils.types import Given
 
 MOTIONS = {"east": 2, "west": -2, "fast": 4, "storm": 8, "still": 0}
 """Drifts that ``motion=`` accepts, in columns eastward per step."""
+_MODELS = ("small", "v1.5")
 MEMORY = 0.9  # AR(1) coefficient of A and B
 WEIGHT_A, WEIGHT_B = 1.2, 0.9  # W = 1.2 A + 0.9 B
 
@@ -55,6 +57,7 @@ def synthetic(
     rain: str = "hurdle",
     motion: str = "east",
     start: str = "2020-01-01T00",
+    model: str = "small",
 ) -> xr.Dataset:
     """Make ERA5-like fields on a global grid, every six hours, with rain of a known distribution.
 
@@ -80,6 +83,8 @@ def synthetic(
         a point do not show what falls there in the next six hours.
     start : str
         First time.
+    model : {"small", "v1.5"}
+        ``"v1.5"`` adds the further inputs of Aurora 1.5.
 
     Returns
     -------
@@ -90,7 +95,8 @@ def synthetic(
     Raises
     ------
     OptionError
-        If a size is too small, ``rain`` or ``motion`` is unknown, or ``start`` is not a time.
+        If a size is too small, ``rain``, ``motion`` or ``model`` is unknown, or ``start`` is not a
+        time.
 
     Examples
     --------
@@ -103,6 +109,11 @@ def synthetic(
         raise OptionError(
             f"motion={motion!r} is not known; valid values are {', '.join(map(repr, MOTIONS))}.",
             fix="motion='east'",
+        )
+    if model not in _MODELS:
+        raise OptionError(
+            f"model={model!r}: there are synthetic inputs for {', '.join(map(repr, _MODELS))}.",
+            fix="model='v1.5'",
         )
     drift = MOTIONS[motion]
     first = _first(start)
@@ -128,14 +139,10 @@ def synthetic(
         w = MEMORY * np.roll(before, drift, axis=-1)
     tp = law.sample(w, rng)
 
-    data = _variables(
-        a,
-        b,
-        tp,
-        warmth=np.cos(np.deg2rad(lat)),
-        levels=levels,
-        hills=_smooth_noise(rng, shape, 3.0),
-    )
+    hills = _smooth_noise(rng, shape, 3.0)
+    data = _variables(a, b, tp, warmth=np.cos(np.deg2rad(lat)), levels=levels, hills=hills)
+    if model == "v1.5":
+        data |= inputs_of_v15(a, b, hills, lat)
     coords = {
         "time": ("time", time, {"standard_name": "time"}),
         "level": (

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from aurora import Aurora, Batch
+from aurora.normalisation import log_transform
 
 from xaurora.fields.grid.lattice import Grid
 from xaurora.fields.grid.weights import latitude_weights
@@ -156,10 +157,13 @@ def base_loss_terms(
         for name, values in truth[kind].items():
             if kind == "surface" and name in without:
                 continue  # a target that is also an input is scored by its head
+            if kind == "surface" and name == "insolation":
+                continue  # it is computed, not predicted
             scale = _scales(base, kind, name, prediction.metadata.atmos_levels).to(area.device)
-            error = ((predicted[kind][name][:, 0] - values.to(area.device)).abs() / scale)[
-                ..., rows, columns
-            ]
+            forecast, truth_here = predicted[kind][name][:, 0], values.to(area.device)
+            if name in getattr(base, "log_transformed_surf_vars", ()):
+                forecast, truth_here = _as_log(forecast), _as_log(truth_here)
+            error = ((forecast - truth_here).abs() / scale)[..., rows, columns]
             inside = weight[rows]
             own = (error * inside).mean()
             total = total + base_weight(kind, name) * own
@@ -167,6 +171,12 @@ def base_loss_terms(
             squares = squares + (error.detach() ** 2 * inside).mean()
             count += 1
     return total / count, squares / count, absolute / count
+
+
+def _as_log(values: torch.Tensor) -> torch.Tensor:
+    """Return values on the scale on which Aurora 1.5 predicts them."""
+    # The floor of the inverse transform is -0.001, where the logarithm diverges.
+    return log_transform(values.clamp(min=-0.00099))
 
 
 def base_weight(kind: str, name: str) -> float:

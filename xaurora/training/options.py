@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from xaurora.errors import OptionError
 from xaurora.model.options import (
     JAX_PRECISIONS,
+    STATIC_FILE,
     StrategyLike,
     StrategyOptions,
     check_engine_options,
@@ -324,8 +325,10 @@ class FinetuneOptions(TrainingOptions):
         "small",
         "str or model",
         """``"tiny"`` (built here, random), ``"tiny-pretrained"`` (trained on synthetic fields),
-        ``"small"``, ``"base"``, ``"finetuned"``, a :class:`~xaurora.TunedAurora` or its path, or an
-        :class:`aurora.Aurora`, which is copied.""",
+        ``"small"``, ``"base"``, ``"finetuned"``, ``"v1.5"``, ``"v1.5-ensemble"``, the toys
+        ``"tiny-v1.5"``, ``"tiny-v1.5-ensemble"`` and ``"tiny-v1.5-pretrained"``, a
+        :class:`~xaurora.TunedAurora` or its path, or an :class:`aurora.Aurora`, which is
+        copied.""",
         command_line="str",
     )
     weights: str | Path | None = option(
@@ -334,6 +337,7 @@ class FinetuneOptions(TrainingOptions):
         "Local checkpoint of the named model. By default the published one is fetched.",
         command_line="path",
     )
+    static_file: str | Path | None = STATIC_FILE
     strategy: StrategyLike = option(
         "frozen",
         '{"frozen", "decoder", "lora", "peft", "full"} or StrategyOptions',

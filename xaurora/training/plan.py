@@ -24,7 +24,7 @@ from xaurora.fields.variables import Variable
 from xaurora.model import heads, strategies
 from xaurora.model.aurora import AuroraWithHead
 from xaurora.model.options import StrategyOptions
-from xaurora.model.resolve import ResolvedModel, resolve
+from xaurora.model.resolve import ResolvedModel, check_engine_supports, resolve
 from xaurora.training import samples
 from xaurora.training.nested_options import LatentOptions
 from xaurora.training.options import FinetuneOptions
@@ -125,7 +125,14 @@ class Plan:
     @property
     def random_base(self) -> bool:
         """Whether the base is created here with random weights."""
-        return self.name == "tiny" and self.tuned is None
+        spec = self.model.spec
+        return spec is not None and spec.random_weights and self.tuned is None
+
+    @property
+    def built_for_data(self) -> bool:
+        """Whether the base is built for the variables and statistics of the data."""
+        spec = self.model.spec
+        return spec is not None and spec.adapts_to_data and self.tuned is None
 
     @property
     def merges_adapter(self) -> bool:
@@ -143,7 +150,7 @@ class Plan:
         """Whether the artefact holds the weights of the base."""
         return (
             self.strategy.name in ("decoder", "full")
-            or self.name == "tiny"
+            or (self.model.spec is not None and self.model.spec.random_weights)
             or self.merges_adapter
             or self.base_was_tuned
         )
@@ -239,11 +246,12 @@ def plan(ds: xr.Dataset, options: FinetuneOptions) -> Plan:
         t.name: _head_options(options.head, name, t.variable)
         for name, t in zip(names, wanted, strict=True)
     }
-    model = resolve(options.model, options.weights)
+    model = resolve(options.model, options.weights, options.static_file)
     needs = model.needs(fields, [t.name for t in wanted])
+    check_engine_supports(options.engine, needs)
     targets.check_not_predicted([t.name for t in wanted if t.name in needs.surface])
     used, crop = requirements.select_and_crop(fields, needs)
-    plausibility.check_plausible(fields)
+    plausibility.check_plausible(fields, needs)
     if options.truth is not None:
         for t in wanted:
             plausibility.check_plausible_target(t)

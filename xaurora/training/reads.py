@@ -64,7 +64,7 @@ def of_run(plan: Plan, ds: xr.Dataset | None, steps: int) -> Reads:
     valid = np.unique(np.concatenate([split.validation + STEP * k for k in range(1, several + 1)]))
     look += min(len(valid), options.first_look) * target
     look += min(inputs.FRAMES, len(split.train)) * state
-    if plan.random_base:
+    if plan.built_for_data:
         look += min(normalised_frames(plan), len(split.train)) * state
     # The state at the init time, the one before, and those that the base's variables are compared
     # with.
@@ -84,7 +84,7 @@ def of_run(plan: Plan, ds: xr.Dataset | None, steps: int) -> Reads:
 def _state_bytes(plan: Plan, ds: xr.Dataset | None) -> float:
     """Return the bytes that are read for the inputs at one time."""
     form = plan.fields.layout.fields
-    items = [form["surface", n] for n in plan.needs.surface]
+    items = [form["surface", n] for n in plan.needs.state]
     items += [form["atmos", n] for n in plan.needs.atmos]
     return sum(_chunk_bytes(plan, ds, item, 1) for item in items)
 

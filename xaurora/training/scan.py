@@ -78,7 +78,7 @@ def scan_targets(plan: Plan, folder: Path | None = None) -> TargetScan:
     if plan.targets:
         train, climatology, errors = _look(plan, train, progress=plan.options.progress)
         validation, *_ = _look(plan, validation, progress=False)
-    normalisation = _normalisation(plan, train) if plan.random_base else None
+    normalisation = _normalisation(plan, train) if plan.built_for_data else None
     return TargetScan(
         train, validation, climatology, errors, normalisation, _summary_of_inputs(plan, train)
     )
@@ -262,7 +262,7 @@ def _name_of(plan: Plan) -> str:
         "trim": str(plan.target_trim),
         "steps": plan.options.rollout_steps,
         "frames": plan.options.first_look,
-        "inputs": [plan.random_base, plan.needs.surface, plan.needs.atmos, plan.fields.levels],
+        "inputs": [plan.built_for_data, plan.needs.surface, plan.needs.atmos, plan.fields.levels],
         "values": _fingerprint(plan),
     }
     return hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()

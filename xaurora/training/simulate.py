@@ -22,8 +22,8 @@ from xaurora.model.batch import metadata
 from xaurora.model.loader import Truth
 from xaurora.model.memory import LiveBytes, casts_of_gpus, cleared_mask_cache, fake_copy
 from xaurora.model.offload import HostActivations
-from xaurora.model.tiny import TinyAurora, load_tiny_pretrained
-from xaurora.model.weights import model_class
+from xaurora.model.tiny import TinyAurora
+from xaurora.model.weights import load_pretrained, model_class
 from xaurora.training import latents, losses
 from xaurora.training.losses import Domain, Domains
 from xaurora.training.plan import Plan
@@ -209,8 +209,8 @@ def real_module(plan: Plan) -> tuple[AuroraWithHead, Forms]:
         base = copy.deepcopy(plan.tuned.model.base)
     elif plan.model.instance is not None:
         base = copy.deepcopy(plan.model.instance)
-    elif plan.name == "tiny-pretrained":
-        base = load_tiny_pretrained()
+    elif plan.model.spec is not None and not plan.model.spec.adapts_to_data:
+        base = load_pretrained(plan.name)
     else:
         surface = dict.fromkeys(plan.needs.surface, (0.0, 1.0))
         levels = {f"{v:g}": (0.0, 1.0) for v in plan.needs.levels or ()}
@@ -367,7 +367,7 @@ def _meta_base(plan: Plan) -> tuple[Aurora, Adapter | None]:
         fake: Any = fake_copy(plan.model.instance)
         return fake, None
     with torch.device("meta"):
-        if plan.model.built_here:
+        if plan.model.spec is not None and plan.model.spec.adapts_to_data:
             surface = dict.fromkeys(plan.needs.surface, (0.0, 1.0))
             levels = {f"{v:g}": (0.0, 1.0) for v in plan.needs.levels or ()}
             return TinyAurora(plan.needs, surface, dict.fromkeys(plan.needs.atmos, levels)), None
@@ -393,7 +393,7 @@ def _truth(plan: Plan) -> Truth:
     state = None
     if plan.scores_base:
         state = {
-            "surface": {n: torch.rand(b, h, w) for n in plan.needs.surface},
+            "surface": {n: torch.rand(b, h, w) for n in plan.needs.state},
             "atmos": {n: torch.rand(b, len(plan.fields.levels), h, w) for n in plan.needs.atmos},
         }
     # Rain of a millimetre, or values of order one: what scores cost depends on them.
