@@ -4,6 +4,7 @@ r"""Compare the rain of Aurora 1.5, of its ensemble and of tuned heads, against 
         --weights aurora-0.25-v1.5.ckpt --ensemble-weights aurora-0.25-v1.5-ensemble.ckpt \
         --head mine=runs/tp/best --imerg "imerg/*.HDF5" --year 2022 --inits 52 --out rain
     python benchmarks/rain_v15.py --small          # tiny models on synthetic fields, here
+    python benchmarks/rain_v15.py --sharing        # what lead times share, counted and timed
     python benchmarks/rain_v15.py --pretrain       # makes tiny-v1.5-pretrained, in 15 minutes
 
 A run says first how long it will take and what it will store. Forecasts are written one init time
@@ -26,7 +27,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "xaurora" / "assets"
-METRICS = ("crps", "rmse", "mae", "bias", "seeps", "frequency_bias", "csi")
+METRICS = ("crps", "rmse", "mae", "bias", "seeps")
+ABOVE = ("csi", "frequencybias")  # of amounts above each threshold
 LEAD = "72h"
 
 
@@ -77,7 +79,7 @@ def compare(
     }
     report: dict[str, Any] = {
         "machine": f"{platform.processor() or platform.machine()}, {_device()}",
-        "models": {name: str(options["model"]) for name, options in models.items()},
+        "models": {name: _described(options["model"]) for name, options in models.items()},
         "inits": [str(inits[0]), str(inits[-1]), len(inits)],
         "seconds a step": {name: round(own, 3) for name, own in seconds.items()},
         "scores": {},
@@ -86,11 +88,22 @@ def compare(
         climatology = xaurora.climatology(truth, ["tp"]) if len(truth.time) > 1000 else None
         metrics = [m for m in METRICS if climatology is not None or m != "seeps"]
         scores = xaurora.compare(
-            forecasts, truth, climatology=climatology, metrics=metrics, regrid="conservative"
+            forecasts,
+            truth,
+            climatology=climatology,
+            metrics=[*metrics, *ABOVE],
+            regrid="conservative",
         )
         first, *others = scores
         report["scores"][label] = {
-            name: {metric: _by_lead(of["tp"].sel(metric=metric), of) for metric in metrics}
+            name: {metric: _by_lead(of["tp"].sel(metric=metric)) for metric in metrics}
+            | {
+                f"{metric} above {threshold:g} mm": _by_lead(
+                    of["tp_exceed"].sel(metric=metric, threshold_mm=threshold)
+                )
+                for metric in ABOVE
+                for threshold in of["threshold_mm"].values
+            }
             for name, of in scores.items()
         }
         report["scores"][label]["differences"] = {
@@ -123,12 +136,16 @@ def _bytes(data: Any, models: dict[str, dict[str, Any]], fields: int) -> float:
     return 4.0 * points * members * fields
 
 
-def _by_lead(values: Any, scores: Any) -> dict[str, float]:
-    hours = (scores["lead_time"] / np.timedelta64(1, "h")).values.astype(int)
-    return {
-        f"{hour} h": float(v)
-        for hour, v in zip(hours, values.sel(region="global").values, strict=True)
-    }
+def _by_lead(values: Any) -> dict[str, float | None]:
+    """Return global scores by lead time; None where there is none."""
+    own = values.sel(region="global")
+    hours = (own["lead_time"] / np.timedelta64(1, "h")).values.astype(int)
+    pairs = zip(hours, own.values, strict=True)
+    return {f"{hour} h": float(v) if np.isfinite(v) else None for hour, v in pairs}
+
+
+def _described(model: Any) -> str:
+    return model if isinstance(model, str) else f"tuned on {model.base_name}"
 
 
 def _differences(scores: Any, baseline: Any) -> dict[str, Any]:
@@ -148,6 +165,7 @@ def _differences(scores: Any, baseline: Any) -> dict[str, Any]:
             for place, hour in enumerate(hours)
         }
         for metric in found["metric"].values
+        if metric in METRICS
     }
 
 
@@ -157,12 +175,14 @@ def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 
 
-def small(out: Path, *, steps: int = 200) -> dict[str, Any]:
+def small(
+    out: Path, *, steps: int = 200, times: int = 500, shape: tuple[int, int] = (32, 64)
+) -> dict[str, Any]:
     """Run the comparison with tiny models on synthetic fields."""
     import xaurora
 
-    ds = xaurora.synthetic(times=500, model="v1.5", rain="hurdle")
-    past, present = ds.isel(time=slice(None, 400)), ds.isel(time=slice(400, None))
+    ds = xaurora.synthetic(shape=shape, times=times, model="v1.5")
+    past, present = ds.isel(time=slice(None, times - 100)), ds.isel(time=slice(times - 100, None))
     tuned = past.aurora.finetune(
         "tp",
         model="tiny-v1.5-pretrained",
@@ -178,7 +198,7 @@ def small(out: Path, *, steps: int = 200) -> dict[str, Any]:
         "ensemble": {"model": "tiny-v1.5-ensemble", "members": 4},
         "head": {"model": tuned},
     }
-    inits = present.time.values[2:-4:4]
+    inits = present.time.values[2:-4:8]
     return compare(present, models, out, truths={"synthetic": present}, inits=inits, lead="12h")
 
 
@@ -298,6 +318,78 @@ def _frames(ds: Any) -> Any:
     return draw
 
 
+def sharing() -> None:
+    """Count the operations of six lead times at 0.25°, and time the tiny model, with and without.
+
+    Without sharing, each lead time encodes the state again, as upstream's rollout does.
+    """
+    import contextlib
+
+    import torch
+    from aurora import AuroraV1p5, Batch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from xaurora.fields.grid import lattice
+    from xaurora.fields.variables import LEVELS
+    from xaurora.model import memory, placement, rollout
+    from xaurora.model.aurora import AuroraWithHead
+    from xaurora.model.batch import metadata
+    from xaurora.model.models import TABLE
+    from xaurora.model.tiny import build_tiny_v15
+
+    @contextlib.contextmanager
+    def without() -> Any:
+        real = rollout._sharing
+        rollout._sharing = lambda *a, **k: contextlib.nullcontext()
+        try:
+            yield
+        finally:
+            rollout._sharing = real
+
+    needs = TABLE["v1.5"].needs
+
+    def run(module: AuroraWithHead, shape: tuple[int, int]) -> None:
+        rows, columns = shape
+        lat = 90 - (np.arange(rows) + 0.5) * 180 / rows
+        grid = lattice.from_axes(lat, np.arange(columns) * 360 / columns)
+        batch = Batch(
+            {n: torch.rand(1, 2, *shape) for n in needs.surface},
+            {n: torch.rand(*shape) for n in needs.static},
+            {n: torch.rand(1, 2, len(LEVELS), *shape) for n in needs.atmos},
+            metadata(grid, [np.datetime64("2020-01-01", "ns")], tuple(map(float, LEVELS))),
+        )
+        with torch.no_grad(), placement.on_grid(module, grid):
+            for _ in rollout.leads(module, batch, range(1, 7)):
+                pass
+
+    def counted() -> float:
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with torch.device("meta"), memory.LiveBytes():
+            model = AuroraV1p5(autocast=False, use_fp16_safe_attention=False)
+        fake = memory.fake_copy(AuroraWithHead(model), mode, "cpu").eval()
+        counter = memory.LiveBytes()
+        with mode, counter, memory.cleared_mask_cache():
+            run(fake, (720, 1440))
+        return counter.flops / 1e12
+
+    def timed() -> float:
+        module = AuroraWithHead(build_tiny_v15(stochastic=False)).eval()
+        took = []
+        for _ in range(7):
+            began = time.perf_counter()
+            run(module, (96, 192))
+            took.append(time.perf_counter() - began)
+        return float(np.median(took))
+
+    report = {"machine": platform.machine(), "grid": "720 x 1440, 13 levels, six lead times"}
+    report["tflop shared"], report["tiny seconds shared"] = counted(), timed()
+    with without():
+        report["tflop encoded again"], report["tiny seconds encoded again"] = counted(), timed()
+    path = Path(__file__).parent / "reports" / "v15-sharing.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(report)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", help="ERA5: files or stores with all inputs.")
@@ -313,11 +405,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("rain"))
     parser.add_argument("--estimate", action="store_true", help="Only say what it would take.")
     parser.add_argument("--small", action="store_true", help="Tiny models, synthetic fields.")
+    parser.add_argument("--sharing", action="store_true", help="What lead times share.")
     parser.add_argument("--pretrain", action="store_true", help="Make tiny-v1.5-pretrained.")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.pretrain:
         pretrain()
+    elif arguments.sharing:
+        sharing()
     elif arguments.small:
         small(arguments.out)
     elif arguments.data:

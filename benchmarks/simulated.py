@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from aurora import AuroraSmallPretrained
 
 import xaurora
 from xaurora.fields.grid import lattice
+from xaurora.fields.variables import LEVELS
 from xaurora.forecasting.memory import forward_peak
 from xaurora.model.aurora import AuroraWithHead
 from xaurora.model.batch import metadata
@@ -39,7 +41,7 @@ REPORT = Path(__file__).parent / "reports" / "simulated.json"
 CPU = torch.device("cpu")
 STRATEGIES = ("frozen", "lora", "full")
 SIZES = {"tiny": (64, 128), "small": (48, 96), "small, wider": (64, 120)}
-CARDS = {"base": (721, 1440), "small": (721, 1440)}
+CARDS = {"base": (721, 1440), "small": (721, 1440), "v1.5": (721, 1440)}
 
 
 def small() -> AuroraSmallPretrained:
@@ -148,13 +150,19 @@ def on_cpu() -> list[dict[str, Any]]:
 
 def at_full_size(name: str) -> xr.Dataset:
     """Return fields of a shape, which take no memory."""
-    little = cases.fields(cases.SIZES["smoke"], times=12)
+    if name == "v1.5":
+        little = xaurora.synthetic(
+            shape=(8, 16), times=12, levels=tuple(map(float, LEVELS)), model="v1.5"
+        )
+    else:
+        little = cases.fields(cases.SIZES["smoke"], times=12)
     sizes = dict(zip(("latitude", "longitude"), CARDS[name], strict=True))
     data = {
         n: (
             v.dims,
             np.broadcast_to(
-                np.float32(v.values.mean()), tuple(sizes.get(d, s) for d, s in v.sizes.items())
+                np.float32(0.0 if n in ("slt", "tvh", "tvl") else np.nanmean(v.values)),
+                tuple(sizes.get(d, s) for d, s in v.sizes.items()),
             ),
             v.attrs,
         )
@@ -164,10 +172,10 @@ def at_full_size(name: str) -> xr.Dataset:
     return xr.Dataset(data, {"time": little["time"], "level": little["level"], **axes})
 
 
-def on_cards() -> list[dict[str, Any]]:
+def on_cards(names: Sequence[str]) -> list[dict[str, Any]]:
     """Return the rows of GPUs at 0.25°."""
     rows = []
-    for name in CARDS:
+    for name in names:
         ds = at_full_size(name)
         for strategy in STRATEGIES:
             for plan in plans(ds, name, strategy, gpu=True):
@@ -192,7 +200,11 @@ def on_cards() -> list[dict[str, Any]]:
 
 WAYS = {(m.checkpointing, m.optimizer_state): m for m in fitting.MEASURES}
 CONTEXT = 0.5  # GB that CUDA takes for itself, roughly
-NAMES = {"base": "base (1.3 billion)", "small": "small (AuroraSmall)"}
+NAMES = {
+    "base": "base (1.3 billion)",
+    "small": "small (AuroraSmall)",
+    "v1.5": "v1.5 (1.3 billion)",
+}
 
 
 def _table(titles: list[str], rows: list[list[str]]) -> str:
@@ -393,17 +405,26 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cards", action="store_true")
+    parser.add_argument("--model", choices=CARDS, action="append", help="only these cards' models")
     parser.add_argument("--page", action="store_true", help="only write docs/cards.md")
     arguments = parser.parse_args()
     before = json.loads(REPORT.read_text()) if REPORT.exists() else {}
     if arguments.page:
         write_page(before)
         return
+    names = arguments.model or list(CARDS)
     report = {
         **before,
         "machine": platform.machine(),
         "versions": provenance.versions(),
-        **({"cards": on_cards()} if arguments.cards else {"cpu": on_cpu()}),
+        **(
+            {
+                "cards": [r for r in before.get("cards", []) if r["size"] not in names]
+                + on_cards(names)
+            }
+            if arguments.cards
+            else {"cpu": on_cpu()}
+        ),
     }
     REPORT.write_text(json.dumps(report, indent=1) + "\n")
 
