@@ -57,6 +57,49 @@ FAULTS = (
         "chosen.append(group[:size])",
         ("training/test_scan.py::test_a_sample_is_even_over_hours_months_and_years",),
     ),
+    # --- Aurora 1.5 ---
+    Fault(
+        "rain of an hour is summed with its negative floor",
+        "forecasting/job.py",
+        "hours.append(step.prediction.surf_vars[name].clamp(min=0.0))",
+        "hours.append(step.prediction.surf_vars[name])",
+        ("forecasting/test_job.py::test_known_rain_comes_out_as_known",),
+    ),
+    Fault(
+        "noise depends on the hours that are computed",
+        "model/noise.py",
+        "while self._drawn < SUBSTEPS + hour - 1:",
+        "while self._drawn < SUBSTEPS or len(self._last) < SUBSTEPS:",
+        ("model/test_rollout.py::test_members_equal_upstreams_rollout_with_their_generator",),
+    ),
+    Fault(
+        "a state is encoded with the lead time of another",
+        "model/strips.py",
+        "lead = own.lead_time_embed(expansion(lead_times, d).to(shared.dtype))",
+        "lead = own.lead_time_embed(expansion(0 * lead_times + 6, d).to(shared.dtype))",
+        ("model/test_rollout.py::test_hourly_forecasts_equal_upstreams_rollout",),
+    ),
+    Fault(
+        "insolation is computed on placeholders",
+        "model/placement.py",
+        "sun.insolation(from_utc(t), grid.latitude, grid.true_longitude)",
+        "sun.insolation(from_utc(t), grid.latitude, grid.placed_longitude)",
+        ("model/test_rollout.py::test_insolation_of_a_region_is_that_of_the_globe",),
+    ),
+    Fault(
+        "a missing frame is filled with zeros",
+        "fields/derived.py",
+        "if share > _FEW:",
+        "if False:",
+        ("fields/test_derived.py::test_a_missing_frame_is_not_filled",),
+    ),
+    Fault(
+        "a pickle may call anything",
+        "fields/static_file.py",
+        "if (module, name) not in _ALLOWED:",
+        "if False:",
+        ("fields/test_derived.py::test_a_pickle_that_runs_code_is_refused",),
+    ),
     # --- JAX and sensitivities ---
     Fault(
         "east and west are strangers after a shift, in JAX",
