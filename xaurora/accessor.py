@@ -77,11 +77,9 @@ class AuroraAccessor:
 
         Examples
         --------
-        .. code-block:: python
-
-            report = ds.aurora.check("tp", model="small")
-            if not report.ok:
-                print(report)
+        >>> report = ds.aurora.check("tp", model="tiny")
+        >>> report.ok, report.problems
+        (True, [])
         """
         from xaurora.fields import checking
         from xaurora.model.resolve import resolve
@@ -125,9 +123,9 @@ class AuroraAccessor:
 
         Examples
         --------
-        .. code-block:: python
-
-            batch = ds.aurora.to_batch("2021-06-01T12:00")
+        >>> batch = ds.aurora.to_batch("2020-01-08T12:00", model="tiny")
+        >>> batch.surf_vars["2t"].shape
+        torch.Size([1, 2, 16, 32])
         """
         from xaurora.model import bridge
 
@@ -157,10 +155,9 @@ class AuroraAccessor:
 
         Examples
         --------
-        .. code-block:: python
-
-            batch = ds.aurora.to_batch()
-            fields = ds.aurora.from_batch(batch)
+        >>> batch = ds.aurora.to_batch(model="tiny")
+        >>> ds.aurora.from_batch(batch)["t2m"].equals(ds["t2m"].isel(time=slice(-2, None)))
+        True
         """
         from xaurora.model import bridge
 
@@ -194,9 +191,9 @@ class AuroraAccessor:
 
         Examples
         --------
-        .. code-block:: python
-
-            daily = ds.aurora.accumulate("tp", "24h")
+        >>> daily = ds.aurora.accumulate("tp", "24h")
+        >>> daily.attrs["cell_methods"]
+        'time: sum (interval: 24 hours)'
         """
         from xaurora.fields import precipitation
 
@@ -232,9 +229,11 @@ class AuroraAccessor:
 
         Examples
         --------
-        .. code-block:: python
-
-            hourly = era5_land.aurora.deaccumulate("tp", every="24h")
+        >>> day = ds["tp"].isel(time=slice(1, 5))
+        >>> running = day.cumsum("time").assign_coords(time=day.time).assign_attrs(units="m")
+        >>> totals = running.to_dataset().aurora.deaccumulate("tp", every="24h")
+        >>> bool(abs(totals - day).max() < 1e-6)
+        True
         """
         from xaurora.fields import precipitation
 
@@ -293,10 +292,9 @@ class AuroraAccessor:
 
         Examples
         --------
-        .. code-block:: python
-
-            stats = ds.aurora.statistics(["t2m", "tp"], time=("2016", "2021"))
-            stats["tp"].sel(statistic="wet_fraction")
+        >>> stats = ds.aurora.statistics(["t2m", "tp"], progress=False)
+        >>> 0 < stats["tp"].sel(statistic="wet_fraction") < 1
+        <xarray.DataArray 'tp' ()> ...
         """
         from xaurora.fields import statistics as normalisation
 
@@ -367,10 +365,9 @@ class AuroraAccessor:
 
         Examples
         --------
-        .. code-block:: python
-
-            local = ds.aurora.prepare("training.zarr", time=("2016", "2021"))
-            tuned = local.aurora.finetune("tp")
+        >>> local = ds.aurora.prepare("training.zarr", model="tiny", overwrite=True, progress=False)
+        >>> local["tp"].attrs["units"]
+        'm'
         """
         from xaurora.model.resolve import resolve
         from xaurora.sources.preparing import prepare
@@ -622,10 +619,11 @@ class AuroraAccessor:
 
         Examples
         --------
-        .. code-block:: python
-
-            tuned = ds.aurora.finetune("tp", model="small", strategy="lora", out="runs/tp")
-            print(tuned.summary())
+        >>> tuned = ds.aurora.finetune(
+        ...     "tp", model="tiny-pretrained", steps=2, out="runs/tp", progress=False
+        ... )
+        >>> tuned.target, tuned.heads["tp"].options.family
+        ('tp', 'csgd')
         """
         arguments = dict(locals())
         from xaurora.training.finetune import finetune
@@ -866,9 +864,9 @@ class AuroraAccessor:
 
         Examples
         --------
-        .. code-block:: python
-
-            print(ds.aurora.estimate("tp", model="small", strategy="lora"))
+        >>> estimate = ds.aurora.estimate("tp", model="tiny-pretrained", strategy="lora")
+        >>> f"{estimate.trainable:,} of {estimate.total:,} parameters train"
+        '... parameters train'
         """
         arguments = dict(locals())
         from xaurora.training.estimate import estimate
@@ -988,9 +986,11 @@ class AuroraAccessor:
 
         Examples
         --------
-        .. code-block:: python
-
-            fc = ds.aurora.predict("24h", model="runs/tp", quantiles=[0.5, 0.9], thresholds_mm=[1])
+        >>> fc = ds.aurora.predict(
+        ...     "12h", model=tuned, time="2020-01-08T00", quantiles=[0.5, 0.9], thresholds_mm=[1]
+        ... )
+        >>> fc["tp_quantile"].dims
+        ('init_time', 'lead_time', 'quantile', 'latitude', 'longitude')
         """
         arguments = dict(locals())
         from xaurora.forecasting.options import PredictOptions
@@ -1073,11 +1073,11 @@ class AuroraAccessor:
 
         Examples
         --------
-        .. code-block:: python
-
-            alps = (44, 48, 5, 16)
-            s = ds.aurora.sensitivity("tp", region=alps, lead="24h", model="runs/tp/best")
-            s.aurora.plot("q", level=850)
+        >>> s = ds.aurora.sensitivity(
+        ...     "tp", region=(-20, 20, 0, 60), lead="6h", model=tuned, progress=False
+        ... )
+        >>> s["msl"].attrs["units"]
+        'm / (Pa)'
         """
         from xaurora.forecasting.sensitivity import SensitivityOptions, sensitivity
 
@@ -1186,10 +1186,9 @@ class AuroraAccessor:
 
         Examples
         --------
-        .. code-block:: python
-
-            scores = fc.aurora.evaluate(ds, metrics=["rmse", "crps"], regions=["europe"])
-            scores["tp"].sel(metric="crps")
+        >>> scores = fc.aurora.evaluate(ds, metrics=["rmse", "crps"], regions=["tropics"])
+        >>> scores["tp"].sel(metric="crps", region="tropics").dims
+        ('lead_time',)
         """
         from xaurora.evaluation import compare
 
@@ -1226,9 +1225,8 @@ class AuroraAccessor:
 
         Examples
         --------
-        .. code-block:: python
-
-            fc.aurora.to_weatherbench2().to_zarr("forecast.zarr")
+        >>> fc.aurora.to_weatherbench2()["total_precipitation_6hr"].dims[:2]
+        ('time', 'prediction_timedelta')
         """
         from xaurora.evaluation.layout import to_weatherbench2
 
@@ -1278,9 +1276,7 @@ class AuroraAccessor:
 
         Examples
         --------
-        .. code-block:: python
-
-            fc.aurora.plot("tp", lead="24h", truth=ds)
+        >>> axes = fc.aurora.plot("tp", lead="12h", truth=ds)
         """
         from xaurora import plots
         from xaurora.fields import recognition
@@ -1338,9 +1334,7 @@ class AuroraAccessor:
 
         Examples
         --------
-        .. code-block:: python
-
-            fc.aurora.animate("rain.gif", truth=ds)
+        >>> path = fc.aurora.animate("rain.gif", truth=ds)
         """
         from xaurora.plots.animation import animate
 
@@ -1419,10 +1413,10 @@ class AuroraAccessor:
 
         Examples
         --------
-        .. code-block:: python
-
-            baseline = xaurora.persistence(ds, ["tp"], ["6h", "24h"]).aurora.evaluate(ds)
-            scores.aurora.scorecard("scorecard.html", baseline={"persistence": baseline})
+        >>> baseline = xaurora.persistence(ds, ["tp"], ["6h", "12h"]).aurora.evaluate(ds)
+        >>> card = scores.aurora.scorecard(
+        ...     "scorecard.html", baseline={"persistence": baseline}, overwrite=True
+        ... )
         """
         from xaurora.plots import scorecards
 

@@ -53,6 +53,14 @@ class XauroraError(Exception):
         :class:`~xaurora.fields.checking.Report`.
     about : tuple of str, optional
         Kind and canonical name of the variable concerned.
+
+    Examples
+    --------
+    >>> try:
+    ...     ds.aurora.predict("7h", model=tuned)
+    ... except xaurora.XauroraError as error:
+    ...     print(error.fix)
+    lead='6h', '24h' or ['6h', '24h']
     """
 
     code = "error"

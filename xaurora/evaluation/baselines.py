@@ -136,6 +136,12 @@ def persistence(
         Dims ``(init_time, lead_time[, level], latitude, longitude)``. Every time of ``ds`` is an
         init time, except those without a complete six-hour total if precipitation is among the
         names.
+
+    Examples
+    --------
+    >>> fc = xaurora.persistence(ds, ["t2m", "tp"], ["6h", "24h"])
+    >>> dict(fc.sizes)["lead_time"]
+    2
     """
     found, wanted = _chosen(ds, names)
     ds = labels.by_end(ds, found)
@@ -212,6 +218,12 @@ def climatology_forecast(climatology: xr.Dataset, like: xr.Dataset) -> xr.Datase
         If ``like`` is not a forecast.
     TruthError
         If no init time is left.
+
+    Examples
+    --------
+    >>> normal = xaurora.climatology(ds, ["t2m"])
+    >>> xaurora.climatology_forecast(normal, like=fc).aurora.evaluate(ds, metrics=["rmse"])
+    <xarray.Dataset> ...
     """
     import pandas as pd
 
@@ -296,6 +308,14 @@ def probabilistic_climatology(
         If ``window_days`` is not a non-negative integer.
     TruthError
         If there are fewer than two complete members.
+
+    Examples
+    --------
+    >>> years = xaurora.synthetic(shape=(8, 16), times=2 * 1464, start="2018-01-01T00")
+    >>> later = years.isel(time=slice(-8, None))
+    >>> like = xaurora.persistence(later, ["tp"], ["6h"])
+    >>> xaurora.probabilistic_climatology(years, like, ["tp"])["tp"].dims
+    ('init_time', 'lead_time', 'number', 'latitude', 'longitude')
     """
     import pandas as pd
 

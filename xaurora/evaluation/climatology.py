@@ -110,6 +110,12 @@ def build(
         If there is no space for temporary files, or the store exists.
     MemoryTooSmallError
         If the result is larger than the free memory, without ``store``.
+
+    Examples
+    --------
+    >>> normal = xaurora.climatology(ds, ["t2m"])
+    >>> normal["t2m"].dims
+    ('hour', 'dayofyear', 'latitude', 'longitude')
     """
     if (
         isinstance(window_days, bool)

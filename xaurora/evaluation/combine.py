@@ -26,6 +26,14 @@ def combine(parts: Sequence[xr.Dataset]) -> xr.Dataset:
     """Combine scores that each cover some of the init times, as if scored together.
 
     See :func:`xaurora.combine_scores`.
+
+    Examples
+    --------
+    >>> halves = slice(0, 4), slice(4, None)
+    >>> parts = [fc.isel(init_time=half).aurora.evaluate(ds) for half in halves]
+    >>> whole = xaurora.combine_scores(parts)
+    >>> whole.attrs["number_of_init_times"] == fc.sizes["init_time"]
+    True
     """
     parts = list(parts)
     if not parts or not all(isinstance(p, xr.Dataset) and {"region"} <= set(p.dims) for p in parts):

@@ -97,6 +97,13 @@ def compare(
     ------
     XauroraError
         As for ``evaluate``, and if the forecasts share no init time, lead time or grid.
+
+    Examples
+    --------
+    >>> simple = xaurora.persistence(ds, ["tp"], ["6h", "12h"])
+    >>> found = xaurora.compare({"tuned": fc, "persistence": simple}, ds, metrics=["mae"])
+    >>> sorted(found)
+    ['persistence', 'tuned']
     """
     convention = resolve_convention(convention)
     check_options(forecasts, engine, thresholds_mm, neighborhood_sizes, quantile_levels, seed)

@@ -65,6 +65,14 @@ def significance(
         If the scores share no variable, metric or init time.
     OptionError
         If the level is out of range.
+
+    Examples
+    --------
+    >>> simple = xaurora.persistence(ds, ["tp"], ["6h", "12h"])
+    >>> found = xaurora.compare({"tuned": fc, "persistence": simple}, ds, metrics=["mae"])
+    >>> skill = xaurora.significance(found["tuned"], found["persistence"])
+    >>> skill["estimate"].values.tolist()
+    ['skill', 'low', 'high', 'p']
     """
     for name, ds in (("scores", scores), ("baseline", baseline)):
         if not isinstance(ds, xr.Dataset) or "region" not in ds.dims:

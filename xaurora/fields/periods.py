@@ -159,7 +159,9 @@ def hours_of(value: Given) -> int:
     import pandas as pd
 
     try:
-        hours = pd.Timedelta(value) / pd.Timedelta(hours=1)
+        # pandas deprecates the lower-case day.
+        text = re.sub(r"(?<=\d)\s*d$", "D", value.strip()) if isinstance(value, str) else value
+        hours = pd.Timedelta(text) / pd.Timedelta(hours=1)
     except (ValueError, TypeError):
         hours = float("nan")
     if not (np.isfinite(hours) and hours > 0 and float(hours).is_integer()):

@@ -76,7 +76,13 @@ _BELONGS_TO = {
 @documented
 @dataclass(frozen=True)
 class StrategyOptions:
-    """A strategy, which selects the weights to train, and its options."""
+    """A strategy, which selects the weights to train, and its options.
+
+    Examples
+    --------
+    >>> xaurora.StrategyOptions("lora", rank=16).rank
+    16
+    """
 
     name: str = option(
         "frozen",

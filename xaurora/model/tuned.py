@@ -60,6 +60,11 @@ class TunedAurora:
         ``validation_crps_mm`` and others.
     path : Path, optional
         Folder that it was saved to or loaded from.
+
+    Examples
+    --------
+    >>> tuned.targets, tuned.base_name
+    (['tp'], 'tiny-pretrained')
     """
 
     model: AuroraWithHead
@@ -120,7 +125,14 @@ class TunedAurora:
         return state_hash(self.model)
 
     def summary(self) -> str:
-        """Return what was trained, on which data, and the scores, as text."""
+        """Return what was trained, on which data, and the scores, as text.
+
+        Examples
+        --------
+        >>> print(tuned.summary())
+        TunedAurora: tp with a csgd head on Aurora 'tiny-pretrained', strategy frozen
+        ...
+        """
         config = self.config
         names = ", ".join(
             (["Aurora's own variables"] if config.get("all") else [])
@@ -173,6 +185,10 @@ class TunedAurora:
         ------
         SaveError
             If something is there already, or writing fails. Nothing is changed then.
+
+        Examples
+        --------
+        >>> path = tuned.save("runs/mine", overwrite=True)
         """
         path = Path(path)
         if storage.is_taken(path) and not (path / "config.json").exists():
@@ -195,6 +211,12 @@ class TunedAurora:
         ------
         OptionError
             If there is no adapter, or it depends on the rollout step.
+
+        Examples
+        --------
+        >>> tuned.merge()
+        Traceback (most recent call last):
+        xaurora.errors.OptionError: ...
         """
         model = copy.deepcopy(self.model)
         if model.adapter is None:
@@ -319,6 +341,12 @@ def load(
         If ``weights`` or ``base`` is given for an artefact that holds its own weights.
     WeightsUnavailableError
         If the pretrained base is not on this machine and cannot be downloaded.
+
+    Examples
+    --------
+    >>> path = tuned.save("runs/mine", overwrite=True)
+    >>> xaurora.load("runs/mine").target
+    'tp'
     """
     folder = _folder(Path(path))
     config = read_json(folder / "config.json")

@@ -100,7 +100,7 @@ def synthetic(
 
     Examples
     --------
-    >>> ds = synthetic(shape=(8, 16), times=3)
+    >>> ds = xaurora.synthetic(shape=(8, 16), times=3)
     >>> ds["tp"].sizes["time"], ds["tp"].attrs["cell_methods"]
     (3, 'time: sum (interval: 6 hours)')
     """

@@ -47,6 +47,12 @@ def learning_curves(
     ------
     OptionError
         If nothing was trained, or the target is not in the history.
+
+    Examples
+    --------
+    >>> axes = xaurora.learning_curves(tuned)
+    >>> axes.shape
+    (2, 2)
     """
     names = _names(history)
     history = getattr(history, "history", history)

@@ -19,6 +19,11 @@ class ReplayOptions:
     """A replay buffer: forecasts that continue from forecasts, one step at a time.
 
     Bodnar et al. (2025), doi:10.1038/s41586-025-09005-y, supplement D.
+
+    Examples
+    --------
+    >>> xaurora.ReplayOptions(size=100).size
+    100
     """
 
     size: int = option(
@@ -45,7 +50,13 @@ class ReplayOptions:
 @documented
 @dataclass(frozen=True)
 class LatentOptions:
-    """How the latents of a frozen backbone are kept (:mod:`xaurora.training.latents`)."""
+    """How the latents of a frozen backbone are kept (:mod:`xaurora.training.latents`).
+
+    Examples
+    --------
+    >>> xaurora.LatentOptions(dtype="float32").dtype
+    'float32'
+    """
 
     path: str | None = option(
         None,

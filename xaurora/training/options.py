@@ -68,7 +68,13 @@ def _out(name: str, value: Given) -> Given:
 @documented
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(ExecutionOptions):
-    """How long and how to train."""
+    """How long and how to train.
+
+    Examples
+    --------
+    >>> xaurora.TrainingOptions(steps=100, batch_size=4).batch_size
+    4
+    """
 
     epochs: int | None = option(
         None,

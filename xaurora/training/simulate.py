@@ -367,7 +367,7 @@ def _meta_base(plan: Plan) -> tuple[Aurora, Adapter | None]:
         fake: Any = fake_copy(plan.model.instance)
         return fake, None
     with torch.device("meta"):
-        if plan.model.spec is not None and plan.model.spec.adapts_to_data:
+        if plan.model.built_here and not plan.needs.output_only:
             surface = dict.fromkeys(plan.needs.surface, (0.0, 1.0))
             levels = {f"{v:g}": (0.0, 1.0) for v in plan.needs.levels or ()}
             return TinyAurora(plan.needs, surface, dict.fromkeys(plan.needs.atmos, levels)), None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -107,8 +108,9 @@ def parameters_section(items: Iterable[Option], indent: str = "", width: int = 1
 
 def documented(cls: type[T]) -> type[T]:
     """Complete a dataclass's docstring with its options. A decorator."""
-    summary = (cls.__doc__ or "").rstrip()
-    cls.__doc__ = f"{summary}\n\nParameters\n----------\n{parameters_section(options_of(cls))}\n"
+    summary, mark, examples = inspect.cleandoc(cls.__doc__ or "").partition("\n\nExamples\n")
+    options = f"Parameters\n----------\n{parameters_section(options_of(cls))}"
+    cls.__doc__ = f"{summary}\n\n{options}{mark}{examples}\n"
     return cls
 
 

@@ -271,6 +271,12 @@ def edge_rings(
     ------
     RegionError
         The grid covers the globe from pole to pole, so it has no edge.
+
+    Examples
+    --------
+    >>> part = ds.sel(latitude=slice(60, -60), longitude=slice(0, 200))
+    >>> list(xaurora.edge_rings(part.latitude.values, part.longitude.values, km=[0, 1000]))
+    ['edge 0-1000 km', 'edge over 1000 km']
     """
     latitude, longitude = np.asarray(latitude, np.float64), np.asarray(longitude, np.float64)
     round_ = is_circumglobal(longitude)

@@ -82,6 +82,13 @@ class HeadOptions:
     bounds : tuple of float, optional
         Ends of the range of ``bounded_normal``, in canonical units; by default those of the
         variable.
+
+    Examples
+    --------
+    >>> options = xaurora.HeadOptions(family="hurdle_gamma", width=64)
+    >>> tuned = ds.aurora.finetune(
+    ...     "tp", model="tiny", head=options, steps=1, out="runs/head", progress=False
+    ... )
     """
 
     family: str = AUTO_RAIN
