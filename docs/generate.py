@@ -5,7 +5,8 @@
 
 The options of ``finetune``, ``estimate`` and ``predict`` are declared in dataclasses. This script
 copies their names, types, defaults and text into ``xaurora/accessor.py``, so that editors show
-them, and into ``docs/options.md``. ``docs/errors.md`` lists every error that the package can raise.
+them, and into ``docs/options.md``. ``docs/errors.md`` lists every error that the package can raise,
+and ``docs/reference/`` public names, commands, models and variables.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import inspect
 import re
 import sys
 from pathlib import Path
+
+import reference_pages
 
 from xaurora import errors
 from xaurora.forecasting.options import PredictOptions
@@ -284,6 +287,10 @@ FILES = {
     ROOT / "docs" / "options.md": options_page,
     ROOT / "docs" / "errors.md": errors_page,
     ROOT / "docs" / "public-stores.md": stores_page,
+    ROOT / "docs" / "reference" / "api.md": reference_pages.api_page,
+    ROOT / "docs" / "reference" / "commands.md": reference_pages.commands_page,
+    ROOT / "docs" / "reference" / "models.md": reference_pages.models_page,
+    ROOT / "docs" / "reference" / "variables.md": reference_pages.variables_page,
 }
 
 

@@ -2,9 +2,9 @@
 
     python docs/pictures.py [folder with era5_norway_2025-06]
 
-``headlines.png``, ``rollout.gif`` and ``sensitivity.png`` come from synthetic data and
-``tiny-pretrained``. ``map.png``
-shows ERA5 (Copernicus Climate Change Service), if the folder is given.
+``headlines.png``, ``rain.png``, ``overview.png``, ``rollout.gif`` and ``sensitivity.png`` come from
+synthetic data and ``tiny-pretrained``. ``map.png`` shows ERA5 (Copernicus Climate Change Service),
+if the folder is given.
 """
 
 from __future__ import annotations
@@ -45,10 +45,28 @@ def synthetic() -> None:
     others = {n: scores[n] for n in ("persistence", "climatology")}
     card = scores["tuned"].aurora.scorecard(baseline=others, name="tuned", title="Synthetic rain")
     card.save(DOCS / "headlines.png", overwrite=True)
+    axes = forecast.aurora.plot("tp", truth=ds, init_time=held_out[12], lead="12h")
+    axes[0].figure.savefig(DOCS / "rain.png", dpi=90)
+    stack(DOCS / "overview.png", DOCS / "rain.png", DOCS / "headlines.png")
     forecast.aurora.animate(DOCS / "rollout.gif", truth=ds, overwrite=True)
     found = ds.aurora.sensitivity("tp", region=(10, 40, 200, 230), lead="6h", model=tuned)
     axes = found.aurora.plot("v", level=850)
     axes[0].figure.savefig(DOCS / "sensitivity.png", dpi=80)
+
+
+def stack(path: Path, *parts: Path) -> None:
+    """Put pictures below each other, each as wide as the widest."""
+    from PIL import Image
+
+    pictures = [Image.open(part).convert("RGB") for part in parts]
+    width = max(p.width for p in pictures)
+    scaled = [p.resize((width, round(p.height * width / p.width))) for p in pictures]
+    whole = Image.new("RGB", (width, sum(p.height for p in scaled)), "white")
+    top = 0
+    for one in scaled:
+        whole.paste(one, (0, top))
+        top += one.height
+    whole.save(path)
 
 
 def norway(folder: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
+import xaurora
 from xaurora.accessor import AuroraAccessor
 from xaurora.cli.commands import app
 from xaurora.forecasting.options import PredictOptions
@@ -28,6 +31,36 @@ def test_generated_text_is_up_to_date() -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_reference_has_every_public_name() -> None:
+    reference = ROOT / "docs" / "reference"
+    listed = set(re.findall(r"^   (xaurora\.\S+)$", (reference / "api.md").read_text(), re.M))
+    public = {f"xaurora.{name}" for name in xaurora.__all__ if not name.startswith("_")}
+    methods = {
+        f"xaurora.accessor.AuroraAccessor.{name}"
+        for name in vars(AuroraAccessor)
+        if not name.startswith("_")
+    }
+    assert listed == public | methods
+    commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    titles = re.findall(r"^## xaurora (\S+)$", (reference / "commands.md").read_text(), re.M)
+    assert set(titles) == commands
+
+
+def test_pages_are_in_the_site_and_links_lead_somewhere() -> None:
+    pages = {p for p in (ROOT / "docs").rglob("*.md") if "generated" not in p.parts}
+    listed = {ROOT / "docs" / "index.md"}
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        for tree in re.findall(r"```\{toctree\}\n(.*?)```", text, re.S):
+            entries = [line for line in tree.splitlines() if line and line[0] != ":"]
+            listed |= {(page.parent / f"{entry}.md").resolve() for entry in entries}
+        for target in re.findall(r"\]\(([^)#: ]+)(?:#[^)]*)?\)", text):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    assert pages == listed
+    for target in re.findall(r"\]\((docs/[^)#]+)", (ROOT / "README.md").read_text()):
+        assert (ROOT / target).exists(), target
 
 
 @pytest.mark.parametrize("verb", list(VERBS))

@@ -1,0 +1,54 @@
+"""Configuration of the documentation: ``sphinx-build -W docs docs/_build``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import xaurora
+
+sys.path.insert(0, str(Path(__file__).parent))
+# What notebooks run is small: one thread each, as in the tests.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+warnings.filterwarnings("ignore", category=FutureWarning)
+
+project = "xaurora"
+author = "the authors of xaurora"
+copyright = "the authors of xaurora, MIT licence"
+release = version = xaurora.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "myst_nb",
+]
+exclude_patterns = ["_build", "**/.ipynb_checkpoints", "data"]
+html_theme = "furo"
+html_title = "xaurora"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+
+# Docstrings are NumPy's. A page for each public name, made from its docstring.
+autosummary_generate = True
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+
+# Notebooks are text, and are run with each build. An exception fails it.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_execution_show_tb = True
+nb_output_stderr = "remove"
+nb_merge_streams = True
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 4
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
