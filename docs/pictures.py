@@ -46,7 +46,7 @@ def synthetic() -> None:
     card = scores["tuned"].aurora.scorecard(baseline=others, name="tuned", title="Synthetic rain")
     card.save(DOCS / "headlines.png", overwrite=True)
     axes = forecast.aurora.plot("tp", truth=ds, init_time=held_out[12], lead="12h")
-    axes[0].figure.savefig(DOCS / "rain.png", dpi=90)
+    axes[0].figure.savefig(DOCS / "rain.png", dpi=90, bbox_inches="tight")
     stack(DOCS / "overview.png", DOCS / "rain.png", DOCS / "headlines.png")
     forecast.aurora.animate(DOCS / "rollout.gif", truth=ds, overwrite=True)
     found = ds.aurora.sensitivity("tp", region=(10, 40, 200, 230), lead="6h", model=tuned)

@@ -201,3 +201,99 @@ def test_a_variable_that_cannot_be_used_is_no_problem_for_other_models(ds: xr.Da
     (problem,) = wrong.aurora.check(model="tiny-v1.5").problems
     assert "scaled_sd" in problem.message
     assert "has no units" in problem.message
+
+
+def test_values_of_absent_soil_and_snow_are_not_implausible(ds: xr.Dataset, tmp_path: Path) -> None:
+    """Soil temperature is missing over sea, there is no snow at all, and packing makes it -2 mm."""
+    sea = ds.copy()
+    sea["stl1"] = ds["stl1"].where(ds["lsm"] > 0.5).astype("float32").assign_attrs(ds["stl1"].attrs)
+    sea["sd"] = (0 * ds["sd"] - 0.002).assign_attrs(ds["sd"].attrs)
+    assert sea.aurora.check("tp", model="tiny-v1.5").ok
+    fields = used(sea)
+    assert float(fields.surface["scaled_sd"].min()) == 0
+    tuned = sea.aurora.finetune(
+        "tp", model="tiny-v1.5", steps=1, out=tmp_path / "run", progress=False, workers=0
+    )
+    fc = sea.aurora.predict("6h", model=tuned, progress=False)
+    assert np.isfinite(fc["t2m"]).all()
+    # A wrong unit is still found.
+    wrong = sea.copy()
+    wrong["stl1"] = (sea["stl1"] - 273.15).assign_attrs(sea["stl1"].attrs)
+    assert [p.code for p in wrong.aurora.check(model="tiny-v1.5").problems] == ["units"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ds: ds.assign(isor=ds["isor"].assign_attrs(units="Numeric")),
+        lambda ds: ds.assign(swvl1=ds["swvl1"].assign_attrs(units="m**3 m**-3")),
+        lambda ds: ds.rename(siconc="sea_ice_cover", sd="snow_depth", dl="lake_depth"),
+        lambda ds: xr.merge(
+            [
+                ds[["stl1"]].rename(stl1="stl2"),
+                ds.assign(stl1=ds["stl1"].assign_attrs(standard_name="surface_temperature")),
+            ]
+        ),
+    ],
+    ids=["numeric", "volume", "long names", "another layer"],
+)
+def test_data_as_they_come(ds: xr.Dataset, change) -> None:
+    for data in (ds, ds.assign(stl2=ds["stl1"].assign_attrs(standard_name="soil_temperature"))):
+        changed = change(data) if "stl2" not in data else change(data.drop_vars("stl2"))
+        assert changed.aurora.check(model="tiny-v1.5").ok
+        batch = changed.aurora.to_batch(model="tiny-v1.5")
+        expected = ds.aurora.to_batch(model="tiny-v1.5")
+        for name, values in expected.surf_vars.items():
+            np.testing.assert_array_equal(batch.surf_vars[name], values)
+
+
+def test_another_layer_is_not_taken_for_the_first(ds: xr.Dataset) -> None:
+    second = ds.rename(stl1="stl2", swvl1="swvl2")
+    second["stl2"].attrs["standard_name"] = "soil_temperature"
+    (problem,) = second.aurora.check(model="tiny-v1.5").problems
+    assert "stl1" in problem.message
+    assert "swvl1" in problem.message
+
+
+def test_check_reads_static_inputs(ds: xr.Dataset, tmp_path: Path) -> None:
+    between = ds.assign(tvh=ds["tvh"] + 0.5)
+    assert "interpolated" in str(between.aurora.check(model="tiny-v1.5"))
+    report = ds.aurora.check(model="tiny-v1.5", static_file=tmp_path / "nothing.pickle")
+    assert "there is no static file" in str(report)
+
+
+def test_the_file_in_the_cache_is_for_data_without_static_fields(
+    ds: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "models--microsoft--aurora" / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    write(folder / "aurora-v1.5-static.pickle", ds)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    other = xaurora.synthetic(shape=(8, 16), times=4, model="v1.5")
+    assert other.aurora.check(model="tiny-v1.5").ok  # another grid, and fields of its own
+    without = ds.drop_vars(CATEGORIES)
+    assert without.aurora.check(model="tiny-v1.5").ok
+    assert len(without.aurora.to_batch(model="tiny-v1.5").static_vars) == 36
+
+
+def test_a_forecast_remembers_its_static_fields(ds: xr.Dataset, tmp_path: Path) -> None:
+    first = write(tmp_path / "first.pickle", ds)
+    changed = ds.assign(cl=ds["cl"] + 0.3)
+    second = write(tmp_path / "second.pickle", changed)
+    options = {"model": "tiny-v1.5", "time": "2020-01-02T00", "progress": False}
+    store = tmp_path / "forecast.zarr"
+    ds.aurora.predict("6h", static_file=first, store=store, **options)
+    with pytest.raises(errors.SaveError):
+        ds.aurora.predict("6h", static_file=second, store=store, **options)
+    without = ds.drop_vars(CATEGORIES)
+    tuned = without.aurora.finetune(
+        "tp",
+        model="tiny-v1.5",
+        static_file=first,
+        steps=1,
+        out=tmp_path / "run",
+        progress=False,
+        workers=0,
+    )
+    assert tuned.needs.static_file == str(first)
+    without.aurora.predict("6h", model=xaurora.load(tmp_path / "run"), progress=False)

@@ -178,3 +178,20 @@ def test_fixes_that_are_typed_work(ds: xr.Dataset) -> None:
         forecast(ds.drop_vars("msl"))
     with pytest.raises(errors.MissingVariableError, match="scaled_sd"):
         forecast(ds.drop_vars("sd"))
+
+
+def test_any_name_of_a_variable_selects_it(ds: xr.Dataset) -> None:
+    long = ds.rename(tp="total_precipitation", t2m="2m_temperature")
+    for names in (["tp", "2t"], ["total_precipitation", "t2m"], ["tp", "sd"]):
+        fc = forecast(long, variables=names)
+        assert "total_precipitation" in fc
+        assert len(fc.data_vars) == 2
+
+
+def test_sensitivities_of_the_state(ds: xr.Dataset) -> None:
+    box = (-40, 40, 20, 120)
+    for model in ("tiny-v1.5", "tiny-v1.5-ensemble"):
+        s = ds.aurora.sensitivity("t2m", region=box, lead="6h", model=model, progress=False)
+        assert float(abs(s["sd"]).sum()) > 0
+        with pytest.raises(errors.MissingVariableError, match="cannot be forecast"):
+            ds.aurora.sensitivity("tp", region=box, lead="6h", model=model, progress=False)

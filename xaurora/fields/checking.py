@@ -151,6 +151,7 @@ def check(
             )
             if crop is not None and crop.left_out:
                 notes.append(f"Left out because no whole patch covers them: {crop.left_out}.")
+            attempt(functools.partial(_read_static, fields, wanted, errors))
             notes += notes_for(fields, wanted) if notes_for is not None else []
         if not any(error.code == "coordinate" for error in errors):
             errors += _check_values(ds, fields, wanted, notes)
@@ -167,6 +168,15 @@ def check(
             for item in rain:
                 attempt(functools.partial(_check_rain, fields, item))
     return Report([Problem(e.code, e.message, _fix_of(e)) for e in errors], notes)
+
+
+def _read_static(fields: Fields, needs: Needs, errors: Sequence[XauroraError]) -> None:
+    """Read static inputs that are made from others or come from a file, unless some are missing."""
+    if not needs.computed or any(error.code == "missing_variable" for error in errors):
+        return
+    used, _ = requirements.select_with_gaps(fields, needs)
+    for name in used.static:
+        indexed.read(used.static[name].variable, str(name))
 
 
 def _fix_of(error: XauroraError) -> str:

@@ -163,7 +163,13 @@ class ZeroFill:
         return f"over {where}, which are set to 0, as in the training of Aurora 1.5"
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """Return the values, ``(..., h, w)``, with zeros where they are missing."""
+        """Return the values, ``(..., h, w)``, with zeros where they are missing.
+
+        Snow is at least zero: packing leaves tiny negative depths, of which upstream's logarithm
+        could be NaN.
+        """
+        if self.item.variable.name == "scaled_sd":
+            values = np.maximum(values, 0.0)  # keeps NaN
         missing = ~np.isfinite(values)
         if not missing.any():
             return values

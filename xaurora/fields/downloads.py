@@ -81,7 +81,7 @@ def _when(times: np.ndarray) -> str:
 def _area(fields: Fields) -> str:
     grid = fields.layout.grid
     step = grid.spacing
-    text = f'"grid": [{step[0]:g}, {step[1]:g}]'
+    text = f'"grid": [{step[1]:g}, {step[0]:g}]'  # longitude first
     if grid.is_global:
         return text
     north, south = float(grid.latitude[0]), float(grid.latitude[-1])

@@ -60,13 +60,18 @@ def warn_implausible(fields: Fields, needs: Needs | None = None) -> None:
         logger.warning("%s", error)
 
 
+def _present(values: np.ndarray, variable: Variable) -> np.ndarray:
+    """Return the values without zeros that say that there is none, such as snow over sea."""
+    return values[values != 0] if variable.zero_where_absent else values
+
+
 def check_mean(fields: Fields, kind: str, name: str, frame: np.ndarray) -> None:
     """Raise if the mean of a frame cannot be in the units that the field has.
 
     The mean of the middle half of the values: a few wrong ones say nothing about units.
     """
     item = fields.layout.fields[kind, name]
-    finite = frame[np.isfinite(frame)]
+    finite = _present(frame[np.isfinite(frame)], item.variable)
     if not finite.size or item.variable.accumulated:  # amounts have a check of their own
         return
     ends = np.partition(finite, [finite.size // 4, finite.size - 1 - finite.size // 4])
@@ -155,6 +160,11 @@ def check_frame(
     hours = int(time.astype("datetime64[h]").astype(np.int64))
     stride = 1 if whole or values.shape[-2] < _LARGE else _STRIDE
     part = values[..., hours // TIMESTEP_HOURS % stride :: stride, :]
+    if item.variable.zero_where_absent:
+        present = _present(part, item.variable)  # may be constant: no snow anywhere
+        if present.size and (present.min() < limits[0] or present.max() > limits[1]):
+            raise _implausible(values, item, fields, time, limits)
+        return
     low, high = part.min(axis=(-2, -1)), part.max(axis=(-2, -1))
     if (low < limits[0]).any() or (high > limits[1]).any():
         raise _implausible(values, item, fields, time, limits)
@@ -183,6 +193,8 @@ def _implausible(
     layered = values.reshape(-1, *values.shape[-2:])
     low, high = (np.broadcast_to(edge, len(layered)) for edge in limits)
     outside = (layered < low[:, None, None]) | (layered > high[:, None, None])
+    if item.variable.zero_where_absent:
+        outside &= layered != 0
     level, row, column = (int(i[0]) for i in np.nonzero(outside))
     grid = fields.layout.grid
     where = f"{grid.latitude[row]:.2f}°N {grid.true_longitude[column]:.2f}°E"

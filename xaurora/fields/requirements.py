@@ -98,6 +98,12 @@ def select_and_crop(fields: Fields, needs: Needs) -> tuple[Fields, patches.Crop]
     RegionError, GridError
         The grid cannot be cropped to whole patches.
     """
+    chosen, crop = select_with_gaps(fields, needs)
+    return derived.fill(chosen, needs.filled), crop
+
+
+def select_with_gaps(fields: Fields, needs: Needs) -> tuple[Fields, patches.Crop]:
+    """Return what :func:`select_and_crop` does, before missing values are set to zero."""
     check_variables(fields, needs)
     levels = levels_for(fields, needs)
     crop = patches.crop_to_patches(fields.layout.grid, needs.patch_size, needs.merges)
@@ -106,8 +112,7 @@ def select_and_crop(fields: Fields, needs: Needs) -> tuple[Fields, patches.Crop]
         cropped, static=needs.static, computed=needs.computed, file=needs.static_file
     )
     kinds = {"surface": needs.surface, "static": needs.static, "atmos": needs.atmos}
-    chosen = completed.select(**kinds, levels=levels)
-    return derived.fill(chosen, needs.filled), crop
+    return completed.select(**kinds, levels=levels), crop
 
 
 def check_variables(fields: Fields, needs: Needs) -> None:

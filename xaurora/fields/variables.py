@@ -71,6 +71,7 @@ class Variable:
         or where it depends on the level, as for geopotential.
     auxiliary : bool
         Whether only some models take it. Data in which it cannot be used are then fit for others.
+        It is recognised by its names alone, since standard names do not tell layers apart.
     """
 
     name: str
@@ -87,6 +88,11 @@ class Variable:
     plausible: tuple[float, float] = (float("-inf"), float("inf"))
     extremes: tuple[float, float] | None = None
     auxiliary: bool = False
+
+    @property
+    def zero_where_absent(self) -> bool:
+        """Whether it is 0 where there is none by nature, such as snow over sea."""
+        return self.auxiliary and self.masked
 
 
 _auxiliary = functools.partial(Variable, auxiliary=True)
@@ -357,21 +363,20 @@ TABLE: tuple[Variable, ...] = (
     # further variables of Aurora 1.5
     _auxiliary(
         *("stl1", "surface", "K", "Soil temperature level 1", "soil_temperature_level_1"),
-        *((), ("soil_temperature",)),
         masked=True,
         plausible=(180.0, 350.0),
         extremes=(150.0, 370.0),
     ),
     _auxiliary(
         *("swvl1", "surface", "m3 m-3", "Volumetric soil water layer 1"),
-        *("volumetric_soil_water_layer_1", (), ("volume_fraction_of_condensed_water_in_soil",)),
+        "volumetric_soil_water_layer_1",
         masked=True,
         plausible=(-0.01, 1.0),
         extremes=(-0.1, 1.1),
     ),
     _auxiliary(
         *("ci", "surface", "1", "Sea ice cover", "sea_ice_cover"),
-        *(("siconc",), ("sea_ice_area_fraction",)),
+        ("siconc",),
         masked=True,
         bounds=(0.0, 1.0),
         plausible=(-0.01, 1.01),
@@ -379,7 +384,7 @@ TABLE: tuple[Variable, ...] = (
     ),
     _auxiliary(
         *("scaled_sd", "surface", "m", "Snow depth in water equivalent", "snow_depth"),
-        *(("sd",), ("lwe_thickness_of_surface_snow_amount",)),
+        ("sd",),
         masked=True,
         plausible=(-0.01, 10.1),
         extremes=(-0.01, 10.1),
@@ -393,7 +398,6 @@ TABLE: tuple[Variable, ...] = (
     ),
     _auxiliary(
         *("blh", "surface", "m", "Boundary layer height", "boundary_layer_height"),
-        *((), ("atmosphere_boundary_layer_thickness",)),
         plausible=(0.0, 6_000.0),
     ),
     _auxiliary(

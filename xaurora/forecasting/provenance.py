@@ -39,7 +39,8 @@ def global_attributes(
     notes = [*model.differences(fields), *model.unlike(frame, fields.levels)]
     for note in notes:
         logger.warning("%s", note)
-    values = [np.ascontiguousarray(v) for part in frame.values() for v in part.values()]
+    parts = [*frame.values(), batch.statics(fields)]
+    values = [np.ascontiguousarray(v) for part in parts for v in part.values()]
     digest = hashlib.sha256(b"".join(v.tobytes() for v in values)).hexdigest()
     start, end = (t.astype("datetime64[m]") for t in (fields.times[0], fields.times[-1]))
     out = {

@@ -237,6 +237,7 @@ def _selected(
     sources |= {source: ("target", n) for n, source in own.items()}
     counts = Counter(name for _, name in sources.values())
     lookup = {key[1]: key for key in sources.values() if counts[key[1]] == 1} | sources
+    lookup = _other_names(sources) | lookup
     example = f"variables={sorted(sources)[:2]}"
     if unknown := [n for n in names if n not in lookup]:
         raise MissingVariableError(
@@ -254,6 +255,17 @@ def _selected(
             fix=f"variables={[*names, *own.values()]}",
         )
     return keys
+
+
+def _other_names(sources: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Return all names of the surface variables and outputs that a model predicts."""
+    out: dict[str, tuple[str, str]] = {}
+    for kind, name in sources.values():
+        variable = BY_KEY.get(("surface", AMOUNTS.get(name, name)))
+        if variable is not None and kind != "atmos":
+            names = (variable.name, variable.weatherbench2, *variable.aliases)
+            out |= dict.fromkeys(names, (kind, name))
+    return out
 
 
 @dataclass(frozen=True)

@@ -143,8 +143,10 @@ def sensitivity(ds: xr.Dataset, options: SensitivityOptions) -> xr.Dataset:
     used, _ = requirements.select_and_crop(fields, needs)
     time = _one_time(used, options.time)
     asked = PredictOptions(variables=[options.name], lead=options.lead)
+    # Of member 0, if the model draws members; its own rain, summed over hours, is not supported.
+    plain = replace(needs, draws_members=False, output_only=())
     try:
-        request = resolve_request(asked, fields, needs, known)
+        request = resolve_request(asked, fields, plain, known)
     except MissingVariableError as error:
         names = [fields.layout.fields["surface", n].source for n in needs.state]
         raise MissingVariableError(

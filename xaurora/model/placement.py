@@ -109,11 +109,14 @@ def _insolation_on(base: AuroraV1p5, grid: Grid) -> Iterator[None]:
             prediction, surf_vars={**prediction.surf_vars, "insolation": sky}
         )
 
+    before = base.__dict__.get("_update_insolation")
     base._update_insolation = update
     try:
         yield
     finally:
         del base._update_insolation
+        if before is not None:
+            base._update_insolation = before
 
 
 def placed_blocks(base: Aurora) -> list[BlockForward]:

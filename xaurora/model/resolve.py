@@ -77,7 +77,7 @@ class ResolvedModel:
         without : sequence of str
             Targets, which are therefore not inputs.
         """
-        return self._with_static_file(self._plain_needs(fields, without))
+        return self._with_static_file(self._plain_needs(fields, without), fields)
 
     def _plain_needs(self, fields: Fields, without: Sequence[str]) -> Needs:
         if self.tuned is not None:
@@ -88,18 +88,30 @@ class ResolvedModel:
             return needs_of_instance(self.instance)
         return models.needs_of(self.name, fields, without)
 
-    def _with_static_file(self, needs: Needs) -> Needs:
-        """Return the needs with the file that static fields are read from, if there is one."""
-        file = self.static_file
-        if file is not None and not needs.computed:
+    def _with_static_file(self, needs: Needs, fields: Fields) -> Needs:
+        """Return the needs with the file that static fields are read from, if there is one.
+
+        It is the one given, that of the tuning if it is still there, or that in the hub's cache if
+        the data lack static fields.
+        """
+        given = self.static_file
+        if given is not None and not needs.computed:
             raise OptionError(
                 f"static_file= belongs to Aurora 1.5, and model {needs.model!r} reads its static"
                 " fields from the data.",
                 fix="leave static_file= out",
             )
-        if file is None and needs.computed:
-            file = models.TABLE["v1.5"].cached_static_file
-        return replace(needs, static_file=None if file is None else str(file))
+        before, plain = needs.static_file, replace(needs, static_file=None)
+        if given is not None:
+            return replace(needs, static_file=str(given))
+        if before is not None and Path(before).is_file():
+            return needs
+        if needs.computed and not set(plain.read["static"]) <= set(fields.static):
+            cached = models.TABLE["v1.5"].cached_static_file
+            if cached is not None:
+                logger.info("Static fields are read from %s.", cached)
+            return replace(plain, static_file=cached)
+        return plain
 
     def notes(self, fields: Fields, needs: Needs) -> list[str]:
         """Return what is allowed but unwise with the model. Reads a few frames if it was tuned.
