@@ -27,7 +27,8 @@ extensions = [
     "sphinx_design",
     "myst_nb",
 ]
-exclude_patterns = ["_build", "**/.ipynb_checkpoints", "data"]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "_templates", "**/runs", "**/.ipynb_checkpoints", "data"]
 html_theme = "furo"
 html_title = "xaurora"
 html_static_path = ["_static"]
