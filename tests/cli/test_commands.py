@@ -521,3 +521,21 @@ def test_the_demo_registers_the_accessor_that_the_command_leaves_out(tmp_path: P
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "True"
+
+
+def test_aurora_15_from_the_command_line(tmp_path: Path) -> None:
+    file, out = tmp_path / "fields.nc", tmp_path / "hourly.nc"
+    xaurora.synthetic(shape=(16, 32), times=8, model="v1.5").to_netcdf(file, engine="h5netcdf")
+    assert "No problem found" in _run("check", file, "--model", "tiny-v1.5").output
+    common = ("predict", file, "--variables", "tp", "--model", "tiny-v1.5", "--out")
+    _run(*common, out, "--lead", "3h", "--step", "1h")
+    with xr.open_dataset(out, decode_timedelta=True) as fc:
+        assert fc.sizes["lead_time"] == 3
+        assert fc["tp"].attrs["cell_methods"] == "time: sum (interval: 1 hour)"
+    failed = _run(*common, tmp_path / "other.nc", "--static-file", "nothing.pickle", code=2)
+    assert "there is no static file" in failed.output
+    failed = _run(
+        *("predict", file, "--model", "tiny-pretrained", "--step", "1h", "--out", "other.nc"),
+        code=2,
+    )
+    assert "--model v1.5" in failed.output
