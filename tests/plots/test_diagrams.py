@@ -34,6 +34,8 @@ def test_lines_are_the_scores(scores: dict[str, xr.Dataset]) -> None:
     want = mine["tp_exceed"].sel(metric="csi", region="global")
     np.testing.assert_allclose(ax.lines[0].get_ydata(), want.isel(lead_time=0))
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["+6 h", "+12 h"]
+    # Lines of lead times are not in the colours of forecasts.
+    assert not {line.get_color() for line in ax.lines} & set(diagrams.COLOURS)
     ax = diagrams.threshold_curve(both, metric="frequencybias", lead="12h")
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["mine", "persistence"]
     fss = diagrams.fss_curve(scores["persistence"])

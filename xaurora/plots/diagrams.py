@@ -32,6 +32,13 @@ if TYPE_CHECKING:
     from xaurora.utils.types import AnyAxes
 
 
+def _of_lead(place: int, count: int) -> tuple[float, ...]:
+    """Return the colour of a lead time: from dark, the first, to light."""
+    import matplotlib as mpl
+
+    return mpl.colormaps["viridis"](0.9 * place / max(count - 1, 1))
+
+
 def threshold_curve(
     scores: xr.Dataset | Mapping[str, xr.Dataset],
     name: str = "tp",
@@ -64,9 +71,10 @@ def threshold_curve(
     ax = axes(ax)
     several = scores_by_label(scores)
     lines: list[tuple[str, xr.DataArray]] = []
+    by_lead = len(several) == 1 and lead is None
     for label, ds in several.items():
         da = select_metric(ds, f"{name}_exceed", metric, region)
-        if len(several) == 1 and lead is None:
+        if by_lead:
             lines += [
                 (lead_label(one), one)
                 for one in (da.isel(lead_time=i) for i in range(da.sizes["lead_time"]))
@@ -75,7 +83,8 @@ def threshold_curve(
             at = 0 if lead is None else lead
             lines.append((label, select_metric(ds, f"{name}_exceed", metric, region, at)))
     for i, (label, da) in enumerate(lines):
-        colour = colour_of(label, i, colours)
+        # Lead times are in order, and so are their colours; those of forecasts tell them apart.
+        colour = _of_lead(i, len(lines)) if by_lead else colour_of(label, i, colours)
         # A bias of 0 (never exceeded) cannot be shown on a logarithmic axis.
         values = da.where(da > 0) if metric == "frequencybias" else da
         ax.plot(da["threshold_mm"], values, "o-", label=label, color=colour, markersize=4)
