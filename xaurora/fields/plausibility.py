@@ -265,25 +265,12 @@ class Repeats:
 # m in one hour, and √h times as much in h hours: above the world records (0.4 m, 0.84 m in 6 h,
 # 1.8 m in 24 h; WMO)
 _WETTEST = 0.42
-
-
 _ABSURD = 0.05  # m in one hour, likewise: of which no hundredth of all points sees as much
-
-
 _FAINT = 2e-6  # m in one hour; where rain varies as rain does, some of it is more
-
-
 _TRACE = 1e-10  # m; below it is rounding
-
-
-_GLOBAL_HOUR = (
-    4e-5,
-    3e-4,
-    # m, mean over the globe and one hour: 0.12 mm by GPCP and ERA5, from a third of it to two and a
-    # half times as much
-)
-
-
+# m, mean over the globe and one hour: 0.12 mm by GPCP and ERA5, from a third of it to two and a half
+# times as much
+_GLOBAL_HOUR = (4e-5, 3e-4)
 _FEW_NEGATIVE = 4  # of so many frames, one may hold negative totals
 NEGATIVE = -1e-5
 """Metres: totals above it and below zero are noise of packing."""

@@ -16,6 +16,7 @@ from xaurora.plots.panels import (
     at_threshold,
     axes,
     colour_of,
+    colour_of_lead,
     display_scale,
     first_scores,
     label_of,
@@ -30,13 +31,6 @@ from xaurora.utils.types import LeadLike
 
 if TYPE_CHECKING:
     from xaurora.utils.types import AnyAxes
-
-
-def _of_lead(place: int, count: int) -> tuple[float, ...]:
-    """Return the colour of a lead time: from dark, the first, to light."""
-    import matplotlib as mpl
-
-    return mpl.colormaps["viridis"](0.9 * place / max(count - 1, 1))
 
 
 def threshold_curve(
@@ -75,16 +69,14 @@ def threshold_curve(
     for label, ds in several.items():
         da = select_metric(ds, f"{name}_exceed", metric, region)
         if by_lead:
-            lines += [
-                (lead_label(one), one)
-                for one in (da.isel(lead_time=i) for i in range(da.sizes["lead_time"]))
-            ]
+            leads = [da.isel(lead_time=i) for i in range(da.sizes["lead_time"])]
+            lines += [(lead_label(one), one) for one in leads]
         else:
             at = 0 if lead is None else lead
             lines.append((label, select_metric(ds, f"{name}_exceed", metric, region, at)))
     for i, (label, da) in enumerate(lines):
         # Lead times are in order, and so are their colours; those of forecasts tell them apart.
-        colour = _of_lead(i, len(lines)) if by_lead else colour_of(label, i, colours)
+        colour = colour_of_lead(i, len(lines)) if by_lead else colour_of(label, i, colours)
         # A bias of 0 (never exceeded) cannot be shown on a logarithmic axis.
         values = da.where(da > 0) if metric == "frequencybias" else da
         ax.plot(da["threshold_mm"], values, "o-", label=label, color=colour, markersize=4)

@@ -224,3 +224,10 @@ def middle_threshold(da: xr.DataArray) -> float:
 def first_scores(scores: xr.Dataset | Mapping[str, xr.Dataset]) -> xr.Dataset:
     """Return the first of several scores, for diagrams that show one forecast."""
     return next(iter(scores_by_label(scores).values()))
+
+
+def colour_of_lead(place: int, count: int) -> tuple[float, ...]:
+    """Return the colour of a lead time: from dark, the first, to light."""
+    import matplotlib as mpl
+
+    return mpl.colormaps["viridis"](0.9 * place / max(count - 1, 1))

@@ -48,7 +48,9 @@ def inputs_of_v15(
     wet = share(b)
     return {
         "d2m": moving(250.0 + 38.0 * warm + 5.0 * a + b, "K", "2 metre dewpoint temperature"),
-        "tcwv": moving(40.0 * warm * np.exp(0.3 * b), "kg m-2", "Total column water vapour"),
+        "tcwv": moving(
+            np.minimum(40.0 * warm * np.exp(0.3 * b), 140.0), "kg m-2", "Total column water vapour"
+        ),
         "tcc": moving(share(b - 0.3 * a), "1", "Total cloud cover"),
         "u100": moving(7.0 + 5.0 * a - 2.5 * b, "m s-1", "100 metre U wind component"),
         "v100": moving(4.0 * b, "m s-1", "100 metre V wind component"),
