@@ -268,7 +268,7 @@ _WETTEST = 0.42
 _ABSURD = 0.05  # m in one hour, likewise: of which no hundredth of all points sees as much
 _FAINT = 2e-6  # m in one hour; where rain varies as rain does, some of it is more
 _TRACE = 1e-10  # m; below it is rounding
-# m, mean over the globe and one hour: 0.12 mm by GPCP and ERA5, from a third of it to two and a half
+# m, mean over the globe and an hour: 0.12 mm by GPCP and ERA5, from a third of it to two and a half
 # times as much
 _GLOBAL_HOUR = (4e-5, 3e-4)
 _FEW_NEGATIVE = 4  # of so many frames, one may hold negative totals
