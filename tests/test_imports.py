@@ -125,7 +125,7 @@ def test_the_folders_are_those_of_the_table() -> None:
 
 def test_every_test_file_mirrors_a_source_file() -> None:
     tests = Path(__file__).parent
-    extra = {"test_imports.py", "test_docs.py", "test_first_hour.py"}
+    extra = {"test_imports.py", "test_docs.py", "test_examples.py", "test_first_hour.py"}
     for path in sorted(tests.rglob("test_*.py")):
         if path.name in extra or path.parent.name in ("mutations", "bad_inputs"):
             continue

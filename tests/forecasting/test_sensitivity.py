@@ -168,7 +168,7 @@ def test_it_is_drawn(ds: xr.Dataset, tuned: xaurora.TunedAurora) -> None:
         ({"name": "z"}, OptionError, "has the levels 500, 700, 850 hPa", {"level": 700}),
         ({"level": 500}, OptionError, "is not one", {"level": None}),
         ({"level": "high"}, OptionError, "level must be a number", {"level": None}),
-        ({"name": "rain"}, MissingVariableError, "cannot be forecast", {"name": "t2m"}),
+        ({"name": "wind"}, MissingVariableError, "cannot be forecast", {"name": "t2m"}),
         ({"threshold_mm": 1.0}, OptionError, "belong together", {"statistic": "probability"}),
         ({"statistic": "median"}, OptionError, "must be one of", {"statistic": "mean"}),
         (

@@ -72,10 +72,11 @@ def lead_hours(
     for value in list(found) if several else [lead]:
         hours = _hours(value)
         if hours <= 0 or hours % spacing:
-            what = f"step={step!r}" if step is not None else "Aurora's time step"
+            own = f"Aurora's time step of {spacing} hours"
             hourly = shortest < TIMESTEP_HOURS and step is None
             raise LeadTimeError(
-                f"lead={value!r} must be a positive multiple of {what} ({spacing} hours).",
+                f"lead={value!r} must be a positive multiple of"
+                f" {own if step is None else f'{step=}'}.",
                 fix="lead='6h', step='1h'" if hourly else "lead='6h', '24h' or ['6h', '24h']",
             )
         out.append(hours)
