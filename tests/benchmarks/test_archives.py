@@ -14,6 +14,8 @@ import xarray as xr
 import xaurora
 from xaurora import errors
 from xaurora.evaluation import climatology
+from xaurora.fields.variables import BY_KEY
+from xaurora.model.models import TABLE
 
 SHAPE = (16, 32)
 LEVELS = (500, 700, 850, 1000)
@@ -136,3 +138,26 @@ def test_an_estimate_counts_what_a_run_reads(tmp_path: Path, hourly: bool) -> No
     # What is read twice or kept by chance, and the frames that are looked at for plausibility.
     assert 0.7 * store.bytes_read < found.bytes_read < 1.4 * store.bytes_read
     assert found.first_look < found.bytes_read
+
+
+def test_a_batch_of_aurora_15_reads_its_two_frames(tmp_path: Path) -> None:
+    """In a store of a million hours with ARCO-ERA5's names, and static fields from a file."""
+    store, hours = archives.arco(shape=SHAPE, levels=LEVELS), 1_323_648
+    dims = ("time", "latitude", "longitude")
+    needs = TABLE["tiny-v1.5"].needs
+    for name in (n for n in needs.state if n not in ("2t", "10u", "10v", "msl")):
+        variable = BY_KEY["surface", name]
+        low, high = variable.extremes or (0.0, 1.0)
+        pattern = np.linspace(max(low, 0.2 * high), 0.8 * high, SHAPE[0] * SHAPE[1]).reshape(SHAPE)
+        attrs = {"units": variable.units}
+        store.add(variable.weatherbench2, dims, (hours, *SHAPE), (1, *SHAPE), attrs, pattern, 0.01)
+    ds = archives.open_generated(store, chunks=None)
+    coords = {"lat": ds["latitude"].values, "lon": ds["longitude"].values}
+    np.savez(tmp_path / "static.npz", **dict.fromkeys(needs.static, np.zeros(SHAPE)), **coords)
+    store.forget()
+    batch = ds.aurora.to_batch(
+        "2020-01-01T12", model="tiny-v1.5", static_file=tmp_path / "static.npz"
+    )
+    assert len(batch.surf_vars) == 19
+    assert sum(store.requests.values()) == 2 * (18 + 5)
+    assert not store.repeated
