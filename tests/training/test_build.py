@@ -64,7 +64,12 @@ def test_strategies_train_save_and_forecast(ds: xr.Dataset, tmp_path, strategy: 
         few.aurora.predict("12h", model=m, time=few.time.values[20], progress=False)
         for m in (tuned, again)
     ]
-    for name in ("tp", "t2m", "sf", "sd"):
+    assert "sf" not in forecasts[0]  # it would take six forward passes for each of the head's
+    snow = few.aurora.predict(
+        "6h", model=tuned, time=few.time.values[20], variables=["tp", "sf"], progress=False
+    )
+    assert snow["sf"].attrs["cell_methods"] == "time: sum (interval: 6 hours)"
+    for name in ("tp", "t2m", "blh", "sd"):
         np.testing.assert_array_equal(forecasts[0][name].values, forecasts[1][name].values)
     assert "tp_shape" in forecasts[0]  # the head's rain, not the base's own
     with pytest.raises(errors.LeadTimeError, match="heads of tp forecast steps of 6 hours"):

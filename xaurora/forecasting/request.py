@@ -161,6 +161,8 @@ def resolve_request(
         atmos = [n for n in atmos if ("atmos", n) in keys]
         heads = [n for n in heads if ("target", n) in keys]
         outputs = [n for n in outputs if ("output", n) in keys]
+    elif targets:  # amounts need a forward pass for each of the six hours, and heads one
+        outputs = [n for n in outputs if n not in AMOUNTS]
     return Request(
         hours,
         surface,
