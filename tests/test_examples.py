@@ -70,7 +70,7 @@ def run(test: doctest.DocTest, names: dict[str, Any]) -> None:
     assert not out, "".join(out)
 
 
-@pytest.mark.parametrize("name", [*METHODS, *PUBLIC, "save", "summary", "merge"])
+@pytest.mark.parametrize("name", [*METHODS, *PUBLIC, "save", "summary", "merge", "load_weights"])
 def test_every_public_name_has_an_example_that_runs(name: str, names: dict[str, Any]) -> None:
     owner = AuroraAccessor if name in METHODS else xaurora if name in PUBLIC else TunedAurora
     given = getattr(owner, name)

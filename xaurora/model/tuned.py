@@ -242,6 +242,17 @@ class TunedAurora:
             Folder of the artefact.
         moved : collection of str, optional
             Parameters of the base that may differ. The others are not read.
+
+        Returns
+        -------
+        dict
+            Scores of the artefact.
+
+        Examples
+        --------
+        >>> scores = tuned.load_weights(tuned.save("runs/mine"))
+        >>> "validation_crps_mm" in scores
+        True
         """
         from safetensors import safe_open
 
