@@ -463,9 +463,8 @@ class AuroraAccessor:
             Local checkpoint of the named model. By default the published one is fetched.
         static_file : path, optional
             For ``"v1.5"``: file of its static fields, ``aurora-v1.5-static.pickle`` as it was
-            published or an ``.npz`` of the same arrays. By default that in the hub's cache on this
-            machine, if there is one, else ERA5's static fields in the data. Code in a pickle is not
-            run.
+            published or an ``.npz`` of the same arrays. By default ERA5's static fields in the
+            data, or where they lack some the file in the hub's cache. Code in a pickle is not run.
         strategy : {"frozen", "decoder", "lora", "peft", "full"} or StrategyOptions
             What trains: the head alone; the head and the last layers of Aurora's decoding half;
             low-rank adapters, Aurora's own or those of Hugging Face PEFT, on a frozen base; or
@@ -711,9 +710,8 @@ class AuroraAccessor:
             Local checkpoint of the named model. By default the published one is fetched.
         static_file : path, optional
             For ``"v1.5"``: file of its static fields, ``aurora-v1.5-static.pickle`` as it was
-            published or an ``.npz`` of the same arrays. By default that in the hub's cache on this
-            machine, if there is one, else ERA5's static fields in the data. Code in a pickle is not
-            run.
+            published or an ``.npz`` of the same arrays. By default ERA5's static fields in the
+            data, or where they lack some the file in the hub's cache. Code in a pickle is not run.
         strategy : {"frozen", "decoder", "lora", "peft", "full"} or StrategyOptions
             What trains: the head alone; the head and the last layers of Aurora's decoding half;
             low-rank adapters, Aurora's own or those of Hugging Face PEFT, on a frozen base; or
@@ -921,9 +919,8 @@ class AuroraAccessor:
             Local checkpoint of the named model.
         static_file : path, optional
             For ``"v1.5"``: file of its static fields, ``aurora-v1.5-static.pickle`` as it was
-            published or an ``.npz`` of the same arrays. By default that in the hub's cache on this
-            machine, if there is one, else ERA5's static fields in the data. Code in a pickle is not
-            run.
+            published or an ``.npz`` of the same arrays. By default ERA5's static fields in the
+            data, or where they lack some the file in the hub's cache. Code in a pickle is not run.
         time : time, sequence of times or slice, optional
             Init times. By default all that have a frame six hours before them. ``"2021-06-01"``
             selects the day, ``"2021-06-01T12"`` one time.

@@ -57,8 +57,8 @@ STATIC_FILE = option(
     None,
     "path, optional",
     """For ``"v1.5"``: file of its static fields, ``aurora-v1.5-static.pickle`` as it was published
-    or an ``.npz`` of the same arrays. By default that in the hub's cache on this machine, if there
-    is one, else ERA5's static fields in the data. Code in a pickle is not run.""",
+    or an ``.npz`` of the same arrays. By default ERA5's static fields in the data, or where they
+    lack some the file in the hub's cache. Code in a pickle is not run.""",
     command_line="path",
 )
 """The option ``static_file=`` of everything that takes ``model=``."""

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from xaurora.fields import sun
 from xaurora.fields.grid.lattice import Grid
 from xaurora.model.aurora import AuroraWithHead
 from xaurora.model.batch import from_utc
-from xaurora.model.strips import DecoderForward, EncoderForward, replaced_forward
+from xaurora.model.strips import DecoderForward, EncoderForward, replaced, replaced_forward
 from xaurora.model.windows import BlockForward
 
 
@@ -78,7 +78,7 @@ def on_grid(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
             forwards[query] = functools.partial(_project_shared_query, query)
     with contextlib.ExitStack() as stack:
         if isinstance(base, AuroraV1p5):
-            stack.enter_context(_insolation_on(base, grid))
+            stack.enter_context(replaced(base, "_update_insolation", _insolation_on(grid)))
         for module, forward in forwards.items():
             stack.enter_context(replaced_forward(module, forward))
         try:
@@ -90,9 +90,8 @@ def on_grid(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
                 trunk.wraps = False
 
 
-@contextlib.contextmanager
-def _insolation_on(base: AuroraV1p5, grid: Grid) -> Iterator[None]:
-    """Let Aurora 1.5 compute the insolation of its predictions on the true grid."""
+def _insolation_on(grid: Grid) -> Callable[[Batch], Batch]:
+    """Return what computes the insolation of Aurora 1.5's predictions on the true grid."""
 
     def update(prediction: Batch) -> Batch:
         if "insolation" not in prediction.surf_vars:
@@ -109,14 +108,7 @@ def _insolation_on(base: AuroraV1p5, grid: Grid) -> Iterator[None]:
             prediction, surf_vars={**prediction.surf_vars, "insolation": sky}
         )
 
-    before = base.__dict__.get("_update_insolation")
-    base._update_insolation = update
-    try:
-        yield
-    finally:
-        del base._update_insolation
-        if before is not None:
-            base._update_insolation = before
+    return update
 
 
 def placed_blocks(base: Aurora) -> list[BlockForward]:

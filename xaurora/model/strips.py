@@ -228,13 +228,20 @@ def _copied(meta: Metadata, **changes: object) -> Metadata:
 
 
 @contextlib.contextmanager
-def replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Run another function in place of a module's forward pass."""
-    before = module.__dict__.get("forward")
-    module.forward = forward
+def replaced(module: torch.nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Run another function in place of one of a module's methods."""
+    before = module.__dict__.get(name)
+    setattr(module, name, function)
     try:
         yield
     finally:
-        del module.forward
+        delattr(module, name)
         if before is not None:
-            module.forward = before
+            setattr(module, name, before)
+
+
+def replaced_forward(
+    module: torch.nn.Module, forward: Callable[..., Any]
+) -> contextlib.AbstractContextManager[None]:
+    """Run another function in place of a module's forward pass."""
+    return replaced(module, "forward", forward)
