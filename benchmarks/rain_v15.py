@@ -2,7 +2,8 @@ r"""Compare the rain of Aurora 1.5, of its ensemble and of tuned heads, against 
 
     python benchmarks/rain_v15.py --data era5.zarr --static aurora-v1.5-static.pickle \
         --weights aurora-0.25-v1.5.ckpt --ensemble-weights aurora-0.25-v1.5-ensemble.ckpt \
-        --head mine=runs/tp/best --imerg "imerg/*.HDF5" --year 2022 --inits 52 --out rain
+        --head mine=runs/tp/best --head tuned=runs/own/best \
+        --imerg "imerg/*.HDF5" --year 2022 --inits 52 --out rain
     python benchmarks/rain_v15.py --small          # tiny models on synthetic fields, here
     python benchmarks/rain_v15.py --sharing        # what lead times share, counted and timed
     python benchmarks/rain_v15.py --pretrain       # makes tiny-v1.5-pretrained, in 15 minutes
@@ -183,20 +184,24 @@ def small(
 
     ds = xaurora.synthetic(shape=shape, times=times, model="v1.5")
     past, present = ds.isel(time=slice(None, times - 100)), ds.isel(time=slice(times - 100, None))
-    tuned = past.aurora.finetune(
-        "tp",
-        model="tiny-v1.5-pretrained",
-        steps=steps,
-        batch_size=4,
-        out=out / "head",
-        workers=0,
-        overwrite=True,
-        progress=False,
-    )
+    tuned = {
+        name: past.aurora.finetune(
+            "tp",
+            model="tiny-v1.5-pretrained",
+            head=head,
+            steps=steps,
+            batch_size=4,
+            out=out / name,
+            workers=0,
+            overwrite=True,
+            progress=False,
+        )
+        for name, head in (("head", "auto"), ("own tuned", "own"))
+    }
     models: dict[str, dict[str, Any]] = {
         "own": {"model": "tiny-v1.5-pretrained"},
         "ensemble": {"model": "tiny-v1.5-ensemble", "members": 4},
-        "head": {"model": tuned},
+        **{name: {"model": model} for name, model in tuned.items()},
     }
     inits = present.time.values[2:-4:8]
     return compare(present, models, out, truths={"synthetic": present}, inits=inits, lead="12h")

@@ -471,9 +471,9 @@ class AuroraAccessor:
             everything.
         head : str, HeadOptions, or dict of them by target
             What is predicted. For precipitation ``"censored_normal"``, ``"hurdle_lognormal"``,
-            ``"hurdle_gamma"``, ``"csgd"``, ``"quantile"``, ``"deterministic"`` or the preset
-            ``"lehmann2025"``. For other variables ``"normal"`` or ``"bounded_normal"``. ``"auto"``
-            chooses by the variable.
+            ``"hurdle_gamma"``, ``"csgd"``, ``"quantile"``, ``"deterministic"``, the preset
+            ``"lehmann2025"`` or ``"own"``, Aurora 1.5's own decoder. For other variables
+            ``"normal"`` or ``"bounded_normal"``. ``"auto"`` chooses by the variable.
         as_input : bool
             Also feed the target to the encoder, with an embedding that starts at zero. Forecasts
             then need the target at the init time and six hours before.
@@ -718,9 +718,9 @@ class AuroraAccessor:
             everything.
         head : str, HeadOptions, or dict of them by target
             What is predicted. For precipitation ``"censored_normal"``, ``"hurdle_lognormal"``,
-            ``"hurdle_gamma"``, ``"csgd"``, ``"quantile"``, ``"deterministic"`` or the preset
-            ``"lehmann2025"``. For other variables ``"normal"`` or ``"bounded_normal"``. ``"auto"``
-            chooses by the variable.
+            ``"hurdle_gamma"``, ``"csgd"``, ``"quantile"``, ``"deterministic"``, the preset
+            ``"lehmann2025"`` or ``"own"``, Aurora 1.5's own decoder. For other variables
+            ``"normal"`` or ``"bounded_normal"``. ``"auto"`` chooses by the variable.
         as_input : bool
             Also feed the target to the encoder, with an embedding that starts at zero. Forecasts
             then need the target at the init time and six hours before.

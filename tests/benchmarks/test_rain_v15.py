@@ -12,8 +12,8 @@ def test_the_comparison_runs_and_resumes(tmp_path: Path, monkeypatch, capsys) ->
     report = rain_v15.small(tmp_path, steps=3, times=140, shape=(16, 32))
     assert json.loads((tmp_path / "rain.json").read_text()) == report
     scores = report["scores"]["synthetic"]
-    assert set(scores) == {"own", "ensemble", "head", "differences"}
-    for name in ("own", "ensemble", "head"):
+    assert set(scores) == {"own", "ensemble", "head", "own tuned", "differences"}
+    for name in ("own", "ensemble", "head", "own tuned"):
         assert all(v > 0 for v in scores[name]["crps"].values())
     skill, low, high, p = scores["differences"]["head"]["crps"]["6 h"]
     assert low < skill < high

@@ -496,6 +496,27 @@ FAULTS = (
         "if True:",
         ("training/test_fitting.py",),
     ),
+    Fault(
+        "hourly amounts below zero are summed",
+        "model/heads/families.py",
+        "return x.clamp(min=0.0)",
+        "return x.clone()",
+        ("model/heads/test_families.py",),
+    ),
+    Fault(
+        "the sixth hour of the model's own rain counts six times",
+        "model/heads/trunk.py",
+        "[latents[:, 1 - TIMESTEP_HOURS :], latents[:, :1]]",
+        "[latents[:, :1]] * TIMESTEP_HOURS",
+        ("model/heads/test_families.py",),
+    ),
+    Fault(
+        "heads read latents of other hours",
+        "model/heads/trunk.py",
+        "self.levels = 1 if options.surface_only else levels",
+        "self.levels = 99",
+        ("training/test_build.py", "model/heads/test_families.py"),
+    ),
 )
 
 

@@ -11,6 +11,7 @@ import xarray as xr
 
 import xaurora
 from xaurora import LatentOptions, TunedAurora, errors
+from xaurora.model.tiny import build_tiny_v15
 from xaurora.sources import synthesis
 
 
@@ -74,6 +75,78 @@ def test_strategies_train_save_and_forecast(ds: xr.Dataset, tmp_path, strategy: 
     assert "tp_shape" in forecasts[0]  # the head's rain, not the base's own
     with pytest.raises(errors.LeadTimeError, match="heads of tp forecast steps of 6 hours"):
         few.aurora.predict("6h", step="1h", model=tuned, progress=False)
+
+
+@pytest.fixture(scope="module")
+def with_snow(ds: xr.Dataset) -> xr.Dataset:
+    few = ds.isel(time=slice(None, 16))
+    snow = few.tp.where(few.t2m < 275, 0.0)
+    return few.assign(sf=snow.assign_attrs(few.tp.attrs, long_name="Snowfall"))
+
+
+@pytest.mark.parametrize("latents", [LatentOptions(dtype="float32"), False])
+def test_own_heads_begin_as_the_model_and_share_latents_with_others(
+    with_snow: xr.Dataset, tmp_path, latents: LatentOptions | bool
+) -> None:
+    """Rain of a head that has not learnt is the model's own, at both lead times."""
+    tuned = with_snow.aurora.finetune(
+        ["tp", "sf"],
+        model="tiny-v1.5-pretrained",
+        head={"tp": "own", "sf": "csgd"},
+        steps=2,
+        head_learning_rate=1e-12,
+        latents=latents,
+        workers=0,
+        out=tmp_path / "run",
+        progress=False,
+    )
+    options = {"time": with_snow.time.values[9], "progress": False}
+    again = xaurora.load(tmp_path / "run")
+    fc = with_snow.aurora.predict("12h", model=again, variables=["tp", "sf"], **options)
+    own = with_snow.aurora.predict("12h", model="tiny-v1.5-pretrained", variables="tp", **options)
+    # The same operations in the same order, but for the layer that is applied to six hours at once.
+    np.testing.assert_allclose(fc.tp, own.tp, rtol=1e-5, atol=1e-8)
+    assert "sf_shape" in fc
+    assert "tp_value" not in fc
+    whole = with_snow.aurora.predict("6h", model=tuned, variables=["tp", "t2m"], **options)
+    np.testing.assert_array_equal(whole.tp, fc.tp.isel(lead_time=[0]))
+
+
+def test_own_heads_learn_with_and_without_latents(with_snow: xr.Dataset, tmp_path) -> None:
+    options = {"model": "tiny-v1.5-pretrained", "head": "own", "target": "sf", "steps": 4}
+    runs = [
+        with_snow.aurora.finetune(
+            **options, latents=kept, workers=0, out=tmp_path / str(i), progress=False
+        )
+        for i, kept in enumerate((LatentOptions(dtype="float32"), False))
+    ]
+    first, second = (run.heads.state_dict() for run in runs)
+    own = runs[0].model.base.decoder.surf_heads["scaled_sf_1h"]
+    assert not torch.equal(first["heads.of_sf.trunk.out.weight"], own.weight)
+    for name, values in first.items():
+        torch.testing.assert_close(values, second[name], rtol=1e-4, atol=1e-5)  # as above
+    with pytest.raises(errors.OptionError, match="predicts a single value"):
+        with_snow.aurora.predict("6h", model=runs[0], members=2, progress=False)
+
+
+@pytest.mark.parametrize("strategy", ["lora", "full"])
+def test_own_heads_train_the_backbone_through_six_hours(
+    with_snow: xr.Dataset, tmp_path, strategy: str
+) -> None:
+    tuned = tune(with_snow, tmp_path / "run", steps=1, head="own", strategy=strategy, base_loss=0.0)
+    assert np.isfinite(tuned.history[-1]["gradient_norm"])
+    assert tuned.history[-1]["gradient_norm"] > 0
+
+
+def test_own_heads_need_a_model_that_has_them(ds: xr.Dataset, tmp_path) -> None:
+    few = ds.isel(time=slice(None, 16))
+    for target, model in (("tp", "tiny"), ("tcwv", "tiny-v1.5")):
+        with pytest.raises(errors.OptionError, match=r"own|precipitation"):
+            few.aurora.finetune(target, model=model, head="own", out=tmp_path / "r", steps=1)
+    estimate = few.aurora.estimate("tp", model="tiny-v1.5", head="own")
+    assert estimate.total - estimate.trainable == sum(
+        p.numel() for p in build_tiny_v15(stochastic=False).parameters()
+    )
 
 
 def test_what_is_missing_is_named_before_training(ds: xr.Dataset, tmp_path) -> None:

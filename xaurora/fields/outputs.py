@@ -18,6 +18,8 @@ AMOUNTS = {"scaled_tp_1h": "tp", "scaled_sf_1h": "sf"}
 The model returns them on their physical scale. They may be as low as -1 mm, the floor of its
 logarithm, and are set to at least zero before they are summed.
 """
+HOURLY = {name: hourly for hourly, name in AMOUNTS.items()}
+"""The model's names of amounts, by the name that users know."""
 _OTHERS = {
     "uvb_1h": "Downward UV radiation at the surface in the last hour",
     "ssrd_1h": "Surface solar radiation downwards in the last hour",

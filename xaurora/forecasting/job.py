@@ -26,7 +26,7 @@ from xaurora.forecasting.request import Request
 from xaurora.forecasting.store import Sink
 from xaurora.model import execution, placement, rollout
 from xaurora.model.aurora import AuroraWithHead, Step
-from xaurora.model.heads import RAIN, DistributionHead
+from xaurora.model.heads import DistributionHead
 from xaurora.model.loader import Guards, Loader, prefetch
 from xaurora.model.noise import MemberNoise, member_seed
 from xaurora.model.strips import SharedEncoding
@@ -272,6 +272,6 @@ class Job:
         out = {"mean": head.mean(params), **params}
         for q in self.request.quantiles:
             out[f"quantile/{q}"] = head.quantile(params, q)
-        for threshold in self.request.thresholds if head.options.family in RAIN else ():
+        for threshold in self.request.thresholds if head.options.for_amounts else ():
             out[f"probability/{threshold}"] = head.probability_above(params, threshold * 1e-3)
         return out

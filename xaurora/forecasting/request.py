@@ -23,6 +23,7 @@ from xaurora.fields.requirements import Needs
 from xaurora.fields.unit_conversion import is_rate
 from xaurora.fields.variables import BY_KEY, TIMESTEP_HOURS, Variable
 from xaurora.forecasting.options import PredictOptions
+from xaurora.model.heads.options import SINGLE
 from xaurora.utils.types import Given, LeadsLike
 
 
@@ -205,15 +206,11 @@ def _check_distribution(options: PredictOptions, needs: Needs, targets: Mapping[
             " has none.",
             fix="ds.aurora.finetune(target='tp') first",
         )
-    single = [
-        name
-        for name, info in targets.items()
-        if info["head"]["options"]["family"] == "deterministic"
-    ]
+    single = [name for name, info in targets.items() if info["head"]["options"]["family"] in SINGLE]
     if options.members and single:
         raise OptionError(
-            f"members= needs a distribution, but the head of {single} is deterministic, so all"
-            " members would be the same.",
+            f"members= needs a distribution, but the head of {single} predicts a single value, so"
+            " all members would be the same.",
             fix="finetune with head='auto'",
         )
     if options.thresholds_mm and not any(info["rain"] for info in targets.values()):

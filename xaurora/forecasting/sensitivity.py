@@ -29,7 +29,7 @@ from xaurora.forecasting.request import Request, lead_steps, resolve_request, ta
 from xaurora.model import batch as batches
 from xaurora.model import execution, memory, placement, rollout
 from xaurora.model.aurora import AuroraWithHead
-from xaurora.model.heads import RAIN
+from xaurora.model.heads import DISTRIBUTIONS
 from xaurora.model.normalisation import atmos_statistics, surface_statistics
 from xaurora.model.options import check_engine
 from xaurora.model.resolve import ModelLike, check_engine_supports, resolve
@@ -204,7 +204,7 @@ def _observable(
 ) -> Observable:
     threshold = None if options.threshold_mm is None else float(options.threshold_mm) * 1e-3
     family = known[request.targets[0]]["head"]["options"]["family"] if request.targets else ""
-    rain = family in RAIN and family != "deterministic"
+    rain = family in DISTRIBUTIONS
     if threshold is not None and (not rain or threshold < 0):
         raise OptionError(
             f"threshold_mm={options.threshold_mm!r} needs a distribution of precipitation and an"

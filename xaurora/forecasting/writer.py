@@ -19,7 +19,7 @@ from xaurora.fields.found import Field
 from xaurora.fields.outputs import output_field
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.forecasting.request import Request, target_field
-from xaurora.model.heads import DistributionHead, HeadSet
+from xaurora.model.heads import HeadSet
 
 logger = logging.getLogger("xaurora")
 
@@ -160,7 +160,7 @@ class Writer:
         fields = single + column * len(self.cut.levels)
         for name in request.targets:
             item, head = target_field(self.fields, name, self.infos[name]), self.heads[name]
-            rain, is_single = bool(self.infos[name]["rain"]), _is_single(head)
+            rain, is_single = bool(self.infos[name]["rain"]), head.options.single_value
             of_user = 1 + request.members + len(request.quantiles)
             others = (0 if is_single else len(head.law.parameters)) + rain * len(request.thresholds)
             fields += of_user * item.dtype.itemsize + 4 * others
@@ -206,13 +206,9 @@ class Writer:
         rain = bool(self.infos[target]["rain"])
         law = distributions.to_attrs(head.law)
         methods = {"cell_methods": periods.cell_methods(TIMESTEP_HOURS)} if rain else {}
-        single = _is_single(head)
+        single = head.options.single_value
         when = "total over the 6 hours ending at valid_time; " if rain else ""
-        is_mean = (
-            "single value of a deterministic head, close to the median"
-            if single
-            else "mean of the distribution"
-        )
+        is_mean = "single value, close to the median" if single else "mean of the distribution"
         own = {**_clean(item.attrs), **methods}
         mean = conventions.to_user_values(turned(block[f"{target}/mean"]), item)
         if self.request.members:
@@ -265,11 +261,6 @@ class Writer:
                 stacked,
                 {"units": "1", "long_name": "probability of exceeding the threshold in 6 hours"},
             )
-
-
-def _is_single(head: DistributionHead) -> bool:
-    """Return whether a head predicts a single value and no distribution."""
-    return bool(head.options.family == "deterministic")
 
 
 _PARAMETERS = {

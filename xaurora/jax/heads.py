@@ -39,7 +39,7 @@ class Trunk(eqx.Module):
     around: Conv | None
     out: Linear
     activation: str = eqx.field(static=True)
-    surface_only: bool = eqx.field(static=True)
+    levels: int = eqx.field(static=True)
     outputs: int = eqx.field(static=True)
     patch_size: int = eqx.field(static=True)
     overlap: int = eqx.field(static=True)
@@ -55,7 +55,7 @@ class Trunk(eqx.Module):
             Conv(around["weight"], around["bias"]) if around.has("weight") else None,
             Linear.of(state.at("out")),
             "relu" if relu else "gelu",
-            trunk.surface_only,
+            trunk.levels,
             trunk.outputs,
             trunk.patch_size,
             trunk.overlap,
@@ -64,8 +64,7 @@ class Trunk(eqx.Module):
 
     def __call__(self, latents: Array) -> Array:
         """Map latents ``(b, c, hp, wp, d)`` to raw output ``(b, n, h, w)``."""
-        if self.surface_only:
-            latents = latents[:, :1]
+        latents = latents[:, : self.levels]
         b, _, h, w, _ = latents.shape
         x = latents.transpose(0, 2, 3, 1, 4).reshape(b, h, w, -1)
         x = x if self.norm is None else self.norm(x)

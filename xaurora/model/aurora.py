@@ -18,6 +18,7 @@ from xaurora.fields.targets import InputForm
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.model import noise
 from xaurora.model.batch import as_stock_batch, from_utc
+from xaurora.model.heads.base import HeadSet
 from xaurora.model.models import V15_FILLED
 from xaurora.model.noise import MemberNoise
 from xaurora.model.strips import replaced_forward
@@ -154,7 +155,9 @@ class AuroraWithHead(torch.nn.Module):
         atmos: Sequence[str] | None = None,
         lead: Lead = SIX_HOURS,
     ) -> Step:
-        """Run one step of six hours, or only the heads on stored latents.
+        """Run one step, or only the heads on stored latents.
+
+        Heads forecast steps of six hours; after a shorter one ``raw`` is None.
 
         The decoder hooks are registered only during the call, so the base remains a stock Aurora.
 
@@ -174,17 +177,20 @@ class AuroraWithHead(torch.nn.Module):
         """
         if latents is not None:
             return Step(None, self._run_heads(latents))
-        if head_only and self.head is not None:
+        has_heads = self.head is not None and lead.hours == TIMESTEP_HOURS
+        if head_only and has_heads:
             return Step(None, self._run_heads(self._backbone_latents(batch, lead)))
         decoder, handles, raw = self.base.decoder, [], []
+        earlier = self._earlier_latents(batch, lead) if has_heads else []
 
         def run_heads(module: torch.nn.Module, args: Args, kwargs: Kwargs, output: Any) -> None:
-            raw.append(self._run_heads(self._windowed(args[0], kwargs["patch_res"])))
+            last = self._windowed(args[0], kwargs["patch_res"])
+            raw.append(self._run_heads(_joined(last, earlier)))
 
         if atmos is not None and set(atmos) < set(decoder.atmos_vars):
             select = functools.partial(_decode_only, frozenset(atmos))
             handles.append(decoder.register_forward_pre_hook(select, with_kwargs=True))
-        if self.head is not None:
+        if has_heads:
             handles.append(decoder.register_forward_hook(run_heads, with_kwargs=True))
         try:
             prediction = self._run_base(batch, lead)
@@ -212,6 +218,22 @@ class AuroraWithHead(torch.nn.Module):
 
     def _backbone_latents(self, batch: Batch, lead: Lead = SIX_HOURS) -> torch.Tensor:
         """Return the latents that the heads see, ``(b, c, hp, wp, d)``."""
+        last = self._latents_at(batch, lead)
+        if isinstance(self.head, HeadSet) and self.head.surface_only:
+            last = last[:, :1]
+        return _joined(last, self._earlier_latents(batch, lead))
+
+    def _earlier_latents(self, batch: Batch, lead: Lead) -> list[torch.Tensor]:
+        """Return the surface latents of the hours before, if a head sums hourly amounts."""
+        if not (isinstance(self.head, HeadSet) and self.head.sums_hours):
+            return []
+        began = (lead.since_init or lead.hours) - lead.hours
+        hours = [Lead(h, began + h, lead.members) for h in range(1, lead.hours)]
+        # Copied, so that the other levels are freed.
+        return [self._latents_at(batch, hour)[:, :1].clone() for hour in hours]
+
+    def _latents_at(self, batch: Batch, lead: Lead) -> torch.Tensor:
+        """Return the latents after a step, ``(b, c, hp, wp, d)``."""
         found: list[torch.Tensor] = []
 
         def take_latents(
@@ -234,8 +256,9 @@ class AuroraWithHead(torch.nn.Module):
         Returns
         -------
         torch.Tensor
-            ``(b, c, hp, wp, d)``, float32: latent levels (surface first), rows and columns of
-            patches of the window, channels.
+            ``(b, c, hp, wp, d)``, float32: the latent levels that the heads read (surface first,
+            then the surface of the five hours before if a head sums hourly amounts), rows and
+            columns of patches of the window, channels.
         """
         was_training = self.base.training
         self.base.eval()
@@ -275,6 +298,11 @@ class AuroraWithHead(torch.nn.Module):
             return raw
         (top, left), (height, width) = (self.window.top, self.window.left), self.window.shape
         return {name: v[..., top : top + height, left : left + width] for name, v in raw.items()}
+
+
+def _joined(last: torch.Tensor, earlier: list[torch.Tensor]) -> torch.Tensor:
+    """Return latents with those of the hours before, without a copy if there are none."""
+    return torch.cat([last, *earlier], dim=1) if earlier else last
 
 
 def _decode_only(

@@ -14,10 +14,12 @@ from aurora import Aurora
 from xaurora.fields import targets
 from xaurora.fields.conventions import Fields
 from xaurora.fields.distribution import Distribution
+from xaurora.fields.outputs import HOURLY
 from xaurora.fields.targets import InputForm, Target
 from xaurora.model import adapters, hashing, heads, weights
 from xaurora.model.adapters import Adapter
 from xaurora.model.aurora import AuroraWithHead, add_inputs, latent_size
+from xaurora.model.normalisation import surface_statistics
 from xaurora.model.tiny import build_tiny
 from xaurora.training.plan import Plan
 from xaurora.training.scan import TargetScan
@@ -134,6 +136,9 @@ def _build_head(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.options.seed + 1)
         head = heads.build(options, *latent_size(base), plan.needs.patch_size)
+    if isinstance(head, heads.OwnHead):
+        name = HOURLY[target.name]
+        head.start_from(base.decoder.surf_heads[name], *surface_statistics(base, name))
     values, shares = climatology.binned()
     if options.bounds is not None:
         values = values.clip(*options.bounds)

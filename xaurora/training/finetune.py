@@ -213,8 +213,7 @@ def _open_loader(
     else:
         execution.set_precision(model.module.base, made.options.precision, fabric.device)
         store = _open_latent_store(made, model, kept, loader, folder, init_times, check)
-        levels = latents.shape_of(model.module, made.grid.shape, made.needs.patch_size)[0]
-        loader.latents = latents.Latents(store, kept.dtype, levels)
+        loader.latents = latents.Latents(store, kept.dtype)
     return loader
 
 

@@ -22,6 +22,7 @@ import torch
 from aurora import Batch
 
 from xaurora.errors import LatentsError, SaveError
+from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.model.aurora import AuroraWithHead
 from xaurora.model.loader import Sample
 from xaurora.training.latent_store import (
@@ -53,16 +54,12 @@ class Latents:
     dtype : {"bfloat16", "float32"}
         New latents are rounded to it at once, so that results do not depend on whether a sample was
         stored.
-    levels : int
-        Latent levels that the heads read, from the surface up.
     budget : int
         Bytes to keep in memory.
     """
 
-    def __init__(
-        self, store: LatentStore | None, dtype: str, levels: int, budget: int = 2 * 1024**3
-    ) -> None:
-        self.store, self.levels, self.budget = store, levels, budget
+    def __init__(self, store: LatentStore | None, dtype: str, budget: int = 2 * 1024**3) -> None:
+        self.store, self.budget = store, budget
         # With a store, samples can be read again from disk. Without one, keep as many as fit.
         self.most = _KEPT if store is not None else _LENGTH
         self.dtype = getattr(torch, dtype)
@@ -127,12 +124,8 @@ class Latents:
     def _make(self, module: AuroraWithHead, batch: Batch, time: np.datetime64) -> torch.Tensor:
         from xaurora.model import rollout
 
-        values = (
-            module.latents(rollout.prepare(module, batch))[0, : self.levels]
-            .to(self.dtype)
-            .cpu()
-            .contiguous()
-        )
+        values = module.latents(rollout.prepare(module, batch))[0]
+        values = values.to(self.dtype).cpu().contiguous()
         self.made += 1
         place = time_index(time)
         if place is None:
@@ -310,11 +303,15 @@ def shape_of(
 ) -> tuple[int, ...]:
     """Return the shape of a sample's latents: levels, patch rows, patch columns, channels.
 
-    There is one level if all heads read the surface latent alone.
+    There is one level if all heads read the surface latent alone, and five more if one of them
+    sums hourly amounts.
     """
-    base, heads = module.base, module.head
-    surface = all(h.options.latents == "surface" for _, h in heads.items())  # type: ignore
+    base = module.base
+    heads: Any = module.head
+    levels = 1 if heads.surface_only else base.encoder.latent_levels
+    if heads.sums_hours:
+        levels += TIMESTEP_HOURS - 1
     rows, columns = (n // patch_size for n in grid_shape)
     if module.window is not None:
         rows, columns = len(module.window.patch_rows), len(module.window.patch_columns)
-    return (1 if surface else base.encoder.latent_levels, rows, columns, 2 * base.encoder.embed_dim)
+    return (levels, rows, columns, 2 * base.encoder.embed_dim)

@@ -15,7 +15,7 @@ from aurora.normalisation import log_transform
 from xaurora.fields.grid.lattice import Grid
 from xaurora.fields.grid.weights import latitude_weights
 from xaurora.model.aurora import AuroraWithHead, Step
-from xaurora.model.heads import RAIN, DistributionHead
+from xaurora.model.heads import DistributionHead
 from xaurora.model.loader import Truth
 from xaurora.model.normalisation import atmos_statistics, surface_statistics
 
@@ -114,9 +114,8 @@ def valid_target(head: DistributionHead, target: torch.Tensor) -> torch.Tensor:
     Gaps get zero weight later, in :func:`mean`.
     """
     y = target.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    if head.options.family in RAIN:
-        return y.clamp(min=0.0)
-    return y.clamp(*head.options.bounds) if head.options.bounds else y
+    low, high = head.options.limits
+    return y if low is None and high is None else y.clamp(low, high)
 
 
 def mean(values: torch.Tensor, target: torch.Tensor, domain: Domain) -> torch.Tensor:

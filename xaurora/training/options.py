@@ -357,9 +357,9 @@ class FinetuneOptions(TrainingOptions):
         "auto",
         "str, HeadOptions, or dict of them by target",
         """What is predicted. For precipitation ``"censored_normal"``, ``"hurdle_lognormal"``,
-        ``"hurdle_gamma"``, ``"csgd"``, ``"quantile"``, ``"deterministic"`` or the preset
-        ``"lehmann2025"``. For other variables ``"normal"`` or ``"bounded_normal"``. ``"auto"``
-        chooses by the variable.""",
+        ``"hurdle_gamma"``, ``"csgd"``, ``"quantile"``, ``"deterministic"``, the preset
+        ``"lehmann2025"`` or ``"own"``, Aurora 1.5's own decoder. For other variables ``"normal"``
+        or ``"bounded_normal"``. ``"auto"`` chooses by the variable.""",
         command_line="str",
     )
     as_input: bool = option(

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from xaurora.fields import conventions, plausibility, requirements, targets, tru
 from xaurora.fields.conventions import Fields
 from xaurora.fields.grid import patches, regions
 from xaurora.fields.grid.lattice import Grid
+from xaurora.fields.outputs import HOURLY
 from xaurora.fields.requirements import Needs
 from xaurora.fields.targets import Target
 from xaurora.fields.variables import Variable
@@ -250,6 +251,7 @@ def plan(ds: xr.Dataset, options: FinetuneOptions) -> Plan:
     needs = model.needs(fields, [t.name for t in wanted])
     check_engine_supports(options.engine, needs)
     targets.check_not_predicted([t.name for t in wanted if t.name in needs.surface])
+    _check_own_heads(head_options, needs)
     used, crop = requirements.select_and_crop(fields, needs)
     plausibility.check_plausible(fields, needs)
     if options.truth is not None:
@@ -397,6 +399,17 @@ def _check_heads(head: heads.HeadLike, names: list[str]) -> None:
         heads.options_for(one, "normal")
 
 
+def _check_own_heads(options: Mapping[str, heads.HeadOptions], needs: Needs) -> None:
+    """Raise if the base has no decoder of its own for a target that is to be tuned with it."""
+    for name, own in options.items():
+        if own.family == heads.OWN and HOURLY.get(name) not in needs.output_only:
+            raise OptionError(
+                f"head='own' tunes a model's own decoder of {name!r}, but model {needs.model!r} has"
+                " none.",
+                fix="model='v1.5' with target='tp' or 'sf', or head='auto'",
+            )
+
+
 def _head_options(head: heads.HeadLike, name: str, variable: Variable) -> heads.HeadOptions:
     """Return the head options of one target; ``"auto"`` depends on the kind of variable."""
     one = head.get(name, "auto") if isinstance(head, dict) else head
@@ -408,10 +421,10 @@ def _head_options(head: heads.HeadLike, name: str, variable: Variable) -> heads.
         else "normal"
     )
     options = heads.options_for(one, kind)
-    if (options.family in heads.RAIN) != variable.accumulated:
+    if options.for_amounts != variable.accumulated:
         raise OptionError(
             f"the head {options.family!r} is "
-            f"{'for precipitation' if options.family in heads.RAIN else 'not for precipitation'},"
+            f"{'for precipitation' if options.for_amounts else 'not for precipitation'},"
             f" but {name!r} is {variable.long_name.lower()}.",
             fix=f"head={{{name!r}: {kind!r}}}",
         )

@@ -148,16 +148,7 @@ class Validator:
             heads: Any = module.head
             self._reference = {}
             for name in self.task.units:
-                options = heads[name].options
-                low, high = (
-                    (0.0, None)
-                    if options.family in losses.RAIN
-                    else options.bounds
-                    or (
-                        None,
-                        None,
-                    )
-                )
+                low, high = heads[name].options.limits
                 per_step = []
                 for k in range(1, self.task.steps + 1):
                     truth = np.stack(

@@ -310,11 +310,50 @@ def test_patches_blend_and_the_globe_is_round(patch: int) -> None:
         ({"family": "censored_normal", "largest_sigma": 20.0}, "unrealistic tails"),
         ({"family": "bounded_normal", "bounds": 5}, "must be a pair of numbers"),
         ({"family": "quantile", "levels": 0.5}, "increasing probabilities"),
+        ({"family": "own", "width": 8}, "the head 'own' is a layer of the model itself"),
+        ({"family": "own", "latents": "surface"}, "takes no latents"),
     ],
 )
 def test_bad_options(options: dict, match: str) -> None:
     with pytest.raises(errors.OptionError, match=match):
         heads.HeadOptions(**options)
+
+
+def _own_head(bias: float) -> heads.OwnHead:
+    """A head of Aurora 1.5's own layer whose hours all have this logarithm."""
+    head = heads.build(heads.HeadOptions("own", epsilon=1e-3), 4, 16, 4)
+    layer = torch.nn.Linear(16, 16)
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.constant_(layer.bias, bias)
+    head.start_from(layer, location=0.5, scale=2.0)
+    head.initialise(_climate(_amounts(2000)))
+    return head
+
+
+def test_own_amounts_are_clipped_by_the_hour_and_summed() -> None:
+    latents = torch.zeros(1, 4 + 5, 2, 3, 16)
+    latents[:, 0] = 1.0  # the sixth hour; the five before are the last levels
+    head = _own_head(-0.75)  # 0.5 - 1.5 is below zero on the logarithmic scale
+    with torch.no_grad():
+        head.trunk.out.weight.fill_(1.0 / 16)
+    values = head.mean(head.parameters_of(head(latents))).detach()
+    # The sixth hour is 0.5 + 2 (-0.75 + 1) = 1 on the scale ln(x + 1 mm) - ln(1 mm).
+    torch.testing.assert_close(values, torch.full((1, 8, 12), 1e-3 * (np.e - 1)))
+    huge = _own_head(1e4)
+    most = huge.mean(huge.parameters_of(huge(latents))).detach().max()
+    assert float(most) <= 6 * heads.WETTEST * 1.001
+
+
+def test_a_dry_hour_can_become_wet_and_no_drier() -> None:
+    head, latents = _own_head(-1.0), torch.zeros(1, 9, 1, 1, 16)
+    for truth, learns in ((5e-3, True), (0.0, False)):
+        head.zero_grad()
+        params = head.parameters_of(head(latents))
+        assert float(params["value"].detach().max()) == 0.0
+        head.loss(params, torch.full((1, 4, 4), truth)).sum().backward()
+        gradient = head.trunk.out.bias.grad
+        assert bool((gradient < 0).all()) is learns
+        assert bool((gradient == 0).all()) is not learns
 
 
 def test_options_of_numpy_are_options() -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from xaurora.model.heads.base import Climatology, DistributionHead, Head, HeadSet
-from xaurora.model.heads.families import CLASSES, WETTEST
+from xaurora.model.heads.families import CLASSES, WETTEST, OwnHead
 from xaurora.model.heads.options import (
     AUTO_RAIN,
+    DISTRIBUTIONS,
     EPSILON_RANGE,
     FAMILIES,
     OTHER,
+    OWN,
     PRESETS,
     RAIN,
+    SINGLE,
     HeadLike,
     HeadOptions,
     options_for,
@@ -24,11 +27,14 @@ from xaurora.model.heads.trunk import LatentMLP
 __all__ = [
     "AUTO_RAIN",
     "CLASSES",
+    "DISTRIBUTIONS",
     "EPSILON_RANGE",
     "FAMILIES",
     "OTHER",
+    "OWN",
     "PRESETS",
     "RAIN",
+    "SINGLE",
     "WETTEST",
     "Climatology",
     "DistributionHead",
@@ -37,6 +43,7 @@ __all__ = [
     "HeadOptions",
     "HeadSet",
     "LatentMLP",
+    "OwnHead",
     "build",
     "from_config",
     "options_for",

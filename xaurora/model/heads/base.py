@@ -120,7 +120,7 @@ class DistributionHead(nn.Module, abc.ABC):
         super().__init__()
         self.options = options
         self.shape = (levels, width_in, patch_size)
-        self.trunk = LatentMLP(options, levels, width_in, self.outputs, patch_size)
+        self.trunk: Any = self._new_trunk()
         # The trunk predicts deviations from the climatology, in units that suit the family.
         self.register_buffer("offset", torch.zeros(self.outputs))
         self.register_buffer("location", torch.zeros(()))
@@ -131,6 +131,10 @@ class DistributionHead(nn.Module, abc.ABC):
     location: torch.Tensor
     scale: torch.Tensor
     unit_of_loss: torch.Tensor
+
+    def _new_trunk(self) -> nn.Module:
+        levels, width_in, patch_size = self.shape
+        return LatentMLP(self.options, levels, width_in, self.outputs, patch_size)
 
     @property
     @abc.abstractmethod
@@ -280,6 +284,16 @@ class HeadSet(nn.Module):
     def forward(self, latents: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return raw output ``(b, n, h, w)`` by target."""
         return {name: head(latents) for name, head in self.items()}
+
+    @property
+    def surface_only(self) -> bool:
+        """Whether all heads read the surface latent alone."""
+        return all(head.options.surface_only for _, head in self.items())
+
+    @property
+    def sums_hours(self) -> bool:
+        """Whether some head reads the surface latents of six hours."""
+        return any(head.options.sums_hours for _, head in self.items())
 
     def items(self) -> list[tuple[str, DistributionHead]]:
         """Return the targets with their heads."""

@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 
 import torch
+from aurora.normalisation import log_transform, log_untransform
+from torch import nn
+from torch.autograd.function import BackwardCFunction
 
 from xaurora import distributions
 from xaurora.distributions import Family
 from xaurora.distributions.namespace import Array, namespace
 from xaurora.errors import OptionError
+from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.model.heads.base import Climatology, DistributionHead, Params
 from xaurora.model.heads.options import QUANTILE_LEVELS, HeadOptions
+from xaurora.model.heads.trunk import HourlyDecoder
 
 WETTEST = 0.5
 """m over six hours; upper limit of any mean that a head can predict (the record is about 0.84 m,
@@ -19,6 +24,7 @@ WMO archive of extremes).
 """
 LARGEST = 2.0
 """m; approximate upper limit of any 99.9 % quantile that a head can predict."""
+_WETTEST_HOUR = float(log_transform(torch.tensor(WETTEST)))  # on Aurora 1.5's logarithmic scale
 _TAIL = 3.09  # standard deviations that a normal exceeds once in a thousand
 LARGEST_RATIO = 300.0
 """Largest ratio of μ to σ in z. Up to there the CRPS is accurate to 1e-3 in float32."""
@@ -257,6 +263,58 @@ class DeterministicHead(_InZ):
         return namespace(z).abs(z - distributions.to_latent(y, self.epsilon))
 
 
+class OwnHead(DeterministicHead):
+    """Aurora 1.5's own decoder of hourly amounts, and the sum over six hours.
+
+    Each hour is decoded from the surface latent of its own forward pass, on the model's logarithmic
+    scale, and set to at least zero before hours are summed, as its own forecasts are. It starts as
+    a copy of the model's layer (:meth:`start_from`) and is trained on the absolute error in z.
+    """
+
+    outputs = TIMESTEP_HOURS
+
+    def _new_trunk(self) -> nn.Module:
+        _, width_in, patch_size = self.shape
+        return HourlyDecoder(width_in, patch_size)
+
+    def start_from(self, layer: nn.Linear, location: float, scale: float) -> None:
+        """Copy a layer of Aurora's decoder, whose output has this mean and standard deviation."""
+        with torch.no_grad():
+            self.trunk.out.weight.copy_(layer.weight)
+            self.trunk.out.bias.copy_(layer.bias)
+            self.location.fill_(location)
+            self.scale.fill_(scale)
+
+    def _bounded(self, raw: torch.Tensor) -> Params:
+        logarithm = (self.location + self.scale * raw).clamp(max=_WETTEST_HOUR)
+        return {"value": _Amount.apply(log_untransform(logarithm)).sum(dim=1)}
+
+    def initialise(self, climatology: Climatology) -> None:
+        """Set the unit of the loss to the score of the climatology's median."""
+        z = distributions.to_latent(torch.as_tensor(climatology.values), self.epsilon)
+        shares = torch.as_tensor(climatology.shares)
+        median = z[int((shares.cumsum(0) < 0.5).sum())]
+        self.unit_of_loss.fill_(max(float((shares * (z - median).abs()).sum()), 1e-30))
+
+
+class _Amount(torch.autograd.Function):
+    """Set amounts to at least zero.
+
+    Unlike that of ``clamp``, the gradient also reaches an amount below zero if it has to grow. A
+    dry hour could not become wet otherwise.
+    """
+
+    @staticmethod
+    def forward(ctx: BackwardCFunction, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(min=0.0)
+
+    @staticmethod
+    def backward(ctx: BackwardCFunction, *gradients: torch.Tensor) -> torch.Tensor:
+        (x,), (gradient,) = ctx.saved_tensors, gradients
+        return torch.where((x > 0) | (gradient < 0), gradient, torch.zeros_like(gradient))
+
+
 class NormalHead(DistributionHead):
     """A normal in units of the climatology's spread, trained on its CRPS."""
 
@@ -332,6 +390,7 @@ CLASSES: dict[str, type[DistributionHead]] = {
     "csgd": CsgdHead,
     "quantile": QuantileHead,
     "deterministic": DeterministicHead,
+    "own": OwnHead,
     "normal": NormalHead,
     "bounded_normal": BoundedNormalHead,
 }

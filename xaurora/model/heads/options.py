@@ -5,17 +5,24 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TypeAlias
 
 from xaurora.errors import OptionError
 from xaurora.utils.types import Given
 
-RAIN = ("censored_normal", "hurdle_lognormal", "hurdle_gamma", "csgd", "quantile", "deterministic")
+DISTRIBUTIONS = ("censored_normal", "hurdle_lognormal", "hurdle_gamma", "csgd", "quantile")
 """Families for amounts that are never negative and often zero."""
+RAIN = (*DISTRIBUTIONS, "deterministic")
+"""The same, and a single value."""
 OTHER = ("normal", "bounded_normal")
 """Families for other surface variables, unbounded and bounded."""
 FAMILIES = (*RAIN, *OTHER)
+"""Families that a head on any Aurora can have."""
+OWN = "own"
+"""The head that is the decoder of Aurora 1.5's own hourly amounts."""
+SINGLE = ("deterministic", OWN)
+"""Heads that predict a single value and no distribution."""
 
 AUTO_RAIN = "csgd"
 """The family of ``head="auto"`` for precipitation. On rain from five known distributions its gain
@@ -34,7 +41,7 @@ QUANTILE_LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98
 
 # Options that only some families have, and their defaults.
 _OWN: dict[str, tuple[str, ...]] = {
-    "epsilon": ("censored_normal", "quantile", "deterministic"),
+    "epsilon": ("censored_normal", "quantile", *SINGLE),
     "largest_sigma": ("censored_normal", "hurdle_lognormal"),
     "levels": ("quantile",),
     "bounds": ("bounded_normal",),
@@ -55,12 +62,13 @@ class HeadOptions:
     ----------
     family : str
         ``"censored_normal"``, ``"hurdle_lognormal"``, ``"hurdle_gamma"``, ``"csgd"``,
-        ``"quantile"`` or ``"deterministic"`` for rain; ``"normal"`` or ``"bounded_normal"`` for
-        other variables.
+        ``"quantile"``, ``"deterministic"`` or ``"own"`` for rain; ``"normal"`` or
+        ``"bounded_normal"`` for other variables. ``"own"`` is a layer of Aurora 1.5 itself, and has
+        no options but ``epsilon``.
     epsilon : float, optional
         ε of ``z = log1p(tp / ε)`` in metres, positive. By default the mean six-hour total of the
-        training period, between 1e-5 and 1e-3. For ``censored_normal``, ``quantile`` and
-        ``deterministic``.
+        training period, between 1e-5 and 1e-3. For ``censored_normal``, ``quantile``,
+        ``deterministic`` and ``own``.
     depth : int
         Number of linear layers of the MLP, including the last one.
     width : int or tuple of int
@@ -104,7 +112,7 @@ class HeadOptions:
     bounds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.family not in FAMILIES:
+        if self.family not in (*FAMILIES, OWN):
             raise unknown_head(self.family)
         for name in ("width", "levels", "bounds"):  # JSON and NumPy turn tuples into lists, arrays
             value = getattr(self, name)
@@ -129,8 +137,19 @@ class HeadOptions:
                         f" family={families[0]!r}"
                     ),
                 )
+        if self.family == OWN:
+            self._check_own()
         self._check_shape()
         self._check_range()
+
+    def _check_own(self) -> None:
+        """Raise if the shape of Aurora's own layer is to be changed."""
+        fixed = [f for f in fields(self) if f.name not in ("family", "epsilon")]
+        if changed := [f.name for f in fixed if getattr(self, f.name) != f.default]:
+            raise OptionError(
+                f"the head 'own' is a layer of the model itself and takes no {changed[0]}.",
+                fix=f"HeadOptions(family='own') without {changed[0]}",
+            )
 
     def _check_shape(self) -> None:
         """Check what the trunk is built from."""
@@ -206,6 +225,31 @@ class HeadOptions:
         )
 
     @property
+    def for_amounts(self) -> bool:
+        """Whether the head predicts amounts that are never negative and often zero."""
+        return self.family in (*RAIN, OWN)
+
+    @property
+    def limits(self) -> tuple[float | None, float | None]:
+        """Range of the target, in canonical units, as far as it has ends."""
+        return (0.0, None) if self.for_amounts else self.bounds or (None, None)
+
+    @property
+    def surface_only(self) -> bool:
+        """Whether the head reads the surface latent alone."""
+        return self.latents == "surface" or self.family == OWN
+
+    @property
+    def sums_hours(self) -> bool:
+        """Whether the head reads the latents of six hours, whose amounts it sums."""
+        return self.family == OWN
+
+    @property
+    def single_value(self) -> bool:
+        """Whether the head predicts a single value and no distribution."""
+        return self.family in SINGLE
+
+    @property
     def sigma_bounds(self) -> tuple[float, float]:
         """Smallest and largest σ, for the families that have ``largest_sigma``."""
         return SMALLEST_SIGMA[self.family], self.largest_sigma or _LARGEST_SIGMA[self.family]
@@ -253,7 +297,7 @@ def unknown_head(name: object) -> OptionError:
     """Return the error for an unknown head."""
     return OptionError(
         f"there is no head {name!r}; valid values are 'auto',"
-        f" {', '.join(map(repr, (*FAMILIES, *PRESETS)))}, or a HeadOptions.",
+        f" {', '.join(map(repr, (*FAMILIES, OWN, *PRESETS)))}, or a HeadOptions.",
         fix="head='auto'",
     )
 
@@ -289,6 +333,6 @@ def options_for(head: object, family: str) -> HeadOptions:
     if head in PRESETS:
         return PRESETS[head]
     name = family if head == "auto" else head
-    if name not in FAMILIES:
+    if name not in (*FAMILIES, OWN):
         raise unknown_head(head)
     return HeadOptions(family=name)

@@ -8,6 +8,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.model.heads.options import HeadOptions
 
 
@@ -36,8 +37,8 @@ class LatentMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.outputs, self.patch_size = outputs, patch_size
-        self.surface_only = options.latents == "surface"
-        size = width_in * (1 if self.surface_only else levels)
+        self.levels = 1 if options.surface_only else levels
+        size = width_in * self.levels
         widths = (
             options.width
             if isinstance(options.width, tuple)
@@ -70,9 +71,7 @@ class LatentMLP(nn.Module):
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """Map ``(b, c, hp, wp, d)`` to ``(b, n, h, w)``, float32. Level 0 is the surface latent."""
-        if self.surface_only:
-            latents = latents[:, :1]
-        x = self._hidden(rearrange(latents, "b c h w d -> b h w (c d)"))
+        x = self._hidden(rearrange(latents[:, : self.levels], "b c h w d -> b h w (c d)"))
         if self.around is not None:
             reach = self.around.kernel_size[0] // 2
             near = self.around(self._padded(rearrange(x, "b h w d -> b d h w"), reach))
@@ -114,6 +113,35 @@ class LatentMLP(nn.Module):
         wraps = self.wraps and x.shape[-1] >= reach
         x = nn.functional.pad(x, (reach, reach, 0, 0), mode="circular" if wraps else "replicate")
         return nn.functional.pad(x, (0, 0, reach, reach), mode="replicate")
+
+
+class HourlyDecoder(nn.Module):
+    """A linear layer per patch that decodes the surface latents of six hours.
+
+    It is of the form of Aurora's own layers for surface variables.
+
+    Parameters
+    ----------
+    width_in : int
+        Width of the latents.
+    patch_size : int
+        Pixels along the side of a patch.
+    """
+
+    def __init__(self, width_in: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.out = nn.Linear(width_in, patch_size**2)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """Map ``(b, c, hp, wp, d)`` to fields of the six hours, ``(b, 6, h, w)``.
+
+        Level 0 is the surface at the sixth hour; the last five levels are those of the hours
+        before.
+        """
+        p = self.patch_size
+        hours = torch.cat([latents[:, 1 - TIMESTEP_HOURS :], latents[:, :1]], dim=1)
+        return rearrange(self.out(hours), "b n h w (p q) -> b n (h p) (w q)", p=p, q=p)
 
 
 def blending_window(patch: int, overlap: int) -> torch.Tensor:
