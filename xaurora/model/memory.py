@@ -57,6 +57,8 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if func is torch.ops.prim.device.default and hasattr(args[0], "fake_device"):
+            return args[0].fake_device  # asked for more often than anything is computed
         if func is torch.ops.aten._local_scalar_dense.default and _is_fake(args[0]):
             # Numbers: the dropout rate when a model is built on the meta device, later the count of
             # optimiser steps.
