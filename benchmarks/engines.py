@@ -122,6 +122,8 @@ def jax_case(size: Size, ds: Any, how: str) -> Callable[[], None]:
         kept = module.latents(batch).to(torch.bfloat16)
         inputs, loss = (to_jax(kept.float()), truths, scales), engine.latents_loss
     trained, held = engine.split(module.net, module.names, set(names))
+    if how == "latents":
+        held = engine.heads_of(held)
     optimizer = engine.Optimizer(1.0, 0.01, optimisation.BETAS)
     rates = jax.tree.map(lambda _: np.float32(1e-5), trained)
     now: list[Any] = [trained, optimizer.start(trained)]

@@ -183,6 +183,8 @@ class Jax:
     def __init__(self) -> None:
         import jax
 
+        from xaurora.distributions import jax_gamma
+
         jnp, special = jax.numpy, jax.scipy.special
         for name in (
             *("exp", "log", "log1p", "expm1", "sqrt", "where", "abs", "zeros_like", "ones_like"),
@@ -191,7 +193,7 @@ class Jax:
             setattr(self, name, getattr(jnp, name))
         self.ndtr, self.ndtri, self.gammaln = special.ndtr, special.ndtri, special.gammaln
         self.sigmoid, self.constant = jax.nn.sigmoid, jax.lax.stop_gradient
-        self.gamma_above, self.gamma_below = special.gammaincc, special.gammainc
+        self.gamma_above, self.gamma_below = jax_gamma.gamma_above, jax_gamma.gamma_below
         self._jax = jax
 
     def softplus(self, x: Array, beta: float = 1.0) -> Array:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xaurora.jax.layers import Array, LayerNorm, Linear, activations
+from xaurora.jax.layers import Array, LayerNorm, Linear, activations, layer_norm
 from xaurora.jax.weights import State
 from xaurora.model.heads import DistributionHead
 from xaurora.model.heads.trunk import LatentMLP, blending_window
@@ -67,8 +67,15 @@ class Trunk(eqx.Module):
         latents = latents[:, : self.levels]
         b, _, h, w, _ = latents.shape
         x = latents.transpose(0, 2, 3, 1, 4).reshape(b, h, w, -1)
-        x = x if self.norm is None else self.norm(x)
-        for layer in self.hidden.values():
+        layers = list(self.hidden.values())
+        if self.norm is not None and layers:
+            # The norm's scale and shift are folded into the first layer, as in Torch: normalised
+            # latents, which need no gradient, then get none.
+            x = layer_norm(x, self.norm.eps)
+            layers[0] = _folded(self.norm, layers[0])
+        elif self.norm is not None:
+            x = self.norm(x)
+        for layer in layers:
             x = activations[self.activation](layer(x))
         if self.around is not None:
             reach = self.around.weight.shape[-1] // 2
@@ -86,13 +93,14 @@ class Trunk(eqx.Module):
         n, p, kernel = self.outputs, self.patch_size, self.patch_size + 2 * self.overlap
         blocks = flat.reshape(b, h, w, n, kernel, kernel) * self._window(kernel)
         # Patches reach into the next one at most, so that each axis is a sum of two shifted grids.
+        # Its first and last patch belong to the padding alone and are left out.
         rest = 2 * p - kernel
         blocks = jnp.pad(blocks, [(0, 0)] * 4 + [(0, rest)] * 2)
         blocks = blocks.reshape(b, h, w, n, 2, p, 2, p).transpose(0, 3, 4, 6, 1, 5, 2, 7)
-        rows = _overlapped(blocks[:, :, 0], blocks[:, :, 1], axis=3)  # (b, n, 2, h + 1, p, w, p)
-        whole = _overlapped(rows[:, :, 0], rows[:, :, 1], axis=4)  # (b, n, h + 1, p, w + 1, p)
-        whole = whole.reshape(b, n, (h + 1) * p, (w + 1) * p)
-        start = p + self.overlap
+        rows = blocks[:, :, 0, :, 1:] + blocks[:, :, 1, :, :-1]  # (b, n, 2, h - 1, p, w, p)
+        whole = rows[:, :, 0, ..., 1:, :] + rows[:, :, 1, ..., :-1, :]  # (b, n, h - 1, p, w - 1, p)
+        whole = whole.reshape(b, n, (h - 1) * p, (w - 1) * p)
+        start = self.overlap
         return whole[..., start : start + (h - 2) * p, start : start + (w - 2) * p]
 
     def _window(self, kernel: int) -> np.ndarray:
@@ -106,15 +114,10 @@ class Trunk(eqx.Module):
         return jnp.pad(x, [(0, 0), (reach, reach), (0, 0), (0, 0)], "edge")
 
 
-def _overlapped(first: Array, second: Array, axis: int) -> Array:
-    """Return the sum of two grids of patches, the second shifted by one patch along an axis."""
-
-    def padded(x: Array, before: int, after: int) -> Array:
-        sides = [(0, 0)] * x.ndim
-        sides[axis] = (before, after)
-        return jnp.pad(x, sides)
-
-    return padded(first, 0, 1) + padded(second, 1, 0)
+def _folded(norm: LayerNorm, layer: Linear) -> Linear:
+    """Return a linear layer on normalised values that scales and shifts them first."""
+    bias = layer.weight @ norm.bias
+    return Linear(layer.weight * norm.weight, bias if layer.bias is None else layer.bias + bias)
 
 
 def trunks_of(state: State, heads: dict[str, DistributionHead], *, wraps: bool) -> dict[str, Trunk]:

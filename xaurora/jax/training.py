@@ -260,4 +260,10 @@ def averaged(average: Net, trained: Net, decay: Array) -> Net:
 
 def split(net: Net, names: Net, trainable: set[str]) -> tuple[Net, Net]:
     """Return the weights that train and the others, each with None in place of the other's."""
-    return eqx.partition(net, jax.tree.map(lambda name: name in trainable, names))
+    trained, held = eqx.partition(net, jax.tree.map(lambda name: name in trainable, names))
+    return trained if jax.tree.leaves(trained.base) else heads_of(trained), held
+
+
+def heads_of(net: Net) -> Net:
+    """Return a net without its base, which has many more arrays for a call to go through."""
+    return Net(None, net.trunks)  # type: ignore[arg-type]

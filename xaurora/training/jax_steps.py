@@ -236,16 +236,17 @@ class JaxBatchRunner:
                 latents = to_jax(self.module.filled(found))
                 inputs: tuple[Any, ...] = (latents, self._truths(sample), self.scales)
                 loss: Any = engine.latents_loss
+                held = engine.heads_of(self.optimisation.held)
             else:
                 batch = rollout.prepare(self.module, sample.batch)
                 frames, static, place, _ = self.module.inputs_of(batch)
                 place = place._replace(time=self._times(batch))
                 inputs = (frames, static, place, self._truths(sample), self.scales)
-                loss = engine.rollout_loss
+                loss, held = engine.rollout_loss, self.optimisation.held
             with precision.exact():
                 gradient, value, parts = engine.gradient(
                     self.optimisation.trained,
-                    self.optimisation.held,
+                    held,
                     inputs,
                     np.float32(microbatch.weight),
                     self.optimisation.gradient,
