@@ -232,7 +232,8 @@ def test_noise_of_a_member() -> None:
         expected = stochastic(batch, lead_times=torch.tensor([6.0]))
     ours = Aurora.of(State(stochastic.state_dict()), stochastic, LEVELS)
     frames, static, place = _inputs(stochastic, batch, GLOBE[1], 6.0)
-    found = ours(frames, static, place, np.int32(0), to_jax(noise))
+    run = jax.jit(lambda net, *args: net(*args))
+    found = run(ours, frames, static, place, np.int32(0), to_jax(noise))
     assert _worst(found, expected, ("insolation",)) < 1e-5
 
 

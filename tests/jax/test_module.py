@@ -82,8 +82,13 @@ import os, sys
 os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
 import numpy as np
 import xaurora
+from helpers import make_aurora
 ds = xaurora.synthetic(shape=(16, 32), times=24)
-on_jax = dict(model="tiny-pretrained", engine="jax", progress=False)
+model = make_aurora(
+    surf_vars=("2t",), static_vars=("lsm",), atmos_vars=("q",), encoder_depths=(1, 1),
+    decoder_depths=(1, 1), encoder_num_heads=(2, 4), decoder_num_heads=(4, 2),
+)
+on_jax = dict(model=model, engine="jax", progress=False)
 asked = dict(lead="6h", time=ds.time.values[1:4], batch_size=2, **on_jax)
 one, two = ds.aurora.predict(**asked), ds.aurora.predict(devices=2, **asked)
 for name in one:

@@ -16,12 +16,14 @@ from xaurora.training.jax_steps import JaxOptimisation
 from xaurora.training.optimisation import Optimisation
 
 # Small, because compiling is what takes time here.
-MODEL = make_aurora(
-    encoder_depths=(1, 1),
-    decoder_depths=(1, 1),
-    encoder_num_heads=(2, 4),
-    decoder_num_heads=(4, 2),
-)
+TWO_STAGES: dict[str, Any] = {
+    "encoder_depths": (1, 1),
+    "decoder_depths": (1, 1),
+    "encoder_num_heads": (2, 4),
+    "decoder_num_heads": (4, 2),
+}
+MODEL = make_aurora(**TWO_STAGES)
+FEW = make_aurora(**TWO_STAGES, surf_vars=("2t", "msl"), static_vars=("lsm",), atmos_vars=("q",))
 RUNS: dict[str, dict[str, Any]] = {
     "frozen, on latents, in a region": {
         "strategy": "frozen",
@@ -31,9 +33,14 @@ RUNS: dict[str, dict[str, Any]] = {
         "ema": 0.9,
         "head": "csgd",
     },
-    "LoRA": {"strategy": "lora", "steps": 20},
+    "LoRA": {"strategy": "lora", "steps": 20, "model": FEW},
     "full": {"strategy": "full", "steps": 20},
-    "a rollout of two steps": {"strategy": "full", "steps": 20, "rollout_steps": 2},
+    "a rollout of two steps": {
+        "strategy": "full",
+        "steps": 20,
+        "rollout_steps": 2,
+        "model": FEW,
+    },
 }
 
 
