@@ -107,3 +107,13 @@ def test_the_rule_for_every_output(tmp_path: Path) -> None:
             storage.check_overwrite(tmp_path / name, overwrite=False)
         assert "overwrite=True" in error.value.fix
         storage.check_overwrite(tmp_path / name, overwrite=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder in which none can be made")
+def test_a_folder_that_cannot_be_made_is_not_another_writer() -> None:
+    with (
+        pytest.raises(errors.SaveError, match="/proc") as error,
+        locks.only_writer(Path("/proc/nowhere"), argument="out="),
+    ):
+        pass
+    assert type(error.value) is errors.SaveError

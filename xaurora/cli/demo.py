@@ -19,7 +19,7 @@ from xaurora.evaluation.compare import compare
 from xaurora.fields.grid.weights import latitude_weights
 from xaurora.sources import synthesis
 from xaurora.training import curves
-from xaurora.utils import storage
+from xaurora.utils import figures, storage
 
 if TYPE_CHECKING:
     from xaurora.model.tuned import TunedAurora
@@ -191,7 +191,7 @@ def _pictures(
 
     def save(name: str, axes: AnyAxes) -> None:
         figure = np.ravel(axes)[0].figure
-        storage.replace_file(out / name, lambda path: figure.savefig(path, dpi=130, format="png"))
+        figures.save(figure, out / name, dpi=130)
         plt.close(figure)
 
     save("forecast-6h.png", forecast.aurora.plot("tp", truth=ds))

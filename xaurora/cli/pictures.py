@@ -128,12 +128,12 @@ def plot(
         import matplotlib as mpl
         import numpy as np
 
-        from xaurora.utils import storage
+        from xaurora.utils import figures
 
         mpl.use("Agg")
         drawn = ds.aurora.plot(name, init_time=init_time, lead=lead, level=level, truth=beside)
         figure = np.ravel(drawn)[0].figure
-        storage.replace_file(out, lambda path: figure.savefig(path, dpi=150))
+        figures.save(figure, out, dpi=150)
     typer.echo(f"Wrote {out}.")
 
 

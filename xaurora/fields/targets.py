@@ -5,6 +5,7 @@ Everything here is lazy, except where a docstring says that frames are read.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import logging
 from collections.abc import Sequence
@@ -130,11 +131,7 @@ def _of_fields(fields: Fields, name: str, *, where: str = "data") -> Target:
         there = sorted(item.source for k, item in fields.layout.fields.items() if k[0] == "surface")
         raise TargetError(
             f"the target {name!r} is not in the {where}; its surface variables are {there}.",
-            fix=(
-                "add it: xaurora.open('states.nc', 'tp.nc')"
-                if where == "data"
-                else "use a truth that contains it"
-            ),
+            fix=_fix_missing(fields, name) if where == "data" else "use a truth that contains it",
         )
     item = fields.layout.fields[key]
     if key[0] != "surface":
@@ -158,6 +155,15 @@ def _of_fields(fields: Fields, name: str, *, where: str = "data") -> Target:
             fix=f"download '{item.source}' for every {period} hour(s)",
         )
     return Target(item, totals, whole)
+
+
+def _fix_missing(fields: Fields, name: str) -> str:
+    """Return how to get a target: a file with a known variable, or one that is in the data."""
+    if find(name) is not None:
+        return f"add it: xaurora.open('states.nc', '{name}.nc')"
+    there = {k[1]: item.source for k, item in fields.layout.fields.items() if k[0] == "surface"}
+    best = there.get("tp") or next(iter(difflib.get_close_matches(name, there.values())), "tp")
+    return f"target={best!r}"
 
 
 def _check_mixed(fields: Fields, item: Field) -> None:

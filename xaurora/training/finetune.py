@@ -40,7 +40,7 @@ from xaurora.training.options import FinetuneOptions
 from xaurora.training.plan import Plan, check_options, plan
 from xaurora.training.scan import TargetScan, keep, scan_targets
 from xaurora.training.sound import Skipped, SoundReader
-from xaurora.utils import storage
+from xaurora.utils import figures, storage
 from xaurora.utils.locks import only_writer
 from xaurora.utils.progress import log_line
 
@@ -284,9 +284,7 @@ def _draw_history(result: TunedAurora, folder: Path) -> None:
 
     figure = Figure(figsize=(11, 7), layout="constrained")
     curves.learning_curves(result.history, figure=figure)
-    storage.replace_file(
-        folder / "learning.png", lambda path: figure.savefig(path, dpi=110, format="png")
-    )
+    figures.save(figure, folder / "learning.png", dpi=110)
 
 
 def _out_folder(options: FinetuneOptions) -> Path:

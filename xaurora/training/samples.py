@@ -193,16 +193,13 @@ def split(
             raise SplitError(
                 f"{other}={value!r} leaves no samples for {name}; samples run from"
                 f" {_name(times[0])} to {_name(times[-1])}.",
-                fix=f"use a shorter {other}=, or set {name}= as well",
+                fix=f"{_share_of(other, times)}, or set {name}= as well",
             )
         if not len(part):
             raise SplitError(
                 f"{name}={(train if name == 'train' else validation)!r} contains no samples;"
                 f" samples run from {_name(times[0])} to {_name(times[-1])}.",
-                fix=(
-                    f"{name}=('{str(times[0])[:10]}', '{str(times[-1])[:10]}') or a part of that"
-                    " period"
-                ),
+                fix=f"{_share_of(name, times)}, or another part of that period",
             )
     if len(shared := window.shared(chosen["train"], chosen["validation"])):
         raise SplitError(
@@ -215,6 +212,16 @@ def split(
         chosen["train"],
         chosen["validation"],
         dropped=len(times) - len(chosen["train"]) - len(chosen["validation"]),
+    )
+
+
+def _share_of(name: str, times: np.ndarray) -> str:
+    """Return the first days as an argument for training, or the last ones for validation."""
+    first, middle, late, last = (
+        str(times[int(q * (len(times) - 1))])[:10] for q in (0, 0.7, 0.85, 1)
+    )
+    return (
+        f"train=('{first}', '{middle}')" if name == "train" else f"validation=('{late}', '{last}')"
     )
 
 

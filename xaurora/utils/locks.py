@@ -48,6 +48,7 @@ def locked(path: Path, *, wait: bool | float = True) -> Iterator[bool]:
             lock.release()
             lock.acquire()
     except Timeout:
+        _check_can_be_made(path)
         yield False
         return
     except (OSError, NotImplementedError) as error:
@@ -62,6 +63,14 @@ def locked(path: Path, *, wait: bool | float = True) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+def _check_can_be_made(path: Path) -> None:
+    """Raise if a lock could not be obtained because its file cannot be made."""
+    try:
+        path.touch()
+    except OSError as error:
+        raise save_error(path.parent, error) from error
 
 
 def _is_gone(lock: FileLock, path: Path) -> bool:

@@ -5,7 +5,6 @@ The page is a single file without external resources. This module does not impor
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from xaurora.plots.scorecards.marks import compare_all
 from xaurora.plots.scorecards.notes import notes_of, period_notes, provenance_rows
 from xaurora.plots.scorecards.rows import Row
 from xaurora.plots.scorecards.selection import Selection
-from xaurora.utils import storage
+from xaurora.utils import figures, storage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -137,10 +136,7 @@ class Scorecard:
         if path.suffix == ".html":
             storage.replace_file(path, lambda p: _write_text(p, self.html))
         else:
-            figure = self.plot()
-            storage.replace_file(
-                path, lambda p: figure.savefig(p, dpi=150, format=path.suffix.removeprefix("."))
-            )
+            figures.save(self.plot(), path, dpi=150)
         return path
 
 
@@ -352,14 +348,9 @@ def _png(draw: Callable[[], Any]) -> bytes:
         plt.close("all")
         raise
     figure = np.ravel(ax)[0].figure
-    # The layout is computed once. Saving would compute it twice, which takes half of the time.
-    if engine := figure.get_layout_engine():
-        engine.execute(figure)
-        figure.set_layout_engine("none")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
+    content = figures.rendered(figure, dpi=110)
     plt.close(figure)
-    return buffer.getvalue()
+    return content
 
 
 def _figures(
