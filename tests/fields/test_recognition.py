@@ -170,6 +170,26 @@ def test_notes_on_what_is_legal_but_unwise(norway: xr.Dataset) -> None:
     assert "trained at 0.25°" in " ".join(coarse.aurora.check().notes)
 
 
+def test_open_data_of_ecmwf_suit_the_fine_tuned_model(fields: xr.Dataset) -> None:
+    """They hold geopotential height, and say nothing of the model but where they come from."""
+    height = (fields["z"] / 9.80665).assign_attrs(
+        units="gpm", standard_name="geopotential_height", GRIB_shortName="gh"
+    )
+    data = fields.drop_vars("z").assign(gh=height).rename(level="isobaricInhPa")
+    for name in data.data_vars:
+        data[name].attrs |= {"GRIB_centre": "ecmf", "GRIB_dataType": "fc"}
+    found = data.aurora.to_batch(model="tiny").atmos_vars["z"]
+    expected = fields.aurora.to_batch(model="tiny").atmos_vars["z"]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    suits = "model='finetuned' was tuned on analyses of the IFS"
+    assert suits in " ".join(data.aurora.check(model="base").notes)
+    assert suits not in " ".join(fields.aurora.check(model="base").notes)
+    assert "not on ERA5" not in " ".join(data.aurora.check(model="finetuned").notes)
+    stored = fields.copy()
+    stored.encoding["source"] = "gs://weatherbench2/datasets/hres_t0/2016-2022-6h-1440x721.zarr"
+    assert suits in " ".join(stored.aurora.check(model="small").notes)
+
+
 def test_nan(fields: xr.Dataset) -> None:
     ds = fields.copy(deep=True)
     ds["msl"][7, 3, 4] = np.nan

@@ -7,6 +7,7 @@ outside of that variation are from another climate, in other units, or processed
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,9 @@ _ATTRIBUTES = {
 }
 """Attributes that say where data come from, with the words for them."""
 
+_FORECASTS = ("fc", "cf", "pf")
+_IFS = re.compile(r"(?<![a-z])(hres|ifs)(?![a-z])", re.IGNORECASE)
+
 Frame = Mapping[str, Mapping[str, np.ndarray]]
 
 
@@ -55,6 +59,22 @@ def source_of(fields: Fields) -> dict[str, str]:
         if len(values) == 1:
             out[key] = values.pop()
     return out
+
+
+def is_ifs(fields: Fields) -> bool:
+    """Return whether data come from the operational IFS, such as ECMWF's open data and HRES.
+
+    ERA5 in GRIB is edition 1 with states of type ``an``. HRES in WeatherBench2 has no attributes
+    that say so, but a telling address.
+    """
+    ds, found = fields.layout.source, source_of(fields)
+    if found.get("GRIB_centre") == "ecmf":
+        kind = found.get("GRIB_dataType", "an")
+        return str(ds.attrs.get("GRIB_edition", "1")) == "2" or kind in _FORECASTS
+    said = [str(ds.attrs.get(key, "")) for key in ("source", "title", "references")]
+    encodings = [ds.encoding, *(ds[name].encoding for name in ds.data_vars)]
+    where = [str(encoding.get("source", "")) for encoding in encodings]
+    return any(_IFS.search(text) for text in (*said, *where))
 
 
 def summarise(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from xaurora.errors import MissingVariableError, OptionError
-from xaurora.fields import variables
+from xaurora.fields import inputs, variables
 from xaurora.fields.conventions import Fields
 from xaurora.fields.requirements import Needs
 
@@ -38,6 +38,8 @@ class ModelSpec:
         First year that is not in its training data.
     caveat : str
         What ``check()`` notes about it.
+    reads_ifs : bool
+        Whether it was tuned on analyses of the operational IFS rather than on ERA5.
     label : str
         What a scorecard adds to its name.
     adapts_to_data : bool
@@ -58,6 +60,7 @@ class ModelSpec:
     spacing: float | None = None
     first_unseen_year: int | None = None
     caveat: str = ""
+    reads_ifs: bool = False
     label: str = ""
     adapts_to_data: bool = False
     random_weights: bool = False
@@ -193,10 +196,7 @@ _SPECS = (
         parameters=1_300_000_000,
         spacing=0.25,
         first_unseen_year=2022,
-        caveat=(
-            "The fine-tuned Aurora was tuned on IFS HRES analyses, not on ERA5. model='base' was"
-            " pretrained on ERA5."
-        ),
+        reads_ifs=True,
     ),
     _V15,
     _with_members(
@@ -322,6 +322,17 @@ def notes_for(fields: Fields, needs: Needs) -> list[str]:
         out.append(
             f"The weights ({spec.checkpoint}, {4e-9 * spec.parameters:.2g} GB) are not in this"
             " machine's cache. They are downloaded when they are first used, or given as weights=."
+        )
+    is_ifs = inputs.is_ifs(fields)
+    if spec.reads_ifs and not is_ifs:
+        out.append(
+            "The fine-tuned Aurora was tuned on IFS HRES analyses, not on ERA5. model='base' was"
+            " pretrained on ERA5."
+        )
+    elif spec.checkpoint and is_ifs and not spec.reads_ifs:
+        out.append(
+            "The data are of the operational IFS (ECMWF's open data or HRES), and this model was"
+            " trained on ERA5. model='finetuned' was tuned on analyses of the IFS."
         )
     if spec.spacing is None:  # it was made for no particular grid
         return out
