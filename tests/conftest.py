@@ -29,6 +29,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="xaurora-programs-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+if "XAURORA_TEST_CACHE" not in os.environ:  # one for all processes of the suite, not the user's
+    os.environ["XAURORA_TEST_CACHE"] = tempfile.mkdtemp(prefix="xaurora-cache-")
+    atexit.register(shutil.rmtree, os.environ["XAURORA_TEST_CACHE"], ignore_errors=True)
 torch.set_num_threads(1)
 
 _MOST_PROCESSES = 4  # each takes about 2 GB
@@ -83,6 +86,12 @@ def _no_figures_of_runs(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     """Runs do not draw their learning curves, which takes a third of a short one."""
     if request.node.get_closest_marker("draws") is None:
         monkeypatch.setattr("xaurora.training.finetune._draw_history", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(os.environ["XAURORA_TEST_CACHE"])
+    monkeypatch.setattr("xaurora.utils.storage.cache_path", lambda name: folder / name)
 
 
 @pytest.fixture(autouse=True)

@@ -306,7 +306,7 @@ def test_other_periods_names_and_whole_numbers() -> None:
 
 
 def test_grib_steps_are_kept_where_the_corner_is_sea() -> None:
-    from xaurora.sources import opening
+    from xaurora.sources import grib
 
     hours = np.arange(1, 13) * np.timedelta64(1, "h").astype("timedelta64[ns]")
     base = np.datetime64("2020-01-01", "ns") + np.arange(2) * np.timedelta64(12, "h")
@@ -321,7 +321,7 @@ def test_grib_steps_are_kept_where_the_corner_is_sea() -> None:
             "valid_time": (("time", "step"), base[:, None] + hours[None]),
         },
     )
-    flat = opening._flatten_steps(ds)
+    flat = grib._flatten_steps(ds)
     assert flat.sizes["time"] == 18
     np.testing.assert_array_equal(flat["tp"].values[:12], values[0])
 

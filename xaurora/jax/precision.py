@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from xaurora.errors import OptionError
+from xaurora.utils import storage
 
 
 def exact() -> contextlib.AbstractContextManager[None]:
@@ -25,8 +25,7 @@ def use_compilation_cache() -> None:
     config: Any = jax.config
     if config.jax_compilation_cache_dir or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    config.update("jax_compilation_cache_dir", str(Path(home) / "xaurora" / "jax"))
+    config.update("jax_compilation_cache_dir", str(storage.cache_path("jax")))
 
 
 def devices(count: int) -> list[jax.Device]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import glob
 import json
 import os
-import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xaurora.errors import LevelError, MissingExtraError, MissingVariableError, SourceError
+from xaurora.errors import LevelError, MissingVariableError, SourceError
 from xaurora.fields import labels, recognition
-from xaurora.sources import joining, remote
-from xaurora.utils import lazy
+from xaurora.sources import grib, joining, remote
 from xaurora.utils import zarr_stores as stores
 from xaurora.utils.types import Chunks
 
@@ -204,7 +201,7 @@ def _read(
             fix=f"xaurora.open_imerg('{path}')",
         )
     if engine == "cfgrib" or (engine is None and suffix in _GRIB):
-        return _read_grib(path)
+        return grib.read(path)
     if engine in (None, "zarr") and remote.is_remote_zarr(path):
         opened = remote.open_zarr(path, storage_options)
         stores.require_complete(opened.attrs, path)
@@ -262,72 +259,3 @@ def _is_consolidated(path: Path) -> bool:
         except (OSError, ValueError, AttributeError):
             return False  # opening it raises the error
     return (path / ".zmetadata").is_file()
-
-
-def _read_grib(path: str) -> list[xr.Dataset]:
-    try:
-        import cfgrib
-    except (ImportError, RuntimeError):
-        raise MissingExtraError(
-            f"'{path}' is GRIB, which needs cfgrib.", fix="pip install 'xaurora[grib]'"
-        ) from None
-    # cfgrib's index is written to a temporary folder, so that it is built once per call, not once
-    # per type of variable. Beside the data it could be stale, and the folder may be read-only.
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="xaurora-") as folder:
-        # cfgrib relies on xarray's merge defaults, which warn for every file
-        warnings.simplefilter("ignore")
-        try:
-            pieces = cfgrib.open_datasets(
-                path,
-                backend_kwargs={"indexpath": f"{folder}/{{short_hash}}.idx"},
-                decode_timedelta=True,
-            )
-        except Exception as error:
-            raise SourceError(
-                f"'{path}' could not be read as GRIB: {error}",
-                fix="check that the download is complete",
-            ) from error
-    return [_flatten_steps(piece) for piece in pieces]
-
-
-def _flatten_steps(ds: xr.Dataset) -> xr.Dataset:
-    """Flatten the ``(time, step)`` dims of a GRIB forecast to one axis of valid times.
-
-    Raises
-    ------
-    SourceError
-        If several forecasts are valid at the same time.
-    """
-    if not {"time", "step"} <= set(ds.dims) or ds["valid_time"].ndim != 2:
-        return ds
-    attrs = {"standard_name": "time", "long_name": "time"}
-    # one step after another
-    valid = ds["valid_time"].transpose("step", "time").values.ravel()
-    moving = {n: da.variable for n, da in ds.data_vars.items() if {"time", "step"} <= set(da.dims)}
-    flat = ds.drop_vars(["valid_time", "time", "step", *moving], errors="ignore")
-    flat = flat.drop_dims(["time", "step"], errors="ignore").assign_coords(
-        time=("time", valid, attrs)
-    )
-    for name, variable in moving.items():
-        steps = [variable.isel(step=i) for i in range(ds.sizes["step"])]
-        flat[name] = lazy.concat(steps, "time")
-    # cfgrib fills steps that the file lacks with NaN. The sampled points cover the whole field,
-    # because some variables have no values over parts of it (ERA5-Land over sea).
-    probe = next(iter(flat.data_vars.values()))
-    there = np.zeros(flat.sizes["time"], bool)
-    for da in flat.data_vars.values():
-        few = {
-            d: np.unique(np.linspace(0, n - 1, min(n, 12)).astype(int))
-            for d, n in da.sizes.items()
-            if d != "time"
-        }
-        values = da.isel(few).transpose("time", ...).values
-        there |= np.isfinite(values).reshape(len(values), -1).any(axis=1)
-    flat = flat.isel(time=np.flatnonzero(there)).sortby("time")
-    if flat.indexes["time"].has_duplicates:
-        raise SourceError(
-            "several forecasts in this GRIB file are valid at the same time.",
-            fix="open it with cfgrib and keep one of them, for example ds.isel(step=slice(0, 12))",
-        )
-    leading = [d for d in probe.dims if d not in ("time", "step")]
-    return flat.transpose("time", *leading)

@@ -140,6 +140,27 @@ def recover(path: Path) -> None:
         os.rename(backup, path)
 
 
+def cache_folder(name: str) -> Path | None:
+    """Return a folder of the user's cache, or None if it cannot be made or others can write to it.
+
+    It is in ``$XDG_CACHE_HOME/xaurora``, by default in ``~/.cache/xaurora``.
+    """
+    folder = cache_path(name)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = folder.stat()
+    except OSError:
+        return None
+    mine = not hasattr(os, "getuid") or state.st_uid == os.getuid()
+    return folder if mine and not state.st_mode & 0o022 and os.access(folder, os.W_OK) else None
+
+
+def cache_path(name: str) -> Path:
+    """Return the path of a folder of the user's cache, which need not exist."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "xaurora" / name
+
+
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     """Write a file beside ``path``, then move it into place in one step.
 
