@@ -88,20 +88,20 @@ model = make_aurora(
     surf_vars=("2t",), static_vars=("lsm",), atmos_vars=("q",), encoder_depths=(1, 1),
     decoder_depths=(1, 1), encoder_num_heads=(2, 4), decoder_num_heads=(4, 2),
 )
-on_jax = dict(model=model, engine="jax", progress=False)
-asked = dict(lead="6h", time=ds.time.values[1:4], batch_size=2, **on_jax)
-one, two = ds.aurora.predict(**asked), ds.aurora.predict(devices=2, **asked)
+asked = dict(model=model, progress=False, lead="6h", time=ds.time.values[1:4])
+one = ds.aurora.predict(**asked)
+two = ds.aurora.predict(engine="jax", devices=2, batch_size=2, **asked)
 for name in one:
     assert abs(one[name] - two[name]).max() <= 1e-5 * abs(one[name]).max(), name
-run = dict(steps=3, validations=1, **on_jax)
+run = dict(model=model, steps=3, validations=1, progress=False)
 a = ds.aurora.finetune(batch_size=4, out=sys.argv[1] + "/a", **run)
-b = ds.aurora.finetune(batch_size=2, devices=2, out=sys.argv[1] + "/b", **run)
-np.testing.assert_allclose(*([h["loss"] for h in m.history] for m in (a, b)), rtol=1e-5)
+b = ds.aurora.finetune(engine="jax", batch_size=2, devices=2, out=sys.argv[1] + "/b", **run)
+np.testing.assert_allclose(*([h["loss"] for h in m.history] for m in (a, b)), rtol=1e-4)
 """
 
 
 def test_two_devices_share_a_batch(tmp_path: Path) -> None:
-    """On two devices a forecast and a run are those of one. A process of its own has them."""
+    """On two devices a forecast and a run are those of Torch. A process of its own has them."""
     run_script(TWO_DEVICES, tmp_path)
 
 

@@ -16,14 +16,15 @@ from xaurora.training.jax_steps import JaxOptimisation
 from xaurora.training.optimisation import Optimisation
 
 # Small, because compiling is what takes time here.
-TWO_STAGES: dict[str, Any] = {
-    "encoder_depths": (1, 1),
-    "decoder_depths": (1, 1),
-    "encoder_num_heads": (2, 4),
-    "decoder_num_heads": (4, 2),
-}
-MODEL = make_aurora(**TWO_STAGES)
-FEW = make_aurora(**TWO_STAGES, surf_vars=("2t", "msl"), static_vars=("lsm",), atmos_vars=("q",))
+MODEL = make_aurora(
+    surf_vars=("2t", "msl"),
+    static_vars=("lsm",),
+    atmos_vars=("q",),
+    encoder_depths=(1, 1),
+    decoder_depths=(1, 1),
+    encoder_num_heads=(2, 4),
+    decoder_num_heads=(4, 2),
+)
 RUNS: dict[str, dict[str, Any]] = {
     "frozen, on latents, in a region": {
         "strategy": "frozen",
@@ -33,14 +34,9 @@ RUNS: dict[str, dict[str, Any]] = {
         "ema": 0.9,
         "head": "csgd",
     },
-    "LoRA": {"strategy": "lora", "steps": 20, "model": FEW},
+    "LoRA": {"strategy": "lora", "steps": 20},
     "full": {"strategy": "full", "steps": 20},
-    "a rollout of two steps": {
-        "strategy": "full",
-        "steps": 20,
-        "rollout_steps": 2,
-        "model": FEW,
-    },
+    "a rollout of two steps": {"strategy": "full", "steps": 20, "rollout_steps": 2},
 }
 
 
@@ -99,13 +95,29 @@ def test_what_one_engine_trained_the_other_predicts(ds: xr.Dataset, tmp_path: Pa
     assert np.abs(fields[2] - fields[0]).max() < 1e-4 * fields[0].max()
 
 
+EIGHT_STEPS: dict[str, Any] = {
+    "strategy": "frozen",
+    "steps": 8,
+    "checkpoint_every": 2,
+    "ema": 0.9,
+}
+
+
+@pytest.fixture(scope="module")
+def whole(ds: xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> xaurora.TunedAurora:
+    return _finetune(ds, tmp_path_factory.mktemp("whole") / "run", engine="jax", **EIGHT_STEPS)
+
+
 @pytest.mark.parametrize("second", ["jax", "torch"])
 def test_a_stopped_run_goes_on_in_either_engine(
-    second: str, ds: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    second: str,
+    ds: xr.Dataset,
+    whole: xaurora.TunedAurora,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Losses after the break are those of a run without one; other kernels round differently."""
-    asked = {"strategy": "frozen", "steps": 8, "checkpoint_every": 2, "ema": 0.9}
-    whole = _finetune(ds, tmp_path / "whole", engine="jax", **asked)
+    asked = EIGHT_STEPS
     step, count = JaxOptimisation.step, []
 
     def interrupted(self: JaxOptimisation, number: int) -> None:
