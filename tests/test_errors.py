@@ -7,6 +7,7 @@ import inspect
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +58,20 @@ class Case(NamedTuple):
     call: Callable[[World], Any]
     words: str
     again: Callable[[World, Any], Any]
+
+
+def _option(error: type[errors.XauroraError], method: str, words: str, **wrong: Any) -> Case:
+    """Return a case in which the fix replaces the wrong argument, and the others stay."""
+
+    def call(w: World, fix: dict[str, Any]) -> None:
+        given = {name: value(w) if callable(value) else value for name, value in wrong.items()}
+        getattr(w, method)(**given | fix)
+
+    def again(w: World, fix: dict[str, Any]) -> None:
+        assert set(fix) & set(wrong), fix
+        call(w, fix)
+
+    return Case(error, lambda w: call(w, {}), words, again)
 
 
 def _damaged(w: World) -> Path:
@@ -113,9 +128,23 @@ def _rewritten(w: World) -> None:
         w.predict(xaurora.open(path))
 
 
-def _busy(w: World) -> None:
-    with locks.only_writer(w.folder / "run", argument="out="):
-        w.finetune()
+def _busy(w: World, **options: Any) -> None:
+    """Train into a folder that another thread writes to for half a second more."""
+    held, done = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with locks.only_writer(w.folder / "run", argument="out="):
+            held.set()
+            done.wait(0.5 if options else 60)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    held.wait()
+    try:
+        w.finetune(**options)
+    finally:
+        done.set()
+        writer.join()
 
 
 def _without(w: World) -> None:
@@ -200,54 +229,26 @@ CASES = [
         "select one contiguous box",
         lambda w, _: w.batch(w.ds.drop_isel(latitude=3).isel(latitude=slice(3, 11))),
     ),
-    Case(
-        errors.RegionError,
-        lambda w: w.predict(region="atlantis"),
-        "region='europe'",
-        lambda w, fix: w.predict(**{**fix, "region": "tropics"}),
-    ),
-    Case(
-        errors.InitTimeError,
-        lambda w: w.predict(time="2030-01-01"),
-        "time=None",
-        lambda w, fix: w.predict(w.ds.isel(time=slice(0, 3)), **fix),
-    ),
-    Case(
-        errors.LeadTimeError,
-        lambda w: w.predict(lead="5h"),
-        "lead='6h'",
-        lambda w, fix: w.predict(**fix),
-    ),
+    _option(errors.RegionError, "predict", "region='europe'", region="atlantis"),
+    _option(errors.InitTimeError, "predict", "time=None", time="2030-01-01"),
+    _option(errors.LeadTimeError, "predict", "lead='6h'", lead="5h"),
     Case(
         errors.AccumulationError,
         lambda w: w.finetune(_of_one_hour(w.ds)),
         "download 'tp' for every 1 hour",
         lambda w, _: w.finetune(_of_one_hour(w.ds.resample(time="1h").ffill())),
     ),
-    Case(
+    _option(
         errors.EnsembleError,
-        lambda w: w.predict(model=w.tuned, members=100, past=w.ds),
+        "predict",
         "members=",
-        lambda w, fix: w.predict(model=w.tuned, past=w.ds, **fix),
+        model=lambda w: w.tuned,
+        past=lambda w: w.ds,
+        members=100,
     ),
-    Case(
-        errors.TargetError,
-        lambda w: w.finetune(target="rainfall_of_mars"),
-        "target='tp'",
-        lambda w, fix: w.finetune(**fix),
-    ),
-    Case(
-        errors.SplitError,
-        lambda w: w.finetune(train="2031"),
-        "train=('2020-01-01', '2020-01-04')",
-        lambda w, fix: w.finetune(**fix),
-    ),
-    Case(
-        errors.OptionError,
-        lambda w: w.finetune(steps=0),
-        "steps=1",
-        lambda w, fix: w.finetune(**fix),
-    ),
+    _option(errors.TargetError, "finetune", "target='t2m'", target="t2n"),
+    _option(errors.SplitError, "finetune", "train=('2020-01-01', ", train="2031"),
+    _option(errors.OptionError, "finetune", "steps=1", steps=0),
     Case(
         errors.CheckpointError,
         lambda w: xaurora.load(_damaged(w)),
@@ -303,7 +304,7 @@ CASES = [
         "overwrite=True",
         lambda w, _: w.finetune(out=w.folder / "tuned", overwrite=True),
     ),
-    Case(errors.BusyError, _busy, "wait=600", lambda w, fix: w.finetune(**fix)),
+    Case(errors.BusyError, _busy, "wait=600", lambda w, fix: _busy(w, **fix)),
     Case(
         errors.TrainingError,
         lambda w: w.finetune(steps=20, learning_rate=1e30, strategy="full", latents=False),
@@ -316,12 +317,7 @@ CASES = [
         "another latents= path",
         lambda w, _: w.finetune(latents=xaurora.LatentOptions(path=w.folder / "latents.zarr")),
     ),
-    Case(
-        errors.MemoryTooSmallError,
-        lambda w: w.finetune(memory="1MB"),
-        "memory=",
-        lambda w, fix: w.finetune(**fix),
-    ),
+    _option(errors.MemoryTooSmallError, "finetune", "memory=", memory="1MB"),
     Case(
         errors.MissingExtraError,
         _without,
@@ -333,8 +329,7 @@ CASES = [
 
 def typed(fix: str, error: type[errors.XauroraError]) -> Any:
     """Return what a fix says: arguments as a dict, or a function from a Dataset to a Dataset."""
-    found = _longest(fix, "dict({})", {})
-    if found:
+    if re.match(r"^\w+=", fix) and (found := _longest(fix, "dict({})", {})):
         return found
     first = re.split(r", or |, after ", re.sub("^fill them, for example ", "", fix))[0]
     if first.startswith("ds"):
@@ -347,7 +342,7 @@ def typed(fix: str, error: type[errors.XauroraError]) -> Any:
             return eval(first, space)
 
         return make
-    return {}
+    return None  # words, which the case follows by itself
 
 
 def _longest(text: str, form: str, space: dict[str, Any]) -> Any:
@@ -357,7 +352,7 @@ def _longest(text: str, form: str, space: dict[str, Any]) -> Any:
             return eval(form.format(text[:end]), space)
         except (SyntaxError, NameError, TypeError):
             continue
-    return {}
+    return None
 
 
 @pytest.fixture(scope="module")

@@ -51,12 +51,17 @@ def test_ends_are_finite() -> None:
     shape = np.full(4, 0.5, np.float32)
     x = np.array([0.0, 1e-30, 1e4, 1e30], np.float32)
     np.testing.assert_allclose(jax_gamma.gamma_above(shape, x), [1, 1, 0, 0], atol=1e-6)
-    assert np.isfinite(jax.grad(lambda k: jax_gamma.gamma_above(k, x).sum())(shape)).all()
+    for k in (shape, shape + 4.0, shape / 5.0):
+        slopes = jax.grad(lambda *v: jax_gamma.gamma_above(*v).sum(), argnums=(0, 1))(k, x)
+        assert np.isfinite(slopes).all()
+        assert slopes[0][0] == slopes[1][0] == 0.0
+        np.testing.assert_array_equal(np.asarray(jax_gamma.gamma_below(k, x))[[0, 3]], [0, 1])
 
 
 def test_float64_is_that_of_jax() -> None:
     with jax.enable_x64(True):
-        shape, x = jax.numpy.asarray([0.7, 3.0]), jax.numpy.asarray([0.2, 5.0])
-        np.testing.assert_allclose(
-            jax_gamma.gamma_above(shape, x), gammaincc([0.7, 3.0], [0.2, 5.0]), rtol=1e-12
-        )
+        shape, x = jax.numpy.asarray([0.7, 3.0]), jax.numpy.asarray([0.25, 5.0])
+        for amount in (x, x.astype("float32")):
+            np.testing.assert_allclose(
+                jax_gamma.gamma_above(shape, amount), gammaincc([0.7, 3.0], [0.25, 5.0]), rtol=1e-12
+            )

@@ -178,6 +178,7 @@ def test_open_data_of_ecmwf_suit_the_fine_tuned_model(fields: xr.Dataset) -> Non
     data = fields.drop_vars("z").assign(gh=height).rename(level="isobaricInhPa")
     for name in data.data_vars:
         data[name].attrs |= {"GRIB_centre": "ecmf", "GRIB_dataType": "fc"}
+    data.attrs |= {"GRIB_edition": 2}
     found = data.aurora.to_batch(model="tiny").atmos_vars["z"]
     expected = fields.aurora.to_batch(model="tiny").atmos_vars["z"]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -188,6 +189,11 @@ def test_open_data_of_ecmwf_suit_the_fine_tuned_model(fields: xr.Dataset) -> Non
     stored = fields.copy()
     stored.encoding["source"] = "gs://weatherbench2/datasets/hres_t0/2016-2022-6h-1440x721.zarr"
     assert suits in " ".join(stored.aurora.check(model="small").notes)
+    for source in ("/ifs/data/era5/2020.nc", "/data/era5_hres_2020.nc"):
+        stored.encoding["source"] = source
+        assert suits not in " ".join(stored.aurora.check(model="small").notes)
+    land = data.assign_attrs(GRIB_edition=1)  # ERA5-Land is of the type "fc" too
+    assert suits not in " ".join(land.aurora.check(model="small").notes)
 
 
 def test_nan(fields: xr.Dataset) -> None:

@@ -129,6 +129,38 @@ def test_own_heads_learn_with_and_without_latents(with_snow: xr.Dataset, tmp_pat
         with_snow.aurora.predict("6h", model=runs[0], members=2, progress=False)
 
 
+def test_own_heads_of_an_ensemble_see_the_noise_of_each_hour(
+    with_snow: xr.Dataset, tmp_path
+) -> None:
+    """Member 0 is the model's own, whether only the head runs or the hours before it too."""
+    model = "tiny-v1.5-ensemble"
+    untrained = {"head": "own", "head_learning_rate": 1e-12, "latents": False}
+    tuned = tune(with_snow, tmp_path / "run", model=model, **untrained)
+    options = {"time": with_snow.time.values[9], "progress": False}
+    own = with_snow.aurora.predict("12h", model=model, members=2, variables="tp", **options)
+    for names in (["tp"], ["tp", "t2m"], ["tp", "sf"]):
+        fc = with_snow.aurora.predict("12h", model=tuned, variables=names, **options)
+        np.testing.assert_allclose(fc.tp, own.tp.sel(number=0), rtol=1e-5, atol=1e-8)
+
+
+def test_own_amounts_beside_a_target_that_is_an_input(with_snow: xr.Dataset, tmp_path) -> None:
+    tuned = tune(with_snow, tmp_path / "run", as_input=True, latents=False)
+    options = {"time": with_snow.time.values[9], "model": tuned, "progress": False}
+    both = with_snow.aurora.predict("12h", variables=["tp", "sf"], **options)
+    alone = with_snow.aurora.predict("12h", variables=["tp"], **options)
+    np.testing.assert_array_equal(both.tp, alone.tp)
+    assert np.isfinite(both.sf).all()
+
+
+def test_own_heads_can_be_followed_by_others(with_snow: xr.Dataset, tmp_path) -> None:
+    first = tune(with_snow, tmp_path / "own", head="own", steps=1)
+    assert "tp with Aurora's own head" in first.summary()
+    assert "neighbours" not in (tmp_path / "own" / "best" / "README.md").read_text()
+    again = tune(with_snow, tmp_path / "again", head="own", steps=1, model=first, latents=False)
+    other = tune(with_snow, tmp_path / "other", steps=1, model=again, latents=False)
+    assert other.heads["tp"].options.family == "csgd"
+
+
 @pytest.mark.parametrize("strategy", ["lora", "full"])
 def test_own_heads_train_the_backbone_through_six_hours(
     with_snow: xr.Dataset, tmp_path, strategy: str
@@ -140,8 +172,12 @@ def test_own_heads_train_the_backbone_through_six_hours(
 
 def test_own_heads_need_a_model_that_has_them(ds: xr.Dataset, tmp_path) -> None:
     few = ds.isel(time=slice(None, 16))
-    for target, model in (("tp", "tiny"), ("tcwv", "tiny-v1.5")):
-        with pytest.raises(errors.OptionError, match=r"own|precipitation"):
+    for target, model, words in (
+        ("tp", "tiny", "decoder of 'tp', but model 'tiny' has none"),
+        ("sst", "tiny-v1.5", "the head 'own' is for precipitation, but 'sst' is"),
+    ):
+        few = few.assign(sst=few.t2m.assign_attrs(long_name="SST", standard_name="x"))
+        with pytest.raises(errors.OptionError, match=words):
             few.aurora.finetune(target, model=model, head="own", out=tmp_path / "r", steps=1)
     estimate = few.aurora.estimate("tp", model="tiny-v1.5", head="own")
     assert estimate.total - estimate.trainable == sum(

@@ -113,7 +113,7 @@ def test_the_rule_for_every_output(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_not_another_writer() -> None:
     with (
         pytest.raises(errors.SaveError, match="/proc") as error,
-        locks.only_writer(Path("/proc/nowhere"), argument="out="),
+        locks.only_writer(Path("/proc/nowhere"), argument="out=", wait=600),
     ):
         pass
     assert type(error.value) is errors.SaveError

@@ -2,7 +2,7 @@
 
 Those of JAX iterate until every element has converged, and again for the gradient. Here the numbers
 of terms are fixed, so that all of it is one loop over the elements. For shapes from 0.1 to 41, more
-than any head predicts, values are within 2e-6 and slopes within 1e-5.
+than any head predicts, values are within 4e-6 and slopes in the shape within 1e-5.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _fraction(k: Array, x: Array) -> tuple[Array, Array]:
 
 def _tails(k: Array, x: Array) -> tuple[Array, Array, Array]:
     """Return ``P(k, x)``, ``Q(k, x)`` and ``∂Q/∂k``. None of their sums has terms that cancel."""
-    x = jnp.clip(x, 1e-37, 1e30)
+    positive, x = x > 0.0, _within(x)
     low = x < k + 1.0
     weight, log_x = jnp.exp(_log_weight(k, x)), jnp.log(x)
     total, slopes = _series(k, jnp.minimum(x, k + 1.0))
@@ -82,7 +82,18 @@ def _tails(k: Array, x: Array) -> tuple[Array, Array, Array]:
         -below * (log_x - psi - 1.0 / k + slopes / total),
         above * (log_x - psi + slope / value),
     )
-    return jnp.where(low, below, 1.0 - above), jnp.where(low, 1.0 - below, above), by_shape
+    below = jnp.where(low, below, 1.0 - above)
+    above = jnp.where(low, 1.0 - weight * total, above)
+    return (
+        jnp.where(positive, below, 0.0),
+        jnp.where(positive, above, 1.0),
+        jnp.where(positive, by_shape, 0.0),
+    )
+
+
+def _within(x: Array) -> Array:
+    """Return ``x`` where its logarithm is finite; beyond, the functions are at their ends."""
+    return jnp.clip(x, 1e-37, 1e30)
 
 
 @jax.custom_jvp
@@ -98,8 +109,8 @@ def _below(shape: Array, x: Array) -> Array:
 def _slopes(shape: Array, x: Array) -> tuple[Array, Array, Array, Array]:
     """Return both tails and the slopes of the upper one, in the shape and in x."""
     below, above, by_shape = _tails(shape, x)
-    density = jnp.exp(_log_weight(shape, jnp.clip(x, 1e-37, 1e30))) * shape / x
-    return below, above, by_shape, -density
+    density = jnp.exp(_log_weight(shape, _within(x))) * shape / _within(x)
+    return below, above, by_shape, jnp.where(x > 0.0, -density, 0.0)
 
 
 @_above.defjvp
@@ -114,16 +125,21 @@ def _below_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> t
     return below, -by_shape * tangents[0] - by_x * tangents[1]
 
 
+def _of_one_kind(shape: Array, x: Array) -> list[Array]:
+    dtype = jnp.result_type(shape, x)
+    return jnp.broadcast_arrays(jnp.asarray(shape, dtype), jnp.asarray(x, dtype))
+
+
 def gamma_above(shape: Array, x: Array) -> Array:
-    """Return ``Q(shape, x)``, in float64 by JAX's own function.
+    """Return ``Q(shape, x)`` for ``x`` ≥ 0, in float64 by JAX's own function.
 
     ``x`` must be positive where its gradient is needed.
     """
-    shape, x = jnp.broadcast_arrays(shape, x)
+    shape, x = _of_one_kind(shape, x)
     return _above(shape, x) if x.dtype == jnp.float32 else gammaincc(shape, x)
 
 
 def gamma_below(shape: Array, x: Array) -> Array:
     """Return ``P(shape, x)``, like :func:`gamma_above`."""
-    shape, x = jnp.broadcast_arrays(shape, x)
+    shape, x = _of_one_kind(shape, x)
     return _below(shape, x) if x.dtype == jnp.float32 else gammainc(shape, x)

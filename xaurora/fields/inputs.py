@@ -35,8 +35,8 @@ _ATTRIBUTES = {
 }
 """Attributes that say where data come from, with the words for them."""
 
-_FORECASTS = ("fc", "cf", "pf")
-_IFS = re.compile(r"(?<![a-z])(hres|ifs)(?![a-z])", re.IGNORECASE)
+_HRES = re.compile(r"(?<![a-z])hres(?![a-z])", re.IGNORECASE)
+_ERA5 = re.compile(r"era[-_ ]?5", re.IGNORECASE)
 
 Frame = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -62,19 +62,18 @@ def source_of(fields: Fields) -> dict[str, str]:
 
 
 def is_ifs(fields: Fields) -> bool:
-    """Return whether data come from the operational IFS, such as ECMWF's open data and HRES.
+    """Return whether data come from the operational IFS: ECMWF's open data, or HRES.
 
-    ERA5 in GRIB is edition 1 with states of type ``an``. HRES in WeatherBench2 has no attributes
-    that say so, but a telling address.
+    Open data are GRIB of edition 2, and ERA5 of edition 1. HRES is recognised by its name, in
+    attributes or in the address of a store such as WeatherBench2's.
     """
-    ds, found = fields.layout.source, source_of(fields)
-    if found.get("GRIB_centre") == "ecmf":
-        kind = found.get("GRIB_dataType", "an")
-        return str(ds.attrs.get("GRIB_edition", "1")) == "2" or kind in _FORECASTS
-    said = [str(ds.attrs.get(key, "")) for key in ("source", "title", "references")]
+    ds = fields.layout.source
+    if source_of(fields).get("GRIB_centre") == "ecmf" and "GRIB_edition" in ds.attrs:
+        return str(ds.attrs["GRIB_edition"]) == "2"
     encodings = [ds.encoding, *(ds[name].encoding for name in ds.data_vars)]
-    where = [str(encoding.get("source", "")) for encoding in encodings]
-    return any(_IFS.search(text) for text in (*said, *where))
+    texts = [str(ds.attrs.get(key, "")) for key in ("source", "title", "references")]
+    texts += [str(encoding.get("source", "")) for encoding in encodings]
+    return any(map(_HRES.search, texts)) and not any(map(_ERA5.search, texts))
 
 
 def summarise(

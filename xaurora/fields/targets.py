@@ -158,12 +158,13 @@ def _of_fields(fields: Fields, name: str, *, where: str = "data") -> Target:
 
 
 def _fix_missing(fields: Fields, name: str) -> str:
-    """Return how to get a target: a file with a known variable, or one that is in the data."""
+    """Return how to get a target: a file with a known variable, or what is in the data."""
     if find(name) is not None:
         return f"add it: xaurora.open('states.nc', '{name}.nc')"
     there = {k[1]: item.source for k, item in fields.layout.fields.items() if k[0] == "surface"}
-    best = there.get("tp") or next(iter(difflib.get_close_matches(name, there.values())), "tp")
-    return f"target={best!r}"
+    close = difflib.get_close_matches(name, there.values(), n=1)
+    best = close[0] if close else there.get("tp")
+    return f"target={best!r}" if best else f"choose one of them: target={min(there.values())!r}"
 
 
 def _check_mixed(fields: Fields, item: Field) -> None:

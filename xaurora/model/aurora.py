@@ -197,7 +197,7 @@ class AuroraWithHead(torch.nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        if self.inputs:
+        if self.inputs and raw:
             prediction = self._with_means(prediction, raw[0])
         return Step(prediction, raw[0] if raw else None)
 
@@ -218,10 +218,11 @@ class AuroraWithHead(torch.nn.Module):
 
     def _backbone_latents(self, batch: Batch, lead: Lead = SIX_HOURS) -> torch.Tensor:
         """Return the latents that the heads see, ``(b, c, hp, wp, d)``."""
+        earlier = self._earlier_latents(batch, lead)
         last = self._latents_at(batch, lead)
         if isinstance(self.head, HeadSet) and self.head.surface_only:
             last = last[:, :1]
-        return _joined(last, self._earlier_latents(batch, lead))
+        return _joined(last, earlier)
 
     def _earlier_latents(self, batch: Batch, lead: Lead) -> list[torch.Tensor]:
         """Return the surface latents of the hours before, if a head sums hourly amounts."""

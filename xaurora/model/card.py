@@ -7,6 +7,7 @@ from typing import Any
 
 from xaurora.fields.requirements import Needs
 from xaurora.model import strategies
+from xaurora.model.heads.options import OWN
 
 
 def model_card(config: Mapping[str, Any], needs: Needs) -> str:
@@ -43,7 +44,8 @@ def model_card(config: Mapping[str, Any], needs: Needs) -> str:
         or ["none, trained on its own variables"]
     )
     heads = "; ".join(
-        f"{name}: {info['head']['options']}" for name, info in config["targets"].items()
+        f"{name}: {_own_options(info['head']['options'])}"
+        for name, info in config["targets"].items()
     )
     return f"""# Aurora, fine-tuned for {", ".join(config["targets"]) or "its own variables"}
 
@@ -95,3 +97,12 @@ def describe_strategy(config: Mapping[str, Any]) -> str:
     )
     merged = ", merged into the weights" if config.get("merged") else ""
     return f"{config['strategy']}" + (f" ({more})" if more else "") + merged
+
+
+def _own_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that the head has: Aurora's own layer has only two."""
+    return (
+        {name: options[name] for name in ("family", "epsilon")}
+        if options["family"] == OWN
+        else options
+    )

@@ -60,8 +60,11 @@ class MemberNoise:
     def at(self, hour: int, like: torch.Tensor) -> torch.Tensor:
         """Return the noise of a lead time, with the shape, device and dtype of a tensor.
 
-        Lead times must not decrease.
+        An earlier lead time than the last one draws again from the start.
         """
+        if self._drawn > SUBSTEPS + hour - 1:
+            self._generator, self._drawn = None, 0
+            self._last.clear()
         if self._generator is None:
             self._generator = torch.Generator(like.device).manual_seed(self.seed)
         while self._drawn < SUBSTEPS + hour - 1:

@@ -32,7 +32,7 @@ from xaurora.model.artefact import (
 from xaurora.model.aurora import AuroraWithHead
 from xaurora.model.card import describe_strategy, model_card
 from xaurora.model.hashing import state_hash
-from xaurora.model.heads import DistributionHead, HeadSet, from_config
+from xaurora.model.heads import OWN, DistributionHead, HeadSet, from_config
 from xaurora.model.tiny import TinyAurora
 from xaurora.model.weights import compare_keys, read_state
 from xaurora.utils import html, storage
@@ -137,7 +137,7 @@ class TunedAurora:
         names = ", ".join(
             (["Aurora's own variables"] if config.get("all") else [])
             + [
-                f"{name} with a {info['head']['options']['family']} head"
+                f"{name} with {_described_head(info['head']['options']['family'])} head"
                 for name, info in config["targets"].items()
             ]
         )
@@ -327,6 +327,10 @@ class TunedAurora:
         }
         write_json(folder / "config.json", with_digest(config))
         (folder / "README.md").write_text(model_card(self.config, self.needs), encoding="utf-8")
+
+
+def _described_head(family: str) -> str:
+    return "Aurora's own" if family == OWN else f"a {family}"
 
 
 def load(

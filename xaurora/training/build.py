@@ -129,8 +129,9 @@ def _build_head(
     options = plan.heads[target.name]
     if plan.tuned is not None and target.name in plan.tuned.targets:
         before = plan.tuned.heads[target.name]
+        same = before.options.family == options.family
         epsilon = before.options.epsilon if options.epsilon is None else options.epsilon
-        if before.options == replace(options, epsilon=epsilon):
+        if same and before.options == replace(options, epsilon=epsilon):
             return copy.deepcopy(before)
     options = options.for_climate(climatology.moments.mean)
     with torch.random.fork_rng(devices=[]):

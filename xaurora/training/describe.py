@@ -114,6 +114,7 @@ def describe_latents(plan: Plan, model: BuiltModel) -> dict[str, Any]:
             "all" if window is None else [window.patch_rows.tolist(), window.patch_columns.tolist()]
         ),
         "precision": execution.described_precision(base, plan.options.precision),
+        **({"hours": "all six"} if any(h.sums_hours for h in plan.heads.values()) else {}),
         "versions": {n: versions.get(n, "") for n in ("xaurora", "microsoft-aurora", "torch")},
     }
 

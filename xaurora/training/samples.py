@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -174,33 +174,19 @@ def split(
     )
     if train is None and validation is None:
         return _default_split(times, window)
-    bounds = {
-        name: periods.bounds(name, value)
-        for name, value in (("train", train), ("validation", validation))
-        if value is not None
-    }
-    chosen = {name: times[window.inside(times, *b)] for name, b in bounds.items()}
-    if "train" not in chosen:
-        start, end = bounds["validation"]
-        chosen["train"] = times[window.outside(times, start, end)]
-    if "validation" not in chosen:
-        start, end = bounds["train"]
-        chosen["validation"] = times[window.outside(times, start, end)]
+    given = {"train": train, "validation": validation}
+    chosen = _parts(times, window, given)
     for name, part in chosen.items():
-        given = train if name == "train" else validation
-        if not len(part) and given is None:
-            other, value = ("validation", validation) if name == "train" else ("train", train)
-            raise SplitError(
-                f"{other}={value!r} leaves no samples for {name}; samples run from"
-                f" {_name(times[0])} to {_name(times[-1])}.",
-                fix=f"{_share_of(other, times)}, or set {name}= as well",
-            )
-        if not len(part):
-            raise SplitError(
-                f"{name}={(train if name == 'train' else validation)!r} contains no samples;"
-                f" samples run from {_name(times[0])} to {_name(times[-1])}.",
-                fix=f"{_share_of(name, times)}, or another part of that period",
-            )
+        if len(part):
+            continue
+        other = "validation" if name == "train" else "train"
+        wrong = name if given[name] is not None else other
+        what = "contains no samples" if wrong == name else f"leaves no samples for {name}"
+        raise SplitError(
+            f"{wrong}={given[wrong]!r} {what}; samples run from {_name(times[0])} to"
+            f" {_name(times[-1])}.",
+            fix=_working_split(times, window, given) or "open a longer period of data",
+        )
     if len(shared := window.shared(chosen["train"], chosen["validation"])):
         raise SplitError(
             f"training and validation overlap: the windows of {len(shared)} validation sample(s),"
@@ -215,14 +201,39 @@ def split(
     )
 
 
-def _share_of(name: str, times: np.ndarray) -> str:
-    """Return the first days as an argument for training, or the last ones for validation."""
-    first, middle, late, last = (
-        str(times[int(q * (len(times) - 1))])[:10] for q in (0, 0.7, 0.85, 1)
+def _parts(
+    times: np.ndarray, window: _Window, given: Mapping[str, PeriodLike]
+) -> dict[str, np.ndarray]:
+    """Return the samples for training and validation; what is not given is what lies outside."""
+    bounds = {n: periods.bounds(n, value) for n, value in given.items() if value is not None}
+    chosen = {name: times[window.inside(times, *b)] for name, b in bounds.items()}
+    for name, other in (("train", "validation"), ("validation", "train")):
+        if name not in chosen:
+            chosen[name] = times[window.outside(times, *bounds[other])]
+    return chosen
+
+
+def _working_split(
+    times: np.ndarray, window: _Window, given: Mapping[str, PeriodLike]
+) -> str | None:
+    """Return whole days for the periods that were given, as arguments, or None if there are none.
+
+    Training gets as many samples as leave some for validation.
+    """
+    days = np.unique(times.astype("datetime64[D]"))
+    first, last = (
+        str(day) for day in (days[0], (times[-1] + window.after).astype("datetime64[D]"))
     )
-    return (
-        f"train=('{first}', '{middle}')" if name == "train" else f"validation=('{late}', '{last}')"
-    )
+    for cut in range(len(days) * 4 // 5, 0, -1):
+        for start in range(cut, len(days)):
+            found = {"train": (first, str(days[cut - 1])), "validation": (str(days[start]), last)}
+            found = {name: found[name] for name in found if given[name] is not None}
+            parts = _parts(times, window, found)
+            if all(map(len, parts.values())) and not len(window.shared(**parts)):
+                return ", ".join(f"{name}={value!r}" for name, value in found.items())
+            if len(found) == 1 or start > cut + 3:
+                break
+    return None
 
 
 def _default_split(times: np.ndarray, window: _Window) -> Split:

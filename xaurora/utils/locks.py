@@ -43,12 +43,12 @@ def locked(path: Path, *, wait: bool | float = True) -> Iterator[bool]:
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()  # where that fails, acquiring would look like a lock that another holds
         lock.acquire()
         while _is_gone(lock, path):  # its holder has removed it while this process waited
             lock.release()
             lock.acquire()
     except Timeout:
-        _check_can_be_made(path)
         yield False
         return
     except (OSError, NotImplementedError) as error:
@@ -63,14 +63,6 @@ def locked(path: Path, *, wait: bool | float = True) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
-
-
-def _check_can_be_made(path: Path) -> None:
-    """Raise if a lock could not be obtained because its file cannot be made."""
-    try:
-        path.touch()
-    except OSError as error:
-        raise save_error(path.parent, error) from error
 
 
 def _is_gone(lock: FileLock, path: Path) -> bool:

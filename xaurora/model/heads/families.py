@@ -19,8 +19,8 @@ from xaurora.model.heads.options import QUANTILE_LEVELS, HeadOptions
 from xaurora.model.heads.trunk import HourlyDecoder
 
 WETTEST = 0.5
-"""m over six hours; upper limit of any mean that a head can predict (the record is about 0.84 m,
-WMO archive of extremes).
+"""m; upper limit of the mean over six hours that a head can predict, and of each hour of the head
+``own`` (the record over six hours is about 0.84 m, WMO archive of extremes).
 """
 LARGEST = 2.0
 """m; approximate upper limit of any 99.9 % quantile that a head can predict."""
@@ -286,8 +286,8 @@ class OwnHead(DeterministicHead):
             self.scale.fill_(scale)
 
     def _bounded(self, raw: torch.Tensor) -> Params:
-        logarithm = (self.location + self.scale * raw).clamp(max=_WETTEST_HOUR)
-        return {"value": _Amount.apply(log_untransform(logarithm)).sum(dim=1)}
+        logarithm = _Within.apply(self.location + self.scale * raw, _WETTEST_HOUR)
+        return {"value": log_untransform(logarithm).sum(dim=1)}
 
     def initialise(self, climatology: Climatology) -> None:
         """Set the unit of the loss to the score of the climatology's median."""
@@ -297,22 +297,25 @@ class OwnHead(DeterministicHead):
         self.unit_of_loss.fill_(max(float((shares * (z - median).abs()).sum()), 1e-30))
 
 
-class _Amount(torch.autograd.Function):
-    """Set amounts to at least zero.
+class _Within(torch.autograd.Function):
+    """Limit values to the range from zero to a largest one.
 
-    Unlike that of ``clamp``, the gradient also reaches an amount below zero if it has to grow. A
+    Unlike that of ``clamp``, the gradient also reaches a value outside if it has to move inwards. A
     dry hour could not become wet otherwise.
     """
 
     @staticmethod
-    def forward(ctx: BackwardCFunction, x: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: BackwardCFunction, x: torch.Tensor, largest: float) -> torch.Tensor:
         ctx.save_for_backward(x)
-        return x.clamp(min=0.0)
+        ctx.largest = largest  # type: ignore[attr-defined]
+        return x.clamp(0.0, largest)
 
     @staticmethod
-    def backward(ctx: BackwardCFunction, *gradients: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: BackwardCFunction, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         (x,), (gradient,) = ctx.saved_tensors, gradients
-        return torch.where((x > 0) | (gradient < 0), gradient, torch.zeros_like(gradient))
+        low, high = x <= 0, x >= ctx.largest  # type: ignore[attr-defined]
+        moves = ~(low | high) | (low & (gradient < 0)) | (high & (gradient > 0))
+        return torch.where(moves, gradient, torch.zeros_like(gradient)), None
 
 
 class NormalHead(DistributionHead):
