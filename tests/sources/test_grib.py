@@ -134,3 +134,23 @@ def test_indexing_shows_progress(
     monkeypatch.setattr("xaurora.sources.grib._SHOWN_AFTER", 0.0)
     xaurora.open(path)
     assert "Indexing surface.grib" in capsys.readouterr().err
+
+
+def test_each_message_is_decoded_once(
+    data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening finds out from the index which steps of a forecast there are."""
+    count: list[str] = []
+    real = messages.Message.__getitem__
+
+    def counted(self: object, key: str) -> object:
+        if key == "values":
+            count.append(key)
+        return real(self, key)
+
+    monkeypatch.setattr(messages.Message, "__getitem__", counted)
+    ds = xaurora.open(data / "era5_yukon_2023-01" / "surface.grib")
+    assert not count
+    part = ds[["tp", "t2m"]].load()
+    assert len(count) == 2 * part.sizes["time"] == 2 * 744
+    assert part["tp"].notnull().all()

@@ -156,18 +156,9 @@ def _flatten_steps(ds: xr.Dataset) -> xr.Dataset:
     for name, variable in moving.items():
         steps = [variable.isel(step=i) for i in range(ds.sizes["step"])]
         flat[name] = lazy.concat(steps, "time")
-    # cfgrib fills steps that the file lacks with NaN. The sampled points cover the whole field,
-    # because some variables have no values over parts of it (ERA5-Land over sea).
+    # cfgrib fills steps that the file lacks with NaN.
     probe = next(iter(flat.data_vars.values()))
-    there = np.zeros(flat.sizes["time"], bool)
-    for da in flat.data_vars.values():
-        few = {
-            d: np.unique(np.linspace(0, n - 1, min(n, 12)).astype(int))
-            for d, n in da.sizes.items()
-            if d != "time"
-        }
-        values = da.isel(few).transpose("time", ...).values
-        there |= np.isfinite(values).reshape(len(values), -1).any(axis=1)
+    there = np.any([_steps_of(ds[name]) for name in moving], axis=0)
     flat = flat.isel(time=np.flatnonzero(there)).sortby("time")
     if flat.indexes["time"].has_duplicates:
         raise SourceError(
@@ -176,3 +167,26 @@ def _flatten_steps(ds: xr.Dataset) -> xr.Dataset:
         )
     leading = [d for d in probe.dims if d not in ("time", "step")]
     return flat.transpose("time", *leading)
+
+
+def _steps_of(da: xr.DataArray) -> np.ndarray:
+    """Return which steps of which times have a message, ``(step time)``, without decoding any."""
+    source: Any = da.variable._data
+    while not hasattr(source, "field_id_index") and hasattr(source, "array"):
+        source = source.array
+    if not hasattr(source, "field_id_index"):  # read before: some points say what was there
+        few = {
+            d: np.unique(np.linspace(0, n - 1, min(n, 12)).astype(int))
+            for d, n in da.sizes.items()
+            if d not in ("time", "step")
+        }
+        found = da.isel(few).notnull()
+    else:
+        shape = source.shape[: -source.geo_ndim]
+        kept = [axis for axis, size in enumerate(shape) if size > 1]  # the others were squeezed
+        values = np.zeros([shape[axis] for axis in kept], bool)
+        for place in source.field_id_index:
+            values[tuple(place[axis] for axis in kept)] = True
+        found = xr.DataArray(values, dims=da.dims[: len(kept)])
+    others = [d for d in found.dims if d not in ("time", "step")]
+    return found.any(others).transpose("step", "time").values.ravel()
