@@ -526,7 +526,8 @@ def page(report: dict[str, Any]) -> str:
         "  last complete artefact, checkpoint or store intact, and repeating the call resumes the"
         " run.",
         "- **Nothing is executed.** Artefacts and checkpoints hold tensors and JSON. Pickles that",
-        "  would run code are refused.",
+        "  would run code are refused. cfgrib's index of a GRIB file is a pickle; it is read",
+        "  only from a folder of the user's cache that nobody else can write to.",
         "",
         "Not covered: values that are plausible but wrong, such as those of another year,",
         "cannot be detected. Chunks of the stores that xaurora writes have checksums; their",
