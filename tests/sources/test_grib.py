@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,21 @@ def test_without_a_cache_it_is_read_all_the_same(
     for _ in range(2):
         xaurora.open(path)
     assert len(built) == 2
+
+
+def test_a_full_cache_stops_nobody(
+    path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = tempfile.mkdtemp
+
+    def full(*args: object, dir: Path | None = None, **options: object) -> str:
+        if dir == cache:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*args, dir=dir, **options)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    assert xaurora.open(path).sizes["time"] > 0
+    assert not list(cache.iterdir())
 
 
 @pytest.mark.parametrize("damage", ["cut in a message", "bytes of a header"])

@@ -19,7 +19,7 @@ from xaurora.errors import MissingExtraError, SourceError
 from xaurora.utils import lazy, storage
 from xaurora.utils.progress import progress_bar
 
-_KEPT = 64  # indexes; each takes about 200 bytes a message
+_KEPT = 64  # indexes; each takes about 100 bytes a message
 _SHOWN_AFTER = 2.0  # seconds
 
 
@@ -53,7 +53,7 @@ def read(path: str) -> list[xr.Dataset]:
             )
         except Exception as error:
             raise SourceError(
-                f"'{path}' could not be read as GRIB: {error or type(error).__name__}",
+                f"'{path}' could not be read as GRIB: {str(error) or type(error).__name__}",
                 fix="check that the download is complete",
             ) from error
     return [_flatten_steps(piece) for piece in pieces]
@@ -71,7 +71,10 @@ def _index_of(path: str) -> Iterator[Path]:
         kept.touch()
         yield kept
         return
-    made = Path(tempfile.mkdtemp(prefix="new-", dir=home))
+    try:
+        made = Path(tempfile.mkdtemp(prefix="new-", dir=home))
+    except OSError:  # the disk of the cache is full
+        home, made = None, Path(tempfile.mkdtemp(prefix="xaurora-"))
     try:
         with _with_progress(path):
             yield made
