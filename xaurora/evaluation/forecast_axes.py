@@ -112,7 +112,7 @@ def with_both_dims(ds: xr.Dataset) -> xr.Dataset:
     if not ds.sizes["init_time"] or not ds.sizes["lead_time"]:
         raise KindError(
             f"the forecast holds no {'init time' if not ds.sizes['init_time'] else 'lead time'}.",
-            fix="check how it was selected",
+            fix="select init and lead times that are in the forecast",
         )
     return ds
 
@@ -138,7 +138,10 @@ def decode_lead_times(lead: xr.DataArray) -> np.ndarray:
         return (lead.values * _LEADS[unit]).astype("timedelta64[ns]")
     raise LeadTimeError(
         f"lead times must be durations, and these are {lead.dtype} without units.",
-        fix="xr.open_dataset(path, decode_timedelta=True)",
+        fix=(
+            f"fc['{lead.name}'] = fc['{lead.name}'].values * np.timedelta64(1, 'h') if they are"
+            " hours, or open the file with decode_timedelta=True"
+        ),
     )
 
 

@@ -167,7 +167,7 @@ def read_times(ds: xr.Dataset, found: Recognition) -> None:
             " needs two frames six hours apart.",
             fix=(
                 "open all times together: xaurora.open('era5/*.nc'); or rename the time axis:"
-                " ds.rename({{'name_in_your_data': 'time'}})"
+                " ds.rename({'name_in_your_data': 'time'})"
             ),
         )
     coordinate = ds[axis.name] if axis.name in ds.coords else None
@@ -204,7 +204,7 @@ def read_times(ds: xr.Dataset, found: Recognition) -> None:
     if not np.issubdtype(values.dtype, np.datetime64):
         raise TimeError(
             f"'{axis.name}' holds {values.dtype}, not times.",
-            fix="xr.decode_cf(ds), or open the file without decode_times=False",
+            fix=_times_of(coordinate, axis),
         )
     values = values.astype("datetime64[ns]")
     if np.isnat(values).any():
@@ -222,6 +222,17 @@ def read_times(ds: xr.Dataset, found: Recognition) -> None:
     if (np.diff(values) < np.timedelta64(0, "ns")).any():
         raise TimeError("times are not in order.", fix=f"ds.sortby('{axis.name}')")
     found.times = values
+
+
+def _times_of(coordinate: xr.DataArray, axis: Axis) -> str:
+    """Return how to make times of other values."""
+    if " since " in str(coordinate.attrs.get("units", "")):
+        return "xr.decode_cf(ds), or open the file without decode_times=False"
+    name = coordinate.name
+    if coordinate.dtype.kind in "UT":
+        return f"ds.assign_coords({axis.dim}=ds['{name}'].values.astype('datetime64[ns]'))"
+    dated = f"ds['{name}'].assign_attrs(units='hours since 1900-01-01')"
+    return f"xr.decode_cf(ds.assign_coords({axis.dim}={dated})) with the actual units and start"
 
 
 def note_expver(ds: xr.Dataset, found: Recognition) -> None:

@@ -295,9 +295,9 @@ def _problems_of(
     """
     item, da = fields.layout.fields[kind, name], getattr(fields, kind)[name]
     moving = "time" in da.dims
-    repeats = plausibility.Repeats(item)
+    repeats = plausibility.Repeats(item, fields)
     shifts = Shifts(item, fields.layout.grid)
-    missing, first = 0, None
+    missing, first, infinite = 0, None, False
     problem: XauroraError | None = None
     times = fields.times
     for place in looked if moving else [0]:
@@ -318,6 +318,7 @@ def _problems_of(
         if bad and first is None and moving:
             first = time
         missing += bad
+        infinite |= bool(np.isinf(values).any())
         if problem is None:
             problem = _problem_of_frame(values, fields, kind, name, time, repeats, shifts)
     problem = problem or _raised(shifts.finish)
@@ -331,22 +332,19 @@ def _problems_of(
             " and scores."
         )
     elif missing and zeros is None:
-        errors.append(_missing(fields, item, missing, first))
+        errors.append(_missing(fields, item, missing, first, infinite))
     return errors
 
 
 def _missing(
-    fields: Fields, item: Field, missing: int, first: np.datetime64 | None
+    fields: Fields, item: Field, missing: int, first: np.datetime64 | None, infinite: bool
 ) -> MissingValuesError:
-    dim = fields.layout.axes["longitude"].dim
     when = f", the first at {first.astype('datetime64[m]')}" if first is not None else ""
+    also = " or infinite" if infinite else ""
     return MissingValuesError(
-        f"'{item.source}' has {missing} missing value(s){when}, but Aurora does not accept missing"
-        " values.",
-        fix=(
-            f"ds['{item.source}'] = ds['{item.source}'].interpolate_na('{dim}',"
-            f" fill_value='extrapolate').fillna(ds['{item.source}'].mean())"
-        ),
+        f"'{item.source}' has {missing} missing{also} value(s){when}, but Aurora does not accept"
+        " missing values.",
+        fix=plausibility.filled(item, fields, infinite=infinite),
     )
 
 
@@ -360,10 +358,15 @@ def _problem_of_frame(
     shifts: Shifts,
 ) -> XauroraError | None:
     """Return what is wrong with the values of a frame, or None."""
-    found = _raised(lambda: plausibility.check_mean(fields, kind, name, values))
-    if found is not None or kind == "static" or not np.isfinite(values).all():
+    item, moving = fields.layout.fields[kind, name], kind != "static"
+    found = None
+    if moving:  # zeros everywhere say nothing about units
+        found = _raised(lambda: plausibility.check_constant(values, item, fields, time))
+    found = found or _raised(
+        lambda: plausibility.check_mean(fields, kind, name, values, time if moving else None)
+    )
+    if found is not None or not moving or not np.isfinite(values).all():
         return found
-    item = fields.layout.fields[kind, name]
     return (
         _raised(lambda: plausibility.check_frame(values, item, fields, time, whole=True))
         or _raised(lambda: repeats.check(values, time))

@@ -166,7 +166,8 @@ def hours_of(value: Given) -> int:
         hours = float("nan")
     if not (np.isfinite(hours) and hours > 0 and float(hours).is_integer()):
         raise LeadTimeError(
-            f"{value!r} is not a positive whole number of hours.", fix="'6h', '24h' or '5 days'"
+            f"{value!r} is not a positive whole number of hours.",
+            fix="give it as '6h', '24h' or '5 days'",
         )
     return int(hours)
 

@@ -65,15 +65,17 @@ def _present(values: np.ndarray, variable: Variable) -> np.ndarray:
     return values[values != 0] if variable.zero_where_absent else values
 
 
-def check_mean(fields: Fields, kind: str, name: str, frame: np.ndarray) -> None:
+def check_mean(
+    fields: Fields, kind: str, name: str, frame: np.ndarray, time: np.datetime64 | None = None
+) -> None:
     """Raise if the mean of a frame cannot be in the units that the field has.
 
     The mean of the middle half of the values: a few wrong ones say nothing about units.
     """
     item = fields.layout.fields[kind, name]
     finite = _present(frame[np.isfinite(frame)], item.variable)
-    if not finite.size or item.variable.accumulated:  # amounts have a check of their own
-        return
+    if not finite.size or item.variable.accumulated or is_confirmed(item):
+        return  # amounts have a check of their own
     ends = np.partition(finite, [finite.size // 4, finite.size - 1 - finite.size // 4])
     finite = ends[finite.size // 4 : finite.size - finite.size // 4]
     mean, (low, high) = float(finite.mean(dtype=np.float64)), item.variable.plausible
@@ -84,11 +86,12 @@ def check_mean(fields: Fields, kind: str, name: str, frame: np.ndarray) -> None:
     if not low <= mean <= high:
         raise UnitsError(
             f"'{item.source}' has units {units!r}, but its mean is {mean:.4g}"
-            f" {item.variable.units} after conversion; plausible for"
+            f" {item.variable.units} after conversion{_at(time)}; plausible for"
             f" {item.variable.long_name.lower()} is {low:.4g} to {high:.4g}.",
             fix=(
                 f"ds['{item.source}'].attrs['units'] = '...' with the actual units of the values,"
-                f" one of {', '.join(accepted_units(item.variable.units))}"
+                f" one of {', '.join(accepted_units(item.variable.units))}. If only some times have"
+                " other units, convert those"
             ),
         )
 
@@ -155,7 +158,7 @@ def check_frame(
         Where, how many, which value, and what occurs.
     """
     limits = extremes_of(item.variable, fields.levels)
-    if limits is None or item.attrs.get(_CHECKED):
+    if limits is None or is_confirmed(item):
         return
     hours = int(time.astype("datetime64[h]").astype(np.int64))
     stride = 1 if whole or values.shape[-2] < _LARGE else _STRIDE
@@ -166,20 +169,44 @@ def check_frame(
             raise _implausible(values, item, fields, time, limits)
         return
     low, high = part.min(axis=(-2, -1)), part.max(axis=(-2, -1))
+    if (low == high).any():
+        check_constant(part, item, fields, time)
     if (low < limits[0]).any() or (high > limits[1]).any():
         raise _implausible(values, item, fields, time, limits)
-    if (
-        (low == high).any()
-        and part.shape[-2] * part.shape[-1] >= _CONSTANT_POINTS
-        and not item.variable.bounds
-    ):
-        same = np.atleast_1d(low == high)
-        level = f" at {fields.levels[int(np.argmax(same))]:g} hPa" if values.ndim == 3 else ""
-        raise ImplausibleValuesError(
-            f"'{item.source}'{level} is {float(np.atleast_1d(low)[np.argmax(same)]):g}"
-            f" {item.variable.units} at every point at {_name(time)}.",
-            fix=_fix(item, time),
-        )
+
+
+def check_constant(values: np.ndarray, item: Field, fields: Fields, time: np.datetime64) -> None:
+    """Raise for a field that has the same value everywhere.
+
+    Parameters
+    ----------
+    values : ndarray, ``([level,] h, w)``
+    item : Field
+    fields : Fields
+        For its levels.
+    time : datetime64
+
+    Raises
+    ------
+    ImplausibleValuesError
+        Which value, on which level. Not for fields that may be constant, and not for few points.
+    """
+    variable = item.variable
+    if extremes_of(variable, fields.levels) is None or is_confirmed(item):
+        return
+    may_be = variable.bounds or variable.zero_where_absent
+    if may_be or values.shape[-2] * values.shape[-1] < _CONSTANT_POINTS:
+        return
+    same = np.atleast_1d(values.min(axis=(-2, -1)) == values.max(axis=(-2, -1)))
+    if not same.any():
+        return
+    place = int(np.argmax(same))
+    level = f" at {fields.levels[place]:g} hPa" if values.ndim == 3 else ""
+    raise ImplausibleValuesError(
+        f"'{item.source}'{level} is {values.reshape(len(same), -1)[place, 0]:g} {variable.units} at"
+        f" every point{_at(time)}.",
+        fix=_without(item, fields, time),
+    )
 
 
 def _implausible(
@@ -208,17 +235,63 @@ def _implausible(
         f" {_name(time)}; {item.variable.long_name.lower()} lies between {low[level]:.4g} and"
         f" {high[level]:.4g} {units}. Outside are {outside.sum()} of {outside.size} values"
         f" ({several}).",
-        fix=_fix(item, time),
+        fix=_masked(item, found, float(low.min()), float(high.max())),
     )
 
 
-def _fix(item: Field, time: np.datetime64) -> str:
+def _masked(item: Field, found: np.ndarray, low: float, high: float) -> str:
+    """Return how to mask the values ``found``, canonical, outside ``low`` to ``high``."""
     name = item.source
+    own = [(float(v) - item.offset) / item.scale for v in (found[0], found[-1], low, high)]
+    kept = []
+    if own[0] < own[2]:
+        kept.append(f"ds['{name}'] > {own[2]:.4g}")
+    if own[1] > own[3]:
+        kept.append(f"ds['{name}'] < {own[3]:.4g}")
+    if not kept:  # possible on other levels
+        kept.append(f"abs(ds['{name}'] - ({own[0]:.6g})) > {max(abs(own[0]), 1.0) * 1e-4:.1g}")
+    condition = kept[0] if len(kept) == 1 else " & ".join(f"({k})" for k in kept)
     return (
-        f"check the source at this time. If its units change, or these are undecoded missing"
-        f" values: ds['{name}'] = ds['{name}'].where(ds['{name}'] != -9999), then fill them. If"
-        f" the values are right: ds['{name}'].attrs['{_CHECKED}'] = 1"
+        "check the source at this time. If its units change, or these are undecoded missing"
+        f" values: ds['{name}'] = ds['{name}'].where({condition}), then fill them."
+        f" {confirmed(item)}"
     )
+
+
+def filled(item: Field, fields: Fields, *, infinite: bool) -> str:
+    """Return the line that fills missing values of a field, and infinite ones if there are any."""
+    dim, name = fields.layout.axes["longitude"].dim, f"ds['{item.source}']"
+    interpolated = f".interpolate_na('{dim}', fill_value='extrapolate')"
+    if infinite:
+        return (
+            f"{name} = {name}.where(np.isfinite({name})).pipe(lambda v:"
+            f" v{interpolated}.fillna(v.mean()))"
+        )
+    return f"{name} = {name}{interpolated}.fillna({name}.mean())"
+
+
+def _without(item: Field, fields: Fields, time: np.datetime64) -> str:
+    """Return how to leave out a time."""
+    axis = fields.layout.axes["time"]
+    return (
+        "get this time again from the source, or leave it out: ds ="
+        f" ds.isel({axis.dim}=ds['{axis.name}'].values != np.datetime64('{_name(time)}')). "
+        + confirmed(item)
+    )
+
+
+def is_confirmed(item: Field) -> bool:
+    """Return whether the user has confirmed values that look implausible."""
+    return bool(item.attrs.get(_CHECKED))
+
+
+def confirmed(item: Field) -> str:
+    """Return how to confirm values that look implausible."""
+    return f"If the values are right: ds['{item.source}'].attrs['{_CHECKED}'] = 1"
+
+
+def _at(time: np.datetime64 | None) -> str:
+    return "" if time is None else f" at {_name(time)}"
 
 
 def _name(time: np.datetime64) -> str:
@@ -231,10 +304,12 @@ class Repeats:
     Parameters
     ----------
     item : Field
+    fields : Fields
     """
 
-    def __init__(self, item: Field) -> None:
+    def __init__(self, item: Field, fields: Fields) -> None:
         self.item = item
+        self.fields = fields
         self._seen: dict[bytes, np.datetime64] = {}
 
     def check(self, values: np.ndarray, time: np.datetime64) -> None:
@@ -247,7 +322,7 @@ class Repeats:
         """
         item = self.item
         varies = not (item.variable.bounds or item.variable.accumulated or item.variable.masked)
-        if not varies or values.size < _CONSTANT_POINTS or item.attrs.get(_CHECKED):
+        if not varies or values.size < _CONSTANT_POINTS or is_confirmed(item):
             return
         digest = hashlib.blake2b(np.ascontiguousarray(values).tobytes(), digest_size=16).digest()
         before = self._seen.setdefault(digest, time)
@@ -255,7 +330,7 @@ class Repeats:
             raise ImplausibleValuesError(
                 f"'{item.source}' is the same at {_name(before)} and at {_name(time)}, to the last"
                 " digit.",
-                fix=_fix(item, time),
+                fix=_without(item, self.fields, time),
             )
 
 
@@ -298,7 +373,7 @@ def check_total(
     """
     low, high = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
     top = _WETTEST * float(np.sqrt(TIMESTEP_HOURS))
-    if not (low < NEGATIVE or high > top) or item.attrs.get(_CHECKED):
+    if not (low < NEGATIVE or high > top) or is_confirmed(item):
         return
     wrong = (values < NEGATIVE) | (values > top)
     place = tuple(int(i[0]) for i in np.nonzero(wrong))
@@ -336,7 +411,7 @@ def check_target_frame(target: targets.Target, values: np.ndarray, time: np.date
         check_total(values, target.item, latitude, longitude, f"at {_name(time)}")
         return
     limits = extremes_of(target.variable, ())
-    if limits is None or target.item.attrs.get(_CHECKED):
+    if limits is None or is_confirmed(target.item):
         return
     wrong = (values < limits[0]) | (values > limits[1])
     if wrong.any():
@@ -347,7 +422,7 @@ def check_target_frame(target: targets.Target, values: np.ndarray, time: np.date
             f" {target.variable.long_name.lower()} lies between {limits[0]:.4g} and"
             f" {limits[1]:.4g} {target.variable.units}. Outside are {wrong.sum()} of {wrong.size}"
             " values.",
-            fix=_fix(target.item, time),
+            fix=_masked(target.item, np.unique(values[wrong]), float(limits[0]), float(limits[1])),
         )
 
 
@@ -373,7 +448,7 @@ def check_plausible_rain(
 
     Amounts may be far too large, far too small, or on a global grid those of another period.
     """
-    if item.attrs.get(_CHECKED):
+    if is_confirmed(item):
         return
     count = da.sizes["time"]
     looked = np.unique(np.linspace(0, count - 1, min(count, FRAMES_SAMPLED)).astype(int))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from xaurora.errors import ImplausibleValuesError
+from xaurora.fields import plausibility
 from xaurora.fields.found import Field
 from xaurora.fields.grid.lattice import Grid
 
@@ -85,7 +86,8 @@ class Shifts:
         middle, step = len(along) // 2, self.stride * self.grid.spacing[1]
         degrees = ((lag - usual) * step + 180.0) % 360.0 - 180.0
         if (
-            abs(degrees) > _FAR
+            not plausibility.is_confirmed(self.item)
+            and abs(degrees) > _FAR
             and along[middle + lag] >= _ALIKE
             and along[middle + usual] < _UNLIKE * along[middle + lag]
         ):
@@ -95,7 +97,8 @@ class Shifts:
                 f" {'east' if degrees > 0 else 'west'} against frames before it.",
                 fix=(
                     f"check the longitudes of the source of '{name}' at {when}; files with -180 to"
-                    " 180 and with 0 to 360 may have been joined by position"
+                    " 180 and with 0 to 360 may have been joined by position."
+                    f" {plausibility.confirmed(self.item)}"
                 ),
             )
 

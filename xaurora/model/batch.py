@@ -135,9 +135,9 @@ def resolve_times(times: np.ndarray, wanted: TimesLike) -> list[np.datetime64]:
         with_history = times[index.has(times - STEP)]
         if isinstance(wanted, slice):
             if wanted.start is not None:
-                with_history = with_history[with_history >= _time(wanted.start)]
+                with_history = with_history[with_history >= _time(wanted.start, times)]
             if wanted.stop is not None:
-                with_history = with_history[with_history <= _time(wanted.stop, end=True)]
+                with_history = with_history[with_history <= _time(wanted.stop, times, end=True)]
         chosen = list(with_history)
         if isinstance(wanted, slice) and not chosen:
             raise InitTimeError(
@@ -162,7 +162,8 @@ def resolve_times(times: np.ndarray, wanted: TimesLike) -> list[np.datetime64]:
     out = []
     for value in chosen:
         if isinstance(value, str) and _PERIOD.fullmatch(value.strip()):
-            if not ((times >= _time(value)) & (times <= _time(value, end=True))).any():
+            first, last = _time(value, times), _time(value, times, end=True)
+            if not ((times >= first) & (times <= last)).any():
                 raise InitTimeError(
                     f"{value} is not in the data, which run from {_name(times[0])} to"
                     f" {_name(times[-1])}.",
@@ -170,7 +171,7 @@ def resolve_times(times: np.ndarray, wanted: TimesLike) -> list[np.datetime64]:
                 )
             out += resolve_times(times, slice(value, value))  # a day, a month or a year
             continue
-        t = _time(value)
+        t = _time(value, times)
         if not index.has(t):
             raise InitTimeError(
                 f"init time {_name(t)} is not in the data, which run from {_name(times[0])} to"
@@ -187,7 +188,7 @@ def resolve_times(times: np.ndarray, wanted: TimesLike) -> list[np.datetime64]:
     return out
 
 
-def _time(value: Given, *, end: bool = False) -> np.datetime64:
+def _time(value: Given, times: np.ndarray, *, end: bool = False) -> np.datetime64:
     import pandas as pd
 
     try:
@@ -199,7 +200,7 @@ def _time(value: Given, *, end: bool = False) -> np.datetime64:
             stamp = stamp.tz_convert("UTC").tz_localize(None)
         return stamp.to_datetime64().astype("datetime64[ns]")
     except (ValueError, TypeError):
-        raise InitTimeError(f"{value!r} is not a time.", fix="time='2025-06-01T12'") from None
+        raise InitTimeError(f"{value!r} is not a time.", fix=f"time='{_name(times[-1])}'") from None
 
 
 def _name(time: np.datetime64) -> str:
@@ -291,16 +292,13 @@ def statics(fields: Fields, *, pool: Executor | None = None) -> dict[str, np.nda
 def _missing(
     fields: Fields, kind: str, name: str, values: np.ndarray, when: str
 ) -> MissingValuesError:
-    source = fields.layout.fields[kind, name].source
+    item = fields.layout.fields[kind, name]
     count = int((~np.isfinite(values)).sum())
-    dim = fields.layout.axes["longitude"].dim
+    fill = plausibility.filled(item, fields, infinite=bool(np.isinf(values).any()))
     return MissingValuesError(
-        f"'{source}' has {count} missing value(s){when} in the part that Aurora reads. Aurora does"
-        " not accept missing values.",
-        fix=(
-            f"fill them, for example ds['{source}'] = ds['{source}'].interpolate_na('{dim}',"
-            f" fill_value='extrapolate').fillna(ds['{source}'].mean()), or drop the time"
-        ),
+        f"'{item.source}' has {count} missing value(s){when} in the part that Aurora reads."
+        " Aurora does not accept missing values.",
+        fix=f"fill them, for example {fill}, or drop the time",
     )
 
 

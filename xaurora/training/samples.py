@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xaurora.errors import SplitError
+from xaurora.errors import OptionError, SplitError
 from xaurora.fields import periods
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.model import batch as batches
@@ -205,7 +205,12 @@ def _parts(
     times: np.ndarray, window: _Window, given: Mapping[str, PeriodLike]
 ) -> dict[str, np.ndarray]:
     """Return the samples for training and validation; what is not given is what lies outside."""
-    bounds = {n: periods.bounds(n, value) for n, value in given.items() if value is not None}
+    try:
+        bounds = {n: periods.bounds(n, value) for n, value in given.items() if value is not None}
+    except OptionError as error:
+        raise OptionError(
+            error.message, fix=_working_split(times, window, given) or error.fix
+        ) from None
     chosen = {name: times[window.inside(times, *b)] for name, b in bounds.items()}
     for name, other in (("train", "validation"), ("validation", "train")):
         if name not in chosen:

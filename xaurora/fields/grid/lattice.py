@@ -131,15 +131,16 @@ def from_axes(latitude: np.ndarray, longitude: np.ndarray) -> Grid:
             )
         if not np.isfinite(values).all():
             raise CoordinateError(
-                f"{name} contains values that are not finite.", fix=f"ds.dropna('{name}')"
+                f"{name} contains values that are not finite.",
+                fix=f"ds.isel({name}=np.isfinite(ds['{name}'].values))",
             )
     if lat.max() > 90 + 1e-4 or lat.min() < -90 - 1e-4:
         raise CoordinateError(
             f"latitude runs from {lat.min():g} to {lat.max():g}, but degrees north must lie"
             " between -90 and 90.",
             fix=(
-                "assign latitudes in degrees north, for example"
-                " ds.assign_coords(latitude=np.rad2deg(ds.latitude))"
+                "ds.isel(latitude=abs(ds['latitude'].values) <= 90), if the others are right, or"
+                " assign latitudes in degrees north"
             ),
         )
     lat = np.clip(lat, -90.0, 90.0)
@@ -159,16 +160,19 @@ def from_axes(latitude: np.ndarray, longitude: np.ndarray) -> Grid:
     )
     order = np.argsort(wrapped, kind="stable")
     steps = np.diff(np.append(wrapped[order], wrapped[order[0]] + 360.0))
-    typical = float(
-        np.median(np.sort(steps)[:-1])
-    )  # without the widest gap: for a region, the rest of the globe
+    # Without the widest gap: for a region, the rest of the globe.
+    apart = np.sort(steps[steps > 1e-6])[:-1]
+    typical = float(np.median(apart)) if len(apart) else 360.0
     doubled = np.flatnonzero(steps < 0.01 * typical)
     if len(doubled):
         here, there = lon[order[doubled[0]]], lon[order[(doubled[0] + 1) % len(lon)]]
         raise CoordinateError(
             f"longitudes {min(here, there):g} and {max(here, there):g} are the same meridian, but"
             " both are present.",
-            fix="drop one of them, for example ds.isel(longitude=slice(None, -1))",
+            fix=(
+                f"ds.isel(longitude=np.delete(np.arange({len(lon)}),"
+                f" {sorted(order[doubled].tolist())}))"
+            ),
         )
     # The domain starts after the widest gap; a global grid has none and starts at 0°E.
     gap = int(np.argmax(steps))
