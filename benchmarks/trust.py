@@ -489,12 +489,12 @@ def disks(count: int, examples: list[str]) -> dict[str, Counts]:
 class mounted:
     """A small file system for a ``with`` block, or None where none may be mounted."""
 
-    def __init__(self, kilobytes: int) -> None:
-        self.size = kilobytes
+    def __init__(self, kilobytes: int, mode: str = "rw") -> None:
+        self.options = f"size={kilobytes}k,{mode}"
         self.path = Path(tempfile.mkdtemp())
 
     def __enter__(self) -> Path | None:
-        command = ["mount", "-t", "tmpfs", "-o", f"size={self.size}k", "tmpfs", str(self.path)]
+        command = ["mount", "-t", "tmpfs", "-o", self.options, "tmpfs", str(self.path)]
         self.done = subprocess.run(command, capture_output=True, check=False).returncode == 0
         return self.path if self.done else None
 
@@ -561,6 +561,7 @@ def page(report: dict[str, Any]) -> str:
         "",
         "`tests/bad_inputs/catalogue.py` lists bad inputs one by one, each with the error it must"
         " raise.",
+        "Every piece of code in their fixes is executed, and the call repeated.",
         "`tests/bad_inputs/fuzz.py` generates Datasets in every convention that xaurora reads,",
         f"valid or with one of {report['faults']} faults. The test suite runs shortened versions of"
         " all parts.",

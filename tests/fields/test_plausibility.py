@@ -53,7 +53,7 @@ FAULTS = {
     "no pressure": (_no_pressure, "'msl'"),
     "patches of -9999": (_patch, "'u10' is -9999"),
     "every second frame is zero": (_every_second, "'v'"),
-    "one level is zero": (_one_level, "'t' is 0 K"),
+    "one level is zero": (_one_level, "is 0 K at every point"),
 }
 
 

@@ -22,6 +22,7 @@ from xaurora.errors import (
 from xaurora.fields import (
     conventions,
     derived,
+    implausible,
     periods,
     plausibility,
     precipitation,
@@ -344,7 +345,7 @@ def _missing(
     return MissingValuesError(
         f"'{item.source}' has {missing} missing{also} value(s){when}, but Aurora does not accept"
         " missing values.",
-        fix=plausibility.filled(item, fields, infinite=infinite),
+        fix=implausible.filled(item, fields, infinite=infinite),
     )
 
 

@@ -10,10 +10,7 @@ import numpy as np
 import xarray as xr
 
 from xaurora.errors import ImplausibleValuesError, UnitsError
-from xaurora.fields import (
-    periods,
-    targets,
-)
+from xaurora.fields import implausible, periods, targets
 from xaurora.fields.conventions import Fields
 from xaurora.fields.found import Field
 from xaurora.fields.grid import lattice as grids
@@ -24,9 +21,6 @@ from xaurora.fields.variables import TIMESTEP_HOURS, Variable
 from xaurora.utils import indexed
 
 logger = logging.getLogger("xaurora")
-
-_CHECKED = "xaurora_values_checked"
-"""Attribute that users set to confirm values that look implausible."""
 
 
 def check_plausible(fields: Fields, needs: Needs | None = None) -> None:
@@ -74,7 +68,7 @@ def check_mean(
     """
     item = fields.layout.fields[kind, name]
     finite = _present(frame[np.isfinite(frame)], item.variable)
-    if not finite.size or item.variable.accumulated or is_confirmed(item):
+    if not finite.size or item.variable.accumulated or implausible.is_confirmed(item):
         return  # amounts have a check of their own
     ends = np.partition(finite, [finite.size // 4, finite.size - 1 - finite.size // 4])
     finite = ends[finite.size // 4 : finite.size - finite.size // 4]
@@ -86,7 +80,7 @@ def check_mean(
     if not low <= mean <= high:
         raise UnitsError(
             f"'{item.source}' has units {units!r}, but its mean is {mean:.4g}"
-            f" {item.variable.units} after conversion{_at(time)}; plausible for"
+            f" {item.variable.units} after conversion{implausible.at_time(time)}; plausible for"
             f" {item.variable.long_name.lower()} is {low:.4g} to {high:.4g}.",
             fix=(
                 f"ds['{item.source}'].attrs['units'] = '...' with the actual units of the values,"
@@ -158,7 +152,7 @@ def check_frame(
         Where, how many, which value, and what occurs.
     """
     limits = extremes_of(item.variable, fields.levels)
-    if limits is None or is_confirmed(item):
+    if limits is None or implausible.is_confirmed(item):
         return
     hours = int(time.astype("datetime64[h]").astype(np.int64))
     stride = 1 if whole or values.shape[-2] < _LARGE else _STRIDE
@@ -166,13 +160,13 @@ def check_frame(
     if item.variable.zero_where_absent:
         present = _present(part, item.variable)  # may be constant: no snow anywhere
         if present.size and (present.min() < limits[0] or present.max() > limits[1]):
-            raise _implausible(values, item, fields, time, limits)
+            raise implausible.out_of_range(values, item, fields, time, limits)
         return
     low, high = part.min(axis=(-2, -1)), part.max(axis=(-2, -1))
     if (low == high).any():
         check_constant(part, item, fields, time)
     if (low < limits[0]).any() or (high > limits[1]).any():
-        raise _implausible(values, item, fields, time, limits)
+        raise implausible.out_of_range(values, item, fields, time, limits)
 
 
 def check_constant(values: np.ndarray, item: Field, fields: Fields, time: np.datetime64) -> None:
@@ -192,7 +186,7 @@ def check_constant(values: np.ndarray, item: Field, fields: Fields, time: np.dat
         Which value, on which level. Not for fields that may be constant, and not for few points.
     """
     variable = item.variable
-    if extremes_of(variable, fields.levels) is None or is_confirmed(item):
+    if extremes_of(variable, fields.levels) is None or implausible.is_confirmed(item):
         return
     may_be = variable.bounds or variable.zero_where_absent
     if may_be or values.shape[-2] * values.shape[-1] < _CONSTANT_POINTS:
@@ -204,98 +198,9 @@ def check_constant(values: np.ndarray, item: Field, fields: Fields, time: np.dat
     level = f" at {fields.levels[place]:g} hPa" if values.ndim == 3 else ""
     raise ImplausibleValuesError(
         f"'{item.source}'{level} is {values.reshape(len(same), -1)[place, 0]:g} {variable.units} at"
-        f" every point{_at(time)}.",
-        fix=_without(item, fields, time),
+        f" every point{implausible.at_time(time)}.",
+        fix=implausible.left_out(item, fields, time),
     )
-
-
-def _implausible(
-    values: np.ndarray,
-    item: Field,
-    fields: Fields,
-    time: np.datetime64,
-    limits: tuple[np.ndarray, np.ndarray],
-) -> ImplausibleValuesError:
-    """Return the error for a frame with values outside the limits."""
-    layered = values.reshape(-1, *values.shape[-2:])
-    low, high = (np.broadcast_to(edge, len(layered)) for edge in limits)
-    outside = (layered < low[:, None, None]) | (layered > high[:, None, None])
-    if item.variable.zero_where_absent:
-        outside &= layered != 0
-    level, row, column = (int(i[0]) for i in np.nonzero(outside))
-    grid = fields.layout.grid
-    where = f"{grid.latitude[row]:.2f}°N {grid.true_longitude[column]:.2f}°E"
-    if values.ndim == 3:
-        where += f" and {fields.levels[level]:g} hPa"
-    found = np.unique(layered[outside])
-    several = f"{found[0]:.4g} to {found[-1]:.4g}" if len(found) > 1 else f"{found[0]:.4g}"
-    units = item.variable.units
-    return ImplausibleValuesError(
-        f"'{item.source}' is {layered[level, row, column]:.4g} {units} at {where} at"
-        f" {_name(time)}; {item.variable.long_name.lower()} lies between {low[level]:.4g} and"
-        f" {high[level]:.4g} {units}. Outside are {outside.sum()} of {outside.size} values"
-        f" ({several}).",
-        fix=_masked(item, found, float(low.min()), float(high.max())),
-    )
-
-
-def _masked(item: Field, found: np.ndarray, low: float, high: float) -> str:
-    """Return how to mask the values ``found``, canonical, outside ``low`` to ``high``."""
-    name = item.source
-    own = [(float(v) - item.offset) / item.scale for v in (found[0], found[-1], low, high)]
-    kept = []
-    if own[0] < own[2]:
-        kept.append(f"ds['{name}'] > {own[2]:.4g}")
-    if own[1] > own[3]:
-        kept.append(f"ds['{name}'] < {own[3]:.4g}")
-    if not kept:  # possible on other levels
-        kept.append(f"abs(ds['{name}'] - ({own[0]:.6g})) > {max(abs(own[0]), 1.0) * 1e-4:.1g}")
-    condition = kept[0] if len(kept) == 1 else " & ".join(f"({k})" for k in kept)
-    return (
-        "check the source at this time. If its units change, or these are undecoded missing"
-        f" values: ds['{name}'] = ds['{name}'].where({condition}), then fill them."
-        f" {confirmed(item)}"
-    )
-
-
-def filled(item: Field, fields: Fields, *, infinite: bool) -> str:
-    """Return the line that fills missing values of a field, and infinite ones if there are any."""
-    dim, name = fields.layout.axes["longitude"].dim, f"ds['{item.source}']"
-    interpolated = f".interpolate_na('{dim}', fill_value='extrapolate')"
-    if infinite:
-        return (
-            f"{name} = {name}.where(np.isfinite({name})).pipe(lambda v:"
-            f" v{interpolated}.fillna(v.mean()))"
-        )
-    return f"{name} = {name}{interpolated}.fillna({name}.mean())"
-
-
-def _without(item: Field, fields: Fields, time: np.datetime64) -> str:
-    """Return how to leave out a time."""
-    axis = fields.layout.axes["time"]
-    return (
-        "get this time again from the source, or leave it out: ds ="
-        f" ds.isel({axis.dim}=ds['{axis.name}'].values != np.datetime64('{_name(time)}')). "
-        + confirmed(item)
-    )
-
-
-def is_confirmed(item: Field) -> bool:
-    """Return whether the user has confirmed values that look implausible."""
-    return bool(item.attrs.get(_CHECKED))
-
-
-def confirmed(item: Field) -> str:
-    """Return how to confirm values that look implausible."""
-    return f"If the values are right: ds['{item.source}'].attrs['{_CHECKED}'] = 1"
-
-
-def _at(time: np.datetime64 | None) -> str:
-    return "" if time is None else f" at {_name(time)}"
-
-
-def _name(time: np.datetime64) -> str:
-    return str(time.astype("datetime64[m]"))
 
 
 class Repeats:
@@ -322,15 +227,15 @@ class Repeats:
         """
         item = self.item
         varies = not (item.variable.bounds or item.variable.accumulated or item.variable.masked)
-        if not varies or values.size < _CONSTANT_POINTS or is_confirmed(item):
+        if not varies or values.size < _CONSTANT_POINTS or implausible.is_confirmed(item):
             return
         digest = hashlib.blake2b(np.ascontiguousarray(values).tobytes(), digest_size=16).digest()
         before = self._seen.setdefault(digest, time)
         if before != time:
             raise ImplausibleValuesError(
-                f"'{item.source}' is the same at {_name(before)} and at {_name(time)}, to the last"
-                " digit.",
-                fix=_without(item, self.fields, time),
+                f"'{item.source}' is the same at {implausible.time_name(before)} and at"
+                f" {implausible.time_name(time)}, to the last digit.",
+                fix=implausible.left_out(item, self.fields, time),
             )
 
 
@@ -373,7 +278,7 @@ def check_total(
     """
     low, high = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
     top = _WETTEST * float(np.sqrt(TIMESTEP_HOURS))
-    if not (low < NEGATIVE or high > top) or is_confirmed(item):
+    if not (low < NEGATIVE or high > top) or implausible.is_confirmed(item):
         return
     wrong = (values < NEGATIVE) | (values > top)
     place = tuple(int(i[0]) for i in np.nonzero(wrong))
@@ -408,21 +313,23 @@ def check_target_frame(target: targets.Target, values: np.ndarray, time: np.date
     """
     latitude, longitude = (target.values[axis].values for axis in ("latitude", "longitude"))
     if target.is_rain:
-        check_total(values, target.item, latitude, longitude, f"at {_name(time)}")
+        check_total(values, target.item, latitude, longitude, f"at {implausible.time_name(time)}")
         return
     limits = extremes_of(target.variable, ())
-    if limits is None or is_confirmed(target.item):
+    if limits is None or implausible.is_confirmed(target.item):
         return
     wrong = (values < limits[0]) | (values > limits[1])
     if wrong.any():
         row, column = (int(i[0]) for i in np.nonzero(wrong))
         raise ImplausibleValuesError(
             f"'{target.item.source}' is {values[row, column]:.4g} {target.variable.units} at"
-            f" {latitude[row]:.2f}°N {longitude[column]:.2f}°E at {_name(time)};"
+            f" {latitude[row]:.2f}°N {longitude[column]:.2f}°E at {implausible.time_name(time)};"
             f" {target.variable.long_name.lower()} lies between {limits[0]:.4g} and"
             f" {limits[1]:.4g} {target.variable.units}. Outside are {wrong.sum()} of {wrong.size}"
             " values.",
-            fix=_masked(target.item, np.unique(values[wrong]), float(limits[0]), float(limits[1])),
+            fix=implausible.masked(
+                target.item, np.unique(values[wrong]), float(limits[0]), float(limits[1])
+            ),
         )
 
 
@@ -448,7 +355,7 @@ def check_plausible_rain(
 
     Amounts may be far too large, far too small, or on a global grid those of another period.
     """
-    if is_confirmed(item):
+    if implausible.is_confirmed(item):
         return
     count = da.sizes["time"]
     looked = np.unique(np.linspace(0, count - 1, min(count, FRAMES_SAMPLED)).astype(int))
@@ -456,7 +363,7 @@ def check_plausible_rain(
     negative = (values < NEGATIVE).any(axis=(1, 2))
     if negative.sum() > len(looked) / _FEW_NEGATIVE:
         first = int(np.argmax(negative))
-        when = f"at {_name(da['time'].values[looked[first]])}"
+        when = f"at {implausible.time_name(da['time'].values[looked[first]])}"
         check_total(values[first], item, grid.latitude, grid.true_longitude, when)
     # Few such frames are found, and left out, when they are read.
     values, looked = values[~negative], looked[~negative]
@@ -471,7 +378,7 @@ def check_plausible_rain(
             f" {f'{hours:g} h' if hours else 'one period'}; the values are probably in mm.",
             fix=f"ds['{item.source}'].attrs['units'] = 'mm'",
         )
-    aside = f"; if the amounts are correct, ds['{item.source}'].attrs['{_CHECKED}'] = 1"
+    aside = f"; if the amounts are correct, ds['{item.source}'].attrs['{implausible.CHECKED}'] = 1"
     wet = finite[finite > _TRACE]
     # Packing noise has few distinct values, rain has many.
     many = wet.size > 0.2 * finite.size and wet.size >= 1000 and len(np.unique(wet)) >= 200

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from xaurora.errors import ImplausibleValuesError
-from xaurora.fields import plausibility
+from xaurora.fields import implausible
 from xaurora.fields.found import Field
 from xaurora.fields.grid.lattice import Grid
 
@@ -86,7 +86,7 @@ class Shifts:
         middle, step = len(along) // 2, self.stride * self.grid.spacing[1]
         degrees = ((lag - usual) * step + 180.0) % 360.0 - 180.0
         if (
-            not plausibility.is_confirmed(self.item)
+            not implausible.is_confirmed(self.item)
             and abs(degrees) > _FAR
             and along[middle + lag] >= _ALIKE
             and along[middle + usual] < _UNLIKE * along[middle + lag]
@@ -98,7 +98,7 @@ class Shifts:
                 fix=(
                     f"check the longitudes of the source of '{name}' at {when}; files with -180 to"
                     " 180 and with 0 to 360 may have been joined by position."
-                    f" {plausibility.confirmed(self.item)}"
+                    f" {implausible.confirmed(self.item)}"
                 ),
             )
 

@@ -16,7 +16,7 @@ import xarray as xr
 from aurora import Batch, Metadata
 
 from xaurora.errors import GridError, ImplausibleValuesError, InitTimeError, MissingValuesError
-from xaurora.fields import conventions, plausibility
+from xaurora.fields import conventions, implausible, plausibility
 from xaurora.fields.conventions import Fields
 from xaurora.fields.grid import lattice as grids
 from xaurora.fields.periods import TimeIndex
@@ -294,7 +294,7 @@ def _missing(
 ) -> MissingValuesError:
     item = fields.layout.fields[kind, name]
     count = int((~np.isfinite(values)).sum())
-    fill = plausibility.filled(item, fields, infinite=bool(np.isinf(values).any()))
+    fill = implausible.filled(item, fields, infinite=bool(np.isinf(values).any()))
     return MissingValuesError(
         f"'{item.source}' has {count} missing value(s){when} in the part that Aurora reads."
         " Aurora does not accept missing values.",

@@ -190,7 +190,7 @@ class TunedAurora:
         --------
         >>> path = tuned.save("runs/mine", overwrite=True)
         """
-        path = Path(path)
+        path = storage.output_path(path)
         if storage.is_taken(path) and not (path / "config.json").exists():
             raise storage.SaveError(
                 f"'{path}' exists and is not a tuned model, so it is not overwritten.",

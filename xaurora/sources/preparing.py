@@ -75,7 +75,7 @@ def prepare(
             f"bits={bits!r} must be a number of mantissa bits, an integer from 1 to {_MANTISSA}.",
             fix="bits=12",
         )
-    path = Path(path)
+    path = storage.output_path(path)
     variables = _variables(ds, target, needs, region, time)
     template, encoding, lengths = _template(variables)
     template.attrs |= {

@@ -292,7 +292,7 @@ def _out_folder(options: FinetuneOptions) -> Path:
     if options.out is None:
         name = re.sub(r"[^\w-]", "_", "-".join(targets.names_of(options.target)))[:60]
         return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    folder = Path(options.out)
+    folder = storage.output_path(options.out)
     for part in ("best", "last"):
         if (folder / part).exists() and not (folder / part / "config.json").exists():
             raise OptionError(

@@ -35,6 +35,7 @@ from xaurora.training.latent_store import (
     time_index,
 )
 from xaurora.training.nested_options import LatentOptions
+from xaurora.utils import storage
 
 logger = logging.getLogger("xaurora")
 
@@ -247,7 +248,7 @@ def open_store(
         return store
 
     if options.path is not None:
-        store = opened(Path(options.path))
+        store = opened(storage.output_path(options.path))
         if (wrong := _of_other_fields(store, init_times, read, checked)) is not None:
             raise LatentsError(
                 f"the latents in '{store.path}' were computed from other fields (those at"

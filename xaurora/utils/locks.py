@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from xaurora.errors import BusyError, SaveError
-from xaurora.utils.storage import save_error
+from xaurora.utils.storage import output_path, save_error
 
 _WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
@@ -95,7 +95,7 @@ def only_writer(path: Path, *, argument: str, wait: float = 0.0) -> Iterator[Non
     SaveError
         The file system has no locks.
     """
-    path = Path(os.path.abspath(path))
+    path = output_path(os.path.abspath(path))
     holder, file = (path.with_name(f".{path.name}.{end}") for end in ("writer", "lock"))
     made = [parent for parent in path.parents if not parent.exists()]
     with contextlib.ExitStack() as stack:

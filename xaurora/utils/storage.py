@@ -15,6 +15,7 @@ from xaurora.errors import SaveError
 
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2): swap two paths in one step
 _AT_FDCWD = -100
+_LONGEST = 255 - 25  # bytes of a name, with what hidden files beside it are called
 
 
 def save_error(path: Path, error: BaseException) -> SaveError:
@@ -26,6 +27,36 @@ def save_error(path: Path, error: BaseException) -> SaveError:
     return SaveError(
         f"'{path}' could not be written: {reason}. Existing files are unchanged.", fix=fix
     )
+
+
+def output_path(path: str | Path) -> Path:
+    """Return a path at which something can be written, whether or not it exists.
+
+    Raises
+    ------
+    SaveError
+        It holds characters that no file name has, a name is too long, or a folder above it is a
+        file.
+    """
+    path = Path(path)
+    if not str(path).isprintable():
+        raise SaveError(
+            f"{str(path)!r} holds characters that file names cannot have.",
+            fix="choose a name of letters, digits and -_.",
+        )
+    long = [part for part in path.parts if len(os.fsencode(part)) > _LONGEST]
+    try:
+        above = next(p for p in (*path.absolute().parents, Path("/")) if p.exists())
+    except OSError as error:  # together they are too long
+        raise save_error(path, error) from error
+    if long:
+        raise SaveError(
+            f"a name in '{path}' has {len(os.fsencode(long[0]))} bytes; {_LONGEST} are possible.",
+            fix="choose a shorter name",
+        )
+    if not above.is_dir():
+        raise SaveError(f"'{above}' is a file, not a folder.", fix="choose another folder")
+    return path
 
 
 def check_overwrite(path: str | Path, *, overwrite: bool, resumes: str = "") -> None:
@@ -44,7 +75,7 @@ def check_overwrite(path: str | Path, *, overwrite: bool, resumes: str = "") -> 
     SaveError
         Something other than an empty folder is there, and ``overwrite`` is False.
     """
-    path = Path(path)
+    path = output_path(path)
     recover(path)
     if is_taken(path) and not overwrite:
         raise SaveError(
@@ -86,7 +117,7 @@ def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
     SaveError
         If writing fails. Nothing was changed.
     """
-    path = Path(path)
+    path = output_path(path)
     with wrap_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_dir():
@@ -169,7 +200,7 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     SaveError
         If writing fails. Nothing was changed.
     """
-    path = Path(path)
+    path = output_path(path)
     with wrap_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".{path.stem}.new-*{path.suffix}"):
