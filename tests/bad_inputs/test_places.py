@@ -67,6 +67,13 @@ def test_what_cannot_be_written_is_named(verb: str, place: str, work: Work, tmp_
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("name", ["Übung ☂ 雨", "a" * 228, "it's $HOME; rm *", "-o", "x\u00ady"])
+def test_odd_names_are_written(name: str, work: Work, tmp_path: Path) -> None:
+    work.tuned.save(tmp_path / name)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert xaurora.load(tmp_path / name).hash == work.tuned.hash
+
+
 @pytest.mark.parametrize("verb", WRITERS)
 def test_a_file_of_the_user_is_never_replaced(verb: str, work: Work, tmp_path: Path) -> None:
     name = "mine.html" if verb == "scorecard" else "mine"

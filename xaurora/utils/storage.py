@@ -8,6 +8,7 @@ import errno
 import os
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -35,13 +36,12 @@ def output_path(path: str | Path) -> Path:
     Raises
     ------
     SaveError
-        It holds characters that no file name has, a name is too long, or a folder above it is a
-        file.
+        It holds control characters, a name is too long, or a folder above it is a file.
     """
     path = Path(path)
-    if not str(path).isprintable():
+    if any(unicodedata.category(c) == "Cc" for c in str(path)):
         raise SaveError(
-            f"{str(path)!r} holds characters that file names cannot have.",
+            f"{str(path)!r} holds control characters.",
             fix="choose a name of letters, digits and -_.",
         )
     long = [part for part in path.parts if len(os.fsencode(part)) > _LONGEST]
