@@ -18,8 +18,8 @@ from aurora.model import posencoding
 from xaurora.model.tiny import randomise_modulation
 
 LITTLE: dict = {
-    "encoder_depths": (2, 2, 2),
-    "decoder_depths": (2, 2, 2),
+    "encoder_depths": (2, 1, 1),  # shifted windows where a grid has several
+    "decoder_depths": (1, 1, 2),
     "encoder_num_heads": (2, 4, 8),
     "decoder_num_heads": (8, 4, 2),
     "embed_dim": 32,
