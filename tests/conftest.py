@@ -20,6 +20,7 @@ from aurora import Aurora
 from helpers import LittleSmall, make_aurora
 
 import xaurora
+from xaurora.training import costs
 
 matplotlib.use("Agg")
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
@@ -86,6 +87,18 @@ def _no_figures_of_runs(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     """Runs do not draw their learning curves, which takes a third of a short one."""
     if request.node.get_closest_marker("draws") is None:
         monkeypatch.setattr("xaurora.training.finetune._draw_history", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def _no_timing_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Estimates count steps and run none, which takes most of the time of a short one."""
+    monkeypatch.setattr("xaurora.training.estimate.MEASURED_BELOW", 0.0)
+
+
+@pytest.fixture
+def timed_steps(_no_timing_of_steps: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Estimates run and time a few steps, as they do for users."""
+    monkeypatch.setattr("xaurora.training.estimate.MEASURED_BELOW", costs.MEASURED_BELOW)
 
 
 @pytest.fixture(autouse=True)

@@ -53,13 +53,16 @@ def _shallow_aurora() -> Aurora:
     )
 
 
+QUICK_HEAD = "hurdle_lognormal"  # few operations
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        {"strategy": "full", "activation_checkpointing": True},
-        {"strategy": "lora", "rollout_steps": 2, "push_forward": True},
+        {"strategy": "full", "activation_checkpointing": True, "head": QUICK_HEAD},
+        {"strategy": "lora", "rollout_steps": 2, "push_forward": True, "head": QUICK_HEAD},
         {"strategy": "frozen", "precision": "bf16"},
-        {"strategy": StrategyOptions("peft", method="dora"), "ema": 0.9},
+        {"strategy": StrategyOptions("peft", method="dora"), "ema": 0.9, "head": QUICK_HEAD},
         {"strategy": "full", "target": "all", "rollout_steps": 3, "replay_buffer": 3},
     ],
     ids=str,
@@ -68,7 +71,8 @@ def test_imagined_steps_take_what_real_ones_take(
     fields: xr.Dataset, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same code, with and without values: the same bytes at the peak."""
-    options = {"target": "tp", "model": _shallow_aurora(), **options}
+    fields = fields.isel(time=slice(16))
+    options = {"target": "tp", "model": _shallow_aurora(), "validations": 1, **options}
     estimate = fields.aurora.estimate(**options)
     peaks = []
     real = Trainer.take_step
@@ -99,7 +103,7 @@ def test_imagined_steps_take_what_real_ones_take(
 @pytest.mark.slow
 def test_within_a_fifth_of_what_a_process_takes(tmp_path: Path) -> None:
     """One case of docs/memory.md, in a process of its own; benchmarks/estimates.py has others."""
-    ds = xaurora.synthetic(shape=(64, 96), times=16, levels=estimates.LEVELS).chunk(time=1)
+    ds = xaurora.synthetic(shape=(64, 96), times=10, levels=estimates.LEVELS).chunk(time=1)
     ds.to_zarr(tmp_path / "64x96.zarr", mode="w", consolidated=False)
     case = {"model": "tiny", "strategy": "lora", "shape": (64, 96), "batch_size": 4}
     (row,) = estimates.run([case], tmp_path)
@@ -113,7 +117,7 @@ def test_bases_and_strategies_side_by_side(
     monkeypatch.setattr(estimate, "STRATEGIES", ("frozen", "full"))
     monkeypatch.setattr(estimate, "_COMPARED", ("small",))
     found = fields.aurora.estimate(
-        "tp", head="hurdle_lognormal", model="tiny", batch_size=2, compare=True, progress=False
+        "tp", head=QUICK_HEAD, model="tiny", batch_size=2, compare=True, progress=False
     )
     rows = {(e.model, e.strategy): e for e in [found, *found.others]}
     assert {m for m, _ in rows} == {"tiny", "small"}
@@ -139,7 +143,7 @@ def _resident() -> int:
 
 def test_no_weights_are_needed_and_none_are_made(fields: xr.Dataset) -> None:
     before = _resident()
-    found = fields.aurora.estimate("tp", model="base", strategy="frozen")
+    found = fields.aurora.estimate("tp", model="base", strategy="frozen", head=QUICK_HEAD)
     assert found.memory > found.parts["weights"] > 4.5e9
     assert _resident() - before < 1e9, "1.3 billion parameters were imagined, not made"
 
@@ -155,12 +159,12 @@ def test_what_does_not_fit_says_what_to_change(
         monkeypatch.setattr(module, "free_memory", lambda where: 5 * 1024**2)
     model = _shallow_aurora()
     found = fields.aurora.estimate(
-        "tp", model=model, strategy="full", batch_size=8, head="hurdle_lognormal"
+        "tp", model=model, strategy="full", batch_size=2, head=QUICK_HEAD
     )
     assert not found.fits
     assert found.way == "activations are recomputed", "the least that is possible"
     advice = "\n".join(found.advice)
-    assert "batch_size=1, gradient_accumulation=8" in advice
+    assert "batch_size=1, gradient_accumulation=2" in advice
     assert "strategy='frozen'" in advice
     cost = StepCost(
         10**8, {"activations": 10**8}, 1, 1, {"all": 1, "adapter": 0, "head": 1, "trainable": 1}
@@ -179,8 +183,8 @@ def test_what_does_not_fit_says_what_to_change(
             "tp",
             model=model,
             strategy="full",
-            batch_size=8,
-            head="hurdle_lognormal",
+            batch_size=2,
+            head=QUICK_HEAD,
             steps=1,
             progress=False,
             out=tmp_path / "run",
@@ -196,10 +200,11 @@ def test_what_does_not_fit_says_what_to_change(
     assert not caplog.records
 
 
-def test_a_model_that_was_given_stays_as_it_was(fields: xr.Dataset, tmp_path: Path) -> None:
-    base = make_aurora()
+@pytest.mark.usefixtures("timed_steps")
+def test_a_model_that_was_given_stays_as_it_was(fields: xr.Dataset) -> None:
+    base = _shallow_aurora()
     before = hashing.state_hash(base)
-    fields.aurora.estimate("tp", model=base, strategy="peft")
+    assert fields.aurora.estimate("tp", model=base, strategy="peft").measured
     assert hashing.state_hash(base) == before
     assert not any(".lora_" in n for n, _ in base.named_parameters())
     with pytest.raises(errors.OptionError, match="has no option lr="):
@@ -215,6 +220,14 @@ def test_lazy_data_are_counted(fields: xr.Dataset, tmp_path: Path) -> None:
     assert found.parts["frames"] > 0
     assert found.bytes_read > 0
     assert fields.aurora.estimate("tp", model="tiny").bytes_read == 0
+
+
+@pytest.mark.usefixtures("timed_steps")
+def test_short_steps_are_run_and_timed(fields: xr.Dataset) -> None:
+    found = fields.aurora.estimate("tp", model="tiny")
+    assert found.measured
+    assert "timed here" in str(found)
+    assert 0.0 < found.step_seconds < costs.MEASURED_BELOW
 
 
 # --- recomputing ---
