@@ -208,7 +208,7 @@ CASES = [
     Case(
         errors.ImplausibleValuesError,
         lambda w: w.finetune(_undecoded(w.ds)),
-        "ds['t2m'].where(ds['t2m'] > 165), then fill them",
+        "ds['t2m'].where(ds['t2m'] >= 165), then fill them",
         lambda w, _: w.finetune(_filled(_undecoded(w.ds))),
     ),
     Case(

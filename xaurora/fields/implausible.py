@@ -48,9 +48,9 @@ def masked(item: Field, found: np.ndarray, low: float, high: float) -> str:
     own = [(float(v) - item.offset) / item.scale for v in (found[0], found[-1], low, high)]
     kept = []
     if own[0] < own[2]:
-        kept.append(f"ds['{name}'] > {own[2]:.4g}")
+        kept.append(f"ds['{name}'] >= {own[2]:.6g}")
     if own[1] > own[3]:
-        kept.append(f"ds['{name}'] < {own[3]:.4g}")
+        kept.append(f"ds['{name}'] <= {own[3]:.6g}")
     if not kept:  # possible on other levels
         kept.append(f"abs(ds['{name}'] - ({own[0]:.6g})) > {max(abs(own[0]), 1.0) * 1e-4:.1g}")
     condition = kept[0] if len(kept) == 1 else " & ".join(f"({k})" for k in kept)

@@ -44,14 +44,13 @@ def output_path(path: str | Path) -> Path:
             f"{str(path)!r} holds control characters.",
             fix="choose a name of letters, digits and -_.",
         )
-    long = [part for part in path.parts if len(os.fsencode(part)) > _LONGEST]
     try:
         above = next(p for p in (*path.absolute().parents, Path("/")) if p.exists())
-    except OSError as error:  # together they are too long
+    except OSError as error:  # a name or all of them are too long
         raise save_error(path, error) from error
-    if long:
+    if (length := len(os.fsencode(path.name))) > _LONGEST:
         raise SaveError(
-            f"a name in '{path}' has {len(os.fsencode(long[0]))} bytes; {_LONGEST} are possible.",
+            f"the name of '{path}' has {length} bytes; {_LONGEST} are possible.",
             fix="choose a shorter name",
         )
     if not above.is_dir():
