@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typed_fixes
 import xarray as xr
 
 import xaurora
@@ -250,3 +251,16 @@ def test_climates_at_the_ends_of_what_occurs_give_no_alarm(climate: str) -> None
     ds = ds.assign({n: ds[n].copy(data=v.astype(np.float32)) for n, v in values.items()})
     report = ds.aurora.check("tp", model="tiny")
     assert report.ok, report
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("swvl1", -0.4), ("stl1", 90.0)])
+def test_a_mask_keeps_the_zeros_of_points_without_soil(name: str, wrong: float) -> None:
+    ds = xaurora.synthetic(shape=(8, 16), times=6, model="v1.5")
+    ds[name].values[:, 1] = 0.0
+    ds[name].values[3, 2, :3] = wrong
+    (problem,) = ds.aurora.check(model="tiny-v1.5").problems
+    assert problem.code == "implausible_values"
+    fix = typed_fixes.find(problem.fix, ())[0]
+    masked = fix.apply(ds)[name]
+    assert masked.isnull().sum() == 3
+    assert bool((masked[:, 1] == 0).all())

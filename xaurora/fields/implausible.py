@@ -54,6 +54,8 @@ def masked(item: Field, found: np.ndarray, low: float, high: float) -> str:
     if not kept:  # possible on other levels
         kept.append(f"abs(ds['{name}'] - ({own[0]:.6g})) > {max(abs(own[0]), 1.0) * 1e-4:.1g}")
     condition = kept[0] if len(kept) == 1 else " & ".join(f"({k})" for k in kept)
+    if item.variable.zero_where_absent and not item.offset:
+        condition = f"({condition}) | (ds['{name}'] == 0)"
     return (
         "check the source at this time. If its units change, or these are undecoded missing"
         f" values: ds['{name}'] = ds['{name}'].where({condition}), then fill them."
