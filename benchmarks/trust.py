@@ -132,9 +132,18 @@ def damaged(data: bytes, flips: int) -> Iterator[tuple[str, bytes]]:
         yield "cut off", data[: len(data) * share // 100]
 
 
-def _outcome(read: Callable[[], Any], expected: Any, examples: list[str], what: str) -> str:
+def _outcome(
+    read: Callable[[], Any],
+    expected: Any,
+    examples: list[str],
+    what: str,
+    use: Callable[[], Any] = bool,
+) -> str:
+    """Return what happens when damaged files are read, and used if what is read differs."""
     try:
         found = read()
+        if found != expected:
+            use()
     except errors.XauroraError as error:
         return "refused" if error.fix else "crash"
     except Exception:  # whatever it is, it is a bug
@@ -205,6 +214,13 @@ def _damaged_stores(ds: xr.Dataset, folder: Path, examples: list[str]) -> dict[s
             return {n: indexed.read(v, str(n)).tobytes() for n, v in opened.variables.items()}
 
         expected, counts = read(), out.setdefault(f"chunks of {store}", collections.Counter())
+
+        def use(path: Path = folder / store) -> None:
+            """Zarr reads an empty shard as missing values, which are refused when they are used."""
+            for problem in xaurora.open(path).aurora.check("tp", model="tiny").problems:
+                raise errors.MissingValuesError(problem.message, fix=problem.fix)
+
+        used = use if store == "prepared.zarr" else bool
         chunks = sorted(p for p in (folder / store).rglob("c/*") if p.is_file())
         chunks += sorted(p for p in (folder / store).rglob("c/**/*") if p.is_file())
         step = max(len(chunks) // _FILES, 1)
@@ -212,7 +228,7 @@ def _damaged_stores(ds: xr.Dataset, folder: Path, examples: list[str]) -> dict[s
             data = file.read_bytes()
             for how, other in damaged(data, _PLACES):
                 file.write_bytes(other)
-                counts[_outcome(read, expected, examples, f"{file} {how}")] += 1
+                counts[_outcome(read, expected, examples, f"{file} {how}", used)] += 1
             file.write_bytes(data)
     return out
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
@@ -17,7 +18,7 @@ import pytest
 import torch
 import xarray as xr
 from aurora import Aurora
-from helpers import LittleSmall, make_aurora
+from helpers import LittleSmall, make_aurora, shrink_tiny
 
 import xaurora
 from xaurora.training import costs
@@ -34,6 +35,7 @@ if "XAURORA_TEST_CACHE" not in os.environ:  # one for all processes of the suite
     os.environ["XAURORA_TEST_CACHE"] = tempfile.mkdtemp(prefix="xaurora-cache-")
     atexit.register(shutil.rmtree, os.environ["XAURORA_TEST_CACHE"], ignore_errors=True)
 torch.set_num_threads(1)
+shrink_tiny()
 
 _MOST_PROCESSES = 4  # each takes about 2 GB
 
@@ -87,6 +89,17 @@ def _no_figures_of_runs(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     """Runs do not draw their learning curves, which takes a third of a short one."""
     if request.node.get_closest_marker("draws") is None:
         monkeypatch.setattr("xaurora.training.finetune._draw_history", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def _usual_tiny(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Models learn less with few weights."""
+    if request.node.get_closest_marker("usual_tiny") is None:
+        yield
+        return
+    shrink_tiny(False)
+    yield
+    shrink_tiny()
 
 
 @pytest.fixture(autouse=True)

@@ -31,6 +31,7 @@ def test_the_module_is_the_command() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usual_tiny
 def test_real_europe_from_the_command_line(data: Path, europe: xr.Dataset, tmp_path: Path) -> None:
     files = [
         *sorted((data / "era5_europe_2020-01-01").glob("*.nc")),

@@ -546,8 +546,8 @@ def test_scoring_needs_no_torch(tmp_path: Path) -> None:
     """In a process where torch and aurora cannot be imported: scores, significance, card and
     pictures.
     """
-    truth = _fields(times=40)
-    fc = _forecast(truth, inits=30)
+    truth = _fields(times=24)
+    fc = _forecast(truth, inits=14)
     fc.to_netcdf(tmp_path / "fc.nc")
     truth.to_netcdf(tmp_path / "truth.nc")
     code = f"""

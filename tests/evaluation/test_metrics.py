@@ -683,7 +683,7 @@ def _close(one: xr.Dataset, other: xr.Dataset) -> None:
         )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.tuples(*(st.integers(1, n) for n in (7, 3, 4, 8, 10))),
     st.integers(1, 16),
@@ -709,7 +709,7 @@ def test_chunks_do_not_matter(
     _close(whole, again)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.lists(st.integers(0, 2), min_size=7, max_size=7).filter(lambda v: len(set(v)) > 1),
     st.booleans(),

@@ -380,8 +380,8 @@ def test_a_killed_run_goes_on(tuned, tmp_path) -> None:
     store, folder = tmp_path / "fc.zarr", tuned.save(tmp_path / "model")
     code = f"""
 import xaurora
-ds = xaurora.synthetic(shape=(16, 32), times=40)
-ds.aurora.predict("24h", model={str(folder)!r}, store={str(store)!r}, progress=False)
+ds = xaurora.synthetic(shape=(16, 32), times=24)
+ds.aurora.predict("12h", model={str(folder)!r}, store={str(store)!r}, progress=False)
 """
     script = Script(code)
     deadline = time.monotonic() + 120
@@ -390,9 +390,9 @@ ds.aurora.predict("24h", model={str(folder)!r}, store={str(store)!r}, progress=F
     time.sleep(0.3)
     script.kill()
     script.wait()
-    ds = xaurora.synthetic(shape=(16, 32), times=40)
-    resumed = ds.aurora.predict("24h", model=folder, store=store, progress=False)
-    whole = ds.aurora.predict("24h", model=folder, progress=False)
+    ds = xaurora.synthetic(shape=(16, 32), times=24)
+    resumed = ds.aurora.predict("12h", model=folder, store=store, progress=False)
+    whole = ds.aurora.predict("12h", model=folder, progress=False)
     for name in whole:
         _close(resumed[name].values, whole[name].values)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fc.zarr", "model"]

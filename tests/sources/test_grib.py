@@ -168,6 +168,7 @@ def test_each_message_is_decoded_once(
     monkeypatch.setattr(messages.Message, "__getitem__", counted)
     ds = xaurora.open(data / "era5_yukon_2023-01" / "surface.grib")
     assert not count
-    part = ds[["tp", "t2m"]].load()
-    assert len(count) == 2 * part.sizes["time"] == 2 * 744
+    assert ds.sizes["time"] == 744
+    part = ds[["tp", "t2m"]].isel(time=slice(100)).load()
+    assert len(count) == 2 * part.sizes["time"] == 200
     assert part["tp"].notnull().all()

@@ -20,7 +20,7 @@ from xaurora import errors
 from xaurora.fields.grid import lattice
 from xaurora.model import execution, hashing, memory, placement, weights
 from xaurora.model.options import StrategyOptions
-from xaurora.training import costs, estimate, fitting
+from xaurora.training import costs, estimate, fitting, simulate
 from xaurora.training.loop import Trainer
 from xaurora.training.simulate import StepCost
 
@@ -103,9 +103,9 @@ def test_imagined_steps_take_what_real_ones_take(
 @pytest.mark.slow
 def test_within_a_fifth_of_what_a_process_takes(tmp_path: Path) -> None:
     """One case of docs/memory.md, in a process of its own; benchmarks/estimates.py has others."""
-    ds = xaurora.synthetic(shape=(64, 96), times=10, levels=estimates.LEVELS).chunk(time=1)
-    ds.to_zarr(tmp_path / "64x96.zarr", mode="w", consolidated=False)
-    case = {"model": "tiny", "strategy": "lora", "shape": (64, 96), "batch_size": 4}
+    ds = xaurora.synthetic(shape=(48, 64), times=10, levels=estimates.LEVELS).chunk(time=1)
+    ds.to_zarr(tmp_path / "48x64.zarr", mode="w", consolidated=False)
+    case = {"model": "tiny", "strategy": "lora", "shape": (48, 64), "batch_size": 4}
     (row,) = estimates.run([case], tmp_path)
     assert row["estimated"] == pytest.approx(row["measured"], rel=0.2)
 
@@ -157,10 +157,15 @@ def test_what_does_not_fit_says_what_to_change(
 ) -> None:
     for module in (costs, fitting):
         monkeypatch.setattr(module, "free_memory", lambda where: 5 * 1024**2)
-    model = _shallow_aurora()
-    found = fields.aurora.estimate(
-        "tp", model=model, strategy="full", batch_size=2, head=QUICK_HEAD
-    )
+    # Of bf16 and LoRA there are the fewest changes to try.
+    options = {
+        "model": "tiny",
+        "strategy": "lora",
+        "precision": "bf16",
+        "batch_size": 2,
+        "head": QUICK_HEAD,
+    }
+    found = fields.aurora.estimate("tp", **options)
     assert not found.fits
     assert found.way == "activations are recomputed", "the least that is possible"
     advice = "\n".join(found.advice)
@@ -172,7 +177,7 @@ def test_what_does_not_fit_says_what_to_change(
     with monkeypatch.context() as quick:  # two steps without values take twice as long
         quick.setattr(costs, "simulate", lambda plan, where, gpu: cost)
         further = fields.aurora.estimate(
-            "tp", model=model, strategy="full", rollout_steps=2, activation_checkpointing=False
+            "tp", model="tiny", strategy="full", rollout_steps=2, activation_checkpointing=False
         )
     assert "push_forward=True" in "\n".join(further.advice)
     assert "activation_checkpointing=True" in "\n".join(further.advice)
@@ -180,14 +185,7 @@ def test_what_does_not_fit_says_what_to_change(
     monkeypatch.setattr(fitting, "advice", lambda plan, gpu: found.advice)
     with caplog.at_level(logging.WARNING, "xaurora"):
         fields.aurora.finetune(
-            "tp",
-            model=model,
-            strategy="full",
-            batch_size=2,
-            head=QUICK_HEAD,
-            steps=1,
-            progress=False,
-            out=tmp_path / "run",
+            "tp", steps=1, validations=1, progress=False, out=tmp_path / "run", **options
         )
     assert any("does not fit" in r.message and "batch_size=1" in r.message for r in caplog.records)
     caplog.clear()
@@ -195,7 +193,7 @@ def test_what_does_not_fit_says_what_to_change(
         monkeypatch.setattr(module, "free_memory", lambda where: 64 * 1024**3)
     with caplog.at_level(logging.WARNING, "xaurora"):
         fields.aurora.finetune(
-            "tp", model=model, strategy="full", steps=1, progress=False, out=tmp_path / "b"
+            "tp", steps=1, validations=1, progress=False, out=tmp_path / "b", **options
         )
     assert not caplog.records
 
@@ -220,6 +218,30 @@ def test_lazy_data_are_counted(fields: xr.Dataset, tmp_path: Path) -> None:
     assert found.parts["frames"] > 0
     assert found.bytes_read > 0
     assert fields.aurora.estimate("tp", model="tiny").bytes_read == 0
+
+
+def test_a_step_is_counted_once(fields: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its run is; every other option counts anew."""
+    counted, cost = [], StepCost(1, {}, 1, 1, {"all": 1, "adapter": 0, "head": 1, "trainable": 1})
+    monkeypatch.setattr(simulate, "_known", {})
+    monkeypatch.setattr(simulate, "_simulated", lambda plan, *a, **k: counted.append(plan) or cost)
+    for options, expected in (
+        ({}, 1),
+        ({"steps": 7, "validations": 2, "seed": 3}, 1),
+        ({"batch_size": 2}, 2),
+        ({"region": (-30, 30, 0, 90)}, 3),
+        ({"head": "hurdle_lognormal"}, 4),
+        ({"model": "tiny-pretrained"}, 5),
+        ({"precision": "bf16"}, 6),
+        ({"batch_size": 2, "epochs": 3}, 6),
+    ):
+        fields.aurora.estimate("tp", **{"model": "tiny", **options})
+        assert len(counted) == expected, options
+    fields.isel(latitude=slice(8)).aurora.estimate("tp", model="tiny")
+    assert len(counted) == 7
+    for _ in range(2):  # its weights may change
+        fields.aurora.estimate("tp", model=_shallow_aurora())
+    assert len(counted) == 9
 
 
 @pytest.mark.usefixtures("timed_steps")

@@ -407,7 +407,7 @@ def test_learns_most_of_what_can_be_learnt(tmp_path) -> None:
     from xaurora.fields.grid.weights import latitude_weights
     from xaurora.sources import synthesis
 
-    ds = xaurora.synthetic(shape=(16, 32), times=240, seed=3)
+    ds = xaurora.synthetic(shape=(8, 16), times=240, seed=3)
     tuned = ds.aurora.finetune(
         "tp",
         model="tiny",

@@ -103,7 +103,7 @@ def test_the_fastest_that_fits_is_used(
 
 
 def test_where_nothing_fits_the_error_names_what_would(ds: xr.Dataset, tmp_path: Path) -> None:
-    options = {**SMALL, "steps": 1, "progress": False}
+    options = {**SMALL, "precision": "bf16", "steps": 1, "progress": False}
     with pytest.raises(errors.MemoryTooSmallError, match="than this run takes") as caught:
         ds.aurora.finetune("tp", memory="1 MB", out=tmp_path / "run", **options)
     for part in ("batch_size=1", "strategy='lora'", "strategy='frozen'", "recomputed"):

@@ -34,9 +34,8 @@ RUNS: dict[str, dict[str, Any]] = {
         "ema": 0.9,
         "head": "csgd",
     },
-    "LoRA": {"strategy": "lora", "steps": 20},
-    "full": {"strategy": "full", "steps": 20},
-    "a rollout of two steps": {"strategy": "full", "steps": 20, "rollout_steps": 2},
+    "LoRA": {"strategy": "lora", "steps": 8},
+    "full, a rollout of two steps": {"strategy": "full", "steps": 8, "rollout_steps": 2},
 }
 
 

@@ -616,6 +616,7 @@ def test_losses_of_all_steps_are_averaged(fields: xr.Dataset, tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.usual_tiny
 def test_rain_alone_ruins_the_state_and_the_base_loss_keeps_it(
     fields: xr.Dataset, tmp_path: Path
 ) -> None:

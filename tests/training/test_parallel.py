@@ -16,14 +16,16 @@ from xaurora import errors
 from xaurora.training import parallel
 from xaurora.training.options import TrainingOptions
 
-SCRIPT = """
+SCRIPT = f"""
 import json, sys, torch
 torch.set_num_threads(1)
-import xaurora
+sys.path.append({str(Path(__file__).parents[1])!r})
+import helpers, xaurora
+helpers.shrink_tiny()
 ds = xaurora.synthetic(shape=(8, 16), times=24)
 if __name__ == "__main__":
     for name, options in json.loads(sys.argv[2]).items():
-        out = f"{sys.argv[1]}/{name}"
+        out = sys.argv[1] + "/" + name
         tuned = ds.aurora.finetune("tp", model="tiny", out=out, progress=False, **options)
         print(name, tuned.hash)
 """

@@ -83,6 +83,7 @@ class Histogram:
 
     def __init__(self) -> None:
         self.weights = np.zeros(2 * self._HALF, np.float64)
+        self._used = (2 * self._HALF, 0)  # bins outside it are empty
 
     def add(self, values: np.ndarray, weights: np.ndarray | None = None) -> None:
         """Merge in finite values."""
@@ -95,17 +96,29 @@ class Histogram:
         first = int(keys.min())
         found = np.bincount(keys - first, None if weights is None else weights.ravel())
         self.weights[first : first + len(found)] += found
+        self._use(first, first + len(found))
 
     def merge(self, other: Histogram | Bins) -> None:
         """Merge in the histogram of another pass."""
         if isinstance(other, Bins):
             self.weights[other.keys] += other.weights
+            if len(other.keys):
+                self._use(int(other.keys[0]), int(other.keys[-1]) + 1)
         else:
             self.weights += other.weights
+            self._use(*other._used)
+
+    def _use(self, first: int, last: int) -> None:
+        self._used = min(first, self._used[0]), max(last, self._used[1])
+
+    def _keys(self) -> np.ndarray:
+        """Return the bins that are not empty, in order."""
+        first, last = self._used
+        return np.flatnonzero(self.weights[first:last]) + first
 
     def packed(self) -> Bins:
         """Return the bins that are not empty, which take less memory."""
-        keys = np.flatnonzero(self.weights)
+        keys = self._keys()
         return Bins(keys, self.weights[keys])
 
     def filled(self) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +126,7 @@ class Histogram:
 
         The centre of the bin of zero is exactly zero.
         """
-        keys = np.flatnonzero(self.weights)
+        keys = self._keys()
         place = keys - self._HALF
         negative = place < 0
         magnitude = np.where(negative, -place - 1, place).astype(np.int64)

@@ -192,7 +192,9 @@ def _describe_target(
             "wet_log_std": seen.log_wet.std,
             "clipped": seen.clipped,
         }
-    tails = {f"{q:g}": float(seen.histogram.quantile(q)) for q in (0.5, 0.9, 0.99, 0.999, 0.9999)}
+    shares = (0.5, 0.9, 0.99, 0.999, 0.9999)
+    found = seen.histogram.quantile(np.array(shares))
+    tails = {f"{q:g}": float(value) for q, value in zip(shares, found, strict=True)}
     return {
         "source": target.item.source,
         "long_name": target.variable.long_name,
