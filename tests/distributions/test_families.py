@@ -111,7 +111,7 @@ def _integral(family: Any, params: dict[str, float], y: float) -> float:
 @pytest.mark.filterwarnings(
     "ignore::scipy.integrate.IntegrationWarning"
 )  # where F jumps by rounding beside a bend
-@settings(max_examples=40, deadline=None, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=25, deadline=None, phases=(Phase.explicit, Phase.generate))
 @given(data=st.data(), y=AMOUNT)
 def test_crps_is_the_integral(name: str, data: st.DataObject, y: float) -> None:
     family, params = data.draw(CASES[name])

@@ -117,6 +117,18 @@ def test_a_constant_field_of_few_columns() -> None:
     assert "280 K at every point at 2020-01-01T12:00" in problem.message
 
 
+def test_of_large_fields_some_points_tell_units_and_repeats() -> None:
+    ds = xaurora.synthetic(shape=(240, 480), times=4, levels=(850.0,))
+    assert ds.aurora.check(model="tiny").ok
+    warm = ds.copy(deep=True)
+    warm["t"].values[2] -= 273.15
+    (problem,) = warm.aurora.check(model="tiny").problems
+    assert problem.code == "units"
+    ds["u"].values[3] = ds["u"].values[1]
+    (problem,) = ds.aurora.check(model="tiny").problems
+    assert "is the same at" in problem.message
+
+
 def test_large_fields_are_looked_at_in_turn() -> None:
     """A single wrong row of a large field is found within sixteen frames."""
     ds = xaurora.synthetic(shape=(64, 128), times=20)

@@ -311,17 +311,18 @@ def _problems_of(
             )
         except SourceError as error:
             return [error]
-        if zeros is not None and not np.isfinite(values).all():
-            missing += int((~np.isfinite(values)).sum())
+        bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+        missing += bad
+        infinite |= bad > 0 and bool(np.isinf(values).any())
+        if bad and zeros is not None:
             problem = problem or _raised(functools.partial(zeros.check, values))
             values = np.nan_to_num(values, nan=0.0)
-        bad = int((~np.isfinite(values)).sum())
-        if bad and first is None and moving:
+        elif bad and first is None and moving:
             first = time
-        missing += bad
-        infinite |= bool(np.isinf(values).any())
         if problem is None:
-            problem = _problem_of_frame(values, fields, kind, name, time, repeats, shifts)
+            whole = not bad or zeros is not None
+            at = time if moving else None
+            problem = _problem_of_frame(values, fields, (kind, name), at, whole, repeats, shifts)
     problem = problem or _raised(shifts.finish)
     problem = problem or _raised(lambda: plausibility.check_amounts(fields, kind, name))
     errors = [] if problem is None else [problem]
@@ -352,21 +353,21 @@ def _missing(
 def _problem_of_frame(
     values: np.ndarray,
     fields: Fields,
-    kind: str,
-    name: str,
-    time: np.datetime64,
+    key: tuple[str, str],
+    time: np.datetime64 | None,
+    whole: bool,
     repeats: plausibility.Repeats,
     shifts: Shifts,
 ) -> XauroraError | None:
-    """Return what is wrong with the values of a frame, or None."""
-    item, moving = fields.layout.fields[kind, name], kind != "static"
-    found = None
-    if moving:  # zeros everywhere say nothing about units
+    """Return what is wrong with the values of a frame, or None.
+
+    ``time`` is None for static fields. ``whole`` says whether no value is missing.
+    """
+    item, found = fields.layout.fields[key], None
+    if time is not None:  # zeros everywhere say nothing about units
         found = _raised(lambda: plausibility.check_constant(values, item, fields, time))
-    found = found or _raised(
-        lambda: plausibility.check_mean(fields, kind, name, values, time if moving else None)
-    )
-    if found is not None or not moving or not np.isfinite(values).all():
+    found = found or _raised(lambda: plausibility.check_mean(fields, *key, values, time))
+    if found is not None or time is None or not whole:
         return found
     return (
         _raised(lambda: plausibility.check_frame(values, item, fields, time, whole=True))
