@@ -40,17 +40,10 @@ def find_axes(ds: xr.Dataset, found: Recognition) -> None:
     """Find the axes of a Dataset, and note problems with them."""
     import cf_xarray  # noqa: F401  (registers ds.cf; imported late because it costs 0.1 s)
 
-    by_cf: dict[str, list[Hashable]] = {}
-    for key, cf_keys in {
-        "latitude": ("latitude",),
-        "longitude": ("longitude",),
-        "level": ("vertical",),
-        "time": ("time",),
-    }.items():
-        for cf_key in cf_keys:
-            by_cf.setdefault(key, []).extend(ds.cf.coordinates.get(cf_key, []))
+    by_cf: dict[str, list[Hashable]] = ds.cf.coordinates  # slow: asked for once
     for axis, names in NAMES.items():
-        candidates = [n for n in (*by_cf.get(axis, []), *names) if n in ds.coords or n in ds.dims]
+        cf_names = by_cf.get("vertical" if axis == "level" else axis, [])
+        candidates = [n for n in (*cf_names, *names) if n in ds.coords or n in ds.dims]
         if axis == "level":
             candidates = [n for n in candidates if _is_pressure(ds, str(n))]
         if axis == "time":

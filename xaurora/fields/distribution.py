@@ -82,7 +82,7 @@ class Histogram:
     _HALF = 1 << (31 - _SHIFT)
 
     def __init__(self) -> None:
-        self.weights = np.zeros(2 * self._HALF, np.float64)
+        self._weights = np.zeros(2 * self._HALF, np.float64)
         self._used = (2 * self._HALF, 0)  # bins outside it are empty
 
     def add(self, values: np.ndarray, weights: np.ndarray | None = None) -> None:
@@ -95,17 +95,17 @@ class Histogram:
             return
         first = int(keys.min())
         found = np.bincount(keys - first, None if weights is None else weights.ravel())
-        self.weights[first : first + len(found)] += found
+        self._weights[first : first + len(found)] += found
         self._use(first, first + len(found))
 
     def merge(self, other: Histogram | Bins) -> None:
         """Merge in the histogram of another pass."""
         if isinstance(other, Bins):
-            self.weights[other.keys] += other.weights
+            self._weights[other.keys] += other.weights
             if len(other.keys):
                 self._use(int(other.keys[0]), int(other.keys[-1]) + 1)
         else:
-            self.weights += other.weights
+            self._weights += other._weights
             self._use(*other._used)
 
     def _use(self, first: int, last: int) -> None:
@@ -114,12 +114,12 @@ class Histogram:
     def _keys(self) -> np.ndarray:
         """Return the bins that are not empty, in order."""
         first, last = self._used
-        return np.flatnonzero(self.weights[first:last]) + first
+        return np.flatnonzero(self._weights[first:last]) + first
 
     def packed(self) -> Bins:
         """Return the bins that are not empty, which take less memory."""
         keys = self._keys()
-        return Bins(keys, self.weights[keys])
+        return Bins(keys, self._weights[keys])
 
     def filled(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the centres of the non-empty bins, increasing, and their weights.
@@ -133,7 +133,7 @@ class Histogram:
         bits = ((magnitude << _SHIFT) + (1 << (_SHIFT - 1))).astype(np.int32)
         centres = bits.view(np.float32).astype(np.float64)
         centres[magnitude == 0] = 0.0
-        return np.where(negative, -centres, centres), self.weights[keys]
+        return np.where(negative, -centres, centres), self._weights[keys]
 
     def quantile(self, q: float | np.ndarray) -> np.ndarray:
         """Return the smallest value that a share of at least ``q`` does not exceed.

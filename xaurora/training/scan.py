@@ -19,7 +19,7 @@ import numpy as np
 
 from xaurora.errors import ImplausibleValuesError, MissingValuesError, SourceError, SplitError
 from xaurora.fields import inputs, plausibility, statistics
-from xaurora.fields.distribution import Distribution, Moments
+from xaurora.fields.distribution import Bins, Distribution, Moments
 from xaurora.fields.grid.weights import latitude_weights
 from xaurora.fields.targets import Target, unit_of
 from xaurora.model import batch
@@ -291,8 +291,8 @@ def _write(path: Path, name: str, found: TargetScan) -> None:
         "targets": {},
     }
     for i, (target, seen) in enumerate(found.climatology.items()):
-        bins = np.flatnonzero(seen.histogram.weights)
-        arrays[f"bins {i}"], arrays[f"weights {i}"] = bins, seen.histogram.weights[bins]
+        bins = seen.histogram.packed()
+        arrays[f"bins {i}"], arrays[f"weights {i}"] = bins.keys, bins.weights
         described["targets"][target] = {
             "amounts": seen.amounts,
             "clipped": seen.clipped,
@@ -319,7 +319,7 @@ def _read(path: Path, name: str) -> TargetScan | None:
                 seen.clipped, seen.clipped_amount = parts["clipped"], parts["clipped_amount"]
                 seen.moments = Moments(**parts["moments"])
                 seen.log_wet = Moments(**parts["log_wet"])
-                seen.histogram.weights[stored[f"bins {i}"]] = stored[f"weights {i}"]
+                seen.histogram.merge(Bins(stored[f"bins {i}"], stored[f"weights {i}"]))
                 climatology[target] = seen
             normalisation = described["normalisation"]
             return TargetScan(
