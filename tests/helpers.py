@@ -18,7 +18,7 @@ from aurora.model import posencoding
 from xaurora.fields.requirements import Needs
 from xaurora.model import tiny
 from xaurora.model.tiny import randomise_modulation
-from xaurora.training import simulate
+from xaurora.training import known_costs
 
 LITTLE: dict = {
     "encoder_depths": (2, 1, 1),  # shifted windows where a grid has several
@@ -62,7 +62,7 @@ def shrink_tiny(shrunk: bool = True) -> None:
 
     A step takes two thirds of the time. ``tiny-pretrained`` keeps its shape.
     """
-    simulate._known.clear()
+    known_costs._known.clear()
     tiny.TINY_CONFIG.update(_USUAL_TINY)
     tiny.TinyAurora.__init__ = _make_little_tiny if shrunk else _make_tiny
 

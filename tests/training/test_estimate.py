@@ -20,7 +20,7 @@ from xaurora import errors
 from xaurora.fields.grid import lattice
 from xaurora.model import execution, hashing, memory, placement, weights
 from xaurora.model.options import StrategyOptions
-from xaurora.training import costs, estimate, fitting, simulate
+from xaurora.training import costs, estimate, fitting, known_costs
 from xaurora.training.loop import Trainer
 from xaurora.training.simulate import StepCost
 
@@ -175,7 +175,7 @@ def test_what_does_not_fit_says_what_to_change(
         10**8, {"activations": 10**8}, 1, 1, {"all": 1, "adapter": 0, "head": 1, "trainable": 1}
     )
     with monkeypatch.context() as quick:  # two steps without values take twice as long
-        quick.setattr(costs, "simulate", lambda plan, where, gpu: cost)
+        quick.setattr(costs, "cost_of_step", lambda plan, where, gpu: cost)
         further = fields.aurora.estimate(
             "tp", model="tiny", strategy="full", rollout_steps=2, activation_checkpointing=False
         )
@@ -223,8 +223,8 @@ def test_lazy_data_are_counted(fields: xr.Dataset, tmp_path: Path) -> None:
 def test_a_step_is_counted_once(fields: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever its run is; every other option counts anew."""
     counted, cost = [], StepCost(1, {}, 1, 1, {"all": 1, "adapter": 0, "head": 1, "trainable": 1})
-    monkeypatch.setattr(simulate, "_known", {})
-    monkeypatch.setattr(simulate, "_simulated", lambda plan, *a, **k: counted.append(plan) or cost)
+    monkeypatch.setattr(known_costs, "_known", {})
+    monkeypatch.setattr(known_costs, "simulate", lambda plan, *a, **k: counted.append(plan) or cost)
     for options, expected in (
         ({}, 1),
         ({"steps": 7, "validations": 2, "seed": 3}, 1),

@@ -18,8 +18,9 @@ from xaurora.model.loader import MAX_CACHED
 from xaurora.model.memory import free_memory
 from xaurora.training import reads
 from xaurora.training.hardware import device, measure_rate
+from xaurora.training.known_costs import cost_of_step
 from xaurora.training.plan import Plan
-from xaurora.training.simulate import StepCost, can_measure, measure, simulate
+from xaurora.training.simulate import StepCost, can_measure, measure
 from xaurora.utils import html
 
 # CPU memory beyond tensors. Tensors allocated and freed within a step fragment the allocator's
@@ -208,7 +209,7 @@ def estimate_plan(
     """
     where, options = device(), plan.options
     gpu = where.type == "cuda" if gpu is None else gpu
-    cost = simulate(plan, where, gpu=gpu)
+    cost = cost_of_step(plan, where, gpu=gpu)
     # The truth is not read here, so samples that will turn out to have none are still counted.
     split = plan.split
     steps = options.total_steps(len(split.train))

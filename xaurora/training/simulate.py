@@ -6,7 +6,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -54,15 +54,10 @@ class StepCost:
 _ON_HOST = 22
 
 
-_KEPT = 100
-_known: dict[tuple[object, ...], StepCost] = {}
-
-
 def simulate(plan: Plan, where: torch.device, *, gpu: bool | None = None) -> StepCost:
     """Run a training step with tensors that have no values, and count its cost.
 
-    It includes the optimiser state, as every step after the first does. A step at 0.25° takes up to
-    half a minute, so that the costs of named models are kept.
+    It includes the optimiser state, as every step after the first does.
 
     Parameters
     ----------
@@ -73,38 +68,8 @@ def simulate(plan: Plan, where: torch.device, *, gpu: bool | None = None) -> Ste
         Whether the step is that of a GPU, by default if ``where`` is one. On a CPU, a GPU's step is
         counted with the data types that it would have there.
     """
-    gpu = where.type == "cuda" if gpu is None else gpu
-    if plan.tuned is not None or plan.model.instance is not None:
-        return _simulated(plan, where, gpu=gpu)
-    key = _key(plan, where, gpu=gpu)
-    if key not in _known:
-        if len(_known) == _KEPT:
-            _known.clear()
-        _known[key] = _simulated(plan, where, gpu=gpu)
-    return _known[key]
-
-
-def _key(plan: Plan, where: torch.device, *, gpu: bool) -> tuple[object, ...]:
-    """Return all that the cost of a step can depend on, for a model that is known by its name."""
-    of_the_run = dict.fromkeys(_OF_THE_RUN)
-    options = {f.name: getattr(plan.options, f.name) for f in fields(plan.options)} | of_the_run
-    targets = [(t.name, t.is_rain) for t in plan.targets]
-    shapes = (plan.grid.shape, plan.fields.levels, plan.window, plan.needs)
-    what = (plan.trains_base_variables, plan.target_is_input, plan.heads, targets, plan.strategy)
-    grid = (plan.grid.latitude.tobytes(), plan.grid.true_longitude.tobytes())
-    return (plan.name, repr((options, shapes, what)), *grid, where, gpu)
-
-
-_OF_THE_RUN = (
-    *("epochs", "steps", "validations", "checkpoint_every", "early_stopping", "resume"),
-    *("overwrite", "wait", "workers", "first_look", "strict", "seed", "progress", "logger"),
-    *("truth", "train", "validation", "out", "memory", "weights"),
-)
-"""Options that change no step."""
-
-
-def _simulated(plan: Plan, where: torch.device, *, gpu: bool) -> StepCost:
     options = plan.options
+    gpu = where.type == "cuda" if gpu is None else gpu
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     module, forms = meta_module(plan)
     on_host = options.optimizer_state == "host"
