@@ -6,11 +6,16 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import xaurora
 
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
+
 sys.path.insert(0, str(Path(__file__).parent))
-# What notebooks run is small: one thread each, as in the tests.
+# What notebooks run is small.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 warnings.filterwarnings("ignore", category=FutureWarning)
 
@@ -53,3 +58,21 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
+
+
+def _spread_tutorials(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
+    """Give each process of ``-j`` its share of the tutorials.
+
+    Sphinx deals out stretches of the sorted names. All tutorials would be in one.
+    """
+    tutorials = [name for name in docnames if name.startswith("tutorials/")]
+    others = [name for name in docnames if not name.startswith("tutorials/")]
+    distance = len(docnames) / max(len(tutorials), 1)
+    for i, name in enumerate(tutorials):
+        others.insert(round(i * distance), name)
+    docnames[:] = others
+
+
+def setup(app: Sphinx) -> None:
+    """Connect what this configuration adds."""
+    app.connect("env-before-read-docs", _spread_tutorials)

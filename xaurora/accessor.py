@@ -390,6 +390,7 @@ class AuroraAccessor:
         target: str | Sequence[str] = "tp",
         *,
         truth: xr.Dataset | None = None,
+        statistics: xr.Dataset | None = None,
         model: ModelLike = "small",
         weights: str | Path | None = None,
         static_file: str | Path | None = None,
@@ -453,6 +454,11 @@ class AuroraAccessor:
         truth : Dataset, optional
             Where the target is taken from, by default the data themselves. It is aligned in time
             and regridded conservatively onto the data's grid.
+        statistics : Dataset, optional
+            What ``ds.aurora.statistics(time=...)`` returned for the training period: the heads
+            start from all of it, and no targets are read before training. If it has all inputs of a
+            new tiny model, they are normalised by it, too. By default a sample of the frames is
+            read (``first_look``).
         model : str or model
             ``"tiny"`` (built here, random), ``"tiny-pretrained"`` (trained on synthetic fields),
             ``"small"``, ``"base"``, ``"finetuned"``, ``"v1.5"``, ``"v1.5-ensemble"``, the toys
@@ -635,6 +641,7 @@ class AuroraAccessor:
         target: str | Sequence[str] = "tp",
         *,
         truth: xr.Dataset | None = None,
+        statistics: xr.Dataset | None = None,
         model: ModelLike = "small",
         weights: str | Path | None = None,
         static_file: str | Path | None = None,
@@ -700,6 +707,11 @@ class AuroraAccessor:
         truth : Dataset, optional
             Where the target is taken from, by default the data themselves. It is aligned in time
             and regridded conservatively onto the data's grid.
+        statistics : Dataset, optional
+            What ``ds.aurora.statistics(time=...)`` returned for the training period: the heads
+            start from all of it, and no targets are read before training. If it has all inputs of a
+            new tiny model, they are normalised by it, too. By default a sample of the frames is
+            read (``first_look``).
         model : str or model
             ``"tiny"`` (built here, random), ``"tiny-pretrained"`` (trained on synthetic fields),
             ``"small"``, ``"base"``, ``"finetuned"``, ``"v1.5"``, ``"v1.5-ensemble"``, the toys

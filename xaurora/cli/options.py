@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xaurora.cli.fixes import as_command
-from xaurora.errors import OptionError, XauroraError
+from xaurora.errors import OptionError, SourceError, XauroraError
 from xaurora.utils.options import Option, options_of
 from xaurora.utils.types import Given
 
@@ -101,6 +101,19 @@ def open_truth(paths: list[str], grid: xr.Dataset | None = None) -> xr.Dataset:
     return xaurora.open(*files)
 
 
+def open_statistics(path: Path) -> xr.Dataset:
+    """Open what ``xaurora stats --out`` wrote."""
+    import xarray as xr
+
+    try:
+        return xr.open_dataset(path, engine="zarr" if path.suffix == ".zarr" else None)
+    except (OSError, ValueError) as error:
+        raise SourceError(
+            f"'{path}' cannot be opened as statistics: {str(error).splitlines()[0]}",
+            fix="xaurora stats surface.nc --time=2016:2021 --out=statistics.nc",
+        ) from error
+
+
 def parse_period(text: str) -> str | tuple[str | None, str | None]:
     """Parse ``2016:2023`` as a pair, and ``2024`` as that year."""
     start, found, end = text.partition(":")
@@ -176,8 +189,9 @@ _KINDS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "region": (str, parse_region),
     "truth": (list[str], open_truth),
     "fields": (list[str], open_fields),
+    "statistics": (Path, open_statistics),
 }
-_OPENED = ("truth", "fields")
+_OPENED = ("truth", "fields", "statistics")
 """Kinds whose values are files that are opened."""
 _SIMPLE = {"int": int, "float": float, "str": str, "bool": bool}
 

@@ -44,7 +44,7 @@ Frame = Mapping[str, Mapping[str, np.ndarray]]
 def describe(fields: Fields) -> dict[str, Any]:
     """Return grid, levels and source of some fields, without reading them."""
     grid = fields.layout.grid
-    return {"box": _box(grid), "source": source_of(fields)}
+    return {"box": box_of(grid), "source": source_of(fields)}
 
 
 def source_of(fields: Fields) -> dict[str, str]:
@@ -173,9 +173,9 @@ def _other_spacing(grid: Grid, before: Sequence[float]) -> str:
 
 
 def _other_region(grid: Grid, box: Sequence[float] | None) -> str:
-    if box is None or _inside(_box(grid), box, max(grid.spacing) * _EDGE):
+    if box is None or _inside(box_of(grid), box, max(grid.spacing) * _EDGE):
         return ""
-    here, there = (_place(b) for b in (_box(grid), box))
+    here, there = (place(b) for b in (box_of(grid), box))
     return f"The data cover {here}, but the model was tuned on {there}."
 
 
@@ -228,7 +228,7 @@ def _deviation(values: np.ndarray) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def _box(grid: Grid) -> list[float]:
+def box_of(grid: Grid) -> list[float]:
     """Return south, north, west and width; a width of 360 stands for the whole circle."""
     west, east = float(grid.longitude[0]), float(grid.longitude[-1])
     return [
@@ -249,7 +249,8 @@ def _inside(box: Sequence[float], outer: Sequence[float], edge: float) -> bool:
     return start >= -edge and start + width <= outer[3] + edge
 
 
-def _place(box: Sequence[float]) -> str:
+def place(box: Sequence[float]) -> str:
+    """Return a box in words."""
     south, north, west, width = box
     if width >= 360.0:
         return f"{south:g} to {north:g}°N, all longitudes"

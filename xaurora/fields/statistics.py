@@ -24,7 +24,7 @@ from xaurora.errors import (
     SourceError,
     XauroraError,
 )
-from xaurora.fields import periods, recognition
+from xaurora.fields import inputs, periods, recognition
 from xaurora.fields.conventions import Fields
 from xaurora.fields.distribution import BIN_WIDTH, Distribution, Moments, PackedDistribution
 from xaurora.fields.found import Field, Recognition
@@ -192,10 +192,17 @@ def statistics(
                 tails if level else tails[:, 0],
                 attrs,
             )
+            if kind == "surface":
+                values, shares = parts[0].histogram.filled()
+                bins = f"{source}_bin"
+                out[bins] = ((bins,), values.astype(np.float32), attrs)
+                out[f"{source}_histogram"] = ((bins,), shares, {"long_name": "Weight of each bin"})
     coords: dict[str, Any] = {"statistic": list(_LABELS), "quantile": q}
     if any("level" in v[0] for v in out.values()):
         coords["level"] = ("level", list(found.levels), {"units": "hPa"})
     times = found.times[where] if found.times is not None else np.array([])
+    bins = [name for name in out if out[name][0] == (name,)]
+    coords |= {name: out.pop(name) for name in bins}
     return xr.Dataset(
         out,
         coords,
@@ -206,6 +213,7 @@ def statistics(
             "start": str(times[0])[:16],
             "end": str(times[-1])[:16],
             "number_of_times": len(times),
+            "box": inputs.box_of(found.grid) if found.grid is not None else [],
             "source_hash": _hash(found, items, chosen, times, checksums),
         },
     )

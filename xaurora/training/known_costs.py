@@ -12,7 +12,7 @@ _known: dict[tuple[object, ...], StepCost] = {}
 _OF_THE_RUN = (
     *("epochs", "steps", "validations", "checkpoint_every", "early_stopping", "resume"),
     *("overwrite", "wait", "workers", "first_look", "strict", "seed", "progress", "logger"),
-    *("truth", "train", "validation", "out", "memory", "weights"),
+    *("truth", "statistics", "train", "validation", "out", "memory", "weights"),
 )
 """Options that change no step."""
 

@@ -1,9 +1,11 @@
-"""Options of the replay buffer and of cached latents."""
+"""Options of the replay buffer and of cached latents, and checks of other options' values."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+
+import xarray as xr
 
 from xaurora.errors import OptionError
 from xaurora.utils import checks
@@ -110,5 +112,31 @@ def check_logger(name: str, value: Given) -> Given:
         raise OptionError(
             f"{name} must be one of Lightning Fabric's loggers, got {value!r}.",
             fix="logger=lightning_fabric.loggers.CSVLogger('logs')",
+        )
+    return value
+
+
+def check_seed(name: str, value: Given) -> int:
+    """Check that a value can seed all random numbers."""
+    found = checks.integer(0)(name, value)
+    if found >= 2**31:
+        raise OptionError(f"{name} must be below 2**31, got {found}.", fix=f"{name}=0")
+    return found
+
+
+def check_statistics(name: str, value: Given) -> xr.Dataset:
+    """Check that a value is what ``ds.aurora.statistics`` returns."""
+    needed = ("start", "end", "number_of_times", "box")
+    if not (
+        isinstance(value, xr.Dataset)
+        and "statistic" in value.dims
+        and all(key in value.attrs for key in needed)
+    ):
+        what = type(value).__name__
+        if isinstance(value, xr.Dataset):
+            what += f" of {sorted(map(str, value.data_vars))}"
+        raise OptionError(
+            f"{name} must be what ds.aurora.statistics() returned, got {what}.",
+            fix=f"{name}=ds.aurora.statistics(['tp'], time=('2016', '2021'))",
         )
     return value

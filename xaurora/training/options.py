@@ -27,6 +27,8 @@ from xaurora.training.nested_options import (
     check_latents,
     check_logger,
     check_replay_buffer,
+    check_seed,
+    check_statistics,
 )
 from xaurora.utils import checks
 from xaurora.utils.options import documented, from_arguments, option, run_checks
@@ -51,13 +53,6 @@ MEANT = {
     "rank": "strategy=StrategyOptions('lora', rank=8)",
 }
 """Names that other packages use."""
-
-
-def _seed(name: str, value: Given) -> int:
-    found = checks.integer(0)(name, value)
-    if found >= 2**31:
-        raise OptionError(f"{name} must be below 2**31, got {found}.", fix=f"{name}=0")
-    return found
 
 
 def _out(name: str, value: Given) -> Given:
@@ -221,7 +216,7 @@ class TrainingOptions(ExecutionOptions):
         counted and named.""",
         checks.boolean,
     )
-    seed: int = option(0, "int", "Seed of initial weights, sample order and dropout.", _seed)
+    seed: int = option(0, "int", "Seed of initial weights, sample order and dropout.", check_seed)
     progress: bool = option(
         True,
         "bool",
@@ -326,6 +321,16 @@ class FinetuneOptions(TrainingOptions):
         """Where the target is taken from, by default the data themselves. It is aligned in time and
         regridded conservatively onto the data's grid.""",
         command_line="truth",
+    )
+    statistics: xr.Dataset | None = option(
+        None,
+        "Dataset, optional",
+        """What ``ds.aurora.statistics(time=...)`` returned for the training period: the heads start
+        from all of it, and no targets are read before training. If it has all inputs of a new tiny
+        model, they are normalised by it, too. By default a sample of the frames is read
+        (``first_look``).""",
+        checks.optional(check_statistics),
+        command_line="statistics",
     )
     model: ModelLike = option(
         "small",

@@ -13,6 +13,7 @@ from xaurora.fields.found import Field
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.model.batch import STEP
 from xaurora.model.loader import MAX_CACHED
+from xaurora.training import known_statistics
 from xaurora.training.plan import Plan
 from xaurora.training.scan import normalised_frames
 from xaurora.training.validation import MOST_VALIDATED
@@ -60,11 +61,13 @@ def of_run(plan: Plan, ds: xr.Dataset | None, steps: int) -> Reads:
     state, target = _state_bytes(plan, ds), _target_bytes(plan, ds)
     several = options.rollout_steps
     valid = np.unique(np.concatenate([split.train + STEP * k for k in range(1, several + 1)]))
-    look = min(len(valid), options.first_look) * target
-    valid = np.unique(np.concatenate([split.validation + STEP * k for k in range(1, several + 1)]))
-    look += min(len(valid), options.first_look) * target
-    look += min(inputs.FRAMES, len(split.train)) * state
-    if plan.built_for_data:
+    look = min(inputs.FRAMES, len(split.train)) * state
+    given = options.statistics
+    if given is None:
+        look += min(len(valid), options.first_look) * target
+        other = [split.validation + STEP * k for k in range(1, several + 1)]
+        look += min(len(np.unique(np.concatenate(other))), options.first_look) * target
+    if plan.built_for_data and (given is None or known_statistics.of_inputs(plan, given) is None):
         look += min(normalised_frames(plan), len(split.train)) * state
     # The state at the init time, the one before, and those that the base's variables are compared
     # with.

@@ -25,6 +25,7 @@ from xaurora.fields.targets import Target, unit_of
 from xaurora.model import batch
 from xaurora.model.batch import STEP
 from xaurora.model.loader import MAX_PREFETCH, prefetch, time_positions
+from xaurora.training import known_statistics
 from xaurora.training.plan import Plan
 from xaurora.utils import indexed, storage
 from xaurora.utils.progress import log_line, track
@@ -75,7 +76,11 @@ def scan_targets(plan: Plan, folder: Path | None = None) -> TargetScan:
     train, validation = plan.split.train, plan.split.validation
     climatology: dict[str, Distribution] = {}
     errors: dict[str, float] = {}
-    if plan.targets:
+    given = plan.options.statistics
+    if plan.targets and given is not None:
+        climatology = known_statistics.of_targets(plan, given)
+        _check_climatology(plan.targets, climatology)
+    elif plan.targets:
         train, climatology, errors = _look(plan, train, progress=plan.options.progress)
         validation, *_ = _look(plan, validation, progress=False)
     normalisation = _normalisation(plan, train) if plan.built_for_data else None
@@ -204,6 +209,10 @@ def _read_targets(
 
 def _normalisation(plan: Plan, train: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return mean and standard deviation of the inputs, for a new tiny model."""
+    given = plan.options.statistics
+    known = None if given is None else known_statistics.of_inputs(plan, given)
+    if known is not None:
+        return known
     steps = plan.options.rollout_steps
     frames = np.unique(np.concatenate([train + STEP * k for k in range(-1, steps + 1)]))
     chosen = stratified(frames, normalised_frames(plan))
@@ -253,7 +262,7 @@ def _check_climatology(wanted: list[Target], climatology: dict[str, Distribution
 
 def _name_of(plan: Plan) -> str:
     """Return a hash of everything that the first look depends on; of the values, two frames."""
-    grid = plan.target_grid
+    grid, given = plan.target_grid, plan.options.statistics
     described = {
         "targets": [[t.name, t.item.source, str(t.item.attrs.get("units"))] for t in plan.targets],
         "train": [_stamp(t) for t in plan.split.train],
@@ -262,6 +271,7 @@ def _name_of(plan: Plan) -> str:
         "trim": str(plan.target_trim),
         "steps": plan.options.rollout_steps,
         "frames": plan.options.first_look,
+        "statistics": None if given is None else known_statistics.digest(given),
         "inputs": [plan.built_for_data, plan.needs.surface, plan.needs.atmos, plan.fields.levels],
         "values": _fingerprint(plan),
     }

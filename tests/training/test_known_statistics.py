@@ -1,0 +1,163 @@
+"""Statistics that were computed before replace the first look, if they are of what is trained."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+import xaurora
+from xaurora import errors
+from xaurora.cli.commands import app
+from xaurora.training import known_statistics, reads, scan
+from xaurora.training.options import FinetuneOptions
+from xaurora.training.plan import Plan, plan
+
+QUICK: dict[str, Any] = {"model": "tiny", "steps": 2, "validations": 1, "progress": False}
+
+
+def _period(ds: xr.Dataset, **options: Any) -> tuple[str, str]:
+    """Return the first and the last time of the targets of the training part."""
+    made = plan(ds, FinetuneOptions(target="tp", model="tiny", **options))
+    step = np.timedelta64(6, "h")
+    return str(made.split.train[0] + step), str(made.split.train[-1] + step)
+
+
+def _plan(ds: xr.Dataset, given: xr.Dataset | None, **options: Any) -> Plan:
+    return plan(ds, FinetuneOptions(target="tp", model="tiny", statistics=given, **options))
+
+
+def test_they_say_what_a_look_at_all_frames_finds(fields: xr.Dataset) -> None:
+    given = fields.aurora.statistics(time=_period(fields), progress=False)
+    found = scan.scan_targets(_plan(fields, None))
+    known = scan.scan_targets(_plan(fields, given))
+    one, other = (s.climatology["tp"] for s in (found, known))
+    assert one.moments.count == other.moments.count
+    # Statistics weight by the cosine of latitude, training by the exact areas of rows: here, of
+    # 11 degrees, they differ by 2 % next to the poles.
+    for part in ("moments", "log_wet"):
+        for name in ("mean", "std"):
+            assert getattr(getattr(one, part), name) == pytest.approx(
+                getattr(getattr(other, part), name), rel=2e-2
+            )
+    assert one.moments.high == other.moments.high
+    assert one.wet_fraction == pytest.approx(other.wet_fraction, rel=2e-2)
+    q = np.array([0.5, 0.9, 0.99, 0.999])
+    np.testing.assert_allclose(one.histogram.quantile(q), other.histogram.quantile(q), rtol=3e-2)
+    assert known.normalisation is not None
+    assert found.normalisation is not None
+    mean, std = known.normalisation[1]["t"]["850"]
+    # A globe's mean with weights of area is warmer than without.
+    assert abs(mean - found.normalisation[1]["t"]["850"][0]) < std
+    assert set(known.normalisation[0]) == set(found.normalisation[0])
+
+
+def test_the_same_bins_come_back(fields: xr.Dataset) -> None:
+    given = fields.aurora.statistics("tp", progress=False)
+    known = known_statistics._distribution(given, _plan(fields, None).targets[0])
+    values, weights = known.histogram.filled()
+    np.testing.assert_array_equal(values.astype(np.float32), given["tp_bin"])
+    np.testing.assert_array_equal(weights, given["tp_histogram"])
+    area = np.cos(np.deg2rad(fields["latitude"])).broadcast_like(fields["tp"])
+    assert known.moments.weight == pytest.approx(float(area.sum()), rel=1e-9)
+
+
+def test_no_target_is_read_before_training(
+    fields: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run and its continuation; and estimate counts so."""
+    given = fields.aurora.statistics(time=_period(fields), progress=False)
+    monkeypatch.setattr(scan, "_read_targets", _must_not_be_called)
+    monkeypatch.setattr(scan.statistics, "normalisation_statistics", _must_not_be_called)
+    options = {**QUICK, "out": tmp_path / "run", "statistics": given}
+    first = fields.aurora.finetune("tp", **options)
+    assert np.isfinite(first.history[-1]["validation_crps_mm"])
+    again = fields.aurora.finetune("tp", resume=True, **options)
+    assert again.hash == first.hash
+    stored = fields.chunk({"time": 1})
+    some = given[["tp", "tp_histogram"]]
+    all_of_it, targets_only, nothing = (
+        reads.of_run(_plan(stored, s), stored, 2).first_look for s in (given, some, None)
+    )
+    assert all_of_it < targets_only < nothing
+
+
+def _must_not_be_called(*_: Any, **__: Any) -> Any:
+    raise AssertionError("this was to be known")
+
+
+def _hourly(ds: xr.Dataset) -> xr.Dataset:
+    times = np.arange(ds["time"].values[0], ds["time"].values[-1], np.timedelta64(1, "h"))
+    out = ds.interp(time=times)
+    return out.assign(
+        tp=(out["tp"] / 6).assign_attrs(units="m", cell_methods="time: sum (interval: 1 hour)")
+    )
+
+
+def _fixed(error: errors.XauroraError, **names: Any) -> xr.Dataset:
+    """Type the fix."""
+    assert error.fix is not None
+    code = error.fix.removeprefix("statistics=")
+    return eval(code.replace("statistics([", "statistics(progress=False, names=["), names)
+
+
+@pytest.mark.parametrize("what", ["another variable", "hours", "the globe"])
+def test_other_statistics_are_refused_and_the_fix_works(fields: xr.Dataset, what: str) -> None:
+    fields = fields.isel(time=slice(20))
+    options: dict[str, Any] = {}
+    if what == "another variable":
+        ds, match = fields, "no histogram of the target 'tp'"
+        given = ds.aurora.statistics("t2m", progress=False)
+    elif what == "hours":
+        ds, match = _hourly(fields), "over 1 hours, but the target is its total over 6 hours"
+        given = ds.aurora.statistics("tp", progress=False)
+    else:
+        ds, match = fields, "all longitudes, but the target is trained on"
+        given = ds.aurora.statistics("tp", progress=False)
+        options["region"] = (-60.0, 40.0, 40.0, 230.0)
+    with pytest.raises(errors.OptionError, match=match) as caught:
+        scan.scan_targets(_plan(ds, given, **options))
+    right = _fixed(caught.value, ds=ds)
+    assert scan.scan_targets(_plan(ds, right, **options)).climatology["tp"].moments.mean > 0
+
+
+def test_other_times_are_named(fields: xr.Dataset, caplog: pytest.LogCaptureFixture) -> None:
+    whole = fields.aurora.statistics("tp", progress=False)
+    scan.scan_targets(_plan(fields, whole))
+    assert "includes the times of" in caplog.text
+    caplog.clear()
+    scan.scan_targets(_plan(fields, fields.aurora.statistics("tp", time=_period(fields))))
+    assert not caplog.records
+    late = whole.assign_attrs(start="1990-01-01T00:00", end="1990-02-01T00:00")
+    with caplog.at_level(logging.WARNING, "xaurora"):
+        scan.scan_targets(_plan(fields, late))
+    assert "climate of other times" in caplog.text
+
+
+@pytest.mark.parametrize("value", ["statistics.nc", "fields", 256])
+def test_what_is_no_statistics(fields: xr.Dataset, value: Any) -> None:
+    with pytest.raises(errors.OptionError, match=r"what ds\.aurora\.statistics"):
+        FinetuneOptions(statistics=fields if value == "fields" else value)
+
+
+def test_the_command_takes_a_file(fields: xr.Dataset, tmp_path: Path) -> None:
+    fields.to_netcdf(tmp_path / "era5.nc")
+    run = CliRunner().invoke
+    data, out = str(tmp_path / "era5.nc"), str(tmp_path / "statistics.nc")
+    done = run(app, ["stats", data, "--names=tp", f"--out={out}", "--quiet"])
+    assert done.exit_code == 0, done.output
+    with xr.open_dataset(out) as given:
+        assert scan.scan_targets(_plan(fields, given)).climatology["tp"].wet_fraction > 0
+    more = ["--model=tiny", "--steps=1", f"--out={tmp_path / 'run'}", "--quiet"]
+    done = run(app, ["finetune", data, f"--statistics={out}", *more])
+    assert done.exit_code == 0, done.output
+    assert xaurora.load(tmp_path / "run").config["targets"]["tp"]["statistics"]["count"] > 0
+    (tmp_path / "text.nc").write_text("no")
+    done = run(app, ["finetune", data, f"--statistics={tmp_path / 'text.nc'}", *more[:2]])
+    assert done.exit_code == 2
+    assert "cannot be opened as statistics" in done.output
