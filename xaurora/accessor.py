@@ -280,6 +280,9 @@ class AuroraAccessor:
             ``name_quantile (quantile[, level])`` holds the smallest value that at least that share
             of the data does not exceed, to a relative bin width of 1/4096.
 
+            ``name_histogram (name_bin)``, of surface variables, holds the weight in each bin. With
+            it, ``finetune(statistics=...)`` starts from the whole training period.
+
             Missing values are left out. The attribute ``source_hash`` changes with the values,
             times, points and names that the statistics were computed from, but not with their
             chunks.

@@ -201,8 +201,7 @@ def statistics(
     if any("level" in v[0] for v in out.values()):
         coords["level"] = ("level", list(found.levels), {"units": "hPa"})
     times = found.times[where] if found.times is not None else np.array([])
-    bins = [name for name in out if out[name][0] == (name,)]
-    coords |= {name: out.pop(name) for name in bins}
+    coords |= {name: out.pop(name) for name in list(out) if out[name][0] == (name,)}
     return xr.Dataset(
         out,
         coords,

@@ -122,8 +122,8 @@ def _check(plan: Plan, given: xr.Dataset, target: Target) -> None:
     box, wanted = list(map(float, given.attrs["box"])), inputs.box_of(plan.target_grid)
     height, width = max(wanted[1] - wanted[0], 1e-9), wanted[3]
     aside = abs((box[2] - wanted[2] + 180.0) % 360.0 - 180.0) if width < 360.0 else 0.0
-    gaps = abs(box[0] - wanted[0]) / height, abs(box[1] - wanted[1]) / height
-    gaps += abs(box[3] - wanted[3]) / width, aside / width
+    gaps = [abs(box[0] - wanted[0]) / height, abs(box[1] - wanted[1]) / height]
+    gaps += [abs(box[3] - wanted[3]) / width, aside / width]
     halo = (1 + plan.needs.patch_size + (plan.options.halo or 0)) * max(plan.grid.spacing)
     if max(gaps) > max(_EDGE, halo / min(height, width)):
         raise OptionError(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-
-import xarray as xr
+from typing import TYPE_CHECKING
 
 from xaurora.errors import OptionError
 from xaurora.utils import checks
 from xaurora.utils.options import documented, option, run_checks
 from xaurora.utils.types import Given
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 LATENT_DTYPES = ("bfloat16", "float32")
 
@@ -126,6 +128,8 @@ def check_seed(name: str, value: Given) -> int:
 
 def check_statistics(name: str, value: Given) -> xr.Dataset:
     """Check that a value is what ``ds.aurora.statistics`` returns."""
+    import xarray as xr  # the command line checks other options without it
+
     needed = ("start", "end", "number_of_times", "box")
     if not (
         isinstance(value, xr.Dataset)
