@@ -59,6 +59,8 @@ def _plan(ds: xr.Dataset, **options: Any) -> Plan:
         ({"activation_checkpointing": False, "optimizer_state": "device"}, True, [0]),
         ({"activation_checkpointing": "offload"}, True, [2, 4]),
         ({"activation_checkpointing": True}, False, [1]),
+        ({"optimizer_state": "8bit"}, True, [5, 6, 7]),
+        ({"optimizer_state": "8bit", "activation_checkpointing": False}, False, [5]),
     ],
     ids=str,
 )
@@ -66,7 +68,7 @@ def test_what_the_options_leave_open(
     ds: xr.Dataset, options: dict[str, Any], gpu: bool, expected: list[int]
 ) -> None:
     found = fitting.measures_for(_plan(ds, **options), gpu=gpu)
-    wanted = [fitting.MEASURES[i] for i in expected]
+    wanted = [(*fitting.MEASURES, *fitting._EIGHT_BIT)[i] for i in expected]
     assert [(m.checkpointing, m.optimizer_state) for m in found] == [
         (m.checkpointing, m.optimizer_state) for m in wanted
     ]

@@ -78,9 +78,10 @@ def predict(ds: xr.Dataset, options: PredictOptions) -> xr.Dataset:
     _warn(used, crop, needs, hours[-1], built_here=model.built_here)
     module = load_module(model, needs, used, progress=options.progress)
     attrs = global_attributes(model, module, used, times[0] - batch.STEP)
-    # Resuming a store relies on this hash, so it is always recomputed. For a forecast in memory
-    # a cached hash is enough.
-    attrs["xaurora_weights"] = hashing.state_hash(module, cached=options.store is None)
+    # Resuming a store relies on this hash, so it is recomputed if the user can have changed the
+    # model. Otherwise a cached hash is enough.
+    ours = model.instance is None and model.tuned is None
+    attrs["xaurora_weights"] = hashing.state_hash(module, cached=ours or options.store is None)
     attrs |= {"xaurora_halo": halo, "xaurora_precision": options.precision}
     if window is not None:
         name = isinstance(options.region, str)

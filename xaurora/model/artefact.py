@@ -81,7 +81,7 @@ def _plain_base(
         )
     else:
         model = load_pretrained(info["name"], weights)
-    found = state_hash(model)
+    found = state_hash(model, cached=given is None)
     if found != info["hash"]:
         raise CheckpointError(
             f"the base model has other weights than the one that '{folder}' was tuned on (expected"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from xaurora.errors import SaveError
 from xaurora.model.aurora import AuroraWithHead
 from xaurora.model.tiny import TinyAurora
+from xaurora.utils import storage
 from xaurora.utils.types import Given
 
 
@@ -68,7 +73,8 @@ def state_hash(model: torch.nn.Module, *, cached: bool = False) -> str:
     cached : bool
         Reuse the hash of an earlier call if nothing appears to have changed. The check compares
         each tensor's memory address, Torch's counter of in-place changes and a few of its values.
-        A change through ``.data`` may be missed.
+        A change through ``.data`` may be missed. The hash of weights that are as they were read
+        from a file (:func:`mark_loaded`) is also kept in the user's cache, until the file changes.
     """
     if not cached:
         return _hash_state(model)
@@ -79,35 +85,65 @@ def state_hash(model: torch.nn.Module, *, cached: bool = False) -> str:
     known: dict[str, tuple[str, str]] = holder.__dict__.setdefault("_xaurora_hashes", {})
     kind = type(model).__name__
     if kind not in known or known[kind][0] != now:
-        known[kind] = (now, _hash_state(model))
+        known[kind] = (now, _hash_of_file(model, holder))
     return known[kind][1]
+
+
+def mark_loaded(model: torch.nn.Module, path: Path) -> None:
+    """Note the file that the weights of a model were just read from."""
+    path = path.resolve()
+    stat = path.stat()
+    values = hashlib.sha256(_some_values(model)).hexdigest()
+    file = [str(path), stat.st_size, stat.st_mtime_ns, type(model).__name__, values]
+    model.__dict__["_xaurora_file"] = (file, _fingerprint(model))
+
+
+def _hash_of_file(model: torch.nn.Module, holder: torch.nn.Module) -> str:
+    """Return the hash of a model, from the cache if its weights are those of an unchanged file."""
+    file, loaded = holder.__dict__.get("_xaurora_file", (None, ""))
+    alone = len(model.state_dict()) == len(holder.state_dict())
+    if file is None or not alone or _fingerprint(holder) != loaded:
+        return _hash_state(model)
+    key = json.dumps([*file, type(model).__name__])
+    kept = storage.cache_path("weights") / f"{hashlib.sha256(key.encode()).hexdigest()}.txt"
+    with contextlib.suppress(OSError, ValueError):
+        text = kept.read_text()
+        if re.fullmatch("sha256:[0-9a-f]{64}", text):
+            return text
+    found = _hash_state(model)
+    with contextlib.suppress(OSError, SaveError):  # a cache that is full or read-only
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        storage.replace_file(kept, lambda part: part.write_text(found))
+    return found
 
 
 _LOOKED_AT = 8  # values that are compared in each tensor
 
 
 def _fingerprint(model: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_some_values(model))
     for part in module_parts(model):
         if isinstance(part, TinyAurora):
             digest.update(json.dumps([part.surf_stats, part.atmos_stats], sort_keys=True).encode())
-    seen = []
     for name, tensor in model.state_dict().items():
         version = 0 if tensor.is_inference() else tensor._version
         place = f"{tensor.data_ptr()}{version}{tensor.device}"
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{place}".encode())
+    return digest.hexdigest()
+
+
+def _some_values(model: torch.nn.Module) -> bytes:
+    """Return a few values of each tensor."""
+    seen = []
+    for tensor in model.state_dict().values():
         if tensor.is_contiguous() and tensor.numel() and tensor.is_floating_point():
             step = max(tensor.numel() // _LOOKED_AT, 1)
             seen.append(tensor.detach().view(-1)[::step][:_LOOKED_AT].float())
-    if seen:
-        same = len({v.device for v in seen}) == 1
-        digest.update(
-            (torch.cat(seen) if same else torch.cat([v.cpu() for v in seen]))
-            .cpu()
-            .numpy()
-            .tobytes()
-        )
-    return digest.hexdigest()
+    if not seen:
+        return b""
+    same = len({v.device for v in seen}) == 1
+    values = torch.cat(seen) if same else torch.cat([v.cpu() for v in seen])
+    return values.cpu().numpy().tobytes()
 
 
 def _hash_state(model: torch.nn.Module) -> str:

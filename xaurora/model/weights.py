@@ -15,6 +15,7 @@ import torch
 from aurora import Aurora
 
 from xaurora.errors import CheckpointError, OptionError, WeightsUnavailableError
+from xaurora.model import hashing
 from xaurora.model.memory import LiveBytes
 from xaurora.model.models import NAMES, spec_of
 from xaurora.model.tiny import (
@@ -63,6 +64,7 @@ def load_pretrained(name: str, weights: str | Path | None = None) -> Aurora:
     ):  # the weights are in memory only once, and no time is spent on random ones
         model = cls()
     load_state(model, state, path, assign=True)
+    hashing.mark_loaded(model, path)
     return model
 
 

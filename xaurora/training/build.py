@@ -63,7 +63,7 @@ def build_model(plan: Plan, scan: TargetScan) -> BuiltModel:
     base, adapter = _copy_of_base(plan)
     if base is None:
         base = _new_base(plan, scan)
-    base_hash = hashing.state_hash(base)
+    base_hash = hashing.state_hash(base, cached=True)
     if plan.tuned is not None and not plan.base_was_tuned:
         # The published base's, without the embeddings of targets among the inputs.
         base_hash = str(plan.tuned.config["base"]["hash"])

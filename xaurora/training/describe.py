@@ -76,7 +76,7 @@ def settings_of_run(plan: Plan, scan: TargetScan, model: BuiltModel) -> dict[str
         target=[*([targets.ALL] if plan.trains_base_variables else []), *scan.climatology],
         model=plan.name,
         base=model.base_hash,
-        start=hashing.state_hash(model.module.base),
+        start=hashing.state_hash(model.module.base, cached=True),
         targets={
             n: [d.moments.count, d.moments.mean, d.moments.std] for n, d in scan.climatology.items()
         },
@@ -86,6 +86,7 @@ def settings_of_run(plan: Plan, scan: TargetScan, model: BuiltModel) -> dict[str
         halo=plan.options.halo,
         region=describe_region(plan.target_grid),
         kept_latents=latents.dtype if latents is not None else None,
+        **({"moments": "8bit"} if plan.options.optimizer_state == "8bit" else {}),
         train=samples.describe(scan.train),
         validation=samples.describe(scan.validation),
     )
@@ -96,7 +97,7 @@ def describe_latents(plan: Plan, model: BuiltModel) -> dict[str, Any]:
     fields, base, window = model.fields, model.module.base, plan.window
     versions = provenance.versions()
     return {
-        "weights": hashing.state_hash(base),
+        "weights": hashing.state_hash(base, cached=True),
         "configuration": hashing.configuration_hash(base),
         "grid": [
             *plan.grid.shape,

@@ -9,7 +9,7 @@ from xaurora.model.options import check_engine, check_precision
 from xaurora.utils import checks
 from xaurora.utils.options import documented, option
 
-OPTIMIZER_STATES = ("auto", "device", "host")
+OPTIMIZER_STATES = ("auto", "device", "host", "8bit")
 
 
 @documented
@@ -48,10 +48,12 @@ class ExecutionOptions:
     )
     optimizer_state: str = option(
         "auto",
-        '{"auto", "device", "host"}',
+        '{"auto", "device", "host", "8bit"}',
         """Where float32 weights, gradients and the moments of AdamW are. With ``"host"`` the device
         holds the weights that train only in the precision they are computed in. ``"auto"``
-        chooses the fastest way that fits into ``memory``.""",
+        chooses the fastest of the two that fits into ``memory``. With ``"8bit"`` all are on the
+        device, and the moments are rounded to eight bits, which changes the result a little; it
+        requires ``pip install "xaurora[eight-bit]"``.""",
         checks.one_of(*OPTIMIZER_STATES),
     )
     compile: bool = option(
@@ -89,8 +91,13 @@ class ExecutionOptions:
         """Number of processes."""
         return self.devices * self.num_nodes
 
-    def check_host(self) -> None:
-        """Raise if an optimiser in host memory does not go with the other options."""
+    def check_optimizer_state(self) -> None:
+        """Raise if the place of the optimiser's state does not go with the other options."""
+        if self.optimizer_state == "8bit" and self.parallel == "fsdp":
+            raise OptionError(
+                "optimizer_state='8bit' does not shard moments, as parallel='fsdp' does.",
+                fix="parallel='ddp', or optimizer_state='device'",
+            )
         if self.optimizer_state != "host":
             return
         for wrong, what, fix in (

@@ -25,6 +25,7 @@ from xaurora.model.tuned import TunedAurora
 from xaurora.training import (
     checkpoints,
     curves,
+    eight_bit,
     fitting,
     latent_store,
     latents,
@@ -60,6 +61,8 @@ def finetune(ds: xr.Dataset, options: FinetuneOptions) -> TunedAurora:
     else:
         options = parallel.resolve_devices(options)
     check_options(options)
+    if options.optimizer_state == "8bit":
+        eight_bit.check_installed()
     folder = _out_folder(options)
     # In JAX one process shares a batch among all devices.
     fabric = parallel.launch(replace(options, devices=1) if options.engine == "jax" else options)

@@ -11,7 +11,7 @@ import torch
 
 from xaurora.model import execution
 from xaurora.model.aurora import AuroraWithHead
-from xaurora.training import parallel
+from xaurora.training import eight_bit, parallel
 from xaurora.training.options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -73,13 +73,14 @@ class Optimisation:
             for name, p in zip(named["params"], own["params"], strict=True)
         }
         self.rates = [g["lr"] for g in by_name]
-        # The fused optimiser makes one pass over memory. Sharded parameters need the plain one.
-        self.adamw = torch.optim.AdamW(
-            trained,
-            weight_decay=options.weight_decay,
-            betas=BETAS,
-            fused=not sharded,
-        )
+        self._kernels: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        how: dict[str, Any] = {"weight_decay": options.weight_decay, "betas": BETAS}
+        if options.optimizer_state == "8bit":
+            self.adamw = eight_bit.adamw(trained, **how)
+            self._kernels = eight_bit.compiled_on(fabric.device)
+        else:
+            # The fused optimiser makes one pass over memory. Sharded parameters need the plain one.
+            self.adamw = torch.optim.AdamW(trained, fused=not sharded, **how)
         self.optimizer: Any = fabric.setup_optimizers(self.adamw)
         self.scaler = torch.amp.GradScaler(
             fabric.device.type, enabled=execution.uses_fp16(module.base)
@@ -131,12 +132,16 @@ class Optimisation:
         """Update the weights and their moving average. ``number`` counts from 0."""
         factor = self.rate_factor(number)
         for group, rate in zip(self.adamw.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
+            if torch.is_tensor(group["lr"]):  # compiled kernels read it
+                group["lr"].fill_(rate * factor)
+            else:
+                group["lr"] = rate * factor
         if self.scaler.is_enabled():
             self.scaler.step(self.adamw)
             self.scaler.update()
         else:
-            self.optimizer.step()
+            with self._kernels:
+                self.optimizer.step()
         self.zero_grad()
         if self.average is not None:
             decay = ema_decay(self.options, number)

@@ -235,7 +235,7 @@ class TrainingOptions(ExecutionOptions):
 
     def __post_init__(self) -> None:
         run_checks(self)
-        self.check_host()
+        self.check_optimizer_state()
         step = self.batch_size * self.gradient_accumulation
         if self.replay is not None and self.replay.size < step:
             raise OptionError(
@@ -424,7 +424,8 @@ class FinetuneOptions(TrainingOptions):
                 "replay_buffer": self.replay is not None,
                 f"precision={self.precision!r}": self.precision not in JAX_PRECISIONS,
                 "activation_checkpointing='offload'": self.activation_checkpointing == "offload",
-                "optimizer_state='host'": self.optimizer_state == "host",
+                f"optimizer_state={self.optimizer_state!r}": self.optimizer_state
+                in ("host", "8bit"),
                 "memory=": self.memory is not None,
                 "compile=True": self.compile,
                 "num_nodes": self.num_nodes > 1,

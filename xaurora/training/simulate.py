@@ -24,7 +24,7 @@ from xaurora.model.memory import LiveBytes, casts_of_gpus, cleared_mask_cache, f
 from xaurora.model.offload import HostActivations
 from xaurora.model.tiny import TinyAurora
 from xaurora.model.weights import load_pretrained, model_class
-from xaurora.training import latents, losses
+from xaurora.training import eight_bit, latents, losses
 from xaurora.training.losses import Domain, Domains
 from xaurora.training.plan import Plan
 
@@ -83,10 +83,14 @@ def simulate(plan: Plan, where: torch.device, *, gpu: bool | None = None) -> Ste
     moving = [p for n, p in fake.named_parameters() if n in names]
     parameters = _count_parameters(module, moving)
     trainable = 4 * parameters["trainable"]
+    moments = 2 * trainable
+    if options.optimizer_state == "8bit":
+        with mode:
+            moments = eight_bit.Moments(moving).nbytes
     in_host = offloaded + _ON_HOST * parameters["trainable"] if on_host else offloaded
     known = {"weights": weights}
     if not on_host:
-        known |= {"gradients": trainable, "optimiser": 2 * trainable}
+        known |= {"gradients": trainable, "optimiser": moments}
     if options.ema is not None and on_host:
         in_host += trainable
     elif options.ema is not None:
@@ -131,7 +135,11 @@ def count_step(
                 parameter.register_post_accumulate_grad_hook(_forget_gradient)
         elif plan.options.ema is not None:
             average = [torch.empty_like(p) for p in moving]
-        optimizer = None if on_host else _with_state(moving)
+        optimizer: torch.optim.AdamW | eight_bit.Moments | None = None
+        if plan.options.optimizer_state == "8bit":
+            optimizer = eight_bit.Moments(moving)
+        elif not on_host:
+            optimizer = _with_state(moving)
         counter.flops = 0
         forward = _one_step(plan, module, forms, where, optimizer, moving, counter)
         del average
@@ -263,7 +271,7 @@ def _one_step(
     module: AuroraWithHead,
     forms: Forms,
     where: torch.device,
-    optimizer: torch.optim.AdamW | None,
+    optimizer: torch.optim.AdamW | eight_bit.Moments | None,
     moving: list[torch.nn.Parameter],
     counter: LiveBytes | None,
 ) -> int:
