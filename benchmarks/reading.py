@@ -92,18 +92,18 @@ def verbs(name: str, store: archives.GeneratedStore, times: int) -> list[dict[st
 def frame(times: int) -> dict[str, Any]:
     """Measure one frame, the mean of many, of an archive of some length."""
     from xaurora.fields import conventions
-    from xaurora.model import batch
+    from xaurora.model import frames
 
     store = archives.arco(times, shape=SMALL)
     ds = archives.open_generated(store, chunks={})
     fields = conventions.standardise(ds)
     chosen = fields.times[np.linspace(6, times - 1, 200).astype(int)]
-    batch.frame(fields, chosen[0])
+    frames.read(fields, chosen[0])
     best = np.inf
     for _ in range(5):
         began = time.perf_counter()
         for i in range(200):
-            batch.frame(fields, chosen[i], index=int(np.linspace(6, times - 1, 200)[i]))
+            frames.read(fields, chosen[i], index=int(np.linspace(6, times - 1, 200)[i]))
         best = min(best, (time.perf_counter() - began) / 200)
     return {"times": times, "milliseconds": 1e3 * best}
 

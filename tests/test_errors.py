@@ -18,7 +18,7 @@ import xarray as xr
 
 import xaurora
 from xaurora import TunedAurora, errors
-from xaurora.model import batch
+from xaurora.model import frames
 from xaurora.model import tuned as tuned_models
 from xaurora.utils import locks
 
@@ -115,7 +115,7 @@ def _no_south(ds: xr.Dataset) -> xr.Dataset:
 
 def _rewritten(w: World) -> None:
     """Forecast from a file that is replaced while it is read."""
-    path, real = w.folder / "fields.nc", batch.frame
+    path, real = w.folder / "fields.nc", frames._read_all
     w.ds.to_netcdf(path)
 
     def replaced(*args: Any, **kwargs: Any) -> Any:
@@ -124,7 +124,7 @@ def _rewritten(w: World) -> None:
         return real(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "frame", replaced)
+        patch.setattr(frames, "_read_all", replaced)
         w.predict(xaurora.open(path))
 
 

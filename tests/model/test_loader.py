@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import shutil
 import threading
 import time
 
@@ -15,8 +16,9 @@ from helpers import make_aurora
 from zarr.storage import LocalStore, WrapperStore
 
 import xaurora
+from xaurora import errors
 from xaurora.fields import conventions, requirements
-from xaurora.model import batch
+from xaurora.model import batch, frames
 from xaurora.model import loader as loading
 from xaurora.model.memory import LiveBytes
 from xaurora.model.models import needs_of
@@ -52,14 +54,14 @@ def test_a_sample_is_the_batch(fields: xr.Dataset, stored) -> None:
 
 
 def test_a_frame_is_read_once_by_many_threads(fields: xr.Dataset, monkeypatch) -> None:
-    cut, reads, real = _cut(fields), [], batch.frame
+    cut, reads, real = _cut(fields), [], frames.read
 
     def slowly(*args, **kwargs):
         reads.append(args[1])
         time.sleep(0.05)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(batch, "frame", slowly)
+    monkeypatch.setattr(frames, "read", slowly)
     loader = loading.Loader(cut, {})
     when = fields["time"].values[5]
     threads = [threading.Thread(target=loader.batch, args=([when],)) for _ in range(8)]
@@ -70,13 +72,83 @@ def test_a_frame_is_read_once_by_many_threads(fields: xr.Dataset, monkeypatch) -
     assert len(reads) == 2
 
 
-def test_a_failed_read_is_everyones_error_and_not_kept(fields: xr.Dataset, monkeypatch) -> None:
-    cut, real = _cut(fields), batch.frame
+def test_history_is_read_at_once_and_not_copied(stored) -> None:
+    """Both states in one request for each variable, unless one of them is here already."""
+    cut = _cut(xaurora.open(stored))
     loader = loading.Loader(cut, {})
-    monkeypatch.setattr(batch, "frame", lambda *a, **k: (_ for _ in ()).throw(OSError("gone")))
+    init = cut.times[5]
+    got = loader.batch([init])
+    t2m = loader.frame(init)["surface"]["2t"]
+    assert np.shares_memory(got.surf_vars["2t"].numpy(), t2m)
+    assert got.surf_vars["2t"].is_contiguous()
+    following = loader.batch([cut.times[6]])
+    assert np.array_equal(following.surf_vars["2t"][0, 0].numpy(), t2m)
+    assert not np.shares_memory(following.surf_vars["2t"].numpy(), t2m)
+    several = loader.batch([cut.times[9], cut.times[5]])
+    assert torch.equal(several.surf_vars["2t"][1], got.surf_vars["2t"][0])
+    loader.close()
+
+
+def test_a_batch_is_not_the_users_own_array(fields: xr.Dataset) -> None:
+    two = fields.isel(time=slice(2)).copy(deep=True)
+    before = two.copy(deep=True)
+    batch_of_two = two.aurora.to_batch(model="tiny")
+    for tensor in (*batch_of_two.surf_vars.values(), *batch_of_two.atmos_vars.values()):
+        tensor.zero_()
+    xr.testing.assert_identical(two, before)
+
+
+def test_training_leaves_the_frames_as_they_were_read(stored, tmp_path, monkeypatch) -> None:
+    """Batches of one share the memory of cached frames."""
+    seen: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    real = loading.Loader.frame
+
+    def frame(self: loading.Loader, time: np.datetime64) -> frames.Frame:
+        found = real(self, time)
+        for part in found.values():
+            for values in part.values():
+                seen.setdefault(id(values), (values, values.copy()))
+        return found
+
+    monkeypatch.setattr(loading.Loader, "frame", frame)
+    ds = xaurora.open(stored)
+    for strategy in ("full", "frozen"):
+        ds.aurora.finetune(
+            "tp",
+            model="tiny",
+            strategy=strategy,
+            steps=4,
+            validations=1,
+            rollout_steps=2 if strategy == "full" else 1,
+            out=tmp_path / strategy,
+            progress=False,
+        )
+    assert seen
+    assert all(np.array_equal(now, before) for now, before in seen.values())
+
+
+def test_the_times_of_a_broken_chunk_are_named(stored, tmp_path) -> None:
+    path = shutil.copytree(stored, tmp_path / "broken.zarr")
+    for chunk in (path / "t2m" / "c").rglob("*"):
+        if chunk.is_file():
+            chunk.write_bytes(chunk.read_bytes()[: chunk.stat().st_size // 2])
+    cut = _cut(xaurora.open(path))
+    before, init = (str(t)[:16] for t in cut.times[6:8])
+    loader = loading.Loader(cut, {})
+    with pytest.raises(errors.SourceError, match=f"at {before} or {init} could not be read"):
+        loader.batch([cut.times[7]])
+    with pytest.raises(errors.SourceError, match=f"at {init} could not be read"):
+        loader.frame(cut.times[7])
+    loader.close()
+
+
+def test_a_failed_read_is_everyones_error_and_not_kept(fields: xr.Dataset, monkeypatch) -> None:
+    cut, real = _cut(fields), frames.read
+    loader = loading.Loader(cut, {})
+    monkeypatch.setattr(frames, "read", lambda *a, **k: (_ for _ in ()).throw(OSError("gone")))
     with pytest.raises(OSError, match="gone"):
         loader.frame(fields["time"].values[5])
-    monkeypatch.setattr(batch, "frame", real)
+    monkeypatch.setattr(frames, "read", real)
     assert loader.frame(fields["time"].values[5])
 
 

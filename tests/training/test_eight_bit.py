@@ -95,8 +95,9 @@ def test_an_estimate_takes_less(ds: xr.Dataset) -> None:
     plain, less = (
         ds.aurora.estimate("tp", optimizer_state=state, **asked) for state in ("device", "8bit")
     )
-    # 6 bytes of 8 for each weight that trains, apart from those of small tensors.
-    assert less.memory == pytest.approx(plain.memory - 6 * plain.trainable, rel=0.02)
+    # 6 bytes of 8 for each weight that trains. Small tensors keep theirs, and float32 moments take
+    # some memory of their own while they are updated.
+    assert 5.9 <= (plain.memory - less.memory) / plain.trainable <= 7
 
 
 def test_without_torchao(ds: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

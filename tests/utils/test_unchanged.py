@@ -13,7 +13,7 @@ import xarray as xr
 import xaurora
 from xaurora.errors import SourceChangedError
 from xaurora.evaluation import engine
-from xaurora.model import batch
+from xaurora.model import frames
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +51,12 @@ def test_forecasts_and_runs_stop(
     _write(ds, path)
     lazy = xaurora.open(path)
     with monkeypatch.context() as patched:
-        _after(patched, batch, "frame", 3, lambda: _write(ds * 1.0, path))
+        _after(patched, frames, "_read_all", 3, lambda: _write(ds * 1.0, path))
         with pytest.raises(SourceChangedError, match=f"{name}.*has changed while it was read"):
             lazy.aurora.predict("6h", model="tiny-pretrained", progress=False)
     lazy = xaurora.open(path)
     with monkeypatch.context() as patched:
-        _after(patched, batch, "frame", 30, lambda: _write(ds * 1.0, path))
+        _after(patched, frames, "_read_all", 30, lambda: _write(ds * 1.0, path))
         with pytest.raises(SourceChangedError) as error:
             lazy.aurora.finetune(
                 model="tiny", strategy="full", steps=40, out=tmp_path / "run", progress=False

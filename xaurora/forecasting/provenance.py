@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from xaurora.fields.conventions import Fields
-from xaurora.model import batch, hashing
+from xaurora.model import frames, hashing
 from xaurora.model.aurora import AuroraWithHead
 from xaurora.model.resolve import ResolvedModel
 from xaurora.utils import provenance
@@ -35,11 +35,11 @@ def global_attributes(
         Time of the frame whose values are hashed.
     """
     name = model.name if model.instance is None else type(model.instance).__name__
-    frame = batch.frame(fields, first_time, guard="off")
+    frame = frames.read(fields, first_time, guard="off")
     notes = [*model.differences(fields), *model.unlike(frame, fields.levels)]
     for note in notes:
         logger.warning("%s", note)
-    parts = [*frame.values(), batch.statics(fields)]
+    parts = [*frame.values(), frames.statics(fields)]
     values = [np.ascontiguousarray(v) for part in parts for v in part.values()]
     digest = hashlib.sha256(b"".join(v.tobytes() for v in values)).hexdigest()
     start, end = (t.astype("datetime64[m]") for t in (fields.times[0], fields.times[-1]))

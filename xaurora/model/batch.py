@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 import xarray as xr
 from aurora import Batch, Metadata
 
-from xaurora.errors import GridError, ImplausibleValuesError, InitTimeError, MissingValuesError
-from xaurora.fields import conventions, implausible, plausibility
+from xaurora.errors import (
+    GridError,
+    InitTimeError,
+)
+from xaurora.fields import conventions
 from xaurora.fields.conventions import Fields
 from xaurora.fields.grid import lattice as grids
 from xaurora.fields.periods import TimeIndex
 from xaurora.fields.variables import TIMESTEP_HOURS
-from xaurora.utils import indexed
+from xaurora.model import frames
 from xaurora.utils.types import Given, TimesLike
 
 STEP = np.timedelta64(TIMESTEP_HOURS, "h")
-Guard: TypeAlias = Literal["raise", "warn", "off"]
-"""How physically implausible values are handled."""
-
-logger = logging.getLogger("xaurora")
-
 _REQUESTS = 4  # variables of one Batch that are read at the same time
 
 
@@ -207,101 +204,6 @@ def _name(time: np.datetime64) -> str:
     return str(time.astype("datetime64[m]"))
 
 
-def frame(
-    fields: Fields,
-    time: np.datetime64,
-    *,
-    index: int | None = None,
-    pool: Executor | None = None,
-    guard: Guard = "warn",
-) -> dict[str, dict[str, np.ndarray]]:
-    """Read one time of the surface and atmospheric fields, and check its values.
-
-    Parameters
-    ----------
-    fields : Fields
-    time : datetime64
-    index : int, optional
-        Position of the time along the time axis, if known.
-    pool : Executor, optional
-        Reads the variables concurrently, so that a frame from a slow store takes as long as one
-        request.
-    guard : {"raise", "warn", "off"}
-        What is done about physically implausible values.
-
-    Returns
-    -------
-    dict
-        ``{"surface": {name: (h, w)}, "atmos": {name: (c, h, w)}}``, canonical units, float32.
-
-    Raises
-    ------
-    MissingValuesError
-        If a field holds NaN.
-    ImplausibleValuesError
-        If ``guard`` is ``"raise"`` and a value is physically implausible, or a field does not vary.
-    """
-    place = int(np.flatnonzero(fields.times == time)[0]) if index is None else index
-
-    def read(key: tuple[str, str]) -> np.ndarray:
-        kind, name = key
-        # Index the variable alone: selecting a time of a whole Dataset costs more than reading a
-        # small variable.
-        variable = getattr(fields, kind).variables[name][place]
-        source = fields.layout.fields[kind, name].source
-        values = indexed.read(variable, source, f" at {_name(time)}")
-        # Fast check: the sum of squares is not finite if any value is not. It may also overflow, so
-        # all values are checked only in that case.
-        with np.errstate(invalid="ignore", over="ignore"):
-            flat = values.reshape(-1)
-            total = np.dot(flat, flat)
-        if not np.isfinite(total) and not np.isfinite(values).all():
-            raise _missing(fields, kind, name, values, f" at {_name(time)}")
-        if guard != "off":
-            try:
-                plausibility.check_frame(values, fields.layout.fields[kind, name], fields, time)
-            except ImplausibleValuesError as error:
-                if guard == "raise":
-                    raise
-                logger.warning("%s", error)
-        return values
-
-    keys = [(kind, str(name)) for kind in ("surface", "atmos") for name in getattr(fields, kind)]
-    found = list(map(read, keys) if pool is None else pool.map(read, keys))
-    out: dict[str, dict[str, np.ndarray]] = {"surface": {}, "atmos": {}}
-    for (kind, name), values in zip(keys, found, strict=True):
-        out[kind][name] = values
-    return out
-
-
-def statics(fields: Fields, *, pool: Executor | None = None) -> dict[str, np.ndarray]:
-    """Read the static fields, ``(h, w)``, float32, and check them for missing values."""
-
-    def read(name: str) -> np.ndarray:
-        source = fields.layout.fields["static", name].source
-        return indexed.read(fields.static.variables[name], source)
-
-    names = list(map(str, fields.static))
-    out = dict(zip(names, map(read, names) if pool is None else pool.map(read, names), strict=True))
-    for name, values in out.items():
-        if not np.isfinite(values).all():
-            raise _missing(fields, "static", name, values, "")
-    return out
-
-
-def _missing(
-    fields: Fields, kind: str, name: str, values: np.ndarray, when: str
-) -> MissingValuesError:
-    item = fields.layout.fields[kind, name]
-    count = int((~np.isfinite(values)).sum())
-    fill = implausible.filled(item, fields, infinite=bool(np.isinf(values).any()))
-    return MissingValuesError(
-        f"'{item.source}' has {count} missing value(s){when} in the part that Aurora reads."
-        " Aurora does not accept missing values.",
-        fix=f"fill them, for example {fill}, or drop the time",
-    )
-
-
 def to_batch(fields: Fields, init_times: Sequence[np.datetime64]) -> Batch:
     """Return a Batch of one or several init times, each with its history. This reads the data.
 
@@ -320,33 +222,44 @@ def to_batch(fields: Fields, init_times: Sequence[np.datetime64]) -> Batch:
         w)``, SI units, float32. It is a :class:`GreenwichBatch` if the domain crosses Greenwich.
     """
     times = sorted({t for init in init_times for t in (init - STEP, init)})
+    index = TimeIndex(fields.times)
+    places = [int(index.locate(t)) for t in times]
     with ThreadPoolExecutor(_REQUESTS, thread_name_prefix="xaurora-request") as pool:
-        frames = {t: frame(fields, t, pool=pool) for t in times}
+        if len(times) == 2:
+            found = dict(
+                zip(times, frames.read_pair(fields, times, places, pool=pool), strict=True)
+            )
+        else:
+            found = {
+                t: frames.read(fields, t, index=place, pool=pool)
+                for t, place in zip(times, places, strict=True)
+            }
         still = {
             name: torch.from_numpy(np.ascontiguousarray(v))
-            for name, v in statics(fields, pool=pool).items()
+            for name, v in frames.statics(fields, pool=pool).items()
         }
-    return assemble(frames, still, init_times, fields.layout.grid, fields.levels)
+    return assemble(found, still, init_times, fields.layout.grid, fields.levels)
 
 
 def assemble(
-    frames: dict[np.datetime64, dict[str, dict[str, np.ndarray]]],
+    states: dict[np.datetime64, frames.Frame],
     still: dict[str, torch.Tensor],
     init_times: Sequence[np.datetime64],
     grid: grids.Grid,
     levels: Sequence[float],
 ) -> Batch:
     """Return a Batch, ``(b, t, ...)``, stacked from frames that were read before."""
+    histories = [[states[t - STEP], states[t]] for t in init_times]
+    whole = frames.read_together(*histories[0]) if len(histories) == 1 else None
     stacked: dict[str, dict[str, torch.Tensor]] = {}
     for kind in ("surface", "atmos"):
-        names = frames[init_times[0]][kind]
         stacked[kind] = {
             name: torch.from_numpy(
-                _stacked(
-                    [[frames[t - STEP][kind][name], frames[t][kind][name]] for t in init_times]
-                )
+                _stacked([[state[kind][name] for state in pair] for pair in histories])
+                if whole is None
+                else whole[kind][name][None]
             )
-            for name in names
+            for name in histories[0][0][kind]
         }
     meta = metadata(grid, init_times, levels)
     if grid.crosses_greenwich:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import json
 import re
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 
 from xaurora.errors import SaveError
-from xaurora.model.aurora import AuroraWithHead
 from xaurora.model.tiny import TinyAurora
 from xaurora.utils import storage
 from xaurora.utils.types import Given
@@ -79,9 +79,9 @@ def state_hash(model: torch.nn.Module, *, cached: bool = False) -> str:
     if not cached:
         return _hash_state(model)
     now = _fingerprint(model)
-    holder = (
-        model.base if isinstance(model, AuroraWithHead) else model
-    )  # the wrapper around a given Aurora is rebuilt on every call
+    # The wrapper around a given Aurora is rebuilt on every call.
+    base = getattr(model, "base", None)
+    holder = base if isinstance(base, torch.nn.Module) else model
     known: dict[str, tuple[str, str]] = holder.__dict__.setdefault("_xaurora_hashes", {})
     kind = type(model).__name__
     if kind not in known or known[kind][0] != now:
@@ -96,6 +96,10 @@ def mark_loaded(model: torch.nn.Module, path: Path) -> None:
     values = hashlib.sha256(_some_values(model)).hexdigest()
     file = [str(path), stat.st_size, stat.st_mtime_ns, type(model).__name__, values]
     model.__dict__["_xaurora_file"] = (file, _fingerprint(model))
+
+
+def _write(text: str, path: Path) -> None:
+    path.write_text(text)
 
 
 def _hash_of_file(model: torch.nn.Module, holder: torch.nn.Module) -> str:
@@ -113,7 +117,7 @@ def _hash_of_file(model: torch.nn.Module, holder: torch.nn.Module) -> str:
     found = _hash_state(model)
     with contextlib.suppress(OSError, SaveError):  # a cache that is full or read-only
         kept.parent.mkdir(parents=True, exist_ok=True)
-        storage.replace_file(kept, lambda part: part.write_text(found))
+        storage.replace_file(kept, functools.partial(_write, found))
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import itertools
+import os
 import threading
 import time as clock
 from collections import OrderedDict
@@ -20,6 +21,7 @@ from aurora import Batch
 from xaurora.fields.conventions import Fields
 from xaurora.fields.periods import TimeIndex
 from xaurora.model import batch as batches
+from xaurora.model import frames
 from xaurora.model.aurora import AuroraWithHead
 from xaurora.utils import indexed
 from xaurora.utils.unchanged import Unchanged
@@ -30,7 +32,10 @@ MAX_CACHED = 64
 memory does not grow with the data.
 """
 REQUESTS = 64
-"""Variables that are requested from a store at the same time."""
+"""Variables that are requested from a slow store at the same time."""
+_DECODED = min(max(os.cpu_count() or 1, 2), 4)
+"""Variables of a fast store that are decoded at the same time."""
+_LARGE = 64 * 1024**2  # bytes of a frame; small ones are read faster by one thread
 _SLOW = 0.02  # seconds per request
 _FAST = 100e6  # bytes per second
 MAX_PREFETCH = 32
@@ -92,7 +97,7 @@ class Guards:
         By target: called with its values and their time, and raises if they are impossible.
     """
 
-    frames: batches.Guard = "raise"
+    frames: frames.Guard = "raise"
     targets: Mapping[str, Callable[[np.ndarray, np.datetime64], None]] = field(default_factory=dict)
 
 
@@ -113,8 +118,8 @@ class Loader:
     latents : Latents, optional
         Stored latents, read instead of inputs (:mod:`xaurora.training.latents`).
     readers : int
-        Number of variables that are requested at the same time if the store is slow. With 0 they
-        are read one after another.
+        Number of variables that are requested at the same time if the store is slow; a few are if
+        it is fast. With 0 they are read one after another.
     guards : Guards, optional
         What is done about physically implausible values.
     pin : bool
@@ -144,7 +149,7 @@ class Loader:
         self.fields, self.targets, self.scored, self.budget = fields, targets, scored, budget
         self.still = {
             name: torch.from_numpy(np.ascontiguousarray(v))
-            for name, v in batches.statics(fields).items()
+            for name, v in frames.statics(fields).items()
         }
         self._unchanged = Unchanged(
             fields.surface, fields.atmos, *targets.values(), opened=fields.layout.source
@@ -154,18 +159,16 @@ class Loader:
         self._lock = threading.Lock()
         self._reading: dict[tuple[str, int], concurrent.futures.Future[Any]] = {}
         self._places = TimeIndex(fields.times)
-        # Threads help only with a slow store. A local store is read no faster by many threads, and
-        # data in memory need none.
+        # Many threads help only with a slow store, and data in memory need none.
         lazy = any(
             not v._in_memory
             for part in (fields.surface, fields.atmos)
             for v in part.variables.values()
         )
         self._slow: bool | None = None if lazy else False
-        self._pool = (
-            concurrent.futures.ThreadPoolExecutor(readers, "xaurora-request")
-            if lazy and readers
-            else None
+        self._pools = tuple(
+            concurrent.futures.ThreadPoolExecutor(count, "xaurora-request")
+            for count in ((min(_DECODED, readers), readers) if lazy and readers else ())
         )
         self._index = {name: time_positions(da) for name, da in targets.items()}
 
@@ -179,23 +182,37 @@ class Loader:
                 mine = self._reading[key] = concurrent.futures.Future()
         if waiting is not None:  # another thread is reading it
             return waiting.result()
+        return self._finish([key], [mine], lambda: [read()], size)[0]
+
+    def _finish(
+        self,
+        keys: list[tuple[str, int]],
+        promised: list[concurrent.futures.Future[Any]],
+        read: Callable[[], list[T]],
+        size: Callable[[T], int],
+    ) -> list[T]:
+        """Read what was promised, and keep it."""
         try:
-            values = read()
+            found = read()
             self._unchanged.check()
         except BaseException as error:
             with self._lock:
-                del self._reading[key]
-            mine.set_exception(error)
+                for key in keys:
+                    del self._reading[key]
+            for mine in promised:
+                mine.set_exception(error)
             raise
         with self._lock:
-            del self._reading[key]
-            self._kept[key] = values
-            self._held += size(values)
+            for key, values in zip(keys, found, strict=True):
+                del self._reading[key]
+                self._kept[key] = values
+                self._held += size(values)
             while (self._held > self.budget and len(self._kept) > 3) or len(self._kept) > self.most:
                 _, dropped = self._kept.popitem(last=False)
                 self._held -= _size(dropped) if isinstance(dropped, dict) else dropped.nbytes
-        mine.set_result(values)
-        return values
+        for mine, values in zip(promised, found, strict=True):
+            mine.set_result(values)
+        return found
 
     @property
     def frame_bytes(self) -> int:
@@ -208,34 +225,55 @@ class Loader:
             * (len(self.fields.surface) + len(self.fields.atmos) * len(self.fields.levels))
         )
 
-    def _frame(self, fields: Fields, time: np.datetime64) -> dict[str, dict[str, np.ndarray]]:
+    def _frame(self, fields: Fields, time: np.datetime64) -> frames.Frame:
+        place = self._places[_key(time)]
+        return self._timed(lambda **how: [frames.read(fields, time, index=place, **how)])[0]
+
+    def _pair(self, times: list[np.datetime64]) -> list[frames.Frame]:
+        places = [self._places[_key(t)] for t in times]
+        return self._timed(lambda **how: frames.read_pair(self.fields, times, places, **how))
+
+    def _timed(self, read: Callable[..., list[frames.Frame]]) -> list[frames.Frame]:
+        """Read with as many threads as help, and find out whether the store is slow."""
         began = clock.perf_counter()
-        frame = batches.frame(
-            fields,
-            time,
-            index=self._places[_key(time)],
-            pool=self._pool if self._slow else None,
-            guard=self.guards.frames,
-        )
+        pool = None
+        if self._pools and (self._slow or self.frame_bytes > _LARGE):
+            pool = self._pools[bool(self._slow)]
+        found = read(pool=pool, guard=self.guards.frames)
         if self._slow is None:
             took = clock.perf_counter() - began
-            self._slow = (
-                took > _SLOW * (len(frame["surface"]) + len(frame["atmos"]))
-                and took > _size(frame) / _FAST
-            )
-        return frame
+            in_turn = sum(map(len, found[0].values())) / (1 if pool is None else _DECODED)
+            self._slow = took > _SLOW * in_turn and took > sum(map(_size, found)) / _FAST
+        return found
+
+    def _history(self, init: np.datetime64) -> dict[np.datetime64, frames.Frame]:
+        """Return the state at an init time and the one before, read together if neither is here."""
+        times = [init - STEP, init]
+        keys = [("", _key(t)) for t in times]
+        with self._lock:
+            together = not any(key in self._kept or key in self._reading for key in keys)
+            if together:
+                own: list[concurrent.futures.Future[Any]] = [
+                    concurrent.futures.Future() for _ in keys
+                ]
+                self._reading.update(zip(keys, own, strict=True))
+        if not together:
+            return {t: self.frame(t) for t in times}
+        return dict(
+            zip(times, self._finish(keys, own, lambda: self._pair(times), _size), strict=True)
+        )
 
     def close(self) -> None:
         """Shut down the threads that read variables."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
+        for pool in self._pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._pools = ()
 
-    def frame(self, time: np.datetime64) -> dict[str, dict[str, np.ndarray]]:
+    def frame(self, time: np.datetime64) -> frames.Frame:
         """Return the state at a time, ``(h, w)`` and ``(c, h, w)``, canonical units, float32."""
         return self._remember(("", _key(time)), lambda: self._frame(self.fields, time), _size)
 
-    def _scored(self, time: np.datetime64) -> dict[str, dict[str, np.ndarray]]:
+    def _scored(self, time: np.datetime64) -> frames.Frame:
         assert self.scored is not None
         if set(self.scored.surface) == set(self.fields.surface):
             return self.frame(time)  # the frame is cached as input
@@ -256,10 +294,14 @@ class Loader:
 
     def batch(self, init_times: Sequence[np.datetime64]) -> Batch:
         """Return the input of forecasts: the states at the init times and six hours before."""
-        needed = {t for init in init_times for t in (init - STEP, init)}
-        frames = {t: self.frame(t) for t in sorted(needed)}
+        states: dict[np.datetime64, frames.Frame] = {}
+        for init in init_times:
+            if init in states or init - STEP in states:
+                states |= {t: self.frame(t) for t in (init - STEP, init) if t not in states}
+            else:
+                states |= self._history(init)
         batch = batches.assemble(
-            frames, self.still, init_times, self.fields.layout.grid, self.fields.levels
+            states, self.still, init_times, self.fields.layout.grid, self.fields.levels
         )
         return batch._fmap(torch.Tensor.pin_memory) if self.pin else batch
 
@@ -271,11 +313,11 @@ class Loader:
         }
         state = None
         if self.scored is not None:
-            frames = [self._scored(t) for t in times]
+            scored = [self._scored(t) for t in times]
             state = {
                 kind: {
-                    name: torch.from_numpy(np.stack([f[kind][name] for f in frames]))
-                    for name in frames[0][kind]
+                    name: torch.from_numpy(np.stack([f[kind][name] for f in scored]))
+                    for name in scored[0][kind]
                 }
                 for kind in ("surface", "atmos")
             }
@@ -297,7 +339,7 @@ def _key(time: np.datetime64) -> int:
     return int(time.astype("datetime64[ns]").astype(np.int64))
 
 
-def _size(frame: dict[str, dict[str, np.ndarray]]) -> int:
+def _size(frame: frames.Frame) -> int:
     return sum(v.nbytes for part in frame.values() for v in part.values())
 
 

@@ -126,12 +126,12 @@ class ResolvedModel:
         out = [*models.notes_for(fields, needs), *self.differences(fields)]
         if self.tuned is None:
             return out
-        from xaurora.model import batch
+        from xaurora.model import frames
 
         try:
             used, _ = requirements.select_and_crop(fields, needs)
             for time in used.times[np.unique(np.linspace(0, len(used.times) - 1, 4).astype(int))]:
-                if found := self.unlike(batch.frame(used, time, guard="off"), used.levels):
+                if found := self.unlike(frames.read(used, time, guard="off"), used.levels):
                     return [*out, *found]
         except XauroraError as error:  # a problem of the data, which is listed as such
             logger.debug("%s", error)
@@ -155,7 +155,7 @@ class ResolvedModel:
         Parameters
         ----------
         frame : dict
-            As :func:`xaurora.model.batch.frame` reads it.
+            As :func:`xaurora.model.frames.read` reads it.
         levels : sequence of float
             Its levels in hPa.
         """

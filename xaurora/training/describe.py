@@ -13,7 +13,7 @@ from xaurora.fields import inputs, targets
 from xaurora.fields.distribution import Distribution
 from xaurora.fields.grid.lattice import Grid
 from xaurora.fields.targets import Target
-from xaurora.model import artefact, batch, execution, hashing, strategies
+from xaurora.model import artefact, execution, frames, hashing, strategies
 from xaurora.model.batch import STEP
 from xaurora.model.heads import DistributionHead
 from xaurora.training import checkpoints, samples
@@ -109,7 +109,7 @@ def describe_latents(plan: Plan, model: BuiltModel) -> dict[str, Any]:
         "levels": list(fields.levels),
         "static fields": {
             name: hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
-            for name, values in batch.statics(fields).items()
+            for name, values in frames.statics(fields).items()
         },
         "region": (
             "all" if window is None else [window.patch_rows.tolist(), window.patch_columns.tolist()]

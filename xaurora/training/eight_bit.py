@@ -68,16 +68,10 @@ def moments_like(parameter: torch.Tensor) -> list[torch.Tensor]:
     count = parameter.numel()
     if count < _FEWEST or count % _BLOCK:
         return [torch.zeros_like(parameter) for _ in range(2)]
-    like = {"device": parameter.device}
-    return [
-        made
-        for _ in range(2)
-        for made in (
-            torch.zeros(parameter.shape, dtype=torch.uint8, **like),
-            torch.zeros(count // _BLOCK, dtype=torch.float32, **like),
-            torch.zeros(_BLOCK, dtype=torch.float32, **like),  # what each code stands for
-        )
-    ]
+    codes, floats = torch.zeros_like(parameter, dtype=torch.uint8), torch.float32
+    scales = torch.zeros(count // _BLOCK, dtype=floats, device=parameter.device)
+    values = torch.zeros(_BLOCK, dtype=floats, device=parameter.device)  # that the codes stand for
+    return [each for tensor in (codes, scales, values) for each in (tensor, tensor.clone())]
 
 
 class Moments:

@@ -22,7 +22,7 @@ from xaurora.fields import inputs, plausibility, statistics
 from xaurora.fields.distribution import Bins, Distribution, Moments
 from xaurora.fields.grid.weights import latitude_weights
 from xaurora.fields.targets import Target, unit_of
-from xaurora.model import batch
+from xaurora.model import frames
 from xaurora.model.batch import STEP
 from xaurora.model.loader import MAX_PREFETCH, prefetch, time_positions
 from xaurora.training import known_statistics
@@ -223,14 +223,14 @@ def _normalisation(plan: Plan, train: np.ndarray) -> tuple[dict[str, Any], dict[
 
 def _summary_of_inputs(plan: Plan, train: np.ndarray) -> dict[str, Any]:
     """Return what the inputs look like in a few frames; broken ones are left out."""
-    frames, times = [], []
+    found, times = [], []
     for time in stratified(train, inputs.FRAMES):
         try:
-            frames.append(batch.frame(plan.fields, time, guard="off"))
+            found.append(frames.read(plan.fields, time, guard="off"))
             times.append(time)
         except (MissingValuesError, SourceError) as error:
             logger.info("%s", error)
-    return inputs.summarise(frames, plan.fields.levels, np.array(times, "datetime64[ns]"))
+    return inputs.summarise(found, plan.fields.levels, np.array(times, "datetime64[ns]"))
 
 
 def normalised_frames(plan: Plan) -> int:
