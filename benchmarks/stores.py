@@ -54,14 +54,14 @@ def made(folder: Path, form: tuple[Any, Any], *, rain_hours: int, times: int) ->
     if not path.exists():
         ds = archives.open_generated(store)
         noise = np.random.default_rng(0)
-        out = {}
         for name, da in ds.data_vars.items():
             values = da.values
             if values.ndim > 2:  # bytes that do not compress to nothing, as those of ERA5
-                values = values * (1 + 1e-4 * noise.standard_normal(values.shape))
-            out[name] = (da.dims, values.astype(np.float32), da.attrs)
-        encoding = {n: {"chunks": (1, *da.shape[1:])} for n, da in ds.items() if "time" in da.dims}
-        xr.Dataset(out, ds.coords).to_zarr(path, encoding=encoding, consolidated=False)
+                for one in values:
+                    one *= 1 + 1e-4 * noise.standard_normal(one.shape, np.float32)
+            chunks = {name: {"chunks": (1, *da.shape[1:])}} if "time" in da.dims else {}
+            whole = xr.Dataset({name: (da.dims, values, da.attrs)}, ds.coords)
+            whole.to_zarr(path, mode="a", encoding=chunks, consolidated=False)
     return xr.open_zarr(path, chunks=None, consolidated=False)
 
 

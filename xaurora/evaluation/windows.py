@@ -12,6 +12,8 @@ import numpy as np
 
 from xaurora.evaluation.bands import Band
 
+_PLACES = 2**16
+_POINTS = 256  # sorted together: their values fit into a processor's cache
 HEAVY = 2.0 / 3.0  # quantile of wet amounts above which they are heavy (Rodwell et al. 2010)
 _DAYS = 366
 _READ = 32 * 1024**2  # bytes of a band to read at once
@@ -240,17 +242,53 @@ def weighted_quantile(values: np.ndarray, weights: np.ndarray, q: np.ndarray) ->
     """
     if not len(values):
         return np.full((len(q), *values.shape[1:]), np.nan)
-    order = np.argsort(values, axis=0)  # NaN is sorted last
-    ranked = np.take_along_axis(values, order, axis=0).astype(np.float64)
-    w = np.where(np.isfinite(ranked), weights[order], 0.0)
-    total = w.sum(axis=0)
+    points = values.reshape(len(values), -1)
+    out = np.empty((len(q), points.shape[1]))
+    for start in range(0, points.shape[1], _POINTS):
+        part = slice(start, start + _POINTS)
+        out[:, part] = _quantiles_of_points(points[:, part], weights, q)
+    return out.reshape(len(q), *values.shape[1:])
+
+
+def _order(values: np.ndarray, finite: np.ndarray) -> np.ndarray:
+    """Return the order of each row's values, ``(points, n)``, those that are not finite last."""
+    count = values.shape[1]
+    if values.dtype != np.float32 or count > _PLACES:
+        return np.argsort(np.where(finite, values, np.nan), axis=1)
+    # Numbers sort as their bits do, those of negative ones inverted. With each number's place in
+    # the bits below, sorting takes a fifth of the time of np.argsort.
+    bits = values.view(np.uint32)
+    bits = bits ^ np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
+    keys = np.where(finite, bits, np.uint32(0xFFFFFFFF)).astype(np.uint64) * np.uint64(_PLACES)
+    keys += np.arange(count, dtype=np.uint64)
+    keys.sort(axis=1)
+    return (keys & np.uint64(_PLACES - 1)).astype(np.int64)
+
+
+def _quantiles_of_points(values: np.ndarray, weights: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Return weighted quantiles, ``(k, points)``, of values ``(n, points)``."""
+    values = np.ascontiguousarray(values.T)
+    finite = np.isfinite(values)
+    total, squares = (finite @ np.stack([weights, weights**2], axis=1)).T
+    order = _order(values, finite)
+    w = weights[order]
+    if not finite.all():
+        w[np.arange(len(weights)) >= finite.sum(axis=1)[:, None]] = 0.0
+    upto = np.cumsum(w, axis=1)  # the weight of each value and all below it
+    rows, last = np.arange(len(values)), values.shape[1] - 1
+    out = np.zeros((len(q), len(values)))
     with np.errstate(invalid="ignore", divide="ignore"):
-        effective = total**2 / (w**2).sum(axis=0)
-        share = np.concatenate([np.zeros((1, *w.shape[1:])), np.cumsum(w / total, axis=0)])
-        ranked = np.nan_to_num(ranked)
-        out = []
-        for one in q:
+        effective = total**2 / squares
+        for found, one in zip(out, q, strict=True):
             h = (effective - 1.0) * one + 1.0
-            u = np.maximum((h - 1.0) / effective, np.minimum(h / effective, share))
-            out.append((ranked * np.diff(u * effective - h + 1.0, axis=0)).sum(axis=0))
-    return np.where(total > 0, np.stack(out), np.nan)
+            low, high = (h - 1.0) * total / effective, h * total / effective
+            # Only the few values between the two bounds count.
+            begin, end = (upto <= low[:, None]).sum(axis=1), (upto < high[:, None]).sum(axis=1)
+            end = np.minimum(end, last)
+            for k in range(max(int((end - begin).max()) + 1, 0)):
+                place = np.minimum(begin + k, last)
+                above = np.minimum(upto[rows, place], high)
+                below = np.maximum(np.where(place > 0, upto[rows, place - 1], 0.0), low)
+                share = np.where(begin + k <= end, (above - below) * effective / total, 0.0)
+                found += share * np.nan_to_num(values[rows, order[rows, place]].astype(np.float64))
+    return np.where(total > 0, out, np.nan)
