@@ -237,7 +237,7 @@ def page(report: dict[str, Any]) -> str:
         "`prepare` beside a copy of the same values into the same files with Zarr alone, byte rate"
         f" over byte rate in {RUNS} runs: {', '.join(map(str, report['prepare']['ratios']))}.",
         "",
-        "The loader beside reading the same chunks with Zarr alone:",
+        f"The loader beside reading the same chunks with Zarr alone ({report['loader_date']}):",
         "",
         "| data | threads | ratio of the byte rates in each run |",
         "|---|---|---|",
@@ -273,20 +273,21 @@ def main() -> None:
     only_loader = "--loader" in sys.argv[1:]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        today = time.strftime("%Y-%m-%d")
         report: dict[str, Any] = {
-            "date": time.strftime("%Y-%m-%d"),
+            "date": today,
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
             "versions": provenance.versions(),
         }
         if only_loader:
-            report = {**json.loads(REPORT.read_text()), **report}
+            report = json.loads(REPORT.read_text())
         else:
             report["once"] = once(folder)
             six = made(folder, SMALL, rain_hours=6, times=240)
             report["prepare"] = prepare(six, folder)
             print(report["prepare"], flush=True)
             report["guard"] = guard(six)
-        report["loader"] = []
+        report["loader"], report["loader_date"] = [], today
         for label, form, hours, times, rain in (
             ("1°, 4 levels, 6-hourly", SMALL, 6, 240, "total_precipitation_6hr"),
             ("1°, 4 levels, hourly", SMALL, 1, 480, "total_precipitation"),

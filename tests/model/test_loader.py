@@ -135,10 +135,50 @@ def test_the_times_of_a_broken_chunk_are_named(stored, tmp_path) -> None:
     cut = _cut(xaurora.open(path))
     before, init = (str(t)[:16] for t in cut.times[6:8])
     loader = loading.Loader(cut, {})
-    with pytest.raises(errors.SourceError, match=f"at {before} or {init} could not be read"):
+    with pytest.raises(errors.SourceError, match=f"at {before} could not be read"):
         loader.batch([cut.times[7]])
     with pytest.raises(errors.SourceError, match=f"at {init} could not be read"):
         loader.frame(cut.times[7])
+    loader.close()
+    with pytest.raises(errors.SourceError, match=f"at {before} or {init} could not be read"):
+        batch.to_batch(cut, [cut.times[7]])
+
+
+def test_a_broken_frame_leaves_the_one_read_with_it(stored, monkeypatch) -> None:
+    """Also for a thread that waits for the sound one meanwhile."""
+    cut = _cut(xaurora.open(stored))
+    loader = loading.Loader(cut, {})
+    broken, sound = cut.times[6], cut.times[7]
+    real, begun, waiting = frames._read_all, threading.Event(), threading.Event()
+
+    def some_fail(fields, place, times, *more):
+        if broken in times:
+            begun.set()
+            waiting.wait(10)
+            raise errors.SourceError(f"broken at {times}", fix="copy it again")
+        return real(fields, place, times, *more)
+
+    monkeypatch.setattr(frames, "_read_all", some_fail)
+    found: list[object] = []
+
+    def run(what, *args) -> None:
+        try:
+            found.append(what(*args))
+        except errors.SourceError as error:
+            found.append(error)
+
+    first = threading.Thread(target=run, args=(loader.batch, [sound]))
+    first.start()
+    assert begun.wait(10)
+    second = threading.Thread(target=run, args=(loader.frame, sound))
+    second.start()
+    waiting.set()
+    for thread in (first, second):
+        thread.join()
+    assert sorted(isinstance(one, errors.SourceError) for one in found) == [False, True]
+    error = next(one for one in found if isinstance(one, errors.SourceError))
+    assert str(sound) not in str(error)
+    assert loader.batch([cut.times[8]]).metadata.time
     loader.close()
 
 

@@ -57,6 +57,41 @@ FAULTS = (
         "chosen.append(group[:size])",
         ("training/test_scan.py::test_a_sample_is_even_over_hours_months_and_years",),
     ),
+    Fault(
+        "statistics of another region are taken",
+        "training/known_statistics.py",
+        "if max(gaps) > max(_EDGE, halo / min(height, width)):",
+        "if False:",
+        ("training/test_known_statistics.py::test_other_statistics_are_refused_and_the_fix_works",),
+    ),
+    Fault(
+        "two states that were read at once change places",
+        "model/frames.py",
+        "both[kind][name] = values",
+        "both[kind][name] = values[::-1]",
+        ("model/test_loader.py::test_history_is_read_at_once_and_not_copied",),
+    ),
+    Fault(
+        "the hash of a file is taken for changed weights",
+        "model/hashing.py",
+        "if file is None or not alone or _fingerprint(holder) != loaded:",
+        "if file is None or not alone:",
+        ("model/test_hashing.py::test_what_has_changed_is_hashed_again",),
+    ),
+    Fault(
+        "negative numbers are sorted the wrong way round",
+        "evaluation/windows.py",
+        "np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))",
+        "np.uint32(0x80000000)",
+        ("evaluation/test_windows.py::test_quantiles_are_xarrays",),
+    ),
+    Fault(
+        "moments of eight bits are updated with the first learning rate",
+        "training/optimisation.py",
+        'group["lr"].fill_(rate * factor)',
+        'group["lr"].fill_(rate)',
+        ("training/test_eight_bit.py::test_it_learns_nearly_the_same_and_resumes_exactly",),
+    ),
     # --- Aurora 1.5 ---
     Fault(
         "rain of an hour is summed with its negative floor",

@@ -69,6 +69,24 @@ def test_it_learns_nearly_the_same_and_resumes_exactly(
     assert np.array_equal(_losses(again), _losses(whole))
 
 
+def test_nothing_else_runs_uncompiled(
+    ds: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the step of the optimiser, and it leaves no trace if a run stops before it."""
+    stance, seen = torch._dynamo.eval_frame._stance, []
+    before = stance.stance
+
+    def stop(*_: Any) -> Any:
+        seen.append(torch._dynamo.eval_frame._stance.stance)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("xaurora.training.losses.step_loss", stop)
+    with pytest.raises(KeyboardInterrupt):
+        ds.aurora.finetune("tp", out=tmp_path / "run", optimizer_state="8bit", **QUICK)
+    assert seen == [before]
+    assert torch._dynamo.eval_frame._stance.stance == before
+
+
 def test_memory_is_counted_as_it_is() -> None:
     parameters = [torch.nn.Parameter(torch.ones(s)) for s in ((64, 128), (100, 50), (7,), (4096,))]
     adamw = eight_bit.adamw(

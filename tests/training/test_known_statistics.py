@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import xaurora
 from xaurora import errors
 from xaurora.cli.commands import app
+from xaurora.cli.fixes import as_command
 from xaurora.training import known_statistics, reads, scan
 from xaurora.training.options import FinetuneOptions
 from xaurora.training.plan import Plan, plan
@@ -106,7 +107,10 @@ def _fixed(error: errors.XauroraError, **names: Any) -> xr.Dataset:
     return eval(code.replace("statistics([", "statistics(progress=False, names=["), names)
 
 
-@pytest.mark.parametrize("what", ["another variable", "hours", "the globe"])
+WRONG = ["another variable", "hours", "no hours", "bounds", "the globe", "across Greenwich"]
+
+
+@pytest.mark.parametrize("what", WRONG)
 def test_other_statistics_are_refused_and_the_fix_works(fields: xr.Dataset, what: str) -> None:
     fields = fields.isel(time=slice(20))
     options: dict[str, Any] = {}
@@ -114,16 +118,67 @@ def test_other_statistics_are_refused_and_the_fix_works(fields: xr.Dataset, what
         ds, match = fields, "no histogram of the target 'tp'"
         given = ds.aurora.statistics("t2m", progress=False)
     elif what == "hours":
-        ds, match = _hourly(fields), "over 1 hours, but the target is its total over 6 hours"
+        ds, match = _hourly(fields), r"over 1 hour\(s\), but the target is its total over 6 hours"
+        given = ds.aurora.statistics("tp", progress=False)
+    elif what == "no hours":  # every sixth of hourly totals
+        ds, match = _hourly(fields), "over a period that is not stated"
+        del ds["tp"].attrs["cell_methods"]
+        given = ds.isel(time=slice(None, None, 6)).aurora.statistics("tp", progress=False)
+    elif what == "bounds":
+        ds, match = _hourly(fields), "but the target is its total over 6 hours"
+        ends = ds["time"].values
+        ds["time"].attrs["bounds"] = "time_bnds"
+        ds["time_bnds"] = ("time", "nv"), np.stack([ends - np.timedelta64(1, "h"), ends], axis=1)
         given = ds.aurora.statistics("tp", progress=False)
     else:
         ds, match = fields, "all longitudes, but the target is trained on"
         given = ds.aurora.statistics("tp", progress=False)
-        options["region"] = (-60.0, 40.0, 40.0, 230.0)
+        west, east = (40.0, 230.0) if what == "the globe" else (-60.0, 60.0)
+        options["region"] = (-60.0, 40.0, west, east)
     with pytest.raises(errors.OptionError, match=match) as caught:
         scan.scan_targets(_plan(ds, given, **options))
-    right = _fixed(caught.value, ds=ds)
+    right = _fixed(caught.value, ds=ds, np=np)
     assert scan.scan_targets(_plan(ds, right, **options)).climatology["tp"].moments.mean > 0
+
+
+def test_the_fix_for_a_truth_takes_its_own_axes(fields: xr.Dataset) -> None:
+    """Other names, the other order, longitudes from -180."""
+    ds = fields.isel(time=slice(20)).drop_vars("tp")
+    truth = fields[["tp"]].isel(time=slice(20), latitude=slice(None, None, -1))
+    truth = truth.assign_coords(longitude=(truth["longitude"] + 180) % 360 - 180)
+    truth = truth.sortby("longitude").rename(latitude="lat", longitude="lon")
+    options: dict[str, Any] = {"truth": truth, "region": (-60.0, 40.0, -60.0, 60.0)}
+    given = truth.aurora.statistics("tp", progress=False)
+    with pytest.raises(errors.OptionError, match="is trained on") as caught:
+        scan.scan_targets(_plan(ds, given, **options))
+    right = _fixed(caught.value, truth=truth, np=np)
+    known = scan.scan_targets(_plan(ds, right, **options)).climatology["tp"].moments
+    plain = scan.scan_targets(_plan(ds, None, **options)).climatology["tp"].moments
+    assert known.high == pytest.approx(plain.high)
+
+
+def test_inputs_of_another_box_are_read(fields: xr.Dataset) -> None:
+    part = fields.isel(latitude=slice(2, 10)).aurora.statistics(progress=False)
+    assert known_statistics.of_inputs(_plan(fields, None), part) is None
+    whole = fields.aurora.statistics(progress=False)
+    assert known_statistics.of_inputs(_plan(fields, None), whole) is not None
+
+
+def test_the_bases_own_variables_have_no_head_to_start(fields: xr.Dataset) -> None:
+    given = fields.aurora.statistics(progress=False)
+    with pytest.raises(errors.OptionError, match="statistics= applies to targets with a head"):
+        fields.aurora.finetune("all", statistics=given, **{**QUICK, "strategy": "full"})
+
+
+def test_the_fix_on_the_command_line(fields: xr.Dataset) -> None:
+    given = fields.aurora.statistics("t2m", progress=False)
+    with pytest.raises(errors.OptionError) as caught:
+        scan.scan_targets(_plan(fields, given))
+    first, last = (t[:13] for t in _period(fields))
+    assert as_command(str(caught.value.fix)) == (
+        f"xaurora stats FILES --names=tp --time={first}:{last} --out=statistics.nc, then"
+        " --statistics=statistics.nc"
+    )
 
 
 def test_other_times_are_named(fields: xr.Dataset, caplog: pytest.LogCaptureFixture) -> None:

@@ -108,7 +108,7 @@ def test_a_file_that_cannot_be_read_is_named(fields: xr.Dataset, tmp_path: Path)
         lazy.aurora.to_batch(lazy["time"].values[9], model=make_aurora())
     tuned = lazy.aurora.finetune("tp", out=tmp_path / "run", **{**QUICK, "model": make_aurora()})
     reasons = tuned.config["training"]["broken"]["first"].values()
-    assert all("'t2m' at " in r and "2020-01-03T06:00 could not be read" in r for r in reasons)
+    assert all("'t2m' at 2020-01-03T06:00 could not be read" in r for r in reasons)
 
 
 def test_replayed_forecasts_start_from_sound_samples(fields: xr.Dataset, tmp_path: Path) -> None:

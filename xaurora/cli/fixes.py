@@ -8,7 +8,10 @@ from __future__ import annotations
 import re
 import shlex
 
-_PYTHON = re.compile(r"\bds\[|\bfc\[|\btruth\[|\bds = |\.attrs|\.sel\(|\.isel\(|lambda|import ")
+_PYTHON = re.compile(
+    r"\bds\[|\bfc\[|\btruth\[|\bds = |\.attrs|\.sel\(|\.isel\(|lambda|import |\.accumulate\("
+    r"|=truth\."
+)
 _CALL = re.compile(r"\b(?:ds|fc|forecast|scores|tuned)\.aurora\.(\w+)\(([^()]*)\)")
 _FUNCTION = re.compile(
     r"\b(?:xaurora\.)?(predict|finetune|evaluate|prepare|climatology|scorecard|compare)\(([^()]*)\)"
@@ -19,6 +22,9 @@ _OPTION = re.compile(
 )
 _FIRST = {"finetune": "target", "estimate": "target", "predict": "lead", "check": "target"}
 """What the first argument of a method is called."""
+_STATISTICS = re.compile(
+    r"statistics=ds\.aurora\.statistics\(\['([^']+)'\], time=\('([^']+)', '([^']+)'\)\)"
+)
 _SWITCHES = ("activation_checkpointing", "latents")
 """Options that take ``on`` or ``off``, because they have other values as well."""
 
@@ -37,6 +43,11 @@ def as_command(fix: str) -> str:
     """
     if _PYTHON.search(fix):
         return f"in Python, {fix}"
+    fix = _STATISTICS.sub(
+        r"xaurora stats FILES --names=\1 --time=\2:\3 --out=statistics.nc, then"
+        " --statistics=statistics.nc",
+        fix,
+    )
     fix = _CALL.sub(_command, fix)
     fix = _FUNCTION.sub(_command, fix)
     return _OPTION.sub(_flag, fix)

@@ -269,12 +269,12 @@ def _quantiles_of_points(values: np.ndarray, weights: np.ndarray, q: np.ndarray)
     """Return weighted quantiles, ``(k, points)``, of values ``(n, points)``."""
     values = np.ascontiguousarray(values.T)
     finite = np.isfinite(values)
-    total, squares = (finite @ np.stack([weights, weights**2], axis=1)).T
     order = _order(values, finite)
     w = weights[order]
     if not finite.all():
         w[np.arange(len(weights)) >= finite.sum(axis=1)[:, None]] = 0.0
     upto = np.cumsum(w, axis=1)  # the weight of each value and all below it
+    total, squares = upto[:, -1], np.einsum("pn,pn->p", w, w)
     rows, last = np.arange(len(values)), values.shape[1] - 1
     out = np.zeros((len(q), len(values)))
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -235,7 +235,7 @@ def box_of(grid: Grid) -> list[float]:
         float(grid.latitude[-1]),
         float(grid.latitude[0]),
         west % 360.0,
-        360.0 if grid.wraps else east - west,
+        360.0 if grid.wraps else (east - west) % 360.0,
     ]
 
 

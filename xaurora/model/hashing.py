@@ -93,8 +93,11 @@ def mark_loaded(model: torch.nn.Module, path: Path) -> None:
     """Note the file that the weights of a model were just read from."""
     path = path.resolve()
     stat = path.stat()
-    values = hashlib.sha256(_some_values(model)).hexdigest()
-    file = [str(path), stat.st_size, stat.st_mtime_ns, type(model).__name__, values]
+    seen = hashlib.sha256(_some_values(model))
+    for name, tensor in model.state_dict().items():
+        seen.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+    kind = [type(model).__name__, seen.hexdigest(), _FORMAT]
+    file = [str(path), stat.st_size, stat.st_mtime_ns, *kind]
     model.__dict__["_xaurora_file"] = (file, _fingerprint(model))
 
 
@@ -121,6 +124,7 @@ def _hash_of_file(model: torch.nn.Module, holder: torch.nn.Module) -> str:
     return found
 
 
+_FORMAT = 1  # of the hashes; another one if _hash_state changes
 _LOOKED_AT = 8  # values that are compared in each tensor
 
 

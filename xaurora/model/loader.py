@@ -18,6 +18,7 @@ import torch
 import xarray as xr
 from aurora import Batch
 
+from xaurora.errors import XauroraError
 from xaurora.fields.conventions import Fields
 from xaurora.fields.periods import TimeIndex
 from xaurora.model import batch as batches
@@ -188,30 +189,33 @@ class Loader:
         self,
         keys: list[tuple[str, int]],
         promised: list[concurrent.futures.Future[Any]],
-        read: Callable[[], list[T]],
-        size: Callable[[T], int],
-    ) -> list[T]:
-        """Read what was promised, and keep it."""
+        read: Callable[[], Sequence[Any]],
+        size: Callable[[Any], int],
+    ) -> Sequence[Any]:
+        """Read what was promised, and keep it. Errors may stand for single values."""
+        found: Sequence[Any]
         try:
             found = read()
             self._unchanged.check()
         except BaseException as error:
-            with self._lock:
-                for key in keys:
-                    del self._reading[key]
-            for mine in promised:
-                mine.set_exception(error)
-            raise
+            found = [error] * len(keys)
         with self._lock:
             for key, values in zip(keys, found, strict=True):
                 del self._reading[key]
-                self._kept[key] = values
-                self._held += size(values)
+                if not isinstance(values, BaseException):
+                    self._kept[key] = values
+                    self._held += size(values)
             while (self._held > self.budget and len(self._kept) > 3) or len(self._kept) > self.most:
                 _, dropped = self._kept.popitem(last=False)
                 self._held -= _size(dropped) if isinstance(dropped, dict) else dropped.nbytes
         for mine, values in zip(promised, found, strict=True):
-            mine.set_result(values)
+            if isinstance(values, BaseException):
+                mine.set_exception(values)
+            else:
+                mine.set_result(values)
+        for values in found:
+            if isinstance(values, BaseException):
+                raise values
         return found
 
     @property
@@ -229,9 +233,20 @@ class Loader:
         place = self._places[_key(time)]
         return self._timed(lambda **how: [frames.read(fields, time, index=place, **how)])[0]
 
-    def _pair(self, times: list[np.datetime64]) -> list[frames.Frame]:
+    def _pair(self, times: list[np.datetime64]) -> list[frames.Frame | XauroraError]:
+        """Read two times at once, or each for itself if that fails: the other may be sound."""
         places = [self._places[_key(t)] for t in times]
-        return self._timed(lambda **how: frames.read_pair(self.fields, times, places, **how))
+        try:
+            pair = self._timed(lambda **how: frames.read_pair(self.fields, times, places, **how))
+            return list(pair)
+        except XauroraError:
+            return [self._frame_or_error(t) for t in times]
+
+    def _frame_or_error(self, time: np.datetime64) -> frames.Frame | XauroraError:
+        try:
+            return self._frame(self.fields, time)
+        except XauroraError as error:
+            return error
 
     def _timed(self, read: Callable[..., list[frames.Frame]]) -> list[frames.Frame]:
         """Read with as many threads as help, and find out whether the store is slow."""

@@ -142,10 +142,10 @@ def warn(plan: Plan, scan: TargetScan, description: dict[str, Any]) -> None:
         seen = scan.climatology[t.name]
         if seen.clipped:
             logger.info(
-                "%d negative amounts of %s were set to zero, %.3g mm in all.",
+                "%d negative amounts of %s were set to zero%s.",
                 seen.clipped,
                 t.item.source,
-                seen.clipped_amount * 1e3,
+                f", {seen.clipped_amount * 1e3:.3g} mm in all" if seen.clipped_amount else "",
             )
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import xarray as xr
 
 from xaurora.errors import OptionError
-from xaurora.fields import inputs, periods
+from xaurora.fields import inputs, periods, recognition
 from xaurora.fields.distribution import Distribution, Moments
+from xaurora.fields.found import Axis
+from xaurora.fields.grid.lattice import Grid
 from xaurora.fields.targets import Target
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.model.batch import STEP
@@ -44,11 +46,13 @@ def of_targets(plan: Plan, given: xr.Dataset) -> dict[str, Distribution]:
 
 
 def of_inputs(plan: Plan, given: xr.Dataset) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Return mean and standard deviation of the inputs, or None if some are not in the statistics.
+    """Return mean and standard deviation of the inputs, or None if the statistics are not of them.
 
     The form is that of :func:`xaurora.fields.statistics.normalisation_statistics`.
     """
     form, levels = plan.fields.layout.fields, plan.fields.levels
+    if not _covers(plan, given, plan.grid):
+        return None
     surface = {str(n): str(form["surface", str(n)].source) for n in plan.fields.surface}
     atmos = {str(n): str(form["atmos", str(n)].source) for n in plan.fields.atmos}
     if not all(name in given for name in (*surface.values(), *atmos.values())):
@@ -107,30 +111,34 @@ def _check(plan: Plan, given: xr.Dataset, target: Target) -> None:
             fix=_fix(plan, target),
         )
     hours = periods.declared_hours(source, given[source].attrs)
-    times = int(given.attrs["number_of_times"])
-    apart = (np.datetime64(given.attrs["end"]) - np.datetime64(given.attrs["start"])) / max(
-        times - 1, 1
-    )
-    if target.is_rain and (
-        hours not in (None, TIMESTEP_HOURS) or (hours is None and times > 1 and apart < STEP)
-    ):
+    if target.is_rain and hours != TIMESTEP_HOURS:
+        over = f"over {hours:g} hour(s)" if hours else "over a period that is not stated"
         raise OptionError(
-            f"statistics= is of '{source}' over {f'{hours:g} hours' if hours else apart}, but the"
-            f" target is its total over {TIMESTEP_HOURS} hours.",
-            fix=_fix(plan, target, totals=True),
+            f"statistics= is of '{source}' {over}, but the target is its total over"
+            f" {TIMESTEP_HOURS} hours.",
+            fix=_fix(plan, target),
         )
-    box, wanted = list(map(float, given.attrs["box"])), inputs.box_of(plan.target_grid)
-    height, width = max(wanted[1] - wanted[0], 1e-9), wanted[3]
+    if not _covers(plan, given, plan.target_grid):
+        raise OptionError(
+            f"statistics= is of {inputs.place(_box(given))}, but the target is trained on"
+            f" {inputs.place(inputs.box_of(plan.target_grid))}.",
+            fix=_fix(plan, target),
+        )
+
+
+def _box(given: xr.Dataset) -> list[float]:
+    return list(map(float, given.attrs["box"]))
+
+
+def _covers(plan: Plan, given: xr.Dataset, grid: Grid) -> bool:
+    """Return whether statistics are of a grid, apart from its edges."""
+    box, wanted = _box(given), inputs.box_of(grid)
+    height, width = max(wanted[1] - wanted[0], 1e-9), max(wanted[3], 1e-9)
     aside = abs((box[2] - wanted[2] + 180.0) % 360.0 - 180.0) if width < 360.0 else 0.0
     gaps = [abs(box[0] - wanted[0]) / height, abs(box[1] - wanted[1]) / height]
     gaps += [abs(box[3] - wanted[3]) / width, aside / width]
-    halo = (1 + plan.needs.patch_size + (plan.options.halo or 0)) * max(plan.grid.spacing)
-    if max(gaps) > max(_EDGE, halo / min(height, width)):
-        raise OptionError(
-            f"statistics= is of {inputs.place(box)}, but the target is trained on"
-            f" {inputs.place(wanted)}.",
-            fix=_fix(plan, target, box=wanted),
-        )
+    edge = (1 + plan.needs.patch_size + plan.options.halo) * max(plan.grid.spacing)
+    return max(gaps) <= max(_EDGE, edge / min(height, width))
 
 
 def _warn_of_other_times(plan: Plan, given: xr.Dataset) -> None:
@@ -144,34 +152,59 @@ def _warn_of_other_times(plan: Plan, given: xr.Dataset) -> None:
             *(str(t)[:16] for t in (start, end, train[0], last)),
         )
     elif not plan.split.same and (shared := int(((validation > start) & (validation < end)).sum())):
+        between = bool(((validation > train[0]) & (validation < last)).any())
+        period = f"time={_period(plan)}" if not between else "the training times: ds.sel(time=...)"
         logger.warning(
             "statistics= includes the times of %d of %d validation samples. For an independent"
-            " validation compute it with time=('%s', '%s').",
+            " validation compute it with %s.",
             shared,
             len(validation),
-            *(str(t)[:16] for t in (train[0] + STEP, last)),
+            period,
         )
 
 
-def _fix(
-    plan: Plan, target: Target, *, totals: bool = False, box: list[float] | None = None
-) -> str:
+def _period(plan: Plan) -> tuple[str, str]:
+    """Return the first and last hour of the targets of the training part."""
+    train = plan.split.train
+    ends = (train[0] + STEP, train[-1] + STEP * plan.options.rollout_steps)
+    return str(ends[0])[:13], str(ends[1])[:13]
+
+
+def _fix(plan: Plan, target: Target) -> str:
     """Return the code that computes the right statistics."""
-    source, name = target.item.source, "ds" if plan.options.truth is None else "truth"
-    period = (plan.split.train[0] + STEP, plan.split.train[-1] + STEP * plan.options.rollout_steps)
-    first, last = (str(t)[:16] for t in period)
-    data = name
-    if totals:
-        data += f".assign({{'{source}': {name}.aurora.accumulate('{source}')}})"
-    if box is not None:
-        axes = {k: plan.fields.layout.axes[k].name for k in ("latitude", "longitude")}
-        lat = plan.fields.layout.source[axes["latitude"]].values
-        south, north = box[:2] if lat[0] < lat[-1] else box[1::-1]
-        ranges = [f"{axes['latitude']}=slice({south:g}, {north:g})"]
-        if box[3] < 360.0:
-            west = box[2]
-            if float(plan.fields.layout.source[axes["longitude"]].min()) < 0.0 and west > 180.0:
-                west -= 360.0
-            ranges.append(f"{axes['longitude']}=slice({west:g}, {west + box[3]:g})")
-        data += f".sel({', '.join(ranges)})"
-    return f"statistics={data}.aurora.statistics(['{source}'], time=('{first}', '{last}'))"
+    source, truth = str(target.item.source), plan.options.truth
+    data = "ds" if truth is None else "truth"
+    if plan.window is not None:
+        layout = plan.fields.layout
+        axes, ds = (layout.axes, layout.source) if truth is None else _axes_of(truth)
+        data += f".isel({_selection(axes, ds, inputs.box_of(plan.target_grid))})"
+    if target.is_rain and periods.declared_hours(source, target.item.attrs) != TIMESTEP_HOURS:
+        data += f".aurora.accumulate('{source}').to_dataset(name='{source}')"
+    return f"statistics={data}.aurora.statistics(['{source}'], time={_period(plan)})"
+
+
+def _axes_of(ds: xr.Dataset) -> tuple[dict[str, Axis], xr.Dataset]:
+    return recognition.recognise(ds).axes, ds
+
+
+def _selection(axes: dict[str, Axis], ds: xr.Dataset, box: list[float]) -> str:
+    """Return the arguments of ``isel`` that select a box, in whatever order the axes are."""
+    south, north, west, width = box
+    near = 1e-3  # degrees: coordinates are rounded
+    latitude, longitude = axes["latitude"], axes["longitude"]
+    lat = ds[latitude.name].values.astype(float)
+    lon = (ds[longitude.name].values.astype(float) - west + near) % 360.0
+    inside = (lat >= south - near) & (lat <= north + near), lon <= width + 2 * near
+    return ", ".join(
+        f"{axis.dim}={_runs(np.flatnonzero(there))}"
+        for axis, there in zip((latitude, longitude), inside, strict=True)
+    )
+
+
+def _runs(places: np.ndarray) -> str:
+    """Return places as a slice, or as several."""
+    parts = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
+    ends = [(int(p[0]), int(p[-1]) + 1) for p in parts if len(p)]
+    if len(ends) == 1:
+        return "slice({}, {})".format(*ends[0])
+    return f"np.r_[{', '.join(f'{a}:{b}' for a, b in ends)}]"

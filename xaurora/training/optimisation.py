@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,11 +74,10 @@ class Optimisation:
             for name, p in zip(named["params"], own["params"], strict=True)
         }
         self.rates = [g["lr"] for g in by_name]
-        self._kernels: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        self.eight_bit = options.optimizer_state == "8bit"
         how: dict[str, Any] = {"weight_decay": options.weight_decay, "betas": BETAS}
-        if options.optimizer_state == "8bit":
+        if self.eight_bit:
             self.adamw = eight_bit.adamw(trained, **how)
-            self._kernels = eight_bit.compiled_on(fabric.device)
         else:
             # The fused optimiser makes one pass over memory. Sharded parameters need the plain one.
             self.adamw = torch.optim.AdamW(trained, fused=not sharded, **how)
@@ -112,7 +112,7 @@ class Optimisation:
         """
         if wanted and self.fabric.world_size > 1:
             return self.fabric.no_backward_sync(self.runner)
-        return contextlib.nullcontext()
+        return nullcontext()
 
     def clip(self) -> float:
         """Clip the gradient, and return its norm before that."""
@@ -136,11 +136,11 @@ class Optimisation:
                 group["lr"].fill_(rate * factor)
             else:
                 group["lr"] = rate * factor
-        if self.scaler.is_enabled():
-            self.scaler.step(self.adamw)
-            self.scaler.update()
-        else:
-            with self._kernels:
+        with eight_bit.compiled_on(self.fabric.device) if self.eight_bit else nullcontext():
+            if self.scaler.is_enabled():
+                self.scaler.step(self.adamw)
+                self.scaler.update()
+            else:
                 self.optimizer.step()
         self.zero_grad()
         if self.average is not None:

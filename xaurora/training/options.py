@@ -326,9 +326,9 @@ class FinetuneOptions(TrainingOptions):
         None,
         "Dataset, optional",
         """What ``ds.aurora.statistics(time=...)`` returned for the training period: the heads start
-        from all of it, and no targets are read before training. If it has all inputs of a new tiny
-        model, they are normalised by it, too. By default a sample of the frames is read
-        (``first_look``).""",
+        from all of it, and only a few frames of the targets are read before training. If it has all
+        inputs of a new tiny model, they are normalised by it, too. By default a sample of the
+        frames is read (``first_look``).""",
         checks.optional(check_statistics),
         command_line="statistics",
     )

@@ -214,6 +214,7 @@ def check_options(options: FinetuneOptions) -> tuple[bool, list[str]]:
             ("truth", options.truth is not None),
             ("as_input", options.as_input),
             ("region", options.region is not None),
+            ("statistics", options.statistics is not None),
         ):
             if given:
                 raise OptionError(
