@@ -459,9 +459,9 @@ class AuroraAccessor:
             and regridded conservatively onto the data's grid.
         statistics : Dataset, optional
             What ``ds.aurora.statistics(time=...)`` returned for the training period: the heads
-            start from all of it, and no targets are read before training. If it has all inputs of a
-            new tiny model, they are normalised by it, too. By default a sample of the frames is
-            read (``first_look``).
+            start from all of it, and only a few frames of the targets are read before training. If
+            it has all inputs of a new tiny model, they are normalised by it, too. By default a
+            sample of the frames is read (``first_look``).
         model : str or model
             ``"tiny"`` (built here, random), ``"tiny-pretrained"`` (trained on synthetic fields),
             ``"small"``, ``"base"``, ``"finetuned"``, ``"v1.5"``, ``"v1.5-ensemble"``, the toys
@@ -517,10 +517,12 @@ class AuroraAccessor:
             Recompute activations in the backward pass instead of storing them. ``"offload"`` also
             keeps the inputs of blocks in host memory until then. ``"auto"`` chooses the fastest way
             that fits into ``memory``; with ``engine="jax"`` it recomputes on GPUs and TPUs.
-        optimizer_state : {"auto", "device", "host"}
+        optimizer_state : {"auto", "device", "host", "8bit"}
             Where float32 weights, gradients and the moments of AdamW are. With ``"host"`` the
             device holds the weights that train only in the precision they are computed in.
-            ``"auto"`` chooses the fastest way that fits into ``memory``.
+            ``"auto"`` chooses the fastest of the two that fits into ``memory``. With ``"8bit"`` all
+            are on the device, and the moments are rounded to eight bits, which changes the result a
+            little; it requires ``pip install "xaurora[eight-bit]"``.
         compile : bool
             Compile the backbone's blocks with ``torch.compile``. If it is not available, a warning
             is logged and the blocks run uncompiled.
@@ -712,9 +714,9 @@ class AuroraAccessor:
             and regridded conservatively onto the data's grid.
         statistics : Dataset, optional
             What ``ds.aurora.statistics(time=...)`` returned for the training period: the heads
-            start from all of it, and no targets are read before training. If it has all inputs of a
-            new tiny model, they are normalised by it, too. By default a sample of the frames is
-            read (``first_look``).
+            start from all of it, and only a few frames of the targets are read before training. If
+            it has all inputs of a new tiny model, they are normalised by it, too. By default a
+            sample of the frames is read (``first_look``).
         model : str or model
             ``"tiny"`` (built here, random), ``"tiny-pretrained"`` (trained on synthetic fields),
             ``"small"``, ``"base"``, ``"finetuned"``, ``"v1.5"``, ``"v1.5-ensemble"``, the toys
@@ -770,10 +772,12 @@ class AuroraAccessor:
             Recompute activations in the backward pass instead of storing them. ``"offload"`` also
             keeps the inputs of blocks in host memory until then. ``"auto"`` chooses the fastest way
             that fits into ``memory``; with ``engine="jax"`` it recomputes on GPUs and TPUs.
-        optimizer_state : {"auto", "device", "host"}
+        optimizer_state : {"auto", "device", "host", "8bit"}
             Where float32 weights, gradients and the moments of AdamW are. With ``"host"`` the
             device holds the weights that train only in the precision they are computed in.
-            ``"auto"`` chooses the fastest way that fits into ``memory``.
+            ``"auto"`` chooses the fastest of the two that fits into ``memory``. With ``"8bit"`` all
+            are on the device, and the moments are rounded to eight bits, which changes the result a
+            little; it requires ``pip install "xaurora[eight-bit]"``.
         compile : bool
             Compile the backbone's blocks with ``torch.compile``. If it is not available, a warning
             is logged and the blocks run uncompiled.
