@@ -60,8 +60,8 @@ FAULTS = (
     Fault(
         "statistics of another region are taken",
         "training/known_statistics.py",
-        "if max(gaps) > max(_EDGE, halo / min(height, width)):",
-        "if False:",
+        "return max(gaps) <= max(_EDGE, edge / min(height, width))",
+        "return True",
         ("training/test_known_statistics.py::test_other_statistics_are_refused_and_the_fix_works",),
     ),
     Fault(
@@ -237,8 +237,8 @@ FAULTS = (
     Fault(
         "the history is in the wrong order",
         "model/batch.py",
-        "[[frames[t - STEP][kind][name], frames[t][kind][name]] for t in init_times]",
-        "[[frames[t][kind][name], frames[t - STEP][kind][name]] for t in init_times]",
+        "histories = [[states[t - STEP], states[t]] for t in init_times]",
+        "histories = [[states[t], states[t - STEP]] for t in init_times]",
         ("model/test_batch.py", "fields/test_conventions.py"),
     ),
     # --- rain and units ---
