@@ -24,7 +24,10 @@ Frame: TypeAlias = dict[str, dict[str, np.ndarray]]
 
 
 class _Half(Frame):
-    """One of two frames that were read together, with both: ``(2, h, w)`` and ``(2, c, h, w)``."""
+    """A frame, and all that were read together with it, which it keeps in memory.
+
+    ``both`` has their values in one, ``(2, h, w)`` and ``(2, c, h, w)``; ``place`` is the frame's.
+    """
 
     both: Frame
     place: int
