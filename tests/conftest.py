@@ -22,7 +22,7 @@ from helpers import LittleSmall, make_aurora, shrink_tiny
 
 import xaurora
 from xaurora.model.heads.base import Climatology, DistributionHead
-from xaurora.training import costs
+from xaurora.training import costs, finetune
 
 matplotlib.use("Agg")
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
@@ -85,11 +85,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [*ordered, *fast]
 
 
+_draw_history = finetune._draw_history
+# Runs of tests and of their fixtures do not draw their learning curves, a third of a short run.
+finetune._draw_history = lambda *_: None
+
+
 @pytest.fixture(autouse=True)
-def _no_figures_of_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs do not draw their learning curves, which takes a third of a short one."""
-    if request.node.get_closest_marker("draws") is None:
-        monkeypatch.setattr("xaurora.training.finetune._draw_history", lambda *_: None)
+def _figures_of_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of tests that look at them do."""
+    if request.node.get_closest_marker("draws") is not None:
+        monkeypatch.setattr(finetune, "_draw_history", _draw_history)
 
 
 @pytest.fixture(autouse=True)

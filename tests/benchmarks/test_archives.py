@@ -88,7 +88,7 @@ def _normals(store: archives.GeneratedStore, **options: Any) -> xr.Dataset:
 def test_a_climatology_reads_the_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     store = archives.weatherbench2(
-        0.5, shape=SHAPE, levels=LEVELS, surface=("2m_temperature",), atmos=("temperature",)
+        0.2, shape=SHAPE, levels=LEVELS, surface=("2m_temperature",), atmos=("temperature",)
     )
     expected = _normals(store, statistics=("mean", "std", "quantile"))
     monkeypatch.setattr(climatology, "_MEMORY", 50_000_000)

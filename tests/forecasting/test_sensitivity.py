@@ -93,7 +93,7 @@ def test_it_points_upstream(tmp_path: Path) -> None:
     """
     ds = xaurora.synthetic(times=120, seed=1)
     tuned = ds.aurora.finetune(
-        model="tiny-pretrained", steps=80, batch_size=4, validations=1, out=tmp_path, progress=False
+        model="tiny-pretrained", steps=50, batch_size=4, validations=1, out=tmp_path, progress=False
     )
     found = ds.aurora.sensitivity(
         "tp", region=BOX, lead="6h", model=tuned, per_std=True, progress=False
@@ -116,7 +116,7 @@ def test_what_rain_does_not_depend_on_hardly_matters(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).standard_normal(ds["u10"].shape).astype("float32")
     ds["u10"] = ds["u10"].copy(data=5.0 + 4.0 * noise)
     ds.aurora.finetune(
-        model="tiny", strategy="full", base_loss=0, steps=100, batch_size=4, validations=1,
+        model="tiny", strategy="full", base_loss=0, steps=60, batch_size=4, validations=1,
         out=tmp_path, progress=False,
     )  # fmt: skip
     found = ds.aurora.sensitivity("tp", region="tropics", lead="6h", per_std=True, progress=False)

@@ -220,34 +220,37 @@ def test_order_is_kept_and_the_depth_grows_only_while_it_waits() -> None:
 
 
 class _Slow(WrapperStore):
-    """A store that answers after 50 ms."""
+    """A store that answers after 50 ms, and counts what it is asked for at the same time."""
+
+    now = most = 0
 
     async def get(self, *args, **kwargs):
-        await asyncio.sleep(0.05)
-        return await self._store.get(*args, **kwargs)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await asyncio.sleep(0.05)
+            return await self._store.get(*args, **kwargs)
+        finally:
+            self.now -= 1
 
 
-@pytest.mark.slow
-def test_a_slow_store_keeps_nobody_waiting(stored, tmp_path) -> None:
-    """50 ms a request. The share of waiting goes with the machine; that it is small beside reading
-    one after another does not.
-    """
-    ds = xr.open_dataset(
-        _Slow(LocalStore(stored, read_only=True)), engine="zarr", consolidated=False, chunks=None
-    )
-    cut = _cut(ds)
-    init = list(cut.times[1:13])
-    waits = {}
-    for name, workers, most, readers in (("one by one", 0, None, 0), ("ahead", 2, 16, 16)):
-        loader = loading.Loader(cut, {}, readers=readers, budget=1)
-        began, waited = time.perf_counter(), 0.0
-        for _ in loading.prefetch([[t] for t in init], loader.batch, workers, most):
-            waited += time.perf_counter() - began
-            time.sleep(0.05)  # what a step takes
-            began = time.perf_counter()
-        waits[name] = waited
-        loader.close()
-    assert waits["ahead"] < 0.15 * waits["one by one"]
+@pytest.mark.parametrize(
+    ("workers", "readers", "samples", "fewest", "most"),
+    [(0, 0, 2, 1, 2), (2, 16, 8, 12, 32)],
+    ids=["one by one", "ahead"],
+)
+def test_a_slow_store_is_asked_for_much_at_once(
+    stored, workers: int, readers: int, samples: int, fewest: int, most: int
+) -> None:
+    """As many requests at the same time as there are readers, each of both states of a sample."""
+    slow = _Slow(LocalStore(stored, read_only=True))
+    ds = xr.open_dataset(slow, engine="zarr", consolidated=False, chunks=None)
+    loader = loading.Loader(_cut(ds), {}, readers=readers, budget=1)
+    slow.most = 0
+    init = [[t] for t in loader.fields.times[1 : 2 * samples : 2]]
+    assert len(list(loading.prefetch(init, loader.batch, workers, 16))) == samples
+    loader.close()
+    assert fewest <= slow.most <= most
 
 
 def test_what_is_kept_stays_within_the_budget(fields: xr.Dataset) -> None:

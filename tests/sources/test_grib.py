@@ -169,6 +169,6 @@ def test_each_message_is_decoded_once(
     ds = xaurora.open(data / "era5_yukon_2023-01" / "surface.grib")
     assert not count
     assert ds.sizes["time"] == 744
-    part = ds[["tp", "t2m"]].isel(time=slice(100)).load()
-    assert len(count) == 2 * part.sizes["time"] == 200
+    part = ds[["tp", "t2m"]].isel(time=slice(40)).load()
+    assert len(count) == 2 * part.sizes["time"] == 80
     assert part["tp"].notnull().all()

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 import xaurora
-from xaurora import TunedAurora, errors
+from xaurora import StrategyOptions, TunedAurora, errors
 from xaurora.training import eight_bit
 from xaurora.training.loop import Trainer
 
@@ -20,7 +20,7 @@ pytest.importorskip("torchao")
 
 QUICK: dict[str, Any] = {
     "model": "tiny-pretrained",
-    "strategy": "full",
+    "strategy": StrategyOptions("decoder", layers=1),
     "steps": 6,
     "progress": False,
     "validations": 1,
@@ -108,8 +108,8 @@ def test_memory_is_counted_as_it_is() -> None:
 
 
 def test_an_estimate_takes_less(ds: xr.Dataset) -> None:
-    asked: dict[str, Any] = {"model": "small", "strategy": "full", "device": "gpu"}
-    asked |= {"activation_checkpointing": True}
+    asked: dict[str, Any] = {"model": "tiny", "strategy": "full", "device": "gpu"}
+    asked |= {"activation_checkpointing": True, "head": "hurdle_lognormal"}
     plain, less = (
         ds.aurora.estimate("tp", optimizer_state=state, **asked) for state in ("device", "8bit")
     )

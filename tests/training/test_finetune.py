@@ -412,7 +412,7 @@ def test_learns_most_of_what_can_be_learnt(tmp_path) -> None:
         "tp",
         model="tiny",
         strategy="full",
-        steps=100,
+        steps=70,
         batch_size=4,
         validations=1,
         out=tmp_path / "run",

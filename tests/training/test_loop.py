@@ -312,7 +312,7 @@ def test_saved_loaded_and_merged(
 
 def test_peft_alone_loads_the_adapter(fields: xr.Dataset, adapted: dict[str, Any]) -> None:
     """In a process that knows nothing of this package, on a stock Aurora."""
-    kinds, base, out = ("dora", "rslora"), adapted["base"], adapted["out"]
+    kinds, base, out = ("dora",), adapted["base"], adapted["out"]
     batch = fields.aurora.to_batch(fields["time"].values[9], model=base)
     torch.save(base.state_dict(), out / "base.pt")
     parts = {"surf": batch.surf_vars, "static": batch.static_vars, "atmos": batch.atmos_vars}
