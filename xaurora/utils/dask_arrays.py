@@ -18,6 +18,7 @@ from xaurora.utils.indexed import (
     result_shape,
     variable_of,
 )
+from xaurora.utils.local_chunks import decoded_in_place
 from xaurora.utils.types import Given
 
 _BLOCK = 64 * 1024**2  # bytes of a block
@@ -27,16 +28,20 @@ _MOST_FRAMES = 32  # of a block
 def without_dask(variable: xr.Variable) -> xr.Variable:
     """Return a variable without dask: what is read of it is read directly, or in blocks.
 
+    Chunks of local Zarr stores are decoded in place (:mod:`xaurora.utils.local_chunks`).
+
     A dask array that only selects, orders, concatenates or rechunks stored arrays, as those of
     ``open_zarr(chunks={})`` and ``open_mfdataset`` do, is replaced by these arrays. What dask
     computes is computed in blocks of frames.
     """
     if variable.chunks is None:
-        return variable
+        return decoded_in_place(variable)
     found = _Graph(variable.data.dask).variable(variable.data.name)
     if found is not None and found.shape == variable.shape and found.dtype == variable.dtype:
-        return xr.Variable(
-            variable.dims, found._data, variable.attrs, variable.encoding, fastpath=True
+        return decoded_in_place(
+            xr.Variable(
+                variable.dims, found._data, variable.attrs, variable.encoding, fastpath=True
+            )
         )
     made = variable_of(_Computed(variable.data), variable)
     sizes = zip(variable.dims, variable.chunks, strict=True)
@@ -46,8 +51,9 @@ def without_dask(variable: xr.Variable) -> xr.Variable:
 
 def dataset_without_dask(ds: xr.Dataset) -> xr.Dataset:
     """Return a Dataset with its variables without dask; see :func:`without_dask`."""
-    chunked = {name: da for name, da in ds.data_vars.items() if da.chunks is not None}
-    return ds.assign({name: without_dask(da.variable) for name, da in chunked.items()})
+    bare = {name: without_dask(da.variable) for name, da in ds.data_vars.items()}
+    changed = {name: v for name, v in bare.items() if v is not ds[name].variable}
+    return ds.assign(changed) if changed else ds
 
 
 class _Graph:
