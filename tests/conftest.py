@@ -62,7 +62,18 @@ def pytest_configure() -> None:
     gc.set_threshold(100_000, 20, 20)  # collections went through a million objects each time
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out thorough tests if the whole suite runs, and order the others."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    left = [item for item in items if item.get_closest_marker("thorough")]
+    if whole and not (config.option.markexpr or config.option.keyword):
+        items[:] = [item for item in items if item not in left]
+        config.hook.pytest_deselected(items=left)
+    _share(items)
+
+
+def _share(items: list[pytest.Item]) -> None:
     """Give each process its share of the slow tests, and let it begin with them.
 
     Each starts with one of as many equal parts of ``items`` and takes over from others in the end.

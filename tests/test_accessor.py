@@ -399,6 +399,7 @@ def long(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("task", list(TASKS))
 def test_memory_does_not_grow_with_the_samples(long: Path, tmp_path: Path, task: str) -> None:

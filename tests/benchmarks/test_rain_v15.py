@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import rain_v15
 
 
+@pytest.mark.thorough
 def test_the_comparison_runs_and_resumes(tmp_path: Path, monkeypatch, capsys) -> None:
     report = rain_v15.small(tmp_path, steps=3, times=140, shape=(16, 32))
     assert json.loads((tmp_path / "rain.json").read_text()) == report

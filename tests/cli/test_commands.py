@@ -30,6 +30,7 @@ def test_the_module_is_the_command() -> None:
     assert "finetune" in run.stdout
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.usual_tiny
 def test_real_europe_from_the_command_line(data: Path, europe: xr.Dataset, tmp_path: Path) -> None:

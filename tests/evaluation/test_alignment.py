@@ -781,6 +781,7 @@ def test_leads_as_numbers_and_single_times() -> None:
         fc.isel(init_time=slice(0, 0)).aurora.evaluate(truth)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_memory_does_not_grow_with_init_times(tmp_path: Path) -> None:
     """Peak of a fresh process at 100 and at 10,000 init times of tiny fields; what is carried of

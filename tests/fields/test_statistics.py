@@ -144,6 +144,7 @@ def test_bad_options(fields: xr.Dataset, options: dict, kind: type, match: str) 
         fields.aurora.statistics(progress=False, **options)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("chunks", [(10, 91, 720), (800, 20, 60)])
 def test_memory_does_not_grow_with_time(tmp_path, chunks: tuple[int, int, int]) -> None:

@@ -33,8 +33,13 @@ def ds() -> xr.Dataset:
     "asked",
     [
         {"name": "tp", "lead": "12h"},
-        {"name": "tp", "lead": "6h", "statistic": "probability", "threshold_mm": 0.5},
-        {"name": "z", "lead": "6h", "level": 500, "per_std": True},
+        pytest.param(
+            {"name": "tp", "lead": "6h", "statistic": "probability", "threshold_mm": 0.5},
+            marks=pytest.mark.thorough,
+        ),
+        pytest.param(
+            {"name": "z", "lead": "6h", "level": 500, "per_std": True}, marks=pytest.mark.thorough
+        ),
     ],
     ids=["rain", "chance of rain", "geopotential"],
 )
@@ -86,6 +91,7 @@ def test_it_is_the_slope_of_the_forecast(ds: xr.Dataset, tuned: xaurora.TunedAur
         assert (moved[0] - moved[1]) / 2 == pytest.approx(expected, rel=0.02), name
 
 
+@pytest.mark.thorough
 def test_it_points_upstream(tmp_path: Path) -> None:
     """Fields drift eastward, two columns in six hours: what matters lies to the west.
 
@@ -106,6 +112,7 @@ def test_it_points_upstream(tmp_path: Path) -> None:
         assert -12.0 < float((up * east).sum() / up.sum()) < -2.0, name
 
 
+@pytest.mark.thorough
 def test_what_rain_does_not_depend_on_hardly_matters(tmp_path: Path) -> None:
     """Noise in place of a variable: raised everywhere, it changes mean rain little.
 

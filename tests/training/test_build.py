@@ -25,6 +25,7 @@ def tune(ds: xr.Dataset, out: Any, **options: Any) -> TunedAurora:
     return ds.aurora.finetune("tp", out=out, progress=False, **options)
 
 
+@pytest.mark.thorough
 def test_a_frozen_head_gains_most_of_what_is_achievable(ds: xr.Dataset, tmp_path) -> None:
     """Training takes 15 s alone: a score near the achievable one needs some hundred steps."""
     past, present = ds.isel(time=slice(None, 400)), ds.isel(time=slice(400, None))

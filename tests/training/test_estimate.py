@@ -100,6 +100,7 @@ def test_imagined_steps_take_what_real_ones_take(
     assert imagined == pytest.approx(max(peaks), rel=0.1)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_within_a_fifth_of_what_a_process_takes(tmp_path: Path) -> None:
     """One case of docs/memory.md, in a process of its own; benchmarks/estimates.py has others."""
@@ -110,6 +111,7 @@ def test_within_a_fifth_of_what_a_process_takes(tmp_path: Path) -> None:
     assert row["estimated"] == pytest.approx(row["measured"], rel=0.2)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_bases_and_strategies_side_by_side(
     fields: xr.Dataset, monkeypatch: pytest.MonkeyPatch

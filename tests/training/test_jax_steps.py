@@ -49,7 +49,10 @@ def _finetune(ds: xr.Dataset, out: Path, **options: Any) -> xaurora.TunedAurora:
     return ds.aurora.finetune("tp", out=out, **asked)
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize(
+    "run",
+    [pytest.param(name, marks=[pytest.mark.thorough] * name.startswith("full")) for name in RUNS],
+)
 def test_losses_and_gradients_are_those_of_torch(
     run: str, ds: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

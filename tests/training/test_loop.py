@@ -310,6 +310,7 @@ def test_saved_loaded_and_merged(
     assert tuned.model.adapter is not None, "the original keeps its adapter"
 
 
+@pytest.mark.thorough
 def test_peft_alone_loads_the_adapter(fields: xr.Dataset, adapted: dict[str, Any]) -> None:
     """In a process that knows nothing of this package, on a stock Aurora."""
     kinds, base, out = ("dora",), adapted["base"], adapted["out"]
@@ -615,6 +616,7 @@ def test_losses_of_all_steps_are_averaged(fields: xr.Dataset, tmp_path: Path) ->
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.usual_tiny
 def test_rain_alone_ruins_the_state_and_the_base_loss_keeps_it(
