@@ -546,6 +546,27 @@ FAULTS = (
         ("model/heads/test_families.py",),
     ),
     Fault(
+        "a chunk of a shard is looked for in the order of columns",
+        "utils/local_chunks.py",
+        "place = np.ravel_multi_index([i % n for i, n in pairs], layout.in_file)",
+        'place = np.ravel_multi_index([i % n for i, n in pairs], layout.in_file, order="F")',
+        ("utils/test_local_chunks.py",),
+    ),
+    Fault(
+        "a damaged chunk of a local store is not noticed",
+        "utils/local_chunks.py",
+        'if google_crc32c.value(body) != int.from_bytes(data[-_CHECKSUM:].tobytes(), "little"):',
+        "if False:",
+        ("utils/test_local_chunks.py",),
+    ),
+    Fault(
+        "a slice with a step begins anew in each chunk",
+        "utils/local_chunks.py",
+        "number, first = divmod(positions[done], length)",
+        "number, first = positions[done] // length, 0 if done else positions[done] % length",
+        ("utils/test_local_chunks.py",),
+    ),
+    Fault(
         "the noise of an hour is that of the last one asked for",
         "model/noise.py",
         "if self._drawn > SUBSTEPS + hour - 1:",

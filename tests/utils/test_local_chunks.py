@@ -37,6 +37,11 @@ STORED: dict[str, dict[str, Any]] = {
         "compressors": None,
     },
     "2": {"zarr_format": 2, "chunks": (2, 3, 4, 11)},
+    "2, folders": {
+        "zarr_format": 2,
+        "chunks": (2, 3, 4, 11),
+        "chunk_key_encoding": {"name": "v2", "separator": "/"},
+    },
     "2, no compressor": {"zarr_format": 2, "chunks": (2, 3, 4, 11), "compressors": None},
     "other separator": {
         "chunks": (2, 3, 10, 11),
@@ -119,6 +124,28 @@ def test_other_stores_are_left_to_zarr(tmp_path: Path) -> None:
     assert without_dask(variable) is variable
 
 
+def test_positions_that_do_not_exist_are_refused(arrays) -> None:
+    _, variable = arrays["cut"]
+    for key in (SHAPE[0], 100):
+        with pytest.raises(IndexError):
+            _ = variable[key].values
+
+
+def test_stores_joined_by_dask(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.zarr", tmp_path / "b.zarr"]
+    values = [_made(path, STORED["cut"])[:] for path in paths]
+    options: dict[str, Any] = {"combine": "nested", "concat_dim": "a", "consolidated": False}
+    ds = xr.open_mfdataset(paths, engine="zarr", mask_and_scale=False, **options)
+    variable = without_dask(ds["x"].variable)
+    assert all(map(_is_direct, variable._data.array.parts))
+    np.testing.assert_array_equal(variable[2:11:3].values, np.concatenate(values)[2:11:3])
+
+
+def test_small_chunks_are_read_on_threads_too(tmp_path: Path) -> None:
+    values = _made(tmp_path / "a", {"chunks": (1, 1, 2, 11), "shards": (2, 3, 4, 11)})[:]
+    np.testing.assert_array_equal(without_dask(_opened(tmp_path / "a")).values, values)
+
+
 def test_conversions_of_xarray_are_kept(tmp_path: Path) -> None:
     """Packed integers with missing values, opened as users do, also through dask."""
     values = np.random.default_rng(0).normal(280, 10, (6, 4, 5)).astype("float32")
@@ -136,7 +163,9 @@ def test_conversions_of_xarray_are_kept(tmp_path: Path) -> None:
         np.testing.assert_array_equal(again[2].values, opened[2].values)
 
 
-@pytest.mark.parametrize("name", ["fields", "blosc", "shards", "checked", "2"])
+@pytest.mark.parametrize(
+    "name", ["fields", "blosc", "bare", "shards", "index first", "checked", "2"]
+)
 def test_damaged_files_are_errors(tmp_path: Path, name: str) -> None:
     """Cut off anywhere or emptied: never other values."""
     _made(tmp_path / "a", STORED[name], skipped=7)
@@ -144,7 +173,7 @@ def test_damaged_files_are_errors(tmp_path: Path, name: str) -> None:
     files = [p for p in (tmp_path / "a" / "x").rglob("*") if p.is_file() and ".z" not in p.name]
     file = max((p for p in files if p.name != "zarr.json"), key=lambda p: p.stat().st_size)
     whole = file.read_bytes()
-    for length in (0, 1, 3, 17, len(whole) // 2, len(whole) - 1):
+    for length in (0, 1, 3, 4, 17, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:length])
         with pytest.raises((ValueError, RuntimeError, OSError)):
             _ = variable.values

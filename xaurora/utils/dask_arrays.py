@@ -128,7 +128,7 @@ class _Graph:
         if len(axes) > 1 or any(part is None or part[1] is None for part in parts):
             return None
         known: Any = parts
-        variable = join([part[0] for part in known], f"d{axis}")
+        variable = join([decoded_in_place(part[0]) for part in known], f"d{axis}")
         chunks = list(known[0][1])
         chunks[axis] = sum((tuple(part[1][axis]) for part in known), ())
         return variable, tuple(chunks)

@@ -29,8 +29,10 @@ from xaurora.utils.types import Given
 
 _COMPRESSORS = ("blosc", "gzip", "lz4", "zlib", "zstd")  # as Zarr and numcodecs both call them
 _LARGE = 1024**2  # bytes of a chunk; smaller ones are decoded faster than they are handed over
-_CORES = os.cpu_count() or 1
-_LARGEST_BUFFER = 256 * 1024**2
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_THREADS = max(_CORES, 8)  # for small chunks: a network disk takes its time for each file
+_SMALL_AT_ONCE = 8  # chunks that one thread reads
+_KEPT = 512 * 1024**2  # bytes of buffers that are kept
 _ABSENT = 2**64 - 1  # offset and length of a chunk that a shard does not hold
 _CHECKSUM = 4  # bytes
 
@@ -78,7 +80,9 @@ class _Layout:
 
 
 class LocalChunks(BackendArray):
-    """The array of a local Zarr store. What is not a box is read by Zarr.
+    """The array of a local Zarr store.
+
+    Integers and slices with a positive step are read here, and everything else by Zarr.
 
     Parameters
     ----------
@@ -97,31 +101,57 @@ class LocalChunks(BackendArray):
         kept = [not is_integer(index) for index in key.tuple]
         return self._read([part for part in box if part is not None], kept)
 
+    async def async_getitem(self, key: indexing.ExplicitIndexer) -> np.ndarray:
+        """Let Zarr read for ``load_async``."""
+        return await self.wrapped.async_getitem(key)
+
     def _read(self, box: list[range], kept: list[bool]) -> np.ndarray:
         shape = [len(part) for part in box]
         out = np.empty([n for n, is_kept in zip(shape, kept, strict=True) if is_kept], self.dtype)
         full = out.reshape(shape)
         parts = [list(_by_chunk(*pair)) for pair in zip(box, self.layout.chunk, strict=True)]
-        work = functools.partial(self._fill, full)
         chunks = list(itertools.product(*parts))
-        if len(chunks) > 1 and self._chunk_bytes >= _LARGE:
-            list(_pool(os.getpid()).map(work, chunks))
+        indices: dict[Any, np.ndarray] = {}
+
+        def work(some: list[Any]) -> None:
+            for chunk in some:
+                self._fill(full, chunk, indices)
+
+        if self._chunk_bytes >= _LARGE:
+            count = min(len(chunks), _CORES)
         else:
-            for chunk in chunks:
-                work(chunk)
+            count = min(len(chunks) // _SMALL_AT_ONCE, _THREADS)
+        if count > 1:
+            list(_pool(os.getpid()).map(work, (chunks[i::count] for i in range(count))))
+        else:
+            work(chunks)
         return out
 
     @property
     def _chunk_bytes(self) -> int:
         return int(np.prod(self.layout.chunk)) * self.dtype.itemsize
 
-    def _fill(self, out: np.ndarray, parts: tuple[tuple[int, slice, slice], ...]) -> None:
-        """Decode one chunk; ``parts`` has its number, and slices of ``out`` and of the chunk."""
+    def _fill(
+        self,
+        out: np.ndarray,
+        parts: tuple[tuple[int, slice, slice], ...],
+        indices: dict[Any, np.ndarray],
+    ) -> None:
+        """Decode one chunk.
+
+        Parameters
+        ----------
+        out : ndarray
+        parts : tuple
+            Its number along each dim, and slices of ``out`` and of the chunk.
+        indices : dict
+            Indices of shards that were read before.
+        """
         target = out[tuple(to for _, to, _ in parts)]
         source = tuple(within for _, _, within in parts)
         numbers = tuple(number for number, _, _ in parts)
         whole = target.shape == self.layout.chunk and target.flags.c_contiguous
-        with self._stored(numbers) as data:
+        with self._stored(numbers, indices) as data:
             if data is None:
                 target[...] = self.layout.fill
             elif whole:
@@ -133,7 +163,9 @@ class LocalChunks(BackendArray):
                     target[...] = values[source]
 
     @contextlib.contextmanager
-    def _stored(self, numbers: tuple[int, ...]) -> Iterator[np.ndarray | None]:
+    def _stored(
+        self, numbers: tuple[int, ...], indices: dict[Any, np.ndarray]
+    ) -> Iterator[np.ndarray | None]:
         """Yield the bytes of a chunk, or None if it is not stored."""
         layout = self.layout
         pairs = list(zip(numbers, layout.in_file, strict=True))
@@ -144,34 +176,36 @@ class LocalChunks(BackendArray):
             except FileNotFoundError:
                 yield None
                 return
-            first, size = 0, os.fstat(file.fileno()).st_size
+            status = os.fstat(file.fileno())
+            first, size = 0, status.st_size
             if layout.index is not None:
                 place = np.ravel_multi_index([i % n for i, n in pairs], layout.in_file)
-                first, size = self._place_in_shard(file, size, int(place))
-                if (first, size) == (_ABSENT, _ABSENT):
+                key = (path, status.st_ino, status.st_mtime_ns, size)
+                if key not in indices:
+                    indices[key] = self._index_of_shard(file, size)
+                first, of_chunk = map(int, indices[key][place])
+                if (first, of_chunk) == (_ABSENT, _ABSENT):
                     yield None
                     return
+                if first + of_chunk > size:
+                    raise ValueError(f"'{path}' ends before one of its chunks")
+                size = of_chunk
             with _buffer(size) as memory:
-                file.seek(first)
-                if file.readinto(memory.data) != size:
-                    raise OSError(f"'{file.name}' is cut off, or was changed while it was read")
+                _read_into(file, first, memory)
                 yield memory
 
-    def _place_in_shard(self, file: Given, size: int, place: int) -> tuple[int, int]:
-        """Return where a chunk begins in a shard, and its length."""
+    def _index_of_shard(self, file: Given, size: int) -> np.ndarray:
+        """Return where each chunk begins in a shard, and its length, ``(chunks, 2)``."""
         layout = self.layout
         count = int(np.prod(layout.in_file))
         length = 16 * count + _CHECKSUM * layout.index_has_checksum
         if size < length:
             raise ValueError(f"'{file.name}' has {size} bytes, which is less than its index")
-        file.seek(0 if layout.index == "start" else size - length)
-        index = np.frombuffer(file.read(length), np.uint8)
+        index = np.empty(length, np.uint8)
+        _read_into(file, 0 if layout.index == "start" else size - length, index)
         if layout.index_has_checksum:
             index = _verified(index)
-        first, of_chunk = map(int, index.view("<u8").reshape(count, 2)[place])
-        if first != _ABSENT and first + of_chunk > size:
-            raise ValueError(f"'{file.name}' ends before one of its chunks")
-        return first, of_chunk
+        return index.view("<u8").reshape(count, 2)
 
     def _decode(self, data: np.ndarray, target: np.ndarray) -> None:
         """Decode bytes into contiguous memory."""
@@ -190,10 +224,21 @@ class LocalChunks(BackendArray):
         flat[:] = data
 
 
+def _read_into(file: Given, first: int, memory: np.ndarray) -> None:
+    """Fill memory with bytes of a file. One call may return fewer than it is asked for."""
+    file.seek(first)
+    rest = memory.data
+    while rest:
+        count = file.readinto(rest)
+        if not count:
+            raise OSError(f"'{file.name}' is cut off, or was changed while it was read")
+        rest = rest[count:]
+
+
 def decoded_in_place(variable: xr.Variable) -> xr.Variable:
     """Return a variable that reads a local Zarr store chunk by chunk, or the same variable.
 
-    Values are those that Zarr reads. The variable is not kept in memory when it is read.
+    Values are those that Zarr reads. Each read decodes again.
     """
     found = _replaced(variable._data)
     if found is None:
@@ -276,13 +321,13 @@ def _range(index: Given, size: int) -> range | None:
     if isinstance(index, slice):
         found = range(*index.indices(size))
         return found if found.step > 0 else None
-    if not is_integer(index):
+    if not is_integer(index) or not -size <= index < size:
         return None
     return range(int(index) % size, int(index) % size + 1)
 
 
 def _by_chunk(positions: range, length: int) -> Iterator[tuple[int, slice, slice]]:
-    """Yield the number of each chunk of some positions, and slices of the result and of it."""
+    """Yield the number of each chunk of some positions, its slices of the result and of itself."""
     done, step = 0, positions.step
     while done < len(positions):
         number, first = divmod(positions[done], length)
@@ -303,13 +348,13 @@ def _verified(data: np.ndarray) -> np.ndarray:
 
 
 def _decoded_size(name: str, data: np.ndarray) -> int | None:
-    """Return the size of decoded data that the data state, or None if they do not."""
+    """Return the decoded size that the header states, or None if it states none."""
     head = data[:32].tobytes()
     if name == "blosc":
         if len(head) < 16 or int.from_bytes(head[12:16], "little") != data.nbytes:
             raise ValueError(f"a chunk has {data.nbytes} bytes, but not by its own header")
         return int.from_bytes(head[4:8], "little")
-    if name != "zstd" or head[:4] != b"\x28\xb5\x2f\xfd":
+    if name != "zstd" or len(head) < 5 or head[:4] != b"\x28\xb5\x2f\xfd":
         return None
     flags = head[4]  # RFC 8878, section 3.1.1
     is_single = flags >> 5 & 1
@@ -325,7 +370,7 @@ _free: list[np.ndarray] = []
 
 @contextlib.contextmanager
 def _buffer(size: int) -> Iterator[np.ndarray]:
-    """Lend memory for some bytes, which keep no values. One buffer for each core is kept."""
+    """Lend memory whose contents are undefined."""
     try:
         memory = _free.pop()
     except IndexError:
@@ -335,11 +380,11 @@ def _buffer(size: int) -> Iterator[np.ndarray]:
     try:
         yield memory[:size]
     finally:
-        if len(_free) < 2 * _CORES and memory.nbytes <= _LARGEST_BUFFER:
+        if sum(kept.nbytes for kept in list(_free)) + memory.nbytes <= _KEPT:
             _free.append(memory)
 
 
 @functools.lru_cache(maxsize=1)
 def _pool(process: int) -> ThreadPoolExecutor:
     """Return the threads that decode, once for each process: a fork does not inherit them."""
-    return ThreadPoolExecutor(_CORES, "xaurora-decode")
+    return ThreadPoolExecutor(_THREADS, "xaurora-decode")
