@@ -124,6 +124,13 @@ def test_other_stores_are_left_to_zarr(tmp_path: Path) -> None:
     assert without_dask(variable) is variable
 
 
+@pytest.mark.parametrize("name", STORED)
+def test_steps_go_on_across_chunks(arrays, name: str) -> None:
+    values, variable = arrays[name]
+    for key in (np.s_[::2, ::2, 1::3, 2::4], np.s_[1:6:3, 1, 3:, ::5], np.s_[2:, :, :9:7, 4]):
+        np.testing.assert_array_equal(variable[key].values, values[key])
+
+
 def test_positions_that_do_not_exist_are_refused(arrays) -> None:
     _, variable = arrays["cut"]
     for key in (SHAPE[0], 100):
