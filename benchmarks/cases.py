@@ -2,16 +2,21 @@
 
     python benchmarks/cases.py full --size default    # prints the peak memory of one case as JSON
 
-The stock code does the same work as xaurora's. The case runs in this process.
+The stock code does the same work as xaurora's. The case runs in this process. With ``--serve``,
+cases of stock code are read from standard input and run when asked (:class:`StockProcess`).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
+import functools
 import gc
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +37,7 @@ from xaurora.model.options import resolve_strategy
 from xaurora.model.tiny import randomise_modulation
 from xaurora.training import losses
 from xaurora.training.losses import Domain, Domains
+from xaurora.utils.allocator import freed_memory_kept
 
 LEVELS = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)
 MEANS = {
@@ -155,10 +161,22 @@ def fields(size: Size, times: int = 4, shape: tuple[int, int] | None = None) -> 
 
 def build(size: Size, *, lora: bool = False) -> Aurora:
     """Build the model with the same random weights and active modulation each time."""
+    made = copy.deepcopy(_kept(size, lora)) if KEEPS_MODELS else _built(size, lora)
+    return made.to(size.device)
+
+
+KEEPS_MODELS = False
+"""Whether a model is built once in this process and then copied."""
+
+
+def _built(size: Size, lora: bool) -> Aurora:
     torch.manual_seed(0)
     base = size.model(use_lora=lora)
     randomise_modulation(base)
-    return base.to(size.device)
+    return base
+
+
+_kept = functools.cache(_built)
 
 
 def head_of(base: Aurora, **options: Any) -> heads.HeadSet:
@@ -334,6 +352,78 @@ def own_step(
     return run
 
 
+# --- stock code in a process of its own ---
+
+
+class StockProcess:
+    """Runs cases of stock code where xaurora's settings of the allocator are not in force.
+
+    On a GPU they run in this process: two would share its memory.
+    """
+
+    def __init__(self, size: Size) -> None:
+        self.size = size
+        self.process: subprocess.Popen[str] | None = None
+        if size.device.type == "cpu":
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, "--serve", "--size", size.name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+
+    def case(self, **what: Any) -> Callable[[], None]:
+        """Return a function that runs a case of :func:`stock_case`, and waits for its end."""
+        if self.process is None:
+            return stock_case(self.size, **what)
+        self._ask(what)
+        return lambda: self._ask({})
+
+    def _ask(self, what: dict[str, Any]) -> None:
+        process: Any = self.process
+        process.stdin.write(json.dumps(what) + "\n")
+        process.stdin.flush()
+        if process.stdout.readline().strip() != "done":
+            raise RuntimeError(f"the process of stock code ended in case {what}")
+
+    def close(self) -> None:
+        """Stop it."""
+        if self.process is not None:
+            self.process.communicate()
+
+
+def stock_case(
+    size: Size,
+    how: str,
+    precision: str = "32",
+    checkpointing: bool = False,
+    head: dict[str, Any] | None = None,
+    shape: tuple[int, int] | None = None,
+) -> Callable[[], None]:
+    """Return a forecast (``how="predict"``) or a training step of stock code."""
+    ds = fields(size, shape=shape and (shape[0], shape[1]))
+    if how != "predict":
+        return stock_step(size, ds, how, checkpointing, precision, head or {})
+    base = build(size).eval()
+    base.autocast_backbone, base.autocast_dtype = precision == "bf16", torch.bfloat16
+    batch = ds.aurora.to_batch(ds["time"].values[-1], model=base)
+    return stock_forecast(base, batch.to(size.device))
+
+
+def serve(size: Size) -> None:
+    """Read cases as lines of JSON, and run the last one for each empty object."""
+    run: Callable[[], None] | None = None
+    for line in sys.stdin:
+        what = json.loads(line)
+        if what:
+            run = None
+            gc.collect()
+            run = stock_case(size, **what)
+        elif run is not None:
+            run()
+        print("done", flush=True)
+
+
 # --- measuring ------------------------------------------------------------------------------------
 
 
@@ -398,6 +488,7 @@ def memory_case(name: str, size: Size) -> Iterator[Callable[[], None]]:
         yield stock_step(size, ds, how, again, "32", {})
         return
     with contextlib.ExitStack() as stack:
+        stack.enter_context(freed_memory_kept(size.device.type))
         yield own_step(size, ds, how, again, "32", {}, stack)
 
 
@@ -405,12 +496,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("case", nargs="+")
+    parser.add_argument("case", nargs="*")
     parser.add_argument("--size", default="default", choices=list(SIZES))
+    parser.add_argument("--serve", action="store_true", help="run cases from standard input")
     arguments = parser.parse_args()
     torch.set_num_threads(
         min(os.cpu_count() or 1, 2) if not torch.cuda.is_available() else os.cpu_count() or 1
     )
+    if arguments.serve:
+        global KEEPS_MODELS
+        KEEPS_MODELS = True
+        serve(SIZES[arguments.size])
+        return
     for run in memory_case(" ".join(arguments.case), SIZES[arguments.size]):
         gc.collect()
         resident(reset=True)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 torch.set_num_threads(os.cpu_count() or 1)
+cases.KEEPS_MODELS = True
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,12 +50,23 @@ def peak(size: cases.Size) -> float:
     return cases.matrix_peak(size.device)
 
 
+@pytest.fixture(scope="session")
+def stock_code(size: cases.Size) -> Iterator[cases.StockProcess]:
+    process = cases.StockProcess(size)
+    yield process
+    process.close()
+
+
 @pytest.fixture
-def stack() -> Iterator[Any]:
+def stack(size: cases.Size) -> Iterator[Any]:
+    """Give what a case opens, and keep freed memory as training does on a CPU."""
     import contextlib
     import gc
 
+    from xaurora.utils.allocator import freed_memory_kept
+
     with contextlib.ExitStack() as opened:
+        opened.enter_context(freed_memory_kept(size.device.type))
         yield opened
     gc.collect()
     if torch.cuda.is_available():

@@ -43,11 +43,19 @@ def pair(
     stock: Callable[[], Any] | None,
     rounds: int,
     samples: int = 1,
+    peak: float | None = None,
     **info: Any,
 ) -> None:
-    """Run ``stock`` before each round of ``ours``, and add the results to ``extra_info``."""
+    """Run ``stock`` before each round of ``ours``, and add the results to ``extra_info``.
+
+    With ``peak``, the operations of the first call are counted, as a share of that rate.
+    """
     beside: list[float] = []
-    ours()
+    flops = 0
+    if peak is None:
+        ours()
+    else:
+        flops = cases.operations(ours)
 
     def setup() -> None:
         if stock is not None:
@@ -60,6 +68,8 @@ def pair(
     benchmark.pedantic(ours, setup=setup, rounds=rounds, iterations=1)
     median = benchmark.stats.stats.median
     benchmark.extra_info.update(info, samples_a_second=samples / median)
+    if peak is not None:
+        benchmark.extra_info["of_matrix_peak"] = flops / median / peak
     if beside:
         benchmark.extra_info.update(
             stock_seconds=statistics.median(beside), ratio=statistics.median(beside) / median
@@ -118,6 +128,7 @@ def test_predict(
     base: Any,
     tuned: Any,
     peak: float,
+    stock_code: Any,
     what: str,
     precision: str,
 ) -> None:
@@ -127,7 +138,7 @@ def test_predict(
     before = base.autocast_backbone, base.autocast_dtype
     base.autocast_backbone, base.autocast_dtype = precision == "bf16", torch.bfloat16
     try:
-        stock = cases.stock_forecast(base, data.aurora.to_batch(when, model=base).to(size.device))
+        stock = stock_code.case(how="predict", precision=precision)
         # A given Aurora runs on its own device; a tuned model is moved to the GPU automatically.
         pair(
             benchmark,
@@ -147,11 +158,12 @@ def test_predict(
 
 
 @pytest.mark.benchmark(group="forecast of 6 hours, one init time")
-def test_accessor_overhead(benchmark: Any, size: Size, data: xr.Dataset, base: Any) -> None:
+def test_accessor_overhead(
+    benchmark: Any, size: Size, data: xr.Dataset, base: Any, stock_code: Any
+) -> None:
     """Measure Dataset → Batch → Dataset as a share of the forward pass."""
     when = data["time"].values[-1]
-    batch = data.aurora.to_batch(when, model=base)
-    stock = cases.stock_forecast(base, batch)
+    stock = stock_code.case(how="predict")
     pair(
         benchmark,
         lambda: data.aurora.from_batch(data.aurora.to_batch(when, model=base)),
@@ -194,6 +206,7 @@ def test_training_step(
     data: xr.Dataset,
     stack: Any,
     peak: float,
+    stock_code: Any,
     strategy: str,
     checkpointing: str,
     precision: str,
@@ -210,16 +223,13 @@ def test_training_step(
     rounds = 2 if precision == "32" else 1
     how = "frozen" if strategy == "latents" else strategy
     again = checkpointing != "none"
-    stock = cases.stock_step(size, data, how, again, precision, {})
-    flops = None
+    stock = stock_code.case(how=how, checkpointing=again, precision=precision)
     if checkpointing == "stock":
         pair(benchmark, stock, None, 1)
     else:
         ours = cases.own_step(size, data, strategy, again, precision, {}, stack)
-        pair(benchmark, ours, stock, rounds)
-        flops = cases.operations(ours) if precision == "32" and strategy != "latents" else None
-    if flops:
-        benchmark.extra_info["of_matrix_peak"] = flops / benchmark.stats.stats.median / peak
+        counts = precision == "32" and strategy != "latents"
+        pair(benchmark, ours, stock, rounds, peak=peak if counts else None)
     if size.name != "smoke" and precision == "32" and (strategy, checkpointing) in _PEAKS:
         words = [strategy, *(["checkpointing"] if again else [])]
         mine = _resident(size, ["stock", *words] if checkpointing == "stock" else words)
@@ -250,6 +260,7 @@ def test_head_on_latents(
     data: xr.Dataset,
     base: Any,
     stack: Any,
+    stock_code: Any,
     tmp_path: Path,
     levels: str,
     head: str,
@@ -259,7 +270,7 @@ def test_head_on_latents(
     ``small`` is a two-layer MLP for each patch, 256 wide, with a censored normal law.
     """
     options: dict[str, Any] = {"latents": levels, **(SMALL_HEAD if head == "small" else {})}
-    stock = cases.stock_step(size, data, "frozen", False, "32", options)
+    stock = stock_code.case(how="frozen", head=options)
     step, read = _reading_step(size, data, options, tmp_path, stack)
     with ThreadPoolExecutor(1) as pool:  # reads the next sample during a step, as in training
         waiting = [pool.submit(read)]
@@ -325,13 +336,13 @@ def _reading_step(
 
 @pytest.mark.once
 @pytest.mark.benchmark(group="finetune as a whole, frozen, AuroraSmall, default head")
-def test_an_epoch(benchmark: Any, size: Size, base: Any, tmp_path: Path) -> None:
+def test_an_epoch(benchmark: Any, size: Size, base: Any, stock_code: Any, tmp_path: Path) -> None:
     """Measure the first epoch of ``finetune``, which builds its store, and later epochs.
 
     Both are compared with as many stock steps.
     """
     ds = cases.fields(size, times=14)
-    stock = cases.stock_step(size, ds, "frozen", False, "32", {})
+    stock = stock_code.case(how="frozen")
     stamps: list[float] = []
     from xaurora.training import loop as training
 
@@ -450,7 +461,7 @@ def test_first_batch(benchmark: Any, stored: Path) -> None:
 @pytest.mark.once
 @pytest.mark.benchmark(group="training from a store that answers after 50 ms")
 def test_slow_store(benchmark: Any, tmp_path: Path) -> None:
-    """Measure the share of time spent in steps, once 20 have run.
+    """Measure the share of time spent in steps, once 20 of 70 have run.
 
     The model is small, so that a step takes about 50 ms.
     """
@@ -495,7 +506,7 @@ def test_slow_store(benchmark: Any, tmp_path: Path) -> None:
                 "tp",
                 model=base,
                 strategy="full",
-                steps=150,
+                steps=70,
                 validations=1,
                 checkpoint_every=999,
                 out=tmp_path / "run",
@@ -543,9 +554,11 @@ def test_evaluate(benchmark: Any, stored: Path) -> None:
 @pytest.mark.once
 @pytest.mark.benchmark(group="growth with the grid, AuroraSmall, forecast of 6 hours")
 @pytest.mark.parametrize("shape", [(48, 80), (96, 160), (144, 240)], ids=lambda s: f"{s[0]}x{s[1]}")
-def test_grid_size(benchmark: Any, size: Size, base: Any, shape: tuple[int, int]) -> None:
+def test_grid_size(
+    benchmark: Any, size: Size, base: Any, stock_code: Any, shape: tuple[int, int]
+) -> None:
     ds = cases.fields(size, times=2, shape=shape)
-    stock = cases.stock_forecast(base, ds.aurora.to_batch(model=base))
+    stock = stock_code.case(how="predict", shape=shape)
     pair(benchmark, lambda: ds.aurora.predict("6h", model=base, progress=False), stock, 2)
     points = shape[0] * shape[1]
     benchmark.extra_info["note"] = (

@@ -85,6 +85,7 @@ def check_mean(
     finite = _present(frame[np.isfinite(frame)], item.variable)
     if not finite.size or item.variable.accumulated or implausible.is_confirmed(item):
         return  # amounts have a check of their own
+    finite = finite[:: max(finite.size // _POINTS, 1)]  # of all levels together
     ends = np.partition(finite, [finite.size // 4, finite.size - 1 - finite.size // 4])
     finite = ends[finite.size // 4 : finite.size - finite.size // 4]
     mean, (low, high) = float(finite.mean(dtype=np.float64)), item.variable.plausible

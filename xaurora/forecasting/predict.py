@@ -36,6 +36,7 @@ from xaurora.model.aurora import AuroraWithHead
 from xaurora.model.resolve import ResolvedModel, check_engine_supports, resolve
 from xaurora.model.tiny import build_tiny
 from xaurora.model.tuned import TunedAurora
+from xaurora.utils.allocator import freed_memory_kept
 from xaurora.utils.locks import only_writer
 
 logger = logging.getLogger("xaurora")
@@ -111,6 +112,7 @@ def predict(ds: xr.Dataset, options: PredictOptions) -> xr.Dataset:
     else:
         attrs["xaurora_engine"] = "jax"
     with contextlib.ExitStack() as stack:
+        stack.enter_context(freed_memory_kept(devices[0].type))
         replicas = [
             stack.enter_context(inference(m, job, device))
             for m, device in zip(modules, devices, strict=True)
@@ -137,6 +139,8 @@ def _replicas(
         grid, count = fields.layout.grid, options.devices
         return [JaxModule(module, grid, fields.levels, count=count)], [torch.device("cpu")]
     devices = resolve_devices(module, options.devices, stay=stay)
+    if len(devices) == 1:
+        return [module], devices
     # Copies share the tensors until each moves its own to a device.
     shared: dict[int, torch.Tensor] = {
         id(p): torch.nn.Parameter(p.data, p.requires_grad) for p in module.parameters()

@@ -13,10 +13,10 @@ from aurora import Aurora
 from aurora.model.swin3d import WindowAttention
 from torch.utils.checkpoint import checkpoint
 
+from xaurora.model.blocks import run_block
 from xaurora.model.offload import HostActivations
 from xaurora.model.options import check_precision
 from xaurora.model.placement import placed_blocks, placed_ends
-from xaurora.model.windows import run_block
 
 logger = logging.getLogger("xaurora")
 

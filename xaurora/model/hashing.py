@@ -39,12 +39,14 @@ def configuration_hash(model: torch.nn.Module) -> str:
         "wraps",
     )
 
+    simple = (type(None), bool, int, float, str, datetime.timedelta)
+
     def plain(value: Given) -> bool:
+        if isinstance(value, simple):
+            return True
         if isinstance(value, dict):
             return all(plain(k) and plain(v) for k, v in value.items())
-        if isinstance(value, list | tuple):
-            return all(map(plain, value))
-        return value is None or isinstance(value, bool | int | float | str | datetime.timedelta)
+        return isinstance(value, list | tuple) and all(map(plain, value))
 
     digest = hashlib.sha256()
     for name, module in model.named_modules():
@@ -93,8 +95,9 @@ def mark_loaded(model: torch.nn.Module, path: Path) -> None:
     """Note the file that the weights of a model were just read from."""
     path = path.resolve()
     stat = path.stat()
-    seen = hashlib.sha256(_some_values(model))
-    for name, tensor in model.state_dict().items():
+    state = model.state_dict()
+    seen = hashlib.sha256(_some_values(state))
+    for name, tensor in state.items():
         seen.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
     kind = [type(model).__name__, seen.hexdigest(), _FORMAT]
     file = [str(path), stat.st_size, stat.st_mtime_ns, *kind]
@@ -129,21 +132,22 @@ _LOOKED_AT = 8  # values that are compared in each tensor
 
 
 def _fingerprint(model: torch.nn.Module) -> str:
-    digest = hashlib.sha256(_some_values(model))
+    state = model.state_dict()
+    digest = hashlib.sha256(_some_values(state))
     for part in module_parts(model):
         if isinstance(part, TinyAurora):
             digest.update(json.dumps([part.surf_stats, part.atmos_stats], sort_keys=True).encode())
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         version = 0 if tensor.is_inference() else tensor._version
         place = f"{tensor.data_ptr()}{version}{tensor.device}"
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{place}".encode())
     return digest.hexdigest()
 
 
-def _some_values(model: torch.nn.Module) -> bytes:
+def _some_values(state: dict[str, torch.Tensor]) -> bytes:
     """Return a few values of each tensor."""
     seen = []
-    for tensor in model.state_dict().values():
+    for tensor in state.values():
         if tensor.is_contiguous() and tensor.numel() and tensor.is_floating_point():
             step = max(tensor.numel() // _LOOKED_AT, 1)
             seen.append(tensor.detach().view(-1)[::step][:_LOOKED_AT].float())

@@ -59,11 +59,11 @@ class LiveBytes(TorchDispatchMode):
     ) -> Any:
         if func is torch.ops.prim.device.default and hasattr(args[0], "fake_device"):
             return args[0].fake_device  # asked for more often than anything is computed
-        if func is torch.ops.aten._local_scalar_dense.default and _is_fake(args[0]):
+        if func is torch.ops.aten._local_scalar_dense.default and is_fake(args[0]):
             # Numbers: the dropout rate when a model is built on the meta device, later the count of
             # optimiser steps.
             return True if args[0].dtype == torch.bool else 0 if args[0].is_meta else 1
-        if func is torch.ops.aten.index.Tensor and _is_fake(args[0]) and _is_mask(args):
+        if func is torch.ops.aten.index.Tensor and is_fake(args[0]) and _is_mask(args):
             return func(
                 args[0].flatten(),
                 [torch.empty(args[0].numel(), dtype=torch.long, device=args[0].device)],
@@ -85,7 +85,7 @@ def casts_of_gpus() -> Iterator[None]:
     layer_norm = functional.layer_norm
 
     def cast(x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
-        is_cast = torch.is_autocast_enabled(x.device.type) and _is_fake(x)
+        is_cast = torch.is_autocast_enabled(x.device.type) and is_fake(x)
         return layer_norm(x.float() if is_cast else x, *args, **kwargs)
 
     functional.layer_norm = cast
@@ -109,7 +109,8 @@ def _is_mask(args: tuple[Any, ...]) -> bool:
     )
 
 
-def _is_fake(tensor: Any) -> bool:
+def is_fake(tensor: Any) -> bool:
+    """Return whether a tensor has a shape but no values."""
     return type(tensor).__name__ == "FakeTensor" or tensor.is_meta
 
 

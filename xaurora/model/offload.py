@@ -35,7 +35,7 @@ class _Kept:
 class HostActivations:
     """Activation checkpointing whose inputs wait for the backward pass in host memory.
 
-    Called as ``around`` of a block (:class:`xaurora.model.windows.BlockForward`). On a GPU copies
+    Called as ``around`` of a block (:class:`xaurora.model.blocks.BlockForward`). On a GPU copies
     run on a stream of their own, beside the computation: the input of a block leaves while the
     block runs, and while a block is recomputed the input of the one before comes back.
 

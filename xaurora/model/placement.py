@@ -19,8 +19,8 @@ from xaurora.fields import sun
 from xaurora.fields.grid.lattice import Grid
 from xaurora.model.aurora import AuroraWithHead
 from xaurora.model.batch import from_utc
+from xaurora.model.blocks import BlockForward
 from xaurora.model.strips import DecoderForward, EncoderForward, replaced, replaced_forward
-from xaurora.model.windows import BlockForward
 
 
 @contextlib.contextmanager
@@ -38,7 +38,7 @@ def on_grid(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
       longitudes on a shallow copy, which skips the check. Aurora 1.5 computes its insolation from
       the true longitudes as well.
 
-    Work and memory are saved as well: blocks copy less (:mod:`xaurora.model.windows`), encoder and
+    Work and memory are saved as well: blocks copy less (:mod:`xaurora.model.blocks`), encoder and
     decoder run in strips on large grids (:mod:`xaurora.model.strips`), and their Perceivers compute
     the same queries at every patch once (:func:`_project_shared_query`).
 

@@ -1,4 +1,4 @@
-"""Blocks of the backbone with less copying: tokens are gathered into windows once each way.
+"""Where the tokens of a batch lie among the windows of a block.
 
 Upstream rolls, pads and partitions the tokens, and back, with a copy for each, and repeats the mask
 of shifted windows for every window and sample. Here one index holds all of that. Windows with the
@@ -8,27 +8,50 @@ same mask lie next to each other and share it, and windows without one are not m
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from aurora.model.swin3d import (
-    Swin3DTransformerBlock,
-    WindowAttention,
-    get_3d_merge_groups,
-    get_three_sidded_padding,
-)
-from aurora.model.util import fp16_safe_scaled_dot_product_attention, maybe_adjust_windows
+from aurora.model.swin3d import get_3d_merge_groups, get_three_sidded_padding
+from aurora.model.util import maybe_adjust_windows
 from torch.utils._python_dispatch import _disable_current_modes
 
 Triple: TypeAlias = tuple[int, int, int]
-Groups: TypeAlias = tuple[tuple[int, int, torch.Tensor | None], ...]
-_MASKED = -100.0  # what upstream adds to the attention between tokens of different parts
-_PIECE = 256 * 1024**2  # bytes of the largest tensor inside a block at once, without gradients
+MASKED = -100.0
+"""What upstream adds to the attention between tokens of different parts."""
+_MASKS = 8 * 1024**2  # bytes of masks: with fewer, all masked windows of a batch are one group
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Windows that lie next to each other and are attended to at once.
+
+    Attributes
+    ----------
+    first, last : int
+        The first window and the one after the last.
+    mask : torch.Tensor or None
+        What is added to their scores: ``(1, 1, size, size)`` if they share it, or one of each
+        window; or None.
+    strict : torch.Tensor or None
+        The same with minus infinity in place of -100.
+    """
+
+    first: int
+    last: int
+    mask: torch.Tensor | None = None
+    strict: torch.Tensor | None = None
+
+    def part(self, begin: int, end: int) -> Group:
+        """Return some windows of it, counted from its first, as a group that begins at 0."""
+        if self.mask is None or len(self.mask) == 1:
+            return Group(0, end - begin, self.mask, self.strict)
+        assert self.strict is not None
+        return Group(0, end - begin, self.mask[begin:end], self.strict[begin:end])
+
+
+Groups: TypeAlias = tuple[Group, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +71,7 @@ class Windows:
         Slots that hold no token, if there are any.
     is_padding : torch.Tensor or None
         Whether each slot is one of them, ``(windows * samples * size, 1)``.
-    groups : tuple
-        First window of each group and the one after its last, and the mask ``(size, size)`` that
-        its windows share, or None.
+    groups : tuple of Group
     """
 
     size: int
@@ -151,214 +172,49 @@ def windows_of(
     gather = np.where(empty, 0, tokens.ravel())
     scatter = np.empty(samples * count, dtype=np.int64)
     scatter[gather[~empty]] = np.flatnonzero(~empty)
-    made, start = [], 0
     # The cached tensors are created outside fake and inference modes, so that later calls can
     # train with them.
     with _disable_current_modes(), torch.inference_mode(False):
-        for number, pattern in groups:
-            mask = None
-            if pattern is not None:
-                seen = torch.from_numpy(pattern[:, None] == pattern[None, :])
-                mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, _MASKED).to(device)
-            made.append((start * samples, (start + number) * samples, mask))
-            start += number
+        made = _groups(groups, samples, device, dtype)
         return Windows(
             slots.shape[1],
             torch.from_numpy(gather).to(device),
             torch.from_numpy(scatter).to(device),
             torch.from_numpy(np.flatnonzero(empty)).to(device) if empty.any() else None,
             torch.from_numpy(empty[:, None].copy()).to(device) if empty.any() else None,
-            tuple(made),
+            made,
         )
 
 
-class _Reorder(torch.autograd.Function):
-    """Take rows by an index whose inverse is known: the gradient is a gather too."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401 - Torch has no public type for it
-        x: torch.Tensor,
-        index: torch.Tensor,
-        inverse: torch.Tensor,
-        empty: torch.Tensor | None,
-        empty_inverse: torch.Tensor | None,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(inverse, empty_inverse)
-        return _take(x, index, empty)
-
-    @staticmethod
-    def backward(
-        ctx: Any,  # noqa: ANN401
-        *gradients: torch.Tensor,
-    ) -> tuple[torch.Tensor | None, ...]:
-        inverse, empty = ctx.saved_tensors
-        return _take(gradients[0], inverse, empty), None, None, None, None
-
-
-def _take(x: torch.Tensor, index: torch.Tensor, empty: torch.Tensor | None) -> torch.Tensor:
-    out = x.index_select(0, index)
-    return out if empty is None else out.index_fill_(0, empty, 0.0)
-
-
-def attend(attn: WindowAttention, x: torch.Tensor, groups: Groups, step: int) -> torch.Tensor:
-    """Return the attention within windows ``x``, ``(windows * samples, size, d)``."""
-    qkv = _with_lora(attn.qkv, attn.lora_qkv, x, step)
-    q, k, v = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    kernel = (
-        fp16_safe_scaled_dot_product_attention
-        if attn.use_fp16_safe_attention
-        else F.scaled_dot_product_attention
-    )
-    dropout, out = attn.attn_drop if attn.training else 0.0, []
-    for first, last, mask in groups:
-        bias = None if mask is None else mask.to(q.dtype)[None, None]
-        part = slice(first, last)
-        out.append(kernel(q[part], k[part], v[part], attn_mask=bias, dropout_p=dropout))
-    joined = out[0] if len(out) == 1 else torch.cat(out)
-    x = joined.transpose(1, 2).flatten(2)
-    return attn.proj_drop(_with_lora(attn.proj, attn.lora_proj, x, step))
-
-
-def _attend_to_all(
-    attn: WindowAttention, flat: torch.Tensor, windows: Windows, step: int
-) -> torch.Tensor:
-    """Return the attention of tokens ``(samples * tokens, d)``, one row for each slot.
-
-    On a large grid, without gradients, queries, keys and values of some windows exist at a time.
-    """
-    width, size, slots = flat.shape[1], windows.size, len(windows.gather)
-    needed = slots * 3 * width * flat.element_size()
-    if torch.is_grad_enabled() or needed <= _PIECE:
-        cut = _Reorder.apply(flat, windows.gather, windows.scatter, windows.padding, None)
-        return attend(attn, cut.view(-1, size, width), windows.groups, step).reshape(-1, width)
-    out = flat.new_empty((slots, width))
-    for first, last, mask in windows.groups:
-        count = -(-(last - first) * needed // (_PIECE * (slots // size)))
-        edges = [first + (last - first) * i // count for i in range(count + 1)]
-        for begin, end in itertools.pairwise(edges):
-            rows = slice(begin * size, end * size)
-            cut = flat.index_select(0, windows.gather[rows])
-            if windows.is_padding is not None:
-                cut.masked_fill_(windows.is_padding[rows], 0.0)
-            group = ((0, end - begin, mask),)
-            out[rows] = attend(attn, cut.view(-1, size, width), group, step).reshape(-1, width)
-    return out
-
-
-def _with_lora(
-    linear: torch.nn.Module, lora: Callable[..., Any], x: torch.Tensor, step: int
-) -> torch.Tensor:
-    # Without LoRA, upstream adds the number 0, which copies the result.
-    return linear(x) + lora(x, step) if isinstance(lora, torch.nn.Module) else linear(x)
-
-
-def run_block(
-    block: Swin3DTransformerBlock,
-    x: torch.Tensor,
-    context: torch.Tensor,
-    windows: Windows,
-    step: int,
-) -> torch.Tensor:
-    """Run a block of the backbone.
-
-    Parameters
-    ----------
-    block : Swin3DTransformerBlock
-    x : torch.Tensor
-        Tokens ``(b, l, d)``.
-    context : torch.Tensor
-        Embedding of the lead time, ``(b, d)`` or ``(b, l, d)``.
-    windows : Windows
-    step : int
-        Rollout step.
-    """
-    samples, tokens, width = x.shape
-    flat = x.reshape(-1, width)
-    if torch.is_autocast_enabled(x.device.type):  # so that fewer bytes are gathered
-        flat = flat.to(torch.get_autocast_dtype(x.device.type))
-    out = _attend_to_all(block.attn, flat, windows, step)
-    del flat
-    back = _Reorder.apply(out, windows.scatter, windows.gather, None, windows.padding)
-    del out
-    back = back.view(samples, tokens, width)
-    drops = block.training and not isinstance(block.drop_path, torch.nn.Identity)
-    if torch.is_grad_enabled() or drops:  # whole samples are dropped
-        x = x + block.drop_path(block.norm1(back, context))
-        del back
-        return x + block.drop_path(block.norm2(block.mlp(x), context))
-    return _finish_in_pieces(block, x, back, context)
-
-
-def _finish_in_pieces(
-    block: Swin3DTransformerBlock, x: torch.Tensor, attended: torch.Tensor, context: torch.Tensor
-) -> torch.Tensor:
-    """Return a block's output from its input and attention, some tokens at a time.
-
-    The hidden layer of the MLP is the largest tensor of a forward pass, and layer norms in float32
-    are the next.
-    """
-    samples, tokens, _ = x.shape
-    hidden = samples * tokens * block.mlp.fc1.out_features * x.element_size()
-    pieces = max(-(-hidden // _PIECE), 1)
-    out: torch.Tensor | None = None
-    for i in range(pieces):
-        rows = slice(tokens * i // pieces, tokens * (i + 1) // pieces)
-        local = context if context.ndim == 2 else context[:, rows]
-        part = x[:, rows] + block.norm1(attended[:, rows], local)
-        part = part + block.norm2(block.mlp(part), local)
-        if out is None:  # under autocast the type is that of the layer norms, not of x
-            out = part.new_empty(x.shape)
-        out[:, rows] = part
-    assert out is not None
-    return out
-
-
-def _lora_step(attn: WindowAttention, step: int) -> int:
-    """Return the first rollout step with the same LoRA: compiled code is made for each step."""
-    lora = attn.lora_qkv
-    if not isinstance(lora, torch.nn.Module):
-        return 0
-    mode, most = getattr(lora, "mode", "all"), getattr(lora, "max_steps", step)
-    if mode == "all" or step >= most:
-        return min(step, most)
-    return 0 if mode == "single" else min(step, 1)
-
-
-class BlockForward:
-    """The forward pass of a block on a grid, in place of the module's own.
-
-    Attributes
-    ----------
-    run : callable
-        :func:`run_block`, or the same compiled.
-    around : callable or None
-        What calls it: activation checkpointing, for example.
-    """
-
-    def __init__(self, block: Swin3DTransformerBlock, *, wraps: bool) -> None:
-        self.block, self.wraps = block, wraps
-        self.run: Callable[..., torch.Tensor] = run_block
-        self.around: Callable[..., torch.Tensor] | None = None
-
-    def __call__(
-        self,
-        x: torch.Tensor,
-        c: torch.Tensor,
-        res: Triple,
-        rollout_step: int,
-        warped: bool = True,
-    ) -> torch.Tensor:
-        """Run the block with upstream's arguments."""
-        block = self.block
-        windows = windows_of(
-            tuple(res),
-            block.window_size,
-            block.shift_size,
-            x.shape[0],
-            x.device,
-            x.dtype,
-            wraps=self.wraps and warped,
-        )
-        args = (block, x, c, windows, _lora_step(block.attn, rollout_step))
-        return self.run(*args) if self.around is None else self.around(self.run, *args)
+def _groups(
+    patterns: list[tuple[int, np.ndarray | None]],
+    samples: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Groups:
+    """Return the groups of a batch's windows, from the number of each pattern and its parts."""
+    made: list[Group] = []
+    start = 0
+    for number, pattern in patterns:
+        end = start + number * samples
+        if pattern is None:
+            made.append(Group(start, end))
+        else:
+            hidden = torch.from_numpy(pattern[:, None] != pattern[None, :])[None, None]
+            masks = [
+                torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, value).to(device)
+                for value in (MASKED, -torch.inf)
+            ]
+            made.append(Group(start, end, *masks))
+        start = end
+    masked = [g for g in made if g.mask is not None]
+    size = sum((g.last - g.first) * g.mask.nbytes for g in masked if g.mask is not None)
+    if len(masked) < 2 or size > _MASKS:
+        return tuple(made)
+    # A call for each group would take longer than the masks of all windows take memory.
+    whole = [
+        torch.cat([of(g).expand(g.last - g.first, -1, -1, -1) for g in masked])
+        for of in (lambda g: g.mask, lambda g: g.strict)
+    ]
+    free = [g for g in made if g.mask is None]
+    return (*free, Group(masked[0].first, masked[-1].last, *whole))
