@@ -363,33 +363,40 @@ class StockProcess:
 
     def __init__(self, size: Size) -> None:
         self.size = size
-        self.process: subprocess.Popen[str] | None = None
-        if size.device.type == "cpu":
+        self.process: Any = None
+
+    def case(self, **what: Any) -> Callable[[], None]:
+        """Return a function that runs a case of :func:`stock_case`, and waits for its end.
+
+        It runs until the next case is asked for.
+        """
+        if self.size.device.type != "cpu":
+            return stock_case(self.size, **what)
+        if self.process is None or self.process.poll() is not None:
             self.process = subprocess.Popen(
-                [sys.executable, __file__, "--serve", "--size", size.name],
+                [sys.executable, __file__, "--serve", "--size", self.size.name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
             )
+        self._ask(what, what)
+        return lambda: self._ask({}, what)
 
-    def case(self, **what: Any) -> Callable[[], None]:
-        """Return a function that runs a case of :func:`stock_case`, and waits for its end."""
-        if self.process is None:
-            return stock_case(self.size, **what)
-        self._ask(what)
-        return lambda: self._ask({})
-
-    def _ask(self, what: dict[str, Any]) -> None:
-        process: Any = self.process
-        process.stdin.write(json.dumps(what) + "\n")
-        process.stdin.flush()
-        if process.stdout.readline().strip() != "done":
-            raise RuntimeError(f"the process of stock code ended in case {what}")
+    def _ask(self, message: dict[str, Any], what: dict[str, Any]) -> None:
+        self.process.stdin.write(json.dumps(message) + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line == _DONE:  # libraries may print something too
+                return
+        raise RuntimeError(f"the process of stock code ended in case {what}")
 
     def close(self) -> None:
         """Stop it."""
         if self.process is not None:
             self.process.communicate()
+
+
+_DONE = "-- done --\n"
 
 
 def stock_case(
@@ -421,7 +428,7 @@ def serve(size: Size) -> None:
             run = stock_case(size, **what)
         elif run is not None:
             run()
-        print("done", flush=True)
+        print(_DONE, end="", flush=True)
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -488,7 +495,7 @@ def memory_case(name: str, size: Size) -> Iterator[Callable[[], None]]:
         yield stock_step(size, ds, how, again, "32", {})
         return
     with contextlib.ExitStack() as stack:
-        stack.enter_context(freed_memory_kept(size.device.type))
+        stack.enter_context(freed_memory_kept(on=size.device.type == "cpu"))
         yield own_step(size, ds, how, again, "32", {}, stack)
 
 
@@ -500,9 +507,11 @@ def main() -> None:
     parser.add_argument("--size", default="default", choices=list(SIZES))
     parser.add_argument("--serve", action="store_true", help="run cases from standard input")
     arguments = parser.parse_args()
-    torch.set_num_threads(
-        min(os.cpu_count() or 1, 2) if not torch.cuda.is_available() else os.cpu_count() or 1
-    )
+    # A peak depends on the number of threads; times beside another process need as many as that.
+    few = not (arguments.serve or torch.cuda.is_available())
+    torch.set_num_threads(min(os.cpu_count() or 1, 2) if few else os.cpu_count() or 1)
+    if not (arguments.serve or arguments.case):
+        parser.error("name a case, such as full")
     if arguments.serve:
         global KEEPS_MODELS
         KEEPS_MODELS = True

@@ -66,7 +66,7 @@ def stack(size: cases.Size) -> Iterator[Any]:
     from xaurora.utils.allocator import freed_memory_kept
 
     with contextlib.ExitStack() as opened:
-        opened.enter_context(freed_memory_kept(size.device.type))
+        opened.enter_context(freed_memory_kept(on=size.device.type == "cpu"))
         yield opened
     gc.collect()
     if torch.cuda.is_available():

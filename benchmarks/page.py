@@ -119,7 +119,7 @@ def page(reports: list[dict[str, Any]]) -> str:
         "<!-- Written by benchmarks/page.py from benchmarks/reports/. -->",
         "",
         "Speed and memory compared with stock microsoft-aurora code for the same work. Both run",
-        "alternately in the same session, on a CPU each in a process of its own:",
+        "alternately in the same session, on a CPU each in its own process:",
         "",
         "```bash",
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import time
 from pathlib import Path
 
@@ -514,3 +515,14 @@ def test_data_unlike_those_that_the_model_was_tuned_on(
     with caplog.at_level("WARNING", "xaurora"):
         fields.aurora.predict("6h", model=tuned, time=fields["time"].values[3], progress=False)
     assert "tuned" not in caplog.text
+
+
+def test_results_lie_in_memory_of_their_own(fields: xr.Dataset) -> None:
+    """Freed, they go back to the system, although freed memory is kept during a forecast."""
+    forecast = fields.aurora.predict(
+        "6h", model=make_aurora(), time=fields["time"].values[-1], progress=False
+    )
+    owner = forecast["t2m"].values
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    assert isinstance(owner, memoryview | mmap.mmap)

@@ -82,6 +82,25 @@ print(touched(1, allocator.KEPT // 2))
     assert again < allocator.KEPT // 2 // 4096 // 10, "what was kept is used again"
 
 
+def test_what_was_freed_after_a_call_goes_back_with_the_next(tmp_path: Path) -> None:
+    before, held, after = _run(
+        """
+print(resident())
+with allocator.freed_memory_kept():
+    kept = [np.ones(40 * 1024**2 // 8) for _ in range(20)]
+    small = [bytearray(1000) for _ in range(1000)]  # above them, so that they are not at the top
+print(resident())
+del kept
+with allocator.freed_memory_kept():
+    pass
+print(resident())
+""",
+        tmp_path,
+    )
+    assert held - before > 0.9 * 800 * 1024**2
+    assert after - before < 64 * 1024**2
+
+
 @pytest.mark.parametrize("variable", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
 def test_settings_of_the_users_stay(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "131072")
@@ -89,7 +108,7 @@ def test_settings_of_the_users_stay(variable: str, monkeypatch: pytest.MonkeyPat
     try:
         assert allocator._glibc() is None
         with allocator.freed_memory_kept():
-            pass
+            assert allocator._kept.users == 0
     finally:
         allocator._glibc.cache_clear()
 
@@ -97,4 +116,9 @@ def test_settings_of_the_users_stay(variable: str, monkeypatch: pytest.MonkeyPat
 def test_an_error_inside_ends_it() -> None:
     with pytest.raises(ZeroDivisionError), allocator.freed_memory_kept():
         raise ZeroDivisionError
-    assert allocator._users == 0
+    assert allocator._kept.users == 0
+
+
+def test_it_can_be_left_out() -> None:
+    with allocator.freed_memory_kept(on=False):
+        assert allocator._kept.users == 0

@@ -112,7 +112,8 @@ def predict(ds: xr.Dataset, options: PredictOptions) -> xr.Dataset:
     else:
         attrs["xaurora_engine"] = "jax"
     with contextlib.ExitStack() as stack:
-        stack.enter_context(freed_memory_kept(devices[0].type))
+        on_cpu = options.engine == "torch" and devices[0].type == "cpu"
+        stack.enter_context(freed_memory_kept(on=on_cpu))
         replicas = [
             stack.enter_context(inference(m, job, device))
             for m, device in zip(modules, devices, strict=True)

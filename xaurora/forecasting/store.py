@@ -6,6 +6,8 @@ Of a forecast that is stored, only the chunks that are being filled are in memor
 from __future__ import annotations
 
 import logging
+import math
+import mmap
 import shutil
 import threading
 from collections.abc import Callable
@@ -67,6 +69,12 @@ def to_memory(writer: Writer, run: Run, progress: bool) -> xr.Dataset:
     return xr.Dataset(sink.data, writer.coords(), writer.attrs)
 
 
+def _mapped(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """Return an array of zeros in memory of its own, which goes back when the array is freed."""
+    size = math.prod(shape) * dtype.itemsize
+    return np.ndarray(shape, dtype, buffer=mmap.mmap(-1, max(size, 1)))
+
+
 class _Memory:
     """Arrays of the whole forecast."""
 
@@ -80,7 +88,7 @@ class _Memory:
         for one in self.writer.outputs(block):
             with self.lock:
                 if one.name not in self.data:
-                    values = np.empty((*shape, *one.values.shape[1:]), one.values.dtype)
+                    values = _mapped((*shape, *one.values.shape[1:]), one.values.dtype)
                     self.data[one.name] = (*dims, *one.dims), values, one.attrs
             at = (place, lead, number) if "number" in dims else (place, lead)
             self.data[one.name][1][at] = one.values

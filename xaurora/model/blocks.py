@@ -37,9 +37,10 @@ class _Reorder(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(inverse, empty, empty_inverse)
         ctx.fills = fill is not None
-        out = _take(x, index, empty)
-        if fill is not None and empty is not None:
-            out[empty] = fill
+        if fill is None or empty is None:
+            return _take(x, index, empty)
+        out = x.index_select(0, index)
+        out[empty] = fill
         return out
 
     @staticmethod
@@ -165,18 +166,25 @@ def run_block(
     del flat
     back = _Reorder.apply(out, windows.scatter, windows.gather, None, windows.padding, None)
     del out
-    back = block.attn.proj_drop(_with_lora(block.attn.proj, block.attn.lora_proj, back, step))
     back = back.view(samples, tokens, width)
+
+    def project(x: torch.Tensor) -> torch.Tensor:
+        return block.attn.proj_drop(_with_lora(block.attn.proj, block.attn.lora_proj, x, step))
+
     drops = block.training and not isinstance(block.drop_path, torch.nn.Identity)
     if torch.is_grad_enabled() or drops:  # whole samples are dropped
-        x = x + block.drop_path(block.norm1(back, context))
+        x = x + block.drop_path(block.norm1(project(back), context))
         del back
         return x + block.drop_path(block.norm2(block.mlp(x), context))
-    return _finish_in_pieces(block, x, back, context)
+    return _finish_in_pieces(block, x, back, project, context)
 
 
 def _finish_in_pieces(
-    block: Swin3DTransformerBlock, x: torch.Tensor, attended: torch.Tensor, context: torch.Tensor
+    block: Swin3DTransformerBlock,
+    x: torch.Tensor,
+    attended: torch.Tensor,
+    project: Callable[[torch.Tensor], torch.Tensor],
+    context: torch.Tensor,
 ) -> torch.Tensor:
     """Return a block's output from its input and attention, some tokens at a time.
 
@@ -190,7 +198,7 @@ def _finish_in_pieces(
     for i in range(pieces):
         rows = slice(tokens * i // pieces, tokens * (i + 1) // pieces)
         local = context if context.ndim == 2 else context[:, rows]
-        part = _add_normalised(x[:, rows], block.norm1, attended[:, rows], local)
+        part = _add_normalised(x[:, rows], block.norm1, project(attended[:, rows]), local)
         part = _add_normalised(part, block.norm2, block.mlp(part), local)
         if out is None:  # under autocast the type is that of the layer norms, not of x
             out = part.new_empty(x.shape)

@@ -35,7 +35,7 @@ class Group:
         What is added to their scores: ``(1, 1, size, size)`` if they share it, or one of each
         window; or None.
     strict : torch.Tensor or None
-        The same with minus infinity in place of -100.
+        The same with minus infinity in place of -100, on a CPU.
     """
 
     first: int
@@ -47,8 +47,8 @@ class Group:
         """Return some windows of it, counted from its first, as a group that begins at 0."""
         if self.mask is None or len(self.mask) == 1:
             return Group(0, end - begin, self.mask, self.strict)
-        assert self.strict is not None
-        return Group(0, end - begin, self.mask[begin:end], self.strict[begin:end])
+        strict = None if self.strict is None else self.strict[begin:end]
+        return Group(0, end - begin, self.mask[begin:end], strict)
 
 
 Groups: TypeAlias = tuple[Group, ...]
@@ -196,25 +196,25 @@ def _groups(
     made: list[Group] = []
     start = 0
     for number, pattern in patterns:
-        end = start + number * samples
-        if pattern is None:
-            made.append(Group(start, end))
-        else:
+        end, masks = start + number * samples, []
+        if pattern is not None:
             hidden = torch.from_numpy(pattern[:, None] != pattern[None, :])[None, None]
             masks = [
                 torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, value).to(device)
-                for value in (MASKED, -torch.inf)
+                for value in (MASKED, -torch.inf)[: 2 if device.type == "cpu" else 1]
             ]
-            made.append(Group(start, end, *masks))
+        made.append(Group(start, end, *masks))
         start = end
     masked = [g for g in made if g.mask is not None]
     size = sum((g.last - g.first) * g.mask.nbytes for g in masked if g.mask is not None)
     if len(masked) < 2 or size > _MASKS:
         return tuple(made)
     # A call for each group would take longer than the masks of all windows take memory.
+    counts = torch.tensor([g.last - g.first for g in masked], device=device)
     whole = [
-        torch.cat([of(g).expand(g.last - g.first, -1, -1, -1) for g in masked])
-        for of in (lambda g: g.mask, lambda g: g.strict)
+        torch.cat([m for m in each if m is not None]).repeat_interleave(counts, dim=0)
+        for each in ([g.mask for g in masked], [g.strict for g in masked])
+        if each[0] is not None
     ]
     free = [g for g in made if g.mask is None]
     return (*free, Group(masked[0].first, masked[-1].last, *whole))

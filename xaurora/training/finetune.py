@@ -42,6 +42,7 @@ from xaurora.training.plan import Plan, check_options, plan
 from xaurora.training.scan import TargetScan, keep, scan_targets
 from xaurora.training.sound import Skipped, SoundReader
 from xaurora.utils import figures, storage
+from xaurora.utils.allocator import freed_memory_kept
 from xaurora.utils.locks import only_writer
 from xaurora.utils.progress import log_line
 
@@ -113,7 +114,8 @@ def _train(ds: xr.Dataset, options: FinetuneOptions, folder: Path, fabric: Fabri
         parallel.run_on_first(fabric, lambda: keep(made, scan, folder))
         run = Run(made, scan, model, loader, result, settings, folder)
         try:
-            loop.fit(fabric, run, checkpoint)
+            with freed_memory_kept(on=options.engine == "torch" and fabric.device.type == "cpu"):
+                loop.fit(fabric, run, checkpoint)
         except RuntimeError as error:
             if not execution.is_out_of_memory(error):
                 raise

@@ -39,7 +39,6 @@ from xaurora.training.validation import (
     Validator,
     format_scores,
 )
-from xaurora.utils.allocator import freed_memory_kept
 from xaurora.utils.progress import log_line, progress_bar
 
 if TYPE_CHECKING:
@@ -87,7 +86,6 @@ def fit(fabric: Fabric, run: Run, checkpoint: dict[str, Any] | None) -> None:
         torch.manual_seed(options.seed + 1000 * fabric.global_rank)
         stack.enter_context(placement.on_grid(module, run.plan.grid))
         stack.enter_context(execution.without_cudnn_attention())
-        stack.enter_context(freed_memory_kept(fabric.device.type))
         stack.enter_context(execution.tf32(options.precision))
         accelerated = fabric.device.type == "cuda"
         precision = options.precision
