@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from aurora.model.swin3d import Swin3DTransformerBlock
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from xaurora.model import blocks
@@ -56,6 +56,9 @@ def _run(
 
 
 @settings(max_examples=25, deadline=None)
+@example(
+    rows=12, columns=24, levels=4, samples=2, shifted=True, wraps=True, lora=True
+)  # no padding
 @given(
     rows=st.integers(2, 20),
     columns=st.integers(2, 30),

@@ -164,16 +164,22 @@ def run_block(
         flat = flat.to(torch.get_autocast_dtype(x.device.type))
     out = _attend_to_all(block.attn, flat, windows, step)
     del flat
-    back = _Reorder.apply(out, windows.scatter, windows.gather, None, windows.padding, None)
-    del out
-    back = back.view(samples, tokens, width)
+    drops = block.training and not isinstance(block.drop_path, torch.nn.Identity)
+    whole = torch.is_grad_enabled() or drops  # whole samples are dropped
 
     def project(x: torch.Tensor) -> torch.Tensor:
         return block.attn.proj_drop(_with_lora(block.attn.proj, block.attn.lora_proj, x, step))
 
-    drops = block.training and not isinstance(block.drop_path, torch.nn.Identity)
-    if torch.is_grad_enabled() or drops:  # whole samples are dropped
-        x = x + block.drop_path(block.norm1(project(back), context))
+    # Without padding, the output of attention, which is kept for its gradient, is the input.
+    projects_first = whole and windows.padding is None
+    if projects_first:
+        out = project(out)
+    back = _Reorder.apply(out, windows.scatter, windows.gather, None, windows.padding, None)
+    del out
+    back = back.view(samples, tokens, width)
+    if whole:
+        back = back if projects_first else project(back)
+        x = x + block.drop_path(block.norm1(back, context))
         del back
         return x + block.drop_path(block.norm2(block.mlp(x), context))
     return _finish_in_pieces(block, x, back, project, context)
