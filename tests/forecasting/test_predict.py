@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import time
 from pathlib import Path
 
@@ -526,3 +527,11 @@ def test_results_lie_in_memory_of_their_own(fields: xr.Dataset) -> None:
     while isinstance(owner, np.ndarray):
         owner = owner.base
     assert isinstance(owner, memoryview | mmap.mmap)
+    values = forecast["t2m"].values
+    before = values.copy()
+    child = os.fork()
+    if not child:
+        values[:] = 0.0
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert np.array_equal(values, before), "a forked process has its own copy"

@@ -9,6 +9,7 @@ import logging
 import math
 import mmap
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -70,9 +71,15 @@ def to_memory(writer: Writer, run: Run, progress: bool) -> xr.Dataset:
 
 
 def _mapped(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    """Return an array of zeros in memory of its own, which goes back when the array is freed."""
+    """Return an array in memory of its own, which goes back when the array is freed.
+
+    The memory is private: a forked process changes its own copy. Other systems than Linux, where
+    freed memory is not kept, need none.
+    """
+    if sys.platform != "linux":
+        return np.empty(shape, dtype)
     size = math.prod(shape) * dtype.itemsize
-    return np.ndarray(shape, dtype, buffer=mmap.mmap(-1, max(size, 1)))
+    return np.ndarray(shape, dtype, buffer=mmap.mmap(-1, max(size, 1), access=mmap.ACCESS_COPY))
 
 
 class _Memory:
