@@ -50,14 +50,18 @@ def forecast(truth: xr.Dataset) -> xr.Dataset:
     return xaurora.persistence(truth, names, leads).isel(init_time=slice(2, 12)).load()
 
 
+@pytest.fixture(scope="module")
+def scores(truth: xr.Dataset, forecast: xr.Dataset) -> xr.Dataset:
+    return forecast.aurora.evaluate(truth)
+
+
 @pytest.mark.parametrize(
-    "chunks", [(1, 40), (1, 8), (4, 3), (10, 1)], ids=lambda c: f"{c[0]}x{c[1]}"
+    "chunks", [(1, 40), (4, 3), (10, 1)], ids=lambda c: f"{c[0]}x{c[1]}"
 )
 def test_each_chunk_is_read_once(
-    truth: xr.Dataset, forecast: xr.Dataset, chunks: tuple[int, int]
+    truth: xr.Dataset, forecast: xr.Dataset, scores: xr.Dataset, chunks: tuple[int, int]
 ) -> None:
     """Forty leads; winds need their components too, and the truth has chunks of seven times."""
-    here = forecast.aurora.evaluate(truth)
     fc, of_forecast = _stored(forecast, init_time=chunks[0], lead_time=chunks[1])
     y, of_truth = _stored(truth, time=7)
     there = fc.aurora.evaluate(y)
@@ -67,8 +71,8 @@ def test_each_chunk_is_read_once(
     assert _chunks_read(of_forecast) == blocks * len(forecast.data_vars)
     needed = np.searchsorted(truth["time"], np.unique(forecast["valid_time"])) // 7
     assert _chunks_read(of_truth) == len(np.unique(needed)) * len(forecast.data_vars)
-    for name in here.data_vars:  # sums are added in another order
-        np.testing.assert_allclose(there[name], here[name], rtol=1e-11, atol=1e-12)
+    for name in scores.data_vars:  # sums are added in another order
+        np.testing.assert_allclose(there[name], scores[name], rtol=1e-11, atol=1e-12)
 
 
 def test_two_forecasts_with_other_chunks(truth: xr.Dataset, forecast: xr.Dataset) -> None:

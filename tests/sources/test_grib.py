@@ -153,9 +153,7 @@ def test_indexing_shows_progress(
     assert "Indexing surface.grib" in capsys.readouterr().err
 
 
-def test_each_message_is_decoded_once(
-    data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_message_is_decoded_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opening finds out from the index which steps of a forecast there are."""
     count: list[str] = []
     real = messages.Message.__getitem__

@@ -173,7 +173,6 @@ def test_own_heads_train_the_backbone_through_six_hours(
     assert tuned.history[-1]["gradient_norm"] > 0
 
 
-@pytest.mark.usefixtures("timed_steps")
 def test_own_heads_need_a_model_that_has_them(ds: xr.Dataset, tmp_path) -> None:
     few = ds.isel(time=slice(None, 16))
     for target, model, words in (

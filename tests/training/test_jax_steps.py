@@ -28,14 +28,14 @@ MODEL = make_aurora(
 RUNS: dict[str, dict[str, Any]] = {
     "frozen, on latents, in a region": {
         "strategy": "frozen",
-        "steps": 20,
+        "steps": 12,
         "region": "tropics",
         "batch_size": 3,  # the last step of an epoch has a batch of two
         "ema": 0.9,
         "head": "csgd",
     },
-    "LoRA": {"strategy": "lora", "steps": 8},
-    "full, a rollout of two steps": {"strategy": "full", "steps": 8, "rollout_steps": 2},
+    "LoRA": {"strategy": "lora", "steps": 4},
+    "full, a rollout of two steps": {"strategy": "full", "steps": 4, "rollout_steps": 2},
 }
 
 

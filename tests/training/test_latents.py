@@ -520,7 +520,6 @@ def test_a_mask_and_a_region_that_moves_the_base(fields: xr.Dataset, base, tmp_p
         fields.aurora.finetune("tp", model=base, region="atlantis", out=tmp_path / "c", **FAST)
 
 
-@pytest.mark.usefixtures("timed_steps")
 def test_estimate_counts_the_store(
     fields: xr.Dataset, base, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -779,7 +779,7 @@ def _run(
             "rollout_steps": 3,
             "replay_buffer": 5,
             "ema": 0.9,
-            "validations": 5,
+            "validations": 3,
         }
     ],
     ids=["replay"],

@@ -31,7 +31,7 @@ if __name__ == "__main__":
 """
 SAME = {"learning_rate": 5e-5, "validations": 1, "checkpoint_every": 1000}
 CASES: dict[str, dict[str, Any]] = {
-    "fsdp-full": {"strategy": "full", "steps": 3, "parallel": "fsdp"},
+    "fsdp-full": {"strategy": "full", "steps": 2, "parallel": "fsdp"},
     "ddp-lora": {
         "strategy": "lora",
         "rollout_steps": 3,
@@ -43,10 +43,10 @@ CASES: dict[str, dict[str, Any]] = {
         "strategy": "peft",
         "ema": 0.9,
         "activation_checkpointing": True,
-        "steps": 3,
+        "steps": 2,
         "parallel": "fsdp",
     },
-    "shared/ddp-latents": {"strategy": "frozen", "epochs": 3, "latents": True},
+    "shared/ddp-latents": {"strategy": "frozen", "epochs": 2, "latents": True},
 }
 
 
@@ -124,7 +124,7 @@ finetune.scan_targets = lambda *args: (time.sleep(6), real(*args))[1]
 @pytest.mark.slow
 def test_torchrun_and_a_first_look_that_takes_longer_than_processes_wait(tmp_path: Path) -> None:
     """A collective operation would end the run after the process group's timeout."""
-    options = {"strategy": "frozen", "steps": 3}
+    options = {"strategy": "frozen", "steps": 2}
     run = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517")
     _run(tmp_path, {"two": {**SAME, **options}}, sys.executable, *run, before=SLOW_LOOK)
     assert _losses(tmp_path / "two") == pytest.approx(_losses_of_one(tmp_path, options), rel=1e-5)
