@@ -19,7 +19,7 @@ def test_sound_data_give_no_false_alarm(made: fuzz.Made) -> None:
 
 @pytest.mark.slow  # 1,000 Datasets in all; benchmarks/trust.py takes a hundred times as many
 @pytest.mark.parametrize(
-    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.thorough) for seed in range(2, 8))]
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.thorough) for seed in range(1, 8))]
 )
 def test_every_fault_is_found_and_none_is_a_crash(seed: int) -> None:
     examples: list[str] = []

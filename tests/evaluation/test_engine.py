@@ -55,9 +55,7 @@ def scores(truth: xr.Dataset, forecast: xr.Dataset) -> xr.Dataset:
     return forecast.aurora.evaluate(truth)
 
 
-@pytest.mark.parametrize(
-    "chunks", [(1, 40), (4, 3), (10, 1)], ids=lambda c: f"{c[0]}x{c[1]}"
-)
+@pytest.mark.parametrize("chunks", [(1, 40), (4, 3), (10, 1)], ids=lambda c: f"{c[0]}x{c[1]}")
 def test_each_chunk_is_read_once(
     truth: xr.Dataset, forecast: xr.Dataset, scores: xr.Dataset, chunks: tuple[int, int]
 ) -> None:

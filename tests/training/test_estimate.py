@@ -62,7 +62,10 @@ QUICK_HEAD = "hurdle_lognormal"  # few operations
         {"strategy": "full", "activation_checkpointing": True, "head": QUICK_HEAD},
         {"strategy": "lora", "rollout_steps": 2, "push_forward": True, "head": QUICK_HEAD},
         {"strategy": "frozen", "precision": "bf16"},
-        {"strategy": StrategyOptions("peft", method="dora"), "ema": 0.9, "head": QUICK_HEAD},
+        pytest.param(
+            {"strategy": StrategyOptions("peft", method="dora"), "ema": 0.9, "head": QUICK_HEAD},
+            marks=pytest.mark.thorough,
+        ),
         {"strategy": "full", "target": "all", "rollout_steps": 3, "replay_buffer": 3},
     ],
     ids=str,
