@@ -13,13 +13,13 @@ from xaurora.distributions.hurdles import ratio
 from xaurora.distributions.namespace import Array, ArrayNamespace, namespace
 
 
-def _tails(k: Array, x: Array, xp: ArrayNamespace) -> tuple[Any, Any]:
+def _tails(k: Array, x: Array, log_gamma: Array, xp: ArrayNamespace) -> tuple[Any, Any]:
     """Return ``Q(k, x)`` and ``Q(k+1, x) = Q(k, x) + x^k e^{−x}/Γ(k+1)``.
 
-    The second is a sum of positive terms, so nothing cancels.
+    The second is a sum of positive terms, so nothing cancels. ``log_gamma`` is ``ln Γ(k+1)``.
     """
     above = xp.gamma_above(k, x)
-    return above, above + xp.exp(k * xp.log(x) - x - xp.gammaln(k + 1.0))
+    return above, above + xp.exp(k * xp.log(x) - x - log_gamma)
 
 
 def crps(shape: Array, scale: Array, shift: Array, y: Array) -> Array:
@@ -41,24 +41,37 @@ def crps(shape: Array, scale: Array, shift: Array, y: Array) -> Array:
         Observed amount, metres, ≥ 0.
     """
     xp = namespace(shape)
+    if xp.is_differentiated(shape, scale, shift, y):
+        from xaurora.distributions import torch_csgd
+
+        return torch_csgd.crps(excess, shape, scale, shift, y)
     k, theta, s, v = xp.double(shape), xp.double(scale), xp.double(shift), xp.double(y)
-    a, c = (v + s) / theta, s / theta
-    above_a, next_a = _tails(k, a, xp)
-    above_c, next_c = _tails(k, c, xp)
+    beyond, _, _ = excess(k, (v + s) / theta, s / theta, xp)
+    return xp.back(xp.clamp_value(v + theta * beyond), shape)
+
+
+def excess(k: Array, a: Array, c: Array, xp: ArrayNamespace) -> tuple[Any, Any, Any]:
+    """Return ``(∫₀^∞ S² − 2∫₀^y S)/θ``, ``Q(k, a)`` and ``Q(k, c)``; names as in :func:`crps`.
+
+    The first one's derivative is ``−2 Q(k,a)`` in ``a`` and ``2 Q(k,c) − Q(k,c)²`` in ``c``.
+    """
+    log_gamma = xp.gammaln(k + 1.0)
+    above_a, next_a = _tails(k, a, log_gamma, xp)
+    above_c, next_c = _tails(k, c, log_gamma, xp)
     up_to = a * above_a - c * above_c + k * (next_c - next_a)
     twice = (
         k * next_c * next_c
         - c * above_c * above_c
-        - k * ratio(k, xp) * xp.gamma_above(2.0 * k + 1.0, 2.0 * c)
+        - k * ratio(k, xp, log_gamma) * xp.gamma_above(2.0 * k + 1.0, 2.0 * c)
     )
-    return xp.back(xp.clamp_value(v + theta * (twice - 2.0 * up_to)), shape)
+    return twice - 2.0 * up_to, above_a, above_c
 
 
 def mean(shape: Array, scale: Array, shift: Array) -> Array:
     """Return the mean amount in metres, ``θ[k Q(k+1, c) − c Q(k, c)]``."""
     xp = namespace(shape)
     k, theta, s = xp.double(shape), xp.double(scale), xp.double(shift)
-    above, following = _tails(k, s / theta, xp)
+    above, following = _tails(k, s / theta, xp.gammaln(k + 1.0), xp)
     return xp.back(xp.clamp_value(theta * (k * following - s / theta * above)), shape)
 
 

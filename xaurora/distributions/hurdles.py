@@ -96,12 +96,14 @@ def gamma_crps(p: Array, shape: Array, mean: Array, y: Array) -> Array:
     return xp.back(xp.clamp_value(v - 2.0 * chance * inner + chance * chance * m * rest), shape)
 
 
-def ratio(a: Array, xp: ArrayNamespace) -> Array:
+def ratio(a: Array, xp: ArrayNamespace, log_gamma: Array | None = None) -> Array:
     """Return ``r = Γ(α+½)/(√π Γ(α+1))``.
 
-    This is half the mean difference of two gamma amounts in units of their mean.
+    This is half the mean difference of two gamma amounts in units of their mean. ``log_gamma`` is
+    ``ln Γ(α+1)`` if it is known.
     """
-    return xp.exp(xp.gammaln(a + 0.5) - xp.gammaln(a + 1.0)) / SQRT_PI
+    log_gamma = xp.gammaln(a + 1.0) if log_gamma is None else log_gamma
+    return xp.exp(xp.gammaln(a + 0.5) - log_gamma) / SQRT_PI
 
 
 def gamma_cdf(p: Array, shape: Array, mean: Array, y: Array) -> Array:

@@ -94,6 +94,11 @@ class Numpy:
         """Return ``x`` with negative values replaced by zero."""
         return np.maximum(x, 0.0)
 
+    @staticmethod
+    def is_differentiated(*arrays: Array) -> bool:
+        """Return False: NumPy records no operations."""
+        return False
+
 
 class Torch:
     """The same functions for Torch, which is imported only when a tensor is passed."""
@@ -168,6 +173,11 @@ class Torch:
         """Return ``x`` as a constant, through which no gradient passes."""
         return x.detach()
 
+    def is_differentiated(self, *arrays: Array) -> bool:
+        """Return whether operations on the tensors are recorded for a backward pass."""
+        of_torch = [x for x in arrays if isinstance(x, self._torch.Tensor)]
+        return self._torch.is_grad_enabled() and any(x.requires_grad for x in of_torch)
+
     def at_least_single(self, x: Array) -> Array:
         """Return ``x`` in at least float32."""
         return x.to(self._torch.promote_types(x.dtype, self._torch.float32))
@@ -232,6 +242,11 @@ class Jax:
     def clamp_value(self, x: Array) -> Array:
         """Return ``x`` with negative values replaced by zero, and its gradient unchanged."""
         return x + self.constant(self._jax.numpy.maximum(x, 0.0) - x)
+
+    @staticmethod
+    def is_differentiated(*arrays: Array) -> bool:
+        """Return False: JAX differentiates the closed forms themselves."""
+        return False
 
     def at_least_single(self, x: Array) -> Array:
         """Return ``x`` in at least float32."""

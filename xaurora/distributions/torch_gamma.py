@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-_STEP = 2e-5  # relative to the shape; balances truncation (h²) and rounding (1e-16/h)
+STEP = 2e-5  # relative to the shape; balances truncation (h²) and rounding (1e-16/h)
 
 
 def _slope(
     function: Callable[..., torch.Tensor], shape: torch.Tensor, x: torch.Tensor
 ) -> torch.Tensor:
     """Return ``∂function/∂shape``; all tensors are float64 and of one shape."""
-    step = _STEP * shape
+    step = STEP * shape
     return (function(shape + step, x) - function(shape - step, x)) / (2.0 * step)
 
 
