@@ -11,12 +11,13 @@ machine's own matrix product rate that a step reaches.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,27 @@ def pair(
         benchmark.extra_info.update(
             stock_seconds=statistics.median(beside), ratio=statistics.median(beside) / median
         )
+
+
+@contextlib.contextmanager
+def _timed_steps() -> Iterator[list[tuple[float, float]]]:
+    """Note when each training step begins and ends."""
+    from xaurora.training.loop import Trainer
+
+    spans: list[tuple[float, float]] = []
+    real = Trainer.take_step
+
+    def timed(self: Any, *args: Any) -> Any:
+        began = time.perf_counter()
+        out = real(self, *args)
+        spans.append((began, time.perf_counter()))
+        return out
+
+    Trainer.take_step = timed  # type: ignore[method-assign]
+    try:
+        yield spans
+    finally:
+        Trainer.take_step = real  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="module")
@@ -343,25 +365,14 @@ def test_an_epoch(benchmark: Any, size: Size, base: Any, stock_code: Any, tmp_pa
     """
     ds = cases.fields(size, times=14)
     stock = stock_code.case(how="frozen")
-    stamps: list[float] = []
-    from xaurora.training import loop as training
-
-    real = training.Trainer.take_step
-
-    def timed(self: Any, *args: Any) -> Any:
-        stamps.append(time.perf_counter())
-        return real(self, *args)
-
-    def run() -> None:
-        training.Trainer.take_step = timed  # type: ignore[method-assign]
-        try:
-            ds.aurora.finetune(
-                "tp", model=base, epochs=4, validations=1, out=tmp_path / "run", progress=False
-            )
-        finally:
-            training.Trainer.take_step = real  # type: ignore[method-assign]
-
-    benchmark.pedantic(run, rounds=1, iterations=1)
+    options: dict[str, Any] = {"model": base, "epochs": 4, "validations": 1, "progress": False}
+    with _timed_steps() as spans:
+        benchmark.pedantic(
+            lambda: ds.aurora.finetune("tp", out=tmp_path / "run", **options),
+            rounds=1,
+            iterations=1,
+        )
+    stamps = [began for began, _ in spans]
     count = len(stamps) // 4
     first = stamps[count] - stamps[0]
     later = (stamps[-1] - stamps[2 * count]) / (len(stamps) - 1 - 2 * count) * count
@@ -381,6 +392,58 @@ def test_an_epoch(benchmark: Any, size: Size, base: Any, stock_code: Any, tmp_pa
             " times stock's speed)"
         ),
     )
+
+
+@pytest.mark.once
+@pytest.mark.benchmark(group="the loop around a step, tiny model, 32 × 64")
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [
+        ("all", {"strategy": "full", "batch_size": 4, "steps": 12}),
+        (["all", "tp"], {"strategy": "full", "batch_size": 4, "steps": 12}),
+        ("tp", {"strategy": "frozen", "batch_size": 8, "steps": 40}),
+    ],
+    ids=["all variables, batch 4", "and tp, batch 4", "tp on latents, batch 8"],
+)
+def test_loop(benchmark: Any, tmp_path: Path, target: Any, options: dict[str, Any]) -> None:
+    """Measure a step of ``finetune`` from one to the next; stock is a bare loop over one batch."""
+    ds = xaurora.synthetic(shape=(32, 64), times=40)
+    options = {"model": "tiny", "validations": 1, "progress": False, **options}
+    with _timed_steps() as spans:
+        tuned = benchmark.pedantic(
+            lambda: ds.aurora.finetune(target, out=tmp_path / "run", **options),
+            rounds=1,
+            iterations=1,
+        )
+    ours = statistics.median(np.diff([began for began, _ in spans])[len(spans) // 4 :])
+    note = f"{1e3 * ours:.0f} ms a step"
+    if options["strategy"] == "full":
+        stock = _bare_loop(tuned.model.base, ds, options["batch_size"])
+        benchmark.extra_info["ratio"] = stock / ours
+        note += f", stock {1e3 * stock:.0f} ms"
+    benchmark.extra_info["note"] = note
+
+
+def _bare_loop(base: Any, ds: xr.Dataset, samples: int) -> float:
+    """Return the seconds of a step on Aurora's own variables, written with upstream's code."""
+    base = base.train().requires_grad_(True)
+    optimizer = torch.optim.AdamW(base.parameters(), lr=1e-5)
+    batch = ds.aurora.to_batch(ds["time"].values[2 : 2 + samples], model=base)
+    given = {**batch.surf_vars, **batch.atmos_vars}
+    times = []
+    for _ in range(8):
+        began = time.perf_counter()
+        said = base(batch)
+        found = {**said.surf_vars, **said.atmos_vars}
+        loss: Any = sum(
+            (v[:, 0] - given[n][:, -1]).abs().mean() / given[n].std() for n, v in found.items()
+        )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(base.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[2:])
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -468,8 +531,6 @@ def test_slow_store(benchmark: Any, tmp_path: Path) -> None:
     from aurora import Aurora
     from zarr.storage import LocalStore, WrapperStore
 
-    from xaurora.training import loop as training
-
     class Slow(WrapperStore):
         async def get(self, *args: Any, **kwargs: Any) -> Any:
             await asyncio.sleep(0.05)
@@ -490,32 +551,14 @@ def test_slow_store(benchmark: Any, tmp_path: Path) -> None:
         num_heads=2,
         use_lora=False,
     )
-    spans: list[tuple[float, float]] = []
-    real = training.Trainer.take_step
-
-    def timed(self: Any, *args: Any) -> Any:
-        began = time.perf_counter()
-        out = real(self, *args)
-        spans.append((began, time.perf_counter()))
-        return out
-
-    def run() -> None:
-        training.Trainer.take_step = timed  # type: ignore[method-assign]
-        try:
-            ds.aurora.finetune(
-                "tp",
-                model=base,
-                strategy="full",
-                steps=70,
-                validations=1,
-                checkpoint_every=999,
-                out=tmp_path / "run",
-                progress=False,
-            )
-        finally:
-            training.Trainer.take_step = real  # type: ignore[method-assign]
-
-    benchmark.pedantic(run, rounds=1, iterations=1)
+    options: dict[str, Any] = {"model": base, "strategy": "full", "steps": 70, "validations": 1}
+    options |= {"checkpoint_every": 999, "progress": False}
+    with _timed_steps() as spans:
+        benchmark.pedantic(
+            lambda: ds.aurora.finetune("tp", out=tmp_path / "run", **options),
+            rounds=1,
+            iterations=1,
+        )
     warm = np.array(spans[20:])
     busy = float((warm[:-1, 1] - warm[:-1, 0]).sum() / (warm[-1, 0] - warm[0, 0]))
     benchmark.extra_info.update(
