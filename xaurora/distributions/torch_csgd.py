@@ -1,7 +1,7 @@
 """The CRPS of the censored shifted gamma distribution with its gradient, for training in Torch.
 
-Recorded operation by operation, the closed form and its gradient take nine incomplete gamma
-functions and some two hundred operations. By hand they take six and a third of the operations.
+Recorded operation by operation, the closed form and its gradient take 193 operations, nine of them
+incomplete gamma functions. By hand they take 79, with six.
 """
 
 from __future__ import annotations
