@@ -143,7 +143,7 @@ def page(reports: list[dict[str, Any]]) -> str:
         "layer norms are randomised so that they are active. Timings differ between machines,",
         "and on one machine from minute to minute: compare ratios, and do not rely on",
         "differences of a hundredth. A CPU without instructions for bfloat16 skips its rows, which",
-        "would take some ninety times as long.",
+        "would take many times as long.",
         "",
         "In `head on stored latents`, a step reads its sample from a store of 100 on disk.",
         "`default` is the default head: a censored, shifted gamma law, 512 wide, decoded with",

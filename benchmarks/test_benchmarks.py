@@ -78,7 +78,7 @@ def pair(
 
 
 def skip_slow_products(size: Size, precision: str) -> None:
-    """Skip a case whose matrix products would take some ninety times as long as in float32."""
+    """Skip a case whose matrix products would take many times as long as in float32."""
     on_cpu = size.device.type == "cpu" and size.name != "smoke"
     if precision == "bf16" and on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this CPU has no instructions for bfloat16")
