@@ -53,7 +53,7 @@ def _problems(
             quick = {"model": "tiny", "steps": 1, "validations": 1, "progress": False}
             ds.aurora.finetune("tp", **{**quick, "out": folder / "run", **options})
         elif case.verb == "predict":
-            quick = {"model": "tiny", "progress": False}
+            quick = {"model": "tiny", "time": data["time"].values[-2:], "progress": False}
             ds.aurora.predict(**{**quick, "store": folder / "fc.zarr", **options})
         else:
             ds.aurora.evaluate(data, **options)

@@ -120,7 +120,11 @@ def test_faults_of_a_store_are_named() -> None:
         ds.aurora.to_batch(ds["time"].values[7], model="tiny")
 
 
-@pytest.mark.parametrize("hourly", [False, True], ids=["six-hourly", "hourly"])
+@pytest.mark.parametrize(
+    "hourly",
+    [pytest.param(False, marks=pytest.mark.thorough), True],
+    ids=["six-hourly", "hourly"],
+)
 def test_an_estimate_counts_what_a_run_reads(tmp_path: Path, hourly: bool) -> None:
     """Ten steps on three years, with batches of two: first look, training and validation."""
     store = (

@@ -333,9 +333,6 @@ def test_training_options_on_the_command_line(fields: xr.Dataset, tmp_path: Path
         2,
         "--steps",
         3,
-        "--rollout-steps",
-        2,
-        "--push-forward",
     )
     said = _run("estimate", tmp_path / "fields.nc", *common).stdout
     for part in ("at the peak", "strategy 'lora'", "it fits", "disk"):
@@ -343,6 +340,9 @@ def test_training_options_on_the_command_line(fields: xr.Dataset, tmp_path: Path
     out = tmp_path / "run"
     options = (
         *common,
+        "--rollout-steps",
+        2,
+        "--push-forward",
         "--activation-checkpointing",
         "on",
         "--ema",

@@ -39,7 +39,13 @@ def test_a_trunk_gives_the_same_fields(options: dict, patch: int, wraps: bool) -
     )
 
 
-@pytest.mark.parametrize("family", [*heads.RAIN, *heads.OTHER])
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=[pytest.mark.thorough] * (name not in ("csgd", "quantile")))
+        for name in (*heads.RAIN, *heads.OTHER)
+    ],
+)
 def test_losses_and_their_gradients_are_the_same(family: str) -> None:
     """The gradient of a gamma in its shape is a difference in Torch, hence 1e-4."""
     bounds = (0.0, 1.0) if family == "bounded_normal" else None
