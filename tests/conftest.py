@@ -1,7 +1,7 @@
 """How the suite runs: on several processes, the slow tests first.
 
-What tests share is in ``shared_fixtures.py``, which takes seconds to import. The process that only deals
-out tests does without it.
+What tests share is in ``shared_fixtures.py``, which takes seconds to import. The process that only
+deals out tests does without it.
 """
 
 from __future__ import annotations
