@@ -25,6 +25,10 @@ def _frames(count: int, *, shift: float = 0.0, factor: float = 1.0, seed: int = 
     return out
 
 
+def _summary(count: int, times: np.ndarray) -> dict:
+    return inputs.summarise([inputs.moments(f, (850.0, 500.0)) for f in _frames(count)], times)
+
+
 def _days(count: int) -> np.ndarray:
     return np.datetime64("2020-01-01") + np.arange(count) * np.timedelta64(3, "D")
 
@@ -32,13 +36,13 @@ def _days(count: int) -> np.ndarray:
 def test_frames_of_one_day_say_nothing() -> None:
     """They resemble each other more than the next week will."""
     times = np.datetime64("2020-01-01") + np.arange(16) * np.timedelta64(1, "h")
-    before = inputs.summarise(_frames(16), (850.0, 500.0), times)
+    before = _summary(16, times)
     assert inputs.unlike(_frames(1, shift=50.0)[0], (850.0, 500.0), before) == []
 
 
 def test_frames_drawn_alike_are_not_reported() -> None:
     """Each of 2000 frames, beside 16 others; about one in a thousand may be reported by chance."""
-    before = inputs.summarise(_frames(16), (850.0, 500.0), _days(16))
+    before = _summary(16, _days(16))
     found = [inputs.unlike(frame, (850.0, 500.0), before) for frame in _frames(2000, seed=1)]
     assert sum(map(bool, found)) <= 6
 
@@ -48,7 +52,7 @@ def test_frames_drawn_alike_are_not_reported() -> None:
     [(20.0, 1.0, "2t has a mean of"), (0.0, 2.0, "2t has a standard deviation of")],
 )
 def test_other_values_are_reported(shift: float, factor: float, words: str) -> None:
-    before = inputs.summarise(_frames(16), (850.0, 500.0), _days(16))
+    before = _summary(16, _days(16))
     (frame,) = _frames(1, shift=shift, factor=factor, seed=2)
     found = inputs.unlike(frame, (850.0, 500.0), before)
     assert any(note.startswith(words) for note in found)
@@ -56,7 +60,7 @@ def test_other_values_are_reported(shift: float, factor: float, words: str) -> N
 
 
 def test_few_frames_say_nothing() -> None:
-    before = inputs.summarise(_frames(3), (850.0, 500.0), _days(3))
+    before = _summary(3, _days(3))
     assert inputs.unlike(_frames(1, shift=50.0)[0], (850.0, 500.0), before) == []
 
 

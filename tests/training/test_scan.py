@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,33 @@ def test_only_the_sample_is_read_and_nothing_when_resumed(
     with pytest.raises(errors.OptionError, match="targets="):
         other.aurora.finetune("tp", resume=True, **options)
     assert looked, "other data are looked at"
+
+
+def test_inputs_are_looked_at_one_frame_at_a_time_and_its_variables_at_once(
+    fields: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All frames would be gigabytes at 0.25°, and one variable after another is slow from afar."""
+    made = plan(fields, FinetuneOptions(target="tp", model="tiny"))
+    variables = len(made.fields.surface) + len(made.fields.atmos)
+    together = threading.Barrier(variables, timeout=20)
+    alive: list[weakref.ref] = []
+    real, read = scan.indexed.read, scan.frames.read
+
+    def waits_for_the_others(*args: Any) -> np.ndarray:
+        together.wait()
+        return real(*args)
+
+    def counted(*args: Any, **more: Any) -> Any:
+        assert not [ref for ref in alive if ref() is not None]
+        frame = read(*args, **more)
+        alive.append(weakref.ref(frame))
+        return frame
+
+    monkeypatch.setattr("xaurora.model.frames.indexed.read", waits_for_the_others)
+    monkeypatch.setattr(scan.frames, "read", counted)
+    found = scan._summary_of_inputs(made, made.split.train)
+    assert len(alive) == scan.inputs.FRAMES
+    assert {"2t", "q 850"} <= set(found["variables"])
 
 
 def test_a_damaged_file_of_the_first_look_is_made_again(

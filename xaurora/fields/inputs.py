@@ -39,6 +39,7 @@ _HRES = re.compile(r"(?<![a-z])hres(?![a-z])", re.IGNORECASE)
 _ERA5 = re.compile(r"era[-_ ]?5", re.IGNORECASE)
 
 Frame = Mapping[str, Mapping[str, np.ndarray]]
+Row = dict[str, tuple[float, float]]
 
 
 def describe(fields: Fields) -> dict[str, Any]:
@@ -76,17 +77,13 @@ def is_ifs(fields: Fields) -> bool:
     return any(map(_HRES.search, texts)) and not any(map(_ERA5.search, texts))
 
 
-def summarise(
-    frames: Sequence[Frame], levels: Sequence[float], times: np.ndarray
-) -> dict[str, Any]:
+def summarise(rows: Sequence[Row], times: np.ndarray) -> dict[str, Any]:
     """Return how mean and spread of each variable vary between frames.
 
     Parameters
     ----------
-    frames : sequence of dict
-        ``{"surface": {name: (h, w)}, "atmos": {name: (c, h, w)}}``, canonical units.
-    levels : sequence of float
-        Levels in hPa.
+    rows : sequence of dict
+        The :func:`moments` of each frame.
     times : ndarray of datetime64
         Of the frames.
 
@@ -98,7 +95,6 @@ def summarise(
         standard deviation over the grid, and the standard deviation of that. Variables on levels
         are called ``"t 850"``.
     """
-    rows = [_moments(frame, levels) for frame in frames]
     out = {}
     for name in rows[0] if rows else ():
         means, spreads = (np.array([row[name][i] for row in rows]) for i in (0, 1))
@@ -127,7 +123,7 @@ def unlike(frame: Frame, levels: Sequence[float], before: Mapping[str, Any]) -> 
     at_most = -float(special.stdtrit(count - 1, _PROBABILITY / (4 * len(known))))
     at_most *= float(np.sqrt(1.0 + 1.0 / count))
     out = []
-    for name, (mean, spread) in _moments(frame, levels).items():
+    for name, (mean, spread) in moments(frame, levels).items():
         if name not in known or not spread > 0:
             continue
         usual, varies, log_usual, log_varies = known[name]
@@ -213,8 +209,16 @@ def _other_years(times: np.ndarray, end: str | None) -> str:
     )
 
 
-def _moments(frame: Frame, levels: Sequence[float]) -> dict[str, tuple[float, float]]:
-    """Return mean and standard deviation over the grid, by variable and level."""
+def moments(frame: Frame, levels: Sequence[float]) -> Row:
+    """Return mean and standard deviation over the grid, by variable and level.
+
+    Parameters
+    ----------
+    frame : dict
+        ``{"surface": {name: (h, w)}, "atmos": {name: (c, h, w)}}``, canonical units.
+    levels : sequence of float
+        Levels in hPa.
+    """
     out = dict(frame["surface"])
     for name, values in frame["atmos"].items():
         out |= {f"{name} {level:g}": values[i] for i, level in enumerate(levels)}

@@ -6,11 +6,13 @@ What it found is kept beside the run, so that a resumed run reads nothing.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -223,14 +225,19 @@ def _normalisation(plan: Plan, train: np.ndarray) -> tuple[dict[str, Any], dict[
 
 def _summary_of_inputs(plan: Plan, train: np.ndarray) -> dict[str, Any]:
     """Return what the inputs look like in a few frames; broken ones are left out."""
-    found, times = [], []
-    for time in stratified(train, inputs.FRAMES):
-        try:
-            found.append(frames.read(plan.fields, time, guard="off"))
-            times.append(time)
-        except (MissingValuesError, SourceError) as error:
-            logger.info("%s", error)
-    return inputs.summarise(found, plan.fields.levels, np.array(times, "datetime64[ns]"))
+    fields, rows, times = plan.fields, [], []
+    # One frame at a time, because all are gigabytes; its variables at once, for slow stores.
+    pool = ThreadPoolExecutor(MAX_PREFETCH) if plan.options.workers else None
+    with pool or contextlib.nullcontext():
+        for time in stratified(train, inputs.FRAMES):
+            try:
+                read = frames.read(fields, time, pool=pool, guard="off")
+                rows.append(inputs.moments(read, fields.levels))
+                times.append(time)
+                del read  # before the next is read
+            except (MissingValuesError, SourceError) as error:
+                logger.info("%s", error)
+    return inputs.summarise(rows, np.array(times, "datetime64[ns]"))
 
 
 def normalised_frames(plan: Plan) -> int:
