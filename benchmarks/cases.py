@@ -1,9 +1,7 @@
 """Cases of the benchmark suite: sizes, and steps of xaurora and of stock microsoft-aurora code.
 
-    python benchmarks/cases.py full --size default    # prints the peak memory of one case as JSON
-
-The stock code does the same work as xaurora's. The case runs in this process. With ``--serve``,
-cases of stock code are read from standard input and run when asked (:class:`StockProcess`).
+The stock code does the same work as xaurora's. With ``--serve``, cases of stock code are read from
+standard input and run when asked (:class:`StockProcess`).
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +35,6 @@ from xaurora.model.options import resolve_strategy
 from xaurora.model.tiny import randomise_modulation
 from xaurora.training import losses
 from xaurora.training.losses import Domain, Domains
-from xaurora.utils.allocator import freed_memory_kept
 
 LEVELS = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)
 MEANS = {
@@ -207,10 +204,38 @@ def sync(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
+@dataclass(frozen=True)
+class Run:
+    """A forecast or a training step, and the tensors that it starts from."""
+
+    call: Callable[[], None]
+    tensors: Sequence[torch.Tensor] = ()
+
+    def __call__(self) -> None:
+        self.call()
+
+    def counted(self) -> tuple[int, int]:
+        """Call it, and return its operations and the most bytes of tensors in the next call.
+
+        What the first call leaves behind, such as an optimiser's moments, is there in the next.
+        """
+        with LiveBytes() as counter:
+            for tensor in self.tensors:
+                counter.track(tensor)
+            before = counter.live
+            self.call()
+        return counter.flops, counter.peak + counter.live - before
+
+
+def _tensors(module: torch.nn.Module, batch: Batch) -> list[torch.Tensor]:
+    fields = (batch.surf_vars, batch.static_vars, batch.atmos_vars)
+    return [*module.parameters(), *module.buffers(), *(v for part in fields for v in part.values())]
+
+
 # --- forecasts ------------------------------------------------------------------------------------
 
 
-def stock_forecast(base: Aurora, batch: Batch, steps: int = 1) -> Callable[[], None]:
+def stock_forecast(base: Aurora, batch: Batch, steps: int = 1) -> Run:
     """Return a function that runs upstream's ``rollout``."""
     base.eval()
 
@@ -220,7 +245,7 @@ def stock_forecast(base: Aurora, batch: Batch, steps: int = 1) -> Callable[[], N
                 pass
         sync(next(base.parameters()).device)
 
-    return run
+    return Run(run)
 
 
 # --- training steps -------------------------------------------------------------------------------
@@ -237,7 +262,7 @@ def _groups(base: Aurora, head: heads.HeadSet, how: str) -> list[torch.nn.Parame
 
 def stock_step(
     size: Size, ds: xr.Dataset, how: str, checkpointing: bool, precision: str, head: dict[str, Any]
-) -> Callable[[], None]:
+) -> Run:
     """Return a training step written with microsoft-aurora alone.
 
     It uses a hook on the decoder for the head, the sum of mean absolute errors for Aurora's own
@@ -286,7 +311,7 @@ def stock_step(
         optimizer.zero_grad(set_to_none=True)
         sync(size.device)
 
-    return run
+    return Run(run, [*_tensors(base, batch), *own.parameters(), *own.buffers()])
 
 
 def build_needs(size: Size) -> str:
@@ -302,7 +327,7 @@ def own_step(
     precision: str,
     head: dict[str, Any],
     stack: contextlib.ExitStack,
-) -> Callable[[], None]:
+) -> Run:
     """Return the same step with xaurora's parts, as :func:`xaurora.training.loop.fit` does it."""
     from xaurora.model import adapters
     from xaurora.model import rollout as stepping
@@ -349,7 +374,7 @@ def own_step(
         optimizer.zero_grad(set_to_none=True)
         sync(size.device)
 
-    return run
+    return Run(run, [*_tensors(module, batch), *([] if kept is None else [kept])])
 
 
 # --- stock code in a process of its own ---
@@ -365,8 +390,8 @@ class StockProcess:
         self.size = size
         self.process: Any = None
 
-    def case(self, **what: Any) -> Callable[[], None]:
-        """Return a function that runs a case of :func:`stock_case`, and waits for its end.
+    def case(self, **what: Any) -> Run | _StockRun:
+        """Return a case of :func:`stock_case` that runs there when called.
 
         It runs until the next case is asked for.
         """
@@ -379,16 +404,17 @@ class StockProcess:
                 stdout=subprocess.PIPE,
                 text=True,
             )
-        self._ask(what, what)
-        return lambda: self._ask({}, what)
+        self.ask(what)
+        return _StockRun(self)
 
-    def _ask(self, message: dict[str, Any], what: dict[str, Any]) -> None:
+    def ask(self, message: dict[str, Any] | str) -> Any:
+        """Send the options of a case, or what to do with it, and wait for the answer."""
         self.process.stdin.write(json.dumps(message) + "\n")
         self.process.stdin.flush()
         for line in self.process.stdout:
-            if line == _DONE:  # libraries may print something too
-                return
-        raise RuntimeError(f"the process of stock code ended in case {what}")
+            if line.startswith(_DONE):  # libraries may print something too
+                return json.loads(line.removeprefix(_DONE))
+        raise RuntimeError(f"the process of stock code ended at {message}")
 
     def close(self) -> None:
         """Stop it."""
@@ -396,7 +422,22 @@ class StockProcess:
             self.process.communicate()
 
 
-_DONE = "-- done --\n"
+_DONE = "-- done -- "
+
+
+@dataclass(frozen=True)
+class _StockRun:
+    """A case in the process of stock code."""
+
+    process: StockProcess
+
+    def __call__(self) -> None:
+        self.process.ask("run")
+
+    def counted(self) -> tuple[int, int]:
+        """See :meth:`Run.counted`."""
+        flops, peak = self.process.ask("count")
+        return flops, peak
 
 
 def stock_case(
@@ -406,7 +447,7 @@ def stock_case(
     checkpointing: bool = False,
     head: dict[str, Any] | None = None,
     shape: tuple[int, int] | None = None,
-) -> Callable[[], None]:
+) -> Run:
     """Return a forecast (``how="predict"``) or a training step of stock code."""
     ds = fields(size, shape=shape and (shape[0], shape[1]))
     if how != "predict":
@@ -418,17 +459,17 @@ def stock_case(
 
 
 def serve(size: Size) -> None:
-    """Read cases as lines of JSON, and run the last one for each empty object."""
-    run: Callable[[], None] | None = None
+    """Read cases as lines of JSON, and run or count the last one when asked."""
+    case: Run | None = None
     for line in sys.stdin:
-        what = json.loads(line)
-        if what:
-            run = None
+        message, answer = json.loads(line), None
+        if isinstance(message, dict):
+            case = None
             gc.collect()
-            run = stock_case(size, **what)
-        elif run is not None:
-            run()
-        print(_DONE, end="", flush=True)
+            case = stock_case(size, **message)
+        elif case is not None:
+            answer = case.counted() if message == "count" else case()
+        print(f"{_DONE}{json.dumps(answer)}", flush=True)
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -448,20 +489,14 @@ def matrix_peak(device: torch.device, dtype: torch.dtype = torch.float32) -> flo
     return best
 
 
-def operations(run: Callable[[], None]) -> int:
-    """Return the floating-point operations of a call: matrix products and attention."""
-    with LiveBytes() as counter:
-        run()
-    return counter.flops
-
-
 def forward_operations(base: Aurora, batch: Batch) -> int:
-    """Return the floating-point operations of a forward pass.
+    """Return the floating-point operations of a forward pass: matrix products and attention.
 
     In inference mode they would not be counted.
     """
-    with torch.no_grad():
-        return operations(lambda: base(batch))
+    with torch.no_grad(), LiveBytes() as counter:
+        base(batch)
+    return counter.flops
 
 
 def resident(reset: bool = False) -> int:
@@ -476,53 +511,15 @@ def resident(reset: bool = False) -> int:
     return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
-def memory_case(name: str, size: Size) -> Iterator[Callable[[], None]]:
-    """Yield the function to run for a case name such as ``stock full checkpointing``."""
-    words = name.split()
-    ds = fields(size)
-    if "predict" in words:
-        base = build(size).eval()
-        if "stock" in words:
-            yield stock_forecast(base, ds.aurora.to_batch(ds["time"].values[-1], model=base))
-        else:
-            yield lambda: ds.aurora.predict(
-                "6h", model=base, time=ds["time"].values[-1], progress=False
-            )
-        return
-    how = next(w for w in words if w in ("full", "lora", "frozen", "latents"))
-    again = "checkpointing" in words
-    if "stock" in words:
-        yield stock_step(size, ds, how, again, "32", {})
-        return
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(freed_memory_kept(on=size.device.type == "cpu"))
-        yield own_step(size, ds, how, again, "32", {}, stack)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("case", nargs="*")
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", default="default", choices=list(SIZES))
-    parser.add_argument("--serve", action="store_true", help="run cases from standard input")
+    parser.add_argument("--serve", action="store_true", required=True)
     arguments = parser.parse_args()
-    # A peak depends on the number of threads; times beside another process need as many as that.
-    few = not (arguments.serve or torch.cuda.is_available())
-    torch.set_num_threads(min(os.cpu_count() or 1, 2) if few else os.cpu_count() or 1)
-    if not (arguments.serve or arguments.case):
-        parser.error("name a case, such as full")
-    if arguments.serve:
-        global KEEPS_MODELS
-        KEEPS_MODELS = True
-        serve(SIZES[arguments.size])
-        return
-    for run in memory_case(" ".join(arguments.case), SIZES[arguments.size]):
-        gc.collect()
-        resident(reset=True)
-        for _ in range(2):
-            run()
-        print(json.dumps({"peak": resident()}))
+    torch.set_num_threads(os.cpu_count() or 1)
+    global KEEPS_MODELS
+    KEEPS_MODELS = True
+    serve(SIZES[arguments.size])
 
 
 if __name__ == "__main__":

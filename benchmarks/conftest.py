@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--size",
         default="default",
         choices=list(cases.SIZES),
-        help="model and grid; the default takes 8 to 13 minutes on 2 cores",
+        help="model and grid; the default takes about 8 minutes on 2 cores",
     )
 
 

@@ -124,7 +124,7 @@ def page(reports: list[dict[str, Any]]) -> str:
         "```bash",
         (
             "pytest benchmarks/ --benchmark-only                     # AuroraSmall at 96 × 160;"
-            " 8 to 13 minutes on 2 cores"
+            " about 8 minutes on 2 cores"
         ),
         (
             "pytest benchmarks/ --benchmark-only --size small-0.25   # also small-region,"
@@ -137,18 +137,17 @@ def page(reports: list[dict[str, Any]]) -> str:
         "```",
         "",
         "`ratio` is the median of stock's seconds divided by the median of xaurora's: a value",
-        "above 1 means that xaurora is faster. `peak` is the resident memory of a fresh",
-        "process, or on a GPU the peak of its tensors. `of matmul peak` is the share of the",
-        "machine's own matrix product rate in float32. Weights are random, and the adaptive",
-        "layer norms are randomised so that they are active. Timings differ between machines,",
-        "and on one machine from minute to minute: compare ratios, and do not rely on",
-        "differences of a hundredth. A CPU without instructions for bfloat16 skips its rows, which",
-        "would take many times as long.",
+        "above 1 means that xaurora is faster. `peak` is the most bytes of tensors at once,",
+        "counted in a step after the first: weights, gradients, the optimiser's moments and",
+        "activations. `of matmul peak` is the share of the machine's own matrix product rate in",
+        "float32. Weights are random, and the adaptive layer norms are randomised so that they",
+        "are active. Timings differ between machines, and on one machine from minute to minute:",
+        "compare ratios, and do not rely on differences of a hundredth. A CPU without",
+        "instructions for bfloat16 skips its rows, which would take many times as long.",
         "",
         "In `head on stored latents`, a step reads its sample from a store of 100 on disk.",
         "`default` is the default head: a censored, shifted gamma law, 512 wide, decoded with",
-        "overlap. Its incomplete gamma functions alone take about 10 ms a step. `small` is a",
-        "two-layer MLP for each patch, 256 wide, with a censored normal law.",
+        "overlap. `small` is a two-layer MLP for each patch, 256 wide, with a censored normal law.",
         "",
     ]
     for report in reports:
