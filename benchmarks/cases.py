@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import xarray as xr
 from aurora import Aurora, AuroraPretrained, AuroraSmallPretrained, Batch, rollout
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from xaurora.fields.grid import lattice as grids
 from xaurora.model import aurora as models
@@ -217,14 +218,24 @@ class Run:
     def counted(self) -> tuple[int, int]:
         """Call it, and return its operations and the most bytes of tensors in the next call.
 
-        What the first call leaves behind, such as an optimiser's moments, is there in the next.
+        The moments that the optimiser makes in the first call are there in the next from the
+        beginning.
         """
         with LiveBytes() as counter:
             for tensor in self.tensors:
                 counter.track(tensor)
-            before = counter.live
-            self.call()
-        return counter.flops, counter.peak + counter.live - before
+            before, with_gradients = counter.live, 0
+
+            def note(*_: object) -> None:
+                nonlocal with_gradients
+                with_gradients, counter.peak = counter.peak, counter.live
+
+            hook = register_optimizer_step_pre_hook(note)
+            try:
+                self.call()
+            finally:
+                hook.remove()
+        return counter.flops, max(with_gradients + counter.live - before, counter.peak)
 
 
 def _tensors(module: torch.nn.Module, batch: Batch) -> list[torch.Tensor]:

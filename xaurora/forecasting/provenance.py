@@ -35,11 +35,13 @@ def global_attributes(
         Time of the frame whose values are hashed.
     """
     name = model.name if model.instance is None else type(model.instance).__name__
-    frame = frames.read(fields, first_time, guard="off")
+    with frames.requests() as pool:
+        frame = frames.read(fields, first_time, pool=pool, guard="off")
+        still = frames.statics(fields, pool=pool)
     notes = [*model.differences(fields), *model.unlike(frame, fields.levels)]
     for note in notes:
         logger.warning("%s", note)
-    parts = [*frame.values(), frames.statics(fields)]
+    parts = [*frame.values(), still]
     values = [np.ascontiguousarray(v) for part in parts for v in part.values()]
     digest = hashlib.sha256(b"".join(v.tobytes() for v in values)).hexdigest()
     start, end = (t.astype("datetime64[m]") for t in (fields.times[0], fields.times[-1]))

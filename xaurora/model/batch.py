@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -27,7 +26,6 @@ from xaurora.model import frames
 from xaurora.utils.types import Given, TimesLike
 
 STEP = np.timedelta64(TIMESTEP_HOURS, "h")
-_REQUESTS = 4  # variables of one Batch that are read at the same time
 
 
 @dataclasses.dataclass
@@ -224,7 +222,7 @@ def to_batch(fields: Fields, init_times: Sequence[np.datetime64]) -> Batch:
     times = sorted({t for init in init_times for t in (init - STEP, init)})
     index = TimeIndex(fields.times)
     places = [int(index.locate(t)) for t in times]
-    with ThreadPoolExecutor(_REQUESTS, thread_name_prefix="xaurora-request") as pool:
+    with frames.requests() as pool:
         if len(times) == 2:
             found = dict(
                 zip(times, frames.read_pair(fields, times, places, pool=pool), strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -38,6 +38,14 @@ def read_together(first: Frame, second: Frame) -> Frame | None:
     if isinstance(first, _Half) and isinstance(second, _Half) and first.both is second.both:
         return first.both if (first.place, second.place) == (0, 1) else None
     return None
+
+
+def requests(most: int = 4) -> ThreadPoolExecutor:
+    """Return threads that read variables at once, as the ``pool`` of the functions below.
+
+    A frame from a slow store takes as many times as long without them as it has variables.
+    """
+    return ThreadPoolExecutor(most, thread_name_prefix="xaurora-request")
 
 
 def read(

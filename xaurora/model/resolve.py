@@ -130,9 +130,12 @@ class ResolvedModel:
 
         try:
             used, _ = requirements.select_and_crop(fields, needs)
-            for time in used.times[np.unique(np.linspace(0, len(used.times) - 1, 4).astype(int))]:
-                if found := self.unlike(frames.read(used, time, guard="off"), used.levels):
-                    return [*out, *found]
+            some = np.unique(np.linspace(0, len(used.times) - 1, 4).astype(int))
+            with frames.requests() as pool:
+                for time in used.times[some]:
+                    frame = frames.read(used, time, pool=pool, guard="off")
+                    if found := self.unlike(frame, used.levels):
+                        return [*out, *found]
         except XauroraError as error:  # a problem of the data, which is listed as such
             logger.debug("%s", error)
         return out

@@ -6,13 +6,11 @@ What it found is kept beside the run, so that a resumed run reads nothing.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -226,9 +224,7 @@ def _normalisation(plan: Plan, train: np.ndarray) -> tuple[dict[str, Any], dict[
 def _summary_of_inputs(plan: Plan, train: np.ndarray) -> dict[str, Any]:
     """Return what the inputs look like in a few frames; broken ones are left out."""
     fields, rows, times = plan.fields, [], []
-    # One frame at a time, because all are gigabytes; its variables at once, for slow stores.
-    pool = ThreadPoolExecutor(MAX_PREFETCH) if plan.options.workers else None
-    with pool or contextlib.nullcontext():
+    with frames.requests(MAX_PREFETCH) as pool:  # one frame at a time: all are gigabytes
         for time in stratified(train, inputs.FRAMES):
             try:
                 read = frames.read(fields, time, pool=pool, guard="off")
