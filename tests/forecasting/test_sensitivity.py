@@ -32,11 +32,8 @@ def ds() -> xr.Dataset:
 @pytest.mark.parametrize(
     "asked",
     [
-        {"name": "tp", "lead": "12h"},
-        pytest.param(
-            {"name": "tp", "lead": "6h", "statistic": "probability", "threshold_mm": 0.5},
-            marks=pytest.mark.thorough,
-        ),
+        pytest.param({"name": "tp", "lead": "12h"}, marks=pytest.mark.thorough),
+        {"name": "tp", "lead": "6h", "statistic": "probability", "threshold_mm": 0.5},
         pytest.param(
             {"name": "z", "lead": "6h", "level": 500, "per_std": True}, marks=pytest.mark.thorough
         ),
