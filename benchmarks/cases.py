@@ -25,7 +25,10 @@ import numpy as np
 import torch
 import xarray as xr
 from aurora import Aurora, AuroraPretrained, AuroraSmallPretrained, Batch, rollout
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from xaurora.fields.grid import lattice as grids
 from xaurora.model import aurora as models
@@ -221,21 +224,27 @@ class Run:
         The moments that the optimiser makes in the first call are there in the next from the
         beginning.
         """
+        to_gradients = moments = 0
         with LiveBytes() as counter:
             for tensor in self.tensors:
                 counter.track(tensor)
-            before, with_gradients = counter.live, 0
 
-            def note(*_: object) -> None:
-                nonlocal with_gradients
-                with_gradients, counter.peak = counter.peak, counter.live
+            def begin(*_: object) -> None:
+                nonlocal to_gradients, moments
+                to_gradients, moments = counter.peak, -counter.live
+                counter.peak = counter.live
 
-            hook = register_optimizer_step_pre_hook(note)
+            def end(*_: object) -> None:
+                nonlocal moments
+                moments += counter.live
+
+            hooks = register_optimizer_step_pre_hook(begin), register_optimizer_step_post_hook(end)
             try:
                 self.call()
             finally:
-                hook.remove()
-        return counter.flops, max(with_gradients + counter.live - before, counter.peak)
+                for hook in hooks:
+                    hook.remove()
+        return counter.flops, max(to_gradients + moments, counter.peak)
 
 
 def _tensors(module: torch.nn.Module, batch: Batch) -> list[torch.Tensor]:
@@ -322,7 +331,7 @@ def stock_step(
         optimizer.zero_grad(set_to_none=True)
         sync(size.device)
 
-    return Run(run, [*_tensors(base, batch), *own.parameters(), *own.buffers()])
+    return Run(run, [*_tensors(base, batch), *own.parameters(), *own.buffers(), target])
 
 
 def build_needs(size: Size) -> str:
@@ -385,7 +394,8 @@ def own_step(
         optimizer.zero_grad(set_to_none=True)
         sync(size.device)
 
-    return Run(run, [*_tensors(module, batch), *([] if kept is None else [kept])])
+    given = [*truth.targets.values(), *([] if kept is None else [kept])]
+    return Run(run, [*_tensors(module, batch), *given])
 
 
 # --- stock code in a process of its own ---

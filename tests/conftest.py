@@ -42,8 +42,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     Single tests run in this process, and so do benchmarks, which would disturb each other.
     """
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    here = config.option.usepdb or config.option.showfixtures or config.option.collectonly
     worker = hasattr(config, "workerinput")
-    if whole and not worker and config.option.numprocesses is None and not config.option.usepdb:
+    if whole and not worker and config.option.numprocesses is None and not here:
         config.option.numprocesses = min((os.cpu_count() or 1) + 1, _MOST_PROCESSES)
         config.option.dist = "worksteal"
 

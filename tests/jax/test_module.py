@@ -100,7 +100,6 @@ np.testing.assert_allclose(*([h["loss"] for h in m.history] for m in (a, b)), rt
 """
 
 
-@pytest.mark.thorough  # a process that compiles everything anew
 def test_two_devices_share_a_batch(tmp_path: Path) -> None:
     """On two devices a forecast and a run are those of Torch. A process of its own has them."""
     run_script(TWO_DEVICES, tmp_path)

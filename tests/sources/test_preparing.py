@@ -127,7 +127,7 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
-@pytest.mark.slow  # starts a dozen processes
+@pytest.mark.slow  # starts seven processes
 def test_two_writers_that_are_killed_again_and_again(tmp_path) -> None:
     """The store is the same to the bit as one written in one go, and nothing else is left."""
     run_script(_WRITER, tmp_path / "whole.zarr")

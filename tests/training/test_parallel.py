@@ -122,7 +122,6 @@ finetune.scan_targets = lambda *args: (time.sleep(6), real(*args))[1]
 
 
 @pytest.mark.slow
-@pytest.mark.thorough  # the tutorial of clusters runs with torchrun too
 def test_torchrun_and_a_first_look_that_takes_longer_than_processes_wait(tmp_path: Path) -> None:
     """A collective operation would end the run after the process group's timeout."""
     options = {"strategy": "frozen", "steps": 2}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import xaurora
 from xaurora import errors
+from xaurora.model import frames
 from xaurora.training import scan
 from xaurora.training.options import FinetuneOptions
 from xaurora.training.plan import plan
@@ -109,30 +110,38 @@ def test_only_the_sample_is_read_and_nothing_when_resumed(
     assert looked, "other data are looked at"
 
 
+@pytest.mark.parametrize(("workers", "at_once"), [(2, 9), (0, 1)])
 def test_inputs_are_looked_at_one_frame_at_a_time_and_its_variables_at_once(
-    fields: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+    fields: xr.Dataset, monkeypatch: pytest.MonkeyPatch, workers: int, at_once: int
 ) -> None:
     """All frames would be gigabytes at 0.25°, and one variable after another is slow from afar."""
-    made = plan(fields, FinetuneOptions(target="tp", model="tiny"))
-    variables = len(made.fields.surface) + len(made.fields.atmos)
-    together = threading.Barrier(variables, timeout=20)
+    made = plan(fields.chunk(time=1), FinetuneOptions(target="tp", model="tiny", workers=workers))
     alive: list[weakref.ref] = []
-    real, read = scan.indexed.read, scan.frames.read
+    most = {"frames": 0, "variables": 0}
+    reading: list[object] = []
+    real, read = frames.indexed.read, frames.read
 
-    def waits_for_the_others(*args: Any) -> np.ndarray:
-        together.wait()
-        return real(*args)
+    def slowly(*args: Any) -> np.ndarray:
+        reading.append(args)
+        most["variables"] = max(most["variables"], len(reading))
+        time.sleep(0.03)  # longer than Loader._timed takes for a fast store
+        try:
+            return real(*args)
+        finally:
+            reading.pop()
 
     def counted(*args: Any, **more: Any) -> Any:
-        assert not [ref for ref in alive if ref() is not None]
         frame = read(*args, **more)
         alive.append(weakref.ref(frame))
+        most["frames"] = max(most["frames"], sum(ref() is not None for ref in alive))
         return frame
 
-    monkeypatch.setattr("xaurora.model.frames.indexed.read", waits_for_the_others)
-    monkeypatch.setattr(scan.frames, "read", counted)
+    monkeypatch.setattr(scan.inputs, "FRAMES", 4)
+    monkeypatch.setattr(frames.indexed, "read", slowly)
+    monkeypatch.setattr(frames, "read", counted)
     found = scan._summary_of_inputs(made, made.split.train)
     assert len(alive) == scan.inputs.FRAMES
+    assert most == {"frames": 2, "variables": at_once}
     assert {"2t", "q 850"} <= set(found["variables"])
 
 

@@ -40,12 +40,12 @@ def read_together(first: Frame, second: Frame) -> Frame | None:
     return None
 
 
-def requests(most: int = 4) -> ThreadPoolExecutor:
-    """Return threads that read variables at once, as the ``pool`` of the functions below.
+def requests() -> ThreadPoolExecutor:
+    """Return threads that request four variables at once, as ``pool`` of the functions below.
 
-    A frame from a slow store takes as many times as long without them as it has variables.
+    Without them a slow store is asked for one variable after another.
     """
-    return ThreadPoolExecutor(most, thread_name_prefix="xaurora-request")
+    return ThreadPoolExecutor(4, thread_name_prefix="xaurora-request")
 
 
 def read(

@@ -133,8 +133,10 @@ class ResolvedModel:
             some = np.unique(np.linspace(0, len(used.times) - 1, 4).astype(int))
             with frames.requests() as pool:
                 for time in used.times[some]:
-                    frame = frames.read(used, time, pool=pool, guard="off")
-                    if found := self.unlike(frame, used.levels):
+                    found = self.unlike(
+                        frames.read(used, time, pool=pool, guard="off"), used.levels
+                    )
+                    if found:
                         return [*out, *found]
         except XauroraError as error:  # a problem of the data, which is listed as such
             logger.debug("%s", error)

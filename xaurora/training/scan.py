@@ -6,6 +6,7 @@ What it found is kept beside the run, so that a resumed run reads nothing.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,9 +23,15 @@ from xaurora.fields import inputs, plausibility, statistics
 from xaurora.fields.distribution import Bins, Distribution, Moments
 from xaurora.fields.grid.weights import latitude_weights
 from xaurora.fields.targets import Target, unit_of
-from xaurora.model import frames
 from xaurora.model.batch import STEP
-from xaurora.model.loader import MAX_PREFETCH, prefetch, time_positions
+from xaurora.model.loader import (
+    MAX_PREFETCH,
+    REQUESTS,
+    Guards,
+    Loader,
+    prefetch,
+    time_positions,
+)
 from xaurora.training import known_statistics
 from xaurora.training.plan import Plan
 from xaurora.utils import indexed, storage
@@ -224,13 +231,14 @@ def _normalisation(plan: Plan, train: np.ndarray) -> tuple[dict[str, Any], dict[
 def _summary_of_inputs(plan: Plan, train: np.ndarray) -> dict[str, Any]:
     """Return what the inputs look like in a few frames; broken ones are left out."""
     fields, rows, times = plan.fields, [], []
-    with frames.requests(MAX_PREFETCH) as pool:  # one frame at a time: all are gigabytes
+    # One frame at a time, because all are gigabytes.
+    readers = REQUESTS if plan.options.workers else 0
+    loader = Loader(fields, {}, readers=readers, most=1, guards=Guards("off"))
+    with contextlib.closing(loader):
         for time in stratified(train, inputs.FRAMES):
             try:
-                read = frames.read(fields, time, pool=pool, guard="off")
-                rows.append(inputs.moments(read, fields.levels))
+                rows.append(inputs.moments(loader.frame(time), fields.levels))
                 times.append(time)
-                del read  # before the next is read
             except (MissingValuesError, SourceError) as error:
                 logger.info("%s", error)
     return inputs.summarise(rows, np.array(times, "datetime64[ns]"))
