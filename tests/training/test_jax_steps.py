@@ -28,9 +28,9 @@ MODEL = make_aurora(
 RUNS: dict[str, dict[str, Any]] = {
     "frozen, on latents, in a region": {
         "strategy": "frozen",
-        "steps": 12,
+        "steps": 8,
         "region": "tropics",
-        "batch_size": 3,  # the last step of an epoch has a batch of two
+        "batch_size": 4,  # of 15 samples, so that the last step of an epoch has a batch of three
         "ema": 0.9,
         "head": "csgd",
     },
