@@ -40,7 +40,9 @@ class _Strips:
     around: Callable[..., torch.Tensor | Batch] | None = None
 
     def _call(self, run: Callable[..., T], *args: object) -> T:
-        return run(*args) if self.around is None else self.around(run, *args)  # type: ignore[return-value]
+        if self.around is None:
+            return run(*args)
+        return self.around(run, *args)  # type: ignore[return-value]
 
 
 @dataclasses.dataclass

@@ -170,7 +170,8 @@ class Estimate:
                 continue
             mark = "" if e.fits else "  does not fit"
             lines.append(
-                f"{e.model:<17}{e.strategy:<10}{format_size(e.memory):>10}{_span(e.step_seconds):>10}"
+                f"{e.model:<17}{e.strategy:<10}"
+                f"{format_size(e.memory):>10}{_span(e.step_seconds):>10}"
                 f"{_span(e.seconds):>10}{format_size(e.disk):>10}{e.trainable:>16,}"
                 + "".join(
                     f"{f'{e.cards[card]:.1f} ×' if card in e.cards else '-':>9}"
