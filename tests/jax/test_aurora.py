@@ -21,7 +21,8 @@ from helpers import LITTLE, make_aurora
 from xaurora.errors import CheckpointError, OptionError
 from xaurora.fields.grid import lattice
 from xaurora.jax import precision
-from xaurora.jax.aurora import Aurora, Frames, with_settings
+from xaurora.jax.aurora import Aurora, Frames, with_mode
+from xaurora.jax.backbone import Mode
 from xaurora.jax.encodings import encodings
 from xaurora.jax.weights import State, to_jax
 from xaurora.model import adapters, placement
@@ -137,7 +138,8 @@ def test_forecasts_are_those_of_torch(case: str) -> None:
     leads = {} if lead is None else {"lead_times": torch.full((count,), lead)}
     with torch.inference_mode(), placement.on_grid(model, grid):
         expected = model(batch, **leads)
-    ours = with_settings(Aurora.of(State(model.state_dict()), model, LEVELS), wraps=grid.wraps)
+    ours = Aurora.of(State(model.state_dict()), model, LEVELS)
+    ours = with_mode(ours, Mode(wraps=grid.wraps))
     frames, static, place = _inputs(model, batch, grid.true_longitude, lead)
     with precision.exact():
         found = jax.jit(lambda net, *args: net(*args))(ours, frames, static, place, np.int32(0))

@@ -171,12 +171,12 @@ def test_base_variables_are_bit_identical_with_a_head(fields: xr.Dataset) -> Non
     head = heads.build(heads.HeadOptions("censored_normal", epsilon=1e-3), levels, width, 4)
     with torch.no_grad():
         reference = base(batch)
-        step = model.AuroraWithHead(base, head)(batch)
+        step = model.AuroraWithHead(base, heads.HeadSet({"tp": head}))(batch)
     for part in ("surf_vars", "atmos_vars"):
         for name, values in getattr(reference, part).items():
             assert torch.equal(values, getattr(step.prediction, part)[name])
-    assert step.raw.shape == (1, 2, 16, 32)
-    assert step.raw.dtype == torch.float32
+    assert step.raw["tp"].shape == (1, 2, 16, 32)
+    assert step.raw["tp"].dtype == torch.float32
     assert list(base.state_dict()) == keys
 
 
@@ -188,8 +188,9 @@ def test_head_stays_in_float32_under_autocast(fields: xr.Dataset) -> None:
     levels, width = model.latent_size(base)
     head = heads.build(heads.HeadOptions("censored_normal", epsilon=1e-3), levels, width, 4)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        raw = model.AuroraWithHead(base, head)(fields.aurora.to_batch()).raw
-    assert raw.dtype == torch.float32
+        module = model.AuroraWithHead(base, heads.HeadSet({"tp": head}))
+        raw = module(fields.aurora.to_batch()).raw
+    assert raw["tp"].dtype == torch.float32
     execution.set_precision(base, "32", torch.device("cpu"))
     assert not base.autocast_backbone
 

@@ -9,17 +9,18 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from xaurora.cli.fixes import as_command
 from xaurora.errors import OptionError, SourceError, XauroraError
 from xaurora.utils.options import Option, options_of
-from xaurora.utils.types import Given
 
 if TYPE_CHECKING:
     import xarray as xr
+
+T = TypeVar("T")
 
 Files = Annotated[
     list[str],
@@ -47,7 +48,7 @@ def report_errors(function: Callable[..., None]) -> Callable[..., None]:
     """Decorate a command to print a :class:`XauroraError` as one line and exit with status 2."""
 
     @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> None:
+    def run(*args: object, **kwargs: object) -> None:
         verbose = kwargs.pop("verbose", False)
         logging.basicConfig(
             level=logging.INFO
@@ -169,7 +170,7 @@ def _one_or_several(values: list[str]) -> str | list[str]:
     return values[0] if len(values) == 1 else values
 
 
-def _same(value: Given) -> Any:
+def _same(value: T) -> T:
     return value
 
 
@@ -239,7 +240,7 @@ def with_options(*classes: type) -> Callable[[Callable[..., None]], Callable[...
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
 
         @functools.wraps(function)
-        def run(**values: Any) -> None:
+        def run(**values: object) -> None:
             typed = {item.name: values.pop(item.name) for item in items}
             typed = {name: v for name, v in typed.items() if v is not None and v != []}
             checks_of = {

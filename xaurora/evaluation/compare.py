@@ -46,7 +46,11 @@ logger = logging.getLogger("xaurora")
 __all__ = ["compare", "evaluate", "to_weatherbench2"]
 
 
-def evaluate(ds: xr.Dataset, truth: xr.Dataset, **options: Any) -> xr.Dataset:
+def evaluate(
+    ds: xr.Dataset,
+    truth: xr.Dataset,
+    **options: Any,  # noqa: ANN401 - those of compare()
+) -> xr.Dataset:
     """Score a forecast.
 
     See :meth:`xaurora.accessor.AuroraAccessor.evaluate`.

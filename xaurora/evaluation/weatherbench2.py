@@ -6,7 +6,8 @@ Does not depend on torch.
 
 from __future__ import annotations
 
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 
 import numpy as np
 import xarray as xr
@@ -42,7 +43,17 @@ METRICS = (
 _AXIS = "realization"
 
 
-def _package() -> Any:
+class _Metric(Protocol):
+    """A metric of WeatherBench2."""
+
+    precip_name: str  # of SEEPS alone
+
+    def compute_chunk(
+        self, forecast: xr.Dataset, truth: xr.Dataset, *, region: _Region, skipna: bool
+    ) -> xr.Dataset: ...
+
+
+def _package() -> ModuleType:
     try:
         from weatherbench2 import metrics
     except ImportError as why:
@@ -163,12 +174,12 @@ def _pair(
 
 
 def _metric(
-    metrics: Any,
+    metrics: ModuleType,
     name: str,
     forecast: Forecast,
     normals: ClimatologyFields | None,
     sample: xr.Dataset,
-) -> Any:
+) -> _Metric | None:
     members = _AXIS in sample.dims
     if name in ("rmse", "mse"):
         return metrics.MSE()
@@ -244,7 +255,7 @@ def _climatology(normals: ClimatologyFields, forecast: Forecast) -> xr.Dataset:
 
 
 def _chunk(
-    metric: Any, pair: tuple[xr.Dataset, xr.Dataset], region: _Region, skipna: bool
+    metric: _Metric, pair: tuple[xr.Dataset, xr.Dataset], region: _Region, skipna: bool
 ) -> xr.Dataset:
     forecast, truth = pair
     name = type(metric).__name__
@@ -272,8 +283,7 @@ def _chunk(
                 ds.assign({rain: ds[rain].assign_coords(valid_time=ds["valid_time"])})
                 for ds in (forecast, truth)
             )
-    result: xr.Dataset = metric.compute_chunk(forecast, truth, region=region, skipna=skipna)
-    return result
+    return metric.compute_chunk(forecast, truth, region=region, skipna=skipna)
 
 
 def _collect(

@@ -232,7 +232,7 @@ class Job:
 
         ``totals`` are amounts ``(b, 1, h, w)`` over the period that ends at the lead time.
         """
-        heads: Any = module.head
+        heads = module.heads
         rows, columns = self.part
         whole = self.window is None  # otherwise the heads return only the region
 

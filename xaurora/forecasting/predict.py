@@ -93,8 +93,7 @@ def predict(ds: xr.Dataset, options: PredictOptions) -> xr.Dataset:
     if order is not None:
         attrs["xaurora_members"] = f"{options.members}, Schaake shuffle of past fields"
         attrs["xaurora_members_past"] = order.digest
-    heads: Any = module.head
-    writer = Writer(fields, used, part, request, heads, known, times, attrs)
+    writer = Writer(fields, used, part, request, module.heads, known, times, attrs)
     # Heads whose means are inputs of the next step run on the whole grid.
     job = Job(module, used, request, part, None if module.inputs else window, order, options)
     modules, devices = _replicas(module, used, options, stay=model.instance is not None)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -37,7 +39,12 @@ from xaurora.utils import checks
 from xaurora.utils.progress import log_line
 
 if TYPE_CHECKING:
+    from aurora import Aurora
+
+    from xaurora.distributions.namespace import Array
+    from xaurora.fields.found import Field
     from xaurora.fields.grid.regions import RegionLike
+    from xaurora.model.heads.base import DistributionHead
     from xaurora.utils.types import LeadsLike, TimesLike
 
 STATISTICS = ("mean", "probability")
@@ -52,8 +59,8 @@ class SensitivityOptions:
     time: TimesLike = None
     lead: LeadsLike = "24h"
     model: ModelLike | None = None
-    weights: Any = None
-    static_file: Any = None
+    weights: str | Path | None = None
+    static_file: str | Path | None = None
     statistic: str = "mean"
     threshold_mm: float | None = None
     level: float | None = None
@@ -96,7 +103,13 @@ class Observable(NamedTuple):
     level: int | None = None
     threshold: float | None = None
 
-    def of(self, surface: Any, atmos: Any, raw: Any, heads: Any) -> Any:  # noqa: ANN401
+    def of(
+        self,
+        surface: Mapping[str, Array],
+        atmos: Mapping[str, Array],
+        raw: Mapping[str, Array],
+        heads: Mapping[str, DistributionHead],
+    ) -> Array:
         """Return the quantity ``(b, h, w)`` from a prediction, of Torch or JAX."""
         if self.kind == "surface":
             return surface[self.name][:, 0]
@@ -175,10 +188,9 @@ def sensitivity(ds: xr.Dataset, options: SensitivityOptions) -> xr.Dataset:
     return _as_dataset(question, options, value, gradient, item, time)
 
 
-def _last_step(lead: Any) -> int:  # noqa: ANN401
+def _last_step(lead: LeadsLike) -> int:
     steps = lead_steps(lead)
-    single = isinstance(lead, str) or np.ndim(lead) == 0
-    if not single and len(steps) > 1:
+    if len(steps) > 1 and np.asarray(lead, dtype=object).ndim > 0:
         raise LeadTimeError(
             f"lead={lead!r} holds {len(steps)} lead times; a sensitivity is of one forecast.",
             fix="lead='24h'",
@@ -200,7 +212,7 @@ def _observable(
     options: SensitivityOptions,
     request: Request,
     fields: Fields,
-    known: Any,  # noqa: ANN401
+    known: Mapping[str, Any],
 ) -> Observable:
     threshold = None if options.threshold_mm is None else float(options.threshold_mm) * 1e-3
     family = known[request.targets[0]]["head"]["options"]["family"] if request.targets else ""
@@ -270,7 +282,7 @@ def _differentiate(
         for step in rollout.steps(module, batch, question.steps):  # earlier ones are not kept
             prediction, raw = step.prediction, step.raw
         found = question.observable.of(
-            prediction.surf_vars, prediction.atmos_vars, raw, module.head
+            prediction.surf_vars, prediction.atmos_vars, raw, module.heads
         )
         weight = torch.from_numpy(question.weight).to(found)
         value = (found[0] * weight).sum()
@@ -339,7 +351,7 @@ def _as_dataset(
     options: SensitivityOptions,
     value: float,
     gradient: Batch,
-    item: Any,  # noqa: ANN401 - Field
+    item: Field,
     time: np.datetime64,
 ) -> xr.Dataset:
     """Return the gradient in the user's names, order and units."""
@@ -385,12 +397,12 @@ def _as_dataset(
     return out
 
 
-def _per(units: str, attrs: Any) -> str:  # noqa: ANN401
+def _per(units: str, attrs: Mapping[str, Any]) -> str:
     own = str(attrs.get("units", ""))
     return f"{units} / ({own})" if own not in ("", "1") else units
 
 
-def _described(region: Any, question: Question) -> str:  # noqa: ANN401
+def _described(region: RegionLike, question: Question) -> str:
     """Return a region's name, or the box given or around it: south, north, west, east."""
     if isinstance(region, str):
         return region
@@ -405,7 +417,7 @@ def _described(region: Any, question: Question) -> str:  # noqa: ANN401
     return json.dumps([float(v) for v in (latitude.min(), latitude.max(), west, east)])
 
 
-def _times_std(gradient: Batch, base: Any, levels: list[float]) -> Batch:  # noqa: ANN401
+def _times_std(gradient: Batch, base: Aurora, levels: list[float]) -> Batch:
     """Return the gradient per standard deviation of each variable, on each level."""
     surface = {n: v * surface_statistics(base, n)[1] for n, v in gradient.surf_vars.items()}
     atmos = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from xaurora.fields.found import Field
 from xaurora.fields.outputs import output_field
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.forecasting.request import Request, target_field
-from xaurora.model.heads import HeadSet
+from xaurora.model.heads import DistributionHead
 
 logger = logging.getLogger("xaurora")
 
@@ -51,14 +51,14 @@ class Writer:
         cut: Fields,
         part: tuple[slice | np.ndarray, slice | np.ndarray],
         request: Request,
-        heads: HeadSet | None,
+        heads: Mapping[str, DistributionHead],
         infos: dict[str, Any],
         times: list[np.datetime64],
         attrs: dict[str, Any],
     ) -> None:
         self.fields, self.cut, self.request, self.attrs = fields, cut, request, attrs
         self.times = np.array(times, dtype="datetime64[ns]")
-        self.heads: Any = heads
+        self.heads = heads
         self.infos = infos
         layout = cut.layout
         self.grid = layout.grid.take(*part)

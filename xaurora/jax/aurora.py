@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import equinox as eqx
 import jax
@@ -23,6 +23,10 @@ from xaurora.jax.encodings import Encodings
 from xaurora.jax.layers import Array, LayerNorm, Linear, PerceiverResampler, Sequential
 from xaurora.jax.settings import Settings, settings_of
 from xaurora.jax.weights import State
+
+if TYPE_CHECKING:
+    from aurora.model.decoder import Perceiver3DDecoder
+    from aurora.model.encoder import Perceiver3DEncoder
 
 LOG_FLOOR = 1e-3
 """Added before the logarithm of a log-scaled variable (``aurora/normalisation.py``)."""
@@ -77,7 +81,7 @@ class Encoder(eqx.Module):
     level_agg: PerceiverResampler
 
     @classmethod
-    def of(cls, state: State, module: Any) -> Encoder:  # noqa: ANN401
+    def of(cls, state: State, module: Perceiver3DEncoder) -> Encoder:
         """Take the weights of upstream's encoder."""
         first = module.level_agg.layers[0]
         return cls(
@@ -147,7 +151,7 @@ class Decoder(eqx.Module):
     atmos_levels_embed: Linear
 
     @classmethod
-    def of(cls, state: State, module: Any) -> Decoder:  # noqa: ANN401
+    def of(cls, state: State, module: Perceiver3DDecoder) -> Decoder:
         """Take the weights of upstream's decoder."""
         first = module.level_decoder.layers[0]
         surface, atmos = state.at("surf_heads"), state.at("atmos_heads")
@@ -326,7 +330,9 @@ class Aurora(eqx.Module):
         """Return the prediction ``(b, 1, ...)``, by default with all atmospheric variables."""
         names = self.settings.atmos_vars if atmos is None else tuple(atmos)
 
-        def decode(decoder: Decoder, latents: Array, place: Encodings) -> Any:  # noqa: ANN401
+        def decode(
+            decoder: Decoder, latents: Array, place: Encodings
+        ) -> tuple[dict[str, Array], dict[str, Array]]:
             return decoder(latents, self.size(shape), place, self.out_surface, names)
 
         run = jax.checkpoint(decode) if self.settings.recompute else decode
@@ -359,6 +365,9 @@ class Aurora(eqx.Module):
         )
 
 
-def with_settings(model: Aurora, **changed: Any) -> Aurora:
-    """Return the model with other settings."""
-    return dataclasses.replace(model, settings=model.settings._replace(**changed))
+def with_mode(model: Aurora, mode: Mode) -> Aurora:
+    """Return the model with its backbone, encoder and decoder run in another way."""
+    settings = model.settings._replace(
+        wraps=mode.wraps, recompute=mode.recompute, backbone_dtype=mode.dtype
+    )
+    return dataclasses.replace(model, settings=settings)

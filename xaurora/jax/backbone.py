@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -12,8 +13,12 @@ import numpy as np
 from xaurora.jax.layers import Array, LayerNorm, Linear, Sequential, gelu, layer_norm
 from xaurora.jax.weights import State
 
+if TYPE_CHECKING:
+    from aurora.model import lora, swin3d
+
 Size = tuple[int, int, int]
 """Latent levels, rows and columns."""
+_NumPyOrJax = TypeVar("_NumPyOrJax", np.ndarray, jax.Array)
 
 
 class Mode(NamedTuple):
@@ -38,7 +43,7 @@ class LoRA(eqx.Module):
     max_steps: int = eqx.field(static=True)
 
     @classmethod
-    def of(cls, state: State, module: Any) -> LoRA:  # noqa: ANN401 - LoRARollout
+    def of(cls, state: State, module: lora.LoRARollout) -> LoRA:
         """Take the weights of upstream's ``LoRARollout``."""
         places = [state.at(f"loras.{i}") for i in range(len(module.loras))]
         return cls(
@@ -64,7 +69,7 @@ class LoRA(eqx.Module):
         return out * (self.scaling * acts).astype(x.dtype)
 
 
-def _lora_of(state: State, module: Any) -> LoRA | None:  # noqa: ANN401
+def _lora_of(state: State, module: lora.LoRARollout) -> LoRA | None:
     return LoRA.of(state, module) if state.has("loras.0.lora_A") else None
 
 
@@ -78,7 +83,7 @@ class WindowAttention(eqx.Module):
     num_heads: int = eqx.field(static=True)
 
     @classmethod
-    def of(cls, state: State, module: Any) -> WindowAttention:  # noqa: ANN401
+    def of(cls, state: State, module: swin3d.WindowAttention) -> WindowAttention:
         """Take the weights of upstream's ``WindowAttention``."""
         return cls(
             Linear.of(state.at("qkv")),
@@ -149,7 +154,7 @@ class Block(eqx.Module):
     shift_size: Size = eqx.field(static=True)
 
     @classmethod
-    def of(cls, state: State, module: Any) -> Block:  # noqa: ANN401
+    def of(cls, state: State, module: swin3d.Swin3DTransformerBlock) -> Block:
         """Take the weights of upstream's ``Swin3DTransformerBlock``."""
         return cls(
             AdaptiveLayerNorm.of(state.at("norm1")),
@@ -200,7 +205,7 @@ def _sides(padding: int) -> tuple[int, int]:
     return padding // 2, padding - padding // 2
 
 
-def _split_windows(grid: Any, window: Size) -> Any:  # noqa: ANN401 - of NumPy or JAX
+def _split_windows(grid: _NumPyOrJax, window: Size) -> _NumPyOrJax:
     """Return ``(b, c, h, w, d)`` as windows ``(b, windows, tokens, d)``."""
     b, c, h, w, d = grid.shape
     wc, wh, ww = window
@@ -237,7 +242,7 @@ def _groups(
         parts.append(part)
     number = parts[0][:, None, None] * 9 + parts[1][None, :, None] * 3 + parts[2]
     number = np.pad(number, padding, constant_values=27)
-    return np.asarray(_split_windows(number[None, ..., None], window))[0, :, :, 0]
+    return _split_windows(number[None, ..., None], window)[0, :, :, 0]
 
 
 class PatchMerging(eqx.Module):
@@ -299,7 +304,7 @@ class Stage(eqx.Module):
     upsample: PatchSplitting | None
 
     @classmethod
-    def of(cls, state: State, module: Any) -> Stage:  # noqa: ANN401
+    def of(cls, state: State, module: swin3d.BasicLayer3D) -> Stage:
         """Take the weights of upstream's ``BasicLayer3D``."""
         down, up = state.at("downsample"), state.at("upsample")
         return cls(
@@ -319,7 +324,7 @@ class Stage(eqx.Module):
         return x
 
 
-def _stages_of(state: State, layers: Any) -> list[Stage]:  # noqa: ANN401
+def _stages_of(state: State, layers: Iterable[swin3d.BasicLayer3D]) -> list[Stage]:
     return [Stage.of(state.at(str(i)), own) for i, own in enumerate(layers)]
 
 
@@ -333,7 +338,7 @@ class Backbone(eqx.Module):
     context_down_layers: list[PatchMerging]
 
     @classmethod
-    def of(cls, state: State, module: Any) -> Backbone:  # noqa: ANN401
+    def of(cls, state: State, module: swin3d.Swin3DTransformerBackbone) -> Backbone:
         """Take the weights of upstream's ``Swin3DTransformerBackbone``."""
         stochastic = module.stochastic
         down = module.context_down_layers if stochastic else ()

@@ -6,6 +6,8 @@ for the array namespace (:mod:`xaurora.distributions.namespace`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -120,7 +122,9 @@ def _folded(norm: LayerNorm, layer: Linear) -> Linear:
     return Linear(layer.weight * norm.weight, bias if layer.bias is None else layer.bias + bias)
 
 
-def trunks_of(state: State, heads: dict[str, DistributionHead], *, wraps: bool) -> dict[str, Trunk]:
+def trunks_of(
+    state: State, heads: Mapping[str, DistributionHead], *, wraps: bool
+) -> dict[str, Trunk]:
     """Return the trunks of heads, by target, from the part ``head.heads`` of a state dict."""
     return {
         name: Trunk.of(

@@ -7,15 +7,16 @@ import dataclasses
 import functools
 import logging
 import time as clock
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from aurora import Aurora as TorchAurora
 from aurora import Batch
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -25,7 +26,8 @@ from xaurora.fields.grid.patches import Window
 from xaurora.fields.targets import InputForm
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.jax import precision
-from xaurora.jax.aurora import Aurora, Frames, with_settings
+from xaurora.jax.aurora import Aurora, Frames, with_mode
+from xaurora.jax.backbone import Mode
 from xaurora.jax.encodings import Encodings, encodings, time_encodings
 from xaurora.jax.heads import Trunk, trunks_of
 from xaurora.jax.layers import Array
@@ -36,6 +38,10 @@ from xaurora.model.aurora import SIX_HOURS, AuroraWithHead, Lead, Step
 from xaurora.model.heads import DistributionHead
 
 logger = logging.getLogger("xaurora")
+
+T = TypeVar("T")
+Place: TypeAlias = "jax.Device | NamedSharding"
+"""Where JAX puts an array."""
 
 _DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -59,7 +65,7 @@ class Form(NamedTuple):
     rows: tuple[int, ...] | None = None
     columns: tuple[int, ...] | None = None
     cut: tuple[int, int, int, int] | None = None
-    heads: tuple[tuple[str, Any], ...] = ()
+    heads: tuple[tuple[str, DistributionHead], ...] = ()
     inputs: tuple[tuple[str, InputForm], ...] = ()
     decodes: bool = True
     atmos: tuple[str, ...] | None = None
@@ -180,27 +186,25 @@ class JaxModule(AuroraWithHead):
         self._compiled: set[Any] = set()
         self._samples = 0
 
-    def _parts(self) -> tuple[Any, dict[str, DistributionHead], State, State]:
+    def _parts(self) -> tuple[TorchAurora, dict[str, DistributionHead], State, State]:
         """Return the base, the heads, and the state dicts of both."""
         base = self.base
         if self.adapter is not None and self.adapter.peft is not None:
             base, adapter = copy.deepcopy((base, self.adapter))
             adapters.merge(base, adapter)
-        found: Any = self.head
-        heads = dict(found.items()) if found is not None else {}
-        state = found.heads.state_dict() if found is not None else {}
+        state = self.head.heads.state_dict() if self.head is not None else {}
         trunks = {k: v for k, v in state.items() if ".trunk." in k}
-        return base, heads, State(base.state_dict()), State(trunks)
+        return base, self.heads, State(base.state_dict()), State(trunks)
 
-    def _assembled(self, base: Any, heads: Any, state: State, trunks: State) -> Net:  # noqa: ANN401
+    def _assembled(
+        self,
+        base: TorchAurora,
+        heads: Mapping[str, DistributionHead],
+        state: State,
+        trunks: State,
+    ) -> Net:
         wraps = self.grid.wraps if self.window is None else self.window.wraps
-        made = Aurora.of(state, base, self.levels)
-        made = with_settings(
-            made,
-            wraps=self.grid.wraps,
-            recompute=self.recompute,
-            backbone_dtype=self._backbone_dtype(base),
-        )
+        made = with_mode(Aurora.of(state, base, self.levels), self._mode(base))
         net = Net(made, trunks_of(trunks, heads, wraps=wraps))
         trunks.check_all_taken()
         return net
@@ -209,18 +213,12 @@ class JaxModule(AuroraWithHead):
         """Return weights that are in JAX already with this module's grid and precision."""
         wraps = self.grid.wraps if self.window is None else self.window.wraps
         trunks = {n: dataclasses.replace(t, wraps=wraps) for n, t in net.trunks.items()}
-        made = with_settings(
-            net.base,
-            wraps=self.grid.wraps,
-            recompute=self.recompute,
-            backbone_dtype=self._backbone_dtype(self.base),
-        )
-        return Net(made, trunks)
+        return Net(with_mode(net.base, self._mode(self.base)), trunks)
 
-    @staticmethod
-    def _backbone_dtype(base: Any) -> str:  # noqa: ANN401
+    def _mode(self, base: TorchAurora) -> Mode:
         low = _DTYPES.get(base.autocast_dtype, "float32")
-        return low if base.autocast_backbone else "float32"
+        dtype = low if base.autocast_backbone else "float32"
+        return Mode(self.grid.wraps, self.recompute, dtype)
 
     def _build(self) -> Net:
         """Return the weights of the Torch modules in JAX, on all devices."""
@@ -249,12 +247,12 @@ class JaxModule(AuroraWithHead):
 
     # --- what the programs take ---
 
-    def _on_all(self) -> Any:  # noqa: ANN401 - a device or a sharding
+    def _on_all(self) -> Place:
         if len(self.devices) == 1:
             return self.devices[0]
         return NamedSharding(Mesh(np.array(self.devices), ("sample",)), PartitionSpec())
 
-    def _by_sample(self) -> Any:  # noqa: ANN401
+    def _by_sample(self) -> Place:
         if len(self.devices) == 1:
             return self.devices[0]
         return NamedSharding(Mesh(np.array(self.devices), ("sample",)), PartitionSpec("sample"))
@@ -312,11 +310,10 @@ class JaxModule(AuroraWithHead):
     def form(self, *, decodes: bool = True, atmos: Sequence[str] | None = None) -> Form:
         """Return the shape of a step's program."""
         shape, window = self.grid.shape, self.window
-        heads: Any = self.head
         chosen = None if atmos is None else tuple(n for n in self.base.atmos_vars if n in atmos)
         form = Form(
             shape,
-            heads=tuple(heads.items()) if heads is not None else (),
+            heads=tuple(self.heads.items()),
             inputs=tuple(self.inputs.items()),
             decodes=decodes,
             atmos=chosen,
@@ -347,7 +344,7 @@ class JaxModule(AuroraWithHead):
 
     def forward(
         self,
-        batch: Any,  # noqa: ANN401
+        batch: Batch,
         latents: torch.Tensor | None = None,
         *,
         head_only: bool = False,
@@ -385,7 +382,7 @@ class JaxModule(AuroraWithHead):
             dataclasses.replace(meta, time=following, rollout_step=meta.rollout_step + 1),
         )
 
-    def _timed(self, program: Any, *args: Any, form: Form) -> Any:  # noqa: ANN401
+    def _timed(self, program: Callable[..., T], *args: object, form: Form) -> T:
         """Run a program; say so when it has to be compiled first."""
         key = (id(program), form, self._samples)
         with precision.exact():

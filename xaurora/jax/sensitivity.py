@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Hashable, Mapping
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,20 @@ from xaurora.jax.encodings import Encodings, time_encodings
 from xaurora.jax.layers import Array
 from xaurora.jax.module import Form, JaxModule, Net, forward
 from xaurora.jax.weights import to_torch
+from xaurora.model.heads import DistributionHead
+
+
+class Observable(Hashable, Protocol):
+    """What gives a quantity at each point; hashable, as it is compiled into the program."""
+
+    def of(
+        self,
+        surface: Mapping[str, Array],
+        atmos: Mapping[str, Array],
+        raw: Mapping[str, Array],
+        heads: Mapping[str, DistributionHead],
+    ) -> Array:
+        """Return the quantity ``(b, h, w)`` from a prediction."""
 
 
 @functools.partial(jax.jit, static_argnames=("form", "observable", "steps"))
@@ -28,7 +43,7 @@ def _gradient(
     weight: Array,
     *,
     form: Form,
-    observable: Any,  # noqa: ANN401 - hashable, with a method `of`
+    observable: Observable,
     steps: int,
 ) -> tuple[Array, Frames]:
     heads = dict(form.heads)
@@ -53,7 +68,7 @@ def gradient(
     module: JaxModule,
     batch: Batch,
     steps: int,
-    observable: Any,  # noqa: ANN401
+    observable: Observable,
     weight: np.ndarray,
 ) -> tuple[float, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Return the weighted sum of a quantity and its gradient.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -129,7 +129,9 @@ def rollout_loss(
     is recomputed in the backward pass, so that memory holds one step and the states between them.
     """
 
-    def one(net: Net, frames: Frames, at: Any) -> tuple[Frames, Any]:  # noqa: ANN401
+    def one(
+        net: Net, frames: Frames, at: tuple[Array, Array, Truth]
+    ) -> tuple[Frames, tuple[Array, Sums]]:
         step, time, truth = at
         place = places._replace(time=time)
         prediction, raw = forward(net, frames, static, place, step, None, task.form)
@@ -167,7 +169,7 @@ def gradient(
     before: Net | None,
     *,
     task: Task,
-    loss: Any,  # noqa: ANN401 - rollout_loss or latents_loss
+    loss: Callable[..., tuple[Array, Sums]],
 ) -> tuple[Net, Array, Sums]:
     """Return the gradient of a batch added to that of earlier ones, the loss and its parts.
 
@@ -215,10 +217,10 @@ class Optimizer:
         @jax.jit
         def update(
             trained: Net,
-            state: Any,  # noqa: ANN401
+            state: optax.OptState,
             gradient: Net,
             rates: Net,
-        ) -> tuple[Net, Any]:
+        ) -> tuple[Net, optax.OptState]:
             change, state = self.chain.update(gradient, state, trained)
             moved = jax.tree.map(
                 lambda p, c, r: (p - r * c).astype(p.dtype), trained, change, rates
@@ -227,7 +229,7 @@ class Optimizer:
 
         self.update = update
 
-    def start(self, trained: Net) -> Any:  # noqa: ANN401 - optax's own state
+    def start(self, trained: Net) -> optax.OptState:
         """Return the state before the first step, placed like the weights.
 
         Placed otherwise, the second step would be another program and compile again.
@@ -240,12 +242,14 @@ norm = jax.jit(optax.tree.norm)
 combine = eqx.combine
 
 
-def adam_state(state: Any) -> optax.ScaleByAdamState:  # noqa: ANN401 - optax's own state
+def adam_state(state: optax.OptState) -> optax.ScaleByAdamState:
     """Return AdamW's moments and count of steps."""
     return state[1]
 
 
-def with_adam_state(state: Any, count: Any, first: Net, second: Net) -> Any:  # noqa: ANN401
+def with_adam_state(
+    state: optax.OptState, count: int | Array, first: Net, second: Net
+) -> optax.OptState:
     """Return the state of the chain with other moments."""
     return (state[0], optax.ScaleByAdamState(jnp.asarray(count), first, second), *state[2:])
 

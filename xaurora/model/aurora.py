@@ -18,7 +18,7 @@ from xaurora.fields.targets import InputForm
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.model import noise
 from xaurora.model.batch import as_stock_batch, from_utc
-from xaurora.model.heads.base import HeadSet
+from xaurora.model.heads.base import DistributionHead, HeadSet
 from xaurora.model.models import V15_FILLED
 from xaurora.model.noise import MemberNoise
 from xaurora.model.strips import replaced_forward
@@ -111,7 +111,7 @@ class AuroraWithHead(torch.nn.Module):
     Parameters
     ----------
     base : aurora.Aurora
-    head : torch.nn.Module, optional
+    head : HeadSet, optional
         Maps latents ``(b, c, hp, wp, d)`` to ``(b, n, h, w)``, by target.
     inputs : dict, optional
         Targets that the encoder takes as well (:func:`add_inputs`), with the form they enter in.
@@ -126,7 +126,7 @@ class AuroraWithHead(torch.nn.Module):
     def __init__(
         self,
         base: Aurora,
-        head: torch.nn.Module | None = None,
+        head: HeadSet | None = None,
         inputs: Mapping[str, InputForm] | None = None,
         adapter: Adapter | None = None,
         window: Window | None = None,
@@ -139,6 +139,11 @@ class AuroraWithHead(torch.nn.Module):
         self.window = window
         if self.inputs:
             add_inputs(base, self.inputs)
+
+    @property
+    def heads(self) -> dict[str, DistributionHead]:
+        """The heads, by target."""
+        return dict(self.head.items()) if self.head is not None else {}
 
     def with_window(self, window: Window | None) -> AuroraWithHead:
         """Return the same base and head, whose heads see another part of the grid."""
@@ -183,7 +188,7 @@ class AuroraWithHead(torch.nn.Module):
         decoder, handles, raw = self.base.decoder, [], []
         earlier = self._earlier_latents(batch, lead) if has_heads else []
 
-        def run_heads(module: torch.nn.Module, args: Args, kwargs: Kwargs, output: Any) -> None:
+        def run_heads(module: torch.nn.Module, args: Args, kwargs: Kwargs, output: object) -> None:
             last = self._windowed(args[0], kwargs["patch_res"])
             raw.append(self._run_heads(_joined(last, earlier)))
 
@@ -220,13 +225,13 @@ class AuroraWithHead(torch.nn.Module):
         """Return the latents that the heads see, ``(b, c, hp, wp, d)``."""
         earlier = self._earlier_latents(batch, lead)
         last = self._latents_at(batch, lead)
-        if isinstance(self.head, HeadSet) and self.head.surface_only:
+        if self.head is not None and self.head.surface_only:
             last = last[:, :1]
         return _joined(last, earlier)
 
     def _earlier_latents(self, batch: Batch, lead: Lead) -> list[torch.Tensor]:
         """Return the surface latents of the hours before, if a head sums hourly amounts."""
-        if not (isinstance(self.head, HeadSet) and self.head.sums_hours):
+        if self.head is None or not self.head.sums_hours:
             return []
         began = (lead.since_init or lead.hours) - lead.hours
         hours = [Lead(h, began + h, lead.members) for h in range(1, lead.hours)]
@@ -238,7 +243,7 @@ class AuroraWithHead(torch.nn.Module):
         found: list[torch.Tensor] = []
 
         def take_latents(
-            x: torch.Tensor, batch: Batch, *, patch_res: tuple[int, int, int], **_: Any
+            x: torch.Tensor, batch: Batch, *, patch_res: tuple[int, int, int], **_: object
         ) -> Batch:
             found.append(self._windowed(x, patch_res))
             return dataclasses.replace(batch, surf_vars={}, atmos_vars={})
@@ -270,9 +275,9 @@ class AuroraWithHead(torch.nn.Module):
 
     def _with_means(self, prediction: Batch, raw: dict[str, torch.Tensor]) -> Batch:
         """Replace the decoder's untrained values of the targets by the heads' means."""
-        surface = dict(prediction.surf_vars)
+        surface, heads = dict(prediction.surf_vars), self.heads
         for name, form in self.inputs.items():
-            head: Any = self.head[name]  # type: ignore[index]
+            head = heads[name]
             mean = head.mean(head.parameters_of(raw[name]))
             surface[name] = (mean if form.epsilon is None else torch.log1p(mean / form.epsilon))[
                 :, None

@@ -103,7 +103,7 @@ def compiled(base: Aurora) -> Iterator[None]:
     made: list[Any] = []
     failed: list[str] = []
 
-    def run(*args: Any) -> torch.Tensor:
+    def run(*args: Any) -> torch.Tensor:  # noqa: ANN401 - those of run_block()
         if not failed:
             try:
                 if not made:

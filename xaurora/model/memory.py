@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -55,8 +56,12 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
         if func is torch.ops.prim.device.default and hasattr(args[0], "fake_device"):
             return args[0].fake_device  # asked for more often than anything is computed
         if func is torch.ops.aten._local_scalar_dense.default and is_fake(args[0]):
@@ -109,7 +114,7 @@ def _is_mask(args: tuple[Any, ...]) -> bool:
     )
 
 
-def is_fake(tensor: Any) -> bool:
+def is_fake(tensor: torch.Tensor) -> bool:
     """Return whether a tensor has a shape but no values."""
     return type(tensor).__name__ == "FakeTensor" or tensor.is_meta
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.checkpoint import checkpoint
+
+T = TypeVar("T")
 
 _SMALLEST = 1024**2  # bytes: smaller tensors stay, their copies would only cost time
 
@@ -50,7 +52,7 @@ class HostActivations:
         self._order: list[weakref.ref[_Kept]] = []  # the graph holds them
         self._stream: torch.cuda.Stream | None = None
 
-    def __call__(self, run: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401 - as run
+    def __call__(self, run: Callable[..., T], *args: object) -> T:
         """Run a function of tensors, and again in the backward pass."""
         with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
             return checkpoint(run, *args, use_reentrant=False)

@@ -82,7 +82,7 @@ class TunedAurora:
     def heads(self) -> HeadSet:
         """The heads, by target."""
         heads = self.model.head
-        if not isinstance(heads, HeadSet):
+        if heads is None:
             raise OptionError(
                 "this model has no head of this package.", fix="ds.aurora.finetune(target='tp')"
             )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from xaurora.fields.periods import declared_hours
 from xaurora.fields.unit_conversion import conversion
 
 if TYPE_CHECKING:
+    from cartopy.crs import PlateCarree
+
     from xaurora.utils.types import AnyAxes
 
 RAIN_STEPS_MM = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 50)
@@ -41,7 +44,7 @@ _RAIN_COLOURS = (
 )
 
 
-def pyplot() -> Any:
+def pyplot() -> ModuleType:
     """Return matplotlib.pyplot, imported on first use."""
     import matplotlib.pyplot as plt
 
@@ -195,7 +198,7 @@ def coastlines(ax: AnyAxes) -> None:
         ax.add_collection(LineCollection(kept, **style), autolim=False)
 
 
-def _degrees() -> Any:
+def _degrees() -> PlateCarree:
     """Return Cartopy's coordinate system of longitude and latitude."""
     import cartopy.crs
 

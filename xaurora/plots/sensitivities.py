@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -13,6 +13,8 @@ from xaurora.fields import axes
 from xaurora.plots import maps
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from xaurora.utils.types import AnyAxes
 
 
@@ -95,7 +97,7 @@ def _title(ds: xr.Dataset) -> str:
     return f"Sensitivity of {quantity} after {about['xaurora_lead_hours']} h ({value})"
 
 
-def _outline(ax: Any, region: str) -> None:  # noqa: ANN401
+def _outline(ax: Axes, region: str) -> None:
     """Draw the region's box, if it is one on the map."""
     from xaurora.fields.grid.regions import NAMED
 

@@ -53,7 +53,7 @@ class BuiltModel:
     @property
     def heads(self) -> dict[str, heads.DistributionHead]:
         """The heads, by target."""
-        return dict(self.module.head.items())  # type: ignore[union-attr,operator]
+        return self.module.heads
 
 
 def build_model(plan: Plan, scan: TargetScan) -> BuiltModel:

@@ -54,7 +54,7 @@ _MAY_DIFFER = (
 )
 
 
-def settings_of(options: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+def settings_of(options: Mapping[str, Any], **more: object) -> dict[str, Any]:
     """Return the settings that must be the same in a resumed run, as JSON returns them."""
     kept = {k: v for k, v in options.items() if k not in _MAY_DIFFER}
     return json.loads(json.dumps({**kept, **more}, default=str))

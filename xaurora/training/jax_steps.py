@@ -162,7 +162,7 @@ class JaxOptimisation:
                 for key in ("exp_avg", "exp_avg_sq")
             )
             self.state_of_chain = engine.with_adam_state(
-                self.state_of_chain, np.int32(count), first, second
+                self.state_of_chain, jax.numpy.int32(count), first, second
             )
         if self.average is not None:
             self.average = self._as_net(state["average"])
@@ -258,7 +258,7 @@ class JaxBatchRunner:
                 sums[name] = sums.get(name, torch.zeros(())) + float(own) * microbatch.weight
         return sums
 
-    def _times(self, batch: Batch) -> Any:  # noqa: ANN401
+    def _times(self, batch: Batch) -> np.ndarray:
         """Return the time encodings of all steps, ``(k, b, d)``."""
         base, times = self.module.base, self.module.filled_times(batch)
         return np.stack(
@@ -277,11 +277,10 @@ class JaxBatchRunner:
         def filled(values: torch.Tensor) -> np.ndarray:
             return self.module.filled(values).numpy()
 
-        heads: Any = self.module.head
         domain = self.domains.targets
         rows, columns = domain.trim
         targets, weights = {}, {}
-        for name, head in heads.items() if heads is not None else ():
+        for name, head in self.module.heads.items():
             target = truth.targets[name]
             weight = torch.zeros(target.shape)
             inside = torch.isfinite(target) * domain.area

@@ -308,9 +308,10 @@ def shape_of(
     sums hourly amounts.
     """
     base = module.base
-    heads: Any = module.head
-    levels = 1 if heads.surface_only else base.encoder.latent_levels
-    if heads.sums_hours:
+    head = module.head
+    assert head is not None  # latents are those of heads
+    levels = 1 if head.surface_only else base.encoder.latent_levels
+    if head.sums_hours:
         levels += TIMESTEP_HOURS - 1
     rows, columns = (n // patch_size for n in grid_shape)
     if module.window is not None:

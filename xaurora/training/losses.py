@@ -85,8 +85,7 @@ def step_loss(
     parts: dict[str, torch.Tensor] = {}
     device = domains.base.area.device
     score: Any = torch.zeros((), device=device)
-    heads: Any = module.head
-    for name, head in heads.items():
+    for name, head in module.heads.items():
         target = truth.targets[name].to(device)
         params, y = head.parameters_of(step.raw[name]), valid_target(head, target)
         own = mean(head.loss(params, y), target, domains.targets)

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -24,6 +24,7 @@ from xaurora.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from torch.distributed.device_mesh import DeviceMesh
 
 logger = logging.getLogger("xaurora")
 
@@ -209,7 +210,7 @@ def raise_together(fabric: Fabric, items: Iterator[T]) -> Iterator[T]:
         yield item  # type: ignore[misc]
 
 
-def shard(module: nn.Module, mesh: Any) -> nn.Module:
+def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Shard a module with FSDP2: each block of the backbone is one unit, and the rest is another.
 
     Units are gathered when they run and sharded again afterwards.
@@ -242,7 +243,7 @@ def _register_step() -> None:
         p = step.prediction
         return [p.surf_vars, p.atmos_vars, step.raw], (p.static_vars, p.metadata)
 
-    def unflatten(values: Any, context: Any) -> Step:
+    def unflatten(values: Iterable[Any], context: tuple[Any, ...]) -> Step:
         surface, atmos, raw = values
         return Step(Batch(surface, context[0], atmos, context[1]), raw)
 

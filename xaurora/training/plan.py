@@ -181,7 +181,12 @@ class Plan:
         )
         return strategies.apply(module, self.strategy, schedule)
 
-    def with_changes(self, *, strategy: StrategyOptions | None = None, **options: Any) -> Plan:
+    def with_changes(
+        self,
+        *,
+        strategy: StrategyOptions | None = None,
+        **options: Any,  # noqa: ANN401 - those of TrainingOptions
+    ) -> Plan:
         """Return the plan with other training options, such as ``batch_size=1``."""
         strategy = strategy or self.strategy
         changed = replace(self.options, strategy=strategy, **options)

@@ -145,7 +145,7 @@ class Validator:
             chosen = [t for t in self.init_times[places] if t not in self.reader.skipped]
             targets = self.domains.targets
             weight = targets.area.cpu().numpy()[targets.trim[0]]
-            heads: Any = module.head
+            heads = module.heads
             self._reference = {}
             for name in self.task.units:
                 low, high = heads[name].options.limits
@@ -172,7 +172,7 @@ class Validator:
         """
         was_training = module.training
         module.eval()
-        heads: Any = module.head
+        heads = module.heads
         keys = ("crps", "squares", "absolute", "bias", "weight")
         sums = {name: dict.fromkeys(keys, 0.0) for name in self.task.units}
         base = dict.fromkeys(("loss", "squares", "absolute", "persistence", "weight"), 0.0)

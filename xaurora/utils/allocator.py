@@ -14,7 +14,6 @@ import os
 import platform
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 KEPT = 512 * 1024**2
 """Bytes of free memory that may stay with the process afterwards, for the next call."""
@@ -38,7 +37,7 @@ class _Info(ctypes.Structure):
 
 
 @functools.cache
-def _glibc() -> Any:  # noqa: ANN401 - ctypes has no type for a library's functions
+def _glibc() -> ctypes.CDLL | None:
     """Return the C library, or None if it is another or the user has set its allocator."""
     chosen = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
     if platform.libc_ver()[0] != "glibc" or chosen or not os.access("/proc/self/statm", os.R_OK):
@@ -58,7 +57,7 @@ class _Kept:
         self.users = 0
         self.other: int | None = None  # resident bytes of what is not the allocator's
 
-    def begin(self, library: Any) -> None:  # noqa: ANN401 - as above
+    def begin(self, library: ctypes.CDLL) -> None:
         with self.lock:
             self.users += 1
             if self.users == 1:
@@ -67,7 +66,7 @@ class _Kept:
                 library.mallopt(_MMAP_MAX, 0)
                 library.mallopt(_TRIM_THRESHOLD, _NEVER)
 
-    def end(self, library: Any) -> None:  # noqa: ANN401 - as above
+    def end(self, library: ctypes.CDLL) -> None:
         with self.lock:
             self.users -= 1
             if self.users:
@@ -80,7 +79,7 @@ class _Kept:
                 self.other = _unused(library)
 
 
-def _unused(library: Any, free: int = 0) -> int:  # noqa: ANN401 - as above
+def _unused(library: ctypes.CDLL, free: int = 0) -> int:
     """Return the resident bytes without those in use, and without ``free`` ones."""
     with open("/proc/self/statm", encoding="ascii") as file:
         resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

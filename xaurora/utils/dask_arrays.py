@@ -154,14 +154,15 @@ class _Selection:
             return None, None
         sizes = []
         for out, axis in enumerate(kept):
-            blocks = [self._positions(t, axis) for t in _along(self.layer, self.name, out, ndim)]
-            if any(block is None for block in blocks):
+            tasks = _along(self.layer, self.name, out, ndim)
+            blocks = [at for t in tasks if (at := self._positions(t, axis)) is not None]
+            if len(blocks) < len(tasks):
                 return None, None
             sizes.append(tuple(len(block) for block in blocks))
             index[axis] = np.concatenate(blocks)
         return index, tuple(sizes)
 
-    def _positions(self, task: Given, axis: int) -> Any:
+    def _positions(self, task: Given, axis: int) -> np.ndarray | None:
         """Return the positions along an axis of the source that a task takes."""
         arguments = getattr(task, "args", None)
         function = getattr(getattr(task, "func", None), "__name__", "")
@@ -172,17 +173,18 @@ class _Selection:
             index = arguments[1]
             if function == "_getitem":  # a list of positions, kept in a task of its own
                 index = self.layer[index.key].value[1]
-            return None if whole is None else whole[index[axis]]
+            return None if whole is None else np.asarray(whole[index[axis]])
         if function == "concatenate_arrays":
             pieces, order, along = arguments
-            parts = [self._positions(self.layer[ref.key], axis) for ref in pieces.args]
-            if any(part is None for part in parts):
+            found = [self._positions(self.layer[ref.key], axis) for ref in pieces.args]
+            parts = [part for part in found if part is not None]
+            if len(parts) < len(found):
                 return None
             order = self.layer[order.key].value[1]
             return np.concatenate(parts)[np.argsort(order)] if along == axis else parts[0]
         return None
 
-    def _of_block(self, key: Given, axis: int) -> Any:
+    def _of_block(self, key: Given, axis: int) -> np.ndarray | None:
         if key in self.layer:  # slices come before lists, in the same layer
             task = self.layer[key]
             index = getattr(task, "args", ((), ()))[1]
@@ -205,7 +207,7 @@ def _along(layer: Given, name: str, axis: int, ndim: int) -> list[Any]:
     return out
 
 
-def _key_of(task: Given) -> Any:
+def _key_of(task: Given) -> str | tuple[Any, ...]:
     """Return the key that a task refers to: an alias, a reference or the key itself."""
     for attribute in ("target", "key"):
         if hasattr(task, attribute):

@@ -47,7 +47,7 @@ class Indexed(BackendArray):
         self.shape = shape
         self.dtype = np.dtype(dtype)
 
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> np.ndarray:
         return indexing.explicit_indexing_adapter(
             key, self.shape, indexing.IndexingSupport.OUTER, self.read
         )
@@ -124,7 +124,7 @@ def result_shape(
     )
 
 
-def as_slice(positions: np.ndarray) -> Any:
+def as_slice(positions: np.ndarray) -> np.ndarray | slice:
     """Return positions as a slice if they are evenly spaced, else unchanged.
 
     Several arrays of positions make a fancy index, which takes ten times as long to read.

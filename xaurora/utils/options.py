@@ -11,10 +11,13 @@ import difflib
 import inspect
 import textwrap
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from xaurora.errors import OptionError
 from xaurora.utils.checks import Check
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 T = TypeVar("T")
 
@@ -31,14 +34,14 @@ class Option(NamedTuple):
 
 
 def option(
-    default: Any,
+    default: T,
     type: str,
     text: str,
     check: Check | None = None,
     *,
     command_line: str = "",
     annotation: str = "",
-) -> Any:
+) -> T:
     """Declare a field of a dataclass of options.
 
     Parameters
@@ -66,7 +69,7 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def run_checks(options: Any) -> None:
+def run_checks(options: DataclassInstance) -> None:
     """Check every field of an instance, and keep what the checks return. For ``__post_init__``."""
     for field in dataclasses.fields(options):
         if check := field.metadata.get("check"):

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from xaurora.distributions import Family
-from xaurora.distributions.namespace import namespace
+from xaurora.distributions.namespace import Array, namespace
 from xaurora.model.heads.options import HeadOptions
 from xaurora.model.heads.trunk import LatentMLP
 
-Params = dict[str, torch.Tensor]
+Params = dict[str, Array]
+"""Parameters of a distribution by name, of Torch or, in training with it, of JAX."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,16 @@ class Head(Protocol):
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
         """Return raw output ``(b, n, h, w)`` for latents."""
 
-    def parameters_of(self, raw: torch.Tensor) -> Params:
+    def parameters_of(self, raw: Array) -> Params:
         """Return the parameters of the family from raw output."""
 
-    def loss(self, params: Params, y: torch.Tensor) -> torch.Tensor:
+    def loss(self, params: Params, y: Array) -> Array:
         """Return the training score of ``y``, divided by the climatology's score."""
 
     def crps(self, params: Params, y: torch.Tensor) -> torch.Tensor:
         """Return the CRPS of ``y`` in canonical units."""
 
-    def mean(self, params: Params) -> torch.Tensor:
+    def mean(self, params: Params) -> Array:
         """Return the mean."""
 
     def median(self, params: Params) -> torch.Tensor:
@@ -84,7 +85,7 @@ class Head(Protocol):
     def quantile(self, params: Params, q: float) -> torch.Tensor:
         """Return the value not exceeded with probability ``q``."""
 
-    def probability_above(self, params: Params, threshold: float) -> torch.Tensor:
+    def probability_above(self, params: Params, threshold: float) -> Array:
         """Return the probability of a value above ``threshold``."""
 
     def sample(
@@ -168,13 +169,13 @@ class DistributionHead(nn.Module, abc.ABC):
         """Return raw output ``(b, n, h, w)``."""
         return self.trunk(latents)
 
-    def parameters_of(self, raw: torch.Tensor) -> Params:
+    def parameters_of(self, raw: Array) -> Params:
         """Return parameters ``(b, h, w)`` from raw output, at least float32 even under autocast."""
         xp = namespace(raw)
         raw = xp.at_least_single(raw)
         return self._bounded(raw + xp.like(self.offset, raw)[:, None, None])
 
-    def loss(self, params: Params, y: torch.Tensor) -> torch.Tensor:
+    def loss(self, params: Params, y: Array) -> Array:
         """Return the score relative to the climatology's own score, ``(b, h, w)``.
 
         The loss is therefore of order one in dry and wet climates alike.
@@ -185,7 +186,7 @@ class DistributionHead(nn.Module, abc.ABC):
         """Return the CRPS in canonical units, ``(b, h, w)``, computed in float64."""
         return self.law.crps({k: v.double() for k, v in params.items()}, y.double())
 
-    def mean(self, params: Params) -> torch.Tensor:
+    def mean(self, params: Params) -> Array:
         """Return the mean in canonical units."""
         return self.law.mean(params)
 
@@ -198,7 +199,7 @@ class DistributionHead(nn.Module, abc.ABC):
         like = next(iter(params.values()))  # computed in float64, because 1 − q may be small
         return self.law.quantile({k: v.double() for k, v in params.items()}, q).to(like.dtype)
 
-    def probability_above(self, params: Params, threshold: float) -> torch.Tensor:
+    def probability_above(self, params: Params, threshold: float) -> Array:
         """Return ``P(value > threshold)``."""
         return (1.0 - self.law.cdf(params, threshold)).clip(0.0, 1.0)
 
