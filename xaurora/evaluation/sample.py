@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -108,7 +107,7 @@ class Sample:
     normal_quantiles: np.ndarray | None = None
     seeps: tuple[np.ndarray, np.ndarray] | None = None
     number: tuple[int, ...] = (0,)
-    partner: Any = None
+    partner: Sample | None = None
     lost: bool = False
 
     @cached_property

@@ -37,8 +37,8 @@ class FieldCache:
 
     limit: int = field(default_factory=lambda: _KEPT)
     fields: OrderedDict[Any, np.ndarray] = field(default_factory=OrderedDict)
-    lock: Any = field(default_factory=threading.Lock)
-    reading: Any = field(default_factory=threading.Lock)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    reading: threading.Lock = field(default_factory=threading.Lock)
     held: int = 0
 
     def get(

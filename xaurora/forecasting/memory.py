@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -52,11 +51,11 @@ def forward_peak(
         Whether Aurora's own variables are not decoded.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    twin: Any = memory.fake_copy(module)
+    twin = memory.fake_copy(module)
     execution.set_precision(twin.base, precision, torch.device("cpu"))
     if gpu:
         with execution.reduced_weights(twin.base):
-            fake: Any = memory.fake_copy(twin, mode, "cpu")
+            fake = memory.fake_copy(twin, mode, "cpu")
     else:
         fake = memory.fake_copy(twin, mode, "cpu")
     fake.eval().requires_grad_(False)

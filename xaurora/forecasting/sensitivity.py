@@ -299,7 +299,7 @@ def _device() -> torch.device:
 def _needed(question: Question) -> int:
     """Return the peak bytes of tensors, by going through the same steps without values."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    module: Any = memory.fake_copy(question.module, mode, "cpu")
+    module = memory.fake_copy(question.module, mode, "cpu")
     module.eval().requires_grad_(False)
     counter = memory.LiveBytes()
     for tensor in [*module.parameters(), *module.buffers()]:

@@ -70,13 +70,12 @@ def needs_of_instance(base: Aurora, name: str = "given") -> Needs:
 class Step:
     """The result of one step.
 
-    ``prediction`` is the base's prediction, or None if only the head was run. ``raw`` is the output
-    of the head, for a :class:`~xaurora.model.heads.HeadSet` a dict from target to raw output
-    ``(b, n, h, w)``, float32.
+    ``prediction`` is the base's prediction, or None if only the heads were run. ``raw`` is the raw
+    output of the heads ``(b, n, h, w)``, float32, by target; empty without heads.
     """
 
     prediction: Any
-    raw: Any
+    raw: dict[str, torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +161,7 @@ class AuroraWithHead(torch.nn.Module):
     ) -> Step:
         """Run one step, or only the heads on stored latents.
 
-        Heads forecast steps of six hours; after a shorter one ``raw`` is None.
+        Heads forecast steps of six hours; after a shorter one ``raw`` is empty.
 
         The decoder hooks are registered only during the call, so the base remains a stock Aurora.
 
@@ -204,7 +203,7 @@ class AuroraWithHead(torch.nn.Module):
                 handle.remove()
         if self.inputs and raw:
             prediction = self._with_means(prediction, raw[0])
-        return Step(prediction, raw[0] if raw else None)
+        return Step(prediction, raw[0] if raw else {})
 
     def _run_base(self, batch: Batch, lead: Lead) -> Batch:
         """Return the base's own prediction."""
@@ -299,7 +298,7 @@ class AuroraWithHead(torch.nn.Module):
     def _run_heads(self, latents: torch.Tensor) -> dict[str, torch.Tensor]:
         # The head and its score stay in float32: bfloat16 would cost up to 1.7 % in z.
         with torch.autocast(device_type=latents.device.type, enabled=False):
-            raw: Any = self.head(latents.float())  # type: ignore[misc]
+            raw = self.head(latents.float())  # type: ignore[misc]
         if self.window is None:
             return raw
         (top, left), (height, width) = (self.window.top, self.window.left), self.window.shape

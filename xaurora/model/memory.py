@@ -6,7 +6,7 @@ import contextlib
 import copy
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from xaurora.utils.memory import free_host_memory
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -146,9 +148,7 @@ def free_memory(where: torch.device) -> int:
     return free_host_memory()
 
 
-def fake_copy(
-    module: nn.Module, mode: FakeTensorMode | None = None, device: str = "meta"
-) -> nn.Module:
+def fake_copy(module: M, mode: FakeTensorMode | None = None, device: str = "meta") -> M:
     """Return a copy of a module whose parameters and buffers have shapes but no values.
 
     Parameters

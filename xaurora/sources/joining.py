@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -113,9 +114,9 @@ def _stack_levels(pieces: list[xr.Dataset], reference: Recognition) -> list[xr.D
     axis, time = reference.axes.get("level"), reference.axes["time"]
     if axis is None or axis.dim != axis.name:
         return pieces
-    groups: dict[Any, list[xr.Dataset]] = {}
+    groups: dict[Hashable, list[xr.Dataset]] = {}
     for i, piece in enumerate(pieces):
-        key: Any = i
+        key: Hashable = i
         if axis.dim in piece.dims and time.dim in piece.dims:
             key = (frozenset(map(str, piece.data_vars)), tuple(piece[time.name].values.tolist()))
         groups.setdefault(key, []).append(piece)

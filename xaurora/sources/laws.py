@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
@@ -72,7 +71,7 @@ class HurdleLaw(Law):
         """Return ``P(tp ≤ y)`` given W."""
         log_mm = np.log(y / _MM)
         heavy = _sigmoid(1.5 * w - 1.0)
-        rest: Any = 1.0
+        rest: np.ndarray | float = 1.0
         if self.drizzle:
             light = _sigmoid(w)
             rest = 1.0 - light + light * ndtr(log_mm - np.log(0.03))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -235,7 +235,7 @@ class JaxBatchRunner:
                 found = self.loader.latents.of(self.module, sample, cpu)
                 latents = to_jax(self.module.filled(found))
                 inputs: tuple[Any, ...] = (latents, self._truths(sample), self.scales)
-                loss: Any = engine.latents_loss
+                loss: Callable[..., tuple[engine.Array, engine.Sums]] = engine.latents_loss
                 held = engine.heads_of(self.optimisation.held)
             else:
                 batch = rollout.prepare(self.module, sample.batch)

@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from xaurora.training.validation import Task, format_scores, prefix
 from xaurora.utils import storage
@@ -61,7 +61,7 @@ class Log:
 
     def __init__(self, folder: Path, *, writes: bool) -> None:
         self.path, self.writes = folder / "log.jsonl", writes
-        self._file: Any = None
+        self._file: TextIO | None = None
         self._goes_on = False
 
     def __enter__(self) -> Log:

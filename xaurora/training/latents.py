@@ -308,10 +308,9 @@ def shape_of(
     sums hourly amounts.
     """
     base = module.base
-    head = module.head
-    assert head is not None  # latents are those of heads
-    levels = 1 if head.surface_only else base.encoder.latent_levels
-    if head.sums_hours:
+    options = [head.options for head in module.heads.values()]
+    levels = 1 if all(o.surface_only for o in options) else base.encoder.latent_levels
+    if any(o.sums_hours for o in options):
         levels += TIMESTEP_HOURS - 1
     rows, columns = (n // patch_size for n in grid_shape)
     if module.window is not None:

@@ -96,7 +96,7 @@ def fit(fabric: Fabric, run: Run, checkpoint: dict[str, Any] | None) -> None:
             stack.enter_context(_reduced(run, fabric))
         if options.compile:
             stack.enter_context(execution.compiled(module.base))
-        recomputes: Any = options.activation_checkpointing
+        recomputes = options.activation_checkpointing
         if recomputes == "auto":  # in PyTorch it has been decided by what fits
             recomputes = options.engine == "jax" and accelerated and run.plan.trains_base
         if options.engine == "jax":

@@ -6,7 +6,6 @@ The halo is left out, and points without truth get zero weight.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from aurora import Aurora, Batch
@@ -84,7 +83,7 @@ def step_loss(
     """
     parts: dict[str, torch.Tensor] = {}
     device = domains.base.area.device
-    score: Any = torch.zeros((), device=device)
+    score = torch.zeros((), device=device)
     for name, head in module.heads.items():
         target = truth.targets[name].to(device)
         params, y = head.parameters_of(step.raw[name]), valid_target(head, target)
@@ -146,7 +145,7 @@ def base_loss_terms(
     Bodnar et al. (2025), doi:10.1038/s41586-025-09005-y, supplement D.1.
     """
     area, (rows, columns) = domain.area, domain.trim
-    total: Any = torch.zeros((), device=area.device)
+    total = torch.zeros((), device=area.device)
     squares, absolute = torch.zeros_like(total), torch.zeros_like(total)
     weight = area / area[rows].mean()
     predicted = {"surface": prediction.surf_vars, "atmos": prediction.atmos_vars}

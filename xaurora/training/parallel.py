@@ -24,6 +24,7 @@ from xaurora.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies import Strategy
     from torch.distributed.device_mesh import DeviceMesh
 
 logger = logging.getLogger("xaurora")
@@ -105,7 +106,7 @@ def launch(options: TrainingOptions) -> Fabric:
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
-    strategy: Any = "auto"
+    strategy: Strategy | str = "auto"
     if options.world_size > 1 and options.parallel == "fsdp":
         strategy = ModelParallelStrategy(
             shard,

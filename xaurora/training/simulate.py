@@ -75,7 +75,7 @@ def simulate(plan: Plan, where: torch.device, *, gpu: bool | None = None) -> Ste
     on_host = options.optimizer_state == "host"
     set_up_precision(plan, module, where, gpu=gpu)
     with weights_of_step(plan, module, gpu=gpu):
-        fake: Any = fake_copy(module, mode, where.type)
+        fake = fake_copy(module, mode, where.type)
     counter = LiveBytes()
     with mode, casts_of_gpus() if gpu and where.type == "cpu" else contextlib.nullcontext():
         weights, forward, offloaded = count_step(plan, fake, forms, where, counter)
@@ -366,14 +366,13 @@ def _meta_base(plan: Plan) -> tuple[Aurora, Adapter | None]:
     """Return the base without values, and the adapter that continues to train."""
     if plan.tuned is not None:
         before = plan.tuned.model
-        copied: Any = fake_copy(AuroraWithHead(before.base, adapter=before.adapter))
-        if plan.merges_adapter:
+        copied = fake_copy(AuroraWithHead(before.base, adapter=before.adapter))
+        if plan.merges_adapter and copied.adapter is not None:
             adapters.merge(copied.base, copied.adapter)
             return copied.base, None
         return copied.base, copied.adapter
     if plan.model.instance is not None:
-        fake: Any = fake_copy(plan.model.instance)
-        return fake, None
+        return fake_copy(plan.model.instance), None
     with torch.device("meta"):
         if plan.model.built_here and not plan.needs.output_only:
             surface = dict.fromkeys(plan.needs.surface, (0.0, 1.0))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numbers
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -143,8 +142,7 @@ class Window:
 
         Totals are NaN where too little of the window has values.
         """
-        total: Any = 0.0
-        seen: Any = 0.0
+        total, seen = np.zeros(()), np.zeros(())
         for granule in granules:
             if granule is not None:
                 amount, share = self._read(granule)
