@@ -92,7 +92,6 @@ class Size:
     spacing: float
     shape: tuple[int, int]
     north: float
-    rounds: int
 
     @property
     def device(self) -> torch.device:
@@ -116,12 +115,12 @@ class SmokeAurora(Aurora):
 
 
 SIZES = {
-    "smoke": Size("smoke", SmokeAurora, 0.25, (24, 48), 60.0, 2),
-    "default": Size("default", AuroraSmallPretrained, 0.25, (96, 160), 60.0, 3),
-    "small-region": Size("small-region", AuroraSmallPretrained, 0.25, (192, 384), 72.0, 3),
-    "small-0.4": Size("small-0.4", AuroraSmallPretrained, 0.4, (451, 900), 90.0, 3),
-    "small-0.25": Size("small-0.25", AuroraSmallPretrained, 0.25, (721, 1440), 90.0, 3),
-    "base-0.25": Size("base-0.25", AuroraPretrained, 0.25, (721, 1440), 90.0, 3),
+    "smoke": Size("smoke", SmokeAurora, 0.25, (24, 48), 60.0),
+    "default": Size("default", AuroraSmallPretrained, 0.25, (96, 160), 60.0),
+    "small-region": Size("small-region", AuroraSmallPretrained, 0.25, (192, 384), 72.0),
+    "small-0.4": Size("small-0.4", AuroraSmallPretrained, 0.4, (451, 900), 90.0),
+    "small-0.25": Size("small-0.25", AuroraSmallPretrained, 0.25, (721, 1440), 90.0),
+    "base-0.25": Size("base-0.25", AuroraPretrained, 0.25, (721, 1440), 90.0),
 }
 
 

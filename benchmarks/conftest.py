@@ -23,7 +23,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--size",
         default="default",
         choices=list(cases.SIZES),
-        help="model and grid; the default takes about 8 minutes on 2 cores",
+        help="model and grid; the default takes about 7 minutes on 2 cores",
+    )
+    parser.addoption(
+        "--pairs",
+        default=2,
+        type=int,
+        help="pairs of runs, of stock code and xaurora, in float32 steps; about as many elsewhere",
     )
 
 
@@ -42,6 +48,11 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def size(request: pytest.FixtureRequest) -> cases.Size:
     return cases.SIZES[request.config.getoption("--size")]
+
+
+@pytest.fixture(scope="session")
+def pairs(request: pytest.FixtureRequest) -> int:
+    return max(request.config.getoption("--pairs"), 1)
 
 
 @pytest.fixture(scope="session")
@@ -87,6 +98,7 @@ def pytest_benchmark_update_machine_info(
         "python": platform.python_version(),
         "versions": provenance.versions(),
         "size": config.getoption("--size"),
+        "pairs": config.getoption("--pairs"),
     }
 
 

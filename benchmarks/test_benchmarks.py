@@ -150,6 +150,7 @@ def test_predict(
     tuned: Any,
     peak: float,
     stock_code: Any,
+    pairs: int,
     what: str,
     precision: str,
 ) -> None:
@@ -168,7 +169,7 @@ def test_predict(
                 "6h", model=model, time=when, variables=names, progress=False
             ),
             stock,
-            size.rounds + 2 if precision == "32" else size.rounds,
+            pairs + 1 if precision == "32" else pairs,
         )
         if precision == "32" and names is None:
             flops = cases.forward_operations(
@@ -181,7 +182,7 @@ def test_predict(
 
 @pytest.mark.benchmark(group="forecast of 6 hours, one init time")
 def test_accessor_overhead(
-    benchmark: Any, size: Size, data: xr.Dataset, base: Any, stock_code: Any
+    benchmark: Any, data: xr.Dataset, base: Any, stock_code: Any, pairs: int
 ) -> None:
     """Measure Dataset → Batch → Dataset as a share of the forward pass."""
     when = data["time"].values[-1]
@@ -190,7 +191,7 @@ def test_accessor_overhead(
         benchmark,
         lambda: data.aurora.from_batch(data.aurora.to_batch(when, model=base)),
         stock,
-        size.rounds,
+        pairs,
     )
     share = 1.0 / benchmark.extra_info["ratio"]
     benchmark.extra_info["note"] = f"{100 * share:.1f} % of the forward pass"
@@ -227,6 +228,7 @@ def test_training_step(
     stack: Any,
     peak: float,
     stock_code: Any,
+    pairs: int,
     strategy: str,
     checkpointing: bool,
     precision: str,
@@ -243,7 +245,7 @@ def test_training_step(
     ours = cases.own_step(size, data, strategy, checkpointing, precision, {}, stack)
     flops, mine = ours.counted()
     _, theirs = stock.counted()
-    pair(benchmark, ours, stock, 2 if precision == "32" else 1, warm=True)
+    pair(benchmark, ours, stock, pairs if precision == "32" else 1, warm=True)
     info = benchmark.extra_info
     info.update(peak_bytes=mine, stock_peak_bytes=theirs)
     if precision == "32" and strategy != "latents":
@@ -261,6 +263,7 @@ def test_head_on_latents(
     stack: Any,
     stock_code: Any,
     tmp_path: Path,
+    pairs: int,
     levels: str,
     head: str,
 ) -> None:
@@ -284,7 +287,7 @@ def test_head_on_latents(
         pair(benchmark, run, None, 40)
         waiting.pop().result()
     times = []
-    for _ in range(size.rounds):
+    for _ in range(pairs + 1):
         began = time.perf_counter()
         stock()
         times.append(time.perf_counter() - began)
@@ -501,7 +504,7 @@ def test_first_batch(benchmark: Any, stored: Path) -> None:
 @pytest.mark.once
 @pytest.mark.benchmark(group="training from a store that answers after 50 ms")
 def test_slow_store(benchmark: Any, tmp_path: Path) -> None:
-    """Measure the share of time spent in steps, once 20 of 70 have run.
+    """Measure the share of time spent in steps, once 20 of 50 have run.
 
     The model is small, so that a step takes about 50 ms.
     """
@@ -528,7 +531,7 @@ def test_slow_store(benchmark: Any, tmp_path: Path) -> None:
         num_heads=2,
         use_lora=False,
     )
-    options: dict[str, Any] = {"model": base, "strategy": "full", "steps": 70, "validations": 1}
+    options: dict[str, Any] = {"model": base, "strategy": "full", "steps": 50, "validations": 1}
     options |= {"checkpoint_every": 999, "progress": False}
     with _timed_steps() as spans:
         benchmark.pedantic(
@@ -575,11 +578,12 @@ def test_evaluate(benchmark: Any, stored: Path) -> None:
 @pytest.mark.benchmark(group="growth with the grid, AuroraSmall, forecast of 6 hours")
 @pytest.mark.parametrize("shape", [(48, 80), (96, 160), (144, 240)], ids=lambda s: f"{s[0]}x{s[1]}")
 def test_grid_size(
-    benchmark: Any, size: Size, base: Any, stock_code: Any, shape: tuple[int, int]
+    benchmark: Any, size: Size, base: Any, stock_code: Any, pairs: int, shape: tuple[int, int]
 ) -> None:
     ds = cases.fields(size, times=2, shape=shape)
     stock = stock_code.case(how="predict", shape=shape)
-    pair(benchmark, lambda: ds.aurora.predict("6h", model=base, progress=False), stock, 2)
+    rounds = max(pairs - 1, 1)
+    pair(benchmark, lambda: ds.aurora.predict("6h", model=base, progress=False), stock, rounds)
     points = shape[0] * shape[1]
     benchmark.extra_info["note"] = (
         f"{1e6 * benchmark.stats.stats.median / points:.0f} µs a grid point"

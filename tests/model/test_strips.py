@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,7 @@ from helpers import make_aurora
 
 from xaurora.fields.grid import lattice
 from xaurora.fields.grid.lattice import Grid
-from xaurora.model import placement, strips
+from xaurora.model import execution, placement, strips
 from xaurora.model.batch import metadata
 
 LEVELS = (100.0, 250.0, 500.0, 700.0, 850.0)
@@ -52,6 +55,37 @@ def test_strips_are_the_whole(grid: Grid, samples: int, monkeypatch: pytest.Monk
     for name, values in whole.items():
         scale = (values - values.mean()).abs().max()
         assert (cut[name] - values).abs().max() <= 1e-5 * scale.clamp_min(values.abs().max()), name
+    for name, gradient in whole_gradients.items():
+        assert (cut_gradients[name] - gradient).abs().max() <= 2e-5 * gradient.abs().max(), name
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_a_frozen_decoder_trains_others_in_two_strips(
+    recomputes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, batch = make_aurora().train(), _batch(GLOBE, 1)
+    found: list[Any] = []
+    decoded: list[int] = []
+    base.decoder.requires_grad_(False)
+    base.decoder.level_decoder.register_forward_hook(lambda _, args, out: decoded.append(len(out)))
+    for most in (10**6, 1):
+        monkeypatch.setattr(strips, "SPLIT_FROZEN_ABOVE", most)
+        with placement.on_grid(base, GLOBE), contextlib.ExitStack() as stack:
+            if recomputes:
+                stack.enter_context(execution.activation_checkpointing(base))
+            out = base(batch)
+            assert out.atmos_vars["t"].shape[-2:] == GLOBE.shape
+            sum(v.mean() / v.detach().std() for v in out.atmos_vars.values()).backward()
+        gradients = {n: p.grad.clone() for n, p in base.named_parameters() if p.grad is not None}
+        base.zero_grad()
+        found.append((out, gradients))
+    (whole, whole_gradients), (cut, cut_gradients) = found
+    patches = 9 * 16
+    again = [patches] if recomputes else []
+    assert decoded == [patches, *again, 64, 80, *([80, 64] if recomputes else [])]
+    # Matrix products over fewer rows at a time, and sums of gradients in another order.
+    for name, values in whole.atmos_vars.items():
+        assert (cut.atmos_vars[name] - values).abs().max() <= 1e-5 * values.abs().max(), name
     for name, gradient in whole_gradients.items():
         assert (cut_gradients[name] - gradient).abs().max() <= 2e-5 * gradient.abs().max(), name
 

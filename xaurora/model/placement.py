@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from aurora import Aurora, AuroraV1p5, Batch
-from aurora.model.perceiver import PerceiverAttention
-from aurora.model.swin3d import Swin3DTransformerBlock
+from aurora.model import perceiver, swin3d
 
 from xaurora.fields import sun
 from xaurora.fields.grid.lattice import Grid
@@ -39,8 +38,9 @@ def on_grid(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
       the true longitudes as well.
 
     Work and memory are saved as well: blocks copy less (:mod:`xaurora.model.blocks`), encoder and
-    decoder run in strips on large grids (:mod:`xaurora.model.strips`), and their Perceivers compute
-    the same queries at every patch once (:func:`_project_shared_query`).
+    decoder run in strips on large grids (:mod:`xaurora.model.strips`), their Perceivers compute the
+    same queries at every patch once (:func:`_project_shared_query`), and without gradients hidden
+    layers are activated in place.
 
     The backward pass must run inside the context as well: with activation checkpointing the blocks
     run again there.
@@ -66,7 +66,7 @@ def on_grid(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
     forwards: dict[torch.nn.Module, Any] = {
         module: BlockForward(module, wraps=grid.wraps)
         for module in base.modules()
-        if isinstance(module, Swin3DTransformerBlock)
+        if isinstance(module, swin3d.Swin3DTransformerBlock)
     }
     forwards |= {
         base.encoder: EncoderForward(base.encoder),
@@ -74,8 +74,9 @@ def on_grid(model: Aurora | AuroraWithHead, grid: Grid) -> Iterator[None]:
     }
     for module in [*base.encoder.modules(), *base.decoder.modules()]:
         query: Any = getattr(module, "to_q", None)
-        if isinstance(module, PerceiverAttention) and type(query) is torch.nn.Linear:
+        if isinstance(module, perceiver.PerceiverAttention) and type(query) is torch.nn.Linear:
             forwards[query] = functools.partial(_project_shared_query, query)
+    forwards |= {gelu: functools.partial(_activate, gelu) for gelu in _hidden_activations(base)}
     with contextlib.ExitStack() as stack:
         if isinstance(base, AuroraV1p5):
             stack.enter_context(replaced(base, "_update_insolation", _insolation_on(grid)))
@@ -120,6 +121,28 @@ def placed_blocks(base: Aurora) -> list[BlockForward]:
 def placed_ends(base: Aurora) -> tuple[EncoderForward, DecoderForward]:
     """Return how encoder and decoder of a model run inside :func:`on_grid`."""
     return base.encoder.__dict__["forward"], base.decoder.__dict__["forward"]
+
+
+def _hidden_activations(base: Aurora) -> Iterator[torch.nn.GELU]:
+    """Yield the GELUs whose input is the output of a linear layer that nothing else reads."""
+    for module in base.modules():
+        linear: Any
+        if isinstance(module, swin3d.MLP):
+            linear, gelu = module.fc1, module.act
+        elif isinstance(module, perceiver.MLP):
+            linear, gelu = module.net[0], module.net[1]
+        else:
+            continue
+        known = type(linear) is torch.nn.Linear and type(gelu) is torch.nn.GELU
+        if known and not linear._forward_hooks:
+            yield gelu
+
+
+def _activate(gelu: torch.nn.GELU, x: torch.Tensor) -> torch.Tensor:
+    """Return the GELU of a tensor. The tensor is overwritten if no gradient is recorded."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return torch.nn.functional.gelu(x, approximate=gelu.approximate)
+    return torch.ops.aten.gelu_(x, approximate=gelu.approximate)
 
 
 _ROWS = 512

@@ -59,8 +59,8 @@ def steps(
     Yields
     ------
     Step
-        The prediction (a Batch with one time) and the head's raw parameters, ``(b, n, h, w)``
-        float32, or None without a head.
+        The prediction (a Batch with one time) and the heads' raw output ``(b, n, h, w)``, float32,
+        by target; empty without heads.
 
     Notes
     -----

@@ -22,6 +22,8 @@ from aurora.model.encoder import Perceiver3DEncoder
 PATCHES = 16384
 """Patches of a strip in a forecast: as many as take no more memory than a block of the backbone."""
 PATCHES_IN_TRAINING = 4096
+SPLIT_FROZEN_ABOVE = 512
+"""Patches above which a frozen decoder runs in at least two strips in training."""
 LEVELS = 7
 """Levels decoded at a time on a grid of several strips."""
 
@@ -146,6 +148,10 @@ class DecoderForward(_Strips):
         _, height, width = patch_res
         size = self.module.patch_size
         strips = list(_rows(height, width))
+        by_levels = len(strips) > 1
+        if not by_levels and height * width > SPLIT_FROZEN_ABOVE and self._trains_others():
+            # No gradients of weights pile up, so the decoder takes the most memory of the step.
+            strips = list(_evenly(height, 2))
         if len(strips) == 1:
             return self._call(self._decode, x, batch, patch_res, lead_times)
         latents = x.unflatten(1, patch_res)
@@ -156,7 +162,8 @@ class DecoderForward(_Strips):
             cut = _cut(batch, slice(rows.start * size, rows.stop * size))
             res = (patch_res[0], rows.stop - rows.start, width)
             pieces = [
-                self._call(self._decode, part, piece, res, lead_times) for piece in _by_levels(cut)
+                self._call(self._decode, part, piece, res, lead_times)
+                for piece in (_by_levels(cut) if by_levels else [cut])
             ]
             for name, values in pieces[0].surf_vars.items():
                 surface.setdefault(name, []).append(values)
@@ -176,6 +183,12 @@ class DecoderForward(_Strips):
             ),
         )
 
+    def _trains_others(self) -> bool:
+        """Whether gradients pass through the decoder, but its weights do not train."""
+        return torch.is_grad_enabled() and not any(
+            p.requires_grad for p in self.module.parameters()
+        )
+
     def _decode(
         self,
         x: torch.Tensor,
@@ -189,7 +202,11 @@ class DecoderForward(_Strips):
 def _rows(height: int, width: int) -> Iterator[slice]:
     """Cut rows of patches into strips of about the same height."""
     most = PATCHES_IN_TRAINING if torch.is_grad_enabled() else PATCHES
-    count = min(-(-height * width // most), height)
+    return _evenly(height, -(-height * width // most))
+
+
+def _evenly(height: int, count: int) -> Iterator[slice]:
+    count = min(count, height)
     edges = [round(i * height / count) for i in range(count + 1)]
     for first, last in itertools.pairwise(edges):
         yield slice(first, last)

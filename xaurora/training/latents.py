@@ -24,6 +24,7 @@ from aurora import Batch
 from xaurora.errors import LatentsError, SaveError
 from xaurora.fields.variables import TIMESTEP_HOURS
 from xaurora.model.aurora import AuroraWithHead
+from xaurora.model.heads.base import HeadSet
 from xaurora.model.loader import Sample
 from xaurora.training.latent_store import (
     _LENGTH,
@@ -308,9 +309,9 @@ def shape_of(
     sums hourly amounts.
     """
     base = module.base
-    options = [head.options for head in module.heads.values()]
-    levels = 1 if all(o.surface_only for o in options) else base.encoder.latent_levels
-    if any(o.sums_hours for o in options):
+    head = module.head or HeadSet({})
+    levels = 1 if head.surface_only else base.encoder.latent_levels
+    if head.sums_hours:
         levels += TIMESTEP_HOURS - 1
     rows, columns = (n // patch_size for n in grid_shape)
     if module.window is not None:
