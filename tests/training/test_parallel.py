@@ -125,7 +125,7 @@ finetune.scan_targets = lambda *args: (time.sleep(6), real(*args))[1]
 def test_torchrun_and_a_first_look_that_takes_longer_than_processes_wait(tmp_path: Path) -> None:
     """A collective operation would end the run after the process group's timeout."""
     options = {"strategy": "frozen", "steps": 2}
-    run = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517")
+    run = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
     _run(tmp_path, {"two": {**SAME, **options}}, sys.executable, *run, before=SLOW_LOOK)
     assert _losses(tmp_path / "two") == pytest.approx(_losses_of_one(tmp_path, options), rel=1e-5)
 
