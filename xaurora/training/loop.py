@@ -25,6 +25,7 @@ from xaurora.training.checkpoints import Progress
 from xaurora.training.guard import LossGuard
 from xaurora.training.host_optimisation import HostOptimisation
 from xaurora.training.journal import Log, Stop, best_line, step_entry
+from xaurora.training.keeping import Kept
 from xaurora.training.losses import Domain, Domains
 from xaurora.training.optimisation import Optimisation
 from xaurora.training.plan import Plan
@@ -75,7 +76,7 @@ def fit(fabric: Fabric, run: Run, checkpoint: dict[str, Any] | None) -> None:
     """Train from the beginning, or resume from a checkpoint. All processes must call this."""
     options, module = run.plan.options, run.model.module
     devices = [fabric.device] if fabric.device.type == "cuda" else []
-    if options.optimizer_state == "host" or (fabric.world_size > 1 and options.parallel == "fsdp"):
+    if options.optimizer_state == "host" or parallel.is_sharded(options, fabric):
         # The artefact is saved from a copy on the host: the weights that train there, or those that
         # are gathered from the shards.
         run.result.model = copy.deepcopy(module)
@@ -120,7 +121,7 @@ def _reduced(run: Run, fabric: Fabric) -> contextlib.AbstractContextManager[None
     """Keep weights on the device in the precision they are computed in, if others are kept too."""
     plan, module = run.plan, run.model.module
     trained = [p for g in run.model.groups for p in g["params"]]
-    sharded = plan.options.parallel == "fsdp" and fabric.world_size > 1
+    sharded = parallel.is_sharded(plan.options, fabric)
     if plan.options.optimizer_state == "host":
         return execution.reduced_weights(module.base)
     if plan.saves_base or plan.strategy.name == "peft" or fabric.device.type == "cpu" or sharded:
@@ -150,6 +151,28 @@ def _in_jax(run: Run, *, recomputes: bool) -> AuroraWithHead:
     )
 
 
+def _stepper(
+    fabric: Fabric, run: Run, module: AuroraWithHead, total: int, domains: Domains
+) -> tuple[Any, Any]:
+    """Return the optimisation and the runner of batches, of the engine that was chosen."""
+    plan, groups, options = run.plan, run.model.groups, run.plan.options
+    if options.engine == "jax":
+        from xaurora.training.jax_steps import JaxBatchRunner, JaxOptimisation
+
+        traced: Any = module
+        in_jax = JaxOptimisation(traced, groups, options, total=total)
+        return in_jax, JaxBatchRunner(traced, plan, run.loader, in_jax, domains)
+    if options.optimizer_state == "host":
+        optimisation: Optimisation = HostOptimisation(
+            fabric, module, run.result.model, groups, options, total=total
+        )
+    else:
+        sharded = parallel.is_sharded(options, fabric)
+        optimisation = Optimisation(fabric, module, groups, options, total=total, sharded=sharded)
+    runner = BatchRunner(fabric, module, plan, run.loader, optimisation, domains)
+    return optimisation, runner
+
+
 class Trainer:
     """One training run."""
 
@@ -162,7 +185,8 @@ class Trainer:
             Domain.of(plan.grid, plan.trim, fabric.device),
             Domain.of(plan.target_grid, plan.target_trim, fabric.device),
         )
-        self.optimisation, self.batches = self._stepper()
+        self.optimisation, self.batches = _stepper(fabric, run, module, self.total, self.domains)
+        self.kept = Kept(fabric, run.folder, plan.options, module, run.result)
         self.skipped = Skipped()
         self.reader = self._reader(scan.train)
         replay = plan.options.replay
@@ -184,41 +208,6 @@ class Trainer:
     def is_first(self) -> bool:
         """Whether this is the process that writes."""
         return self.fabric.global_rank == 0
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether the weights are sharded over devices."""
-        return self.options.parallel == "fsdp" and self.fabric.world_size > 1
-
-    def _stepper(self) -> tuple[Any, Any]:
-        """Return the optimisation and the runner of batches, of the engine that was chosen."""
-        plan, groups, loader = self.run.plan, self.run.model.groups, self.run.loader
-        if plan.options.engine == "jax":
-            from xaurora.training.jax_steps import JaxBatchRunner, JaxOptimisation
-
-            module: Any = self.module
-            in_jax = JaxOptimisation(module, groups, plan.options, total=self.total)
-            return in_jax, JaxBatchRunner(module, plan, loader, in_jax, self.domains)
-        if self.options.optimizer_state == "host":
-            optimisation: Optimisation = HostOptimisation(
-                self.fabric,
-                self.module,
-                self.result.model,
-                groups,
-                plan.options,
-                total=self.total,
-            )
-        else:
-            optimisation = Optimisation(
-                self.fabric,
-                self.module,
-                groups,
-                plan.options,
-                total=self.total,
-                sharded=self.is_sharded,
-            )
-        runner = BatchRunner(self.fabric, self.module, plan, loader, optimisation, self.domains)
-        return optimisation, runner
 
     def _reader(self, init_times: np.ndarray) -> SoundReader:
         return SoundReader(
@@ -349,20 +338,10 @@ class Trainer:
             if scores["validation_skill_score"] > progress.best:
                 progress.best, progress.waited = scores["validation_skill_score"], 0
                 self.result.config["scores"] = {**scores, "step": progress.step}
-                self._save_artefact("best", [*self.result.history, entry])
+                self.kept.save("best", [*self.result.history, entry])
             else:
                 progress.waited += 1
         return patience is not None and progress.waited >= patience
-
-    def _save_artefact(self, name: str, history: list[dict[str, Any]]) -> None:
-        """Save an artefact, unsharded, on the first process."""
-        result = self.result
-        if self.is_sharded:
-            result.model.load_state_dict(parallel.gathered_state(self.module))
-        saved = TunedAurora(result.model, result.needs, result.config, history)
-        parallel.run_on_first(
-            self.fabric, lambda: saved.save(self.run.folder / name, overwrite=True)
-        )
 
     def save_checkpoint(self) -> None:
         """Write everything that is needed to resume."""
@@ -401,10 +380,12 @@ class Trainer:
         with self.optimisation.averaged():
             last = {k: v for k, v in result.history[-1].items() if k.startswith("validation")}
             result.config["scores"] = {**last, "step": progress.step}
-            self._save_artefact("last", result.history)
+            self.kept.save("last", result.history)
         # Freed before the best is loaded, otherwise memory would peak here.
         self.optimisation.release()
-        best = self._load_best(best)
+        best = self.kept.load_best(best, set(self.optimisation.parameters))
+        if self.options.optimizer_state == "host":
+            self.optimisation.push()
         if self.options.engine == "jax":
             self.module.refresh()  # type: ignore[operator]
         result.config["scores"] = best
@@ -430,19 +411,3 @@ class Trainer:
         result.path = folder / "best"
         line = best_line(result.config["scores"], progress.step, self.total, self.task)
         log_line(f"{line}; saved in {folder / 'best'}", shown=self.shown)
-
-    def _load_best(self, scores: dict[str, Any]) -> dict[str, Any]:
-        """Load the best weights on all processes, and return their scores."""
-        result = self.result
-        if self.is_first:
-            changed = {name.removeprefix("base.") for name in self.optimisation.parameters}
-            scores = result.load_weights(self.run.folder / "best", changed)
-        scores = self.fabric.broadcast(scores)
-        if self.fabric.world_size > 1:
-            for p in result.model.parameters():
-                p.data.copy_(self.fabric.broadcast(p.detach().cpu()))
-        if self.is_sharded:
-            parallel.load_shards(self.module, result.model.state_dict())
-        if self.options.optimizer_state == "host":
-            self.optimisation.push()
-        return scores

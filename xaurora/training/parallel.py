@@ -211,6 +211,11 @@ def raise_together(fabric: Fabric, items: Iterator[T]) -> Iterator[T]:
         yield item  # type: ignore[misc]
 
 
+def is_sharded(options: TrainingOptions, fabric: Fabric) -> bool:
+    """Return whether a run's weights are sharded over devices."""
+    return options.parallel == "fsdp" and fabric.world_size > 1
+
+
 def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Shard a module with FSDP2: each block of the backbone is one unit, and the rest is another.
 
