@@ -8,7 +8,7 @@ import functools
 import logging
 import time as clock
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import equinox as eqx
@@ -132,6 +132,18 @@ def _latents(
 @functools.partial(jax.jit, static_argnames="form")
 def _heads(net: Net, latents: Array, form: Form) -> dict[str, Array]:
     return raw_of(net, latents, form)
+
+
+def _as_batch(timestep: timedelta, batch: Batch, prediction: Frames, count: int) -> Batch:
+    """Return the first samples of a prediction as the Batch one step after another."""
+    meta = batch.metadata
+    following = tuple(t + timestep for t in meta.time)
+    return Batch(
+        {n: to_torch(v)[:count] for n, v in prediction.surface.items()},
+        batch.static_vars,
+        {n: to_torch(v)[:count] for n, v in prediction.atmos.items()},
+        dataclasses.replace(meta, time=following, rollout_step=meta.rollout_step + 1),
+    )
 
 
 class JaxModule(AuroraWithHead):
@@ -363,7 +375,7 @@ class JaxModule(AuroraWithHead):
         tensors = {name: to_torch(v)[:count] for name, v in raw.items()}
         if prediction is None:
             return Step(None, tensors)
-        return Step(self._as_batch(batch, prediction, count), tensors)
+        return Step(_as_batch(self.base.timestep, batch, prediction, count), tensors)
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> torch.Tensor:
@@ -371,16 +383,6 @@ class JaxModule(AuroraWithHead):
         frames, static, place, step = self.inputs_of(batch, alone=True)
         found = self._timed(_latents, self.net, frames, static, place, step, form=self.form())
         return to_torch(found)[: len(batch.metadata.time)]
-
-    def _as_batch(self, batch: Batch, prediction: Frames, count: int) -> Batch:
-        meta = batch.metadata
-        following = tuple(t + self.base.timestep for t in meta.time)
-        return Batch(
-            {n: to_torch(v)[:count] for n, v in prediction.surface.items()},
-            batch.static_vars,
-            {n: to_torch(v)[:count] for n, v in prediction.atmos.items()},
-            dataclasses.replace(meta, time=following, rollout_step=meta.rollout_step + 1),
-        )
 
     def _timed(self, program: Callable[..., T], *args: object, form: Form) -> T:
         """Run a program; say so when it has to be compiled first."""

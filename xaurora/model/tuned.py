@@ -9,6 +9,7 @@ pickled.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -197,7 +198,7 @@ class TunedAurora:
                 fix="choose another folder",
             )
         storage.check_overwrite(path, overwrite=overwrite)
-        storage.replace_folder(path, self._write)
+        storage.replace_folder(path, functools.partial(_write, self))
         self.path = path
         return path
 
@@ -275,58 +276,57 @@ class TunedAurora:
             adapters.load_into(base, self.model.adapter, folder)
         return config.get("scores", {})
 
-    def _write(self, folder: Path) -> None:
-        from safetensors.torch import save_file
 
-        state = dict(self.heads.state_dict())
-        if not self.config["base"][
-            "saved"
-        ]:  # the embeddings of targets that are inputs are saved with the heads
-            embeds = self.model.base.encoder.surf_token_embeds.weights
-            state |= {f"{_INPUT}{name}": embeds[name] for name in self.model.inputs}
+def _write(tuned: TunedAurora, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = dict(tuned.heads.state_dict())
+    if not tuned.config["base"][
+        "saved"
+    ]:  # the embeddings of targets that are inputs are saved with the heads
+        embeds = tuned.model.base.encoder.surf_token_embeds.weights
+        state |= {f"{_INPUT}{name}": embeds[name] for name in tuned.model.inputs}
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in state.items()},
+        folder / "head.safetensors",
+    )
+    if tuned.config["base"]["saved"]:
+        plain = adapters.plain_state(tuned.model.base, tuned.model.adapter)
         save_file(
-            {k: v.detach().cpu().contiguous() for k, v in state.items()},
-            folder / "head.safetensors",
+            {k: v.detach().cpu().contiguous() for k, v in plain.items()},
+            folder / "model.safetensors",
         )
-        if self.config["base"]["saved"]:
-            plain = adapters.plain_state(self.model.base, self.model.adapter)
-            save_file(
-                {k: v.detach().cpu().contiguous() for k, v in plain.items()},
-                folder / "model.safetensors",
-            )
-        if self.model.adapter is not None:
-            adapters.save(self.model.base, self.model.adapter, folder)
-        base = self.model.base
-        own = (
-            {"surface": base.surf_stats, "atmos": base.atmos_stats}
-            if isinstance(base, TinyAurora)
-            else {}
-        )
-        write_json(
-            folder / "normalisation.json",
-            {
-                "base": own or "Aurora's own",
-                "targets": {
-                    name: info["statistics"] for name, info in self.config["targets"].items()
-                },
-            },
-        )
-        write_json(folder / "history.json", self.history)
-        files = {
-            str(p.relative_to(folder)): hash_file(p)
-            for p in sorted(folder.rglob("*"))
-            if p.suffix in (".safetensors", ".json")
-        }
-        adapter = self.model.adapter.config() if self.model.adapter is not None else None
-        config = {
-            **self.config,
-            "adapter": adapter,
-            "format": FORMAT,
-            "needs": asdict(self.needs),
-            "files": files,
-        }
-        write_json(folder / "config.json", with_digest(config))
-        (folder / "README.md").write_text(model_card(self.config, self.needs), encoding="utf-8")
+    if tuned.model.adapter is not None:
+        adapters.save(tuned.model.base, tuned.model.adapter, folder)
+    base = tuned.model.base
+    own = (
+        {"surface": base.surf_stats, "atmos": base.atmos_stats}
+        if isinstance(base, TinyAurora)
+        else {}
+    )
+    write_json(
+        folder / "normalisation.json",
+        {
+            "base": own or "Aurora's own",
+            "targets": {name: info["statistics"] for name, info in tuned.config["targets"].items()},
+        },
+    )
+    write_json(folder / "history.json", tuned.history)
+    files = {
+        str(p.relative_to(folder)): hash_file(p)
+        for p in sorted(folder.rglob("*"))
+        if p.suffix in (".safetensors", ".json")
+    }
+    adapter = tuned.model.adapter.config() if tuned.model.adapter is not None else None
+    config = {
+        **tuned.config,
+        "adapter": adapter,
+        "format": FORMAT,
+        "needs": asdict(tuned.needs),
+        "files": files,
+    }
+    write_json(folder / "config.json", with_digest(config))
+    (folder / "README.md").write_text(model_card(tuned.config, tuned.needs), encoding="utf-8")
 
 
 def _described_head(family: str) -> str:
