@@ -23,11 +23,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--size",
         default="default",
         choices=list(cases.SIZES),
-        help="model and grid; the default takes about 7 minutes on 2 cores",
+        help="model and grid; the default takes about 6 minutes on 2 cores",
     )
     parser.addoption(
         "--pairs",
-        default=2,
+        default=1,
         type=int,
         help="pairs of runs, of stock code and xaurora, in float32 steps; about as many elsewhere",
     )

@@ -47,8 +47,7 @@ def section(report: dict[str, Any]) -> list[str]:
     lines = [
         f"## Size `{m['size']}`: {where}",
         "",
-        f"{report['date'][:16]} UTC, `--pairs {m.get('pairs', 2)}`; Python {m['python']},"
-        f" {versions}.",
+        f"{report['date'][:16]} UTC, `--pairs {m['pairs']}`; Python {m['python']}, {versions}.",
         "",
     ]
     for group in dict.fromkeys(row["group"] for row in report["rows"]):
@@ -125,11 +124,11 @@ def page(reports: list[dict[str, Any]]) -> str:
         "```bash",
         (
             "pytest benchmarks/ --benchmark-only                     # AuroraSmall at 96 × 160;"
-            " about 7 minutes on 2 cores"
+            " about 6 minutes on 2 cores"
         ),
         (
-            "pytest benchmarks/ --benchmark-only --pairs 5           # more pairs of runs; about"
-            " 11 minutes"
+            "pytest benchmarks/ --benchmark-only --pairs 5           # pairs of runs: ratios"
+            " scatter less; about 11 minutes"
         ),
         (
             "pytest benchmarks/ --benchmark-only --size small-0.25   # also small-region,"
