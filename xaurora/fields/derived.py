@@ -14,7 +14,7 @@ from xaurora.errors import ImplausibleValuesError, MissingValuesError
 from xaurora.fields import static_file, sun, variables
 from xaurora.fields.conventions import Fields
 from xaurora.fields.found import Field
-from xaurora.fields.variables import Kind, Variable
+from xaurora.fields.variable import Kind, Variable
 from xaurora.utils import lazy
 
 logger = logging.getLogger("xaurora")

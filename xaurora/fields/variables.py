@@ -1,8 +1,8 @@
 """The table of variables: canonical names, names in files, and units.
 
 Canonical names are Aurora's short names (``2t``, ``10u``, ``z``, ...), canonical units are SI. All
-code that recognises, converts or labels a variable reads this table; no other module defines names
-or units of its own.
+code that recognises, converts or labels a variable reads this table, of which the variables that
+only Aurora 1.5 takes are in :mod:`xaurora.fields.variables_v15`.
 
 Sources: the parameter database of ECMWF (GRIB short names, units), the CDS' NetCDF names, the
 schemas of ARCO-ERA5 and WeatherBench2 (long names), CF standard names version 86.
@@ -10,11 +10,8 @@ schemas of ARCO-ERA5 and WeatherBench2 (long names), CF standard names version 8
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
-from typing import Literal
-
-Kind = Literal["surface", "static", "atmos"]
+from xaurora.fields import variables_v15
+from xaurora.fields.variable import Variable
 
 TIMESTEP_HOURS = 6  # h, the time step of all supported Aurora models
 LEVELS = (
@@ -32,70 +29,6 @@ LEVELS = (
     925,
     1000,
 )  # hPa, Aurora's pressure levels
-
-
-@dataclass(frozen=True)
-class Variable:
-    """One variable.
-
-    Parameters
-    ----------
-    name : str
-        Canonical name, which is Aurora's own if Aurora has the variable.
-    kind : {"surface", "static", "atmos"}
-        ``(time, lat, lon)``, ``(lat, lon)`` or ``(time, level, lat, lon)``.
-    units : str
-        Canonical units.
-    long_name : str
-        Name for labels.
-    weatherbench2 : str
-        Name in WeatherBench2 and ARCO-ERA5.
-    aliases : tuple of str
-        Other names of the variable in files, in the CDS and in GRIB.
-    standard_names : tuple of str
-        CF standard names that identify the variable among those of its kind.
-    long_aliases : tuple of str
-        Other long names in ARCO-ERA5, which defines SI units for them.
-    accumulated : bool
-        Whether values are sums over a period that ends at the time.
-    masked : bool
-        Whether values are missing over land or sea.
-    bounds : tuple of float, optional
-        Ends of the range in canonical units, if values often lie exactly on one of them.
-    plausible : tuple of float
-        Plausible range of a field's mean in canonical units. A mean outside it contradicts the
-        stated units.
-    extremes : tuple of float, optional
-        Range of single values in canonical units: wider than the records of the WMO's archive of
-        weather and climate extremes, and than what ERA5 reaches. None where there is no such range,
-        or where it depends on the level, as for geopotential.
-    auxiliary : bool
-        Whether only some models take it. Data in which it cannot be used are then fit for others.
-        It is recognised by its names alone, since standard names do not tell layers apart.
-    """
-
-    name: str
-    kind: Kind
-    units: str
-    long_name: str
-    weatherbench2: str
-    aliases: tuple[str, ...] = ()
-    standard_names: tuple[str, ...] = ()
-    long_aliases: tuple[str, ...] = ()
-    accumulated: bool = False
-    masked: bool = False
-    bounds: tuple[float, float] | None = None
-    plausible: tuple[float, float] = (float("-inf"), float("inf"))
-    extremes: tuple[float, float] | None = None
-    auxiliary: bool = False
-
-    @property
-    def zero_where_absent(self) -> bool:
-        """Whether it is 0 where there is none by nature, such as snow over sea."""
-        return self.auxiliary and self.masked
-
-
-_auxiliary = functools.partial(Variable, auxiliary=True)
 
 TABLE: tuple[Variable, ...] = (
     # Aurora's own variables
@@ -360,83 +293,7 @@ TABLE: tuple[Variable, ...] = (
         plausible=(-150.0, 150.0),
         extremes=(-130.0, 130.0),
     ),
-    # further variables of Aurora 1.5
-    _auxiliary(
-        *("stl1", "surface", "K", "Soil temperature level 1", "soil_temperature_level_1"),
-        masked=True,
-        plausible=(180.0, 350.0),
-        extremes=(150.0, 370.0),
-    ),
-    _auxiliary(
-        *("swvl1", "surface", "m3 m-3", "Volumetric soil water layer 1"),
-        "volumetric_soil_water_layer_1",
-        masked=True,
-        plausible=(-0.01, 1.0),
-        extremes=(-0.1, 1.1),
-    ),
-    _auxiliary(
-        *("ci", "surface", "1", "Sea ice cover", "sea_ice_cover"),
-        ("siconc",),
-        masked=True,
-        bounds=(0.0, 1.0),
-        plausible=(-0.01, 1.01),
-        extremes=(-0.01, 1.01),
-    ),
-    _auxiliary(
-        *("scaled_sd", "surface", "m", "Snow depth in water equivalent", "snow_depth"),
-        ("sd",),
-        masked=True,
-        plausible=(-0.01, 10.1),
-        extremes=(-0.01, 10.1),
-    ),
-    _auxiliary("insolation", "surface", "1", "Insolation", "insolation"),
-    _auxiliary(
-        *("i10fg", "surface", "m s-1", "Instantaneous 10 metre wind gust"),
-        "instantaneous_10m_wind_gust",
-        plausible=(0.0, 120.0),
-        extremes=(-1.0, 130.0),
-    ),
-    _auxiliary(
-        *("blh", "surface", "m", "Boundary layer height", "boundary_layer_height"),
-        plausible=(0.0, 6_000.0),
-    ),
-    _auxiliary(
-        "anor",
-        "static",
-        "rad",
-        "Angle of sub-gridscale orography",
-        "angle_of_sub_gridscale_orography",
-    ),
-    _auxiliary(
-        "isor",
-        "static",
-        "1",
-        "Anisotropy of sub-gridscale orography",
-        "anisotropy_of_sub_gridscale_orography",
-    ),
-    _auxiliary(
-        "slor",
-        "static",
-        "1",
-        "Slope of sub-gridscale orography",
-        "slope_of_sub_gridscale_orography",
-    ),
-    _auxiliary(
-        "sdfor",
-        "static",
-        "m",
-        "Standard deviation of filtered subgrid orography",
-        "standard_deviation_of_filtered_subgrid_orography",
-    ),
-    _auxiliary(
-        "sdor", "static", "m", "Standard deviation of orography", "standard_deviation_of_orography"
-    ),
-    _auxiliary("cvh", "static", "1", "High vegetation cover", "high_vegetation_cover"),
-    _auxiliary("cvl", "static", "1", "Low vegetation cover", "low_vegetation_cover"),
-    _auxiliary("tvh", "static", "category", "Type of high vegetation", "type_of_high_vegetation"),
-    _auxiliary("tvl", "static", "category", "Type of low vegetation", "type_of_low_vegetation"),
-    _auxiliary("cl", "static", "1", "Lake cover", "lake_cover"),
-    _auxiliary("dl", "static", "m", "Lake depth", "lake_depth"),
+    *variables_v15.TABLE,
     # targets
     Variable(
         "tp",
