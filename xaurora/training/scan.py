@@ -113,11 +113,11 @@ def stratified(times: np.ndarray, count: int) -> np.ndarray:
     hours = (times - times.astype("datetime64[D]")).astype("timedelta64[m]")
     groups = [times[hours == hour] for hour in np.unique(hours)]
     longest = max(map(len, groups))
-    most = max(round(count * longest / len(times)), 1)
+    # Hours with one frame less get as many: other distances would leave gaps between hours.
+    shares = [1.0 if len(group) >= longest - 1 else len(group) / longest for group in groups]
+    most = max(round(count / sum(shares)), 1)
     chosen = []
-    for i, group in enumerate(groups):
-        # Hours with one frame less get as many: other distances would leave gaps between hours.
-        share = 1.0 if len(group) >= longest - 1 else len(group) / longest
+    for i, (group, share) in enumerate(zip(groups, shares, strict=True)):
         size = min(max(round(most * share), 1), len(group))
         # The hours do not share their days.
         places = (np.arange(size) + (i + 0.5) / len(groups)) / size * len(group)
